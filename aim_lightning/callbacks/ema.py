@@ -1,0 +1,93 @@
+"""Exponential moving average of the network's weights."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from aim_lightning.utils.errors import UserError
+
+
+class EMA(Callback):
+    """Averages the parameters of `module.network`, copies its buffers, and stands in for it in validation.
+
+    Args:
+        decay: weight of the past a step, 0 to 1; average += (1 - decay) * (weights - average).
+        warm_up: let the decay grow as (1 + step) / (10 + step) until it reaches `decay`, so that a short run is
+            not an average of its initialisation.
+
+    Raises:
+        UserError: decay out of range.
+    """
+
+    def __init__(self, decay: float = 0.9999, warm_up: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay is {decay}; it must be in [0, 1)")
+        self.decay, self.warm_up = decay, warm_up
+        self.network: nn.Module | None = None
+        self.steps = 0
+        self._seen_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.network is None:
+            self.network = copy.deepcopy(pl_module.network).eval().requires_grad_(False)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._place(pl_module)
+        self._seen_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        if trainer.global_step != self._seen_step:  # gradient accumulation: steps count, not batches
+            self._seen_step = trainer.global_step
+            self.update(pl_module.network)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take one step's weights in."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warm_up else self.decay
+        averages, weights = list(self.network.parameters()), [p.detach() for p in network.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.steps += 1
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Inside, `network` has the averaged weights; its own come back afterwards, also after an error."""
+        self.swap(network)
+        try:
+            yield
+        finally:
+            self.swap(network)
+
+    @torch.no_grad()
+    def swap(self, network: nn.Module) -> None:
+        """Exchange weights and buffers with the average, in place."""
+        pairs = [
+            *zip(self.network.parameters(), network.parameters(), strict=True),
+            *zip(self.network.buffers(), network.buffers(), strict=True),
+        ]
+        for mine, theirs in pairs:
+            kept = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(kept)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._place(pl_module)
+        self.swap(pl_module.network)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap(pl_module.network)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        self.network.load_state_dict(state["network"])
+
+    def _place(self, pl_module: LightningModule) -> None:
+        self.network.to(pl_module.device)

@@ -1,0 +1,68 @@
+"""What TensorBoard shows besides the curves: configuration, page layout, pictures."""
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", ["train/loss", "val/loss"]],
+        "bits per code": ["Multiline", ["train/bits_per_code", "val/bits_per_code"]],
+        "learning rate": ["Multiline", ["train/learning_rate"]],
+        "gradient norm": ["Multiline", ["train/grad_norm"]],
+    },
+    "tokenizer": {
+        "loss terms": ["Multiline", ["train/reconstruction", "train/codebook", "train/commitment"]],
+        "quality": ["Multiline", ["val/psnr", "val/ssim"]],
+        "codebook": ["Multiline", ["val/codebook_usage", "val/codebook_perplexity"]],
+    },
+    "samples": {
+        "Fréchet distance": ["Multiline", ["metrics/fd_.*", "metrics/fid_.*"]],
+        "class agreement": ["Multiline", ["metrics/class_agreement_.*"]],
+    },
+    "speed": {
+        "images/s": ["Multiline", ["perf/images_per_s"]],
+        "tokens/s": ["Multiline", ["perf/tokens_per_s"]],
+        "model TFLOP/s": ["Multiline", ["perf/model_tflops_per_s"]],
+    },
+}
+
+
+def writer(trainer: Trainer) -> SummaryWriter | None:
+    """The TensorBoard writer of rank 0; None elsewhere or without such a logger."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+def flush(trainer: Trainer) -> None:
+    """Put what was logged so far on disk."""
+    experiment = writer(trainer)
+    if experiment is not None:
+        experiment.flush()
+
+
+def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
+    """Add a uint8 picture at the current step."""
+    experiment = writer(trainer)
+    if experiment is not None:
+        experiment.add_image(tag, image_CHW, trainer.global_step)
+
+
+class TensorBoardPage(Callback):
+    """The composed configuration as text and a custom-scalars page that puts together what belongs together."""
+
+    def __init__(self) -> None:
+        self.configuration: dict = {}
+
+    needs = ("configuration",)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        experiment = writer(trainer)
+        if experiment is not None:
+            text = yaml.safe_dump(self.configuration, sort_keys=False, allow_unicode=True)
+            experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
+            experiment.add_custom_scalars(LAYOUT)

@@ -1,0 +1,133 @@
+"""Everything that a configuration names, built and connected."""
+
+import copy
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
+from aim_lightning.callbacks.run_state import RunState
+from aim_lightning.cli.frozen import Frozen
+from aim_lightning.config import Document
+from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+
+
+class AimCLI(LightningCLI):
+    """LightningCLI over one composed document; named callbacks and loggers, sections of our own."""
+
+    def __init__(self, document: Document, purge_step: int | None = None) -> None:
+        self.document, self.purge_step = document, purge_step
+        self.directory = run_directory(document)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            run=False,
+            args=self._arguments(),
+            parser_kwargs={"exit_on_error": False},
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        """The document with loggers pointed at the run directory."""
+        values = copy.deepcopy(self.document.values)
+        for logger in values["logger"].values():
+            if logger is not None and logger["class_path"].endswith("TensorBoardLogger"):
+                place = {"save_dir": str(self.directory.path), "name": "", "version": ""}
+                logger["init_args"] = {**place, **(logger.get("init_args") or {})}
+        return values
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("experiment", "run", "runs_root"):
+            parser.add_argument(f"--{name}", type=str)
+        parser.add_argument("--tokenizer", type=str | None)
+        parser.add_argument("--pictures", type=Pictures | None)
+        parser.add_argument("--features", type=FeatureNetwork | None)
+        parser.add_argument("--sampling", type=SamplingOptions, default=SamplingOptions())
+        parser.add_argument("--callbacks", type=dict[str, Callback | None])
+        parser.add_argument("--logger", type=dict[str, Logger | None])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_object(args)
+        except ArgumentError as error:
+            raise UserError(_one_line(error, self.document)) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        built = self.config_init
+        callbacks = [callback for callback in built["callbacks"].values() if callback is not None]
+        state = RunState(self.document.values["seed_everything"], self.document.values)
+        options = {
+            **built["trainer"],
+            "callbacks": [state, *callbacks],
+            "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
+            "default_root_dir": str(self.directory.path),
+            "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO()],
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+            "use_distributed_sampler": False,  # the DataModules know rank and world themselves
+        }
+        self.named_callbacks = {name: cb for name, cb in built["callbacks"].items() if cb is not None}
+        return self.trainer_class(**options)
+
+
+def run_directory(document: Document) -> RunDirectory:
+    """Where this run's files go."""
+    values = document.values
+    return RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
+
+
+def build(document: Document, purge_step: int | None = None) -> AimCLI:
+    """Build module, data and trainer, share out the batch, hand the frozen networks to the callbacks.
+
+    Raises:
+        UserError: anything that does not fit together.
+    """
+    cli = AimCLI(document, purge_step)
+    plan = cli.datamodule.plan_for(cli.trainer.world_size)
+    if cli.model.automatic_optimization:
+        cli.trainer.accumulate_grad_batches = plan.accumulate
+    if isinstance(cli.trainer.val_check_interval, int):
+        cli.trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
+    cli.datamodule.setup("fit")
+    frozen = Frozen(cli.config_init, document, cli.datamodule, cli.directory)
+    frozen.check_codes(cli.model)
+    for name, callback in cli.named_callbacks.items():
+        frozen.give(name, callback)
+    for logger in cli.trainer.loggers:
+        if purge_step is not None and isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = purge_step
+    return cli
+
+
+def device() -> torch.device:
+    """The best device of this process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet() -> None:
+    """Leave Lightning's advice for beginners out of the terminal."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def _one_line(error: Exception, document: Document) -> str:
+    text = " ".join(str(error).split())
+    keys = [key for key in document.origins if key in text]
+    where = document.origins[max(keys, key=len)] if keys else "configuration"
+    return f"{where}: {text}"

@@ -1,0 +1,71 @@
+"""`aim-lightning fit`: train, or continue where the run stopped."""
+
+import argparse
+import contextlib
+
+import torch
+
+from aim_lightning.cli.build import AimCLI, build, quiet, run_directory
+from aim_lightning.config import Document
+from aim_lightning.config.yaml_text import dump
+from aim_lightning.runs.content import read_content
+from aim_lightning.runs.decide import Decision, decide
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.lease import Lease
+from aim_lightning.runs.results import record
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_text
+from aim_lightning.utils.process import global_rank, say
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Returns 0 when training is complete."""
+    quiet()
+    directory = run_directory(document)
+    with Lease(directory.lease) if global_rank() == 0 else contextlib.nullcontext():
+        decision = decide(read_content(directory, document.values), options.allow_changes)
+        for note in decision.notes:
+            say(note if decision.action != "refuse" else f"{directory.path}: {note}")
+        if decision.action == "refuse":
+            raise UserError(f"{directory.path} is left as it is")
+        if decision.action == "finished":
+            say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
+            return 0
+        return _train(document, directory, decision)
+
+
+def _train(document: Document, directory: RunDirectory, decision: Decision) -> int:
+    where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
+    say(f"{directory.path}: training {where}")
+    # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
+    cli = build(document, purge_step=decision.step if decision.checkpoint else None)
+    if global_rank() == 0:
+        write_text(directory.config, dump(document.values))
+    checkpoint = str(decision.checkpoint) if decision.checkpoint else None
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    if cli.trainer.interrupted:
+        raise KeyboardInterrupt
+    _finish(cli, document, directory)
+    return 0
+
+
+def _finish(cli: AimCLI, document: Document, directory: RunDirectory) -> None:
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")}
+    steps = cli.trainer.global_step
+    if global_rank() == 0:
+        record(directory, {"steps": steps, "seed": document.values["seed_everything"]}, metrics)
+        parameters = sum(p.numel() for p in cli.model.network.parameters())
+        say(f"\n{directory.path} is complete: {steps} steps, {parameters:,} parameters")
+        for name, value in metrics.items():
+            say(f"  {name:28s}{value:.4f}")
+        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+        if memory:
+            say(f"  peak GPU memory             {memory:.1f} GiB")
+        say(f"results: {directory.results}\nnext: {_next(document, directory)}")
+
+
+def _next(document: Document, directory: RunDirectory) -> str:
+    """The command that one would type now."""
+    names = f"EXP={directory.experiment} RUN={directory.run}"
+    tokenizer = document.values["model"]["class_path"].endswith("TokenizerModule")
+    return f"make {'tokenize' if tokenizer else 'validate'} {names}, or make tensorboard"

@@ -1,0 +1,68 @@
+"""Splits a command line into configuration files, overrides and the rest."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aim_lightning.utils.errors import UserError
+
+_HELP = ("-h", "--help")
+
+
+@dataclass
+class Arguments:
+    """A command line, taken apart.
+
+    Args:
+        configs: --config files in order.
+        overrides: (dotted key, text) in order.
+        rest: everything else in order, for the command's own parser.
+        help: whether -h or --help was given.
+    """
+
+    configs: list[Path] = field(default_factory=list)
+    overrides: list[tuple[str, str]] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    help: bool = False
+
+
+def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
+    """Take a command line apart. A value may start with one minus sign; one that starts with two needs `=`.
+
+    Args:
+        argv: the arguments after the command's name.
+        plain: names of sections that are single values (`--experiment NAME`); they become overrides too.
+
+    Raises:
+        UserError: --config or an override stands without its value.
+    """
+    result = Arguments()
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word == "--":
+            result.rest += [word, *words]
+            break
+        if word in _HELP:
+            result.help = True
+        elif not word.startswith("--") or not (name == "config" or name in plain or "." in name):
+            result.rest.append(word)
+        else:
+            _add(result, name, value if equals else _next_value(name, words))
+    return result
+
+
+def _add(result: Arguments, name: str, value: str) -> None:
+    if name != "config":
+        result.overrides.append((name, value))
+    elif value:
+        result.configs.append(Path(value))
+    else:
+        raise UserError("command line: --config is empty; give the path of a YAML file")
+
+
+def _next_value(name: str, words: list[str]) -> str:
+    if not words or words[0] in _HELP or words[0].startswith("--"):
+        raise UserError(f"command line: --{name} needs a value; write --{name} VALUE or --{name}=VALUE")
+    return words.pop(0)

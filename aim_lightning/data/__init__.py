@@ -1,0 +1,1 @@
+"""Data: picture sources, token shards and the training stream over them."""

@@ -1,0 +1,69 @@
+"""What both DataModules share: the global batch, the seed and the cursor."""
+
+from abc import abstractmethod
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from aim_lightning.data.loader import MicroBatches, StreamLoader
+from aim_lightning.data.stream import BatchPlan, Cursor
+from aim_lightning.utils.errors import UserError
+
+
+class StreamDataModule(LightningDataModule):
+    """A training stream in one global order a (seed, epoch), resumable by its cursor.
+
+    Subclasses give the rows and the micro-batches. Batches are dictionaries; `index` holds dataset rows and
+    `epoch` the epoch, so that everything random later can be a function of them.
+    """
+
+    def __init__(self, global_batch_size: int, max_device_batch_size: int | None, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.global_batch_size = global_batch_size
+        self.max_device_batch_size = max_device_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.cursor = Cursor()
+        self.plan: BatchPlan | None = None
+
+    @property
+    @abstractmethod
+    def train_rows(self) -> int:
+        """Rows of the training set (known after `setup`)."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Names by label (known after `setup`)."""
+
+    @abstractmethod
+    def micro_batches(self, plan: BatchPlan, rank: int) -> MicroBatches:
+        """The training stream of one rank."""
+
+    def plan_for(self, world_size: int) -> BatchPlan:
+        """Share the global batch out over so many devices; `fit` calls it before training."""
+        self.plan = BatchPlan.make(self.global_batch_size, world_size, self.max_device_batch_size)
+        return self.plan
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches, that is optimizer steps, an epoch."""
+        return self._known_plan().batches_per_epoch(self.train_rows)
+
+    @property
+    def steps(self) -> int:
+        """Global batches trained on since the beginning."""
+        return self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
+
+    def advance(self) -> None:
+        """One global batch has been trained on."""
+        self.cursor.advance(self.batches_per_epoch)
+
+    def train_dataloader(self) -> DataLoader:
+        """Ready micro-batches, from the cursor on."""
+        dataset = self.micro_batches(self._known_plan(), self.trainer.global_rank)
+        return StreamLoader(dataset, self.cursor, self.num_workers)
+
+    def _known_plan(self) -> BatchPlan:
+        if self.plan is None:
+            raise UserError("the batch plan is unknown: call datamodule.plan_for(world_size) before training")
+        return self.plan

@@ -1,0 +1,112 @@
+"""The DataModule of pictures, for training the tokenizer."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from aim_lightning.data.datamodule import StreamDataModule
+from aim_lightning.data.images.pictures import Pictures, PictureSet, same_classes
+from aim_lightning.data.images.sources import ImageSource
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.data.loader import Batch, MicroBatches
+from aim_lightning.data.stream import BatchPlan
+from aim_lightning.utils.random import hash_seed, permutation
+
+
+class ImageMicroBatches(MicroBatches):
+    """The training stream of one rank: a full permutation a (seed, epoch); crop and flip by (seed, epoch, row)."""
+
+    def __init__(self, source: ImageSource, transform: ImageTransform, plan: BatchPlan, rank: int, seed: int) -> None:
+        super().__init__(len(source), plan, rank, seed)
+        self.source, self.transform = source, transform
+
+    def read(self, positions: Iterator[slice]) -> Iterator[Batch]:
+        order = permutation(self.rows, "image_order", self.seed, self.epoch)
+        for piece in positions:
+            rows = order[piece]
+            records = [self.source[int(row)] for row in rows]
+            seeds = [hash_seed("augmentation", self.seed, self.epoch, int(row)) for row in rows]
+            images = [self.transform(r.image, s) for r, s in zip(records, seeds, strict=True)]
+            yield {
+                "images": torch.stack(images),
+                "labels": torch.tensor([record.label for record in records]),
+                "index": torch.from_numpy(rows),
+                "epoch": torch.tensor(self.epoch),
+            }
+
+
+class PictureRows(Dataset):
+    """Batches of a rank's share of a set in order, every picture once over all ranks."""
+
+    def __init__(self, pictures: PictureSet, batch_size: int, rank: int, world_size: int) -> None:
+        self.pictures, self.batch_size = pictures, batch_size
+        self.rows = range(rank, len(pictures), world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
+        images, labels = self.pictures.batch(rows)
+        return {"images": images, "labels": labels, "index": torch.tensor(list(rows))}
+
+
+class ImageDataModule(StreamDataModule):
+    """Pictures as uint8 batches; conversion to [-1, 1] is the module's work.
+
+    Args:
+        pictures: where they are and their geometry.
+        global_batch_size: pictures an optimizer step, over all devices.
+        max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
+        val_batch_size: pictures a device and validation step.
+        train_crop: ``center`` or ``random``.
+        flip: mirror half of the training pictures.
+        num_workers: loader processes a device.
+        seed: fixes order, crops and flips.
+        out: folder that `tokenize` writes; null = data/tokens/EXPERIMENT.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        global_batch_size: int = 128,
+        max_device_batch_size: int | None = None,
+        val_batch_size: int = 64,
+        train_crop: str = "center",
+        flip: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        out: str | None = None,
+    ) -> None:
+        super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
+        self.pictures, self.val_batch_size, self.out = pictures, val_batch_size, out
+        self.train_transform = ImageTransform(
+            pictures.image_size, resize=pictures.resize, pad=pictures.pad, crop=train_crop, flip=flip
+        )
+        self.sets: dict[str, PictureSet] = {}
+
+    def setup(self, stage: str) -> None:
+        """Open both splits.
+
+        Raises:
+            UserError: missing folders or different classes.
+        """
+        self.sets = {split: self.pictures.open(split) for split in ("train", "val")}
+        same_classes(self.sets["train"], self.sets["val"], "data.pictures")
+
+    @property
+    def train_rows(self) -> int:
+        return len(self.sets["train"])
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.sets["train"].class_names
+
+    def micro_batches(self, plan: BatchPlan, rank: int) -> MicroBatches:
+        return ImageMicroBatches(self.sets["train"].source, self.train_transform, plan, rank, self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        rows = PictureRows(self.sets["val"], self.val_batch_size, rank, world)
+        return DataLoader(rows, batch_size=None, num_workers=self.num_workers)

@@ -1,0 +1,151 @@
+"""Fashion-MNIST as picture shards: the small embedded set and the full one.
+
+python -m aim_lightning.data.images.fashion_mnist --out data/fashion_mnist
+"""
+
+import argparse
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from aim_lightning.data.images.shards import write_image_shards
+from aim_lightning.utils.errors import UserError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CLASS_NAMES = [
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+]
+_IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
+
+
+def make(
+    source: Path,
+    out: Path,
+    train_rows: int | None = None,
+    val_rows: int | None = None,
+    rows_per_shard: int = 1000,
+) -> None:
+    """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
+
+    Args:
+        source: folder of the four IDX .gz files.
+        out: folder, made when missing; shards in it are replaced.
+        train_rows: None for all; a number takes the first tenth of it from each class.
+        val_rows: the same for val.
+        rows_per_shard: pictures a shard.
+
+    Raises:
+        UserError: files missing or damaged, or rows that ten classes cannot share.
+    """
+    for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
+        pictures, labels = read_split(source, prefix)
+        chosen = choose_rows(labels, rows, f"{split}_rows")
+        extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
+        records = _records(pictures, labels, chosen, split)
+        write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
+
+
+def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, 28, 28) uint8 and labels (n,) uint8 of `train` or `t10k`.
+
+    Raises:
+        UserError: a file is missing, damaged or something else.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise UserError(
+            f"{source} does not exist; install Debian's package (`apt-get install dataset-fashion-mnist`; "
+            "without root: `apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb DIR`, then "
+            f"--source DIR{DEBIAN_FOLDER}) or pass a folder of the IDX files with --source"
+        )
+    pictures = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC, (28, 28))
+    labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", _LABELS_MAGIC, ())
+    if len(pictures) != len(labels):
+        raise UserError(f"{source} has {len(pictures)} {prefix} pictures but {len(labels)} labels; get both anew")
+    if labels.max(initial=0) >= len(CLASS_NAMES):
+        raise UserError(f"{source}: {prefix} has label {labels.max()}; Fashion-MNIST has 0 to 9")
+    return pictures, labels
+
+
+def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
+    """An IDX file of unsigned bytes, (rows, *shape)."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; put Fashion-MNIST's four .gz files there") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({error}); get it anew") from error
+    header = [int(number) for number in np.frombuffer(content, ">u4", min(2 + len(shape), len(content) // 4))]
+    start = 4 * (2 + len(shape))
+    if len(header) * 4 != start or header[0] != magic or tuple(header[2:]) != shape:
+        raise UserError(f"{path} begins with {header}, expected {[magic, 'rows', *shape]}; it is another file")
+    rows, wanted = header[1], start + header[1] * int(np.prod(shape))
+    if len(content) != wanted:
+        raise UserError(f"{path} unpacks to {len(content)} bytes, its header says {wanted}; get it anew")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(rows, *shape)
+
+
+def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
+    """Row numbers, increasing: all, or the first rows / 10 of every class.
+
+    Raises:
+        UserError: `rows` (called `name` in the error) is no multiple of 10, or a class has too few.
+    """
+    if rows is None:
+        return np.arange(len(labels))
+    each, odd = divmod(rows, len(CLASS_NAMES))
+    if odd or each < 1:
+        raise UserError(f"{name} is {rows}; give a positive multiple of {len(CLASS_NAMES)}")
+    by_class = [np.flatnonzero(labels == label)[:each] for label in range(len(CLASS_NAMES))]
+    fewest = min(len(found) for found in by_class)
+    if fewest < each:
+        raise UserError(f"{name} is {rows}, {each} a class, but a class has only {fewest}; lower it")
+    return np.sort(np.concatenate(by_class))
+
+
+def _records(
+    pictures: np.ndarray, labels: np.ndarray, rows: np.ndarray, split: str
+) -> Iterator[tuple[bytes, str, int, str]]:
+    for row in rows.tolist():
+        buffer = io.BytesIO()
+        Image.fromarray(pictures[row]).save(buffer, "PNG", optimize=True)
+        yield buffer.getvalue(), "png", int(labels[row]), f"{split}-{row:05d}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0, or 2 after a mistake of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aim_lightning.data.images.fashion_mnist",
+        description="Write Fashion-MNIST as picture shards into OUT/train and OUT/val.",
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=DEBIAN_FOLDER,
+        metavar="DIR",
+        help="IDX .gz files (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    rows_help = "pictures, as many of each class: the first ones; a multiple of 10 (default: all, in order)"
+    parser.add_argument("--train_rows", type=int, metavar="N", help=f"training {rows_help}")
+    parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
+    options = parser.parse_args(arguments)
+    try:
+        make(options.source, options.out, options.train_rows, options.val_rows)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    counts = [f"{options.train_rows or 'all'} training", f"{options.val_rows or 'all'} validation"]
+    print(f"wrote {' and '.join(counts)} pictures to {options.out}/train and {options.out}/val")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

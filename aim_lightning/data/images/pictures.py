@@ -1,0 +1,85 @@
+"""Pictures as the tokenizer sees them: a source with its geometry, without anything random."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aim_lightning.data.images.sources import ImageSource, open_source
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The picture data of an experiment.
+
+    Args:
+        train: folder of training pictures: class-per-folder tree or WebDataset image shards.
+        val: the same for validation.
+        image_size: height and width that the tokenizer sees, pixels.
+        resize: shorter side after resizing, pixels; null leaves the size.
+        pad: black border added on each side, pixels.
+    """
+
+    train: str
+    val: str
+    image_size: int = 256
+    resize: int | None = None
+    pad: int = 0
+
+    def open(self, split: str) -> "PictureSet":
+        """`train` or `val` with centre crop.
+
+        Raises:
+            UserError: the folder is missing or holds no pictures.
+        """
+        transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop="center")
+        return PictureSet(open_source(getattr(self, split)), transform)
+
+
+class PictureSet:
+    """uint8 pictures (3, H, W) and labels by row."""
+
+    def __init__(self, source: ImageSource, transform: ImageTransform) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label."""
+        return self.source.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies pictures and geometry; keys caches."""
+        return f"{self.source.fingerprint}/{self.transform!r}"
+
+    def key(self, row: int) -> str:
+        """Name of the picture in its source."""
+        return self.source.key(row)
+
+    def batch(self, rows) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, H, W) and int64 labels (B,).
+
+        Raises:
+            UserError: an unreadable picture.
+        """
+        records = [self.source[row] for row in rows]
+        images = torch.stack([self.transform(record.image, 0) for record in records])
+        return images, torch.tensor([record.label for record in records], dtype=torch.int64)
+
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows (or the given ones) in order."""
+        rows = range(len(self)) if rows is None else rows
+        for start in range(0, len(rows), batch_size):
+            yield self.batch(rows[start : start + batch_size])
+
+
+def same_classes(train: PictureSet, val: PictureSet, where: str) -> None:
+    """Raises UserError unless both splits name the same classes in the same order."""
+    if train.class_names != val.class_names:
+        raise UserError(f"{where}: train has classes {train.class_names[:5]}…, val {val.class_names[:5]}…")

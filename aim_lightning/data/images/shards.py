@@ -1,0 +1,210 @@
+"""Picture shards: tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls as WebDataset has it, and a manifest.
+
+`write_image_shards` makes them; the rest is what `sources.ShardSource` reads them with.
+"""
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.data.tar import open_tar
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json, sha256_file, write_json
+
+FORMAT = "aim_lightning.images/1"
+MANIFEST = "manifest.json"
+EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+_OPEN_FILES = 64  # ImageNet has more shards than a process may have files open (often 1024)
+
+
+def write_image_shards(
+    records: Iterable[tuple[bytes, str, int, str]],
+    out: Path,
+    class_names: list[str],
+    rows_per_shard: int,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write encoded pictures as `images-NNNNNN.tar` and, last, manifest.json; same records, same bytes.
+
+    Shards and manifest of an earlier writing into `out` are replaced.
+
+    Args:
+        records: (encoded picture, extension, label, key) in dataset order; keys are unique and without dots.
+        out: folder, made when missing.
+        class_names: by label.
+        rows_per_shard: pictures a shard, the last one may have fewer.
+        extra: more entries for the manifest.
+
+    Raises:
+        UserError: no records, or one that could not be read back.
+    """
+    if rows_per_shard < 1:
+        raise UserError(f"rows_per_shard is {rows_per_shard}; it must be at least 1")
+    out = Path(out)
+    (out / MANIFEST).unlink(missing_ok=True)  # it vouches for shards that are about to change
+    shards, seen, rest = [], set(), iter(records)
+    while rows := list(islice(rest, rows_per_shard)):
+        path = out / f"images-{len(shards):06d}.tar"
+        _write_shard(path, rows, len(class_names), seen)
+        shards.append({"name": path.name, "rows": len(rows), "sha256": sha256_file(path)})
+    if not shards:
+        raise UserError(f"there are no pictures to write to {out}")
+    for stale in set(out.glob("images-*.tar")) - {out / shard["name"] for shard in shards}:
+        stale.unlink()
+    rows_written = sum(shard["rows"] for shard in shards)
+    manifest = {"format": FORMAT, "class_names": class_names, "rows": rows_written, "shards": shards}
+    write_json(out / MANIFEST, {**manifest, **(extra or {})})
+
+
+def _write_shard(path: Path, rows: list[tuple[bytes, str, int, str]], classes: int, seen: set[str]) -> None:
+    with open_tar(path) as tar:
+        for picture, extension, label, key in rows:
+            _check_record(extension, label, key, classes, seen)
+            seen.add(key)
+            tar.write({"__key__": key, extension: picture, "cls": str(label).encode("ascii")})
+
+
+def _check_record(extension: str, label: int, key: str, classes: int, seen: set[str]) -> None:
+    if extension not in EXTENSIONS:
+        raise UserError(f"picture {key!r} has extension {extension!r}; use one of {', '.join(EXTENSIONS)}")
+    if not 0 <= label < classes:
+        raise UserError(f"picture {key!r} has label {label}, but there are {classes} class names")
+    if not key or "." in key:
+        raise UserError(f"picture key {key!r} is empty or has a dot, where WebDataset ends a key; rename it")
+    if key in seen:
+        raise UserError(f"picture key {key!r} comes twice; make the keys unique")
+
+
+@dataclass
+class ShardRow:
+    """One picture of a shard: its key, class index and place in the tar file, bytes."""
+
+    key: str
+    label: int
+    offset: int
+    size: int
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The folder's tar files by name, hidden ones left out."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
+def index_shard(path: Path) -> list[ShardRow]:
+    """Where every picture of a shard lies, in the order of the file; pictures are not decoded.
+
+    Raises:
+        UserError: damaged tar, or a key without exactly one picture and one .cls.
+    """
+    pictures: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    for key, extension, member, content in _members(path):
+        if key in (labels if extension == "cls" else pictures):
+            raise UserError(f"shard {path}, key {key}: more than one .{extension} or picture; make keys unique")
+        if extension == "cls":
+            labels[key] = _parse_label(content, f"shard {path}, key {key}")
+        else:
+            pictures[key] = (member.offset_data, member.size)
+    for key in pictures.keys() ^ labels.keys():
+        lack = ".cls with its class index" if key in pictures else f"picture ({', '.join(EXTENSIONS)})"
+        raise UserError(f"shard {path}, key {key}: there is no {lack}; write the shard again (data/README.md)")
+    return [ShardRow(key, labels[key], *place) for key, place in pictures.items()]
+
+
+def _members(path: Path):
+    """(key, lower-case extension, member, content of a .cls) of the members that matter."""
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key, extension = f"{folder}/{stem}".lstrip("/"), extension.lower()
+                if member.isreg() and extension in (*EXTENSIONS, "cls"):
+                    yield (
+                        key,
+                        extension,
+                        member,
+                        tar.extractfile(member).read() if extension == "cls" else b"",
+                    )
+        # Between members tarfile takes damage for the end of the file, so look for the end mark ourselves.
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no member and no end of archive at byte {end}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
+
+
+def _parse_label(content: bytes, where: str) -> int:
+    try:
+        return int(content.decode("ascii"))
+    except ValueError:
+        raise UserError(f"{where}: .cls holds {content[:20]!r}, expected a class index such as 7") from None
+
+
+def load_manifest(folder: Path) -> dict[str, Any] | None:
+    """manifest.json, checked against the tar files present; None where there is none.
+
+    Raises:
+        UserError: of another format or damaged, or it and the folder disagree about the shards.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path, "picture manifest")
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found!r}, expected {FORMAT!r}; remove it or write the shards again")
+    try:
+        named = {shard["name"] for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
+        manifest["class_names"] = [str(name) for name in manifest["class_names"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); remove it or write the shards again") from None
+    present = {shard.name for shard in shard_paths(folder)}
+    if absent := sorted(named - present):
+        raise UserError(f"{path} lists shard {absent[0]}, which is absent; restore it or write the shards again")
+    if unlisted := sorted(present - named):
+        raise UserError(f"shard {folder / unlisted[0]} is not listed in {path}; remove one of the two")
+    return manifest
+
+
+class ShardFiles:
+    """Reads pieces of files, keeping the latest files open; usable after fork and after pickling."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size) of a file.
+
+        Raises:
+            OSError: it is missing or ends before.
+        """
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY)
+        self._open.move_to_end(path)
+        if len(self._open) > _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        # pread has no file position: processes that share a handle after a fork cannot disturb each other.
+        content = os.pread(self._open[path], size, offset)
+        if len(content) != size:
+            raise OSError(f"the file ends {size - len(content)} bytes too early")
+        return content
+
+    def close(self) -> None:
+        """Close every file; `read` opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_open": OrderedDict()}  # file handles mean nothing in another process
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,99 @@
+"""From a decoded picture to the network's size; random choices are a function of a seed that is handed in."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from aim_lightning.utils.errors import UserError
+
+CROPS = ("center", "random", "adm_random", "none")
+ADM_SMALLEST_CROP = 0.8  # of the shorter side (openai/guided-diffusion, random_crop_arr)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize, pad, crop, flip; in this order. Its repr names every setting, so that it can key caches.
+
+    Args:
+        image_size: height and width of the result, pixels.
+        resize: the shorter side becomes so many pixels (Lanczos); None leaves the picture as it is.
+        pad: black pixels added on each side.
+        crop: where the square is cut out: ``center``, ``random``, ``none`` (the picture must fit already), or
+            ``adm_random``: in place of `resize` the shorter side becomes image_size to image_size / 0.8 pixels,
+            drawn at random, then a random crop.
+        flip: mirror half of the pictures.
+
+    Raises:
+        UserError: values that can give no picture.
+    """
+
+    image_size: int
+    resize: int | None = None
+    pad: int = 0
+    crop: str = "center"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise UserError(f"crop is {self.crop!r}; use one of {', '.join(CROPS)}")
+        for name, least in (("image_size", 1), ("resize", 1), ("pad", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+        if self.resize is not None and self.resize + 2 * self.pad < self.image_size:
+            raise UserError(
+                f"resize {self.resize} with pad {self.pad} gives {self.resize + 2 * self.pad} pixels, less "
+                f"than image_size {self.image_size}; raise resize or pad"
+            )
+
+    def __call__(self, image: Image.Image, generator_seed: int) -> Tensor:
+        """RGB picture to uint8 (3, image_size, image_size).
+
+        Args:
+            image: mode RGB.
+            generator_seed: decides crop and flip, alone; -2^63 to 2^64 - 1.
+
+        Raises:
+            UserError: the picture is too small, or of another size where there is no crop.
+        """
+        image = self._fit(image)
+        if self.crop != "adm_random":
+            self._check_size(*image.size)
+        if self.crop not in ("random", "adm_random") and not self.flip:
+            return self._finish(image)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reseed the GPUs, whose state is not put back here.
+            torch.default_generator.manual_seed(generator_seed)
+            return self._finish(image)
+
+    @cached_property
+    def _fit(self) -> v2.Compose:
+        pad = v2.Pad(self.pad, fill=0)
+        if self.resize is None or self.crop == "adm_random":
+            return v2.Compose([pad])
+        return v2.Compose([v2.Resize(self.resize, v2.InterpolationMode.LANCZOS), pad])
+
+    @cached_property
+    def _finish(self) -> v2.Compose:
+        largest = round(self.image_size / ADM_SMALLEST_CROP)
+        crops = {
+            "adm_random": [
+                v2.RandomResize(self.image_size, largest + 1, v2.InterpolationMode.LANCZOS),
+                v2.RandomCrop(self.image_size),
+            ],
+            "center": [v2.CenterCrop(self.image_size)],
+            "random": [v2.RandomCrop(self.image_size)],
+            "none": [],
+        }
+        flips = [v2.RandomHorizontalFlip(0.5)] if self.flip else []  # it draws a number even at p = 0
+        return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor()])
+
+    def _check_size(self, width: int, height: int) -> None:
+        what, wanted = f"a picture is {width}x{height} after resize and pad", self.image_size
+        if self.crop == "none" and (width, height) != (wanted, wanted):
+            raise UserError(f"{what}, not image_size {wanted}; set crop to center or random")
+        if min(width, height) < wanted:
+            raise UserError(f"{what}, less than image_size {wanted}; set resize (for example to {wanted}) or pad")

@@ -1,0 +1,1 @@
+"""Pre-tokenized pictures: shards of packed records."""

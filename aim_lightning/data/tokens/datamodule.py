@@ -1,0 +1,124 @@
+"""The DataModule of pre-tokenized pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from aim_lightning.data.datamodule import StreamDataModule
+from aim_lightning.data.loader import Batch, MicroBatches
+from aim_lightning.data.stream import BatchPlan
+from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.windows import Rows, ShardReader, WindowedRows
+from aim_lightning.utils.errors import UserError
+
+
+def to_batch(rows: Rows, epoch: int) -> Batch:
+    """codes (B, L), labels (B,), index (B,), epoch (): int64 tensors."""
+    return {
+        "codes": torch.from_numpy(rows.codes.astype(np.int64)),
+        "labels": torch.from_numpy(rows.labels.astype(np.int64)),
+        "index": torch.from_numpy(rows.index.astype(np.int64)),
+        "epoch": torch.tensor(epoch),
+    }
+
+
+class TokenMicroBatches(MicroBatches):
+    """The training stream of one rank: views chosen by (seed, epoch, row), rows in windowed order."""
+
+    def __init__(self, reader: ShardReader, window_rows: int, plan: BatchPlan, rank: int, seed: int) -> None:
+        super().__init__(reader.manifest.rows, plan, rank, seed)
+        self.reader, self.window_rows = reader, window_rows
+
+    def read(self, positions: Iterator[slice]) -> Iterator[Batch]:
+        rows = WindowedRows(self.reader, self.window_rows, self.seed, self.epoch)
+        for piece in positions:
+            yield to_batch(rows.take(piece), self.epoch)
+
+
+class TokenRows(IterableDataset):
+    """A rank's share of a set in stored order, first view, every row once over all ranks."""
+
+    def __init__(self, reader: ShardReader, batch_size: int, rank: int, world_size: int) -> None:
+        self.reader, self.batch_size, self.rank, self.world_size = reader, batch_size, rank, world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for shard in range(len(self.reader.manifest.shards)):
+            rows = self.reader.read(shard, lambda index: np.zeros(len(index), dtype=np.int64))
+            rows = rows.take(rows.index % self.world_size == self.rank)
+            for start in range(0, len(rows.index), self.batch_size):
+                yield to_batch(rows.take(slice(start, start + self.batch_size)), epoch=0)
+
+
+class TokenDataModule(StreamDataModule):
+    """Streams token shards with webdataset.
+
+    Args:
+        path: folder with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it.
+        global_batch_size: pictures an optimizer step, over all devices.
+        max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
+        val_batch_size: pictures a device and validation step.
+        num_workers: loader processes a device. Every one reads the whole stream, and 0 or 1 is fast enough.
+        window_rows: rows shuffled together, a bound on memory: 2 windows of (2 * tokens + 16) bytes a row.
+        seed: fixes order, views and label dropout.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        global_batch_size: int = 256,
+        max_device_batch_size: int | None = None,
+        val_batch_size: int = 256,
+        num_workers: int = 0,
+        window_rows: int = 65536,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
+        self.path, self.val_batch_size, self.window_rows = Path(path), val_batch_size, window_rows
+        self.readers: dict[str, ShardReader] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read both manifests.
+
+        Raises:
+            UserError: a folder is not finished, or train and val come from different tokenizers.
+        """
+        for split in ("train", "val"):
+            folder = self.path / split
+            self.readers[split] = ShardReader(TokenManifest.load(folder), FolderUrl(folder))
+        train, val = self.manifest, self.readers["val"].manifest
+        if (train.tokenizer_hash, train.class_names) != (val.tokenizer_hash, val.class_names):
+            raise UserError(f"{self.path}: train and val were made with different tokenizers or classes")
+
+    @property
+    def manifest(self) -> TokenManifest:
+        """Of the training shards."""
+        return self.readers["train"].manifest
+
+    @property
+    def train_rows(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.manifest.class_names
+
+    def micro_batches(self, plan: BatchPlan, rank: int) -> MicroBatches:
+        return TokenMicroBatches(self.readers["train"], self.window_rows, plan, rank, self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        rows = TokenRows(self.readers["val"], self.val_batch_size, rank, world)
+        return DataLoader(rows, batch_size=None)
+
+
+class FolderUrl:
+    """Shard name to path (a class, so that loader workers can be started by spawn)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str) -> str:
+        return str(self.folder / name)

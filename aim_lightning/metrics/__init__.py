@@ -1,0 +1,1 @@
+"""Scores of pictures: Fréchet distances and class agreement on the features of frozen networks."""

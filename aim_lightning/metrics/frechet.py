@@ -1,0 +1,128 @@
+"""The Fréchet distance between two sets of features, on torchmetrics' sums and formula."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.utilities import rank_zero_warn
+
+from aim_lightning.metrics.features import FeatureNetwork
+
+# Names in a reference -> torchmetrics' states.
+REFERENCE_STATES = {
+    "sum": "real_features_sum",
+    "outer_sum": "real_features_cov_sum",
+    "count": "real_features_num_samples",
+}
+
+
+class _PassThrough(nn.Module):
+    """Hands features on: torchmetrics wants a network, and ours has run already, once for all metrics."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _first(gathered: Tensor) -> Tensor:
+    """Reduction over processes of a state that is the same in all of them."""
+    return gathered[0]
+
+
+class FrechetDistance(FrechetInceptionDistance):
+    """||mu_1 - mu_2||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of the features of real and of fake pictures.
+
+    Each process feeds its own pictures; `compute` adds up the sums of all. Sums, covariances and the result
+    are float64: torchmetrics would round the result to the dtype of the features. Never call `set_dtype`,
+    which turns the counts into floats, nor `.to(a dtype)`, which rounds the sums (the next update refuses).
+
+    Args:
+        network: gives the number of features; called only by `update_real` and `update_fake`.
+        kwargs: torchmetrics' own, such as `sync_on_compute=False` for one process's distance.
+    """
+
+    def __init__(self, network: FeatureNetwork, **kwargs) -> None:
+        features = _PassThrough(network.num_features)
+        super().__init__(feature=features, reset_real_features=False, normalize=False, **kwargs)
+        self.network = network
+        self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` alone
+        self._reference_loaded = False
+        self._warned = False
+
+    @property
+    def real_count(self) -> int:
+        """Real samples of this process, or those of the loaded reference."""
+        return int(self.real_features_num_samples)
+
+    @property
+    def fake_count(self) -> int:
+        """Fake samples of this process."""
+        return int(self.fake_features_num_samples)
+
+    def update_real(self, images: Tensor) -> None:
+        """Add real pictures: uint8 (B, 3, H, W)."""
+        self.update_features(self.network(images), real=True)
+
+    def update_fake(self, images: Tensor) -> None:
+        """Add generated pictures: uint8 (B, 3, H, W)."""
+        self.update_features(self.network(images), real=False)
+
+    def update_features(self, features: Tensor, real: bool) -> None:
+        """Add what the network gave: (B, num_features), B may be 0.
+
+        Raises:
+            ValueError: another shape, or values that are not finite.
+            RuntimeError: real samples on top of a loaded reference, or sums that were cast from float64.
+        """
+        if features.ndim != 2 or features.shape[1] != self.inception.num_features:
+            wanted = f"(B, {self.inception.num_features})"
+            raise ValueError(f"FrechetDistance takes features of shape {wanted}, not {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError("FrechetDistance was given features that are not finite")
+        if real and self._reference_loaded:
+            raise RuntimeError("FrechetDistance has a loaded reference, which real samples cannot be added to")
+        if self.fake_features_sum.dtype != torch.float64:
+            raise RuntimeError("the sums of FrechetDistance were cast from float64; keep it out of .to(dtype)")
+        self.update(features.double(), real=real)
+
+    def compute(self) -> Tensor:
+        """The distance: float64 scalar, 0 or more up to rounding. Every process must call it.
+
+        Raises:
+            RuntimeError: fewer than two samples on either side.
+        """
+        count = min(self.real_count, self.fake_count)
+        if count < self.inception.num_features and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"FrechetDistance: {count} pictures for {self.inception.num_features} features; "
+                "the covariance is singular and the distance too high. Compare it only at this count."
+            )
+        return super().compute()
+
+    def reference_state(self) -> dict[str, Tensor]:
+        """Sums over the real samples of all processes (every process must call it), for `load_reference`.
+
+        Returns:
+            "sum" (F,) and "outer_sum" (F, F) float64, "count" int64 scalar.
+        """
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+            return {key: getattr(self, state).clone() for key, state in REFERENCE_STATES.items()}
+
+    def load_reference(self, reference: dict[str, Tensor]) -> None:
+        """Take the real side from `reference_state` of an earlier run; every process loads the same.
+
+        Raises:
+            ValueError: a state is missing, or of another shape or dtype.
+        """
+        for key, state in REFERENCE_STATES.items():
+            value, now = reference.get(key), getattr(self, state)
+            if value is None or value.shape != now.shape or value.dtype != now.dtype:
+                raise ValueError(f"reference[{key!r}] must be {now.dtype} of shape {tuple(now.shape)}")
+        for key, state in REFERENCE_STATES.items():
+            # Declared anew, so that the processes' equal copies are not added up.
+            self.add_state(state, reference[key].detach().clone().to(self.device), dist_reduce_fx=_first)
+        self._reference_loaded = True
+        self._computed = None

@@ -1,0 +1,8 @@
+"""Networks: plain torch modules with the published names, no Lightning."""
+
+from aim_lightning.models.aim.config import AiMConfig
+from aim_lightning.models.aim.network import AiM
+from aim_lightning.models.vq.config import VQConfig
+from aim_lightning.models.vq.model import VQModel
+
+__all__ = ["AiM", "AiMConfig", "VQConfig", "VQModel"]

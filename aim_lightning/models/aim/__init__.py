@@ -1,0 +1,1 @@
+"""The autoregressive Mamba-2 network."""

@@ -1,0 +1,85 @@
+"""Sizes and options of the AiM network (arXiv 2408.12245, table 1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aim_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class AiMConfig:
+    """Everything that fixes AiM's parameters; names follow the published configuration.
+
+    Args:
+        d_model: width of the residual stream.
+        n_layer: number of Mamba-2 blocks.
+        vocab_size: codebook size of the tokenizer, V.
+        num_classes: labels run from 0 to num_classes - 1; num_classes is the null class.
+        num_tokens: codes an image, L (256 for 16x16).
+        adaln: class modulation. ``layer`` = plain adaLN, one projection a layer; ``group`` = adaLN-group,
+            num_groups projections shared by interleaved layers plus a table a layer; ``none`` = no modulation.
+        num_groups: adaLN groups; 1 is adaLN-single. Used by ``group`` alone.
+        position_embedding: add a learnt absolute position embedding to every code.
+        d_intermediate: hidden width of an optional gated MLP after each mixer; 0 = none, as published.
+        token_dropout: dropout on the embedded input sequence, 0 to 1.
+        mixer_dropout: dropout on the mixer's output, 0 to 1.
+        mlp_dropout: dropout on the MLP's output, 0 to 1.
+        d_state: state width N of Mamba-2.
+        d_conv: taps of the causal depthwise convolution.
+        expand: d_inner = expand * d_model.
+        headdim: channels a head, P; d_inner must be a multiple of it.
+        chunk_size: longest block that the scan treats as one quadratic piece, in codes.
+
+    Raises:
+        UserError: a value that no network can have.
+    """
+
+    d_model: int = 768
+    n_layer: int = 24
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    num_tokens: int = 256
+    adaln: Literal["none", "layer", "group"] = "layer"
+    num_groups: int = 4
+    position_embedding: bool = True
+    d_intermediate: int = 0
+    token_dropout: float = 0.0
+    mixer_dropout: float = 0.0
+    mlp_dropout: float = 0.0
+    d_state: int = 128
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64
+    chunk_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layer", "vocab_size", "num_classes", "num_tokens", "num_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"AiMConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("token_dropout", "mixer_dropout", "mlp_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"AiMConfig.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.adaln not in ("none", "layer", "group"):
+            raise UserError(f"AiMConfig.adaln is {self.adaln!r}; use none, layer or group")
+        if self.d_inner % self.headdim:
+            raise UserError(f"AiMConfig: expand * d_model = {self.d_inner} is no multiple of headdim {self.headdim}")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside the mixer."""
+        return self.expand * self.d_model
+
+    @property
+    def nheads(self) -> int:
+        """Heads of the state-space layer, H."""
+        return self.d_inner // self.headdim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: x, B and C."""
+        return self.d_inner + 2 * self.d_state
+
+    @property
+    def modulation_rows(self) -> int:
+        """Rows of one layer's modulation: shift, scale, gate, each doubled when there is an MLP."""
+        return 6 if self.d_intermediate else 3

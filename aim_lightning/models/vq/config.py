@@ -1,0 +1,78 @@
+"""Sizes of the VQ tokenizer (LlamaGen's VQ-16 and VQ-8 by default widths)."""
+
+from dataclasses import dataclass
+
+from aim_lightning.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Everything that fixes the tokenizer's parameters.
+
+    Args:
+        image_size: height and width of the pictures, pixels.
+        codebook_size: number of codes, V.
+        codebook_dim: dimensions of a code.
+        base_channels: width of the first level; every level's width is a multiple of it.
+        channel_multipliers: one a level, high resolution first; each level but the last halves the picture.
+        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        z_channels: width between the convolutional part and the 1x1 projections to the codes.
+        norm_groups: groups of every GroupNorm; must divide every level's width.
+        dropout: inside residual blocks, 0 to 1.
+        usage_window: how many of the latest training codes `quantize.codebook_used` remembers.
+
+    Raises:
+        UserError: a value that no network can have.
+    """
+
+    image_size: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    norm_groups: int = 32
+    dropout: float = 0.0
+    usage_window: int = 65536
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise UserError(
+                f"VQConfig.channel_multipliers is {self.channel_multipliers}; give one positive number a level"
+            )
+        for name in (
+            "image_size",
+            "codebook_size",
+            "codebook_dim",
+            "base_channels",
+            "num_res_blocks",
+            "usage_window",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"VQConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.image_size % self.downsampling:
+            raise UserError(
+                f"VQConfig.image_size {self.image_size} is no multiple of the downsampling {self.downsampling} "
+                f"that {len(self.channel_multipliers)} levels give"
+            )
+        odd = [width for width in self.widths if width % self.norm_groups]
+        if odd:
+            raise UserError(f"VQConfig.norm_groups {self.norm_groups} does not divide the level width {odd[0]}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, high resolution first."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a code, along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Codes an image: (rows, columns)."""
+        side = self.image_size // self.downsampling
+        return side, side

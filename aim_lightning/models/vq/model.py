@@ -1,0 +1,86 @@
+"""The VQ tokenizer: pictures to codes and back (reference: FoundationVision/LlamaGen, tokenizer_image)."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aim_lightning.models.vq.coder import Decoder, Encoder
+from aim_lightning.models.vq.config import VQConfig
+from aim_lightning.models.vq.quantizer import Quantized, VectorQuantizer
+
+USAGE_RECORD = "quantize.codebook_used"
+
+
+@dataclass
+class Reconstruction:
+    """images_BCHW in about [-1, 1] and the quantiser's result."""
+
+    images_BCHW: Tensor
+    quantized: Quantized
+
+
+class VQModel(nn.Module):
+    """Encoder, quantiser and decoder with the published parameter names.
+
+    The tokenizer protocol, which any other tokenizer can meet: `encode`, `decode`, `grid`, `codebook_size`,
+    `weights_hash`.
+    """
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = VectorQuantizer(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Codes an image: (rows, columns)."""
+        return self.config.grid
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures, pixels."""
+        return self.config.image_size
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes, V."""
+        return self.config.codebook_size
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 over sorted names, shapes and float32 little-endian bytes, the usage record left out."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if name != USAGE_RECORD:
+                digest.update(name.encode())
+                digest.update(str(list(value.shape)).encode())
+                digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def latent(self, images_BCHW: Tensor) -> Tensor:
+        """Latent before quantisation, (B, codebook_dim, h, w)."""
+        return self.quant_conv(self.encoder(images_BCHW))
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Pictures in [-1, 1] to codes_BL, int64 in raster order."""
+        return self.quantize.codes(self.latent(images_BCHW))
+
+    @torch.no_grad()
+    def decode(self, codes_BL: Tensor) -> Tensor:
+        """codes_BL in raster order to pictures, about [-1, 1] (not clamped)."""
+        return self._to_pixels(self.quantize.lookup(codes_BL, self.grid))
+
+    def forward(self, images_BCHW: Tensor) -> Reconstruction:
+        """Reconstruct, with the gradient passed straight through the quantiser."""
+        quantized = self.quantize(self.latent(images_BCHW))
+        return Reconstruction(self._to_pixels(quantized.quantized_BCHW), quantized)
+
+    def _to_pixels(self, quantized_BCHW: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(quantized_BCHW.to(self.post_quant_conv.weight.dtype)))

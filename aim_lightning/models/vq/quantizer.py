@@ -1,0 +1,79 @@
+"""Nearest-code quantisation on the unit sphere (ViT-VQGAN's l2 normalisation, as in LlamaGen)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aim_lightning.models.vq.config import VQConfig
+
+# Rows of the latent compared with the codebook at a time: bounds the score matrix to 16k x V values.
+ROWS_AT_A_TIME = 16384
+
+
+@dataclass
+class Quantized:
+    """What quantisation gives.
+
+    quantized_BCHW: unit codes, with the gradient of the straight-through estimator;
+    codes_BL: int64 in raster order; codebook_loss and commitment_loss: unweighted means of squared distances.
+    """
+
+    quantized_BCHW: Tensor
+    codes_BL: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Replaces each latent vector by the code of smallest angle; always in float32."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        bound = 1 / config.codebook_size
+        nn.init.uniform_(self.embedding.weight, -bound, bound)
+        if self.embedding.weight.device.type != "meta":
+            self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        self.register_buffer("codebook_used", torch.zeros(config.usage_window))
+
+    def codes(self, latent_BCHW: Tensor) -> Tensor:
+        """Nearest codes, (B, L) int64."""
+        with torch.autocast(latent_BCHW.device.type, enabled=False):
+            rows = F.normalize(latent_BCHW.float().flatten(2).transpose(1, 2), dim=-1)
+            codebook_VC = F.normalize(self.embedding.weight.float(), dim=-1)
+            flat = rows.reshape(-1, rows.shape[-1])
+            best = [(part @ codebook_VC.T).argmax(-1) for part in flat.split(ROWS_AT_A_TIME)]
+            return torch.cat(best).view(rows.shape[:2])
+
+    def lookup(self, codes_BL: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Codes to unit vectors, (B, C, h, w)."""
+        vectors_BLC = F.normalize(self.embedding(codes_BL).float(), dim=-1)
+        return vectors_BLC.transpose(1, 2).unflatten(2, grid)
+
+    def forward(self, latent_BCHW: Tensor) -> Quantized:
+        with torch.autocast(latent_BCHW.device.type, enabled=False):
+            latent = F.normalize(latent_BCHW.float(), dim=1)
+            codes_BL = self.codes(latent_BCHW.detach())
+            chosen = self.lookup(codes_BL, latent.shape[-2:])
+            codebook_loss = F.mse_loss(chosen, latent.detach())
+            commitment_loss = F.mse_loss(latent, chosen.detach())
+            quantized = latent + (chosen - latent).detach()
+        if self.training:
+            self._remember(codes_BL)
+        return Quantized(quantized, codes_BL, codebook_loss, commitment_loss)
+
+    @torch.no_grad()
+    def _remember(self, codes_BL: Tensor) -> None:
+        window = self.codebook_used.numel()
+        recent = codes_BL.flatten()[-window:].to(self.codebook_used.dtype)
+        self.codebook_used.copy_(torch.cat((self.codebook_used[recent.numel() :], recent)))
+
+    @torch.no_grad()
+    def start_from(self, latent_BCHW: Tensor, generator: torch.Generator) -> None:
+        """Set the codebook to latents drawn from a batch (with repetition where there are too few)."""
+        rows = F.normalize(latent_BCHW.float().movedim(1, -1).flatten(0, -2), dim=-1)
+        size = self.embedding.num_embeddings
+        order = torch.randperm(rows.shape[0], generator=generator).repeat(-(-size // rows.shape[0]))[:size]
+        self.embedding.weight.copy_(rows[order.to(rows.device)])

@@ -1,0 +1,94 @@
+"""Stage 2: the autoregressive network learns the codes of an image, given its class."""
+
+import math
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.modules.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    check_finite,
+    gradient_norm,
+    total_steps,
+)
+from aim_lightning.utils.random import hash_uniform
+
+
+class AiMModule(LightningModule):
+    """Trains AiM with cross-entropy over all codes (arXiv 2408.12245, section 4.1).
+
+    Args:
+        network: sizes of the network.
+        optimizer: AdamW and its schedule.
+        global_batch_size: images an optimizer step; take it from the data section by interpolation.
+        label_dropout: share of images trained as the null class, 0 to 1; training only.
+        seed: with (epoch, dataset row) it decides whose label is dropped.
+        compile: torch.compile the network in place.
+    """
+
+    def __init__(
+        self,
+        network: AiMConfig,
+        optimizer: OptimizerConfig,
+        global_batch_size: int,
+        label_dropout: float = 0.1,
+        seed: int = 0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = AiM(network)
+        self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
+        self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
+        # Lightning's own mean over ranks rounds the number of rows when ranks have unequal shares.
+        self.val_loss = MeanMetric()
+
+    def configure_model(self) -> None:
+        if self.compile_network:
+            self.network.compile()  # in place: parameter names stay those of the plain network
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        labels_B = self._dropped(batch)
+        loss = self._loss(batch["codes"], labels_B)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/bits_per_code", loss / math.log(2))
+        if self.trainer.precision == "16-mixed":  # gradients may overflow there, which the scaler mends
+            check_finite(loss, "the loss", self.global_step)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.val_loss.update(self._loss(batch["codes"], batch["labels"]), weight=len(batch["labels"]))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        self.log("val/loss", loss)
+        self.log("val/bits_per_code", loss / math.log(2), prog_bar=True)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Log the norm before clipping; the same on all ranks, so that all stop together when it is not finite."""
+        norm = gradient_norm(self.network)
+        self.log("train/grad_norm", norm)
+        if self.trainer.precision != "16-mixed":
+            check_finite(norm, "the gradient norm", self.global_step)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> dict:
+        steps = total_steps(self.trainer)
+        optimizer, schedule = build_optimizer(self.network, self.optimizer_config, self.global_batch_size, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _dropped(self, batch: dict[str, Tensor]) -> Tensor:
+        """Labels with the dropped ones replaced by the null class."""
+        uniform_B = hash_uniform("label_dropout", self.seed, batch["epoch"], batch["index"])
+        null = torch.full_like(batch["labels"], self.network.null_class)
+        return torch.where(uniform_B < self.label_dropout, null, batch["labels"])
+
+    def _loss(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """Mean cross-entropy over all codes, nats; logits in float32."""
+        logits_BLV = self.network(codes_BL[:, :-1], labels_B)
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())

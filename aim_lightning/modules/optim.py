@@ -1,0 +1,106 @@
+"""Optimizer, decay groups and learning-rate schedule, shared by both stages."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from aim_lightning.utils.errors import UserError
+
+NEVER_DECAYED = ("A_log", "dt_bias", "D")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: peak, per 256 images of global batch: the optimizer gets learning_rate * batch / 256.
+        betas: of Adam.
+        weight_decay: on parameters of two or more dimensions; never on A_log, dt_bias, D, norms and biases.
+        warmup_steps: optimizer steps of linear warm-up from 0.
+        schedule: after the warm-up: ``constant``, or ``linear`` or ``cosine`` decay to the end of training.
+        final_fraction: learning rate at the end of a decaying schedule, as a fraction of the peak.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    final_fraction: float = 0.0
+
+    def peak(self, global_batch_size: int) -> float:
+        """The optimizer's learning rate after the warm-up."""
+        return self.learning_rate * global_batch_size / 256
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Two parameter groups: decayed, and not."""
+    decayed, kept = [], []
+    for name, parameter in network.named_parameters():
+        never = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in NEVER_DECAYED
+        (kept if never else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Multiple of the peak for optimizer step `step` (0 = the first)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    after = max(total_steps - config.warmup_steps, 1)
+    progress = min((step - config.warmup_steps) / after, 1.0)
+    shape = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_fraction + (1 - config.final_fraction) * shape
+
+
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW with decay groups and its per-step schedule.
+
+    Raises:
+        UserError: a decaying schedule without an end.
+    """
+    if config.schedule != "constant" and total_steps < 1:
+        raise UserError(
+            f"the {config.schedule} schedule needs an end: set trainer.max_steps or trainer.max_epochs, "
+            "or model.optimizer.schedule constant"
+        )
+    fused = next(network.parameters()).device.type == "cuda"
+    groups = decay_groups(network, config.weight_decay)
+    optimizer = AdamW(groups, lr=config.peak(global_batch_size), betas=config.betas, fused=fused)
+    return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
+
+
+def total_steps(trainer) -> int:
+    """Optimizer steps of the whole training, -1 where it has no end."""
+    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        ends.append(trainer.max_epochs * trainer.datamodule.batches_per_epoch)
+    return min(ends, default=-1)
+
+
+def gradient_norm(network: nn.Module) -> torch.Tensor:
+    """L2 norm of all gradients, float32 scalar."""
+    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+
+
+def check_finite(value: torch.Tensor, what: str, step: int) -> None:
+    """Stop training before a broken step reaches the weights.
+
+    Raises:
+        UserError: the value is infinite or not a number.
+    """
+    if not torch.isfinite(value):
+        raise UserError(
+            f"{what} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
+            "lower model.optimizer.learning_rate or look at train/grad_norm before this step"
+        )

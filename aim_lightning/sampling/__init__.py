@@ -1,0 +1,6 @@
+"""Drawing codes from an autoregressive network."""
+
+from aim_lightning.sampling.generate import generate
+from aim_lightning.sampling.options import SamplingOptions
+
+__all__ = ["SamplingOptions", "generate"]

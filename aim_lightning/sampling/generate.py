@@ -1,0 +1,79 @@
+"""The sampling loop."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aim_lightning.models import AiM
+from aim_lightning.sampling.decoder import PlainDecoder
+from aim_lightning.sampling.filters import choose
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.random import hash_uniform
+
+
+@torch.no_grad()
+def generate(
+    model: AiM,
+    labels_B: Tensor,
+    *,
+    cfg_scale: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    indices_B: Tensor | None = None,
+    position_offset: int = 0,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw one image's codes for each label.
+
+    Args:
+        model: the network, in evaluation mode (dropout would act otherwise).
+        labels_B: int64 classes, 0 to num_classes (num_classes = the null class).
+        cfg_scale: guidance on logits; 1 = none.
+        temperature: divides the guided logits; above 0.
+        top_k: keep so many codes a step; 0 = all, 1 = argmax.
+        top_p: keep the codes that make up this probability; 1 = all.
+        seed: with indices_B it fixes every draw: image i depends on (seed, indices_B[i]) and its label alone.
+        indices_B: number of each image in the whole set; 0 to B - 1 by default.
+        position_offset: 1 reproduces the published decoder, which gives code i the position i + 1.
+        on_step: called after each step with (step, codes so far (B, step + 1)).
+
+    Returns:
+        codes_BL, int64, L = num_tokens.
+
+    Raises:
+        UserError: an option or a label out of range.
+    """
+    _check(model, labels_B, cfg_scale, temperature, top_k, top_p, position_offset)
+    device = model.lm_head.weight.device
+    labels_B = labels_B.to(device)
+    indices_B = torch.arange(len(labels_B)) if indices_B is None else indices_B
+    indices_B = indices_B.to(device)
+    decoder = PlainDecoder(model, labels_B, cfg_scale, position_offset)
+    codes_BL = torch.zeros(len(labels_B), model.config.num_tokens, dtype=torch.int64, device=device)
+    for step in range(model.config.num_tokens):
+        logits_BV = decoder.logits(codes_BL[:, step - 1] if step else None, step)
+        uniform_B = hash_uniform("sample", seed, indices_B, step)
+        codes_BL[:, step] = choose(logits_BV, uniform_B, temperature, top_k, top_p)
+        if on_step is not None:
+            on_step(step, codes_BL[:, : step + 1])
+    return codes_BL
+
+
+def _check(model, labels_B, cfg_scale, temperature, top_k, top_p, position_offset) -> None:
+    if model.training:
+        raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}; it must be above 0 (top_k=1 is argmax)")
+    if top_k < 0:
+        raise UserError(f"top_k is {top_k}; it must be 0 (all codes) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must be in (0, 1]")
+    if not cfg_scale >= 0:
+        raise UserError(f"cfg_scale is {cfg_scale}; it must be 0 or more (1 = no guidance)")
+    if position_offset not in (0, 1):
+        raise UserError(f"position_offset is {position_offset}; it must be 0, or 1 for the published decoder")
+    if labels_B.numel() and not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= model.null_class:
+        raise UserError(f"labels must be 0 to {model.null_class} ({model.null_class} = no class)")

@@ -1,0 +1,44 @@
+"""Picture grids with names beside the rows."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+SMALLEST_TILE = 64  # pixels: smaller pictures are enlarged by whole factors, so that one can see them
+GAP = 2
+
+
+def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Tensor:
+    """One picture of many.
+
+    Args:
+        images_BCHW: uint8, rows one after the other.
+        columns: pictures a row.
+        row_names: text at the left of each row; an empty list leaves the margin out.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    factor = max(1, SMALLEST_TILE // images_BCHW.shape[-1])
+    images = images_BCHW.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    height, width = images.shape[-2] + GAP, images.shape[-1] + GAP
+    rows = -(-len(images) // columns)
+    font = ImageFont.load_default(max(12, height // 6))
+    margin = 10 + max((int(font.getlength(name)) for name in row_names), default=-10)
+    canvas = Image.new("RGB", (margin + columns * width, rows * height), "white")
+    for i, image in enumerate(images):
+        tile = Image.fromarray(image.permute(1, 2, 0).numpy())
+        canvas.paste(tile, (margin + i % columns * width, i // columns * height))
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names[:rows]):
+        draw.text((4, row * height + height // 2), name, fill="black", font=font, anchor="lm")
+    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
+
+
+def save_png(image_CHW: Tensor, path) -> None:
+    """Write a uint8 picture atomically."""
+    from aim_lightning.utils.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(temporary, format="PNG")

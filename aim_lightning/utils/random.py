@@ -1,0 +1,61 @@
+"""Random numbers by number: each value is a pure function of what it is for, never of what was drawn before.
+
+SplitMix64 (Steele, Lea, Flood 2014) over int64 tensors, whose products wrap as the algorithm needs. The same
+integers come out on every device.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def hash_int64(purpose: str, *counters: int | Tensor) -> Tensor:
+    """Uniform int64 (all 64 bits) for each element of the broadcast counters.
+
+    Args:
+        purpose: what the number is for ("label_dropout", "sample"): streams of two purposes are unrelated.
+        counters: seed, epoch, index and so on: ints or int64 tensors that broadcast.
+    """
+    digest = hashlib.sha256(purpose.encode()).digest()
+    device = next((c.device for c in counters if isinstance(c, Tensor)), torch.device("cpu"))
+    state = torch.tensor(int.from_bytes(digest[:8], "little", signed=True), device=device)
+    for counter in counters:
+        value = counter if isinstance(counter, Tensor) else torch.tensor(_wrap(counter), device=device)
+        state = _mix((state ^ value.to(torch.int64)) + _GOLDEN)
+    return state
+
+
+def _wrap(value: int) -> int:
+    """Any Python int to the int64 of the same low 64 bits."""
+    return ((value + (1 << 63)) % (1 << 64)) - (1 << 63)
+
+
+def hash_uniform(purpose: str, *counters: int | Tensor) -> Tensor:
+    """float64 in [0, 1) for each element of the broadcast counters (see `hash_int64`)."""
+    return _shift_right(hash_int64(purpose, *counters), 11).to(torch.float64) * 2.0**-53
+
+
+def hash_seed(purpose: str, *counters: int) -> int:
+    """A non-negative 63-bit seed for a library's own generator."""
+    return int(hash_int64(purpose, *counters)) & ((1 << 63) - 1)
+
+
+def permutation(length: int, purpose: str, *counters: int) -> np.ndarray:
+    """A permutation of 0 … length - 1 that depends on nothing but its arguments."""
+    generator = torch.Generator().manual_seed(hash_seed(purpose, *counters))
+    return torch.randperm(length, generator=generator).numpy()

@@ -1,0 +1,99 @@
+"""Real `aim-lightning` processes: help, errors, exit codes, time to answer."""
+
+import time
+
+import pytest
+
+DEMO = "experiments/demo_aim.yaml"
+SECONDS_TO_ANSWER = 6
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["fit", "--config", DEMO, "--help"],
+        ["sample", "--help"],
+        ["tokenize", "--help"],
+    ],
+)
+def test_help_answers_at_once(aim_cli, arguments):
+    start = time.monotonic()
+    done = aim_cli(*arguments)
+    assert done.returncode == 0 and "usage: aim-lightning" in done.stdout
+    assert time.monotonic() - start < SECONDS_TO_ANSWER
+
+
+def test_help_shows_options_with_units_and_present_values(aim_cli):
+    text = aim_cli("fit", "--config", DEMO, "--help").stdout
+    assert "--model.network.d_model [int] 96" in text and "width of the residual stream" in text
+    assert "--callbacks.ema.decay" in text and "--trainer.max_steps [int] 1000" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], ["'fly'", "fit, validate"]),
+        (["fit"], ["--config experiments/NAME.yaml"]),
+        (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (
+            ["fit", "--config", DEMO, "--model.network.d_modle", "3"],
+            ["command line", "d_modle", "did you mean d_model"],
+        ),
+        (
+            ["fit", "--config", DEMO, "--trainer.max_steps", "many"],
+            ["trainer.max_steps", "'many'", "expected int"],
+        ),
+        (
+            ["fit", "--config", DEMO, "--callbacks.ema.decay", "fast"],
+            ["callbacks.ema", "'fast'", "expected float"],
+        ),
+        (["fit", "--config", DEMO, "--nonsense.x", "1"], ["nonsense is not a known section"]),
+        (["fit", "--config", DEMO, "--data.path", "???"], ["data.init_args.path", "to be given"]),
+        (["fit", "--config", DEMO, "--model.class_path", "aim_lightning.modules.aim.Nothing"], ["Nothing"]),
+        (["sample", "--config", DEMO, "--num", "few"], ["--num", "few"]),
+        (["sample", "--config", DEMO, "--what"], ["--what"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
+    start = time.monotonic()
+    done = aim_cli(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert time.monotonic() - start < SECONDS_TO_ANSWER
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("fit", ["--data.path", "nothing/here"], ["nothing/here", "make tokenize"]),
+        ("validate", [], ["holds no checkpoint", "make train EXP=demo_aim"]),
+        ("sample", [], ["holds no checkpoint"]),
+        ("tokenize", [], ["tokenize needs pictures"]),
+        ("fit", ["--model.network.headdim", "50"], ["headdim 50"]),
+    ],
+)
+def test_mistakes_found_later_are_one_line_too(aim_cli, tmp_path, command, options, words):
+    done = aim_cli(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in errors[0] for word in words), errors[0]
+
+
+def test_config_prints_a_document_that_can_be_used_again(aim_cli, tmp_path):
+    done = aim_cli("config", "--config", DEMO, "--model.network.d_model", "64")
+    assert done.returncode == 0
+    (tmp_path / "saved.yaml").write_text(done.stdout)
+    assert aim_cli("config", "--config", tmp_path / "saved.yaml").stdout == done.stdout
+    assert "d_model: 64" in done.stdout
+
+
+@pytest.mark.slow
+def test_doctor_says_which_kernels_can_be_used(aim_cli):
+    done = aim_cli("doctor")
+    assert done.returncode == 0
+    for word in ("torch", "lightning", "plain PyTorch scan: usable", "mamba_ssm", "causal_conv1d"):
+        assert word in done.stdout

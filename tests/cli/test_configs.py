@@ -1,0 +1,65 @@
+"""Every shipped file is composed, checked and built."""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+AIM = {"b": 147_622_080, "l": 349_760_000, "xl": 763_291_392, "1b": 1_335_944_192}
+
+
+def compose_and_check(path, *overrides):
+    from aim_lightning.cli.commands import SECTIONS
+    from aim_lightning.cli.main import DEFAULTS
+    from aim_lightning.config import compose
+    from aim_lightning.config.schema import check
+
+    document = compose([DEFAULTS, path], list(overrides))
+    check(document, SECTIONS)
+    return document
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
+    from aim_lightning.cli.build import AimCLI
+
+    monkeypatch.chdir(ROOT)
+    document = compose_and_check(path, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
+    assert document.values["experiment"] == path.stem
+    with torch.device("meta"):
+        cli = AimCLI(document)
+    assert cli.directory.path.as_posix() == f"runs/{path.stem}/main"
+    name = path.stem.rpartition("_")[2]
+    if name in AIM:
+        assert sum(p.numel() for p in cli.model.network.parameters()) == AIM[name]
+        assert cli.model.optimizer_config.peak(cli.datamodule.global_batch_size) == pytest.approx(8e-4)
+    named = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert "Checkpoints" in named and named[0] == "RunState"
+    assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
+    assert cli.trainer.loggers[0].log_dir.rstrip("/") == f"runs/{path.stem}/main"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_saved_configuration_composes_to_itself(path, tmp_path):
+    from aim_lightning.config.yaml_text import dump
+
+    first = compose_and_check(path)
+    (tmp_path / "config.yaml").write_text(dump(first.values))
+    assert compose_and_check(tmp_path / "config.yaml").values == first.values
+
+
+def test_paper_recipe():
+    for name, epochs in (("b", 300), ("l", 300), ("xl", 350), ("1b", 350)):
+        values = compose_and_check(ROOT / f"experiments/imagenet256_aim_{name}.yaml").values
+        model, data = values["model"]["init_args"], values["data"]["init_args"]
+        assert (values["trainer"]["max_epochs"], data["global_batch_size"], model["label_dropout"]) == (
+            epochs,
+            2048,
+            0.1,
+        )
+        assert model["optimizer"]["betas"] == [0.9, 0.95] and model["optimizer"]["weight_decay"] == 0.05
+        assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(
+            model["optimizer"]["learning_rate"], 1e-4
+        )

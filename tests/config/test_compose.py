@@ -1,0 +1,274 @@
+"""Merging files and overrides into one document."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from aim_lightning.config import compose
+from aim_lightning.config.yaml_text import dump, parse
+from aim_lightning.utils.errors import UserError
+
+MODEL = """\
+model:
+  class_path: pkg.AiM
+  init_args:
+    network: {d_model: 64, n_layer: 2}
+    learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory, so that errors name files by short relative paths."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(**files: str) -> list[Path]:
+    """Write NAME=text as NAME.yaml (a double underscore is a slash) and return the paths."""
+    paths = [Path(name.replace("__", "/") + ".yaml") for name in files]
+    for path, text in zip(paths, files.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return paths
+
+
+def values(*overrides: tuple[str, str], **files: str) -> dict:
+    return compose(write(**files), list(overrides)).values
+
+
+def fails(files: list[Path], *overrides: tuple[str, str]) -> str:
+    with pytest.raises(UserError) as error:
+        compose(files, list(overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_includes_come_first_then_the_file_then_later_files_then_overrides(folder):
+    write(configs__base="a: 1\nb: 1\nc: 1\nd: 1\n", configs__mid="include: [base.yaml]\nb: 2\nc: 2\nd: 2\n")
+    first, second = write(experiments__x="include:\n  - ../configs/mid.yaml\nc: 3\nd: 3\n", late="d: 4\ne: 4\n")
+    document = compose([first, second], [("e", "5")])
+    assert document.values == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    assert document.origins == {
+        "a": "configs/base.yaml",
+        "b": "configs/mid.yaml",
+        "c": "experiments/x.yaml",
+        "d": "late.yaml",
+        "e": "command line",
+    }
+
+
+def test_later_includes_win_and_one_file_may_be_included_twice(folder):
+    write(base="x: 0\ny: 0\n", one="include: [base.yaml]\nx: 1\n", two="include: [base.yaml]\ny: 2\n")
+    assert values(main="include: [one.yaml, two.yaml]\n") == {"x": 0, "y": 2}
+
+
+def test_mappings_merge_while_lists_and_scalars_replace(folder):
+    files = {
+        "one": MODEL + "steps: [1, 2]\n",
+        "two": "model: {init_args: {network: {d_model: 96}}}\nsteps: [3]\n",
+    }
+    result = values(**files)
+    assert result["model"]["init_args"] == {"network": {"d_model": 96, "n_layer": 2}, "learning_rate": 1e-4}
+    assert result["steps"] == [3]
+
+
+def test_another_class_replaces_the_mapping_and_the_same_class_merges(folder):
+    one = "c: {ema: {class_path: A, init_args: {x: 1}}, top: {class_path: A, init_args: {x: 1}}}\n"
+    two = "c: {ema: {class_path: B}, top: {class_path: A, init_args: {y: 2}}}\n"
+    document = compose(write(one=one, two=two), [])
+    assert document.values["c"]["ema"] == {"class_path": "B"}
+    assert document.values["c"]["top"]["init_args"] == {"x": 1, "y": 2}
+    assert "c.ema.init_args.x" not in document.origins
+    assert document.origins["c.top.init_args.y"] == "two.yaml"
+
+
+def test_null_switches_off_and_can_be_switched_on_again(folder):
+    one = "callbacks: {ema: {class_path: A}, lr: {class_path: L}}\n"
+    assert values(one=one, two="callbacks: {ema: null}\n")["callbacks"] == {
+        "ema": None,
+        "lr": {"class_path": "L"},
+    }
+    again = {"one": one, "two": "callbacks: {ema: null}\n", "three": "callbacks: {ema: {class_path: B}}\n"}
+    assert values(**again)["callbacks"]["ema"] == {"class_path": "B"}
+
+
+def test_anchors_do_not_share_later_changes(folder):
+    assert values(one="a: &x {v: 1}\nb: *x\n", two="a: {v: 2}\n") == {"a": {"v": 2}, "b": {"v": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("2e-3", 2e-3),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("3", 3),
+        ("-1", -1),
+        ("1_000", 1000),
+        ("010", "010"),
+        ("00:12:00:00", "00:12:00:00"),
+        ("2024-01-01", "2024-01-01"),
+        ("null", None),
+        ("", None),
+        ("true", True),
+        ("16-mixed", "16-mixed"),
+        ("[1,2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("'3'", "3"),
+    ],
+)
+def test_scalars_in_files_and_overrides(folder, text, value):
+    assert values(("b", text), one=f"a: {text}\n") == {"a": value, "b": value}
+    assert parse(dump({"a": value})) == {"a": value}
+
+
+def test_a_dumped_document_reads_back_the_same():
+    document = {"a": ["1e-4", 1e-5, "null", "on", "3", "ü", "${x}"], "b": {"c": "10:20", "d": None, "e": {}}}
+    assert parse(dump(document)) == document
+
+
+def test_overrides_may_leave_init_args_out(folder):
+    overrides = [
+        ("model.learning_rate", "1e-3"),
+        ("model.network.d_model", "128"),
+        ("model.init_args.network.n_layer", "3"),
+        ("callbacks.ema.decay", "0.9"),
+        ("trainer.max_epochs", "2"),
+    ]
+    text = MODEL + "callbacks: {ema: {class_path: A}}\n"
+    document = compose(write(one=text), overrides)
+    assert document.values["model"]["init_args"] == {
+        "network": {"d_model": 128, "n_layer": 3},
+        "learning_rate": 1e-3,
+    }
+    assert document.values["callbacks"]["ema"] == {"class_path": "A", "init_args": {"decay": 0.9}}
+    assert document.values["trainer"] == {"max_epochs": 2}
+    assert document.origins["callbacks.ema.init_args.decay"] == "command line"
+    assert document.origins["model.init_args.network"] == "one.yaml"
+
+
+def test_a_new_class_on_the_command_line_keeps_the_arguments_beside_it(folder):
+    for order in (1, -1):
+        overrides = [("model.width", "3"), ("model.class_path", "pkg.Other")][::order]
+        assert values(*overrides, one=MODEL)["model"] == {
+            "class_path": "pkg.Other",
+            "init_args": {"width": 3},
+        }
+
+
+def test_texts_are_kept_as_typed():
+    document = compose([], [("run", "1e5"), ("experiment", "null"), ("seed", "3")], texts={"run", "experiment"})
+    assert document.values == {"run": "1e5", "experiment": None, "seed": 3}
+
+
+def test_interpolation(folder, monkeypatch):
+    monkeypatch.setenv("AIM_DATA", "/d")
+    text = """
+data: {class_path: D, init_args: {batch: 8, root: '${oc.env:AIM_DATA}/x', log: '${oc.env:NO_,y}'}}
+model: {init_args: {batch: '${data.batch}', same: '${data.init_args.root}', all: '${extra}'}}
+extra: {k: [1, '${data.batch}']}
+literal: '\\${data}'
+"""
+    document = compose(write(one=text), [("more", "${model.init_args.batch}")])
+    assert document.values["data"]["init_args"] == {"batch": 8, "root": "/d/x", "log": "y"}
+    assert document.values["model"]["init_args"] == {"batch": 8, "same": "/d/x", "all": {"k": [1, 8]}}
+    assert document.values["more"] == 8
+    assert document.values["literal"] == "${data}"
+    assert document.origin("model.init_args.all.k") == "one.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2\n", ["x.yaml:2", "key a", "twice"]),
+        ("s:\n  b: 1\n  c: 1\n  b: 2\n", ["x.yaml:4", "key b"]),
+        ("s:\n  1: x\n", ["x.yaml:2", "key 1", "quotes"]),
+        ("on: x\n", ["x.yaml:1", "key on"]),
+        ("? [a]\n: x\n", ["x.yaml:1", "no string"]),
+        ("a: [1\nb: 2\n", ["x.yaml:2", "not readable YAML"]),
+        ("a: {b: ${c}, d: 1}\n", ["x.yaml:1", "quotes"]),
+        ("a: !!python/name:os.system x\n", ["x.yaml:1", "constructor"]),
+        ("a: &x {b: *x}\n", ["x.yaml:1", "anchor"]),
+        ("- a\n", ["x.yaml", "['a']", "mapping"]),
+        ("word\n", ["x.yaml", "'word'", "mapping"]),
+        ("include: a.yaml\n", ["x.yaml", "include", "'a.yaml'", "list"]),
+        ("include: [1]\n", ["x.yaml", "include", "list"]),
+        ("include: [gone.yaml]\n", ["x.yaml", "gone.yaml", "does not exist"]),
+        ("include: [folder]\n", ["x.yaml", "folder", "is a directory"]),
+        ("model:\n  lr: ???\n", ["x.yaml", "model.lr", "???"]),
+        ("a: [1, '???']\n", ["x.yaml", "a[1]", "???"]),
+        ("m: {a: '${n.b}'}\nn: {}\n", ["x.yaml", "m.a", "'${n.b}'", "nothing sets n.b"]),
+        ("a: '${b}'\nb: '${c}'\n", ["x.yaml", "b is", "nothing sets c"]),
+        ("a: '${b}'\nb: '${a}'\n", ["x.yaml", "a is", "leads back to itself"]),
+        ("a: {b: '${a}'}\n", ["x.yaml", "a.b", "leads back to itself"]),
+        ("a: {b: '${.c}'}\n", ["x.yaml", "a.b", "not found"]),
+        ("a: '${oc.env:NO_SUCH_VARIABLE}'\n", ["x.yaml", "a is", "NO_SUCH_VARIABLE"]),
+        ("a: '${nope:1}'\n", ["x.yaml", "a is", "nope"]),
+        ("a: '${b'\n", ["x.yaml", "a is", "'${b'"]),
+    ],
+)
+def test_errors_in_a_file_are_one_line_with_file_and_key(folder, text, words):
+    Path("folder").mkdir()
+    message = fails(write(x=text))
+    assert all(word in message for word in words), message
+
+
+def test_missing_config_file_and_directory(folder):
+    assert fails([Path("gone.yaml")]) == (
+        "command line: --config gone.yaml does not exist; give the path of a YAML file"
+    )
+    assert "is a directory" in fails([Path()])
+
+
+def test_unreadable_bytes(folder):
+    Path("x.yaml").write_bytes(b"a: \xff\n")
+    assert fails([Path("x.yaml")]) == "x.yaml: cannot be read (it is not UTF-8 text)"
+
+
+def test_an_include_loop_shows_its_chain(folder):
+    files = write(a="include: [sub/b.yaml]\n", sub__b="include: [../c.yaml]\n", c="include: [sub/b.yaml]\n")
+    assert fails(files[:1]) == "c.yaml: include goes round in a circle: sub/b.yaml -> c.yaml -> sub/b.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "model: file.yaml\n",
+            ["two.yaml", "model is 'file.yaml'", "one.yaml has a mapping there", "include:"],
+        ),
+        ("callbacks: [a]\n", ["two.yaml", "callbacks is ['a']"]),
+        ("callbacks: {ema: file.yaml}\n", ["two.yaml", "callbacks.ema is 'file.yaml'"]),
+        ("model: {init_args: 3}\n", ["two.yaml", "model.init_args is 3"]),
+    ],
+)
+def test_a_value_where_a_section_or_a_class_was(folder, text, words):
+    message = fails(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n", two=text))
+    assert all(word in message for word in words), message
+
+
+def test_deeper_mappings_are_plain_values(folder):
+    result = values(one="trainer: {max_time: {hours: 1}}\n", two="trainer: {max_time: '00:01:00:00'}\n")
+    assert result == {"trainer": {"max_time": "00:01:00:00"}}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (("model.x", "[1"), ["command line: model.x", "YAML"]),
+        (("model.x", "{a: 1, a: 2}"), ["command line: model.x", "twice"]),
+        (("model.x", "${nope.y}"), ["command line: model.init_args.x", "nothing sets nope.y"]),
+        (("model.x", "???"), ["command line: model.init_args.x", "???"]),
+        (("model..x", "1"), ["command line: --model..x", "no dotted option"]),
+        (("model", "x.yaml"), ["command line: model is 'x.yaml'"]),
+        (("name.x", "1"), ["command line: name.x", "name is 'demo' (x.yaml)"]),
+    ],
+)
+def test_errors_in_overrides(folder, override, words):
+    message = fails(write(x=MODEL + "name: demo\n"), override)
+    assert all(word in message for word in words), message

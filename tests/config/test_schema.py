@@ -1,0 +1,407 @@
+"""Checking documents against the source of the classes they name."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aim_lightning.config import Document, compose
+from aim_lightning.config.schema import ClassSection, Leaf, NamedSection, check, describe
+from aim_lightning.utils.errors import UserError
+
+SECTIONS = {
+    "model": ClassSection(),
+    "data": ClassSection(default="toybox.Base"),
+    "callbacks": NamedSection(provided={"owner"}),
+    "trainer": ClassSection(fixed="lightning.pytorch.Trainer", provided={"callbacks", "logger"}),
+    "optimizer": ClassSection(provided={"params"}),
+    "experiment": Leaf("str", "Name of the experiment."),
+    "seed_everything": Leaf("int | None", "Seed."),
+}
+
+SHAPES = '''
+from __future__ import annotations
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Optional, Union
+
+raise RuntimeError("this module must never be imported")
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes.
+
+    Args:
+        width: how wide,
+            in pixels.
+        kind: which one.
+    """
+
+    table: ClassVar[dict] = {}
+    width: int
+    kind: Literal["none", "layer"] = "none"
+    levels: tuple[int, ...] = (1, 2)
+    pair: tuple[int, float] = (1, 2.0)
+    names: list[str] = field(default_factory=lambda: ["a"])
+    hidden: int = field(init=False, default=3)
+
+@dataclasses.dataclass
+class Wider(Sizes):
+    extra: float = 0.5
+    inner: Sizes | None = None
+
+@dataclass
+class Easy:
+    depth: int = 2
+
+class Base:
+    """Base of all.
+
+    Args:
+        root: where (a folder).
+        workers: how many.
+    """
+
+    def __init__(self, root: Path, workers: "int" = 2, *, shuffle: bool = False, rate: float = 1e-4):
+        pass
+
+class Model(Base):
+    def __init__(self, network: Sizes, easy: Easy, wide: Optional[Wider] = None, **kwargs: Any):
+        """Make it.
+
+        Args:
+            network: the sizes.
+        """
+        super().__init__(network, shuffle=True, **kwargs)
+
+class Free(Base):
+    def __init__(self, x: int = None, **kwargs):
+        self.options = kwargs
+
+class Child(Model):
+    pass
+
+class Things:
+    def __init__(self, table: dict[str, int] = {}, many: list[Sizes] = (), make: Callable[[int], Base] = None,
+                 part: Base = None, either: Union[int, str, None] = 3, alien: Unheard = 1, anything=None,
+                 seq: Sequence[int] = (), scale: float | Tensor = 1.0, precision: _PRECISION = "32",
+                 owner: str = ""):
+        pass
+
+class Plain(abc.ABC, Generic[T]):
+    pass
+
+class Bag(dict):
+    pass
+
+Alias = Base
+def factory(x: int): ...
+'''
+
+SUB = """
+from ..shapes import Base
+from ..nowhere import Gone
+import toybox.shapes as s
+X = s.Free
+"""
+
+OTHER = """
+from . import shapes
+class Far(shapes.Base): pass
+class Odd(unknown.Base): pass
+"""
+
+
+@pytest.fixture(scope="module")
+def toybox(tmp_path_factory):
+    """A package `toybox` on the path whose modules raise when imported."""
+    root = tmp_path_factory.mktemp("path")
+    (root / "toybox" / "sub").mkdir(parents=True)
+    files = {
+        "toybox/__init__.py": "from .shapes import *\nfrom toybox.shapes import Model as Renamed\n",
+        "toybox/shapes.py": SHAPES,
+        "toybox/sub/__init__.py": SUB,
+        "toybox/lazy.py": "def __getattr__(name): ...\n",
+        "toybox/broken.py": "class (\n",
+        "toybox/other.py": OTHER,
+    }
+    for name, text in files.items():
+        (root / name).write_text(text)
+    (root / "toybox" / "fast.cpython-311-x86_64-linux-gnu.so").write_bytes(b"")
+    sys.path.insert(0, str(root))
+    yield root
+    sys.path.remove(str(root))
+    assert not any(name.startswith("toybox") for name in sys.modules)
+
+
+def document(**values) -> Document:
+    """A document in which every section came from x.yaml."""
+    return Document(values, dict.fromkeys(values, "x.yaml"))
+
+
+def model(name: str, **init_args) -> Document:
+    return document(model={"class_path": f"toybox.{name}", "init_args": init_args})
+
+
+def fails(doc: Document) -> str:
+    with pytest.raises(UserError) as error:
+        check(doc, SECTIONS)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+SIZES = {"width": 3}
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        model("Base", root="r", workers=1, shuffle=True, rate=1),
+        model("shapes.Base", root="r"),
+        model("sub.Base", root="r"),
+        model("sub.X", x=None, whatever=[1]),
+        model("Alias", root="r"),
+        model("Renamed", network=SIZES),
+        model("Model", network=SIZES, easy={"depth": 3}, wide={"width": 1, "inner": SIZES}, workers=3, rate=0.5),
+        model("Model", network={**SIZES, "kind": "layer", "levels": [1], "pair": [1, 2], "names": []}, wide=None),
+        model("Child", network=SIZES),
+        model("other.Far", root="r"),
+        model("other.Odd", anything=3),
+        model("Bag", anything=3),
+        model("factory", anything=3),
+        model("lazy.Anything", x=1),
+        model("broken.Anything", x=1),
+        model("fast.Anything", x=1),
+        model("sub.Gone", x=1),
+        model("shapes.Base.Nested", x=1),
+        model("Things", table={"a": 1}, many=[SIZES], either="x", alien="y", anything={"b": [1]}, seq=[1]),
+        model("Things", either=None, scale="x", precision="bf16", make={"class_path": "toybox.Base"}),
+        model("Things", part={"class_path": "toybox.Base", "init_args": {"root": "r"}}),
+        document(model={"class_path": "toybox.Base", "init_args": {"root": "r"}, "dict_kwargs": {"z": 1}}),
+        document(data={"init_args": {"root": "r"}}),
+        document(model=None, callbacks={"a": None, "b": {"class_path": "toybox.Things"}}, seed_everything=None),
+        document(trainer={"precision": "bf16-mixed", "max_time": {"hours": 1}, "deterministic": "warn"}),
+        document(trainer={"devices": "auto", "limit_val_batches": 0.5, "max_epochs": None, "fast_dev_run": True}),
+        document(trainer={"plugins": [{"class_path": "toybox.Base", "init_args": {"root": "r"}}]}),
+        document(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "betas": [0.9, 0.95]}}),
+    ],
+)
+def test_good_documents_pass(toybox, good):
+    check(good, SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (document(modle={}), "modle is not a known section; did you mean model?"),
+        (
+            model("Base", root="r", wokers=1),
+            "ARGS.wokers is not an option of Base; did you mean workers?",
+        ),
+        (model("Base"), "ARGS.root is missing; Base needs it (Path)"),
+        (model("Base", root=3), "ARGS.root is 3; expected Path"),
+        (model("Base", root="r", workers=True), "ARGS.workers is true; expected int"),
+        (model("Base", root="r", workers=1.5), "ARGS.workers is 1.5; expected int"),
+        (model("Base", root="r", workers=None), "ARGS.workers is null; expected int"),
+        (model("Base", root="r", shuffle=1), "ARGS.shuffle is 1; expected bool"),
+        (model("Base", root="r", rate="1e-4"), "ARGS.rate is '1e-4'; expected float"),
+        (model("Child", network=SIZES, shuffle=True), "ARGS.shuffle is not an option of Child"),
+        (
+            model("Model", network=SIZES, wokers=1),
+            "ARGS.wokers is not an option of Model; did you mean workers?",
+        ),
+        (model("Model", network={}), "NET.width is missing; Sizes needs it (int)"),
+        (model("Model"), "ARGS.network is missing; Model needs it (Sizes)"),
+        (model("Model", network="tiny"), "ARGS.network is 'tiny'; expected Sizes"),
+        (
+            model("Model", network={"width": 1, "widht": 2}),
+            "NET.widht is not an option of Sizes; did you mean width?",
+        ),
+        (
+            model("Model", network={"width": 1, "hidden": 2}),
+            "NET.hidden is not an option of Sizes",
+        ),
+        (
+            model("Model", network={"width": 1, "kind": "layr"}),
+            "NET.kind is 'layr'; expected one of none, layer",
+        ),
+        (
+            model("Model", network={"width": 1, "levels": [1, "x"]}),
+            "NET.levels is [1, 'x']; expected tuple[int, ...]",
+        ),
+        (
+            model("Model", network={"width": 1, "pair": [1]}),
+            "NET.pair is [1]; expected tuple[int, float]",
+        ),
+        (
+            model("Model", network={"width": 1, "names": "a"}),
+            "NET.names is 'a'; expected list[str]",
+        ),
+        (
+            model("Model", network=SIZES, wide={"width": 1, "inner": {"width": "x"}}),
+            "ARGS.wide.inner.width is 'x'; expected int",
+        ),
+        (model("Plain", x=1), "ARGS.x is not an option of Plain"),
+        (model("Free", x="a"), "ARGS.x is 'a'; expected int"),
+        (model("other.Far"), "ARGS.root is missing; Far needs it (Path)"),
+        (model("Things", table={"a": "b"}), "ARGS.table is {'a': 'b'}; expected dict[str, int]"),
+        (model("Things", many=[{"width": "x"}]), "ARGS.many[0].width is 'x'; expected int"),
+        (model("Things", either=1.5), "ARGS.either is 1.5; expected int or str or null"),
+        (
+            model("Things", part={"class_path": "toybox.Base"}),
+            "ARGS.part.init_args.root is missing; Base needs it (Path)",
+        ),
+        (
+            model("Things", make={"class_path": "toybox.Base", "init_args": {"rot": 1}}),
+            "ARGS.make.init_args.rot is not an option of Base; did you mean root?",
+        ),
+        (model("Bse"), "PATH 'toybox.Bse', but toybox has no class Bse"),
+        (
+            model("shapes.Bse"),
+            "PATH 'toybox.shapes.Bse', but toybox.shapes has no class Bse; did you mean Base?",
+        ),
+        (
+            model("shaps.Base"),
+            "PATH 'toybox.shaps.Base', but there is no module toybox.shaps; did you mean shapes?",
+        ),
+        (
+            document(model={"class_path": "toybix.Base"}),
+            "PATH 'toybix.Base', but there is no package toybix (installed or on PYTHONPATH)",
+        ),
+        (
+            document(model={"class_path": "Base"}),
+            "PATH 'Base'; write the class as package.module.Class",
+        ),
+        (document(model={"class_path": 3}), "PATH 3; write the class as package.module.Class"),
+        (
+            document(model={"init_args": {}}),
+            "model has no class_path; name the class, or include the file that does",
+        ),
+        (
+            document(model={"class_path": "toybox.Base", "root": "r"}),
+            "model.root stands beside class_path; put it under model.init_args",
+        ),
+        (
+            document(model={"class_path": "toybox.Base", "init_args": [1]}),
+            "model.init_args is [1]; expected a mapping of arguments",
+        ),
+        (document(model="m.yaml"), "model is 'm.yaml'; expected a mapping of class_path and init_args"),
+        (document(callbacks=[1]), "callbacks is [1]; expected a mapping of names, each with a class_path"),
+        (
+            document(callbacks={"ema": {"class_path": "toybox.Base"}, "emma": {"init_args": {}}}),
+            "callbacks.ema.init_args.root is missing; Base needs it (Path)",
+        ),
+        (
+            document(callbacks={"emma": {"init_args": {}}, "ema": None}),
+            "callbacks.emma has no class_path; did you mean ema?",
+        ),
+        (
+            document(callbacks={"t": {"class_path": "toybox.Things", "init_args": {"owner": "x"}}}),
+            "callbacks.t.init_args.owner is set by the framework itself; remove it",
+        ),
+        (document(trainer={"max_epochs": "two"}), "trainer.max_epochs is 'two'; expected int or null"),
+        (
+            document(trainer={"max_epoch": 2}),
+            "trainer.max_epoch is not an option of Trainer; did you mean max_epochs?",
+        ),
+        (document(trainer={"callbacks": []}), "trainer.callbacks is set by the framework itself; remove it"),
+        (
+            document(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lrr": 1}}),
+            "optimizer.init_args.lrr is not an option of AdamW; did you mean lr?",
+        ),
+        (
+            document(model={"class_path": "torch.optim.AdmW"}),
+            "PATH 'torch.optim.AdmW', but torch.optim has no class AdmW; did you mean AdamW?",
+        ),
+        (document(experiment=3), "experiment is 3; expected str"),
+        (document(experiment=None), "experiment is null; expected str"),
+        (document(seed_everything="x"), "seed_everything is 'x'; expected int or null"),
+    ],
+)
+def test_every_mistake_is_one_line_with_file_and_key(toybox, bad, message):
+    message = message.replace("NET.", "ARGS.network.").replace("ARGS.", "model.init_args.")
+    message = message.replace("PATH ", "model.class_path is ")
+    assert fails(bad) == f"x.yaml: {message}"
+
+
+def test_missing_required_sections():
+    with pytest.raises(UserError, match=r"^configuration: model is missing; set it in a --config file"):
+        check(Document(), {"model": ClassSection(required=True)})
+
+
+def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_path):
+    file = tmp_path / "m.yaml"
+    file.write_text("model: {class_path: toybox.Model, init_args: {network: {width: 1}}}\n")
+    assert fails(compose([file], [("model.network.widht", "1")])).startswith(
+        "command line: model.init_args.network.widht"
+    )
+    file.write_text("model: {class_path: toybox.Base}\n")
+    assert fails(compose([file], [("model.workers", "1")])).startswith(f"{file}: model.init_args.root is missing")
+
+
+def test_options_of_our_configurations():
+    path = "aim_lightning.models.aim.config.AiMConfig"
+    rows = {row.option: row for row in describe("model", ClassSection(fixed=path), document(model={"n_layer": 3}))}
+    assert rows["model.d_model"][1:] == ("int", "768", "width of the residual stream.")
+    assert rows["model.n_layer"].value == "3"
+    assert rows["model.adaln"].type == "one of none, layer, group"
+    assert rows["model.adaln"].description.endswith("``none`` = no modulation.")
+    assert len(rows) == 17 and all(row.description for row in rows.values())
+    bad = document(model={"class_path": path, "init_args": {"d_modle": 3}})
+    assert fails(bad) == "x.yaml: model.init_args.d_modle is not an option of AiMConfig; did you mean d_model?"
+
+
+def test_describe(toybox):
+    doc = model("Model", network=SIZES, rate=0.5)
+    rows = {row.option: row for row in describe("model", ClassSection(), doc)}
+    assert rows["model.class_path"].value == "toybox.Model"
+    assert rows["model.network.width"][1:] == ("int", "3", "how wide, in pixels.")
+    assert rows["model.network.names"].value == "['a']"
+    assert rows["model.rate"][1:3] == ("float", "0.5")
+    assert rows["model.workers"][2:] == ("2", "how many.")
+    assert "model.shuffle" not in rows and "model.root" not in rows
+    assert describe("model", ClassSection(), Document())[0][:3] == ("model.class_path", "class", "required")
+    assert describe("experiment", SECTIONS["experiment"], document(experiment="e"))[0].value == "'e'"
+
+
+def test_describe_named_and_fixed_sections(toybox):
+    doc = document(callbacks={"a": None, "b": {"class_path": "toybox.Things", "init_args": {"either": 1}}})
+    rows = {row.option: row.value for row in describe("callbacks", SECTIONS["callbacks"], doc)}
+    assert rows["callbacks.a"] == "null" and rows["callbacks.b.either"] == "1" and "callbacks.b.owner" not in rows
+    rows = {row.option: row for row in describe("trainer", SECTIONS["trainer"], Document())}
+    assert rows["trainer.max_epochs"].type == "int or null" and rows["trainer.max_epochs"].value == "null"
+    assert "Stop training" in rows["trainer.max_epochs"].description
+    assert "trainer.callbacks" not in rows
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "trainer: {max_epochs: 2}\no: {class_path: torch.optim.AdamW, init_args: {lr: 1e-3}}\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from aim_lightning.config import compose;"
+        "from aim_lightning.config.schema import ClassSection, check, describe;"
+        "trainer = ClassSection(fixed='lightning.pytorch.Trainer');"
+        "sections = {'trainer': trainer, 'o': ClassSection(provided={'params'})};"
+        "document = compose([Path(sys.argv[1])], [('trainer.max_epochs', '3')]); check(document, sections);"
+        "rows = describe('trainer', trainer, document);"
+        "print({'torch', 'lightning', 'numpy', 'jsonargparse'} & set(sys.modules), len(rows) > 30)"
+    )
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.yaml"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["set()", "True"]
+    assert time.monotonic() - start < 5
+
+
+def test_our_sources_have_no_heavy_imports():
+    import aim_lightning.config
+
+    for file in Path(aim_lightning.config.__file__).parent.glob("*.py"):
+        assert not re.search(r"^\s*(from|import) (torch|lightning|jsonargparse|numpy)", file.read_text(), re.MULTILINE)

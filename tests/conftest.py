@@ -1,0 +1,46 @@
+"""Shared by all tests: one thread a process (two on two cores slow each other down many times), small makers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture
+def aim_cli():
+    """Runs a real `aim-lightning` process; returns the finished process with its text."""
+
+    def call(*arguments: str, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "aim_lightning", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return call
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """In CI (AIM_CI is set by .ci/run) a skipped test is a failure: .ci/run installs what tests need."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("AIM_CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"

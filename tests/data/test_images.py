@@ -1,0 +1,623 @@
+"""Picture sources, shards, transforms, pixel conversions and the embedded Fashion-MNIST."""
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aim_lightning.data.images import fashion_mnist
+from aim_lightning.data.images.shards import write_image_shards
+from aim_lightning.data.images.sources import FolderSource, ShardSource, open_source, to_rgb
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json, sha256_file, write_json
+from aim_lightning.utils.pixels import to_uint8, to_unit_range
+
+MINI = Path(__file__).parents[2] / "data" / "fashion_mnist_mini"
+IDX = Path(os.environ.get("FASHION_MNIST_DIR", fashion_mnist.DEBIAN_FOLDER))
+NAMES = ["cat", "dog", "owl"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(seed: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def reopen(image: Image.Image, form: str = "PNG", **options) -> Image.Image:
+    return Image.open(io.BytesIO(encode(image, form, **options)))
+
+
+def records(rows: int = 7) -> list[tuple[bytes, str, int, str]]:
+    labels = sorted(row % len(NAMES) for row in range(rows))
+    return [(encode(noise(row)), "png", label, f"p{row:02d}") for row, label in enumerate(labels)]
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """7 pictures, 3 a shard."""
+    write_image_shards(records(), tmp_path / "shards", NAMES, rows_per_shard=3)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """The same pictures as class folders."""
+    for picture, extension, label, key in records():
+        path = tmp_path / "tree" / NAMES[label] / f"{key}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    return tmp_path / "tree"
+
+
+# --- to_rgb
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 255), (77, 77, 77)),
+        ("LA", (77, 0), (255, 255, 255)),
+        ("La", (0, 0), (255, 255, 255)),
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("RGBX", (10, 20, 30, 0), (10, 20, 30)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("YCbCr", (128, 128, 128), (128, 128, 128)),
+        ("HSV", (0, 255, 255), (255, 0, 0)),
+        ("LAB", (255, 128, 128), (255, 255, 255)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 40, (40, 40, 40)),
+        ("I;16B", 257 * 40, (40, 40, 40)),
+        ("I", 257 * 40, (40, 40, 40)),
+        ("I", 40, (40, 40, 40)),
+        ("I", 2**30, (255, 255, 255)),
+        ("F", 0.5, (128, 128, 128)),
+        ("F", 40.0, (40, 40, 40)),
+        ("F", float("nan"), (0, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, color, expected):
+    rgb = to_rgb(Image.new(mode, (3, 2), color))
+    assert (rgb.mode, rgb.size) == ("RGB", (3, 2))
+    assert rgb.getpixel((1, 1)) == pytest.approx(expected, abs=1 if mode == "LAB" else 0)
+
+
+def test_integer_grey_with_negative_values_is_stretched_over_its_range():
+    image = Image.fromarray(np.array([[-100, 0, 100]], dtype=np.int32))
+    assert [to_rgb(image).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert [to_rgb(reopen(image)).getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (200, 100, 50)]
+    clear = to_rgb(reopen(image, transparency=0))
+    assert [clear.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (200, 100, 50)]
+    assert to_rgb(image.convert("PA")).getpixel((1, 0)) == (200, 100, 50)
+
+
+@pytest.mark.parametrize(("mode", "color"), [("L", 40), ("RGB", (1, 2, 3)), ("I;16", 9000)])
+def test_transparent_color_of_a_png_becomes_white(mode, color):
+    assert to_rgb(reopen(Image.new(mode, (2, 2), color), transparency=color)).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
+
+
+def test_16_bit_png_keeps_its_range():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    assert np.array_equal(np.asarray(to_rgb(reopen(Image.fromarray(ramp))))[0, :, 0], np.arange(256))
+
+
+def test_exif_orientation_is_applied():
+    image, exif = noise(0), Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    turned = to_rgb(reopen(image, exif=exif))
+    assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(image), -1))
+
+
+def test_damaged_exif_does_not_cost_the_picture():
+    jpeg = encode(noise(0), "JPEG")
+    segment = b"Exif\0\0not a TIFF header"
+    broken = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+    assert to_rgb(Image.open(io.BytesIO(broken))).size == (9, 7)
+
+
+# --- sources
+
+
+def test_both_sources_give_equal_pictures_in_equal_order(tree, shards):
+    folder, tar = open_source(tree), open_source(shards)
+    assert isinstance(folder, FolderSource)
+    assert isinstance(tar, ShardSource)
+    assert folder.class_names == tar.class_names == NAMES
+    assert folder.labels.dtype == tar.labels.dtype == np.int64
+    assert folder.labels.tolist() == tar.labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert [tar.key(row) for row in range(7)] == [f"p{row:02d}" for row in range(7)]
+    assert folder.key(3) == "dog/p03.png"
+    for row in range(7):
+        one, other = folder[row], tar[row]
+        assert np.array_equal(np.asarray(one.image), np.asarray(noise(row)))
+        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
+        assert (one.label, one.key) == (folder.labels[row], folder.key(row))
+        assert (other.label, other.key) == (tar.labels[row], tar.key(row))
+    with pytest.raises(IndexError):
+        tar[7]
+
+
+def test_folders_are_searched_deeply_without_hidden_or_foreign_files(tree):
+    for name in ("cat/.hidden.png", ".git/x.png", "cat/.thumbs/x.png", "cat/notes.txt", "cat/a.pdf"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(b"x")
+    deep = tree / "owl" / "früh" / "DEEP.JPEG"
+    deep.parent.mkdir()
+    deep.write_bytes(encode(noise(1), "JPEG"))
+    source = FolderSource(tree)
+    assert len(source) == 8
+    assert source.key(5) == "owl/früh/DEEP.JPEG"
+    assert source[5].label == 2
+
+
+def test_shards_without_manifest(shards):
+    with_manifest = ShardSource(shards).fingerprint
+    (shards / "manifest.json").unlink()
+    source = open_source(shards)
+    assert source.class_names == ["0", "1", "2"]
+    assert len(source) == 7
+    assert source.fingerprint != with_manifest
+
+
+@pytest.mark.parametrize("kind", ["tree", "shards"])
+def test_fingerprint_follows_content_not_place_or_time(kind, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    before = open_source(folder).fingerprint
+    moved = folder.rename(tmp_path / "moved")
+    for path in moved.rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert open_source(moved).fingerprint == before
+    assert len(before) == 64
+    if kind == "tree":
+        (moved / "cat" / "p00.png").write_bytes(encode(noise(0, (20, 20))))
+    else:
+        write_image_shards([*records()[1:], records()[0]], moved, NAMES, rows_per_shard=3)
+    assert open_source(moved).fingerprint != before
+
+
+def test_shard_source_survives_pickling(shards):
+    source = ShardSource(shards)
+    source[0]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint == source.fingerprint
+    assert np.array_equal(np.asarray(copy[5].image), np.asarray(source[5].image))
+
+
+def _read_rounds(source: ShardSource, queue) -> None:
+    queue.put(all(np.array_equal(np.asarray(source[row].image), np.asarray(noise(row))) for row in [*range(7)] * 20))
+
+
+def test_forked_readers_share_open_shards_without_harm(shards):
+    source = ShardSource(shards)
+    source[0], source[6]  # opened before the fork
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=_read_rounds, args=(source, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get(timeout=60) for _ in workers] == [True, True]
+    for worker in workers:
+        worker.join()
+
+
+def test_few_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("aim_lightning.data.images.shards._OPEN_FILES", 2)
+    write_image_shards(records(), tmp_path, NAMES, rows_per_shard=1)
+    source = ShardSource(tmp_path)
+    for row in [*range(7), *range(7)]:
+        assert np.array_equal(np.asarray(source[row].image), np.asarray(noise(row)))
+    assert len(source._files._open) == 2
+
+
+# --- errors of sources
+
+
+def refuses(match: str, act, *arguments) -> None:
+    """The call raises a UserError of one line."""
+    with pytest.raises(UserError, match=match) as caught:
+        act(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_or_empty_folders(tmp_path, tree):
+    refuses("nowhere does not exist; give", open_source, tmp_path / "nowhere")
+    refuses("is no folder", open_source, tree / "cat" / "p00.png")
+    refuses("does not exist", FolderSource, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    refuses("no class folders", open_source, tmp_path / "empty")
+    refuses("no .tar shards", ShardSource, tmp_path / "empty")
+    (tmp_path / "empty" / "a").mkdir()
+    refuses("empty/a holds no pictures", open_source, tmp_path / "empty")
+
+
+def test_unreadable_pictures_are_named(tree, shards):
+    path = tree / "dog" / "p03.png"
+    path.write_bytes(path.read_bytes()[:80])
+    source = FolderSource(tree)
+    refuses("dog/p03.png is not a readable picture", source.__getitem__, 3)
+    path.write_bytes(b"hello")
+    refuses("no picture format", source.__getitem__, 3)
+    path.unlink()
+    refuses("dog/p03.png", source.__getitem__, 3)
+    write_tar(shards / "images-000002.tar", {"p06.png": b"hello", "p06.cls": b"2"})
+    refuses(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
+
+
+def test_shard_that_vanishes_or_shrinks_later(shards):
+    source = ShardSource(shards)
+    (shards / "images-000001.tar").unlink()
+    refuses("images-000001.tar, key p04 cannot be read", source.__getitem__, 4)
+    (shards / "images-000000.tar").write_bytes(b"")
+    refuses("ends .* too early", source.__getitem__, 0)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 1024, 1100, 3 * 1024])
+def test_truncated_shard(shards, keep):
+    path = shards / "images-000000.tar"
+    path.write_bytes(path.read_bytes()[:keep])
+    (shards / "manifest.json").unlink()
+    refuses("images-000000.tar is truncated or damaged", ShardSource, shards)
+
+
+@pytest.mark.parametrize("at", [0, 1024])
+def test_corrupt_header_in_a_shard(shards, at):
+    path = shards / "images-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[at : at + 200] = b"\x7f" * 200
+    path.write_bytes(content)
+    refuses("images-000000.tar is truncated or damaged", ShardSource, shards)
+
+
+@pytest.mark.parametrize(
+    ("members", "match"),
+    [
+        ({"a.png": b"x"}, "key a: there is no .cls"),
+        ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "key b: there is no picture"),
+        ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"0"}, "key a: more than one"),
+        ({"a.png": b"x", "a.cls": b"cat"}, "key a: .cls holds b'cat'"),
+        ({"a.png": b"x", "a.cls": b"-1"}, "key a: label -1 is out of range"),
+        ({"a.txt": b"x"}, "hold no pictures"),
+    ],
+)
+def test_wrong_members_of_a_shard(tmp_path, members, match):
+    write_tar(tmp_path / "x-0.tar", members)
+    refuses(match, open_source, tmp_path)
+
+
+def test_foreign_shards_in_folders_and_with_extras(tmp_path):
+    members = {"d/a.PNG": encode(noise(4)), "d/a.cls": b"1\n", "d/a.json": b"{}", "d/b.cls": b"0"}
+    write_tar(tmp_path / "x-0.tar", {**members, "d/b.webp": encode(noise(5), "WEBP", lossless=True)})
+    source = open_source(tmp_path)
+    assert [source.key(row) for row in range(2)] == ["d/a", "d/b"]
+    assert source.labels.tolist() == [1, 0]
+    assert np.array_equal(np.asarray(source[1].image), np.asarray(noise(5)))
+
+
+def test_label_beyond_the_class_names(shards):
+    manifest = read_json(shards / "manifest.json", "manifest")
+    write_json(shards / "manifest.json", {**manifest, "class_names": ["cat", "dog"]})
+    refuses("images-000001.tar, key p05: label 2 is out of range", ShardSource, shards)
+
+
+def test_manifest_that_disagrees_with_the_folder(shards):
+    path = shards / "manifest.json"
+    good = read_json(path, "manifest")
+    write_json(path, {**good, "shards": [{**good["shards"][0], "rows": 2}, *good["shards"][1:]]})
+    refuses("images-000000.tar has 3 rows, .*says 2", ShardSource, shards)
+    write_json(path, {**good, "shards": good["shards"][:2]})
+    refuses("images-000002.tar is not listed", ShardSource, shards)
+    write_json(path, good)
+    (shards / "images-000001.tar").unlink()
+    refuses("lists shard images-000001.tar, which is absent", open_source, shards)
+
+
+def test_damaged_manifest(shards):
+    path = shards / "manifest.json"
+    good = read_json(path, "manifest")
+    write_json(path, {**good, "format": "other/1"})
+    refuses("format 'other/1', expected", ShardSource, shards)
+    write_json(path, [])
+    refuses("format 'list'", ShardSource, shards)
+    write_json(path, {key: value for key, value in good.items() if key != "class_names"})
+    refuses("manifest.json is damaged", ShardSource, shards)
+    path.write_text("{")
+    refuses("not readable JSON", ShardSource, shards)
+
+
+# --- writing shards
+
+
+def test_same_records_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_image_shards(iter(records()), tmp_path / name, NAMES, rows_per_shard=3, extra={"license": "MIT"})
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["images-000000.tar", "images-000001.tar", "images-000002.tar", "manifest.json"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["class_names"], manifest["rows"]) == (
+        "aim_lightning.images/1",
+        NAMES,
+        7,
+    )
+    assert manifest["license"] == "MIT"
+    for shard, rows in zip(manifest["shards"], (3, 3, 1), strict=True):
+        assert shard["rows"] == rows
+        assert shard["sha256"] == sha256_file(tmp_path / "a" / shard["name"])
+
+
+def test_writing_again_replaces_all_of_the_old_set(shards):
+    write_image_shards(records()[:2], shards, NAMES, rows_per_shard=3)
+    assert sorted(path.name for path in shards.iterdir()) == ["images-000000.tar", "manifest.json"]
+    assert len(open_source(shards)) == 2
+
+
+def test_stopped_writing_leaves_no_manifest_and_no_part_of_a_shard(tmp_path):
+    def stops():
+        yield from records()[:4]
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_image_shards(stops(), tmp_path, NAMES, rows_per_shard=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000.tar"]
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ((b"", "gif", 0, "a"), "extension 'gif'"),
+        ((b"", "png", 3, "a"), "label 3, but there are 3 class names"),
+        ((b"", "png", 0, "a.b"), "'a.b' is empty or has a dot"),
+        ((b"", "png", 0, "p00"), "'p00' comes twice"),
+    ],
+)
+def test_records_that_could_not_be_read_back(tmp_path, record, match):
+    refuses(match, write_image_shards, [records()[0], record], tmp_path, NAMES, 1)
+    refuses("no pictures to write", write_image_shards, [], tmp_path, NAMES, 1)
+    refuses("rows_per_shard is 0", write_image_shards, records(), tmp_path, NAMES, 0)
+
+
+# --- transforms
+
+
+def test_center_crop_pad_and_resize():
+    image = noise(0, (12, 8))
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert torch.equal(ImageTransform(8)(image, 0), pixels[:, :, 2:10])
+    padded = ImageTransform(12, pad=2)(image, 0)
+    assert torch.equal(padded[:, 2:10, :], pixels)
+    assert padded[:, :2].sum() == padded[:, 10:].sum() == 0
+    resized = ImageTransform(16, resize=16)(image, 0)
+    expected = np.asarray(image.resize((24, 16), Image.Resampling.LANCZOS))[:, 4:20]
+    assert torch.equal(resized, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert (resized.dtype, resized.shape) == (torch.uint8, (3, 16, 16))
+
+
+def test_no_crop_wants_the_exact_size():
+    assert ImageTransform(8, crop="none")(noise(0, (8, 8)), 0).shape == (3, 8, 8)
+    refuses("12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0)
+
+
+def test_random_choices_are_a_function_of_the_seed_and_leave_the_generator_alone():
+    transform, image = ImageTransform(8, pad=2, crop="random", flip=True), noise(0, (12, 8))
+    first = [transform(image, seed) for seed in range(40)]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again = [transform(image, seed) for seed in reversed(range(40))][::-1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({bytes(picture.numpy().tobytes()) for picture in first}) > 20
+    transform(image, 2**63 - 1)
+
+
+def test_half_of_the_pictures_are_mirrored():
+    transform, image = ImageTransform(8, flip=True), noise(0, (8, 8))
+    plain = ImageTransform(8)(image, 0)
+    results = [transform(image, seed) for seed in range(200)]
+    mirrored = [torch.equal(result, plain.flip(-1)) for result in results]
+    assert all(torch.equal(r, plain) for r, flipped in zip(results, mirrored, strict=True) if not flipped)
+    assert 70 < sum(mirrored) < 130
+
+
+def test_repr_is_the_same_for_the_same_settings():
+    assert repr(ImageTransform(8, pad=1)) == repr(ImageTransform(8, pad=1)) != repr(ImageTransform(8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"crop": "left"}, "crop is 'left'; use one of"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"resize": 0}, "resize is 0"),
+        ({"pad": -1}, "pad is -1"),
+        ({"resize": 4, "pad": 1}, "gives 6 pixels, less than image_size 8"),
+    ],
+)
+def test_settings_that_give_no_picture(settings, match):
+    with pytest.raises(UserError, match=match):
+        ImageTransform(**{"image_size": 8, **settings})
+
+
+def test_too_small_pictures():
+    for crop in ("center", "random"):
+        refuses("9x7 after resize and pad, less than image_size 8", ImageTransform(8, crop=crop), noise(0), 0)
+
+
+# --- pixels
+
+
+def test_pixel_conversions_are_inverse_round_and_clamp():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    floats = to_unit_range(pixels)
+    assert (floats.dtype, floats[0], floats[255]) == (torch.float32, -1, 1)
+    assert torch.equal(to_uint8(floats), pixels)
+    assert torch.equal(to_uint8(floats.double()), pixels)
+    assert torch.equal(to_uint8(floats + 0.4 / 127.5), pixels)
+    assert torch.equal(to_uint8(floats - 0.4 / 127.5), pixels)
+    outside = torch.tensor([-3.0, 3.0, -float("inf"), float("inf")])
+    assert to_uint8(outside).tolist() == [0, 255, 0, 255]
+    assert to_uint8(torch.tensor([1.0], dtype=torch.bfloat16)).tolist() == [255]
+
+
+def test_pixel_conversions_refuse_nan_and_other_dtypes():
+    with pytest.raises(ValueError, match="NaN"):
+        to_uint8(torch.tensor([0.0, float("nan")]))
+    with pytest.raises(ValueError, match="floats"):
+        to_uint8(torch.tensor([1]))
+    with pytest.raises(ValueError, match="uint8"):
+        to_unit_range(torch.tensor([1.0]))
+
+
+# --- Fashion-MNIST
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", 6000), ("val", 2000)])
+def test_embedded_set_is_whole_and_balanced(split, rows):
+    manifest = read_json(MINI / split / "manifest.json", "manifest")
+    for shard in manifest["shards"]:
+        assert sha256_file(MINI / split / shard["name"]) == shard["sha256"]
+    source = open_source(MINI / split)
+    assert (len(source), manifest["rows"]) == (rows, rows)
+    assert np.bincount(source.labels).tolist() == [rows // 10] * 10
+    assert source.class_names == fashion_mnist.CLASS_NAMES
+    keys = [source.key(row) for row in range(rows)]
+    assert keys == sorted(set(keys))
+    assert (source[0].image.size, source[0].image.mode) == ((28, 28), "RGB")
+    assert "Zalando" in (MINI / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not IDX.is_dir(), reason="no IDX files: install dataset-fashion-mnist or set FASHION_MNIST_DIR")
+def test_regeneration_gives_the_same_pixels_in_the_same_order(tmp_path):
+    fashion_mnist.make(IDX, tmp_path, train_rows=6000, val_rows=2000)
+    for split in ("train", "val"):
+        old, new = open_source(MINI / split), open_source(tmp_path / split)
+        assert old.labels.tolist() == new.labels.tolist()
+        for row in range(len(old)):
+            assert old.key(row) == new.key(row)
+            assert old[row].image.tobytes() == new[row].image.tobytes()
+
+
+@pytest.fixture
+def idx(tmp_path) -> Path:
+    """40 training and 20 test pictures in Fashion-MNIST's files."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for prefix, rows in (("train", 40), ("t10k", 20)):
+        labels = (np.arange(rows) * 7 % 10).astype(np.uint8)
+        pixels = np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), dtype=np.uint8)
+        header = struct.pack(">4I", 2051, rows, 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
+        header = struct.pack(">2I", 2049, rows)
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
+    return folder
+
+
+def test_all_rows_keep_order_and_pixels(idx, tmp_path):
+    fashion_mnist.make(idx, tmp_path / "out", rows_per_shard=16)
+    for split, prefix in (("train", "train"), ("val", "t10k")):
+        pixels, labels = fashion_mnist.read_split(idx, prefix)
+        source = open_source(tmp_path / "out" / split)
+        assert source.labels.tolist() == labels.tolist()
+        assert source.key(12) == f"{split}-00012"
+        for row in range(len(source)):
+            assert np.array_equal(np.asarray(source[row].image)[..., 0], pixels[row])
+
+
+def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
+    arguments = [
+        "--source",
+        str(idx),
+        "--out",
+        str(tmp_path / "out"),
+        "--train_rows",
+        "20",
+        "--val_rows",
+        "10",
+    ]
+    assert fashion_mnist.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 20 training and 10 validation pictures")
+    source = open_source(tmp_path / "out" / "train")
+    assert [source.key(row) for row in range(20)] == [f"train-{row:05d}" for row in range(20)]
+    assert np.bincount(source.labels).tolist() == [2] * 10
+
+
+def test_command_line_says_how_to_get_the_files(tmp_path, capsys):
+    assert fashion_mnist.main(["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "apt-get install dataset-fashion-mnist" in error
+    assert "dpkg-deb -x" in error
+
+
+def test_damaged_idx_files(idx, tmp_path):
+    def make(train_rows=None):
+        fashion_mnist.make(idx, tmp_path / "out", train_rows)
+
+    refuses("train_rows is 15; give a positive multiple of 10", make, 15)
+    refuses("train_rows is 0", make, 0)
+    refuses("a class has only 4", make, 50)
+    images, labels = (idx / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
+    good = images.read_bytes()
+    images.write_bytes(labels.read_bytes())
+    refuses("it is another file", make)
+    images.write_bytes(gzip.compress(gzip.decompress(good)[:-1]))
+    refuses("its header says", make)
+    images.write_bytes(good[:-20])
+    refuses("no whole gzip file", make)
+    images.write_bytes(b"plain")
+    refuses("no whole gzip file", make)
+    images.write_bytes(good)
+    labels.write_bytes((idx / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    refuses("40 train pictures but 20 labels", make)
+    labels.write_bytes(gzip.compress(struct.pack(">2I", 2049, 40) + bytes([10] * 40)))
+    refuses("has label 10", make)
+    labels.unlink()
+    refuses("train-labels-idx1-ubyte.gz does not exist", make)

@@ -1,0 +1,210 @@
+"""Token shards: order, views, faults."""
+
+import io
+import json
+import tarfile
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, write_tokens
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aim_lightning.data.tokens.datamodule import TokenDataModule
+from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.utils.errors import UserError
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20, seed=0, epoch=0, start=0):
+    data = TokenDataModule(
+        str(folder),
+        batch,
+        max_device_batch_size=limit,
+        num_workers=workers,
+        window_rows=window,
+        seed=seed,
+        val_batch_size=7,
+    )
+    data.setup("fit")
+    data.plan_for(world)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    data.cursor.epoch, data.cursor.batch = epoch, start
+    return data
+
+
+def global_batches(folder, *, world=1, limit=None, batch=8, **options):
+    """Rows of each global batch, in order, as all ranks together see them."""
+    plan_streams = [module(folder, batch=batch, rank=r, world=world, limit=limit, **options) for r in range(world)]
+    accumulate = plan_streams[0].plan.accumulate
+    per_rank = [[b["index"].tolist() for b in data.train_dataloader()] for data in plan_streams]
+    micros = [flat(parts) for parts in zip(*per_rank, strict=True)]
+    return [flat(micros[i : i + accumulate]) for i in range(0, len(micros), accumulate)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, rows in (("train", [13, 9, 17, 5]), ("val", [11, 4])):
+        write_tokens(tmp_path / split, rows, views=3, seed=len(split))
+    return tmp_path
+
+
+def test_an_epoch_is_the_same_for_any_world_accumulation_and_workers(folder):
+    expected = global_batches(folder)
+    assert global_batches(folder, world=2) == expected
+    assert global_batches(folder, world=4, limit=1) == expected
+    assert global_batches(folder, workers=2) == expected
+    assert global_batches(folder, world=2, limit=2, workers=3) == expected
+    rows = flat(expected)
+    assert len(rows) == len(set(rows)) == 40  # 44 rows: the tail that fills no batch is left out
+
+
+def test_order_changes_with_seed_and_epoch_and_restarts_anywhere(folder):
+    expected = global_batches(folder, epoch=1)
+    assert global_batches(folder, epoch=0) != expected
+    assert global_batches(folder, epoch=1, seed=9) != expected
+    for start in range(5):
+        assert global_batches(folder, epoch=1, start=start) == expected[start:]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shards=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    window=st.integers(1, 60),
+    world=st.integers(1, 3),
+    micro=st.integers(1, 3),
+    start=st.integers(0, 3),
+)
+def test_random_shards_windows_and_worlds(tmp_path_factory, shards, window, world, micro, start):
+    folder, batch = tmp_path_factory.mktemp("tokens"), 2 * world * micro
+    shards = [*shards, batch]
+    for split in ("train", "val"):
+        write_tokens(folder / split, shards)
+    whole = global_batches(folder, batch=batch, window=window)
+    start = min(start, len(whole))
+    cut = global_batches(folder, batch=batch, window=window, world=world, limit=micro, start=start)
+    assert cut == whole[start:]
+    rows = flat(whole)
+    assert len(set(rows)) == len(rows) == sum(shards) // batch * batch
+
+
+def test_codes_labels_and_rows_belong_together_and_views_vary(folder):
+    stored = {}
+    first = 0
+    for path in sorted((folder / "train").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            codes = np.load(io.BytesIO(tar.extractfile(next(m for m in tar if m.name.endswith("codes.npy"))).read()))
+        stored |= {first + i: row for i, row in enumerate(codes)}
+        first += len(codes)
+    seen = {}
+    for epoch in range(12):
+        for batch in module(folder, epoch=epoch).train_dataloader():
+            assert batch["codes"].dtype == torch.int64 and int(batch["epoch"]) == epoch
+            for codes, label, row in zip(batch["codes"], batch["labels"], batch["index"], strict=True):
+                assert int(label) == int(row) % TINY.num_classes
+                views = [v for v in range(3) if (stored[int(row)][v] == codes.numpy()).all()]
+                assert views
+                seen.setdefault(int(row), set()).update(views)
+    assert np.mean([len(views) for views in seen.values()]) > 2.5
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_validation_sees_every_row_once(folder, world):
+    batches = [list(module(folder, batch=6, rank=r, world=world).val_dataloader()) for r in range(world)]
+    rows = sorted(int(i) for rank in batches for b in rank for i in b["index"])
+    assert rows == list(range(15))
+
+
+def break_shard(path, **changes):
+    """Rewrite a shard's only record with other members."""
+    with tarfile.open(path) as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar}
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            kind = name.split(".", 1)[1]
+            content = changes.get(kind, content)
+            if content is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def read_all(folder):
+    for split in ("train", "val"):
+        write = folder / split
+        assert write.exists()
+    return list(module(folder, window=1000).train_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("truncated", "cannot be read|truncated"),
+        ("cut at a record", "0 rows|its manifest says"),
+        ("missing", "cannot be read"),
+        ("foreign", "no token shard"),
+        ("label", "label 9 is out of range"),
+        ("code", "code 77 is out of range"),
+        ("shape", "codes are"),
+        ("damaged npy", "damaged"),
+    ],
+)
+def test_faults_name_the_shard(folder, name, word):
+    path = folder / "train" / "tokens-000002.tar"
+    if name == "truncated":
+        path.write_bytes(path.read_bytes()[:700])
+    elif name == "cut at a record":
+        path.write_bytes(b"\0" * 10240)
+    elif name == "missing":
+        path.unlink()
+    elif name == "foreign":
+        break_shard(path, **{"codes.npy": None})
+    elif name == "label":
+        break_shard(path, **{"labels.npy": npy(np.full(17, 9))})
+    elif name == "code":
+        break_shard(path, **{"codes.npy": npy(np.full((17, 3, 4), 77, np.uint16))})
+    elif name == "shape":
+        break_shard(path, **{"codes.npy": npy(np.zeros((17, 1, 4), np.uint16))})
+    else:
+        break_shard(path, **{"codes.npy": b"no array"})
+    with pytest.raises(UserError, match=word) as caught:
+        read_all(folder)
+    assert "tokens-000002.tar" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m.update(format="other/1"), "format 'other/1'"),
+        (lambda m: m.update(rows=3), "says 3 rows"),
+        (lambda m: m.pop("grid"), "damaged"),
+        (lambda m: m["shards"][0].pop("sha256"), "damaged"),
+    ],
+)
+def test_bad_manifests(folder, change, word):
+    path = folder / "train" / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=word):
+        TokenManifest.load(folder / "train")
+
+
+def test_unfinished_folder_and_different_tokenizers(folder, tmp_path):
+    write_tokens(folder / "val", [9], views=3, tokenizer_hash="another")
+    with pytest.raises(UserError, match="different tokenizers"):
+        module(folder)
+    with pytest.raises(UserError, match="no finished folder of token shards; make it with"):
+        TokenManifest.load(tmp_path / "nothing")

@@ -1,0 +1,99 @@
+"""Small models, data and the published fixtures for tests."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
+from aim_lightning.data.tokens.records import Record, write_shard
+from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.utils.files import sha256_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+from named_weights import aim_weight, vq_weight  # noqa: E402
+
+TINY = AiMConfig(
+    d_model=32,
+    n_layer=2,
+    vocab_size=16,
+    num_classes=3,
+    num_tokens=4,
+    adaln="group",
+    num_groups=2,
+    d_state=8,
+    headdim=16,
+)
+TINY_VQ = VQConfig(
+    image_size=16,
+    codebook_size=16,
+    base_channels=8,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    z_channels=8,
+    norm_groups=4,
+    usage_window=64,
+)
+
+
+def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over norm of the reference."""
+    return ((value - reference).norm() / reference.norm()).item()
+
+
+def fixture(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(json, tensors) of a published fixture."""
+    return json.loads((FIXTURES / f"{name}.json").read_text()), load_file(FIXTURES / f"{name}.safetensors")
+
+
+def published_aim(name: str) -> AiM:
+    """The fixture's network with the weights that its names stand for."""
+    options = dict(fixture(name)[0]["config"])
+    options["adaln"] = "group" if options.pop("adaln_group") else "layer"
+    model = AiM(AiMConfig(**options)).eval()
+    weights = {}
+    for key, value in model.state_dict().items():
+        source = "backbone.embeddings.word_embeddings.weight" if key == "lm_head.weight" else key
+        weights[key] = torch.from_numpy(aim_weight(source, tuple(value.shape)))
+    model.load_state_dict(weights)
+    return model
+
+
+def published_vq8() -> VQModel:
+    """The 8x tokenizer of the fixture for 128x128 pixels."""
+    model = VQModel(VQConfig(image_size=128, channel_multipliers=(1, 2, 2, 4))).eval()
+    weights = {}
+    for key, value in model.state_dict().items():
+        record = key == "quantize.codebook_used"
+        weights[key] = value if record else torch.from_numpy(vq_weight(key, tuple(value.shape)))
+    model.load_state_dict(weights)
+    return model
+
+
+def write_tokens(
+    folder: Path,
+    shard_rows: list[int],
+    *,
+    views: int = 1,
+    config: AiMConfig = TINY,
+    tokenizer_hash: str = "none",
+    seed: int = 0,
+) -> TokenManifest:
+    """A folder of token shards with random codes; row r has label r % classes and its number in the first codes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, side, shards, first = np.random.default_rng(seed), int(config.num_tokens**0.5), [], 0
+    for number, rows in enumerate(shard_rows):
+        codes = rng.integers(0, config.vocab_size, (rows, views, config.num_tokens), dtype=np.uint16)
+        labels = np.arange(first, first + rows) % config.num_classes
+        path = folder / f"tokens-{number:06d}.tar"
+        write_shard(path, Record(codes, labels, [f"row{first + i}" for i in range(rows)]))
+        shards.append(TokenShard(path.name, rows, sha256_file(path)))
+        first += rows
+    names = [f"class{i}" for i in range(config.num_classes)]
+    manifest = TokenManifest((side, side), config.vocab_size, names, views, tokenizer_hash, "simulated", shards)
+    manifest.save(folder)
+    return manifest

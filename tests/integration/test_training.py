@@ -1,0 +1,216 @@
+"""Training in real processes: exact continuation, two processes, TensorBoard's files, faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from integration.tiny import scalars, write_experiment
+
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.directory import newest_checkpoint
+
+pytestmark = pytest.mark.slow
+TIMED = ("perf/",)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiment")
+
+
+@pytest.fixture(scope="module")
+def experiment(place):
+    return write_experiment(place)
+
+
+def fit(experiment, run, *options, wait=True):
+    command = [sys.executable, "-m", "aim_lightning", "fit", "--config", experiment, "--run", run, *options]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def whole(place, experiment):
+    """The uninterrupted run that others are held against."""
+    code, output = fit(experiment, "whole")
+    assert code == 0, output
+    assert "next: make validate EXP=tiny RUN=whole" in output
+    return place / "runs" / "tiny" / "whole"
+
+
+def final(run_dir):
+    content = read_checkpoint(newest_checkpoint(run_dir))
+    assert content["trainer"]["global_step"] == 22
+    return content
+
+
+def assert_same_weights(one, other):
+    for part in ("network", "ema"):
+        a, b = (c[part]["network"] if part == "ema" else c[part] for c in (one, other))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), f"{part}: {name}"
+
+
+def series(run_dir):
+    return {tag: values for tag, values in scalars(run_dir).items() if not tag.startswith(TIMED)}
+
+
+def test_checkpoint_has_explicit_keys_and_plain_names(whole):
+    content = final(whole)
+    assert set(content) == {
+        "format",
+        "network",
+        "ema",
+        "optimizers",
+        "schedulers",
+        "cursor",
+        "random_state",
+        "configuration",
+        "class_names",
+        "trainer",
+    }
+    assert content["cursor"] == {"epoch": 3, "batch": 1} and len(content["random_state"]) == 1
+    assert content["configuration"]["experiment"] == "tiny"
+    assert set(content["network"]) == set(content["ema"]["network"])
+    assert all(name.startswith(("backbone.", "lm_head.")) for name in content["network"])
+
+
+def test_every_step_is_in_tensorboard_once(whole):
+    found = series(whole)
+    for tag in ("train/loss", "train/bits_per_code", "train/grad_norm"):
+        assert [step for step, _ in found[tag]] == list(range(22)), tag
+    assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
+    assert {
+        "train/learning_rate",
+        "perf/images_per_s",
+        "perf/tokens_per_s",
+        "perf/model_tflops_per_s",
+    } <= set(scalars(whole))
+
+
+def test_finished_run_says_so_and_changes_nothing(whole, experiment):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    code, output = fit(experiment, "whole")
+    assert code == 0 and "is finished (step 22)" in output
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_changed_configuration_is_refused(whole, experiment):
+    code, output = fit(experiment, "whole", "--model.label_dropout", "0.5")
+    assert code == 2 and "model.init_args.label_dropout was 0.3, is 0.5" in output
+
+
+def kill_after_step(process, run_dir, step):
+    """SIGKILL once a checkpoint of that step or later lies there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(int(p.stem.split("=")[1]) >= step for p in (run_dir / "checkpoints").glob("step=*.ckpt")):
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_killed_and_continued_is_the_same_to_the_bit(place, experiment, whole, step):
+    run_dir = place / "runs" / "tiny" / f"killed{step}"
+    process = fit(experiment, run_dir.name, wait=False)
+    kill_after_step(process, run_dir, step)
+    stopped = read_checkpoint(newest_checkpoint(run_dir))["trainer"]["global_step"]
+    code, output = fit(experiment, run_dir.name)
+    assert code == 0, output
+    if stopped < 22:
+        assert f"training from step {stopped}" in output
+    assert_same_weights(final(run_dir), final(whole))
+    assert series(run_dir) == series(whole)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(place, experiment, whole):
+    run_dir = place / "runs" / "tiny" / "damaged"
+    fit(experiment, run_dir.name)
+    newest = newest_checkpoint(run_dir)
+    newest.write_bytes(newest.read_bytes()[:3000])
+    code, output = fit(experiment, run_dir.name)
+    assert code == 0 and "ignoring damaged checkpoint" in output and newest.name in output
+    assert "training from step 20" in output
+    assert_same_weights(final(run_dir), final(whole))
+
+
+def test_two_processes_continue_exactly_and_agree_with_one(place, experiment, whole):
+    """Two gloo ranks: the same rows in every global batch; dropout differs by rank, so it is switched off."""
+    plain = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
+    ddp = [*plain, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for run, options in (
+        ("one", plain),
+        ("two", ddp),
+        ("two_accumulated", [*ddp, "--data.max_device_batch_size", "2"]),
+    ):
+        code, output = fit(experiment, run, *options)
+        assert code == 0, output
+    runs = place / "runs" / "tiny"
+    one, two = final(runs / "one"), final(runs / "two")
+    assert len(two["random_state"]) == 2 and two["cursor"] == one["cursor"]
+    for run in ("two", "two_accumulated"):
+        other = final(runs / run)
+        for name, value in one["network"].items():
+            assert torch.allclose(value, other["network"][name], atol=2e-3), (run, name)
+        losses = [dict(series(runs / r)["val/loss"]) for r in ("one", run)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_interrupted_two_processes_continue_to_the_bit(place, experiment):
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    code, output = fit(experiment, "ddp_whole", *ddp)
+    assert code == 0, output
+    run_dir = place / "runs" / "tiny" / "ddp_cut"
+    fit(experiment, run_dir.name, *ddp)
+    for path in sorted((run_dir / "checkpoints").iterdir())[1:]:
+        path.unlink()  # as if it had been killed after the oldest checkpoint that is left
+    code, output = fit(experiment, run_dir.name, *ddp)
+    assert code == 0 and "training from step 16" in output, output
+    assert_same_weights(final(run_dir), final(place / "runs" / "tiny" / "ddp_whole"))
+
+
+def test_a_second_training_is_refused_while_the_first_runs(place, experiment):
+    process = fit(experiment, "leased", "--trainer.max_steps", "100000", wait=False)
+    lease = place / "runs" / "tiny" / "leased" / "lease.json"
+    while not (lease.exists() and lease.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    code, output = fit(experiment, "leased", "--trainer.max_steps", "100000")
+    process.kill()
+    process.communicate()
+    assert code == 2 and f"trained by process {process.pid}" in output
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_kept(place, experiment):
+    code, output = fit(experiment, "broken", "--model.optimizer.learning_rate", "1e30")
+    assert code == 2 and "not finite" not in output
+    error = next(line for line in output.splitlines() if line.startswith("error: "))
+    assert "training stops, the last checkpoint is kept" in error and "Traceback" not in output
+
+
+def test_validate_and_results(whole, experiment, place, aim_cli):
+    done = aim_cli("validate", "--config", experiment, "--run", "whole")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((whole / "results.json").read_text())
+    assert set(results) == {"format", "experiment", "run", "commit", "hardware", "protocol", "metrics"}
+    assert results["experiment"] == "tiny" and "val/bits_per_code" in results["metrics"]
+    assert "next: make sample EXP=tiny RUN=whole" in done.stdout

@@ -1,0 +1,188 @@
+"""Frozen feature networks: what they refuse, what they equal, and whether their distance ranks damage."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
+
+from aim_lightning.metrics.features import EfficientNetLite0Features, InceptionFeatures
+from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.utils.errors import UserError
+
+torch.set_num_threads(1)
+EMBEDDED = Path(__file__).parents[2] / "data" / "fashion_mnist_mini"
+
+
+def embedded_pictures(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` pictures, uint8 (count, 3, 32, 32), and their labels."""
+    with tarfile.open(EMBEDDED / split / "images-000000.tar") as tar:
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()[: 2 * count]}
+    images = [pil_to_tensor(Image.open(io.BytesIO(files[n]))) for n in files if n.endswith(".png")]
+    labels = torch.tensor([int(files[n]) for n in files if n.endswith(".cls")])
+    return nn.functional.pad(torch.stack(images), (2, 2, 2, 2)).expand(-1, 3, -1, -1), labels
+
+
+def noisy(images: torch.Tensor, scale: float) -> torch.Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * scale
+    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def small() -> EfficientNetLite0Features:
+    return EfficientNetLite0Features(size=64).load()
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory) -> Path:
+    """Random weights in the format of the published file."""
+
+    class Unread(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, strict=True):
+            return None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    torch.manual_seed(0)
+    network = Unread("random", ["2048"], feature_extractor_weights_path=nothing)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)  # the default shrinks activations to nothing in 50 layers
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_stand_in_equals_the_package_unfolded(small):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
+    plain.load_state_dict(torch.load(small.weights_path(), weights_only=True))
+    images, _ = embedded_pictures("val", 40)  # more than one chunk
+    x = nn.functional.interpolate(images.float(), (64, 64), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = plain.extract_features((x - 127) / 128).mean((2, 3))
+    features = small(images)
+    assert features.shape == (40, small.num_features) and features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_stand_in_ranks_damage(small):
+    real, _ = embedded_pictures("train", 120)
+    images, labels = embedded_pictures("val", 300)
+    clean = small(images)
+    distance = FrechetDistance(small)
+    distance.update_real(real)
+
+    def distance_of(features):
+        distance.reset()
+        distance.update_features(features[:80], real=False)
+        return float(distance.compute())
+
+    with pytest.warns(UserWarning, match="80 pictures for 1280 features"):
+        base = distance_of(clean)
+    blurred = [distance_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
+    noised = [distance_of(small(noisy(images[:80], scale))) for scale in (8, 32)]
+    missing = [distance_of(clean[labels < classes]) for classes in (6, 3)]
+    for worse in (blurred, noised, missing):
+        assert base < worse[0] < worse[1]
+
+
+def test_stays_frozen_whatever_surrounds_it(small):
+    images, _ = embedded_pictures("val", 4)
+    expected = small(images)
+    nn.Sequential(small).train()
+    assert not any(module.training for module in small.modules())
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        features = small(images)
+    assert features.dtype == torch.float32 and not features.requires_grad
+    torch.testing.assert_close(features, expected, atol=0, rtol=0)
+    assert small(images[:0]).shape == (0, 1280)
+
+
+def test_loading_inside_inference_mode_leaves_ordinary_weights():
+    with torch.inference_mode():
+        network = EfficientNetLite0Features(size=32).load()
+    assert not any(parameter.is_inference() for parameter in network.parameters())
+    assert network.load() is network
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 3, 32, 32), "uint8"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "uint8"),
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
+    ],
+)
+def test_wrong_pictures_are_refused_in_one_line(small, images, message):
+    with pytest.raises(ValueError) as error:
+        small(images)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_load_or_in_another_dtype_it_refuses():
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    network = EfficientNetLite0Features(size=32)
+    with pytest.raises(RuntimeError, match="load"):
+        network(images)
+    with pytest.raises(RuntimeError, match="float32"):
+        network.load().to(torch.bfloat16)(images)
+    with pytest.raises(UserError, match="at least 32"):
+        EfficientNetLite0Features(size=16)
+
+
+def test_protocols_tell_networks_apart(small, inception_file):
+    protocols = [small.protocol(), EfficientNetLite0Features(128).protocol()]
+    protocols.append(InceptionFeatures(str(inception_file)).protocol())
+    assert len({repr(sorted(p.items())) for p in protocols}) == 3
+    assert all(len(p["weights_sha256"]) == 64 for p in protocols)
+    assert small.metric_name == "fd_effnet_lite0"
+    assert InceptionFeatures.metric_name == "fid"
+
+
+def test_missing_inception_weights_give_one_line(tmp_path):
+    network = InceptionFeatures(str(tmp_path / "none.pth"))  # the constructor reads nothing
+    for use in (network.load, network.protocol):
+        with pytest.raises(UserError) as error:
+            use()
+        text = str(error.value)
+        assert str(tmp_path / "none.pth") in text and "toshas/torch-fidelity" in text and "\n" not in text
+        assert "features.init_args.weights" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", {"conv.weight": torch.zeros(1)}, [1]])
+def test_wrong_inception_weights_give_one_line(tmp_path, content):
+    path = tmp_path / "wrong.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.warns(UserWarning, match="published"), pytest.raises(UserError) as error:
+        InceptionFeatures(str(path)).load()
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_inception_weights_are_never_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Trap(), tmp_path / "trap.pth")
+    with pytest.warns(UserWarning), pytest.raises(UserError):
+        InceptionFeatures(str(tmp_path / "trap.pth")).load()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inception_equals_torch_fidelity(inception_file):
+    images, _ = embedded_pictures("val", 2)
+    with pytest.warns(UserWarning, match="published"):
+        ours = InceptionFeatures(str(inception_file)).load()(images)
+    path = str(inception_file)
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=path)(images)[0]
+    assert ours.shape == (2, 2048) and float(ours.std()) > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)

@@ -1,0 +1,267 @@
+"""The Fréchet distance: right values, the same for any batches and processes, and its cached reference."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.names import count_suffix, metric_name
+from aim_lightning.metrics.probe import LinearProbe
+from aim_lightning.metrics.reference import cached_reference
+from aim_lightning.utils.errors import UserError
+
+torch.set_num_threads(1)
+FEATURES = 6
+
+
+class Means(FeatureNetwork):
+    """Six means of stripes of the picture: a network without weights file."""
+
+    name, metric_name, num_features, input_size = "means", "fd_means", FEATURES, 8
+    recipe = {"stripes": "two rows a channel"}  # noqa: RUF012
+    weights_hash = "none"
+    calls = 0
+
+    def weights_path(self):
+        raise NotImplementedError
+
+    def _build(self):
+        return nn.Linear(1, 1)
+
+    def _features(self, images):
+        self.calls += 1
+        return images.float().unflatten(2, (2, -1)).mean((3, 4)).flatten(1)
+
+
+@pytest.fixture
+def network() -> Means:
+    return Means().load()
+
+
+def gaussian(count: int, seed: int, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(FEATURES, FEATURES, generator=generator, dtype=dtype)
+    return torch.randn(count, FEATURES, generator=generator, dtype=dtype) @ mixing + seed
+
+
+def filled(network, real, fake, **kwargs) -> FrechetDistance:
+    distance = FrechetDistance(network, **kwargs)
+    distance.update_features(real, real=True)
+    distance.update_features(fake, real=False)
+    return distance
+
+
+def test_closed_form_of_gaussians(network):
+    # Samples with exactly diagonal covariances: the signs of a Hadamard matrix, scaled.
+    signs = torch.tensor([[(-1.0) ** (r & c).bit_count() for c in range(1, 7)] for r in range(8)]).double()
+    one, two = torch.arange(1, 7), torch.tensor([2, 0.5, 3, 1, 4, 2.5]).double()
+    shift = torch.arange(6.0)
+    unbiased = math.sqrt(8 / 7)
+    expected = shift.square().sum() + (unbiased * (one - two)).square().sum()
+    value = filled(network, signs * one, signs * two + shift).compute()
+    assert float(value) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_same_value_as_torch_fidelity(network):
+    real, fake = gaussian(500, 1), gaussian(400, 2)
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(real), fid_features_to_statistics(fake), False)
+    value = filled(network, real, fake).compute()
+    assert value.dtype == torch.float64
+    assert float(value) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-8)
+
+
+def test_float32_features_keep_a_float64_result(network):
+    real, fake = gaussian(300, 1, torch.float32), gaussian(300, 2, torch.float32)
+    value = filled(network, real, fake).compute()
+    assert value.dtype == torch.float64
+    assert float(value) == pytest.approx(float(filled(network, real.double(), fake.double()).compute()), rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_any_batch_size_and_order(network, batch):
+    images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = FrechetDistance(network)
+    whole.update_real(images[:60])
+    whole.update_fake(images[60:])
+    parts = FrechetDistance(network)
+    for part in images[60:].flip(0).split(batch):
+        parts.update_fake(part)
+    for part in images[:60].split(batch):
+        parts.update_real(part)
+    assert (parts.real_count, parts.fake_count) == (60, 40)
+    assert float(parts.compute()) == pytest.approx(float(whole.compute()), rel=1e-6)
+
+
+def _process(rank: int, folder: str, real, fake, reference) -> None:
+    """One of two processes: uneven shares, and the reference both accumulated and loaded."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    share = slice(0, 130) if rank == 0 else slice(130, None)
+    own = filled(Means().load(), real[share], fake[share])
+    loaded = FrechetDistance(Means().load())
+    loaded.load_reference(reference)
+    loaded.update_features(fake[share], real=False)
+    result = {"own": own.compute(), "loaded": loaded.compute(), "state": own.reference_state()}
+    result["count"] = own.real_count
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(network, tmp_path):
+    real, fake = gaussian(300, 1), gaussian(200, 2)
+    alone = filled(network, real, fake)
+    reference = alone.reference_state()
+    # Forked, which spares two imports of torch; nothing here has started threads.
+    context = torch.multiprocessing.get_context("fork")
+    arguments = (str(tmp_path), real, fake, reference)
+    processes = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    for rank, count in enumerate((130, 170)):
+        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert float(result["own"]) == pytest.approx(float(alone.compute()), rel=1e-9)
+        assert float(result["loaded"]) == pytest.approx(float(alone.compute()), rel=1e-9)
+        torch.testing.assert_close(result["state"], reference)
+        assert result["count"] == count  # the process's own again after the sum
+
+
+def test_reference_round_trip_survives_reset(network):
+    real, fake = gaussian(300, 1), gaussian(200, 2)
+    full = filled(network, real, fake)
+    loaded = FrechetDistance(network)
+    loaded.load_reference(full.reference_state())
+    for _ in range(2):
+        loaded.reset()
+        assert (loaded.real_count, loaded.fake_count) == (300, 0)
+        loaded.update_features(fake, real=False)
+        assert float(loaded.compute()) == float(full.compute())
+    with pytest.raises(RuntimeError, match="loaded reference"):
+        loaded.update_features(real, real=True)
+    with pytest.raises(ValueError, match="outer_sum"):
+        loaded.load_reference(full.reference_state() | {"outer_sum": torch.zeros(2, 2)})
+
+
+def test_fewer_pictures_than_features_warns_once(network):
+    distance = filled(network, gaussian(10, 1), gaussian(5, 2))
+    with pytest.warns(UserWarning, match="5 pictures for 6 features") as seen:
+        distance.compute()
+        distance.update_features(gaussian(1, 3)[:0], real=False)
+        distance.compute()
+    assert len(seen) == 1
+
+
+def test_wrong_features_and_casts_are_refused(network):
+    distance = FrechetDistance(network)
+    with pytest.raises(ValueError, match=r"\(B, 6\)"):
+        distance.update_features(torch.zeros(3, 5), real=True)
+    with pytest.raises(ValueError, match="finite"):
+        distance.update_features(torch.full((3, 6), math.nan), real=True)
+    with pytest.raises(ValueError, match="uint8"):
+        distance.update_fake(torch.rand(1, 3, 8, 8))
+    with pytest.raises(RuntimeError, match="float64"):
+        distance.to(torch.bfloat16).update_features(torch.zeros(3, 6), real=True)
+
+
+def test_names():
+    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000)] == [
+        "2k",
+        "50k",
+        "512",
+        "1500",
+        "500",
+        "1k",
+    ]
+    assert metric_name("fid", 50000) == "fid_50k"
+    assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
+    with pytest.raises(ValueError):
+        count_suffix(0)
+
+
+class Data:
+    """Forty pictures, and how often they were asked for."""
+
+    def __init__(self, rows: int = 40) -> None:
+        self.asked = 0
+        generator = torch.Generator().manual_seed(5)
+        self.images = torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self.labels = torch.arange(rows) % 2
+        self.images[self.labels == 1, 0] //= 4
+
+    def __call__(self):
+        self.asked += 1
+        return zip(self.images.split(16), self.labels.split(16), strict=True)
+
+
+def test_cached_reference_is_reused(network, tmp_path):
+    data, seen = Data(), []
+    first = cached_reference(tmp_path, "data 1", network, data, 2, seen.append, ["dark", "bright"])
+    second = cached_reference(tmp_path, "data 1", network, data, 2, class_names=["dark", "bright"])
+    assert data.asked == 1 and seen == [16, 32, 40]
+    assert first.rows == second.rows == 40 and first.class_names == second.class_names == ("dark", "bright")
+    torch.testing.assert_close(first.frechet, second.frechet, atol=0, rtol=0)
+    torch.testing.assert_close(first.probe_weight, second.probe_weight, atol=0, rtol=0)
+    probe = LinearProbe.from_state(second.probe_weight, second.probe_bias)
+    assert torch.equal(probe.predict(network(data.images)), data.labels)
+    direct = FrechetDistance(network)
+    direct.update_real(data.images)
+    torch.testing.assert_close(first.frechet, direct.reference_state())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_cached_reference_follows_data_and_network(network, tmp_path):
+    data = Data()
+    cached_reference(tmp_path, "data 1", network, data, 2)
+    cached_reference(tmp_path, "data 2", network, data, 2)
+    cached_reference(tmp_path, "data 1", network, data, 3)
+    other = Means().load()
+    other.weights_hash = "other"
+    cached_reference(tmp_path, "data 1", other, data, 2)
+    assert data.asked == 4 and len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_damaged_cache_is_computed_again(network, tmp_path, damage):
+    data = Data()
+    first = cached_reference(tmp_path, "data", network, data, 2)
+    (path,) = tmp_path.iterdir()
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    content[-3] ^= 1
+    path.write_bytes(
+        {"cut": content[:-20].tobytes(), "flipped": content.tobytes(), "empty": b"", "text": b"{}"}[damage]
+    )
+    with pytest.warns(UserWarning, match="damaged") as seen:
+        second = cached_reference(tmp_path, "data", network, data, 2)
+    assert len(seen) == 1 and "\n" not in str(seen[0].message)
+    assert data.asked == 2
+    torch.testing.assert_close(first.frechet, second.frechet, atol=0, rtol=0)
+    cached_reference(tmp_path, "data", network, data, 2)
+    assert data.asked == 2
+
+
+def test_a_failing_pass_leaves_no_file(network, tmp_path):
+    def broken():
+        yield from list(Data()())[:1]
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        cached_reference(tmp_path, "data", network, broken, 2)
+    with pytest.raises(UserError, match="two pictures"):
+        cached_reference(tmp_path, "data", network, lambda: [], 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_probe_rows_are_picked_the_same_for_any_batches(network, tmp_path):
+    data = Data()
+    one = cached_reference(tmp_path / "1", "data", network, data, 2, probe_rows=10)
+    whole = [(data.images, data.labels)]
+    two = cached_reference(tmp_path / "2", "data", network, lambda: whole, 2, probe_rows=10)
+    torch.testing.assert_close(one.probe_weight, two.probe_weight)

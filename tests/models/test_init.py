@@ -1,0 +1,70 @@
+"""Initialisation as published."""
+
+import math
+
+import pytest
+import torch
+
+from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.utils.errors import UserError
+
+OPTIONS = {"d_model": 64, "n_layer": 4, "vocab_size": 50, "num_classes": 6, "num_tokens": 9, "num_groups": 2}
+
+
+def block_outputs(model):
+    rows = model.backbone.condition(torch.arange(3)).layers
+    x = torch.randn(3, 5, 64)
+    return [layer(x, None, rows[i])[0] for i, layer in enumerate(model.backbone.layers)]
+
+
+def test_plain_adaln_is_the_identity_through_every_block():
+    torch.manual_seed(0)
+    assert all(
+        torch.equal(out, torch.zeros_like(out)) for out in block_outputs(AiM(AiMConfig(adaln="layer", **OPTIONS)))
+    )
+
+
+def test_group_adaln_starts_with_small_gates():
+    torch.manual_seed(0)
+    model = AiM(AiMConfig(adaln="group", **OPTIONS))
+    gates = torch.stack([rows[:, 2] for rows in model.backbone.condition(torch.arange(6)).layers])
+    assert 0 < gates.abs().mean() < 0.3
+
+
+def test_distributions():
+    torch.manual_seed(0)
+    model = AiM(AiMConfig(d_model=512, n_layer=2, vocab_size=500, num_classes=6, num_tokens=9))
+    mixer = model.backbone.layers[0].mixer
+    a, dt = mixer.A_log.exp(), torch.nn.functional.softplus(mixer.dt_bias)
+    assert a.min() >= 1 and a.max() <= 16
+    assert dt.min() >= 0.00099 and dt.max() <= 0.101
+    assert torch.equal(mixer.D, torch.ones_like(mixer.D))
+    assert float(model.lm_head.weight.std()) == pytest.approx(0.02, rel=0.05)
+    bound = 1 / math.sqrt(1024) / math.sqrt(2)
+    assert float(mixer.out_proj.weight.abs().max()) == pytest.approx(bound, rel=0.01)
+    biases = [p for n, p in model.named_parameters() if n.endswith(".bias") and "conv1d" not in n]
+    assert biases and all(not p.any() for p in biases)
+
+
+def test_one_group_is_shared_by_all_layers():
+    model = AiM(AiMConfig(adaln="group", **{**OPTIONS, "num_groups": 1}))
+    for layer in model.backbone.layers:
+        torch.nn.init.zeros_(layer.scale_shift_table)
+    rows = model.backbone.condition(torch.tensor([1])).layers
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+
+def test_groups_are_interleaved():
+    model = AiM(AiMConfig(adaln="group", **OPTIONS))
+    for layer in model.backbone.layers:
+        torch.nn.init.zeros_(layer.scale_shift_table)
+    rows = model.backbone.condition(torch.tensor([1])).layers
+    assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[3])
+    assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("options", [{"adaln": "rows"}, {"d_model": 0}, {"headdim": 50}, {"token_dropout": 1.0}])
+def test_impossible_sizes_are_one_line(options):
+    with pytest.raises(UserError) as caught:
+        AiMConfig(**options)
+    assert "\n" not in str(caught.value) and next(iter(options)) in str(caught.value)

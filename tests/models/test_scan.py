@@ -1,0 +1,48 @@
+"""The chunked scan against the plain recurrence."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aim_lightning.models.aim.scan import scan, scan_ref
+
+
+def inputs(length, batch=2, heads=3, channels=4, state=5, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    dt = torch.rand(batch, length, heads, generator=generator, dtype=torch.float64).mul(0.3).to(dtype)
+    a = -(1 + 15 * torch.rand(heads, generator=generator, dtype=torch.float64)).to(dtype)
+    return (
+        normal(batch, length, heads, channels),
+        dt,
+        a,
+        normal(batch, length, state),
+        normal(batch, length, state),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.integers(1, 130), chunk=st.integers(1, 70), seed=st.integers(0, 1000))
+def test_equals_the_recurrence_for_any_length(length, chunk, seed):
+    values = inputs(length, seed=seed)
+    reference = scan_ref(*values)
+    assert (scan(*values, chunk) - reference).abs().max() <= 2e-6 * reference.abs().max()
+
+
+def test_long_sequences_and_published_widths_stay_exact():
+    values = inputs(300, batch=1, heads=2, channels=64, state=128)
+    reference = scan_ref(*values)
+    assert (scan(*values, 64) - reference).abs().max() <= 2e-6 * reference.abs().max()
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(5, 8), (8, 4), (7, 3)])
+def test_gradients(length, chunk):
+    values = [v.requires_grad_() for v in inputs(length, 1, 2, 2, 2, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(lambda *v: scan(*v, chunk), values)
+
+
+def test_strong_decay_does_not_overflow():
+    x, dt, a, b, c = inputs(200)
+    result = scan(x, dt * 1000, a, b, c, 64)
+    assert torch.isfinite(result).all()

@@ -1,0 +1,87 @@
+"""The VQ tokenizer against the published fixture, and its own promises."""
+
+import pytest
+import torch
+from helpers import TINY_VQ, fixture, published_vq8, relative
+
+from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.utils.errors import UserError
+
+
+def test_parity_with_the_published_vq8():
+    model, (facts, data) = published_vq8(), fixture("vq8")
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == facts["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == 70_109_835
+    with torch.no_grad():
+        assert relative(model.latent(data["image"]), data["latent"]) <= 1e-4
+        clear = data["index_margin"] >= 1e-5
+        assert torch.equal(model.encode(data["image"])[clear], data["indices"][clear])
+        decoded = model.decode(data["indices"])
+    assert relative(decoded[:, :, ::8, ::8], data["decoded_every_8th"]) <= 1e-4
+    assert relative(decoded.mean((2, 3)), data["decoded_mean"]) <= 1e-4
+    assert relative(decoded.std((2, 3)), data["decoded_std"]) <= 1e-4
+
+
+def test_vq16_size():
+    with torch.device("meta"):
+        model = VQModel(VQConfig())
+    assert sum(p.numel() for p in model.parameters()) == 71_883_403
+    assert (model.grid, model.codebook_size) == ((16, 16), 16384)
+
+
+def test_codes_are_int64_in_raster_order():
+    model = VQModel(TINY_VQ).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    codes = model.encode(images)
+    assert codes.shape == (2, 64) and codes.dtype == torch.int64
+    changed = images.clone()
+    changed[:, :, 8:] = 0.5  # the lower half: early rows of codes see it only through the mixing layers
+    vectors = model.quantize.lookup(codes, model.grid)
+    assert torch.equal(vectors[:, :, 3, 5], vectors.flatten(2)[:, :, 3 * 8 + 5])
+    assert model.decode(codes).shape == images.shape
+
+
+def test_gradient_passes_straight_through():
+    model = VQModel(TINY_VQ)
+    result = model(torch.rand(2, 3, 16, 16))
+    result.images_BCHW.sum().backward()
+    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
+    assert model.quantize.embedding.weight.grad is None  # only the codebook loss moves the codes
+
+
+def test_weights_hash_follows_weights_alone():
+    torch.manual_seed(0)
+    model = VQModel(TINY_VQ)
+    before = model.weights_hash
+    model.quantize.codebook_used += 1
+    assert model.weights_hash == before
+    with torch.no_grad():
+        model.quant_conv.bias += 1e-3
+    assert model.weights_hash != before
+
+
+def test_usage_record_and_start_from_data():
+    torch.manual_seed(0)
+    model = VQModel(TINY_VQ).train()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    latent = model.latent(images).detach()
+    model.quantize.start_from(latent, torch.Generator().manual_seed(0))
+    codes = model(images).quantized.codes_BL.flatten()
+    assert torch.equal(model.quantize.codebook_used.long(), codes[-64:])
+    chosen = model.quantize.lookup(model.quantize.codes(latent), (8, 8))
+    nearest = torch.nn.functional.cosine_similarity(chosen, latent, dim=1)
+    assert nearest.max() > 0.9999  # codes are latents of this very batch
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"image_size": 100}, "image_size"),
+        ({"norm_groups": 24}, "norm_groups"),
+        ({"channel_multipliers": ()}, "channel"),
+    ],
+)
+def test_impossible_sizes_are_one_line(options, word):
+    with pytest.raises(UserError, match=word) as caught:
+        VQConfig(**options)
+    assert "\n" not in str(caught.value)

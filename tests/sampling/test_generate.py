@@ -1,0 +1,100 @@
+"""What `generate` promises."""
+
+import pytest
+import torch
+from helpers import TINY, TINY_VQ
+
+from aim_lightning.models import AiM, VQModel
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.sampling import generate
+from aim_lightning.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    network = AiM(TINY).eval()
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return network
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
+def test_image_depends_on_seed_and_index_alone(model, cfg_scale):
+    labels, indices = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([7, 3, 100, 2**40, 0])
+    options = {"cfg_scale": cfg_scale, "top_k": 9, "top_p": 0.95, "seed": 5}
+    together = generate(model, labels, indices_B=indices, **options)
+    torch.manual_seed(99)
+    order = torch.tensor([4, 2, 0, 3, 1])
+    apart = [generate(model, labels[i : i + 1], indices_B=indices[i : i + 1], **options)[0] for i in order]
+    assert torch.equal(torch.stack(apart), together[order])
+
+
+def test_seed_and_index_change_the_image(model):
+    labels = torch.zeros(64, dtype=torch.int64)
+    base = generate(model, labels, seed=0)
+    assert not torch.equal(base, generate(model, labels, seed=1))
+    assert base.unique(dim=0).shape[0] > 32
+    assert base.min() >= 0 and base.max() < 16
+
+
+def test_global_random_state_is_left_alone(model):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    generate(model, torch.tensor([0, 1]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_on_step_sees_every_prefix(model):
+    seen = []
+    codes = generate(model, torch.tensor([1]), on_step=lambda step, sofar: seen.append((step, sofar.clone())))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert all(torch.equal(sofar, codes[:, : step + 1]) for step, sofar in seen)
+
+
+def test_marginals_match_the_model(model):
+    """The first code's frequencies over many images are the model's own probabilities."""
+    labels = torch.full((4000,), 2)
+    first = generate(model, labels, seed=11)[:, 0]
+    with torch.no_grad():
+        expected = model(torch.zeros(1, 0, dtype=torch.int64), torch.tensor([2]))[0, 0].softmax(-1)
+    share = torch.bincount(first, minlength=16) / 4000
+    assert (share - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"cfg_scale": -1.0}, "cfg_scale"),
+        ({"position_offset": 2}, "position_offset"),
+    ],
+)
+def test_options_out_of_range(model, options, word):
+    with pytest.raises(UserError, match=word):
+        generate(model, torch.tensor([0]), **options)
+
+
+def test_labels_out_of_range_and_training_mode(model):
+    generate(model, torch.tensor([3]))  # the null class
+    with pytest.raises(UserError, match="labels must be 0 to 3"):
+        generate(model, torch.tensor([4]))
+    with pytest.raises(UserError, match="evaluation mode"):
+        generate(AiM(TINY).train(), torch.tensor([0]))
+
+
+def test_pipeline_gives_uint8_pictures_whatever_the_batch(model):
+    config = TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4})
+    pipeline = AiMPipeline(model, VQModel(config))
+    images = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=5)
+    assert images.shape == (5, 3, 4, 4) and images.dtype == torch.uint8
+    split = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=2)
+    assert (images.int() - split.int()).abs().max() <= 1  # convolutions round by batch size
+
+
+def test_pipeline_refuses_a_foreign_tokenizer(model):
+    with pytest.raises(UserError, match="do not belong together"):
+        AiMPipeline(model, VQModel(TINY_VQ))

@@ -1,0 +1,40 @@
+"""Atomic files and labelled grids."""
+
+import pytest
+import torch
+from PIL import Image
+
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import atomic_path, read_json, write_json
+from aim_lightning.utils.grid import labelled_grid, save_png
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"ä": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path, "file") == {"ä": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_reading_json_names_role_and_file(tmp_path):
+    with pytest.raises(UserError, match=r"manifest .*nothing.json does not exist"):
+        read_json(tmp_path / "nothing.json", "manifest")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"bad.json is not readable JSON"):
+        read_json(tmp_path / "bad.json", "manifest")
+
+
+def test_grid_places_pictures_in_rows_and_enlarges_small_ones(tmp_path):
+    images = torch.stack([torch.full((3, 8, 8), 40 * i, dtype=torch.uint8) for i in range(6)])
+    grid = labelled_grid(images, 3, ["bag", "ankle boot"])
+    assert grid.dtype == torch.uint8 and grid.shape[1] == 2 * 66
+    width = grid.shape[2] - 3 * 66
+    assert width > 20  # the margin with the names
+    for i in range(6):
+        assert (grid[:, i // 3 * 66 + 30, width + i % 3 * 66 + 30] == 40 * i).all()
+    assert labelled_grid(images, 3, []).shape[2] == 3 * 66
+    save_png(grid, tmp_path / "x" / "grid.png")
+    assert Image.open(tmp_path / "x" / "grid.png").size == (grid.shape[2], grid.shape[1])
