@@ -14,7 +14,8 @@ from aim_lightning.config.sections import Leaf
 from aim_lightning.utils.errors import UserError
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
-PLAIN = {name for name, section in SECTIONS.items() if isinstance(section, Leaf)}
+# Their values stay the text that was typed: a run may be called 001.
+TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
 
 
 class Options(argparse.ArgumentParser):
@@ -44,7 +45,7 @@ def run(argv: list[str]) -> int:
     name, command = argv[0], COMMANDS.get(argv[0])
     if command is None:
         raise UserError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
-    arguments = split(argv[1:], plain=PLAIN)
+    arguments = split(argv[1:], plain=SECTIONS)
     parser = Options(prog=name, add_help=False, allow_abbrev=False)
     if command.add_options:
         command.add_options(parser)
@@ -59,7 +60,7 @@ def run(argv: list[str]) -> int:
 
 def read(arguments: Arguments) -> Document:
     """Compose defaults, files and overrides."""
-    return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=PLAIN - {"seed_everything"})
+    return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)
 
 
 def _document(name: str, arguments: Arguments) -> Document:

@@ -1,0 +1,79 @@
+"""Paths in runs/EXPERIMENT/RUN/: they depend on the two names alone, never on time or job."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aim_lightning.utils.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+STEP = re.compile(r"step=(\d+)\.ckpt")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where one run keeps everything.
+
+    Raises:
+        UserError: a name that is no plain folder name.
+    """
+
+    experiment: str
+    run: str
+    root: Path = Path("runs")
+
+    def __post_init__(self) -> None:
+        for what, name in (("experiment", self.experiment), ("run", self.run)):
+            if not NAME.fullmatch(name):
+                raise UserError(f"{what} is {name!r}; use letters, digits, '.', '_' and '-'")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.root) / self.experiment / self.run
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, newest (highest step) first."""
+        return list_checkpoints(self.path)
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Checkpoint files of a run directory, newest (highest step) first; temporary names are no checkpoints."""
+    files = (Path(run_dir) / "checkpoints").glob("*.ckpt")
+    found = [(int(match[1]), path) for path in files if (match := STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_checkpoint(source: str | Path) -> Path:
+    """A checkpoint file itself, or the latest one of a run directory.
+
+    Raises:
+        UserError: there is no such run, or it has no checkpoint yet.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        train = f"make train EXP={path.parent.name} RUN={path.name}"
+        raise UserError(f"{path} holds no checkpoint; train it first ({train})")
+    return found[0]

@@ -1,0 +1,90 @@
+"""What `fit` does with a run directory, as a function of its content."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from aim_lightning.runs.decide import Progress, RunContent, decide
+
+CONFIG = {
+    "experiment": "x",
+    "seed_everything": 0,
+    "model": {"class_path": "M", "init_args": {"network": {"d_model": 8}, "optimizer": {"schedule": "constant"}}},
+    "data": {"init_args": {"global_batch_size": 8, "num_workers": 0}},
+    "callbacks": {"ema": {"init_args": {"decay": 0.9}}, "grid": None},
+    "trainer": {"max_steps": 100, "precision": "32-true", "log_every_n_steps": 10},
+}
+
+
+def changed(path, value, base=CONFIG):
+    config = copy.deepcopy(base)
+    *parents, leaf = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    return config
+
+
+def content(now=CONFIG, step=40, epoch=2, damaged=(), before=CONFIG):
+    return RunContent(Progress(Path("a.ckpt"), step, epoch), list(damaged), before, now)
+
+
+def test_fresh_continue_finished():
+    assert decide(RunContent(None, [], {}, CONFIG)).action == "fresh"
+    decision = decide(content())
+    assert (decision.action, decision.step, decision.checkpoint) == ("continue", 40, Path("a.ckpt"))
+    assert decide(content(step=100)).action == "finished"
+    epochs = changed("trainer.max_epochs", 2)
+    assert decide(content(epochs, before=epochs)).action == "finished"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("trainer.log_every_n_steps", 1),
+        ("trainer.devices", 4),
+        ("data.init_args.num_workers", 3),
+        ("callbacks.grid", {"class_path": "G"}),
+        ("trainer.max_steps", 200),
+    ],
+)
+def test_harmless_changes_continue_and_are_told(path, value):
+    decision = decide(content(changed(path, value)))
+    assert decision.action == "continue"
+    assert any(path in note for note in decision.notes)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.init_args.network.d_model", 16),
+        ("data.init_args.global_batch_size", 16),
+        ("seed_everything", 1),
+        ("trainer.precision", "bf16-mixed"),
+        ("callbacks.ema.init_args.decay", 0.5),
+    ],
+)
+def test_other_changes_refuse_and_can_be_forced(path, value):
+    decision = decide(content(changed(path, value)))
+    assert decision.action == "refuse"
+    assert path in decision.notes[-1] and "--allow_changes" in decision.notes[-1]
+    assert decide(content(changed(path, value)), allow_changes=True).action == "continue"
+
+
+def test_longer_training_under_a_decaying_schedule_is_another_training():
+    before = changed("model.init_args.optimizer.schedule", "cosine")
+    now = changed("trainer.max_steps", 200, before)
+    assert decide(content(now, before=before)).action == "refuse"
+
+
+def test_more_steps_than_a_finished_run_had_continue_it():
+    assert decide(content(changed("trainer.max_steps", 200), step=100)).action == "continue"
+
+
+def test_damaged_checkpoints_are_named():
+    decision = decide(content(damaged=["b.ckpt is damaged"]))
+    assert decision.action == "continue" and "b.ckpt is damaged" in decision.notes[0]
+    decision = decide(RunContent(None, ["b.ckpt is damaged"], {}, CONFIG))
+    assert decision.action == "refuse" and "move the run away" in decision.notes[-1]
