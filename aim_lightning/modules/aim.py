@@ -13,9 +13,10 @@ from aim_lightning.modules.optim import (
     OptimizerConfig,
     build_optimizer,
     check_finite,
-    gradient_norm,
+    clip_gradients,
     total_steps,
 )
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
 
@@ -56,7 +57,7 @@ class AiMModule(LightningModule):
         loss = self._loss(batch["codes"], labels_B)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/bits_per_code", loss / math.log(2))
-        if self.trainer.precision == "16-mixed":  # gradients may overflow there, which the scaler mends
+        if self._scaled:  # gradients may overflow there, which the scaler mends
             check_finite(loss, "the loss", self.global_step)
         return loss
 
@@ -70,17 +71,25 @@ class AiMModule(LightningModule):
         self.log("val/bits_per_code", loss / math.log(2), prog_bar=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Log the norm before clipping; the same on all ranks, so that all stop together when it is not finite."""
-        norm = gradient_norm(self.network)
+        """Clip by norm and log the norm before; it is the same on all ranks, so that all stop together."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is built")
+        norm = clip_gradients(self.network, gradient_clip_val)
         self.log("train/grad_norm", norm)
-        if self.trainer.precision != "16-mixed":
+        if not self._scaled:
             check_finite(norm, "the gradient norm", self.global_step)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> dict:
         steps = total_steps(self.trainer)
-        optimizer, schedule = build_optimizer(self.network, self.optimizer_config, self.global_batch_size, steps)
+        optimizer, schedule = build_optimizer(
+            self.network, self.optimizer_config, self.global_batch_size, steps, self._scaled
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether the loss is scaled, as fp16 needs."""
+        return self.trainer.precision == "16-mixed"
 
     def _dropped(self, batch: dict[str, Tensor]) -> Tensor:
         """Labels with the dropped ones replaced by the null class."""

@@ -62,9 +62,9 @@ def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -
 
 
 def build_optimizer(
-    network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int
+    network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int, scaled: bool = False
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW with decay groups and its per-step schedule.
+    """AdamW with decay groups and its per-step schedule; `scaled` = gradients are scaled (fp16), so not fused.
 
     Raises:
         UserError: a decaying schedule without an end.
@@ -74,7 +74,7 @@ def build_optimizer(
             f"the {config.schedule} schedule needs an end: set trainer.max_steps or trainer.max_epochs, "
             "or model.optimizer.schedule constant"
         )
-    fused = next(network.parameters()).device.type == "cuda"
+    fused = next(network.parameters()).device.type == "cuda" and not scaled
     groups = decay_groups(network, config.weight_decay)
     optimizer = AdamW(groups, lr=config.peak(global_batch_size), betas=config.betas, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
@@ -88,9 +88,16 @@ def total_steps(trainer) -> int:
     return min(ends, default=-1)
 
 
-def gradient_norm(network: nn.Module) -> torch.Tensor:
-    """L2 norm of all gradients, float32 scalar."""
-    return nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
+    """Scale all gradients so that their L2 norm is at most `largest`; returns the norm before that.
+
+    Lightning's own clipping refuses the fused AdamW under autocast, although nothing is scaled in bf16.
+    """
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def check_finite(value: torch.Tensor, what: str, step: int) -> None:

@@ -16,9 +16,10 @@ from aim_lightning.modules.optim import (
     OptimizerConfig,
     build_optimizer,
     check_finite,
-    gradient_norm,
+    clip_gradients,
     total_steps,
 )
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.random import hash_seed
 
@@ -115,10 +116,9 @@ class TokenizerModule(LightningModule):
 
     def _optimizer_step(self) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        norm = gradient_norm(self.network)
-        check_finite(norm, "the gradient norm", self.global_step)
+        norm = clip_gradients(self.network, self.gradient_clip)
         self.log("train/grad_norm", norm)
-        self.clip_gradients(optimizer, self.gradient_clip, "norm")
+        check_finite(norm, "the gradient norm", self.global_step)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -155,6 +155,8 @@ class TokenizerModule(LightningModule):
         self.log("val/codebook_perplexity", entropy.exp())
 
     def configure_optimizers(self) -> tuple[list, list]:
+        if self.trainer.precision == "16-mixed":
+            raise UserError("the tokenizer is trained in 32-true or bf16-mixed; set trainer.precision")
         steps = total_steps(self.trainer)
         optimizer, schedule = build_optimizer(self.network, self.optimizer_config, self.global_batch_size, steps)
         return [optimizer], [schedule]
