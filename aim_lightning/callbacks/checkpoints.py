@@ -31,7 +31,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.keep_last = every_n_steps, keep_last
         self.saved_step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:

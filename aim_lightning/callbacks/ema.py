@@ -29,7 +29,6 @@ class EMA(Callback):
         self.decay, self.warm_up = decay, warm_up
         self.network: nn.Module | None = None
         self.steps = 0
-        self._seen_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.network is None:
@@ -37,11 +36,9 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._place(pl_module)
-        self._seen_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        if trainer.global_step != self._seen_step:  # gradient accumulation: steps count, not batches
-            self._seen_step = trainer.global_step
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
+        if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:  # steps count, not batches
             self.update(pl_module.network)
 
     @torch.no_grad()

@@ -38,7 +38,13 @@ class StreamLoader(DataLoader):
     """Hands its MicroBatches the place to start from each time an epoch begins."""
 
     def __init__(self, dataset: MicroBatches, cursor: Cursor, num_workers: int) -> None:
-        super().__init__(dataset, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise every iterator draws from the global one
+        )
         self.cursor = cursor
 
     def __iter__(self):

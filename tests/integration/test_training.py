@@ -214,3 +214,28 @@ def test_validate_and_results(whole, experiment, place, aim_cli):
     assert set(results) == {"format", "experiment", "run", "commit", "hardware", "protocol", "metrics"}
     assert results["experiment"] == "tiny" and "val/bits_per_code" in results["metrics"]
     assert "next: make sample EXP=tiny RUN=whole" in done.stdout
+
+
+def test_the_saved_configuration_gives_the_same_result(whole, place):
+    code, output = fit(whole / "config.yaml", "again")
+    assert code == 0, output
+    assert_same_weights(final(place / "runs" / "tiny" / "again"), final(whole))
+
+
+def test_the_tokenizer_continues_to_the_bit(tmp_path):
+    """Stage 1: manual optimisation, accumulation of 2, codebook started from data."""
+    options = [
+        *("--runs_root", tmp_path, "--trainer.max_steps", "6", "--data.global_batch_size", "8"),
+        *("--data.max_device_batch_size", "4", "--callbacks.checkpoints.every_n_steps", "3"),
+        *("--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "6"),
+    ]
+    for run in ("whole", "cut"):
+        code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", run, *options)
+        assert code == 0, output
+    run_dir = tmp_path / "demo_tokenizer" / "cut"
+    newest_checkpoint(run_dir).unlink()
+    code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", "cut", *options)
+    assert code == 0 and "training from step 3" in output, output
+    whole, cut = (read_checkpoint(newest_checkpoint(tmp_path / "demo_tokenizer" / r)) for r in ("whole", "cut"))
+    assert whole["trainer"]["global_step"] == 6 and whole["cursor"] == cut["cursor"]
+    assert_same_weights(whole, cut)

@@ -25,7 +25,10 @@ def test_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path):
 
 def test_a_dead_process_on_this_host_frees_it(tmp_path):
     path = tmp_path / "lease.json"
-    code = f"from aim_lightning.runs.lease import Lease; from pathlib import Path; import os; Lease(Path({str(path)!r})).__enter__(); os._exit(0)"
+    code = (
+        "import os; from pathlib import Path; from aim_lightning.runs.lease import Lease; "
+        f"Lease(Path({str(path)!r})).__enter__(); os._exit(0)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert path.exists()
     with Lease(path):

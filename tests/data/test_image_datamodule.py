@@ -1,0 +1,88 @@
+"""The picture stream: order, crops and flips as functions of (seed, epoch, row)."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aim_lightning.data.images.datamodule import ImageDataModule
+from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, rows in (("train", 13), ("val", 7)):
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for i in range(rows):
+                pixels = rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i:02d}.png")
+    return root
+
+
+def module(folder, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, seed=0):
+    pictures = Pictures(str(folder / "train"), str(folder / "val"), image_size=16, resize=20)
+    data = ImageDataModule(
+        pictures, 6, max_device_batch_size=limit, val_batch_size=4, train_crop="random", num_workers=workers, seed=seed
+    )
+    data.setup("fit")
+    data.plan_for(world)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    data.cursor.epoch, data.cursor.batch = epoch, start
+    return data
+
+
+def pixels_by_row(folder, **options):
+    found = {}
+    world = options.get("world", 1)
+    for rank in range(world):
+        for batch in module(folder, rank=rank, **options).train_dataloader():
+            found |= {int(row): image for row, image in zip(batch["index"], batch["images"], strict=True)}
+    return found
+
+
+def test_a_picture_is_augmented_alike_whoever_reads_it(folder):
+    expected = pixels_by_row(folder, epoch=1)
+    assert len(expected) == 24  # 26 rows, 4 batches of 6
+    for options in ({"world": 2}, {"world": 3, "limit": 1}, {"workers": 2}):
+        other = pixels_by_row(folder, epoch=1, **options)
+        assert other.keys() == expected.keys()
+        assert all(torch.equal(other[row], expected[row]) for row in expected), options
+
+
+def test_epoch_and_seed_change_order_and_augmentation(folder):
+    a, b = pixels_by_row(folder, epoch=0), pixels_by_row(folder, epoch=1)
+    shared = a.keys() & b.keys()
+    assert sum(not torch.equal(a[row], b[row]) for row in shared) > len(shared) / 2
+    rows = [next(iter(module(folder, seed=seed).train_dataloader()))["index"].tolist() for seed in (0, 1)]
+    assert rows[0] != rows[1]
+
+
+def test_it_starts_anywhere(folder):
+    whole = [batch["index"].tolist() for batch in module(folder).train_dataloader()]
+    assert [b["index"].tolist() for b in module(folder, start=2).train_dataloader()] == whole[2:]
+
+
+def test_the_global_random_state_is_left_alone(folder):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    list(module(folder).train_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_validation_sees_every_picture_once(folder, world):
+    rows = [int(i) for rank in range(world) for b in module(folder, rank, world).val_dataloader() for i in b["index"]]
+    assert sorted(rows) == list(range(14))
+
+
+def test_splits_with_other_classes_are_refused(folder, tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.png")
+    data = ImageDataModule(Pictures(str(folder / "train"), str(tmp_path), image_size=16), 6)
+    with pytest.raises(UserError, match=r"train has classes .* val"):
+        data.setup("fit")
