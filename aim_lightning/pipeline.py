@@ -1,6 +1,6 @@
 """Network and tokenizer together: labels in, pictures out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ class AiMPipeline:
         *,
         batch_size: int = 256,
         indices=None,
-        on_batch: Callable[[int], None] | None = None,
         **options,
     ) -> Tensor:
         """Pictures for labels.
@@ -50,18 +49,13 @@ class AiMPipeline:
             labels: class indices, a list or an int64 tensor (B,).
             batch_size: images sampled at a time; bounds memory only.
             indices: number of each image, default 0 to B - 1 (see `aim_lightning.sampling.generate`).
-            on_batch: called with the number of pictures after each batch (progress bars).
             **options: as `aim_lightning.sampling.generate`: cfg_scale, temperature, top_k, top_p, seed, …
 
         Returns:
             uint8 (B, 3, H, W) on the CPU.
         """
-        pictures = []
-        for batch in self.batches(labels, batch_size=batch_size, indices=indices, **options):
-            pictures.append(batch.cpu())
-            if on_batch is not None:
-                on_batch(len(batch))
-        return torch.cat(pictures)
+        batches = self.batches(labels, batch_size=batch_size, indices=indices, **options)
+        return torch.cat([batch.cpu() for batch in batches])
 
     def batches(self, labels, *, batch_size: int = 256, indices=None, **options) -> Iterator[Tensor]:
         """The same as uint8 batches (b, 3, H, W) on the network's device, one at a time."""

@@ -1,11 +1,13 @@
 """The table at the end of `make demo`, from the results.json of both stages."""
 
 import math
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
 
@@ -33,4 +35,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -10,7 +10,7 @@ from aim_lightning.runs.checkpoint import read_checkpoint, write_checkpoint
 
 # file key -> Lightning's key
 RENAMED = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"}
-OWN = ("cursor", "random_state", "configuration", "class_names")
+OWN = ("cursor", "random_state", "configuration", "class_names", "tokenizer_hash")
 EMA_STATE = EMA.__qualname__
 
 

@@ -47,7 +47,8 @@ class Checkpoints(Checkpoint):
             return
         self.saved_step = trainer.global_step
         flush(trainer)
-        trainer.save_checkpoint(f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt")
+        path = f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)  # "weights only" means: without optimizers
         if trainer.is_global_zero:
             for path in list_checkpoints(self.run_dir)[self.keep_last :]:
                 path.unlink()

@@ -48,9 +48,13 @@ class RunState(Callback):
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
         checkpoint["class_names"] = trainer.datamodule.class_names
+        manifest = getattr(trainer.datamodule, "manifest", None)
+        checkpoint["tokenizer_hash"] = manifest.tokenizer_hash if manifest else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        trainer.datamodule.cursor.restore(checkpoint["cursor"])
+        data = trainer.datamodule
+        data.cursor.restore(checkpoint["cursor"])
+        _count_micro_batches(checkpoint["loops"]["fit_loop"], data)
         states = checkpoint["random_state"]
         if len(states) == trainer.world_size:  # another number of ranks has no counterpart; batches are seeded anyway
             set_random_state(states[trainer.global_rank])
@@ -62,6 +66,16 @@ def _mark_batch_as_unread(fit_loop: dict) -> None:
     for counters in (progress["total"], progress["current"]):
         counters["ready"] = counters["completed"]
     progress["is_last_batch"] = False
+
+
+def _count_micro_batches(fit_loop: dict, data) -> None:
+    """Lightning counts micro-batches: put the cursor into those of this run, whose accumulation may be another."""
+    progress, accumulate = fit_loop["epoch_loop.batch_progress"], data.plan.accumulate
+    at_end = data.cursor.batch == 0 and progress["current"]["completed"] > 0  # saved after an epoch's last batch
+    done = data.batches_per_epoch if at_end else data.cursor.batch
+    for counters, steps in ((progress["total"], data.steps), (progress["current"], done)):
+        for name in counters:
+            counters[name] = steps * accumulate
 
 
 def random_state() -> dict:

@@ -1,7 +1,7 @@
 """Scores samples of the (EMA) network against real pictures: a Fréchet distance and class agreement."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -51,6 +51,11 @@ class SampleMetrics(Callback):
         self.batch_size, self.cache_dir = batch_size, cache_dir
         self.validations = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the feature network's weights where they will be needed, before anything else takes time."""
+        if stage == "validate" or self.every_n_validations:
+            self.features.load()
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
@@ -67,7 +72,7 @@ class SampleMetrics(Callback):
             "features": self.features.protocol(),
             "reference": self.pictures.open("train").fingerprint,
             "tokenizer": self.tokenizer.weights_hash,
-            "sampling": asdict(self.sampling),
+            "sampling": asdict(replace(self.sampling, batch_size=self.batch_size)),
         }
 
     def state_dict(self) -> dict:

@@ -49,7 +49,7 @@ def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
     """Add a uint8 picture at the current step."""
     experiment = writer(trainer)
     if experiment is not None:
-        experiment.add_image(tag, image_CHW, trainer.global_step)
+        experiment.add_image(tag, image_CHW, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 class TensorBoardPage(Callback):

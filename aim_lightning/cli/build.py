@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
+from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.run_state import RunState
 from aim_lightning.cli.frozen import Frozen
 from aim_lightning.config import Document
@@ -24,8 +26,8 @@ from aim_lightning.utils.errors import UserError
 class AimCLI(LightningCLI):
     """LightningCLI over one composed document; named callbacks and loggers, sections of our own."""
 
-    def __init__(self, document: Document, purge_step: int | None = None) -> None:
-        self.document, self.purge_step = document, purge_step
+    def __init__(self, document: Document) -> None:
+        self.document = document
         self.directory = run_directory(document)
         super().__init__(
             LightningModule,
@@ -78,7 +80,10 @@ class AimCLI(LightningCLI):
             "use_distributed_sampler": False,  # the DataModules know rank and world themselves
         }
         self.named_callbacks = {name: cb for name, cb in built["callbacks"].items() if cb is not None}
-        return self.trainer_class(**options)
+        try:
+            return self.trainer_class(**options)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from None
 
 
 def run_directory(document: Document) -> RunDirectory:
@@ -93,7 +98,7 @@ def build(document: Document, purge_step: int | None = None) -> AimCLI:
     Raises:
         UserError: anything that does not fit together.
     """
-    cli = AimCLI(document, purge_step)
+    cli = AimCLI(document)
     plan = cli.datamodule.plan_for(cli.trainer.world_size)
     if cli.model.automatic_optimization:
         cli.trainer.accumulate_grad_batches = plan.accumulate
@@ -108,6 +113,11 @@ def build(document: Document, purge_step: int | None = None) -> AimCLI:
         if purge_step is not None and isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = purge_step
     return cli
+
+
+def weights_kind(cli: AimCLI) -> str:
+    """Which weights validation sees: `ema` or `raw`."""
+    return "ema" if any(isinstance(callback, EMA) for callback in cli.trainer.callbacks) else "raw"
 
 
 def device() -> torch.device:

@@ -60,7 +60,9 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--classes", metavar="NAMES", help='classes by name or number, "sneaker,bag" (default: all)')
+    parser.add_argument(
+        "--classes", metavar="NAMES", help='classes by name or number, "sneaker,bag" (default: the first 10)'
+    )
     parser.add_argument("--num", type=int, default=8, help="pictures a class (default: 8)")
     parser.add_argument("--out", help="folder for the pictures (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")

@@ -5,7 +5,8 @@ import contextlib
 
 import torch
 
-from aim_lightning.cli.build import AimCLI, build, quiet, run_directory
+from aim_lightning.cli.build import AimCLI, build, quiet, run_directory, weights_kind
+from aim_lightning.cli.validate import run as validate
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.runs.content import read_content
@@ -15,22 +16,21 @@ from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import record
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
-from aim_lightning.utils.process import global_rank, say
+from aim_lightning.utils.process import is_rank_zero, say
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Returns 0 when training is complete."""
     quiet()
     directory = run_directory(document)
-    with Lease(directory.lease) if global_rank() == 0 else contextlib.nullcontext():
+    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext():
         decision = decide(read_content(directory, document.values), options.allow_changes)
-        for note in decision.notes:
-            say(note if decision.action != "refuse" else f"{directory.path}: {note}")
         if decision.action == "refuse":
-            raise UserError(f"{directory.path} is left as it is")
+            raise UserError(f"{directory.path} is left as it is: {' '.join(decision.notes)}")
+        for note in decision.notes:
+            say(note)
         if decision.action == "finished":
-            say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
-            return 0
+            return _finished(document, directory, decision, options)
         return _train(document, directory, decision)
 
 
@@ -38,22 +38,31 @@ def _train(document: Document, directory: RunDirectory, decision: Decision) -> i
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     say(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
-    cli = build(document, purge_step=decision.step if decision.checkpoint else None)
-    if global_rank() == 0:
+    cli = build(document, purge_step=decision.step)
+    if is_rank_zero():
         write_text(directory.config, dump(document.values))
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    if cli.trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C (code 1) and SIGTERM (no code)
+        say(f"stopped; the same command continues {directory.path}")
+        return 130 if stop.code else 143
     _finish(cli, document, directory)
     return 0
+
+
+def _finished(document: Document, directory: RunDirectory, decision: Decision, options: argparse.Namespace) -> int:
+    """Nothing to train; a run that was stopped between its last checkpoint and its results gets them now."""
+    say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
+    return 0 if directory.results.exists() else validate(document, options)
 
 
 def _finish(cli: AimCLI, document: Document, directory: RunDirectory) -> None:
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")}
     steps = cli.trainer.global_step
-    if global_rank() == 0:
-        record(directory, {"steps": steps, "seed": document.values["seed_everything"]}, metrics)
+    if is_rank_zero():
+        protocol = {"steps": steps, "seed": document.values["seed_everything"], "weights": weights_kind(cli)}
+        record(directory, protocol, metrics)
         parameters = sum(p.numel() for p in cli.model.network.parameters())
         say(f"\n{directory.path} is complete: {steps} steps, {parameters:,} parameters")
         for name, value in metrics.items():

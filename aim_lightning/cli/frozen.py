@@ -70,8 +70,7 @@ class Frozen:
         return load_tokenizer(source) if source else None
 
     def _features(self) -> Any:
-        network = self.built["features"]
-        return None if network is None else network.load()
+        return self.built["features"]
 
     def _pictures(self) -> Any:
         return self.built["pictures"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from aim_lightning.cli.commands import COMMANDS, SECTIONS
+from aim_lightning.cli.files import check_files
 from aim_lightning.cli.help import command_help, program_help
 from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
@@ -30,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A loader worker's error arrives with its traceback in front; the message is the last line.
+        message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -68,4 +71,5 @@ def _document(name: str, arguments: Arguments) -> Document:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
     document = read(arguments)
     check(document, SECTIONS)
+    check_files(name, document.values)
     return document

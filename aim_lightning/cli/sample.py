@@ -14,6 +14,8 @@ from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
 
+DEFAULT_CLASSES = 10
+
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Writes a PNG a picture and one grid, a row a class."""
@@ -34,13 +36,13 @@ def run(document: Document, options: argparse.Namespace) -> int:
 
 
 def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
-    """Labels for "sneaker,bag" or "7,8"; None means all.
+    """Labels for "sneaker,bag" or "7,8"; None means the first ten.
 
     Raises:
         UserError: no such class.
     """
     if text is None:
-        return list(range(len(class_names)))
+        return list(range(min(len(class_names), DEFAULT_CLASSES)))
     by_name = {name.lower(): label for label, name in enumerate(class_names)}
     labels = []
     for part in (part.strip() for part in text.split(",")):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import torch
 from jsonargparse import ArgumentParser
 from rich.progress import (
     BarColumn,
@@ -31,6 +32,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     how = TokenizeOptions(options.views, options.rows_per_shard, options.batch_size)
     data.setup("fit")
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 changes about one code in a hundred
     for split, pictures in data.sets.items():
         with _progress() as bar:
             task = bar.add_task(f"tokenizing {split}", total=len(pictures))

@@ -1,12 +1,16 @@
 """`aim-lightning validate`: score the newest checkpoint of a run."""
 
 import argparse
+from pathlib import Path
 
-from aim_lightning.cli.build import build, quiet, run_directory
+from aim_lightning.cli.build import build, quiet, run_directory, weights_kind
 from aim_lightning.config import Document
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.decide import differences
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.runs.results import record
-from aim_lightning.utils.process import global_rank, say
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import is_rank_zero, say
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -14,17 +18,33 @@ def run(document: Document, options: argparse.Namespace) -> int:
     quiet()
     directory = run_directory(document)
     checkpoint = newest_checkpoint(directory.path)
+    content = read_checkpoint(checkpoint)
+    _check_belongs(content, document, checkpoint)
     say(f"validating {checkpoint}")
-    cli = build(document)
+    cli = build(document, purge_step=None)
+    # TensorBoard's x-axis: where training stood, not 0.
+    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = content["trainer"]["global_step"] - 1
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    if global_rank() == 0:
-        protocol = {
-            name: callback.protocol() for name, callback in cli.named_callbacks.items() if hasattr(callback, "protocol")
-        }
+    if is_rank_zero():
+        callbacks = cli.named_callbacks.items()
+        protocol = {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
         names = {name.removeprefix("metrics/"): value for name, value in metrics.items()}
-        record(directory, {**protocol, "checkpoint": checkpoint.name}, names)
+        record(directory, {**protocol, "checkpoint": checkpoint.name, "weights": weights_kind(cli)}, names)
         for name, value in names.items():
             say(f"  {name:36s}{value:10.4f}")
         say(f"results: {directory.results}\nnext: make sample EXP={directory.experiment} RUN={directory.run}")
     return 0
+
+
+def _check_belongs(content: dict, document: Document, path: Path) -> None:
+    """The network must be the checkpoint's, and averaged weights there when they are asked for."""
+    sizes = [
+        (values["model"]["class_path"], values["model"]["init_args"]["network"])
+        for values in (content["configuration"], document.values)
+    ]
+    if sizes[0] != sizes[1]:
+        changes = differences(*({"model": {"class_path": c, "network": n}} for c, n in sizes))
+        raise UserError(f"{path} is of another model: {'; '.join(changes.values())}")
+    if document.values["callbacks"].get("ema") and content["ema"] is None:
+        raise UserError(f"{path} holds no averaged weights; score the weights themselves with --callbacks.ema null")

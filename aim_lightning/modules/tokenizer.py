@@ -85,9 +85,11 @@ class TokenizerModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        # Each rank records its own codes; broadcasting the record would also hang ranks with unequal shares.
+        self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used"]
         self.network = VQModel(network)
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)
         self.optimizer_config, self.global_batch_size, self.loss = optimizer, global_batch_size, loss
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
@@ -109,9 +111,9 @@ class TokenizerModule(LightningModule):
         terms = self.loss.terms(images, self.network(images))
         accumulate = self.trainer.datamodule.plan.accumulate
         self.manual_backward(terms["loss"] / accumulate)
-        self.log("train/loss", terms["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items() if name != "loss"})
         if (batch_idx + 1) % accumulate == 0:
+            self.log("train/loss", terms["loss"], prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in terms.items() if name != "loss"})
             self._optimizer_step()
 
     def _optimizer_step(self) -> None:
@@ -162,4 +164,4 @@ class TokenizerModule(LightningModule):
         return [optimizer], [schedule]
 
     def _images(self, batch: dict[str, Tensor]) -> Tensor:
-        return to_unit_range(batch["images"]).contiguous(memory_format=torch.channels_last)
+        return to_unit_range(batch["images"]).contiguous(memory_format=self.memory_format)

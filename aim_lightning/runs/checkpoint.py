@@ -1,8 +1,8 @@
 """The checkpoint file: explicit keys, plain types, nothing of Lightning's needed to read it.
 
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
-schedulers; cursor; random_state (a list by rank); configuration; class_names; trainer (progress of Lightning's loops
-and the callbacks' own states). Names of weights are those of the unwrapped modules.
+schedulers; cursor; random_state (a list by rank); configuration; class_names; tokenizer_hash; trainer (progress of
+Lightning's loops and the callbacks' own states). Names of weights are those of the unwrapped modules.
 """
 
 import pickle

@@ -1,5 +1,6 @@
 """One training a run directory: a lease with a heartbeat, taken by global rank zero."""
 
+import contextlib
 import json
 import os
 import socket
@@ -42,13 +43,16 @@ class Lease:
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        self.path.unlink(missing_ok=True)
+        if self._holder().get("pid") == self.owner["pid"]:  # nobody took it over meanwhile
+            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no folder
 
     def _refuse_if_held(self) -> None:
         holder = self._holder()
         age = time.time() - holder.get("heartbeat", self.path.stat().st_mtime)
         same_host = holder.get("host") == self.owner["host"]
-        gone = same_host and not Path(f"/proc/{holder.get('pid')}").exists()
+        gone = same_host and not _alive(holder.get("pid", 0))
         if age > self.stale_seconds or gone:
             return
         who = f"process {holder.get('pid')} on {holder.get('host')}"
@@ -70,3 +74,13 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(self.beat_seconds):
             self._write()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0

@@ -28,10 +28,10 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> Ai
     aim = AiM(AiMConfig(**_network_options(content, AIM, path)))
     load_weights(aim, _weights(content, raw), path)
     if tokenizer is None:
-        source = content["configuration"].get("tokenizer")
-        if not source:
-            raise UserError(f"{path} names no tokenizer; pass tokenizer=")
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
+    trained_on = content.get("tokenizer_hash")
+    if trained_on and tokenizer.weights_hash != trained_on:
+        raise UserError(f"{path} was trained on the codes of another tokenizer (weights hash {trained_on[:12]}…)")
     return AiMPipeline(aim, tokenizer, content.get("class_names"))
 
 
@@ -46,6 +46,17 @@ def load_tokenizer(source: str | Path, *, raw: bool = False) -> VQModel:
     model = VQModel(VQConfig(**_network_options(content, TOKENIZER, path)))
     load_weights(model, _weights(content, raw), path)
     return model.eval().requires_grad_(False)
+
+
+def _tokenizer_source(configuration: dict, path: Path) -> Path:
+    """The tokenizer that the run names, from this folder or beside the run wherever that was moved to."""
+    source = configuration.get("tokenizer")
+    if not source:
+        raise UserError(f"{path} names no tokenizer; pass tokenizer=")
+    root = Path(configuration["runs_root"])
+    if not Path(source).exists() and Path(source).is_relative_to(root):
+        return path.resolve().parents[3] / Path(source).relative_to(root)
+    return Path(source)
 
 
 def _weights(content: dict, raw: bool) -> dict:

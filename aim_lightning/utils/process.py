@@ -2,18 +2,16 @@
 
 import os
 
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+# Set by torchrun, by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
-def global_rank() -> int:
-    """Rank from the launcher's environment (torchrun, srun, Lightning's own subprocesses); 0 alone."""
-    for name in RANK_VARIABLES:
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+def is_rank_zero() -> bool:
+    """Whether this is the first process of all, or the only one."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in RANKS)
 
 
 def say(text: str) -> None:
     """Print once, from rank zero."""
-    if global_rank() == 0:
+    if is_rank_zero():
         print(text, flush=True)

@@ -65,19 +65,41 @@ def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
     assert time.monotonic() - start < SECONDS_TO_ANSWER
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
         ("fit", ["--data.path", "nothing/here"], ["nothing/here", "make tokenize"]),
         ("validate", [], ["holds no checkpoint", "make train EXP=demo_aim"]),
         ("sample", [], ["holds no checkpoint"]),
-        ("tokenize", [], ["tokenize needs pictures"]),
-        ("fit", ["--model.network.headdim", "50"], ["headdim 50"]),
+        ("tokenize", [], ["holds no checkpoint"]),
+        (
+            "fit",
+            ["--pictures.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],
+            ["pictures.train nothing"],
+        ),
     ],
 )
-def test_mistakes_found_later_are_one_line_too(aim_cli, tmp_path, command, options, words):
+def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, command, options, words):
+    start = time.monotonic()
     done = aim_cli(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options)
+    assert time.monotonic() - start < SECONDS_TO_ANSWER
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "runs").exists()
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.network.num_res_blocks", "0"], ["num_res_blocks is 0"]),
+        (["--model.network.norm_groups", "7"], ["norm_groups 7 does not divide"]),
+        (["--data.global_batch_size", "7000"], ["6000 rows, fewer than data.global_batch_size 7000"]),
+        (["--trainer.accelerator", "gpu"], ["trainer: ", "No supported gpu backend"]),
+        (["--trainer.devices", "3"], ["data.global_batch_size 16 does not divide over 3 devices"]),
+    ],
+)
+def test_mistakes_found_later_are_one_line_too(aim_cli, tmp_path, options, words):
+    done = aim_cli("fit", "--config", "experiments/demo_tokenizer.yaml", "--runs_root", tmp_path / "runs", *options)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
     assert all(word in errors[0] for word in words), errors[0]

@@ -16,7 +16,8 @@ def compose_and_check(path, *overrides):
     from aim_lightning.config import compose
     from aim_lightning.config.schema import check
 
-    document = compose([DEFAULTS, path], list(overrides))
+    paths = path if isinstance(path, list) else [path]
+    document = compose([DEFAULTS, *paths], list(overrides))
     check(document, SECTIONS)
     return document
 
@@ -48,6 +49,13 @@ def test_saved_configuration_composes_to_itself(path, tmp_path):
     first = compose_and_check(path)
     (tmp_path / "config.yaml").write_text(dump(first.values))
     assert compose_and_check(tmp_path / "config.yaml").values == first.values
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_component_fits_an_experiment(path):
+    experiment = ROOT / "experiments" / ("demo_aim.yaml" if path.parent.name != "pictures" else "demo_tokenizer.yaml")
+    document = compose_and_check([experiment, path], ("pictures.pad", "0"))
+    assert path.parent.name in document.values
 
 
 def test_paper_recipe():

@@ -92,6 +92,15 @@ def test_a_folder_begun_with_something_else_is_refused(pictures, tokenizer, tmp_
         write(pictures, tokenizer, tmp_path / "other")
 
 
+def test_pictures_of_another_size_are_refused_before_anything_is_written(tokenizer, tmp_path):
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "cat" / "a.png")
+    large = Pictures(str(tmp_path / "pictures"), "", image_size=32).open("train")
+    with pytest.raises(UserError, match="32x32 pixels give 256 codes, the tokenizer's grid is 8x8"):
+        write(large, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_large_a_codebook_and_unknown_views(pictures, tokenizer, tmp_path):
     with torch.device("meta"):
         large = VQModel(dataclasses.replace(TINY_VQ, codebook_size=65537))

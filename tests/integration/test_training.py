@@ -84,6 +84,7 @@ def test_checkpoint_has_explicit_keys_and_plain_names(whole):
         "random_state",
         "configuration",
         "class_names",
+        "tokenizer_hash",
         "trainer",
     }
     assert content["cursor"] == {"epoch": 3, "batch": 1} and len(content["random_state"]) == 1
@@ -239,3 +240,58 @@ def test_the_tokenizer_continues_to_the_bit(tmp_path):
     whole, cut = (read_checkpoint(newest_checkpoint(tmp_path / "demo_tokenizer" / r)) for r in ("whole", "cut"))
     assert whole["trainer"]["global_step"] == 6 and whole["cursor"] == cut["cursor"]
     assert_same_weights(whole, cut)
+
+
+def test_continuing_with_another_accumulation_keeps_stream_and_end(place, experiment):
+    """Out of memory, so smaller micro-batches: the same rows a step, the same end."""
+    plain = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
+    for run in ("kept", "changed"):
+        code, output = fit(experiment, run, *plain)
+        assert code == 0, output
+    run_dir = place / "runs" / "tiny" / "changed"
+    for path in sorted((run_dir / "checkpoints").iterdir())[1:]:
+        path.unlink()
+    code, output = fit(experiment, "changed", *plain, "--data.max_device_batch_size", "2")
+    assert code == 0 and "training from step 16" in output and "max_device_batch_size" in output, output
+    kept, changed = final(place / "runs" / "tiny" / "kept"), final(run_dir)
+    assert kept["cursor"] == changed["cursor"]
+    for name, value in kept["network"].items():
+        assert torch.allclose(value, changed["network"][name], atol=2e-3), name
+    found = series(run_dir)
+    assert [step for step, _ in found["train/loss"]] == list(range(22))
+    assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
+    code, output = fit(experiment, "changed", *plain, "--data.max_device_batch_size", "2")
+    assert code == 0 and "is finished (step 22)" in output
+
+
+def test_sigterm_is_no_success(place, experiment):
+    process = fit(experiment, "terminated", "--trainer.max_steps", "100000", wait=False)
+    folder = place / "runs" / "tiny" / "terminated" / "checkpoints"
+    while not list(folder.glob("step=*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command continues" in output
+    assert not (folder.parent / "lease.json").exists()
+
+
+def test_validate_refuses_what_does_not_belong(place, experiment, aim_cli):
+    code, output = fit(experiment, "without_ema", "--callbacks.ema", "null", "--trainer.max_steps", "4")
+    assert code == 0, output
+    validate = ("validate", "--config", experiment, "--run", "without_ema")
+    done = aim_cli(*validate)
+    assert done.returncode == 2 and "no averaged weights" in done.stderr
+    done = aim_cli(*validate, "--model.network.d_state", "16")
+    assert done.returncode == 2 and "model.network.d_state was 8, is 16" in done.stderr
+    done = aim_cli(*validate, "--callbacks.ema", "null")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((place / "runs" / "tiny" / "without_ema" / "results.json").read_text())
+    assert results["protocol"]["weights"] == "raw"
+
+
+def test_a_run_stopped_before_its_results_gets_them_later(whole, experiment):
+    (whole / "results.json").unlink()
+    code, output = fit(experiment, "whole")
+    assert code == 0 and "is finished" in output, output
+    assert "val/loss" in json.loads((whole / "results.json").read_text())["metrics"]

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
 from integration.tiny import scalars
 from PIL import Image
 
@@ -129,6 +128,7 @@ def check_foreign_tokenizer(aim_cli, runs, place, data):
     other = ("--tokenizer", runs / "demo_tokenizer" / "other", "--run", "foreign")
     done = aim_cli("fit", "--config", AIM, *place, *data, *other)
     assert done.returncode == 2 and "written by another tokenizer" in done.stderr
+    done = aim_cli("sample", "--config", AIM, *place, "--tokenizer", runs / "demo_tokenizer" / "other")
+    assert done.returncode == 2 and "codes of another tokenizer" in done.stderr
     done = aim_cli("fit", "--config", AIM, *place, *data, "--model.network.num_classes", "7", "--run", "foreign")
     assert done.returncode == 2 and "set model.network.num_classes 10" in done.stderr
-    assert (ROOT / AIM).exists()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_lightning.models.aim.scan import scan, scan_ref
+from aim_lightning.models.aim.scan import scan, scan_ref, scan_step, scan_step_
 
 
 def inputs(length, batch=2, heads=3, channels=4, state=5, dtype=torch.float32, seed=0):
@@ -40,6 +40,14 @@ def test_long_sequences_and_published_widths_stay_exact():
 def test_gradients(length, chunk):
     values = [v.requires_grad_() for v in inputs(length, 1, 2, 2, 2, dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *v: scan(*v, chunk), values)
+
+
+def test_the_step_in_place_is_the_step():
+    x, dt, a, b, c = inputs(1, batch=3)
+    state = torch.randn(3, 3, 4, 5)
+    y, new = scan_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
+    assert torch.allclose(scan_step_(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state), y, atol=1e-6)
+    assert torch.allclose(state, new, atol=1e-6)
 
 
 def test_strong_decay_does_not_overflow():

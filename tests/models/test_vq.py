@@ -34,10 +34,9 @@ def test_codes_are_int64_in_raster_order():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     codes = model.encode(images)
     assert codes.shape == (2, 64) and codes.dtype == torch.int64
-    changed = images.clone()
-    changed[:, :, 8:] = 0.5  # the lower half: early rows of codes see it only through the mixing layers
     vectors = model.quantize.lookup(codes, model.grid)
-    assert torch.equal(vectors[:, :, 3, 5], vectors.flatten(2)[:, :, 3 * 8 + 5])
+    book = torch.nn.functional.normalize(model.quantize.embedding.weight, dim=-1)
+    assert torch.equal(vectors[0, :, 3, 5], book[codes[0, 3 * 8 + 5]])  # row 3, column 5
     assert model.decode(codes).shape == images.shape
 
 

@@ -51,6 +51,7 @@ def write_token_shards(
         UserError: codebook too large, pictures of another size, or `out` begun from something else.
     """
     manifest = _empty_manifest(pictures, tokenizer, options)
+    _check_size(pictures, tokenizer, device)
     _claim(out, manifest, options)
     shards = []
     for number, start in enumerate(range(0, len(pictures), options.rows_per_shard)):
@@ -64,6 +65,17 @@ def write_token_shards(
     manifest = TokenManifest(**{**_fields(manifest), "shards": shards})
     manifest.save(out)
     return manifest
+
+
+def _check_size(pictures: PictureSet, tokenizer, device: torch.device | None) -> None:
+    """A fully convolutional tokenizer takes any picture: the number of codes tells whether it is the right size."""
+    images, _ = pictures.batch(range(1))
+    count, (rows, columns) = tokenizer.encode(to_unit_range(images.to(device))).shape[1], tokenizer.grid
+    if count != rows * columns:
+        raise UserError(
+            f"pictures of {images.shape[-2]}x{images.shape[-1]} pixels give {count} codes, the tokenizer's grid is "
+            f"{rows}x{columns}; set pictures.image_size to the tokenizer's"
+        )
 
 
 def _fields(manifest: TokenManifest) -> dict:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.norm import RMSNorm
-from aim_lightning.models.aim.scan import scan, scan_step
+from aim_lightning.models.aim.scan import scan, scan_step_
 from aim_lightning.models.aim.state import MixerState
 
 # One quadratic block costs more than its matrix products gain beyond this many steps (benchmarks/scan.py).
@@ -62,8 +62,7 @@ class Mamba2Mixer(nn.Module):
         xbc_BK = (window_BKW.to(xbc_BK.dtype) * weight_KW).sum(-1) + self.conv1d.bias.to(xbc_BK.dtype)
         with torch.autocast(u_BD.device.type, enabled=False):
             x_BHP, b_BN, c_BN, dt_BH, a_H = self._scan_inputs(F.silu(xbc_BK), dt_BH)
-            y_BHP, ssm_BHPN = scan_step(x_BHP, dt_BH, a_H, b_BN, c_BN, state.ssm_BHPN)
-            state.ssm_BHPN.copy_(ssm_BHPN)
+            y_BHP = scan_step_(x_BHP, dt_BH, a_H, b_BN, c_BN, state.ssm_BHPN)
             y_BI = (y_BHP + self._skip(x_BHP)).flatten(-2)
         return self._output(y_BI, z_BI)
 

@@ -34,6 +34,16 @@ def scan_step(
     return torch.einsum("bhpn,bn->bhp", state_BHPN, c_BN), state_BHPN
 
 
+def scan_step_(x_BHP: Tensor, dt_BH: Tensor, a_H: Tensor, b_BN: Tensor, c_BN: Tensor, state_BHPN: Tensor) -> Tensor:
+    """`scan_step` that updates the state in place, in two passes over it instead of five; returns y_BHP."""
+    heads = x_BHP.shape[1]
+    state = state_BHPN.flatten(0, 1)  # (BH, P, N), the same memory
+    b, c = (v[:, None].expand(-1, heads, -1).flatten(0, 1) for v in (b_BN, c_BN))  # (BH, N)
+    state.mul_(torch.exp(dt_BH * a_H).flatten()[:, None, None])
+    state.baddbmm_((dt_BH[..., None] * x_BHP).flatten(0, 1)[..., None], b[:, None])
+    return torch.bmm(state, c[..., None]).view_as(x_BHP)
+
+
 def scan(x_BLHP: Tensor, dt_BLH: Tensor, a_H: Tensor, b_BLN: Tensor, c_BLN: Tensor, chunk_size: int = 64) -> Tensor:
     """The same result in chunks: quadratic inside a chunk, a state handed from chunk to chunk.
 

@@ -50,11 +50,6 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight at which adversarial and reconstruction gradients are compared."""
-        return self.conv_out.weight
-
     def forward(self, z: Tensor) -> Tensor:
         z = self.conv_in(z)
         for block in [*self.mid, *self.conv_blocks]:
