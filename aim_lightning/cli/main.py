@@ -30,14 +30,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     try:
         return run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        # A loader worker's error arrives with its traceback in front; the message is the last line.
-        message = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
-        print(f"error: {message}", file=sys.stderr)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _mistake(error: BaseException | None) -> str | None:
+    """Message of the UserError behind an exception: libraries wrap what a constructor or a loader worker raises."""
+    while error is not None:
+        if isinstance(error, UserError):
+            # A worker's error arrives with its traceback in front; the message is the last line.
+            return str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def run(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 # Changes that leave the training itself as it is. Everything else stops a run from being continued.
 HARMLESS = (
+    "run",
     "callbacks",
     "logger",
     "sampling",

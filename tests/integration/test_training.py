@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,24 @@ def whole(place, experiment):
     assert code == 0, output
     assert "next: make validate EXP=tiny RUN=whole" in output
     return place / "runs" / "tiny" / "whole"
+
+
+def copy_run(run_dir, name, keep=None):
+    """A copy of a finished run; with `keep` only its oldest checkpoints, as if it had been killed after them."""
+    copy = run_dir.with_name(name)
+    shutil.copytree(run_dir, copy)
+    for path in sorted((copy / "checkpoints").iterdir())[keep:] if keep else []:
+        path.unlink()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def plain(place, experiment):
+    """Without dropout, whose draws differ by rank and micro-batch: (its options, its folder)."""
+    options = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
+    code, output = fit(experiment, "plain", *options)
+    assert code == 0, output
+    return options, place / "runs" / "tiny" / "plain"
 
 
 def final(run_dir):
@@ -144,8 +163,7 @@ def test_killed_and_continued_is_the_same_to_the_bit(place, experiment, whole, s
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(place, experiment, whole):
-    run_dir = place / "runs" / "tiny" / "damaged"
-    fit(experiment, run_dir.name)
+    run_dir = copy_run(whole, "damaged")
     newest = newest_checkpoint(run_dir)
     newest.write_bytes(newest.read_bytes()[:3000])
     code, output = fit(experiment, run_dir.name)
@@ -154,36 +172,26 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(place, ex
     assert_same_weights(final(run_dir), final(whole))
 
 
-def test_two_processes_continue_exactly_and_agree_with_one(place, experiment, whole):
-    """Two gloo ranks: the same rows in every global batch; dropout differs by rank, so it is switched off."""
-    plain = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
-    ddp = [*plain, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    for run, options in (
-        ("one", plain),
-        ("two", ddp),
-        ("two_accumulated", [*ddp, "--data.max_device_batch_size", "2"]),
-    ):
-        code, output = fit(experiment, run, *options)
-        assert code == 0, output
-    runs = place / "runs" / "tiny"
-    one, two = final(runs / "one"), final(runs / "two")
+def test_two_processes_agree_with_one(place, experiment, plain):
+    """Two gloo ranks, two micro-batches a step: the same rows in every global batch."""
+    options, one_dir = plain
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.max_device_batch_size", "2"]
+    code, output = fit(experiment, "two", *options, *ddp)
+    assert code == 0, output
+    two_dir = one_dir.with_name("two")
+    one, two = final(one_dir), final(two_dir)
     assert len(two["random_state"]) == 2 and two["cursor"] == one["cursor"]
-    for run in ("two", "two_accumulated"):
-        other = final(runs / run)
-        for name, value in one["network"].items():
-            assert torch.allclose(value, other["network"][name], atol=2e-3), (run, name)
-        losses = [dict(series(runs / r)["val/loss"]) for r in ("one", run)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for name, value in one["network"].items():
+        assert torch.allclose(value, two["network"][name], atol=2e-3), name
+    losses = [dict(series(run_dir)["val/loss"]) for run_dir in (one_dir, two_dir)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_interrupted_two_processes_continue_to_the_bit(place, experiment):
     ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     code, output = fit(experiment, "ddp_whole", *ddp)
     assert code == 0, output
-    run_dir = place / "runs" / "tiny" / "ddp_cut"
-    fit(experiment, run_dir.name, *ddp)
-    for path in sorted((run_dir / "checkpoints").iterdir())[1:]:
-        path.unlink()  # as if it had been killed after the oldest checkpoint that is left
+    run_dir = copy_run(place / "runs" / "tiny" / "ddp_whole", "ddp_cut", keep=1)
     code, output = fit(experiment, run_dir.name, *ddp)
     assert code == 0 and "training from step 16" in output, output
     assert_same_weights(final(run_dir), final(place / "runs" / "tiny" / "ddp_whole"))
@@ -230,11 +238,9 @@ def test_the_tokenizer_continues_to_the_bit(tmp_path):
         *("--data.max_device_batch_size", "4", "--callbacks.checkpoints.every_n_steps", "3"),
         *("--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "6"),
     ]
-    for run in ("whole", "cut"):
-        code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", run, *options)
-        assert code == 0, output
-    run_dir = tmp_path / "demo_tokenizer" / "cut"
-    newest_checkpoint(run_dir).unlink()
+    code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", "whole", *options)
+    assert code == 0, output
+    copy_run(tmp_path / "demo_tokenizer" / "whole", "cut", keep=1)
     code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", "cut", *options)
     assert code == 0 and "training from step 3" in output, output
     whole, cut = (read_checkpoint(newest_checkpoint(tmp_path / "demo_tokenizer" / r)) for r in ("whole", "cut"))
@@ -242,26 +248,19 @@ def test_the_tokenizer_continues_to_the_bit(tmp_path):
     assert_same_weights(whole, cut)
 
 
-def test_continuing_with_another_accumulation_keeps_stream_and_end(place, experiment):
+def test_continuing_with_another_accumulation_keeps_stream_and_end(experiment, plain):
     """Out of memory, so smaller micro-batches: the same rows a step, the same end."""
-    plain = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
-    for run in ("kept", "changed"):
-        code, output = fit(experiment, run, *plain)
-        assert code == 0, output
-    run_dir = place / "runs" / "tiny" / "changed"
-    for path in sorted((run_dir / "checkpoints").iterdir())[1:]:
-        path.unlink()
-    code, output = fit(experiment, "changed", *plain, "--data.max_device_batch_size", "2")
+    options, kept_dir = plain
+    run_dir = copy_run(kept_dir, "changed", keep=1)
+    code, output = fit(experiment, "changed", *options, "--data.max_device_batch_size", "2")
     assert code == 0 and "training from step 16" in output and "max_device_batch_size" in output, output
-    kept, changed = final(place / "runs" / "tiny" / "kept"), final(run_dir)
+    kept, changed = final(kept_dir), final(run_dir)
     assert kept["cursor"] == changed["cursor"]
     for name, value in kept["network"].items():
         assert torch.allclose(value, changed["network"][name], atol=2e-3), name
     found = series(run_dir)
     assert [step for step, _ in found["train/loss"]] == list(range(22))
     assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
-    code, output = fit(experiment, "changed", *plain, "--data.max_device_batch_size", "2")
-    assert code == 0 and "is finished (step 22)" in output
 
 
 def test_sigterm_is_no_success(place, experiment):
