@@ -22,7 +22,12 @@ def succeed(done):
 
 
 def test_pictures_to_scores(aim_cli, runs):
-    place = ("--runs_root", runs)
+    place = (
+        "--runs_root",
+        runs,
+        "--pictures.train",
+        "data/fashion_mnist_mini/val",
+    )  # 2,000 pictures: a third of the time
     shards = runs / "tokens"
     stage1 = (
         "--trainer.max_steps",
@@ -36,11 +41,11 @@ def test_pictures_to_scores(aim_cli, runs):
     tokenizer = runs / "demo_tokenizer" / "main"
     assert Image.open(tokenizer / "samples" / "reconstructions.png").size[0] > 500
 
-    text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, "--data.out", shards, "--rows_per_shard", "3000"))
+    text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, "--data.out", shards, "--rows_per_shard", "1000"))
     assert "token shards" in text
     manifest = json.loads((shards / "train" / "manifest.json").read_text())
     assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (
-        6000,
+        2000,
         1,
         [8, 8],
         2,
