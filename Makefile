@@ -8,10 +8,21 @@ ARGS ?=
 PORT ?= 6006
 SOURCE ?= /usr/share/datasets/fashion-mnist
 TEST_ARGS ?=
+N ?= 40
+# make slurm: ranks and time of one job, and the file of configs/cluster/ that describes the site
+NODES ?= 1
+GPUS ?= 1
+TIME ?=
+PARTITION ?=
+CLUSTER ?= gpu
+SEEDS ?=
+SWEEP ?=
+DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-gpu lint format train validate sample tokenize config tensorboard \
-	data-fashion-mnist doctor bench clean
+.PHONY: help install install-cuda demo test test-all test-gpu torture lint format train plan validate evaluate sweep \
+	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
+	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate clean
 
 help: ## List the targets and their variables
 	@echo 'usage: make TARGET [VARIABLE=value …]'
@@ -21,11 +32,14 @@ help: ## List the targets and their variables
 	@echo 'variables: EXP = a file of experiments/ without .yaml; RUN = name of the run [$(RUN)];'
 	@echo '           ARGS = options of the command, e.g. ARGS="--trainer.max_epochs 2"; PYTHON [$(PYTHON)]; VENV [$(VENV)]'
 
+# mamba-reference holds mamba-ssm's source for the tests alone: without CUDA it cannot be imported as a package.
 # Made anew when pyproject.toml changes; the stamp appears only after everything is installed.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || { echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
 	@echo 'installing into $(VENV) (several GB, some minutes the first time)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference 'mamba-ssm>=2.3.1,<2.3.2' einops
 	@touch $@
 
 install: $(VENV)/.installed ## Install for CPU and plain PyTorch on GPUs
@@ -38,8 +52,14 @@ install-cuda: install ## Add the CUDA kernels (torch first, then mamba-ssm and c
 demo: install ## Main job on the embedded pictures: both stages, samples and scores, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
-test: install ## All tests that need no GPU (TEST_ARGS="-k name" for some)
+test: install ## Tests for every day, none of which needs a GPU (TEST_ARGS="-k name" for some)
+	$(BIN)/python -m pytest -m "not gpu and not long" $(TEST_ARGS)
+
+test-all: install ## All tests that need no GPU, also the long ones (faults on a real SLURM cluster; root and its packages)
 	$(BIN)/python -m pytest -m "not gpu" $(TEST_ARGS)
+
+torture: install ## Hurt trainings N times in every way, compare with undisturbed ones to the bit (N, ARGS="--seed 1")
+	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)
 
 test-gpu: ## Tests that need an NVIDIA GPU, in the environment of PYTHON=…
 	$(PYTHON) -m pytest -m gpu $(TEST_ARGS)
@@ -56,17 +76,60 @@ experiment = $(if $(EXP),$(AIM) $(1) --config experiments/$(EXP).yaml --run $(RU
 train: install ## Train EXP, or continue its RUN (EXP, RUN, ARGS)
 	@$(call experiment,fit)
 
+plan: install ## Estimate memory, hours, disk and requeue window of EXP (EXP, ARGS="--devices 8 --images_per_s 1000")
+	@$(call experiment,plan)
+
 validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 	@$(call experiment,validate)
 
 sample: install ## Draw pictures from RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
 	@$(call experiment,sample)
 
+evaluate: install ## Draw samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
+	@$(call experiment,evaluate)
+
+sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.5,2 top_k=0,600", ARGS)
+	@$(call experiment,sweep --grid "$(or $(GRID),$(error set GRID, for example GRID="cfg_scale=1,1.5,2,3 top_k=0,600"))")
+
+follow: install ## Evaluate new checkpoints of a live run beside it, into its TensorBoard (EXP, RUN, ARGS)
+	@$(call experiment,follow)
+
+reproduce: install ## Published weights to a row beside the paper's (MODEL=AiM-B, REFERENCE=file, ARGS)
+	@$(AIM) reproduce --preset $(or $(MODEL),AiM-B) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
+
+table: install ## Render experiments/README.md from experiments/results/
+	@$(AIM) table
+
 tokenize: install ## Turn pictures into token shards with RUN's tokenizer (EXP, RUN, ARGS)
 	@$(call experiment,tokenize)
 
+shards: install ## Look into, check, preview or merge token shards (ARGS='verify data/tokens/EXP')
+	@$(AIM) shards $(or $(ARGS),$(error set ARGS to: info|verify|preview|merge PATH))
+
+dataset: install ## Your own pictures: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, ARGS)
+	@$(AIM) dataset '$(or $(FOLDER),$(error set FOLDER to a folder of class folders))' \
+		'$(or $(NAME),$(error set NAME to a name for it))' $(ARGS)
+
+stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
+	@test -n '$(NAME)' || { echo 'set NAME to the name given to make dataset'; exit 2; }
+	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml
+	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml --views ten_crop --crop_range 1.1,1.05
+	$(AIM) fit --config experiments/$(NAME)_aim.yaml
+	$(AIM) validate --config experiments/$(NAME)_aim.yaml
+
 config: install ## Print the composed configuration of EXP (EXP, RUN, ARGS)
 	@$(call experiment,config)
+
+slurm: install ## Submit EXP to SLURM (EXP, RUN, NODES, GPUS a node, TIME, PARTITION, CLUSTER, SEEDS=0-3, SWEEP=file, DRY=1, ARGS)
+	@$(call experiment,slurm submit) --config configs/cluster/$(CLUSTER).yaml --trainer.num_nodes $(NODES) \
+		--trainer.devices $(GPUS) $(if $(TIME),--cluster.time '"$(TIME)"') $(if $(PARTITION),--cluster.partition $(PARTITION)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(filter-out 0,$(DRY)),--dry true)
+
+slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN)
+	@$(call experiment,slurm status)
+
+slurm-cancel: install ## End the jobs of RUN for good; checkpoints stay (EXP, RUN)
+	@$(call experiment,slurm cancel)
 
 tensorboard: install ## Show curves and pictures of all runs (PORT)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
@@ -74,12 +137,33 @@ tensorboard: install ## Show curves and pictures of all runs (PORT)
 data-fashion-mnist: install ## Full Fashion-MNIST as image shards (SOURCE = folder of its IDX files)
 	$(BIN)/python -m aim_lightning.data.images.fashion_mnist --source $(SOURCE) --out data/fashion_mnist
 
+weights-aim: install ## Fetch published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
+	@$(BIN)/python -m aim_lightning.weights.fetch $(or $(MODEL),AiM-B)
+
+weights-vq: install ## Fetch LlamaGen's published tokenizer into weights/ (MODEL=VQ-16 or VQ-8)
+	@$(BIN)/python -m aim_lightning.weights.fetch $(or $(MODEL),VQ-16)
+
+weights-inception: install ## Fetch the Inception of FID into weights/
+	@$(BIN)/python -m aim_lightning.metrics.fetch inception
+
+weights-vgg: install ## Fetch VGG16 for LPIPS into weights/
+	@$(BIN)/python -m aim_lightning.metrics.fetch vgg
+
+adm-reference: install ## Fetch ADM's ImageNet 256x256 reference (2 GB) into data/reference/
+	@$(BIN)/python -m aim_lightning.metrics.fetch adm
+
 doctor: install ## Print versions, devices and usable kernels
 	@$(AIM) doctor
 
-bench: install ## Measure data and scan speed on this machine (benchmarks/)
+bench: install ## Measure data, resuming, scan and tokenizing speed on this machine (benchmarks/; 7 GB in the temporary folder)
 	$(BIN)/python benchmarks/tokens.py
+	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/tokenizing.py
+
+bench-evaluate: install ## Measure metrics: features to FID, Inception features, evaluate against torch-fidelity's command
+	$(BIN)/python benchmarks/evaluate.py
 
 clean: ## Remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache

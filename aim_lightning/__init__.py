@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aim_lightning.pipeline import AiMPipeline
-    from aim_lightning.runs.load import load
+    from aim_lightning.pipeline import AiMPipeline, load
 
 __all__ = ["AiMPipeline", "load"]
 
@@ -16,7 +15,7 @@ def __getattr__(name: str):
 
         return AiMPipeline
     if name == "load":
-        from aim_lightning.runs.load import load
+        from aim_lightning.pipeline import load
 
         return load
     raise AttributeError(f"module 'aim_lightning' has no attribute {name!r}")

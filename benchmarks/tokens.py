@@ -4,6 +4,7 @@ python benchmarks/tokens.py [--rows 200000] [--repeats 3]
 """
 
 import argparse
+import resource
 import statistics
 import tempfile
 import time
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import webdataset as wds
+from record import save
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
 from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
@@ -71,10 +73,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(2)
+    results = []
     with tempfile.TemporaryDirectory() as name:
         for views in (1, 10):
             folder = Path(name) / str(views)
-            rows = options.rows if views == 1 else options.rows // 4
+            rows = options.rows if views == 1 else options.rows // 2
             for split, size in (("train", rows), ("val", BATCH)):
                 (folder / split).mkdir(parents=True)
                 simulate(folder / split, size, views)
@@ -85,7 +88,13 @@ def main() -> None:
             medians = {what: statistics.median(rates) for what, rates in figures.items()}
             for what, rate in medians.items():
                 print(f"{views:2d} view(s)  {what:16s} {rate:10,.0f} rows/s")
-            print(f"{views:2d} view(s)  ratio            {medians['DataModule'] / medians['bare webdataset']:10.2f}")
+            ratio = medians["DataModule"] / medians["bare webdataset"]
+            print(f"{views:2d} view(s)  ratio            {ratio:10.2f}", flush=True)
+            named = {f"{what} rows/s": round(rate) for what, rate in medians.items()}
+            results.append({"views": views, "rows": rows, **named, "ratio": round(ratio, 2)})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"peak memory of this process, torch included: {peak:,} MiB")
+    print(save("tokens", [*results, {"peak_mib": peak}]))
 
 
 if __name__ == "__main__":

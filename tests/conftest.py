@@ -1,12 +1,14 @@
 """Shared by all tests: one thread a process (two on two cores slow each other down many times), small makers."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["slurm_fixtures"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +24,16 @@ def _one_thread():
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture
+def own_signals():
+    """For tests that train in this process, whose handlers would outlive them."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -11,17 +11,24 @@ ALLOWED = {
     "utils": set(),
     "config": {"utils"},
     "models": {"utils"},
+    "cluster": {"utils"},
     "metrics": {"utils"},
     "data": {"utils"},
     "sampling": {"models", "utils"},
-    "pipeline": {"models", "sampling", "utils"},
-    "runs": {"models", "pipeline", "utils"},
-    "modules": {"models", "utils"},
-    "callbacks": {"metrics", "models", "modules", "pipeline", "runs", "sampling", "utils"},
+    "runs": {"utils"},
+    "weights": {"models", "runs", "utils"},
+    "pipeline": {"models", "runs", "sampling", "utils", "weights"},
+    "losses": {"models", "utils"},
+    "evaluation": {"config", "data", "metrics", "pipeline", "runs", "sampling", "utils"},
+    "modules": {"losses", "metrics", "models", "utils"},
+    "callbacks": {"cluster", "evaluation", "metrics", "models", "modules", "pipeline", "runs", "sampling", "utils"},
     "cli": {
         "callbacks",
+        "cluster",
         "config",
         "data",
+        "evaluation",
+        "losses",
         "metrics",
         "models",
         "modules",
@@ -29,9 +36,23 @@ ALLOWED = {
         "runs",
         "sampling",
         "utils",
+        "weights",
     },
 }
-WITHOUT_LIGHTNING = ("utils", "config", "models", "metrics", "sampling", "pipeline", "runs")
+WITHOUT_LIGHTNING = (
+    "utils",
+    "cluster",
+    "config",
+    "models",
+    "losses",
+    "metrics",
+    "sampling",
+    "runs",
+    "weights",
+    "pipeline",
+    "evaluation",
+)
+WITHOUT_TORCH = ("cluster", "config")  # `slurm` answers at once, and handlers are there before torch is
 ROOT_FILES = {"__init__", "__main__"}
 
 
@@ -65,6 +86,8 @@ def test_direction(path):
     assert not surplus, f"{unit(path)} must not import {surplus}"
     if unit(path) in WITHOUT_LIGHTNING:
         assert not any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in imports(path))
+    if unit(path) in WITHOUT_TORCH:
+        assert not any(name.split(".")[0] == "torch" for name in imports(path))
 
 
 def test_no_two_units_may_import_each_other():

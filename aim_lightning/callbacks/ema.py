@@ -37,6 +37,10 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._place(pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.steps:  # the module may have loaded weights to start from since `setup`
+            self.network.load_state_dict(pl_module.network.state_dict())
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:  # steps count, not batches
             self.update(pl_module.network)

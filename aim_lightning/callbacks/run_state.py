@@ -1,4 +1,4 @@
-"""What makes a run continue exactly: the cursor, the random state of every rank, the configuration."""
+"""What makes a run continue exactly: the cursor, random state and metrics of every rank, the configuration."""
 
 import random
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from aim_lightning.callbacks.metric_state import metric_states, restore_metrics
 from aim_lightning.utils.random import hash_seed
 
 
@@ -38,13 +39,13 @@ class RunState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         """Runs on every rank: all states are gathered, rank 0 writes them."""
-        mine = random_state()
-        states = [mine]
+        ranks = [(random_state(), metric_states(pl_module))]
         if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
+            ranks, mine = [None] * trainer.world_size, ranks[0]
+            torch.distributed.all_gather_object(ranks, mine)
         _mark_batch_as_unread(checkpoint["loops"]["fit_loop"])
-        checkpoint["random_state"] = states
+        checkpoint["random_state"] = [state for state, _ in ranks]
+        checkpoint["metrics"] = [state for _, state in ranks]
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
         checkpoint["class_names"] = trainer.datamodule.class_names
@@ -54,10 +55,12 @@ class RunState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         data = trainer.datamodule
         data.cursor.restore(checkpoint["cursor"])
-        _count_micro_batches(checkpoint["loops"]["fit_loop"], data)
+        if "loops" in checkpoint:  # imported weights come without a training
+            _count_micro_batches(checkpoint["loops"]["fit_loop"], data)
         states = checkpoint["random_state"]
         if len(states) == trainer.world_size:  # another number of ranks has no counterpart; batches are seeded anyway
             set_random_state(states[trainer.global_rank])
+        restore_metrics(pl_module, checkpoint.get("metrics") or [{}], trainer.global_rank, trainer.world_size)
 
 
 def _mark_batch_as_unread(fit_loop: dict) -> None:

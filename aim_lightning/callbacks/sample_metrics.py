@@ -4,22 +4,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from aim_lightning.callbacks.scoring import Scoring, has_ema
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
-from aim_lightning.metrics.reference import ReferenceStatistics, cached_reference
+from aim_lightning.metrics.reference import ReferenceStatistics
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.random import hash_seed
 
 Scored = Iterable[tuple[Tensor, Tensor]]  # (uint8 pictures, labels that were asked for)
 
 
-class SampleMetrics(Callback):
+class SampleMetrics(Scoring):
     """Distance between samples and the training pictures, and how often a sample shows the class it should.
 
     Runs in `validate`, and during training every `every_n_validations` validations. Image k is of class
@@ -43,27 +45,22 @@ class SampleMetrics(Callback):
         batch_size: int = 250,
         cache_dir: str = ".cache/reference",
     ) -> None:
-        self.num_samples, self.every_n_validations, self.baselines = (
-            num_samples,
-            every_n_validations,
-            baselines,
-        )
-        self.batch_size, self.cache_dir = batch_size, cache_dir
-        self.validations = 0
+        super().__init__(every_n_validations, batch_size, cache_dir)
+        self.num_samples, self.baselines = num_samples, baselines
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the feature network's weights where they will be needed, before anything else takes time."""
-        if stage == "validate" or self.every_n_validations:
-            self.features.load()
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self.validations += 1
-        alone = trainer.state.fn == "validate"
-        due = self.every_n_validations and self.validations % self.every_n_validations == 0
-        if alone or due:
-            self._score_all(trainer, pl_module, baselines=alone and self.baselines)
+    def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
+        """Score samples; in `validate` the baselines too."""
+        device = pl_module.device
+        reference = self.reference(trainer, "train", probe=True)
+        scored = {"": self._samples(trainer, pl_module.network, "samples")}
+        if alone and self.baselines:
+            scored["_untrained"] = self._samples(trainer, _untrained(pl_module.network, device), "untrained")
+            scored["_real"] = self._real(trainer)
+        for suffix, batches in scored.items():
+            distance, agreement, count = self._score(batches, reference, device)
+            for base, value in ((self._distance_name, distance), ("class_agreement", agreement)):
+                name = metric_name(base, count, raw=not has_ema(trainer) and not suffix) + suffix
+                self.log(f"metrics/{name}", value, rank_zero_only=False)
 
     def protocol(self) -> dict:
         """Everything that the numbers depend on, for results.json."""
@@ -74,27 +71,6 @@ class SampleMetrics(Callback):
             "tokenizer": self.tokenizer.weights_hash,
             "sampling": asdict(replace(self.sampling, batch_size=self.batch_size)),
         }
-
-    def state_dict(self) -> dict:
-        return {"validations": self.validations}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.validations = state["validations"]
-
-    def _score_all(self, trainer: Trainer, pl_module: LightningModule, baselines: bool) -> None:
-        device = pl_module.device
-        self.features.to(device)
-        reference = self._reference(trainer)
-        has_ema = any(type(callback).__name__ == "EMA" for callback in trainer.callbacks)
-        scored = {"": self._samples(trainer, pl_module.network, "samples")}
-        if baselines:
-            scored["_untrained"] = self._samples(trainer, _untrained(pl_module.network, device), "untrained")
-            scored["_real"] = self._real(trainer)
-        for suffix, batches in scored.items():
-            distance, agreement, count = self._score(batches, reference, device)
-            for base, value in ((self._distance_name, distance), ("class_agreement", agreement)):
-                name = metric_name(base, count, raw=not has_ema and not suffix) + suffix
-                self.log(f"metrics/{name}", value, rank_zero_only=False)
 
     @property
     def _distance_name(self) -> str:
@@ -107,6 +83,7 @@ class SampleMetrics(Callback):
         probe = LinearProbe.from_state(reference.probe_weight, reference.probe_bias)
         agreement = ClassAgreement(probe).to(device)
         for images, labels in batches:
+            beat("scoring samples")
             features = self.features(images.to(device))
             frechet.update_features(features, real=False)
             agreement.update(features, labels.to(device))
@@ -128,27 +105,6 @@ class SampleMetrics(Callback):
         pictures = self.pictures.open("val")
         self._count = len(pictures)
         yield from pictures.batches(self.batch_size, range(trainer.global_rank, len(pictures), trainer.world_size))
-
-    def _reference(self, trainer: Trainer) -> ReferenceStatistics:
-        """Rank 0 computes and caches; the others read its file."""
-        pictures = self.pictures.open("train")
-
-        def read() -> ReferenceStatistics:
-            with tqdm(total=len(pictures), desc="reference", leave=False, disable=not trainer.is_global_zero) as bar:
-                return cached_reference(
-                    self.cache_dir,
-                    pictures.fingerprint,
-                    self.features,
-                    lambda: pictures.batches(self.batch_size),
-                    len(pictures.class_names),
-                    progress=lambda rows: bar.update(rows - bar.n),
-                    class_names=pictures.class_names,
-                )
-
-        if trainer.is_global_zero:
-            read()
-        trainer.strategy.barrier("reference")
-        return read()
 
 
 def _untrained(network: AiM, device: torch.device) -> AiM:

@@ -1,5 +1,8 @@
 """What TensorBoard shows besides the curves: configuration, page layout, pictures."""
 
+import os
+from pathlib import Path
+
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,15 +14,22 @@ LAYOUT = {
         "loss": ["Multiline", ["train/loss", "val/loss"]],
         "bits per code": ["Multiline", ["train/bits_per_code", "val/bits_per_code"]],
         "learning rate": ["Multiline", ["train/learning_rate"]],
-        "gradient norm": ["Multiline", ["train/grad_norm"]],
+        "gradient norm": ["Multiline", ["train/grad_norm", "train/grad_norm_discriminator"]],
     },
     "tokenizer": {
-        "loss terms": ["Multiline", ["train/reconstruction", "train/codebook", "train/commitment"]],
-        "quality": ["Multiline", ["val/psnr", "val/ssim"]],
-        "codebook": ["Multiline", ["val/codebook_usage", "val/codebook_perplexity"]],
+        "loss terms": [
+            "Multiline",
+            ["train/reconstruction", "train/perceptual", "train/codebook", "train/commitment", "train/entropy"],
+        ],
+        "adversarial": ["Multiline", ["train/generator", "train/discriminator", "train/adaptive_weight"]],
+        "logits": ["Multiline", ["train/logits_real", "train/logits_fake"]],
+        "PSNR": ["Multiline", ["val/psnr"]],
+        "SSIM and LPIPS": ["Multiline", ["val/ssim", "val/lpips"]],
+        "codebook usage": ["Multiline", ["train/codebook_usage", "val/codebook_usage"]],
+        "codebook perplexity": ["Multiline", ["train/codebook_perplexity", "val/codebook_perplexity"]],
     },
     "samples": {
-        "Fréchet distance": ["Multiline", ["metrics/fd_.*", "metrics/fid_.*"]],
+        "Fréchet distance": ["Multiline", ["metrics/r?fd_.*", "metrics/r?fid_.*"]],
         "class agreement": ["Multiline", ["metrics/class_agreement_.*"]],
     },
     "speed": {
@@ -39,10 +49,15 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
 
 
 def flush(trainer: Trainer) -> None:
-    """Put what was logged so far on disk."""
+    """Put what was logged so far on disk, where the loss of the machine cannot reach it."""
     experiment = writer(trainer)
-    if experiment is not None:
-        experiment.flush()
+    if experiment is None:
+        return
+    experiment.flush()
+    newest = max(Path(experiment.log_dir).glob("events.out.tfevents.*"), default=None)
+    if newest is not None:
+        with newest.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
@@ -50,6 +65,13 @@ def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
     experiment = writer(trainer)
     if experiment is not None:
         experiment.add_image(tag, image_CHW, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def show_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
+    """Add the distribution of values at the current step."""
+    experiment = writer(trainer)
+    if experiment is not None:
+        experiment.add_histogram(tag, values.float().cpu(), trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 class TensorBoardPage(Callback):

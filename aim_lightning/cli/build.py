@@ -1,10 +1,17 @@
 """Everything that a configuration names, built and connected."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -13,12 +20,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
 from aim_lightning.callbacks.ema import EMA
+from aim_lightning.callbacks.replaced_rows import ReplacedRows
 from aim_lightning.callbacks.run_state import RunState
+from aim_lightning.cli.config import run_directory
 from aim_lightning.cli.frozen import Frozen
+from aim_lightning.cluster.job import Job
+from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -26,8 +36,8 @@ from aim_lightning.utils.errors import UserError
 class AimCLI(LightningCLI):
     """LightningCLI over one composed document; named callbacks and loggers, sections of our own."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, guards: Sequence[Callback] = ()) -> None:
+        self.document, self.guards = document, guards
         self.directory = run_directory(document)
         super().__init__(
             LightningModule,
@@ -57,6 +67,7 @@ class AimCLI(LightningCLI):
         parser.add_argument("--pictures", type=Pictures | None)
         parser.add_argument("--features", type=FeatureNetwork | None)
         parser.add_argument("--sampling", type=SamplingOptions, default=SamplingOptions())
+        parser.add_argument("--cluster", type=ClusterOptions, default=ClusterOptions())
         parser.add_argument("--callbacks", type=dict[str, Callback | None])
         parser.add_argument("--logger", type=dict[str, Logger | None])
 
@@ -72,10 +83,10 @@ class AimCLI(LightningCLI):
         state = RunState(self.document.values["seed_everything"], self.document.values)
         options = {
             **built["trainer"],
-            "callbacks": [state, *callbacks],
+            "callbacks": [state, ReplacedRows(), *self.guards, *callbacks],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
-            "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO()],
+            "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO(), *environment()],
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
             "use_distributed_sampler": False,  # the DataModules know rank and world themselves
         }
@@ -86,19 +97,29 @@ class AimCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from None
 
 
-def run_directory(document: Document) -> RunDirectory:
-    """Where this run's files go."""
-    values = document.values
-    return RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
+def environment() -> list[ClusterEnvironment]:
+    """Where ranks come from, where Lightning would guess wrong.
+
+    It takes any process inside an allocation for one that srun started, and wants to requeue the job itself.
+    """
+    job = Job.current()
+    if job is None or TorchElasticEnvironment.detect():
+        return []
+    return [LightningEnvironment() if job.tasks is None else SLURMEnvironment(auto_requeue=False)]
 
 
-def build(document: Document, purge_step: int | None = None) -> AimCLI:
+def build(document: Document, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
     """Build module, data and trainer, share out the batch, hand the frozen networks to the callbacks.
+
+    Args:
+        document: from `compose`.
+        purge_step: TensorBoard forgets what an earlier process logged from this step on.
+        guards: callbacks that are no part of the configuration.
 
     Raises:
         UserError: anything that does not fit together.
     """
-    cli = AimCLI(document)
+    cli = AimCLI(document, guards)
     plan = cli.datamodule.plan_for(cli.trainer.world_size)
     if cli.model.automatic_optimization:
         cli.trainer.accumulate_grad_batches = plan.accumulate
@@ -132,6 +153,9 @@ def quiet() -> None:
 
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our metrics are the same on all ranks already
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # ours starts from the cursor
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 

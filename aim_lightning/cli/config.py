@@ -1,9 +1,17 @@
 """`aim-lightning config`: print what a configuration comes to."""
 
 import argparse
+from pathlib import Path
 
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
+from aim_lightning.runs.directory import RunDirectory
+
+
+def run_directory(document: Document) -> RunDirectory:
+    """Where this run's files go."""
+    values = document.values
+    return RunDirectory(str(values["experiment"]), str(values["run"]), Path(values["runs_root"]))
 
 
 def run(document: Document, options: argparse.Namespace) -> int:

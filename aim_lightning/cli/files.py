@@ -3,30 +3,51 @@
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.data.tokens.location import Location
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 
 
 def check_files(command: str, values: dict[str, Any]) -> None:
-    """Raises UserError for a missing run, tokenizer, folder of pictures or of token shards."""
+    """Raises UserError for a missing run, tokenizer, source of weights, folder of pictures or of token shards."""
     run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
-    if command in ("validate", "sample"):
+    if command in ("validate", "sample", "evaluate", "sweep"):
         newest_checkpoint(run.path)
     if command == "tokenize":
-        newest_checkpoint(values["tokenizer"] or run.path)
+        _check_tokenizer(values["tokenizer"] or run.path)
     if command in ("fit", "validate"):
         _check_data(values)
+        _check_weights(command, values, run)
 
 
 def _check_data(values: dict[str, Any]) -> None:
     data = values["data"].get("init_args") or {}
-    if values["data"]["class_path"].endswith(".TokenDataModule"):
+    if values["data"]["class_path"].endswith(".TokenDataModule") and not Location(data["path"]).is_remote:
         for split in ("train", "val"):
             TokenManifest.load(Path(data["path"]) / split)
     for split in ("train", "val"):
         folder = (data.get("pictures") or {}).get(split)
-        if folder and not Path(folder).is_dir():
+        if folder and not Path(folder).exists():
             raise UserError(f"pictures.{split} {folder} does not exist; data/README.md shows how to lay it out")
     if values["tokenizer"]:
-        newest_checkpoint(values["tokenizer"])
+        _check_tokenizer(values["tokenizer"])
+
+
+def _check_tokenizer(source: str | Path) -> None:
+    if not (Path(source) / "config.json").is_file():  # a Hugging Face folder
+        newest_checkpoint(source)
+
+
+def _check_weights(command: str, values: dict[str, Any], run: RunDirectory) -> None:
+    """Weights files of the tokenizer's training."""
+    model = values["model"].get("init_args") or {}
+    loss, source = model.get("loss") or {}, model.get("init_from")
+    file = loss.get("perceptual_file")
+    if loss.get("perceptual_weight") and file and not Path(file).is_file():
+        raise UserError(
+            f"model.loss.perceptual_file {file} does not exist; save https://download.pytorch.org/models/"
+            "vgg16-397923af.pth there, or go without LPIPS: --model.loss.perceptual_weight 0"
+        )
+    if command == "fit" and source and not run.checkpoints() and not Path(source).exists():
+        raise UserError(f"model.init_from {source} does not exist; give a run, a checkpoint or published weights")

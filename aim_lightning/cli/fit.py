@@ -5,13 +5,20 @@ import contextlib
 
 import torch
 
+from aim_lightning.callbacks.preemption import own_signals
 from aim_lightning.cli.build import AimCLI, build, quiet, run_directory, weights_kind
+from aim_lightning.cli.initial import start_from
+from aim_lightning.cli.job import check_step, guards, leave, remember_end, watchdog
 from aim_lightning.cli.validate import run as validate
+from aim_lightning.cluster import signals
+from aim_lightning.cluster.requeue import USER_ERROR
+from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.runs.content import read_content
 from aim_lightning.runs.decide import Decision, decide
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import record
 from aim_lightning.utils.errors import UserError
@@ -20,9 +27,21 @@ from aim_lightning.utils.process import is_rank_zero, say
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
-    """Returns 0 when training is complete."""
+    """Returns 0 when training is complete; the other codes stand in docs/slurm.md."""
     quiet()
+    signals.install()
     directory = run_directory(document)
+    try:
+        check_step(document)
+        return _run(document, options, directory)
+    except Stopped as stop:
+        return leave(stop, directory)
+    except UserError:
+        remember_end(directory, USER_ERROR)
+        raise
+
+
+def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
     with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext():
         decision = decide(read_content(directory, document.values), options.allow_changes)
         if decision.action == "refuse":
@@ -31,22 +50,30 @@ def run(document: Document, options: argparse.Namespace) -> int:
             say(note)
         if decision.action == "finished":
             return _finished(document, directory, decision, options)
-        return _train(document, directory, decision)
+        with watchdog(document):
+            return _train(document, directory, decision)
 
 
 def _train(document: Document, directory: RunDirectory, decision: Decision) -> int:
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     say(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
-    cli = build(document, purge_step=decision.step)
+    cli = build(document, purge_step=decision.step, guards=guards(document, directory, decision))
+    own_signals(cli.trainer)
     if is_rank_zero():
+        directory.set_aside_newer(decision.step)
+        append_start(directory, decision)
         write_text(directory.config, dump(document.values))
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
+    if checkpoint is None and getattr(cli.model, "init_from", None):
+        start_from(cli.model, cli.model.init_from)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C (code 1) and SIGTERM (no code)
+    except SystemExit as stop:
+        if stop.code != 1:  # Lightning's answer to Ctrl-C
+            raise
         say(f"stopped; the same command continues {directory.path}")
-        return 130 if stop.code else 143
+        return 130
     _finish(cli, document, directory)
     return 0
 

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule
 from aim_lightning.config import Document
 from aim_lightning.data.datamodule import StreamDataModule
 from aim_lightning.models import AiM
+from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.runs.load import load_tokenizer
 from aim_lightning.utils.errors import UserError
 
 

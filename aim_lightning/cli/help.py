@@ -24,14 +24,27 @@ def program_help() -> str:
     )
 
 
+def actions_help(name: str, command: Command) -> str:
+    """What `aim-lightning COMMAND --help` prints where COMMAND has actions."""
+    actions = "\n".join(f"  {action:10s} {what.help}" for action, what in command.actions.items())
+    return (
+        f"usage: aim-lightning {name} ACTION …\n\n{command.help}\n\nactions:\n{actions}\n\n"
+        f"aim-lightning {name} ACTION --help shows an action's options."
+    )
+
+
 def command_help(name: str, command: Command, parser: argparse.ArgumentParser, document: Document | None) -> str:
     """What `aim-lightning COMMAND --help` prints."""
-    lines = [f"usage: {USAGE.replace('COMMAND', name)}", "", command.help, "", "options:"]
+    given = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
+    usage = USAGE if command.needs_config else "aim-lightning COMMAND [--option VALUE …]"
+    lines = [f"usage: {usage.replace('COMMAND', name + given)}", "", command.help, "", "options:"]
     for action in parser._actions:
-        flag = f"{action.option_strings[0]} {action.metavar or action.dest.upper()}"
+        what = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
+        flag = " ".join([*action.option_strings[:1], what])
         lines += _entry(flag, action.help or "")
     lines += _entry("--config FILE", "YAML file; repeatable, later files win") if command.needs_config else []
-    lines += _entry("--help", "this text; with --config FILE it lists every option")
+    listed = "; with --config FILE it lists every option" if command.needs_config else ""
+    lines += _entry("--help", f"this text{listed}")
     if command.needs_config:
         lines += ["", "sections:"]
         for section, what in SECTIONS.items():

@@ -2,17 +2,21 @@
 
 import argparse
 import importlib
+import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from aim_lightning.cli.commands import COMMANDS, SECTIONS
+from aim_lightning.cli.commands import COMMANDS, SECTIONS, Command
 from aim_lightning.cli.files import check_files
-from aim_lightning.cli.help import command_help, program_help
+from aim_lightning.cli.help import actions_help, command_help, program_help
+from aim_lightning.cluster.job import Job
 from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
-from aim_lightning.config.sections import Leaf
+from aim_lightning.config.sections import Leaf, Section
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import is_rank_zero
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 # Their values stay the text that was typed: a run may be called 001.
@@ -28,25 +32,37 @@ class Options(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    _show_log()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        job = Job.current()
+        where = f"node {job.node}: " if job and (job.tasks or 1) > 1 and job.node not in mistake else ""
+        print(f"error: {where}{mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
 
 
+def _show_log() -> None:
+    """What the package logs, such as the backend that a network took: plain lines of the first process."""
+    log = logging.getLogger("aim_lightning")
+    if is_rank_zero() and not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))
+        log.setLevel(logging.INFO)
+
+
 def _mistake(error: BaseException | None) -> str | None:
     """Message of the UserError behind an exception: libraries wrap what a constructor or a loader worker raises."""
     while error is not None:
         if isinstance(error, UserError):
-            # A worker's error arrives with its traceback in front; the message is the last line.
-            return str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+            text = str(error).strip()
+            # A worker's error arrives with its traceback in front; the last line is "package.Class: message".
+            return text.splitlines()[-1].partition(": ")[2] if "\n" in text else text
         error = error.__cause__ or error.__context__
     return None
 
@@ -59,7 +75,14 @@ def run(argv: list[str]) -> int:
     name, command = argv[0], COMMANDS.get(argv[0])
     if command is None:
         raise UserError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
-    arguments = split(argv[1:], plain=SECTIONS)
+    rest = argv[1:]
+    if command.actions:
+        action, rest = _action(name, command, rest)
+        if action is None:
+            print(actions_help(name, command))
+            return 0
+        name, command = f"{name} {action}", command.actions[action]
+    arguments = split(rest, plain=SECTIONS if command.needs_config else ())
     parser = Options(prog=name, add_help=False, allow_abbrev=False)
     if command.add_options:
         command.add_options(parser)
@@ -68,8 +91,19 @@ def run(argv: list[str]) -> int:
         print(command_help(name, command, parser, document))
         return 0
     options = parser.parse_args(arguments.rest)
-    document = _document(name, arguments) if command.needs_config else None
-    return importlib.import_module(f"aim_lightning.cli.{name}").run(document, options)
+    options.given = arguments
+    document = _document(name, arguments, command.without_run(options)) if command.needs_config else None
+    module, _, options.action = name.partition(" ")
+    return importlib.import_module(f"aim_lightning.cli.{module}").run(document, options)
+
+
+def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, list[str]]:
+    """The second word of a command that has several actions, and what follows; None asks for help."""
+    if not argv or argv[0] in ("-h", "--help"):
+        return None, []
+    if argv[0] not in command.actions:
+        raise UserError(f"{name} has no action {argv[0]!r}; use one of {', '.join(command.actions)}")
+    return argv[0], argv[1:]
 
 
 def read(arguments: Arguments) -> Document:
@@ -77,10 +111,25 @@ def read(arguments: Arguments) -> Document:
     return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)
 
 
-def _document(name: str, arguments: Arguments) -> Document:
-    if not arguments.configs:
+def _document(name: str, arguments: Arguments, without_run: bool = False) -> Document:
+    """The checked document; without a run, experiment, model and data may be missing."""
+    if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
-    document = read(arguments)
-    check(document, SECTIONS)
+    if without_run:
+        document = read(arguments)
+        check(document, {section: _optional(kind) for section, kind in SECTIONS.items()})
+        return document
+    document = compose_and_check(arguments)
     check_files(name, document.values)
     return document
+
+
+def compose_and_check(arguments: Arguments) -> Document:
+    """Compose, and compare with the sections and signatures."""
+    document = read(arguments)
+    check(document, SECTIONS)
+    return document
+
+
+def _optional(section: Section) -> Section:
+    return replace(section, required=False) if getattr(section, "required", False) else section

@@ -8,8 +8,7 @@ from rich.progress import track
 
 from aim_lightning.cli.build import device, run_directory
 from aim_lightning.config import Document
-from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.runs.load import load, load_tokenizer
+from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png

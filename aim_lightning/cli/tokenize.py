@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser
 from rich.progress import (
     BarColumn,
@@ -16,38 +15,63 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from aim_lightning.cli.build import device, run_directory
+from aim_lightning.cli.build import run_directory
+from aim_lightning.cli.launch import device_of, place_or_launch
 from aim_lightning.config import Document
 from aim_lightning.data.images.datamodule import ImageDataModule
-from aim_lightning.data.tokens.write import TokenizeOptions, write_token_shards
-from aim_lightning.runs.load import load_tokenizer
+from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.plan import TokenizeOptions
+from aim_lightning.data.tokens.views import Views
+from aim_lightning.data.tokens.write import TokenizeJob
+from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import Place, say
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Encodes train and val with the tokenizer of this run (or of `tokenizer:`) into data.out."""
     values, directory = document.values, run_directory(document)
-    data = _image_data(values["data"])
-    tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device())
+    how = {split: _options(options, split) for split in ("train", "val")}
+    place = place_or_launch(values["trainer"])
+    if isinstance(place, int):
+        return place
+    device, data = device_of(place, values["trainer"]), _image_data(values["data"])
+    tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
-    how = TokenizeOptions(options.views, options.rows_per_shard, options.batch_size)
     data.setup("fit")
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: TF32 changes about one code in a hundred
+    complete, worked = True, place.rank == 0
     for split, pictures in data.sets.items():
-        with _progress() as bar:
-            task = bar.add_task(f"tokenizing {split}", total=len(pictures))
-            # A network sees a mirrored validation picture as another one: one view is enough there.
-            split_how = how if split == "train" else TokenizeOptions("center", how.rows_per_shard, how.batch_size)
-            write_token_shards(
-                pictures,
-                tokenizer,
-                out / split,
-                split_how,
-                lambda n, b=bar, t=task: b.advance(t, n),
-                device(),
-            )
-    print(f"token shards: {out}/train and {out}/val\nnext: set data.path to {out} in an AiM experiment and train it")
+        job = TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers)
+        worked = worked or bool(job.todo)
+        manifest = _run(job, split, place)
+        complete = complete and manifest is not None
+    if complete and worked:
+        print(f"token shards: {out}/train and {out}/val")
+        print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
+    elif not complete:
+        say("this process's shards are finished; the process that finishes last writes the manifests")
     return 0
+
+
+def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
+    # A network sees a mirrored validation picture as another one: one view is enough there.
+    views = Views(options.views, options.crop_range) if split == "train" else Views()
+    return TokenizeOptions(
+        views, options.rows_per_shard, options.batch_size, options.precision, options.compile, options.on_error
+    )
+
+
+def _run(job: TokenizeJob, split: str, place: Place) -> TokenManifest | None:
+    title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, disable=place.rank > 0) as bar:
+        todo = sum(shard.rows for shard in job.todo)
+        task = bar.add_task(title, total=job.rows, completed=job.rows - todo)
+        manifest = job.run(lambda rows: bar.advance(task, rows))
+    if manifest and manifest.skipped:
+        number, first = len(manifest.skipped), manifest.skipped[0].key
+        print(f"{split}: {number} unreadable pictures left out (first: {first}); {job.out}/manifest.json lists them")
+    return manifest
 
 
 def _image_data(section: dict) -> ImageDataModule:
@@ -56,10 +80,6 @@ def _image_data(section: dict) -> ImageDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data")
     return parser.instantiate_classes(parser.parse_object({"data": section.get("init_args") or {}}))["data"]
-
-
-def _progress() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
 
 
 class Speed(ProgressColumn):

@@ -23,7 +23,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     say(f"validating {checkpoint}")
     cli = build(document, purge_step=None)
     # TensorBoard's x-axis: where training stood, not 0.
-    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = content["trainer"]["global_step"] - 1
+    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(content["trainer"]["global_step"] - 1, 0)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
@@ -33,8 +33,14 @@ def run(document: Document, options: argparse.Namespace) -> int:
         record(directory, {**protocol, "checkpoint": checkpoint.name, "weights": weights_kind(cli)}, names)
         for name, value in names.items():
             say(f"  {name:36s}{value:10.4f}")
-        say(f"results: {directory.results}\nnext: make sample EXP={directory.experiment} RUN={directory.run}")
+        say(f"results: {directory.results}\nnext: make {_next(document)}")
     return 0
+
+
+def _next(document: Document) -> str:
+    values = document.values
+    target = "tokenize" if values["model"]["class_path"].endswith("TokenizerModule") else "sample"
+    return f"{target} EXP={values['experiment']} RUN={values['run']}"
 
 
 def _check_belongs(content: dict, document: Document, path: Path) -> None:

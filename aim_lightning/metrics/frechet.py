@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, on torchmetrics' sums and formula."""
+"""The Fréchet distance between two sets of features, on torchmetrics' sums."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +6,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import rank_zero_warn
 
 from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.gaussian import covariance_root, frechet_distance, mean_and_covariance
 
 # Names in a reference -> torchmetrics' states.
 REFERENCE_STATES = {
@@ -40,15 +41,18 @@ class FrechetDistance(FrechetInceptionDistance):
 
     Args:
         network: gives the number of features; called only by `update_real` and `update_fake`.
+        num_features: of another output of the network than its features, such as the spatial ones of sFID.
         kwargs: torchmetrics' own, such as `sync_on_compute=False` for one process's distance.
     """
 
-    def __init__(self, network: FeatureNetwork, **kwargs) -> None:
-        features = _PassThrough(network.num_features)
+    def __init__(self, network: FeatureNetwork, num_features: int | None = None, **kwargs) -> None:
+        features = _PassThrough(num_features or network.num_features)
         super().__init__(feature=features, reset_real_features=False, normalize=False, **kwargs)
         self.network = network
         self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` alone
         self._reference_loaded = False
+        self._gaussian: tuple[Tensor, Tensor] | None = None
+        self._root: Tensor | None = None
         self._warned = False
 
     @property
@@ -93,14 +97,41 @@ class FrechetDistance(FrechetInceptionDistance):
         Raises:
             RuntimeError: fewer than two samples on either side.
         """
-        count = min(self.real_count, self.fake_count)
+        count = self.fake_count if self._gaussian else min(self.real_count, self.fake_count)
+        if count < 2:
+            raise RuntimeError("FrechetDistance needs at least two pictures on either side")
         if count < self.inception.num_features and not self._warned:
             self._warned = True
             rank_zero_warn(
                 f"FrechetDistance: {count} pictures for {self.inception.num_features} features; "
                 "the covariance is singular and the distance too high. Compare it only at this count."
             )
-        return super().compute()
+        fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
+        real = self.reference_gaussian()
+        if self._gaussian is not None and self._root is None:
+            self._root = covariance_root(real[1])  # of published statistics, once for all evaluations
+        root = None if self._root is None else self._root.to(self.device)
+        return frechet_distance(*real, *fake, root)
+
+    def reference_gaussian(self) -> tuple[Tensor, Tensor]:
+        """Mean (F,) and covariance (F, F) of the real side, float64."""
+        if self._gaussian is not None:
+            return tuple(value.to(self.device) for value in self._gaussian)
+        return mean_and_covariance(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
+
+    def load_gaussian(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take the real side from published statistics: mean (F,) and covariance (F, F).
+
+        Raises:
+            ValueError: other shapes.
+        """
+        features = self.inception.num_features
+        if mean.shape != (features,) or covariance.shape != (features, features):
+            shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+            raise ValueError(f"reference statistics have shapes {shapes}; ({features},) and its square were expected")
+        self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
+        self._reference_loaded, self._root = True, None
+        self._computed = None
 
     def reference_state(self) -> dict[str, Tensor]:
         """Sums over the real samples of all processes (every process must call it), for `load_reference`.

@@ -1,22 +1,17 @@
 """What the metrics need to know of the real pictures, computed once and kept in a file."""
 
-import hashlib
-import json
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.frechet import REFERENCE_STATES, FrechetDistance
 from aim_lightning.metrics.probe import LinearProbe
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_path
 from aim_lightning.utils.random import hash_int64
 
 FORMAT = 1  # raise it when the same inputs give other values
@@ -31,7 +26,7 @@ class ReferenceStatistics:
 
     Args:
         frechet: for `FrechetDistance.load_reference`.
-        probe_weight: (C, F) float64, for `LinearProbe.from_state`.
+        probe_weight: (C, F) float64, for `LinearProbe.from_state`; empty without a probe.
         probe_bias: (C,) float64.
         class_names: one a class.
         rows: real pictures in `frechet`.
@@ -66,55 +61,23 @@ def cached_reference(
         num_classes: labels are 0..num_classes-1.
         progress: called after each batch with the number of pictures so far.
         class_names: None for "0", "1" and so on.
-        probe_rows: the probe learns from this many pictures at most, picked by their place in the order.
+        probe_rows: the probe learns from this many pictures at most, picked by their place in the order; 0 = no
+            probe.
 
     Raises:
         UserError: fewer than two pictures.
     """
     names = tuple(map(str, class_names or range(num_classes)))
     values = [FORMAT, data_fingerprint, network.protocol(), num_classes, probe_rows, LinearProbe().settings()]
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    path = Path(cache_dir) / f"{network.name}-{key[:16]}.safetensors"
-    tensors = _read(path, key)
+    cache = TensorCache(cache_dir, network.name, values)
+    tensors = cache.read()
     if tensors is None:
         tensors = _compute(network, batches(), num_classes, progress, probe_rows)
-        metadata = {
-            "key": key,
-            "sha256": _tensors_hash(tensors),
-            "made_from": json.dumps(values, sort_keys=True),
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+        cache.write(tensors)
     frechet = {name: tensors[name] for name in REFERENCE_STATES}
     return ReferenceStatistics(
         frechet, tensors["probe_weight"], tensors["probe_bias"], names, rows=int(tensors["count"])
     )
-
-
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The file's tensors; None when it is missing or damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        # The hash, because safetensors checks the length alone.
-        if (metadata.get("key"), metadata.get("sha256")) == (key, _tensors_hash(tensors)):
-            return tensors
-        reason = "its content is not what was written"
-    except (SafetensorError, OSError) as error:
-        reason = str(error)
-    warnings.warn(f"reference statistics {path} are damaged ({reason}); computing them again", stacklevel=3)
-    return None
-
-
-def _tensors_hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _compute(
@@ -129,12 +92,13 @@ def _compute(
     for images, labels in batches:
         features = network(images.to(network.device))
         distance.update_features(features, real=True)
-        chosen.add(features, labels.to(network.device))
+        if probe_rows:
+            chosen.add(features, labels.to(network.device))
         if progress is not None:
             progress(distance.real_count)
     if distance.real_count < 2:
         raise UserError(f"reference statistics need at least two pictures; the data gave {distance.real_count}")
-    probe = LinearProbe().fit(*chosen.pick(), num_classes)
+    probe = LinearProbe().fit(*chosen.pick(), num_classes) if probe_rows else LinearProbe()
     tensors = distance.reference_state() | {"probe_weight": probe.weight, "probe_bias": probe.bias}
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 

@@ -2,7 +2,8 @@
 
 from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.network import AiM
+from aim_lightning.models.patchgan.discriminator import PatchGAN, PatchGANConfig
 from aim_lightning.models.vq.config import VQConfig
 from aim_lightning.models.vq.model import VQModel
 
-__all__ = ["AiM", "AiMConfig", "VQConfig", "VQModel"]
+__all__ = ["AiM", "AiMConfig", "PatchGAN", "PatchGANConfig", "VQConfig", "VQModel"]

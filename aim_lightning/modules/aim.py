@@ -1,6 +1,7 @@
 """Stage 2: the autoregressive network learns the codes of an image, given its class."""
 
 import math
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,6 +31,10 @@ class AiMModule(LightningModule):
         label_dropout: share of images trained as the null class, 0 to 1; training only.
         seed: with (epoch, dataset row) it decides whose label is dropped.
         compile: torch.compile the network in place.
+        backend: ``auto`` takes mamba-ssm's kernels on a GPU that has them, else plain PyTorch; ``torch`` and
+            ``mamba_ssm`` insist.
+        init_from: start a new run from these weights: a run, a checkpoint, or a published file. The number of classes
+            and the grid may differ; everything else must fit.
     """
 
     def __init__(
@@ -40,9 +45,12 @@ class AiMModule(LightningModule):
         label_dropout: float = 0.1,
         seed: int = 0,
         compile: bool = False,
+        backend: Literal["auto", "torch", "mamba_ssm"] = "auto",
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.network = AiM(network)
+        self.network = AiM(network, backend)
+        self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
         # Lightning's own mean over ranks rounds the number of rows when ranks have unequal shares.

@@ -1,17 +1,20 @@
 """Stage 1: the VQ tokenizer learns to reconstruct pictures through a codebook."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics import MeanMetric
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
-from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.losses import Terms, TokenizerLoss
+from aim_lightning.metrics.perceptual import PerceptualDistance
+from aim_lightning.models import PatchGAN, VQConfig, VQModel
+from aim_lightning.models.patchgan.batch_norm import use_torch_sync
 from aim_lightning.models.vq.model import Reconstruction
+from aim_lightning.modules.adversary import AdversarialConfig, Adversary
+from aim_lightning.modules.codebook import RevivalConfig, perplexity, revive, usage
 from aim_lightning.modules.optim import (
     OptimizerConfig,
     build_optimizer,
@@ -19,57 +22,34 @@ from aim_lightning.modules.optim import (
     clip_gradients,
     total_steps,
 )
+from aim_lightning.modules.ranks import rows_of_ranks
+from aim_lightning.modules.scores import ReconstructionScores
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.random import hash_seed
 
 
-@dataclass(frozen=True)
-class TokenizerLoss:
-    """Weights of the loss.
-
-    Args:
-        reconstruction: ``l1`` or ``l2`` between pictures in [-1, 1].
-        reconstruction_weight: of that term.
-        codebook_weight: pulls codes to latents.
-        commitment_weight: pulls latents to codes.
-    """
-
-    reconstruction: Literal["l1", "l2"] = "l2"
-    reconstruction_weight: float = 1.0
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
-
-    def terms(self, images: Tensor, result: Reconstruction) -> dict[str, Tensor]:
-        """Unweighted terms and `loss`, their weighted sum."""
-        distance = F.l1_loss if self.reconstruction == "l1" else F.mse_loss
-        reconstruction = distance(result.images_BCHW.float(), images)
-        codebook, commitment = result.quantized.codebook_loss, result.quantized.commitment_loss
-        loss = (
-            self.reconstruction_weight * reconstruction
-            + self.codebook_weight * codebook
-            + self.commitment_weight * commitment
-        )
-        return {
-            "loss": loss,
-            "reconstruction": reconstruction,
-            "codebook": codebook,
-            "commitment": commitment,
-        }
-
-
 class TokenizerModule(LightningModule):
-    """Trains a VQModel; manual optimisation, since adversarial training needs several optimizers.
+    """Trains a VQModel; manual optimisation, since the discriminator has an optimizer of its own.
+
+    A global step is a step of the tokenizer; the discriminator's are not counted.
 
     Args:
         network: sizes of the tokenizer.
         optimizer: AdamW and its schedule.
         global_batch_size: images an optimizer step; take it from the data section by interpolation.
         loss: terms and their weights.
-        gradient_clip: largest L2 norm of the gradient; null = no clipping.
+        adversarial: discriminator and adversarial loss; null = none.
+        gradient_clip: largest L2 norm of the tokenizer's gradient; null = no clipping.
+        gradient_checkpointing: keep less of encoder and decoder for the backward pass and compute it again.
         codebook_init: ``random``, or ``data`` to start the codebook from the first batch's latents.
+        revival: when unused codes are set to latents.
+        init_from: start a new run from these weights: a run, a checkpoint, or a published file (read by the command).
         channels_last: memory format of the convolutions.
-        seed: of the codebook's start from data.
+        seed: of the codebook's start from data, and of revivals.
+
+    Raises:
+        UserError: options that contradict each other.
     """
 
     def __init__(
@@ -78,90 +58,173 @@ class TokenizerModule(LightningModule):
         optimizer: OptimizerConfig,
         global_batch_size: int,
         loss: TokenizerLoss,
+        adversarial: AdversarialConfig | None = None,
         gradient_clip: float | None = 1.0,
+        gradient_checkpointing: bool = False,
         codebook_init: Literal["random", "data"] = "random",
+        revival: RevivalConfig = RevivalConfig(),  # noqa: B008 (frozen)
+        init_from: str | None = None,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        # Each rank records its own codes; broadcasting the record would also hang ranks with unequal shares.
-        self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used"]
+        if init_from and codebook_init == "data":
+            raise UserError("model.init_from brings a codebook; set model.codebook_init random")
         self.network = VQModel(network)
+        self.network.checkpoint_gradients(gradient_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.memory_format)
         self.optimizer_config, self.global_batch_size, self.loss = optimizer, global_batch_size, loss
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
-        self.psnr = PeakSignalNoiseRatio(data_range=2.0)
-        self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
-        self.val_loss, self.val_reconstruction = MeanMetric(), MeanMetric()
-        self.code_counts: Tensor | None = None
+        self.revival, self.init_from = revival, init_from
+        self.grad_norm: Tensor | None = None  # of the present step, before clipping
+        self.perceptual = PerceptualDistance(loss.perceptual_file) if loss.perceptual_weight else None
+        self.adversary = self._make_adversary(adversarial)
+        self.to(memory_format=self.memory_format)
+        # Alike on all ranks without DDP's help, which would send the record of used codes around at every step.
+        own = [name for name in self.state_dict() if name.startswith("discriminator.")]
+        self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used", *own]
+        self.scores = ReconstructionScores(self.network.codebook_size, self.perceptual)
+
+    def _make_adversary(self, config: AdversarialConfig | None) -> Adversary | None:
+        if config is None:
+            return None
+        size = self.network.image_size
+        if config.discriminator.patches(size) < 1:
+            raise UserError(
+                f"model.adversarial.discriminator.num_layers {config.discriminator.num_layers} leaves no patch of "
+                f"{size}x{size} pixels; set fewer layers"
+            )
+        self.discriminator = PatchGAN(config.discriminator)
+        return Adversary(config, self.discriminator)
+
+    def setup(self, stage: str) -> None:
+        """Read VGG16 for the perceptual loss before anything takes time."""
+        if self.perceptual:
+            self.perceptual.load()
+
+    def configure_model(self) -> None:
+        if self.adversary and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
+            use_torch_sync(self.discriminator)
+
+    def on_fit_start(self) -> None:
+        """All ranks get rank 0's discriminator, as DDP would do it."""
+        if self.adversary and self.trainer.world_size > 1:
+            weights = {name: value.cpu() for name, value in self.discriminator.state_dict().items()}
+            self.discriminator.load_state_dict(self.trainer.strategy.broadcast(weights))
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        stored = any(name.startswith("discriminator.") for name in checkpoint["state_dict"])
+        if stored != (self.adversary is not None):
+            state = "has a discriminator, model.adversarial is null" if stored else "has no discriminator"
+            raise UserError(f"the checkpoint {state}; use the configuration that it was trained with")
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Before the very first step, set the codebook from data where asked for (rank 0's, sent to all)."""
+        """Before the very first step, set the codebook from the latents of all ranks where asked for."""
         if self.codebook_init == "data" and self.global_step == 0 and batch_idx == 0:
             generator = torch.Generator().manual_seed(hash_seed("codebook_init", self.seed))
             with torch.no_grad():
-                self.network.quantize.start_from(self.network.latent(self._images(batch)), generator)
-            weight = self.network.quantize.embedding.weight
-            weight.data.copy_(self.trainer.strategy.broadcast(weight.detach().cpu()).to(weight.device))
+                latent = rows_of_ranks(self.network.latent(self._images(batch)))
+            self.network.quantize.start_from(latent, generator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        images = self._images(batch)
-        terms = self.loss.terms(images, self.network(images))
-        accumulate = self.trainer.datamodule.plan.accumulate
-        self.manual_backward(terms["loss"] / accumulate)
+        """Backward passes of both networks on one micro-batch; steps after the last one."""
+        images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
+        result = self.network(images)
+        self.network.quantize.remember(rows_of_ranks(result.quantized.codes_BL))
+        terms = self._terms(images, result)
+        playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
+        logs = self._backward(images, result, terms, accumulate, playing)
         if (batch_idx + 1) % accumulate == 0:
-            self.log("train/loss", terms["loss"], prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in terms.items() if name != "loss"})
-            self._optimizer_step()
+            self.log("train/loss", terms.loss, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in (terms.each | logs).items()})
+            self._steps(result, playing)
 
-    def _optimizer_step(self) -> None:
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        norm = clip_gradients(self.network, self.gradient_clip)
-        self.log("train/grad_norm", norm)
-        check_finite(norm, "the gradient norm", self.global_step)
-        optimizer.step()
+    def _backward(
+        self, images: Tensor, result: Reconstruction, terms: Terms, accumulate: int, playing: bool
+    ) -> dict[str, Tensor]:
+        """Both networks judge each other as they were before this step, as in the published code."""
+        if self._scaler:  # gradients may overflow there, which the scaler mends
+            check_finite(terms.loss, "the loss", self.global_step)
+        if not playing:
+            self.manual_backward(terms.loss / accumulate)
+            return {}
+        made = result.images_BCHW
+        term, logs = self.adversary.generator_term(terms, made, self.network.last_layer, self._scaler)
+        self.manual_backward((terms.loss + term) / accumulate)
+        loss, more = self.adversary.discriminator_loss(images, made)
+        # Not by manual_backward: DDP would wait for gradients of the tokenizer.
+        (self._scaler.scale(loss / accumulate) if self._scaler else loss / accumulate).backward()
+        return logs | more
+
+    def _steps(self, result: Reconstruction, playing: bool) -> None:
+        if playing:
+            optimizer, schedule = self.optimizers(use_pl_optimizer=False)[1], self.lr_schedulers()[1]
+            norm = self.adversary.step(optimizer, schedule, self._scaler, self.global_step)
+            self.log("train/grad_norm_discriminator", norm)
+        optimizer, schedule = _first(self.optimizers()), _first(self.lr_schedulers())
+        optimizer.step()  # counted by Lightning; in fp16 it unscales and moves the scaler on for both
+        self.log("train/grad_norm", self.grad_norm)
         optimizer.zero_grad()
         schedule.step()
+        self._care_for_codebook(result)
 
-    def on_validation_epoch_start(self) -> None:
-        self.code_counts = torch.zeros(self.network.codebook_size, device=self.device, dtype=torch.int64)
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the tokenizer's gradients; in fp16 they are unscaled by now.
+
+        Logged later: a second hook that logs makes Lightning forget what `training_step` logged before.
+        """
+        self.grad_norm = clip_gradients(self.network, self.gradient_clip)
+        if not self._scaler:
+            check_finite(self.grad_norm, "the gradient norm", self.global_step)
+
+    def _care_for_codebook(self, result: Reconstruction) -> None:
+        counts = self.network.quantize.recent_counts()
+        self.log_dict({"train/codebook_usage": usage(counts), "train/codebook_perplexity": perplexity(counts)})
+        if self.revival.every_n_steps:
+            self.log("train/revived_codes", float(self._revived(result)))
+
+    def _revived(self, result: Reconstruction) -> int:
+        """How many codes came back to life; none before the record is full, since all would seem unused."""
+        rows, columns = self.network.grid
+        seen = self.global_step * self.global_batch_size * rows * columns
+        if not self.revival.due(self.global_step) or seen < self.network.quantize.codebook_used.numel():
+            return 0
+        latent = rows_of_ranks(result.quantized.latent_BCHW.detach())
+        return revive(self.network.quantize, latent, self.seed, self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images = self._images(batch)
         result = self.network(images)
-        reconstructed = result.images_BCHW.float().clamp(-1, 1)
-        self.psnr.update(reconstructed, images)
-        self.ssim.update(reconstructed, images)
-        codes = result.quantized.codes_BL.flatten()
-        self.code_counts += torch.bincount(codes, minlength=len(self.code_counts))
-        terms = self.loss.terms(images, result)
-        self.val_loss.update(terms["loss"], weight=len(images))
-        self.val_reconstruction.update(terms["reconstruction"], weight=len(images))
+        self.scores.update(images, result, self._terms(images, result))
 
     def on_validation_epoch_end(self) -> None:
-        metrics = {
-            "psnr": self.psnr,
-            "ssim": self.ssim,
-            "loss": self.val_loss,
-            "reconstruction": self.val_reconstruction,
-        }
-        for name, metric in metrics.items():
-            self.log(f"val/{name}", metric.compute(), prog_bar=name == "psnr")
-            metric.reset()
-        share = self.trainer.strategy.reduce(self.code_counts.float(), reduce_op="sum")
-        share = share / share.sum().clamp(min=1)
-        entropy = -(share * share.clamp(min=1e-12).log()).sum()
-        self.log("val/codebook_usage", (share > 0).float().mean())
-        self.log("val/codebook_perplexity", entropy.exp())
+        for name, value in self.scores.compute().items():
+            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+        self.scores.reset()
 
     def configure_optimizers(self) -> tuple[list, list]:
-        if self.trainer.precision == "16-mixed":
-            raise UserError("the tokenizer is trained in 32-true or bf16-mixed; set trainer.precision")
-        steps = total_steps(self.trainer)
-        optimizer, schedule = build_optimizer(self.network, self.optimizer_config, self.global_batch_size, steps)
-        return [optimizer], [schedule]
+        steps, size, scaled = total_steps(self.trainer), self.global_batch_size, self._scaler is not None
+        pairs = [build_optimizer(self.network, self.optimizer_config, size, steps, scaled)]
+        if self.adversary:
+            config = self.adversary.config
+            after = max(steps - config.start_step, 1) if steps >= 0 else steps
+            settings = config.optimizer or self.optimizer_config
+            pairs.append(build_optimizer(self.discriminator, settings, size, after, scaled))
+        return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
+
+    @property
+    def _scaler(self) -> GradScaler | None:
+        """Lightning's scaler of the loss in fp16, which travels in the checkpoint."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _terms(self, images: Tensor, result: Reconstruction) -> Terms:
+        return self.loss.terms(images, result, self.network.quantize.codebook_VC, self.perceptual)
 
     def _images(self, batch: dict[str, Tensor]) -> Tensor:
         return to_unit_range(batch["images"]).contiguous(memory_format=self.memory_format)
+
+
+def _first(one_or_many):
+    """Lightning hands out a list only where there are several."""
+    return one_or_many[0] if isinstance(one_or_many, list) else one_or_many

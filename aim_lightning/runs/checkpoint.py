@@ -2,15 +2,20 @@
 
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
 schedulers; cursor; random_state (a list by rank); configuration; class_names; tokenizer_hash; trainer (progress of
-Lightning's loops and the callbacks' own states). Names of weights are those of the unwrapped modules.
+Lightning's loops, the loss scaler, metrics by rank, states of callbacks). Names of weights are those of the unwrapped
+modules.
 """
 
-import pickle
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aim_lightning.runs.archive import DamagedArchive, drop_from_cache, seal_archive, verify_archive
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
@@ -18,10 +23,46 @@ FORMAT = "aim_lightning.checkpoint/1"
 KEYS = ("network", "ema", "optimizers", "schedulers", "cursor", "random_state", "configuration", "trainer")
 
 
+class CheckpointNotWritten(UserError):
+    """The disk did not take a checkpoint; earlier ones are untouched."""
+
+
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
-    """Write atomically: a crash leaves the file before or the whole new one."""
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+    """Write atomically: a crash leaves the file before or the whole new one, which has been read back and checked.
+
+    Raises:
+        CheckpointNotWritten: the disk is full or broken.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, **content}, file)
+            seal_archive(temporary)
+            drop_from_cache(temporary)
+            verify_archive(temporary)
+    except (OSError, RuntimeError, DamagedArchive) as error:
+        reason = _disk_error(error)
+        if reason is None:
+            raise
+        raise CheckpointNotWritten(f"checkpoint {path} could not be written ({reason}, {_free(path)} free)") from error
+
+
+def _disk_error(error: BaseException | None) -> str | None:
+    """The system's words behind what torch makes of a failed write; None when it was something else."""
+    while error is not None:
+        if isinstance(error, DamagedArchive):
+            return f"read back, it was damaged: {error}"
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _free(path: str | Path) -> str:
+    try:
+        return f"{shutil.disk_usage(Path(path).parent).free / 2**20:,.0f} MiB"
+    except OSError:
+        return "nothing known to be"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -31,41 +72,77 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: missing, damaged, or not one of ours.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} is damaged or no checkpoint ({reason})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} was not written by this project (format {FORMAT!r} expected)")
-    missing = [key for key in KEYS if key not in content]
-    if missing:
-        raise UserError(f"checkpoint {path} lacks {', '.join(missing)}: it is damaged")
+        if path.is_file():
+            verify_archive(path)
+    except (OSError, RuntimeError, ValueError, DamagedArchive) as error:
+        raise UserError(f"checkpoint {path} is damaged or no checkpoint ({error})") from None
+    content = read_pickle(path, "checkpoint")
+    check_content(content, path)
     return content
 
 
-def load_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+def read_pickle(path: str | Path, what: str) -> Any:
+    """What torch.save wrote, onto the CPU; no code in it is run. `what` names the file's role in errors.
+
+    Raises:
+        UserError: missing, damaged or foreign.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's remarks about foreign pickles
+            # Files of torch before 1.6 are no zip archives and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "Weights only" in reason:  # torch would advise to run the code
+            reason = "it holds something else than tensors and plain values"
+        raise UserError(f"{what} {path} is damaged or no {what} ({reason})") from None
+
+
+def check_content(content: Any, source: str | Path) -> None:
+    """Whether this is the whole content of a checkpoint of ours.
+
+    Raises:
+        UserError: of something else, or keys are missing.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"checkpoint {source} was not written by this project (format {FORMAT!r} expected)")
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise UserError(f"checkpoint {source} lacks {', '.join(missing)}: it is damaged")
+
+
+def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Strict loading with one message for everything that does not fit.
 
     Raises:
         UserError: missing, surplus or misshapen names.
     """
-    own = network.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
-        if weights[name].shape != own[name].shape
-    ]
-    faults = {"missing": missing, "surplus": surplus, "other shape": shapes}
-    parts = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
+    parts = misfits(network, weights)
     if parts:
         raise UserError(f"{source} does not fit this {type(network).__name__}: " + "; ".join(parts))
     network.load_state_dict(weights)
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int = 20) -> list[str]:
+    """Missing, surplus and misshapen names, a line a kind with at most `limit` names; nothing where all fits."""
+    own = network.state_dict()
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & weights.keys())
+        if weights[name].shape != own[name].shape
+    ]
+    faults = {
+        "missing": sorted(own.keys() - weights.keys()),
+        "surplus": sorted(weights.keys() - own.keys()),
+        "other shape": shapes,
+    }
+    return [f"{kind}: {_some(names, limit)}" for kind, names in faults.items() if names]
+
+
+def _some(names: list[str], limit: int) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -19,5 +19,5 @@ def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
             continue
         trainer = content["trainer"]
         progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"])
-        return RunContent(progress, damaged, content["configuration"], now)
+        return RunContent(progress, damaged, content["configuration"], now, trainer.get("imported_from"))
     return RunContent(None, damaged, {}, now)

@@ -12,15 +12,45 @@ HARMLESS = (
     "sampling",
     "features",
     "runs_root",
+    "cluster",
     "model.init_args.compile",
+    "model.init_args.backend",
+    "model.init_args.gradient_checkpointing",
+    "model.init_args.loss.perceptual_file",
     "data.init_args.num_workers",
     "data.init_args.val_batch_size",
     "data.init_args.max_device_batch_size",
     "data.init_args.out",
-    "trainer",
+    "data.init_args.on_corrupt",
+    "data.init_args.skip_limit",
+    "data.init_args.cache_dir",
+    "data.init_args.retries",
+    "data.init_args.retry_pause",
+    # where and on how many devices: the global batch and its rows stay the same
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.benchmark",
+    "trainer.deterministic",
+    # what is shown and checked, and when
+    "trainer.log_every_n_steps",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.num_sanity_val_steps",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+    "trainer.limit_predict_batches",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.enable_checkpointing",
+    "trainer.detect_anomaly",
+    "trainer.inference_mode",
+    "trainer.profiler",
+    "trainer.max_time",
+    "trainer.min_steps",
+    "trainer.min_epochs",
 )
-# Under trainer: these are no harmless changes.
-TRAINER_HARMFUL = ("trainer.precision", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 # The averaged weights belong to the result.
 CALLBACKS_HARMFUL = ("callbacks.ema",)
 
@@ -43,22 +73,25 @@ class RunContent:
         damaged: checkpoints newer than it that cannot be read, with the reason.
         before: configuration in that checkpoint.
         now: configuration asked for.
+        imported_from: where the newest checkpoint's weights are from, if they were imported.
     """
 
     newest: Progress | None
     damaged: list[str]
     before: dict[str, Any]
     now: dict[str, Any]
+    imported_from: str | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, the checkpoint to start from, and lines to print (for `refuse` the reason)."""
+    """What to do, the checkpoint to start from, and lines to print (for `refuse` the reason); `changes` among them."""
 
     action: Literal["fresh", "continue", "finished", "refuse"]
     checkpoint: Path | None = None
     step: int = 0
     notes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
 
 def decide(content: RunContent, allow_changes: bool = False) -> Decision:
@@ -69,6 +102,9 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
         if content.damaged:
             return Decision("refuse", notes=[*notes, "no checkpoint of this run can be read; move the run away"])
         return Decision("fresh")
+    if content.imported_from:
+        origin = f"it holds weights imported from {content.imported_from}, no training to continue"
+        return Decision("refuse", notes=[*notes, f"{origin}; train in another RUN"])
     changes = differences(content.before, content.now)
     harmful = [line for key, line in changes.items() if not _harmless(key, content)]
     if harmful and not allow_changes:
@@ -76,7 +112,7 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
         return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {advice}"])
     notes += [f"changed since this run began: {line}" for line in changes.values()]
     action = "finished" if _finished(newest, content.now.get("trainer") or {}) else "continue"
-    return Decision(action, newest.path, newest.step, notes)
+    return Decision(action, newest.path, newest.step, notes, list(changes.values()))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -92,12 +128,15 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def _harmless(key: str, content: RunContent) -> bool:
-    decaying = ((content.now.get("model") or {}).get("init_args") or {}).get("optimizer") or {}
     if key in ("trainer.max_steps", "trainer.max_epochs"):
-        return decaying.get("schedule") == "constant"
-    if _under(key, TRAINER_HARMFUL) or _under(key, CALLBACKS_HARMFUL):
-        return False
-    return _under(key, HARMLESS)
+        return _schedule(content.now) == "constant"
+    return _under(key, HARMLESS) and not _under(key, CALLBACKS_HARMFUL)
+
+
+def _schedule(configuration: dict[str, Any]) -> str | None:
+    """A decaying one depends on where training ends."""
+    model = (configuration.get("model") or {}).get("init_args") or {}
+    return (model.get("optimizer") or {}).get("schedule")
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -51,16 +51,29 @@ class RunDirectory:
     def checkpoint_folder(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
     def checkpoints(self) -> list[Path]:
         """Checkpoint files, newest (highest step) first."""
         return list_checkpoints(self.path)
+
+    def set_aside_newer(self, step: int) -> list[Path]:
+        """Rename checkpoints after `step`, which were found damaged: they would count among those that are kept."""
+        newer = [path for path in self.checkpoints() if step_of(path) > step]
+        return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps in a checkpoint, from its file name."""
+    return int(STEP.fullmatch(path.name)[1])
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Checkpoint files of a run directory, newest (highest step) first; temporary names are no checkpoints."""
     files = (Path(run_dir) / "checkpoints").glob("*.ckpt")
-    found = [(int(match[1]), path) for path in files if (match := STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted((path for path in files if STEP.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def newest_checkpoint(source: str | Path) -> Path:

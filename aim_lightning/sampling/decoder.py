@@ -1,6 +1,6 @@
 """The plain decoder: recurrent steps of the network, both guidance branches in one batch.
 
-A faster step replaces this class alone: `generate` needs `logits(codes_B, index)` and nothing else.
+The definition that `sampling/fast` is held against.
 """
 
 import torch
@@ -13,12 +13,14 @@ from aim_lightning.sampling.filters import guide
 class PlainDecoder:
     """Feeds codes one at a time and returns guided logits.
 
-    With cfg_scale 1 the null-class branch is left out. Class modulation is computed once a sequence.
+    scales_L is the guidance of each step. Without any (1 everywhere) the null-class branch is left out; where only
+    some steps have none it runs along, because its state must follow the codes. Class modulation is computed once a
+    sequence.
     """
 
-    def __init__(self, model: AiM, labels_B: Tensor, cfg_scale: float, position_offset: int) -> None:
-        self.model, self.cfg_scale, self.position_offset = model, cfg_scale, position_offset
-        self.branches = 1 if cfg_scale == 1 else 2
+    def __init__(self, model: AiM, labels_B: Tensor, scales_L: list[float], position_offset: int) -> None:
+        self.model, self.scales_L, self.position_offset = model, scales_L, position_offset
+        self.branches = 1 if all(scale == 1 for scale in scales_L) else 2
         if self.branches == 2:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
         self.condition = model.backbone.condition(labels_B)
@@ -30,4 +32,7 @@ class PlainDecoder:
             codes_B = codes_B.repeat(self.branches)
         position = index - 1 + self.position_offset
         logits = self.model.step(codes_B, position, self.condition, self.states).float()
-        return logits if self.branches == 1 else guide(*logits.chunk(2), self.cfg_scale)
+        if self.branches == 1:
+            return logits
+        cond_BV, uncond_BV = logits.chunk(2)
+        return cond_BV if self.scales_L[index] == 1 else guide(cond_BV, uncond_BV, self.scales_L[index])

@@ -1,13 +1,16 @@
 """The sampling loop."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import PlainDecoder
+from aim_lightning.sampling.fast import decoder_for, obstacle
 from aim_lightning.sampling.filters import choose
+from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
@@ -24,6 +27,11 @@ def generate(
     seed: int = 0,
     indices_B: Tensor | None = None,
     position_offset: int = 0,
+    cfg_schedule: Schedule = "constant",
+    cfg_power: float = 1.0,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+    decoder: Literal["plain", "fast"] = "plain",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw one image's codes for each label.
@@ -38,6 +46,13 @@ def generate(
         seed: with indices_B it fixes every draw: image i depends on (seed, indices_B[i]) and its label alone.
         indices_B: number of each image in the whole set; 0 to B - 1 by default.
         position_offset: 1 reproduces the published decoder, which gives code i the position i + 1.
+        cfg_schedule: guidance over the sequence, with cfg_power and cfg_interval: see `sampling.guidance`.
+        cfg_power: exponent of the schedule ``power``.
+        cfg_interval: begin and end of the schedule ``interval``, shares of the sequence.
+        decoder: ``plain`` (the network's own step), or ``fast`` (static memory, one captured graph on a GPU:
+            `aim_lightning.sampling.fast`).
+        precision: of the fast decoder's weights and stored inputs; auto is bfloat16 on a GPU, float32 on a CPU. The
+            plain decoder keeps the network's type.
         on_step: called after each step with (step, codes so far (B, step + 1)).
 
     Returns:
@@ -46,23 +61,41 @@ def generate(
     Raises:
         UserError: an option or a label out of range.
     """
-    _check(model, labels_B, cfg_scale, temperature, top_k, top_p, position_offset)
+    _check(model, labels_B, temperature, top_k, top_p, position_offset)
+    scales_L = guidance_scales(model.config.num_tokens, cfg_scale, cfg_schedule, cfg_power, cfg_interval)
     device = model.lm_head.weight.device
     labels_B = labels_B.to(device)
     indices_B = torch.arange(len(labels_B)) if indices_B is None else indices_B
     indices_B = indices_B.to(device)
-    decoder = PlainDecoder(model, labels_B, cfg_scale, position_offset)
+    steps_L = torch.arange(model.config.num_tokens, device=device)
+    uniform_BL = hash_uniform("sample", seed, indices_B[:, None], steps_L)
+    if _takes_fast(decoder, model, device):
+        if precision == "auto":
+            precision = "bfloat16" if device.type == "cuda" else "float32"
+        guided = any(scale != 1 for scale in scales_L)
+        fast = decoder_for(model, len(labels_B), guided, getattr(torch, precision))
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "position_offset": position_offset}
+        return fast.run(model, labels_B, uniform_BL, scales=scales_L, on_step=on_step, **options)
+    plain = PlainDecoder(model, labels_B, scales_L, position_offset)
     codes_BL = torch.zeros(len(labels_B), model.config.num_tokens, dtype=torch.int64, device=device)
     for step in range(model.config.num_tokens):
-        logits_BV = decoder.logits(codes_BL[:, step - 1] if step else None, step)
-        uniform_B = hash_uniform("sample", seed, indices_B, step)
-        codes_BL[:, step] = choose(logits_BV, uniform_B, temperature, top_k, top_p)
+        logits_BV = plain.logits(codes_BL[:, step - 1] if step else None, step)
+        codes_BL[:, step] = choose(logits_BV, uniform_BL[:, step], temperature, top_k, top_p)
         if on_step is not None:
             on_step(step, codes_BL[:, : step + 1])
     return codes_BL
 
 
-def _check(model, labels_B, cfg_scale, temperature, top_k, top_p, position_offset) -> None:
+def _takes_fast(decoder: str, model: AiM, device: torch.device) -> bool:
+    if decoder not in ("plain", "fast"):
+        raise UserError(f"decoder is {decoder!r}; use plain or fast")
+    reason = obstacle(model.config, device)
+    if reason and decoder == "fast":
+        raise UserError(f"the fast decoder cannot be used: {reason}")
+    return decoder == "fast"
+
+
+def _check(model, labels_B, temperature, top_k, top_p, position_offset) -> None:
     if model.training:
         raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
     if not temperature > 0:
@@ -71,8 +104,6 @@ def _check(model, labels_B, cfg_scale, temperature, top_k, top_p, position_offse
         raise UserError(f"top_k is {top_k}; it must be 0 (all codes) or more")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be in (0, 1]")
-    if not cfg_scale >= 0:
-        raise UserError(f"cfg_scale is {cfg_scale}; it must be 0 or more (1 = no guidance)")
     if position_offset not in (0, 1):
         raise UserError(f"position_offset is {position_offset}; it must be 0, or 1 for the published decoder")
     if labels_B.numel() and not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= model.null_class:

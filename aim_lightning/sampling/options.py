@@ -1,6 +1,7 @@
 """Sampler settings as one value, for configuration files and records."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,11 @@ class SamplingOptions:
         seed: of the images' random streams.
         batch_size: images drawn at a time on one device.
         position_offset: 1 = positions of the published decoder.
+        cfg_schedule: guidance over the sequence (`aim_lightning.sampling.guidance`).
+        cfg_power: exponent of the schedule ``power``.
+        cfg_interval: begin and end of the schedule ``interval``, shares of the sequence, 0 to 1.
+        decoder: ``plain``, or ``fast`` (docs/performance.md).
+        precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
     """
 
     cfg_scale: float = 1.0
@@ -24,6 +30,12 @@ class SamplingOptions:
     seed: int = 0
     batch_size: int = 256
     position_offset: int = 0
+    # Written out: the early check of configurations follows no aliases.
+    cfg_schedule: Literal["constant", "linear", "cosine", "power", "interval"] = "constant"
+    cfg_power: float = 1.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    decoder: Literal["plain", "fast"] = "plain"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def options(self) -> dict:
         """Keyword arguments of `AiMPipeline.generate`."""

@@ -5,7 +5,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from aim_lightning.utils.files import atomic_path
+
 SMALLEST_TILE = 64  # pixels: smaller pictures are enlarged by whole factors, so that one can see them
+CAPTIONED_TILE = 96  # likewise, wide enough for a class name
 GAP = 2
 
 
@@ -36,9 +39,33 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
 
 
+def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -> Tensor:
+    """One picture of many, each with its own text below.
+
+    Args:
+        images_BCHW: uint8.
+        captions: one a picture; what does not fit its width is cut.
+        columns: pictures a row.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    factor = max(1, CAPTIONED_TILE // images_BCHW.shape[-1])
+    images = images_BCHW.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    font, line = ImageFont.load_default(12), 18
+    height, width = images.shape[-2] + line + GAP, images.shape[-1] + GAP
+    canvas = Image.new("RGB", (min(columns, len(images)) * width, -(-len(images) // columns) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = i % columns * width, i // columns * height
+        canvas.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), (left, top))
+        while caption and font.getlength(caption) > width - 4:
+            caption = caption[:-1]
+        draw.text((left + 2, top + height - GAP - line // 2), caption, fill="black", font=font, anchor="lm")
+    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
+
+
 def save_png(image_CHW: Tensor, path) -> None:
     """Write a uint8 picture atomically."""
-    from aim_lightning.utils.files import atomic_path
-
     with atomic_path(path) as temporary:
         Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(temporary, format="PNG")

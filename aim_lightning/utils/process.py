@@ -1,17 +1,57 @@
 """Which process this is, before any process group exists, and printing from one of them."""
 
 import os
+import socket
+from dataclasses import dataclass
 
-# Set by torchrun, by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+# Set by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
+RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def is_rank_zero() -> bool:
     """Whether this is the first process of all, or the only one."""
+    if os.environ.get("RANK"):  # torchrun's word is final: its nodes need not be in srun's order
+        return int(os.environ["RANK"]) == 0
     return all(int(os.environ.get(name) or 0) == 0 for name in RANKS)
+
+
+def rank() -> int:
+    """Number of this process among all of them, as far as the environment tells."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def node_name() -> str:
+    """This machine as SLURM calls it, or its host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def say(text: str) -> None:
     """Print once, from rank zero."""
     if is_rank_zero():
         print(text, flush=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Process `rank` of `world`; `local_rank` counts on its node."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+
+def launched_place() -> Place | None:
+    """What torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS) says; None without a launcher.
+
+    A shell inside an interactive SLURM job is no launcher, as in Lightning.
+    """
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+        return _place("SLURM_PROCID", world, "SLURM_LOCALID")
+    return None
+
+
+def _place(rank: str, world: str, local_rank: str) -> Place:
+    return Place(*(int(os.environ.get(name) or default) for name, default in ((rank, 0), (world, 1), (local_rank, 0))))

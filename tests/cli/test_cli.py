@@ -16,6 +16,8 @@ SECONDS_TO_ANSWER = 6
         ["fit", "--config", DEMO, "--help"],
         ["sample", "--help"],
         ["tokenize", "--help"],
+        ["shards", "--help"],
+        ["dataset", "--help"],
     ],
 )
 def test_help_answers_at_once(aim_cli, arguments):
@@ -54,6 +56,8 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
         (["fit", "--config", DEMO, "--model.class_path", "aim_lightning.modules.aim.Nothing"], ["Nothing"]),
         (["sample", "--config", DEMO, "--num", "few"], ["--num", "few"]),
         (["sample", "--config", DEMO, "--what"], ["--what"]),
+        (["tokenize", "--config", DEMO, "--crop_range", "wide"], ["--crop_range", "'wide'"]),
+        (["shards", "verify", "nowhere"], ["nowhere is no folder", "make tokenize"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):

@@ -59,6 +59,40 @@ def test_every_component_fits_an_experiment(path):
     assert path.parent.name in document.values
 
 
+def test_published_tokenizer_recipe():
+    """What LlamaGen's tokenizer was trained with."""
+    values = compose_and_check(ROOT / "experiments/imagenet256_tokenizer.yaml").values
+    model, data = values["model"]["init_args"], values["data"]["init_args"]
+    loss, adversarial, optimizer = model["loss"], model["adversarial"], model["optimizer"]
+    assert (data["global_batch_size"], data["train_crop"], data["flip"]) == (128, "adm_random", True)
+    assert (values["trainer"]["max_epochs"], values["trainer"]["precision"]) == (40, "bf16-mixed")
+    assert math.isclose(optimizer["learning_rate"] * 128 / 256, 1e-4) and optimizer["betas"] == [0.9, 0.95]
+    assert (optimizer["weight_decay"], optimizer["schedule"], optimizer.get("warmup_steps", 0)) == (0, "constant", 0)
+    weights = [loss[f"{name}_weight"] for name in ("reconstruction", "perceptual", "codebook", "commitment", "entropy")]
+    assert loss["reconstruction"] == "l2" and weights == [1, 1, 1, 0.25, 0]
+    assert adversarial == {
+        "loss": "hinge",
+        "weight": 0.5,
+        "start_step": 20000,
+        "adaptive": False,
+        "discriminator": {"num_layers": 3, "channels": 64},
+        "gradient_clip": 1.0,
+    }
+    assert model["gradient_clip"] == 1.0 and values["callbacks"]["ema"] is None
+
+
+def test_vq8_preset(monkeypatch):
+    from aim_lightning.cli.build import AimCLI
+
+    monkeypatch.chdir(ROOT)
+    files = [ROOT / "experiments/imagenet256_tokenizer.yaml", ROOT / "configs/model/vq8.yaml"]
+    document = compose_and_check(files, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
+    with torch.device("meta"):
+        cli = AimCLI(document)
+    assert sum(p.numel() for p in cli.model.network.parameters()) == 70_109_835
+    assert cli.model.network.grid == (32, 32)
+
+
 def test_paper_recipe():
     for name, epochs in (("b", 300), ("l", 300), ("xl", 350), ("1b", 350)):
         values = compose_and_check(ROOT / f"experiments/imagenet256_aim_{name}.yaml").values

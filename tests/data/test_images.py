@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from aim_lightning.data.images import fashion_mnist
+from aim_lightning.data.images.decode import to_rgb
 from aim_lightning.data.images.shards import write_image_shards
-from aim_lightning.data.images.sources import FolderSource, ShardSource, open_source, to_rgb
+from aim_lightning.data.images.sources import FolderSource, ShardSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
@@ -248,7 +249,7 @@ def test_forked_readers_share_open_shards_without_harm(shards):
 
 
 def test_few_files_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_lightning.data.images.shards._OPEN_FILES", 2)
+    monkeypatch.setattr("aim_lightning.data.images.tar_source._OPEN_FILES", 2)
     write_image_shards(records(), tmp_path, NAMES, rows_per_shard=1)
     source = ShardSource(tmp_path)
     for row in [*range(7), *range(7)]:
@@ -440,6 +441,24 @@ def test_center_crop_pad_and_resize():
     assert (resized.dtype, resized.shape) == (torch.uint8, (3, 16, 16))
 
 
+def published_center_crop(image: Image.Image, image_size: int) -> np.ndarray:
+    """openai/guided-diffusion, image_datasets.py, center_crop_arr, as published."""
+    while min(*image.size) >= 2 * image_size:
+        image = image.resize(tuple(x // 2 for x in image.size), resample=Image.BOX)
+    scale = image_size / min(*image.size)
+    image = image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC)
+    arr = np.array(image)
+    crop_y, crop_x = (arr.shape[0] - image_size) // 2, (arr.shape[1] - image_size) // 2
+    return arr[crop_y : crop_y + image_size, crop_x : crop_x + image_size]
+
+
+@pytest.mark.parametrize("size", [(9, 7), (12, 8), (8, 8), (41, 50), (100, 17), (13, 64)])
+def test_adm_center_crop_is_the_published_one(size):
+    image = noise(0, size)
+    ours = ImageTransform(8, crop="adm_center")(image, 0)
+    assert np.array_equal(ours.permute(1, 2, 0).numpy(), published_center_crop(image, 8))
+
+
 def test_no_crop_wants_the_exact_size():
     assert ImageTransform(8, crop="none")(noise(0, (8, 8)), 0).shape == (3, 8, 8)
     refuses("12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0)
@@ -478,6 +497,7 @@ def test_repr_is_the_same_for_the_same_settings():
         ({"resize": 0}, "resize is 0"),
         ({"pad": -1}, "pad is -1"),
         ({"resize": 4, "pad": 1}, "gives 6 pixels, less than image_size 8"),
+        ({"crop": "adm_center", "resize": 9}, "resizes by itself, but resize is 9"),
     ],
 )
 def test_settings_that_give_no_picture(settings, match):

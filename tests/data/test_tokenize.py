@@ -1,33 +1,52 @@
-"""Tokenizing pictures into shards, stopped and continued."""
+"""Tokenizing pictures into shards: what is stored, by how many processes, killed and continued."""
 
 import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import TINY_VQ
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.transforms import adm_resize
+from aim_lightning.data.tokens.encode import Encoder, exact_products
 from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.records import read_records
-from aim_lightning.data.tokens.write import TokenizeOptions, write_token_shards
+from aim_lightning.data.tokens.views import Views
+from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.process import Place
 
-HOW = TokenizeOptions("center_flip", rows_per_shard=7, batch_size=3)
+FLIP = Views("center_flip")
+HOW = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """20 pictures of 16x16 pixels in two class folders."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (root / label).mkdir()
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(root / label / f"{i}.png")
+    return root
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    rng = np.random.default_rng(0)
-    for label in ("cat", "dog"):
-        (tmp_path / "pictures" / label).mkdir(parents=True)
-        for i in range(10):
-            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
-    return Pictures(str(tmp_path / "pictures"), str(tmp_path / "pictures"), image_size=16).open("train")
+def pictures(tree):
+    return Pictures(str(tree), str(tree), image_size=16).open("train")
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +55,24 @@ def tokenizer():
     return VQModel(TINY_VQ).eval()
 
 
-def write(pictures, tokenizer, out, how=HOW, on_rows=lambda n: None):
-    return write_token_shards(pictures, tokenizer, out, how, on_rows)
+def write(pictures, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
+    return TokenizeJob(pictures, tokenizer, out, how, **options).run(on_rows)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that is no leftover of a killed process, by its place."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name[0] != "."
+    }
+
+
+def stored(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    manifest = TokenManifest.load(folder)
+    records = [r for s in manifest.shards for r in read_records(str(folder / s.name), manifest)]
+    codes, labels = (np.concatenate(column) for column in zip(*records, strict=True))
+    return codes, labels
 
 
 def test_shards_hold_the_codes_of_the_pictures(pictures, tokenizer, tmp_path):
@@ -50,8 +81,8 @@ def test_shards_hold_the_codes_of_the_pictures(pictures, tokenizer, tmp_path):
     assert manifest == TokenManifest.load(tmp_path / "out") and sum(seen) == 20
     assert [s.rows for s in manifest.shards] == [7, 7, 6] and manifest.class_names == ["cat", "dog"]
     assert manifest.tokenizer_hash == tokenizer.weights_hash and manifest.grid == (8, 8)
-    records = [r for s in manifest.shards for r in read_records(str(tmp_path / "out" / s.name), manifest)]
-    codes, labels = (np.concatenate(column) for column in zip(*records, strict=True))
+    assert manifest.encoding["precision"] == "float32" and manifest.encoding["devices"] == ["cpu"]
+    codes, labels = stored(tmp_path / "out")
     images, expected_labels = pictures.batch(range(20))
     x = to_unit_range(images)
     assert (labels == expected_labels.numpy()).all()
@@ -60,21 +91,110 @@ def test_shards_hold_the_codes_of_the_pictures(pictures, tokenizer, tmp_path):
         assert same > 0.999  # another batch size may round a tie the other way
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 8, 14, 19])
-def test_stopped_anywhere_and_continued_gives_the_same_bytes(pictures, tokenizer, tmp_path, stop_after):
-    write(pictures, tokenizer, tmp_path / "whole")
-    total = []
+# --- any number of processes, killed anywhere
 
-    def stop(rows):
-        total.append(rows)
-        if sum(total) >= stop_after:
-            raise KeyboardInterrupt
+FORK = multiprocessing.get_context("fork")  # a real process without the seconds that importing torch takes
 
-    with pytest.raises(KeyboardInterrupt):
-        write(pictures, tokenizer, tmp_path / "cut", on_rows=stop)
-    assert not (tmp_path / "cut" / "manifest.json").exists()
-    write(pictures, tokenizer, tmp_path / "cut")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+def kill_at(event: int) -> None:
+    """This process kills itself before or after the n-th flush or rename of a file, or batch."""
+    ticks = itertools.count()
+
+    def around(function):
+        def act(*arguments, **options):
+            if next(ticks) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments, **options)
+            if next(ticks) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return act
+
+    os.fsync, Path.replace = around(os.fsync), around(Path.replace)
+    TokenizeJob._encode = around(TokenizeJob._encode)
+
+
+def process(pictures, tokenizer, out, how, place, event, workers) -> None:
+    if event is not None:
+        kill_at(event)
+    write(pictures, tokenizer, out, how, place=place, num_workers=workers)
+
+
+def launch(pictures, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
+    """As many processes as events, at the same time; exit codes."""
+    running = [
+        FORK.Process(target=process, args=(pictures, tokenizer, out, how, Place(rank, len(events)), event, workers))
+        for rank, event in enumerate(events)
+    ]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(120)
+    return [one.exitcode for one in running]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows_per_shard=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+    views=st.sampled_from([Views(), FLIP]),
+    kills=st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3), max_size=3),
+    world=st.integers(1, 3),
+)
+def test_same_bytes_for_any_number_of_processes_and_after_kills(
+    pictures, tokenizer, tmp_path_factory, rows_per_shard, batch_size, views, kills, world
+):
+    how, folder = TokenizeOptions(views, rows_per_shard, batch_size), tmp_path_factory.mktemp("job")
+    write(pictures, tokenizer, folder / "whole", how)
+    for events in kills:  # each launch may have another number of processes than the one before
+        codes = launch(pictures, tokenizer, folder / "cut", how, events)
+        assert set(codes) <= {0, -signal.SIGKILL}
+    assert launch(pictures, tokenizer, folder / "cut", how, [None] * world) == [0] * world
+    assert contents(folder / "cut") == contents(folder / "whole")
+    assert not list((folder / "cut").rglob(".tokens-*"))
+
+
+def test_a_kill_leaves_finished_shards_and_no_manifest(pictures, tokenizer, tmp_path):
+    # Before and after each: flush and rename of the plan; 3 batches, flush and rename of the tar and of its record.
+    assert launch(pictures, tokenizer, tmp_path, HOW, [2 * 2 + 2 * 7 + 3]) == [-signal.SIGKILL]
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["tokens-000000.tar"]
+    assert not (tmp_path / "manifest.json").exists()
+    before = (tmp_path / "tokens-000000.tar").stat().st_mtime_ns
+    job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
+    assert [shard.name for shard in job.todo] == ["tokens-000001.tar", "tokens-000002.tar"]
+    job.run()
+    assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
+
+
+def test_loader_workers_change_nothing(pictures, tokenizer, tmp_path):
+    write(pictures, tokenizer, tmp_path / "none")
+    assert launch(pictures, tokenizer, tmp_path / "two", HOW, [None], workers=2) == [0]
+    assert contents(tmp_path / "two") == contents(tmp_path / "none")
+
+
+def test_the_last_process_writes_the_manifest(pictures, tokenizer, tmp_path):
+    jobs = [TokenizeJob(pictures, tokenizer, tmp_path, HOW, Place(rank, 3)) for rank in range(3)]
+    assert [job.rows for job in jobs] == [7, 7, 6]
+    assert jobs[2].run() is None and jobs[0].run() is None and not (tmp_path / "manifest.json").exists()
+    assert jobs[1].run() == TokenManifest.load(tmp_path)
+    more = [TokenizeJob(pictures, tokenizer, tmp_path, HOW, Place(rank, 5)) for rank in range(5)]
+    assert not any(job.todo for job in more) and more[4].rows == 0  # fewer shards than processes
+    assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
+
+
+@pytest.mark.parametrize("loss", ["missing", "truncated"])
+def test_a_lost_shard_is_made_again(pictures, tokenizer, tmp_path, loss):
+    write(pictures, tokenizer, tmp_path)
+    before, path = contents(tmp_path), tmp_path / "tokens-000001.tar"
+    if loss == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-700])
+    job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
+    assert [shard.name for shard in job.todo] == [path.name]
+    job.run()
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_begun_with_something_else_is_refused(pictures, tokenizer, tmp_path):
@@ -83,29 +203,149 @@ def test_a_folder_begun_with_something_else_is_refused(pictures, tokenizer, tmp_
     torch.manual_seed(1)
     with pytest.raises(UserError, match="begun with another tokenizer_hash"):
         write(pictures, VQModel(TINY_VQ).eval(), tmp_path / "out")
-    with pytest.raises(UserError, match="begun with another options"):
-        write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, batch_size=4))
+    for name, value in {"batch_size": 4, "rows_per_shard": 9, "precision": "bf16", "views": Views("ten_crop")}.items():
+        with pytest.raises(UserError, match=f"begun with another .*{'shards' if name.startswith('rows') else name}"):
+            write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, **{name: value}))
     assert contents(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.tar").write_bytes(b"")
     with pytest.raises(UserError, match="did not write"):
         write(pictures, tokenizer, tmp_path / "other")
+    (tmp_path / "out" / "plan.json").write_text(json.dumps({"options": {}}))
+    with pytest.raises(UserError, match="begun by an earlier version; delete"):
+        write(pictures, tokenizer, tmp_path / "out")
 
 
-def test_pictures_of_another_size_are_refused_before_anything_is_written(tokenizer, tmp_path):
-    (tmp_path / "pictures" / "cat").mkdir(parents=True)
-    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "cat" / "a.png")
-    large = Pictures(str(tmp_path / "pictures"), "", image_size=32).open("train")
+# --- unreadable pictures
+
+
+@pytest.fixture
+def damaged(tmp_path, tree):
+    """The same set with the whole first shard and one picture of the second unreadable."""
+    for path in tree.rglob("*.png"):
+        copy = tmp_path / "damaged" / path.relative_to(tree)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        bad = (path.parent.name == "cat" and int(path.stem) < 7) or (path.parent.name, path.stem) == ("dog", "1")
+        copy.write_bytes(path.read_bytes()[:50] if bad else path.read_bytes())
+    return Pictures(str(tmp_path / "damaged"), "", image_size=16).open("train")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_is_an_error_that_names_it(damaged, tokenizer, tmp_path, workers):
+    with pytest.raises(UserError, match=r"cat/0.png is not a readable picture .*--on_error skip"):
+        write(damaged, tokenizer, tmp_path / "out", num_workers=workers)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pictures, tokenizer, tmp_path):
+    skip = dataclasses.replace(HOW, on_error="skip")
+    manifest = write(damaged, tokenizer, tmp_path / "skip", skip)
+    assert [item.key for item in manifest.skipped] == [*(f"cat/{i}.png" for i in range(7)), "dog/1.png"]
+    assert all("not a readable picture" in item.reason for item in manifest.skipped)
+    assert [(s.name, s.rows) for s in manifest.shards] == [("tokens-000001.tar", 6), ("tokens-000002.tar", 6)]
+    assert manifest == TokenManifest.load(tmp_path / "skip")
+    write(pictures, tokenizer, tmp_path / "whole")
+    codes, labels = stored(tmp_path / "whole")
+    kept = [row for row in range(7, 20) if row != 11]
+    some_codes, some_labels = stored(tmp_path / "skip")
+    assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
+
+
+def test_a_job_that_one_picture_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
+    with pytest.raises(UserError):
+        write(damaged, tokenizer, tmp_path)
+    assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(HOW, on_error="skip")).skipped) == 8
+
+
+def test_nothing_but_unreadable_pictures(tokenizer, tmp_path):
+    (tmp_path / "p" / "cat").mkdir(parents=True)
+    (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no picture")
+    set_of_one = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    with pytest.raises(UserError, match=r"none of the pictures .*a.png is not a readable"):
+        write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+
+
+def test_a_picture_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_path):
+    (tmp_path / "p" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "p" / "cat" / "small.png")
+    small = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    with pytest.raises(UserError, match=r"cat/small.png: .*8x8 .*less than image_size 16"):
+        write(small, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+
+
+# --- options
+
+
+def test_pictures_of_another_size_are_refused_before_anything_is_written(tokenizer, tree, tmp_path):
+    large = Pictures(str(tree), "", image_size=32, resize=32).open("train")
     with pytest.raises(UserError, match="32x32 pixels give 256 codes, the tokenizer's grid is 8x8"):
         write(large, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_too_large_a_codebook_and_unknown_views(pictures, tokenizer, tmp_path):
-    with torch.device("meta"):
-        large = VQModel(dataclasses.replace(TINY_VQ, codebook_size=65537))
+def test_too_large_a_codebook(pictures, tmp_path):
+    large = VQModel(dataclasses.replace(TINY_VQ, codebook_size=65537))
     with pytest.raises(UserError, match="65536 at most"):
         write(pictures, large, tmp_path / "out")
-    with pytest.raises(UserError, match="views is 'ten'"):
-        write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, views="ten"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
+        (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
+        (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
+        (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
+        (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),
+        (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "fp8"), "precision is 'fp8'"),
+        (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "tf32"), "needs an NVIDIA GPU"),
+    ],
+)
+def test_options_out_of_range(make, match):
+    with pytest.raises(UserError, match=match):
+        make()
+
+
+def test_precision_is_set_for_the_encoding_alone(tokenizer):
+    torch.backends.cudnn.allow_tf32 = True
+    seen = []
+
+    class Spy(VQModel):
+        def encode(self, images):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu"), images.dtype))
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            return super().encode(images)
+
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    for precision in ("float32", "bf16"):
+        assert Encoder(Spy(TINY_VQ), torch.device("cpu"), precision)(images).dtype == torch.int32
+    assert seen == [(False, False, torch.float32), (False, True, torch.float32)]
+    with exact_products(True):
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+# --- views
+
+
+def test_ten_crop_stores_torchvisions_crops_of_adms_resizing(tokenizer, tmp_path):
+    from torchvision.transforms import TenCrop
+
+    (tmp_path / "p" / "cat").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 255, (50, 41, 3), dtype=np.uint8))
+    image.save(tmp_path / "p" / "cat" / "a.png")
+    source = Pictures(str(tmp_path / "p"), "", image_size=16, crop="adm_center").open("train")
+    views = Views("ten_crop", (1.3, 1.1))
+    manifest = write(source, tokenizer, tmp_path / "out", TokenizeOptions(views, batch_size=1))
+    assert (manifest.views, views.count) == (20, 20) and manifest.encoding["crop_range"] == [1.3, 1.1]
+    codes, _ = stored(tmp_path / "out")
+    expected = []
+    for size in (20, 17):
+        resized = adm_resize(image, size)
+        left, top = (resized.width - size) // 2, (resized.height - size) // 2
+        for crop in TenCrop(16)(resized.crop((left, top, left + size, top + size))):
+            x = to_unit_range(torch.from_numpy(np.asarray(crop).copy()).permute(2, 0, 1)[None])
+            expected.append(tokenizer.encode(x)[0].numpy())
+    assert (codes[0] == np.stack(expected)).mean() > 0.999

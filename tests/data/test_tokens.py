@@ -22,7 +22,7 @@ def flat(lists):
     return list(chain.from_iterable(lists))
 
 
-def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20, seed=0, epoch=0, start=0):
+def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20, seed=0, epoch=0, start=0, fetch=None):
     data = TokenDataModule(
         str(folder),
         batch,
@@ -31,6 +31,7 @@ def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20
         window_rows=window,
         seed=seed,
         val_batch_size=7,
+        **(fetch or {}),
     )
     data.setup("fit")
     data.plan_for(world)

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
+from helpers import TINY, write_tokens
 from integration.tiny import scalars, write_experiment
 
 from aim_lightning.runs.checkpoint import read_checkpoint
@@ -231,23 +233,6 @@ def test_the_saved_configuration_gives_the_same_result(whole, place):
     assert_same_weights(final(place / "runs" / "tiny" / "again"), final(whole))
 
 
-def test_the_tokenizer_continues_to_the_bit(tmp_path):
-    """Stage 1: manual optimisation, accumulation of 2, codebook started from data."""
-    options = [
-        *("--runs_root", tmp_path, "--trainer.max_steps", "6", "--data.global_batch_size", "8"),
-        *("--data.max_device_batch_size", "4", "--callbacks.checkpoints.every_n_steps", "3"),
-        *("--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "6"),
-    ]
-    code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", "whole", *options)
-    assert code == 0, output
-    copy_run(tmp_path / "demo_tokenizer" / "whole", "cut", keep=1)
-    code, output = fit(ROOT / "experiments/demo_tokenizer.yaml", "cut", *options)
-    assert code == 0 and "training from step 3" in output, output
-    whole, cut = (read_checkpoint(newest_checkpoint(tmp_path / "demo_tokenizer" / r)) for r in ("whole", "cut"))
-    assert whole["trainer"]["global_step"] == 6 and whole["cursor"] == cut["cursor"]
-    assert_same_weights(whole, cut)
-
-
 def test_continuing_with_another_accumulation_keeps_stream_and_end(experiment, plain):
     """Out of memory, so smaller micro-batches: the same rows a step, the same end."""
     options, kept_dir = plain
@@ -294,3 +279,18 @@ def test_a_run_stopped_before_its_results_gets_them_later(whole, experiment):
     code, output = fit(experiment, "whole")
     assert code == 0 and "is finished" in output, output
     assert "val/loss" in json.loads((whole / "results.json").read_text())["metrics"]
+
+
+def test_a_run_starts_from_another_with_other_classes(whole, place, experiment):
+    for split, rows in (("train", [40]), ("val", [8])):
+        write_tokens(place / "five" / split, rows, config=replace(TINY, num_classes=5))
+    options = ["--model.network.num_classes", "5", "--data.path", place / "five", "--model.init_from", whole]
+    options += ["--trainer.max_steps", "2", "--model.optimizer.learning_rate", "1e-9"]
+    code, output = fit(experiment, "tuned", *options)
+    assert code == 0, output
+    assert f"weights from {whole}" in output
+    assert "5 fresh classes in place of 3, the null class is kept" in output
+    averaged = final(whole)["ema"]["network"]
+    tuned = read_checkpoint(newest_checkpoint(whole.with_name("tuned")))["network"]
+    word = "backbone.embeddings.word_embeddings.weight"
+    assert torch.allclose(tuned[word], averaged[word], atol=1e-6)

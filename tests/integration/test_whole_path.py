@@ -41,8 +41,14 @@ def test_pictures_to_scores(aim_cli, runs):
     tokenizer = runs / "demo_tokenizer" / "main"
     assert Image.open(tokenizer / "samples" / "reconstructions.png").size[0] > 500
 
-    text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, "--data.out", shards, "--rows_per_shard", "1000"))
-    assert "token shards" in text
+    small = ("--data.out", shards, "--rows_per_shard", "1000")
+    two = ("--trainer.devices", "2", "--data.num_workers", "1")  # two processes, as a training would have
+    text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, *small, *two))
+    assert "process 1 of 2" in text and text.count("next: make shards") == 1
+    text = succeed(aim_cli("shards", "verify", shards, "--tokenizer", tokenizer))
+    assert text.count("2,000 rows, no faults") == 2
+    succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))
+    assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
     manifest = json.loads((shards / "train" / "manifest.json").read_text())
     assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (
         2000,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from metrics.random_inception import inception_file  # noqa: F401
 from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -36,27 +37,6 @@ def noisy(images: torch.Tensor, scale: float) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def small() -> EfficientNetLite0Features:
     return EfficientNetLite0Features(size=64).load()
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory) -> Path:
-    """Random weights in the format of the published file."""
-
-    class Unread(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, strict=True):
-            return None
-
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    torch.manual_seed(0)
-    network = Unread("random", ["2048"], feature_extractor_weights_path=nothing)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)  # the default shrinks activations to nothing in 50 layers
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 def test_stand_in_equals_the_package_unfolded(small):
@@ -185,4 +165,4 @@ def test_inception_equals_torch_fidelity(inception_file):
     path = str(inception_file)
     theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=path)(images)[0]
     assert ours.shape == (2, 2048) and float(ours.std()) > 1e-3
-    torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)  # our batch norms are folded

@@ -217,6 +217,14 @@ def test_cached_reference_is_reused(network, tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
+def test_cached_reference_without_a_probe(network, tmp_path):
+    plain, full = (cached_reference(tmp_path, "data 1", network, Data(), 2, probe_rows=rows) for rows in (0, 100))
+    assert plain.probe_weight.numel() == 0 and full.probe_weight.numel() > 0
+    assert all(torch.equal(value, full.frechet[name]) for name, value in plain.frechet.items())
+    again = cached_reference(tmp_path, "data 1", network, None, 2, probe_rows=0)
+    assert all(torch.equal(value, plain.frechet[name]) for name, value in again.frechet.items())
+
+
 def test_cached_reference_follows_data_and_network(network, tmp_path):
     data = Data()
     cached_reference(tmp_path, "data 1", network, data, 2)

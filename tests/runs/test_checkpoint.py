@@ -1,13 +1,22 @@
 """The checkpoint file and what can be wrong with it."""
 
 import pickle
+import resource
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY
 
 from aim_lightning.models import AiM
-from aim_lightning.runs.checkpoint import KEYS, load_weights, read_checkpoint, write_checkpoint
+from aim_lightning.runs import checkpoint
+from aim_lightning.runs.checkpoint import (
+    KEYS,
+    CheckpointNotWritten,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 
@@ -49,6 +58,83 @@ def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
         read_checkpoint(path)
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_any_changed_bit_is_noticed(tmp_path):
+    """torch itself reads such a file without a word, unless it is the archive's own structure."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    last = range(len(whole) - 60, len(whole))  # the end of the archive and our seal
+    for place in [*rng.integers(0, len(whole), 60).tolist(), *range(40), *last]:
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="damaged"):
+            read_checkpoint(path)
+    weight = whole.index(CONTENT["network"]["w"].numpy().tobytes()[:400])
+    path.write_bytes(whole[:weight] + b"\1" + whole[weight + 1 :])
+    assert not torch.equal(torch.load(path)["network"]["w"], CONTENT["network"]["w"])
+
+
+def test_checkpoints_of_before_have_no_seal_and_are_compared_part_by_part(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"format": "aim_lightning.checkpoint/1", **CONTENT}, path)
+    assert torch.equal(read_checkpoint(path)["network"]["w"], CONTENT["network"]["w"])
+    data = bytearray(path.read_bytes())
+    data[data.index(CONTENT["network"]["w"].numpy().tobytes()[:400])] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_any_cut_is_noticed(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    whole = path.read_bytes()
+    for size in (1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="damaged"):
+            read_checkpoint(path)
+
+
+def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
+    """A disk that takes bytes and gives others back."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    before = path.read_bytes()
+
+    def rot(temporary):
+        data = bytearray(temporary.read_bytes())
+        data[len(data) // 2] ^= 1
+        temporary.write_bytes(data)
+
+    monkeypatch.setattr(checkpoint, "drop_from_cache", rot)
+    with pytest.raises(CheckpointNotWritten, match="read back, it was damaged: its checksum differs"):
+        write_checkpoint({**CONTENT, "cursor": {"epoch": 1}}, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named_with_what_is_free(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))
+    try:
+        with pytest.raises(CheckpointNotWritten, match=r"could not be written \(File too large, [\d,]+ MiB free\)"):
+            write_checkpoint(CONTENT, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "network" in read_checkpoint(path) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
+    run = RunDirectory("exp", "main", tmp_path)
+    run.checkpoint_folder.mkdir(parents=True)
+    for step in (4, 8, 12):
+        (run.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+    assert [path.name for path in run.set_aside_newer(8)] == ["step=00000012.ckpt.damaged"]
+    assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

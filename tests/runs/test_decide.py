@@ -48,12 +48,19 @@ def test_fresh_continue_finished():
         ("data.init_args.num_workers", 3),
         ("callbacks.grid", {"class_path": "G"}),
         ("trainer.max_steps", 200),
+        ("trainer.val_check_interval", 50),
+        ("trainer.strategy", "ddp"),
+        ("trainer.num_nodes", 2),
+        ("data.init_args.max_device_batch_size", 4),
+        ("data.init_args.on_corrupt", "skip"),
+        ("data.init_args.cache_dir", "cache"),
+        ("logger", {"tensorboard": {"class_path": "L"}}),
     ],
 )
 def test_harmless_changes_continue_and_are_told(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "continue"
-    assert any(path in note for note in decision.notes)
+    assert any(path in note for note in decision.notes) and any(path in line for line in decision.changes)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,15 @@ def test_harmless_changes_continue_and_are_told(path, value):
         ("seed_everything", 1),
         ("trainer.precision", "bf16-mixed"),
         ("callbacks.ema.init_args.decay", 0.5),
+        ("trainer.limit_train_batches", 3),
+        ("trainer.overfit_batches", 1),
+        ("trainer.plugins", ["x"]),
+        ("trainer.gradient_clip_val", 1.0),
+        ("trainer.something_new", 1),
+        ("data.init_args.window_rows", 100),
+        ("data.init_args.path", "elsewhere"),
+        ("data.init_args.seed", 3),
+        ("model.init_args.optimizer.schedule", "cosine"),
     ],
 )
 def test_other_changes_refuse_and_can_be_forced(path, value):
@@ -75,8 +91,9 @@ def test_other_changes_refuse_and_can_be_forced(path, value):
 
 def test_longer_training_under_a_decaying_schedule_is_another_training():
     before = changed("model.init_args.optimizer.schedule", "cosine")
-    now = changed("trainer.max_steps", 200, before)
-    assert decide(content(now, before=before)).action == "refuse"
+    for key, value in (("trainer.max_steps", 200), ("trainer.max_epochs", 7)):
+        decision = decide(content(changed(key, value, before), before=before))
+        assert decision.action == "refuse" and key in decision.notes[-1]
 
 
 def test_more_steps_than_a_finished_run_had_continue_it():

@@ -62,3 +62,86 @@ def test_a_file_that_was_just_created_counts_as_held(tmp_path):
     path.touch()
     with pytest.raises(UserError), Lease(path):
         pass
+
+
+def earlier_start(path, starts):
+    path.write_text(
+        json.dumps({"host": "elsewhere", "pid": 1, "job": "77", "starts": starts, "heartbeat": time.time()})
+    )
+
+
+def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    path = tmp_path / "lease.json"
+    earlier_start(path, starts=0)
+    with Lease(path):
+        assert json.loads(path.read_text())["starts"] == 1
+    tmp_path.mkdir()  # the lease takes an empty folder along
+    earlier_start(path, starts=1)  # a second training of the same start
+    with pytest.raises(UserError, match="job 77"), Lease(path, patient=False):
+        pass
+
+
+def test_a_patient_one_waits_for_a_dead_node_and_refuses_a_living_one(tmp_path):
+    path = tmp_path / "lease.json"
+    other_host(path, age=0)
+    start = time.monotonic()
+    with Lease(path, beat_seconds=0.1, stale_seconds=1.0, patient=True):
+        assert time.monotonic() - start >= 0.9
+    tmp_path.mkdir(exist_ok=True)  # the lease takes an empty folder along
+    beating = f"""
+import json, time
+from pathlib import Path
+for _ in range(100):
+    text = json.dumps({{"host": "elsewhere", "pid": 1, "job": "5", "heartbeat": time.time()}})
+    Path({str(path)!r} + ".new").write_text(text)
+    Path({str(path)!r} + ".new").rename({str(path)!r})
+    time.sleep(0.1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", beating])
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="job 5"), Lease(path, beat_seconds=0.2, stale_seconds=30, patient=True):
+        pass
+    process.kill()
+    process.wait()
+
+
+def test_of_many_that_find_a_dead_lease_one_gets_it(tmp_path):
+    path = tmp_path / "lease.json"
+    other_host(path, age=1000)
+    code = f"""
+import sys, time
+from pathlib import Path
+from aim_lightning.runs.lease import Lease
+from aim_lightning.utils.errors import UserError
+Path({str(tmp_path)!r}, "ready-" + sys.argv[1]).touch()
+while not Path({str(tmp_path / "go")!r}).exists(): time.sleep(0.001)
+try:
+    with Lease(Path({str(path)!r})):
+        print("held", flush=True)
+        time.sleep(1.5)
+except UserError:
+    print("refused", flush=True)
+"""
+    commands = [[sys.executable, "-c", code, str(number)] for number in range(6)]
+    many = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    while len(list(tmp_path.glob("ready-*"))) < len(many):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    said = sorted(process.communicate(timeout=60)[0].strip() for process in many)
+    assert said == ["held"] + ["refused"] * 5
+    assert not list(tmp_path.glob(".lease*"))
+
+
+def test_who_has_lost_it_is_told_and_leaves_the_new_one_alone(tmp_path):
+    path, lost = tmp_path / "lease.json", []
+    with Lease(path, beat_seconds=0.05, on_lost=lost.append):
+        other_host(path, age=0)
+        deadline = time.monotonic() + 5
+        while not lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "taken over by process 1 on elsewhere" in lost[0]
+    assert json.loads(path.read_text())["host"] == "elsewhere"

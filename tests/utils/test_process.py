@@ -2,7 +2,9 @@
 
 import pytest
 
-from aim_lightning.utils.process import RANKS, is_rank_zero
+from aim_lightning.utils.process import RANKS, Place, is_rank_zero, launched_place
+
+LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_NAME")
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,23 @@ def test_rank_zero(monkeypatch, environment, first):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_rank_zero() is first
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, Place(0, 2, 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Place(1, 2, 0)),
+        ({"LOCAL_RANK": "1"}, None),
+    ],
+)
+def test_place_says_what_the_launcher_says(monkeypatch, environment, place):
+    for name in (*RANKS, *LAUNCHERS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched_place() == place

@@ -60,7 +60,7 @@ class ImageDataModule(StreamDataModule):
         global_batch_size: pictures an optimizer step, over all devices.
         max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
         val_batch_size: pictures a device and validation step.
-        train_crop: ``center`` or ``random``.
+        train_crop: ``center`` (as the pictures say), ``random`` or ``adm_random``.
         flip: mirror half of the training pictures.
         num_workers: loader processes a device.
         seed: fixes order, crops and flips.
@@ -81,8 +81,11 @@ class ImageDataModule(StreamDataModule):
     ) -> None:
         super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
         self.pictures, self.val_batch_size, self.out = pictures, val_batch_size, out
+        crop = pictures.crop if train_crop == "center" else train_crop
+        # adm_random resizes by itself
+        resize = None if crop == "adm_random" else pictures.resize
         self.train_transform = ImageTransform(
-            pictures.image_size, resize=pictures.resize, pad=pictures.pad, crop=train_crop, flip=flip
+            pictures.image_size, resize=resize, pad=pictures.pad, crop=crop, flip=flip
         )
         self.sets: dict[str, PictureSet] = {}
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +17,12 @@ class Pictures:
     """The picture data of an experiment.
 
     Args:
-        train: folder of training pictures: class-per-folder tree or WebDataset image shards.
+        train: training pictures: a class-per-folder tree, WebDataset image shards, or an archive of ImageNet.
         val: the same for validation.
         image_size: height and width that the tokenizer sees, pixels.
         resize: shorter side after resizing, pixels; null leaves the size.
         pad: black border added on each side, pixels.
+        crop: ``center``, or ``adm_center``, which resizes by itself so that the shorter side is image_size.
     """
 
     train: str
@@ -28,14 +30,17 @@ class Pictures:
     image_size: int = 256
     resize: int | None = None
     pad: int = 0
+    crop: str = "center"
 
     def open(self, split: str) -> "PictureSet":
-        """`train` or `val` with centre crop.
+        """`train` or `val`, each picture cut from its centre.
 
         Raises:
-            UserError: the folder is missing or holds no pictures.
+            UserError: the folder is missing or holds no pictures, or there is no such crop.
         """
-        transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop="center")
+        if self.crop not in ("center", "adm_center"):
+            raise UserError(f"pictures.crop is {self.crop!r}; use center or adm_center")
+        transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
         return PictureSet(open_source(getattr(self, split)), transform)
 
 
@@ -52,6 +57,11 @@ class PictureSet:
     def class_names(self) -> list[str]:
         """By label."""
         return self.source.class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of every row, (n,) int64."""
+        return self.source.labels
 
     @property
     def fingerprint(self) -> str:

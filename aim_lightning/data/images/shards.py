@@ -3,23 +3,20 @@
 `write_image_shards` makes them; the rest is what `sources.ShardSource` reads them with.
 """
 
-import os
 import tarfile
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.data.tar import open_tar
+from aim_lightning.data.tar import members, open_tar
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
 
 FORMAT = "aim_lightning.images/1"
 MANIFEST = "manifest.json"
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_OPEN_FILES = 64  # ImageNet has more shards than a process may have files open (often 1024)
 
 
 def write_image_shards(
@@ -118,26 +115,15 @@ def index_shard(path: Path) -> list[ShardRow]:
 
 def _members(path: Path):
     """(key, lower-case extension, member, content of a .cls) of the members that matter."""
-    end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        with path.open("rb") as file:
+            for tar, member in members(file):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 key, extension = f"{folder}/{stem}".lstrip("/"), extension.lower()
                 if member.isreg() and extension in (*EXTENSIONS, "cls"):
-                    yield (
-                        key,
-                        extension,
-                        member,
-                        tar.extractfile(member).read() if extension == "cls" else b"",
-                    )
-        # Between members tarfile takes damage for the end of the file, so look for the end mark ourselves.
-        with path.open("rb") as file:
-            file.seek(end)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no member and no end of archive at byte {end}")
+                    content = tar.extractfile(member).read() if extension == "cls" else b""
+                    yield key, extension, member, content
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
 
@@ -173,38 +159,3 @@ def load_manifest(folder: Path) -> dict[str, Any] | None:
     if unlisted := sorted(present - named):
         raise UserError(f"shard {folder / unlisted[0]} is not listed in {path}; remove one of the two")
     return manifest
-
-
-class ShardFiles:
-    """Reads pieces of files, keeping the latest files open; usable after fork and after pickling."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of a file.
-
-        Raises:
-            OSError: it is missing or ends before.
-        """
-        if path not in self._open:
-            self._open[path] = os.open(path, os.O_RDONLY)
-        self._open.move_to_end(path)
-        if len(self._open) > _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        # pread has no file position: processes that share a handle after a fork cannot disturb each other.
-        content = os.pread(self._open[path], size, offset)
-        if len(content) != size:
-            raise OSError(f"the file ends {size - len(content)} bytes too early")
-        return content
-
-    def close(self) -> None:
-        """Close every file; `read` opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_open": OrderedDict()}  # file handles mean nothing in another process
-
-    def __del__(self) -> None:
-        self.close()

@@ -1,7 +1,7 @@
 """From a decoded picture to the network's size; random choices are a function of a seed that is handed in."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from PIL import Image
@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from aim_lightning.utils.errors import UserError
 
-CROPS = ("center", "random", "adm_random", "none")
+CROPS = ("center", "adm_center", "random", "adm_random", "none")
 ADM_SMALLEST_CROP = 0.8  # of the shorter side (openai/guided-diffusion, random_crop_arr)
 
 
@@ -22,9 +22,9 @@ class ImageTransform:
         image_size: height and width of the result, pixels.
         resize: the shorter side becomes so many pixels (Lanczos); None leaves the picture as it is.
         pad: black pixels added on each side.
-        crop: where the square is cut out: ``center``, ``random``, ``none`` (the picture must fit already), or
-            ``adm_random``: in place of `resize` the shorter side becomes image_size to image_size / 0.8 pixels,
-            drawn at random, then a random crop.
+        crop: where the square is cut out: ``center``, ``random``, ``none`` (the picture must fit already), or one
+            that resizes in place of `resize`: ``adm_center`` makes the shorter side image_size (see `adm_resize`),
+            ``adm_random`` image_size to image_size / 0.8 pixels, drawn at random, then a random crop.
         flip: mirror half of the pictures.
 
     Raises:
@@ -43,6 +43,8 @@ class ImageTransform:
         for name, least in (("image_size", 1), ("resize", 1), ("pad", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
+        if self.crop.startswith("adm_") and self.resize is not None:
+            raise UserError(f"crop {self.crop} resizes by itself, but resize is {self.resize}; set resize null")
         if self.resize is not None and self.resize + 2 * self.pad < self.image_size:
             raise UserError(
                 f"resize {self.resize} with pad {self.pad} gives {self.resize + 2 * self.pad} pixels, less "
@@ -60,7 +62,7 @@ class ImageTransform:
             UserError: the picture is too small, or of another size where there is no crop.
         """
         image = self._fit(image)
-        if self.crop != "adm_random":
+        if not self.crop.startswith("adm_"):
             self._check_size(*image.size)
         if self.crop not in ("random", "adm_random") and not self.flip:
             return self._finish(image)
@@ -72,7 +74,9 @@ class ImageTransform:
     @cached_property
     def _fit(self) -> v2.Compose:
         pad = v2.Pad(self.pad, fill=0)
-        if self.resize is None or self.crop == "adm_random":
+        if self.crop == "adm_center":
+            return v2.Compose([pad, v2.Lambda(partial(adm_resize, shorter_side=self.image_size))])
+        if self.resize is None:
             return v2.Compose([pad])
         return v2.Compose([v2.Resize(self.resize, v2.InterpolationMode.LANCZOS), pad])
 
@@ -85,6 +89,7 @@ class ImageTransform:
                 v2.RandomCrop(self.image_size),
             ],
             "center": [v2.CenterCrop(self.image_size)],
+            "adm_center": [v2.Lambda(partial(_cut_center, size=self.image_size))],
             "random": [v2.RandomCrop(self.image_size)],
             "none": [],
         }
@@ -97,3 +102,20 @@ class ImageTransform:
             raise UserError(f"{what}, not image_size {wanted}; set crop to center or random")
         if min(width, height) < wanted:
             raise UserError(f"{what}, less than image_size {wanted}; set resize (for example to {wanted}) or pad")
+
+
+def adm_resize(image: Image.Image, shorter_side: int) -> Image.Image:
+    """ADM's resizing: halved by averaging while twice as large as wanted, then bicubic.
+
+    Source: openai/guided-diffusion, image_datasets.py, center_crop_arr; LlamaGen and DiT use the same.
+    """
+    while min(image.size) >= 2 * shorter_side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = shorter_side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _cut_center(image: Image.Image, size: int) -> Image.Image:
+    """ADM rounds down where torchvision's centre crop rounds to the nearest even number."""
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

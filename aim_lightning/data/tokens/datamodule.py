@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,18 +11,25 @@ from torch.utils.data import DataLoader, IterableDataset
 from aim_lightning.data.datamodule import StreamDataModule
 from aim_lightning.data.loader import Batch, MicroBatches
 from aim_lightning.data.stream import BatchPlan
+from aim_lightning.data.tokens.fetch import Fetcher
+from aim_lightning.data.tokens.location import Location
 from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.windows import Rows, ShardReader, WindowedRows
+from aim_lightning.data.tokens.reader import Rows, ShardReader
+from aim_lightning.data.tokens.windows import WindowedRows
 from aim_lightning.utils.errors import UserError
 
 
 def to_batch(rows: Rows, epoch: int) -> Batch:
-    """codes (B, L), labels (B,), index (B,), epoch (): int64 tensors."""
+    """codes (B, L), labels (B,), index (B,), epoch (), replaced (): int64 tensors.
+
+    replaced: how many rows of the batch stand in for unreadable ones.
+    """
     return {
         "codes": torch.from_numpy(rows.codes.astype(np.int64)),
         "labels": torch.from_numpy(rows.labels.astype(np.int64)),
         "index": torch.from_numpy(rows.index.astype(np.int64)),
         "epoch": torch.tensor(epoch),
+        "replaced": torch.tensor(int(rows.unreadable.sum())),
     }
 
 
@@ -53,16 +61,27 @@ class TokenRows(IterableDataset):
 
 
 class TokenDataModule(StreamDataModule):
-    """Streams token shards with webdataset.
+    """Streams token shards from a folder or a URL.
 
     Args:
-        path: folder with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it.
+        path: folder with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it; or a URL that
+            webdataset opens: `http://HOST/FOLDER`, `pipe:COMMAND {}` ({} = the file, such as train/manifest.json).
         global_batch_size: pictures an optimizer step, over all devices.
         max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
         val_batch_size: pictures a device and validation step.
         num_workers: loader processes a device. Every one reads the whole stream, and 0 or 1 is fast enough.
-        window_rows: rows shuffled together, a bound on memory: 2 windows of (2 * tokens + 16) bytes a row.
+        window_rows: rows shuffled together, a bound on memory: 2 windows of (2 * tokens + 17) bytes a row, and 2
+            shards while they are read.
         seed: fixes order, views and label dropout.
+        on_corrupt: ``stop`` at a corrupt training record and name it, or ``skip`` it: another row of the window takes
+            the place of each of its rows. Validation always stops.
+        skip_limit: rows an epoch that others may stand in for, before training stops.
+        cache_dir: shards from URLs are kept in this folder; null = read again every epoch.
+        retries: further attempts to read a file, after 1, 2, 4 … times retry_pause.
+        retry_pause: seconds.
+
+    Raises:
+        UserError: a number out of range.
     """
 
     def __init__(
@@ -74,9 +93,19 @@ class TokenDataModule(StreamDataModule):
         num_workers: int = 0,
         window_rows: int = 65536,
         seed: int = 0,
+        on_corrupt: Literal["stop", "skip"] = "stop",
+        skip_limit: int = 1000,
+        cache_dir: str | None = None,
+        retries: int = 5,
+        retry_pause: float = 1.0,
     ) -> None:
         super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
-        self.path, self.val_batch_size, self.window_rows = Path(path), val_batch_size, window_rows
+        for name, value in (("skip_limit", skip_limit), ("retries", retries), ("retry_pause", retry_pause)):
+            if value < 0:
+                raise UserError(f"data.{name} is {value}; it cannot be negative")
+        self.path, self.val_batch_size, self.window_rows = str(path), val_batch_size, window_rows
+        self.on_corrupt, self.skip_limit = on_corrupt, skip_limit
+        self.fetcher = Fetcher(retries, retry_pause, Path(cache_dir) if cache_dir else None)
         self.readers: dict[str, ShardReader] = {}
 
     def setup(self, stage: str) -> None:
@@ -86,11 +115,18 @@ class TokenDataModule(StreamDataModule):
             UserError: a folder is not finished, or train and val come from different tokenizers.
         """
         for split in ("train", "val"):
-            folder = self.path / split
-            self.readers[split] = ShardReader(TokenManifest.load(folder), FolderUrl(folder))
+            skip = split == "train" and self.on_corrupt == "skip"
+            self.readers[split] = ShardReader(self._load(split), ShardUrl(self.path, split), self.fetcher, skip)
         train, val = self.manifest, self.readers["val"].manifest
         if (train.tokenizer_hash, train.class_names) != (val.tokenizer_hash, val.class_names):
             raise UserError(f"{self.path}: train and val were made with different tokenizers or classes")
+
+    def _load(self, split: str) -> TokenManifest:
+        location = Location(self.path)
+        if not location.is_remote:
+            return TokenManifest.load(Path(self.path) / split)
+        url = location.url(split, "manifest.json")
+        return TokenManifest.parse(self.fetcher.fetch(url).data.decode("utf-8", "replace"), url)
 
     @property
     def manifest(self) -> TokenManifest:
@@ -114,11 +150,11 @@ class TokenDataModule(StreamDataModule):
         return DataLoader(rows, batch_size=None)
 
 
-class FolderUrl:
-    """Shard name to path (a class, so that loader workers can be started by spawn)."""
+class ShardUrl:
+    """Shard name to path or URL (a class, so that loader workers can be started by spawn)."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: str, split: str) -> None:
+        self.location, self.split = Location(path), split
 
     def __call__(self, name: str) -> str:
-        return str(self.folder / name)
+        return self.location.url(self.split, name)

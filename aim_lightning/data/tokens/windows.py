@@ -1,19 +1,22 @@
 """The global order of token rows: shards shuffled, then rows shuffled within windows of several shards.
 
 A window bounds memory and reading: a row's place depends on (seed, epoch) and the manifest alone, and any position
-can be reached by reading its window only.
+can be reached by reading its window only. Where corrupt records are skipped, another row of the window takes the place
+of each of their rows, chosen by (seed, epoch, row): every other row keeps its place.
 """
 
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.records import read_records
+from aim_lightning.data.tokens.reader import Rows, ShardReader
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform, permutation
+
+READING_THREADS = 2  # each holds a shard's bytes
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,6 @@ class Window:
     start: int
     stop: int
     shards: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """codes (n, tokens) uint16, labels (n,) int64, index (n,) int64: the dataset row of each."""
-
-    codes: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-
-    def take(self, selection) -> "Rows":
-        return Rows(self.codes[selection], self.labels[selection], self.index[selection])
-
-    @staticmethod
-    def join(parts: list["Rows"]) -> "Rows":
-        columns = ([getattr(part, name) for part in parts] for name in ("codes", "labels", "index"))
-        return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in columns))
 
 
 def plan_windows(manifest: TokenManifest, window_rows: int, seed: int, epoch: int) -> list[Window]:
@@ -55,39 +41,6 @@ def plan_windows(manifest: TokenManifest, window_rows: int, seed: int, epoch: in
     if shards:
         windows.append(Window(len(windows), start, stop, tuple(shards)))
     return windows
-
-
-class ShardReader:
-    """Reads whole shards as rows with one view each.
-
-    Args:
-        manifest: of the folder.
-        url: shard name to something webdataset opens (a path, http:, pipe:).
-    """
-
-    def __init__(self, manifest: TokenManifest, url: Callable[[str], str]) -> None:
-        self.manifest, self.url = manifest, url
-        self.first_rows = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
-
-    def read(self, shard: int, choose_view: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        """All rows of a shard in stored order; `choose_view` maps dataset rows to views.
-
-        Raises:
-            UserError: damaged shard, or another number of rows than the manifest says.
-        """
-        expected = self.manifest.shards[shard]
-        parts, first = [], int(self.first_rows[shard])
-        for codes, labels in read_records(self.url(expected.name), self.manifest):
-            index = np.arange(first, first + len(labels))
-            parts.append(Rows(codes[np.arange(len(labels)), choose_view(index)], labels, index))
-            first += len(labels)
-        found = first - int(self.first_rows[shard])
-        if found != expected.rows:
-            raise UserError(
-                f"{self.url(expected.name)} holds {found} rows, its manifest says {expected.rows}: "
-                "the shard is truncated or not the one that was written"
-            )
-        return Rows.join(parts)
 
 
 class WindowedRows:
@@ -110,10 +63,16 @@ class WindowedRows:
 
     def _window(self, window: Window) -> Rows:
         if window.number not in self.loaded:
-            rows = Rows.join([self.reader.read(shard, self._view) for shard in window.shards])
+            rows = self._read(window)
             order = permutation(len(rows.index), "window_order", self.seed, self.epoch, window.number)
             self.loaded[window.number] = rows.take(order)
         return self.loaded[window.number]
+
+    def _read(self, window: Window) -> Rows:
+        """Rows of a window in stored order; reading, hashing and gathering leave Python's lock to a second thread."""
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            rows = Rows.join(list(pool.map(lambda shard: self.reader.read(shard, self._view), window.shards)))
+        return replace_unreadable(rows, self.seed, self.epoch)
 
     def _view(self, index: np.ndarray) -> np.ndarray:
         views = self.reader.manifest.views
@@ -121,3 +80,21 @@ class WindowedRows:
             return np.zeros(len(index), dtype=np.int64)
         uniform = hash_uniform("view", self.seed, self.epoch, torch.from_numpy(index))
         return (uniform * views).long().numpy()
+
+
+def replace_unreadable(rows: Rows, seed: int, epoch: int) -> Rows:
+    """In place, put a readable row (codes, label, index) where an unreadable one is; they stay marked.
+
+    Raises:
+        UserError: none can be read.
+    """
+    lost, whole = np.flatnonzero(rows.unreadable), np.flatnonzero(~rows.unreadable)
+    if not len(lost):
+        return rows
+    if not len(whole):
+        raise UserError(f"no record of a whole shuffle window can be read (rows {rows.index.min()} and on); restore it")
+    uniform = hash_uniform("replacement", seed, epoch, torch.from_numpy(rows.index[lost]))
+    chosen = whole[(uniform * len(whole)).long().numpy()]
+    for column in (rows.codes, rows.labels, rows.index):
+        column[lost] = column[chosen]
+    return rows

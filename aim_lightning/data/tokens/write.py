@@ -1,136 +1,149 @@
-"""Tokenizing: pictures to token shards, continued where it was stopped.
+"""Tokenizing: pictures to token shards, by any number of processes, continued where it was stopped.
 
-The plan (which rows in which shard) follows from the number of pictures alone; finished shards appear by rename and
-stay; the manifest comes last.
+The plan says which pictures go into which shard; process r of n makes shards r, r + n, r + 2n and so on, in batches
+that never cross a shard. So neither n nor an interruption changes a byte. Finished shards stay; the manifest comes
+last, from whichever process sees all shards finished.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aim_lightning.data.images.pictures import PictureSet
-from aim_lightning.data.tokens.manifest import LARGEST_CODEBOOK, TokenManifest, TokenShard
+from aim_lightning.data.tokens.encode import Encoder
+from aim_lightning.data.tokens.finished import FinishedShard, read_finished, record_finished, write_manifest
+from aim_lightning.data.tokens.loading import LoadedBatch, load
+from aim_lightning.data.tokens.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
+from aim_lightning.data.tokens.plan import PlannedShard, TokenizeOptions, claim, plan_shards
 from aim_lightning.data.tokens.records import Record, write_shard
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, sha256_file, write_json
-from aim_lightning.utils.pixels import to_unit_range
-
-VIEWS = {"center": 1, "center_flip": 2}
+from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.process import Place
 
 
-@dataclass(frozen=True)
-class TokenizeOptions:
-    """How pictures become shards.
+class TokenizeJob:
+    """One process's part of a token folder.
 
     Args:
-        views: ``center``, or ``center_flip`` for the picture and its mirror image.
-        rows_per_shard: pictures a shard.
-        batch_size: pictures encoded at once; fixed, since results may depend on it in the last digit.
-    """
-
-    views: str = "center"
-    rows_per_shard: int = 10000
-    batch_size: int = 64
-
-
-def write_token_shards(
-    pictures: PictureSet,
-    tokenizer,
-    out: Path,
-    options: TokenizeOptions,
-    on_rows: Callable[[int], None],
-    device: torch.device | None = None,
-) -> TokenManifest:
-    """Encode a whole set into `out`; `on_rows` hears of every finished batch (and of shards found finished).
+        pictures: the whole set.
+        tokenizer: anything with `encode`, `grid`, `codebook_size`, `weights_hash`.
+        out: the folder.
+        options: how pictures become shards.
+        place: which process this is; by default the only one.
+        device: where to encode.
+        num_workers: processes that decode pictures; 0 = this one.
 
     Raises:
         UserError: codebook too large, pictures of another size, or `out` begun from something else.
     """
-    manifest = _empty_manifest(pictures, tokenizer, options)
-    _check_size(pictures, tokenizer, device)
-    _claim(out, manifest, options)
-    shards = []
-    for number, start in enumerate(range(0, len(pictures), options.rows_per_shard)):
-        path = out / f"tokens-{number:06d}.tar"
-        rows = range(start, min(start + options.rows_per_shard, len(pictures)))
-        if path.exists():
-            on_rows(len(rows))
-        else:
-            write_shard(path, _encode(pictures, rows, tokenizer, options, on_rows, device))
-        shards.append(TokenShard(path.name, len(rows), sha256_file(path)))
-    manifest = TokenManifest(**{**_fields(manifest), "shards": shards})
-    manifest.save(out)
-    return manifest
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        tokenizer: Any,
+        out: Path,
+        options: TokenizeOptions,
+        place: Place | None = None,
+        device: torch.device | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        self.pictures, self.out, self.options, self.num_workers = pictures, Path(out), options, num_workers
+        self.device = device or torch.device("cpu")
+        self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
+        self.manifest = _empty_manifest(pictures, tokenizer, options)
+        _check_size(pictures.transform.image_size, tokenizer, self.device)
+        self.shards = plan_shards(len(pictures), options.rows_per_shard)
+        facts = {"source": self.manifest.source, "class_names": self.manifest.class_names}
+        facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
+        claim(self.out, {**facts, **options.facts()}, self.shards)
+        place = place or Place()
+        self.own = self.shards[place.rank :: place.world]
+
+    @property
+    def rows(self) -> int:
+        """Pictures in this process's shards."""
+        return sum(shard.rows for shard in self.own)
+
+    @cached_property
+    def todo(self) -> list[PlannedShard]:
+        """This process's shards that were unfinished at the start."""
+        finished = read_finished(self.out, self.own)
+        return [shard for shard in self.own if shard.name not in finished]
+
+    def run(self, on_rows: Callable[[int], None] = lambda rows: None) -> TokenManifest | None:
+        """Make the unfinished shards; `on_rows` hears of every encoded batch.
+
+        Returns:
+            The manifest, written now, if this process sees all shards finished; None if others still work.
+
+        Raises:
+            UserError: an unreadable picture, unless they are to be skipped.
+        """
+        batches = [rows for shard in self.todo for rows in shard.batches(self.options.batch_size)]
+        loaded = load(self.pictures, self.options, batches, self.num_workers, self.device)
+        for shard in self.todo:
+            self._make(shard, loaded, on_rows)
+        return write_manifest(self.out, self.manifest, self.shards)
+
+    def _make(self, shard: PlannedShard, loaded: Iterator[LoadedBatch], on_rows: Callable[[int], None]) -> None:
+        codes, reasons = [], {}
+        for _ in shard.batches(self.options.batch_size):
+            batch = next(loaded)
+            codes.append(self._encode(batch))
+            reasons |= batch.skipped
+            on_rows(len(batch.rows))
+        kept = [row for row in range(shard.start, shard.stop) if row not in reasons]
+        slots = np.array(kept, dtype=np.int64) - shard.start
+        keys = [self.pictures.key(row) for row in kept]
+        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.pictures.labels[kept], keys)
+        self._finish(shard, record, [Skipped(_printable(self.pictures.key(r)), why) for r, why in reasons.items()])
+
+    def _encode(self, batch: LoadedBatch) -> torch.Tensor:
+        """(rows, views, L) int32, left on the device so that the next batch need not wait for this one."""
+        bases = [base.to(self.device, non_blocking=True) for base in batch.bases]
+        views = self.options.views.cut(bases, self.pictures.transform.image_size)
+        return torch.stack([self.encoder(view) for view in views], 1)[: len(batch.rows)]
+
+    def _finish(self, shard: PlannedShard, record: Record, skipped: list[Skipped]) -> None:
+        path, size, digest = self.out / shard.name, 0, ""
+        if record.keys:
+            write_shard(path, record)
+            size, digest = path.stat().st_size, sha256_file(path)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        record_finished(self.out, FinishedShard(shard.name, len(record.keys), size, digest, name, skipped))
 
 
-def _check_size(pictures: PictureSet, tokenizer, device: torch.device | None) -> None:
+def _printable(key: str) -> str:
+    """File names may be no text; JSON must be."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:
     """A fully convolutional tokenizer takes any picture: the number of codes tells whether it is the right size."""
-    images, _ = pictures.batch(range(1))
-    count, (rows, columns) = tokenizer.encode(to_unit_range(images.to(device))).shape[1], tokenizer.grid
+    black = torch.zeros(1, 3, image_size, image_size, device=device)
+    count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
     if count != rows * columns:
         raise UserError(
-            f"pictures of {images.shape[-2]}x{images.shape[-1]} pixels give {count} codes, the tokenizer's grid is "
+            f"pictures of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is "
             f"{rows}x{columns}; set pictures.image_size to the tokenizer's"
         )
 
 
-def _fields(manifest: TokenManifest) -> dict:
-    return {name: getattr(manifest, name) for name in TokenManifest.__dataclass_fields__}
-
-
-def _empty_manifest(pictures: PictureSet, tokenizer, options: TokenizeOptions) -> TokenManifest:
+def _empty_manifest(pictures: PictureSet, tokenizer: Any, options: TokenizeOptions) -> TokenManifest:
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
         raise UserError(
             f"the tokenizer has {tokenizer.codebook_size} codes; shards store 16 bits, {LARGEST_CODEBOOK} at most"
         )
-    if options.views not in VIEWS:
-        raise UserError(f"views is {options.views!r}; use one of {', '.join(VIEWS)}")
     return TokenManifest(
-        grid=tokenizer.grid,
+        grid=tuple(tokenizer.grid),
         codebook_size=tokenizer.codebook_size,
         class_names=pictures.class_names,
-        views=VIEWS[options.views],
+        views=options.views.count,
         tokenizer_hash=tokenizer.weights_hash,
         source=pictures.fingerprint,
+        encoding=options.facts(),
     )
-
-
-def _claim(out: Path, manifest: TokenManifest, options: TokenizeOptions) -> None:
-    """Write down what this folder is being made from, or check that it is the same as last time."""
-    plan = {"options": asdict(options), **{k: v for k, v in asdict(manifest).items() if k != "shards"}}
-    plan["grid"] = list(plan["grid"])
-    path = out / "plan.json"
-    if path.exists():
-        before = read_json(path, "tokenizing plan")
-        different = sorted(k for k in plan if before.get(k) != plan[k])
-        if different:
-            raise UserError(
-                f"{out} was begun with another {', '.join(different)}; delete that folder or set data.out to a new one"
-            )
-    elif any(out.glob("*.tar")):
-        raise UserError(f"{out} holds tar files that tokenize did not write; set data.out to a new folder")
-    else:
-        write_json(path, plan)
-
-
-def _encode(pictures, rows, tokenizer, options, on_rows, device) -> Record:
-    codes, labels, keys = [], [], []
-    for start in range(rows.start, rows.stop, options.batch_size):
-        part = range(start, min(start + options.batch_size, rows.stop))
-        images, part_labels = pictures.batch(part)
-        codes.append(_encode_views(images.to(device), tokenizer, options.views))
-        labels.append(part_labels.numpy())
-        keys += [pictures.key(row) for row in part]
-        on_rows(len(part))
-    return Record(np.concatenate(codes), np.concatenate(labels), keys)
-
-
-def _encode_views(images_BCHW: Tensor, tokenizer, views: str) -> np.ndarray:
-    """uint8 pictures to codes (B, views, L) uint16."""
-    x = to_unit_range(images_BCHW)
-    versions = [x] if views == "center" else [x, x.flip(-1)]
-    return torch.stack([tokenizer.encode(v) for v in versions], 1).cpu().numpy().astype(np.uint16)

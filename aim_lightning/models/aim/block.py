@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aim_lightning.models.aim.backends import Backend
+from aim_lightning.models.aim.backends.plain import TorchBackend
 from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.mixer import Mamba2Mixer
 from aim_lightning.models.aim.norm import RMSNorm
@@ -34,6 +36,7 @@ class Block(nn.Module):
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()
         self.rows = config.modulation_rows
+        self.backend: Backend = TorchBackend()
         if config.adaln == "layer":
             self.adaLN_modulation = modulation_head(config.d_model, self.rows)
         elif config.adaln == "group":
@@ -64,10 +67,18 @@ class Block(nn.Module):
         """
         mixer = self.mixer if state is None else (lambda h: self.mixer.step(h, state))
         mixer_rows, mlp_rows = self._split(rows_BRD, whole_sequence=state is None)
-        x, residual = _branch(x, residual, self.norm, mixer, self.mixer_dropout, mixer_rows)
+        x, residual = self._branch(x, residual, self.norm, mixer, self.mixer_dropout, mixer_rows)
         if hasattr(self, "mlp"):
-            x, residual = _branch(x, residual, self.norm2, self.mlp, self.mlp_dropout, mlp_rows)
+            x, residual = self._branch(x, residual, self.norm2, self.mlp, self.mlp_dropout, mlp_rows)
         return x, residual
+
+    def _branch(self, x, residual, norm, inner, dropout, rows) -> tuple[Tensor, Tensor]:
+        """Pre-norm branch with modulation; the residual stays float32 under autocast and for bf16 weights."""
+        h, residual = self.backend.add_norm(x, residual, norm)
+        if rows is None:
+            return dropout(inner(h.to(x.dtype))), residual
+        shift, scale, gate = rows
+        return gate * dropout(inner((h * (1 + scale) + shift).to(x.dtype))), residual
 
     def _split(self, rows_BRD: Tensor | None, whole_sequence: bool) -> tuple[Tensor | None, Tensor | None]:
         """Rows by branch, each (3, B, 1, d) or (3, B, d): published order is by kind, mixer before MLP."""
@@ -76,13 +87,3 @@ class Block(nn.Module):
         rows = rows_BRD.transpose(0, 1)
         rows = rows[:, :, None] if whole_sequence else rows
         return (rows, None) if self.rows == 3 else (rows[0::2], rows[1::2])
-
-
-def _branch(x, residual, norm, inner, dropout, rows) -> tuple[Tensor, Tensor]:
-    """Pre-norm branch with modulation; the residual stays float32 under autocast and for bf16 weights."""
-    residual = x.to(torch.promote_types(x.dtype, torch.float32)) if residual is None else residual + x
-    h = norm(residual)
-    if rows is None:
-        return dropout(inner(h.to(x.dtype))), residual
-    shift, scale, gate = rows
-    return gate * dropout(inner((h * (1 + scale) + shift).to(x.dtype))), residual

@@ -1,9 +1,17 @@
 """Sizes and options of the AiM network (arXiv 2408.12245, table 1)."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from aim_lightning.utils.errors import UserError
+
+# The published sizes (arXiv 2408.12245, table 1); everything else is the default.
+PRESETS = {
+    "AiM-B": {"d_model": 768, "n_layer": 24, "adaln": "layer"},
+    "AiM-L": {"d_model": 1024, "n_layer": 48, "adaln": "group"},
+    "AiM-XL": {"d_model": 1536, "n_layer": 48, "adaln": "group"},
+    "AiM-1B": {"d_model": 2048, "n_layer": 48, "adaln": "group"},
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,20 @@ class AiMConfig:
             raise UserError(f"AiMConfig.adaln is {self.adaln!r}; use none, layer or group")
         if self.d_inner % self.headdim:
             raise UserError(f"AiMConfig: expand * d_model = {self.d_inner} is no multiple of headdim {self.headdim}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "AiMConfig":
+        """A published size, with single fields changed: ``AiMConfig.preset("AiM-B", num_classes=10)``.
+
+        Raises:
+            UserError: no such preset or field.
+        """
+        if name not in PRESETS:
+            raise UserError(f"there is no preset {name!r}; use one of {', '.join(PRESETS)}")
+        unknown = sorted(changes.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"AiMConfig has no field {', '.join(unknown)}")
+        return cls(**{**PRESETS[name], **changes})
 
     @property
     def d_inner(self) -> int:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.models.aim.backends import Backend, choose_backend, require_backend
+from aim_lightning.models.aim.backends.plain import TorchBackend
 from aim_lightning.models.aim.block import Block, modulation_head
 from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.init import init_weights
+from aim_lightning.models.aim.mixer import Mamba2Mixer
 from aim_lightning.models.aim.norm import RMSNorm
 from aim_lightning.models.aim.state import MixerState
 
@@ -83,6 +86,7 @@ class Backbone(nn.Module):
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()
         self.config = config
+        self.backend: Backend = TorchBackend()
         self.embeddings = CodeEmbeddings(config)
         self.cls_embed = ClassEmbedding(config)
         if config.adaln == "group":
@@ -107,7 +111,8 @@ class Backbone(nn.Module):
         x, residual = self.token_dropout(x), None
         for i, layer in enumerate(self.layers):
             x, residual = layer(x, residual, condition.layers[i], None if states is None else states[i])
-        return self.final_layer(self.norm_f(residual + x), condition.final_B2D).to(x.dtype)
+        h, _ = self.backend.add_norm(x, residual, self.norm_f)
+        return self.final_layer(h, condition.final_B2D).to(x.dtype)
 
 
 class AiM(nn.Module):
@@ -116,16 +121,45 @@ class AiM(nn.Module):
     ``AiM(config)(codes_BL, labels_B)`` takes a prefix of 0 <= L <= num_tokens codes (int64, 0 to V - 1) and
     labels 0 to num_classes (num_classes = the null class) and gives logits (B, L + 1, V): position t predicts
     code t from the class and codes 0 to t - 1.
+
+    Args:
+        config: sizes.
+        backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it can be
+            had, else torch; the choice is logged). Taken anew whenever the network is moved; same parameters.
+
+    Raises:
+        UserError: mamba_ssm is asked for and not installed; used where the weights cannot run on it.
     """
 
-    def __init__(self, config: AiMConfig) -> None:
+    def __init__(self, config: AiMConfig, backend: str = "auto") -> None:
         super().__init__()
-        self.config = config
+        require_backend(backend)
+        self.config, self._wanted = config, backend
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight
         if self.lm_head.weight.device.type != "meta":
             init_weights(self)
+        if backend != "auto" or self.lm_head.weight.is_cuda:
+            self._take_backend()
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: torch or mamba_ssm."""
+        return self.backbone.backend.name
+
+    def _take_backend(self) -> None:
+        weight = self.lm_head.weight
+        taken = choose_backend(self._wanted, self.config, weight.device, weight.dtype)
+        for module in self.modules():
+            if isinstance(module, Backbone | Block | Mamba2Mixer):
+                module.backend = taken
+
+    def _apply(self, fn, recurse: bool = True) -> "AiM":
+        """Move or convert, then take the backend that fits the new device and type."""
+        super()._apply(fn, recurse)
+        self._take_backend()
+        return self
 
     @property
     def null_class(self) -> int:

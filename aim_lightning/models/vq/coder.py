@@ -1,13 +1,33 @@
 """Encoder and decoder of the VQ tokenizer."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from aim_lightning.models.vq.config import VQConfig
 from aim_lightning.models.vq.layers import Downsample, Level, Upsample, group_norm, middle
 
 
-class Encoder(nn.Module):
+class Coder(nn.Module):
+    """What encoder and decoder share.
+
+    gradient_checkpointing: keep only the levels' inputs for the backward pass and compute the rest again.
+    """
+
+    gradient_checkpointing = False
+
+    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """One block after the other."""
+        for block in blocks:
+            again = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        return x
+
+
+class Encoder(Coder):
     """(B, 3, H, W) to (B, z_channels, H / f, W / f)."""
 
     def __init__(self, config: VQConfig) -> None:
@@ -26,13 +46,11 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in [*self.conv_blocks, *self.mid]:
-            x = block(x)
+        x = self.through([*self.conv_blocks, *self.mid], self.conv_in(x))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
     """(B, z_channels, h, w) to (B, 3, f h, f w); levels run from low to high resolution."""
 
     def __init__(self, config: VQConfig) -> None:
@@ -51,7 +69,5 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        z = self.conv_in(z)
-        for block in [*self.mid, *self.conv_blocks]:
-            z = block(z)
+        z = self.through([*self.mid, *self.conv_blocks], self.conv_in(z))
         return self.conv_out(F.silu(self.norm_out(z)))

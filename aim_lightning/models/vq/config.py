@@ -19,7 +19,7 @@ class VQConfig:
         z_channels: width between the convolutional part and the 1x1 projections to the codes.
         norm_groups: groups of every GroupNorm; must divide every level's width.
         dropout: inside residual blocks, 0 to 1.
-        usage_window: how many of the latest training codes `quantize.codebook_used` remembers.
+        usage_window: how many of the latest training codes (of all devices) `quantize.codebook_used` remembers.
 
     Raises:
         UserError: a value that no network can have.

@@ -63,6 +63,15 @@ class VQModel(nn.Module):
                 digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution, where the adaptive adversarial weight compares gradients."""
+        return self.decoder.conv_out.weight
+
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """Trade time for memory in training (see `Coder`); values and gradients stay the same."""
+        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
+
     def latent(self, images_BCHW: Tensor) -> Tensor:
         """Latent before quantisation, (B, codebook_dim, h, w)."""
         return self.quant_conv(self.encoder(images_BCHW))

@@ -16,11 +16,12 @@ ROWS_AT_A_TIME = 16384
 class Quantized:
     """What quantisation gives.
 
-    quantized_BCHW: unit codes, with the gradient of the straight-through estimator;
-    codes_BL: int64 in raster order; codebook_loss and commitment_loss: unweighted means of squared distances.
+    quantized_BCHW: unit codes, with the gradient of the straight-through estimator; latent_BCHW: the unit vectors
+    before; codes_BL: int64 in raster order; codebook_loss and commitment_loss: unweighted means of squared distances.
     """
 
     quantized_BCHW: Tensor
+    latent_BCHW: Tensor
     codes_BL: Tensor
     codebook_loss: Tensor
     commitment_loss: Tensor
@@ -38,12 +39,12 @@ class VectorQuantizer(nn.Module):
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         self.register_buffer("codebook_used", torch.zeros(config.usage_window))
 
+    @torch.no_grad()
     def codes(self, latent_BCHW: Tensor) -> Tensor:
         """Nearest codes, (B, L) int64."""
         with torch.autocast(latent_BCHW.device.type, enabled=False):
             rows = F.normalize(latent_BCHW.float().flatten(2).transpose(1, 2), dim=-1)
-            codebook_VC = F.normalize(self.embedding.weight.float(), dim=-1)
-            flat = rows.reshape(-1, rows.shape[-1])
+            codebook_VC, flat = self.codebook_VC, rows.flatten(0, 1)
             best = [(part @ codebook_VC.T).argmax(-1) for part in flat.split(ROWS_AT_A_TIME)]
             return torch.cat(best).view(rows.shape[:2])
 
@@ -60,20 +61,32 @@ class VectorQuantizer(nn.Module):
             codebook_loss = F.mse_loss(chosen, latent.detach())
             commitment_loss = F.mse_loss(latent, chosen.detach())
             quantized = latent + (chosen - latent).detach()
-        if self.training:
-            self._remember(codes_BL)
-        return Quantized(quantized, codes_BL, codebook_loss, commitment_loss)
+        return Quantized(quantized, latent, codes_BL, codebook_loss, commitment_loss)
+
+    @property
+    def codebook_VC(self) -> Tensor:
+        """The codes as unit vectors, float32."""
+        return F.normalize(self.embedding.weight.float(), dim=-1)
 
     @torch.no_grad()
-    def _remember(self, codes_BL: Tensor) -> None:
+    def remember(self, codes_BL: Tensor) -> None:
+        """Take a training batch's codes into the record of recent ones; hand in those of all processes."""
         window = self.codebook_used.numel()
         recent = codes_BL.flatten()[-window:].to(self.codebook_used.dtype)
         self.codebook_used.copy_(torch.cat((self.codebook_used[recent.numel() :], recent)))
 
-    @torch.no_grad()
+    def recent_counts(self) -> Tensor:
+        """How often each code stands in the record, float32 (V,)."""
+        recent = self.codebook_used.long()
+        return torch.zeros_like(self.embedding.weight[:, 0]).index_add_(0, recent, torch.ones_like(self.codebook_used))
+
     def start_from(self, latent_BCHW: Tensor, generator: torch.Generator) -> None:
-        """Set the codebook to latents drawn from a batch (with repetition where there are too few)."""
+        """Set the whole codebook to latents drawn from a batch."""
+        self.replace(torch.arange(self.embedding.num_embeddings, device=latent_BCHW.device), latent_BCHW, generator)
+
+    @torch.no_grad()
+    def replace(self, codes: Tensor, latent_BCHW: Tensor, generator: torch.Generator) -> None:
+        """Set the given codes (n,) to latents drawn from a batch (with repetition where there are too few)."""
         rows = F.normalize(latent_BCHW.float().movedim(1, -1).flatten(0, -2), dim=-1)
-        size = self.embedding.num_embeddings
-        order = torch.randperm(rows.shape[0], generator=generator).repeat(-(-size // rows.shape[0]))[:size]
-        self.embedding.weight.copy_(rows[order.to(rows.device)])
+        order = torch.randperm(len(rows), generator=generator).repeat(-(-len(codes) // len(rows)))[: len(codes)]
+        self.embedding.weight[codes] = rows[order.to(rows.device)]

@@ -1,15 +1,14 @@
-"""Networks back from a run directory, without Lightning."""
+"""A generator from a run directory, without Lightning."""
 
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
-from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.runs.checkpoint import load_weights, read_checkpoint
+from aim_lightning.models import VQModel
+from aim_lightning.pipeline.generator import AiMPipeline
+from aim_lightning.runs.checkpoint import check_content
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
-
-AIM, TOKENIZER = "aim_lightning.modules.aim.AiMModule", "aim_lightning.modules.tokenizer.TokenizerModule"
+from aim_lightning.weights import import_aim, import_vq, read_source
 
 
 def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> AiMPipeline:
@@ -24,9 +23,9 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> Ai
         UserError: no checkpoint, one of another model, or a tokenizer that does not belong to it.
     """
     path = newest_checkpoint(run_dir)
-    content = read_checkpoint(path)
-    aim = AiM(AiMConfig(**_network_options(content, AIM, path)))
-    load_weights(aim, _weights(content, raw), path)
+    found = read_source(path, raw=raw)
+    check_content(found.run, path)
+    content, aim = found.run, import_aim(found)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     trained_on = content.get("tokenizer_hash")
@@ -36,16 +35,12 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> Ai
 
 
 def load_tokenizer(source: str | Path, *, raw: bool = False) -> VQModel:
-    """The VQ tokenizer of a run directory or checkpoint file, in evaluation mode.
+    """The frozen VQ tokenizer of a run, a checkpoint, or published weights (see `aim_lightning.weights`).
 
     Raises:
-        UserError: no checkpoint, or one of another model.
+        UserError: no weights, or those of another model.
     """
-    path = newest_checkpoint(source)
-    content = read_checkpoint(path)
-    model = VQModel(VQConfig(**_network_options(content, TOKENIZER, path)))
-    load_weights(model, _weights(content, raw), path)
-    return model.eval().requires_grad_(False)
+    return import_vq(source, raw=raw).requires_grad_(False)
 
 
 def _tokenizer_source(configuration: dict, path: Path) -> Path:
@@ -57,16 +52,3 @@ def _tokenizer_source(configuration: dict, path: Path) -> Path:
     if not Path(source).exists() and Path(source).is_relative_to(root):
         return path.resolve().parents[3] / Path(source).relative_to(root)
     return Path(source)
-
-
-def _weights(content: dict, raw: bool) -> dict:
-    """EMA weights where the run has them, unless the raw ones are asked for."""
-    ema = content.get("ema")
-    return content["network"] if raw or not ema else ema["network"]
-
-
-def _network_options(content: dict, class_path: str, path: Path) -> dict:
-    model = content["configuration"].get("model") or {}
-    if model.get("class_path") != class_path:
-        raise UserError(f"{path} is a checkpoint of {model.get('class_path')}, expected {class_path}")
-    return model["init_args"]["network"]

@@ -1,0 +1,77 @@
+"""What callbacks that score pictures by a feature network share: when they run, and their reference."""
+
+from abc import abstractmethod
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+from aim_lightning.callbacks.ema import EMA
+from aim_lightning.metrics.reference import PROBE_ROWS, ReferenceStatistics, cached_reference
+from aim_lightning.utils.heartbeat import beat
+
+
+class Scoring(Callback):
+    """Runs in `validate`, and during training every `every_n_validations` validations.
+
+    Args:
+        every_n_validations: 0 = in `validate` alone.
+        batch_size: pictures scored at once on a device.
+        cache_dir: where reference statistics are kept, by data and feature network.
+    """
+
+    needs: tuple[str, ...] = ("features", "pictures")
+
+    def __init__(self, every_n_validations: int, batch_size: int, cache_dir: str) -> None:
+        self.every_n_validations, self.batch_size, self.cache_dir = every_n_validations, batch_size, cache_dir
+        self.validations = 0
+
+    @abstractmethod
+    def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
+        """Log everything; `alone` = in `validate`. Every rank calls it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the feature network's weights where they will be needed, before anything else takes time."""
+        if stage == "validate" or self.every_n_validations:
+            self.features.load()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validations += 1
+        alone = trainer.state.fn == "validate"
+        if alone or (self.every_n_validations and self.validations % self.every_n_validations == 0):
+            self.features.to(pl_module.device)
+            self.score(trainer, pl_module, alone)
+
+    def state_dict(self) -> dict:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.validations = state["validations"]
+
+    def reference(self, trainer: Trainer, split: str, probe: bool) -> ReferenceStatistics:
+        """Statistics of the real pictures of a split; rank 0 computes and caches, the others read its file."""
+        pictures = self.pictures.open(split)
+
+        def read() -> ReferenceStatistics:
+            with tqdm(total=len(pictures), desc="reference", leave=False, disable=not trainer.is_global_zero) as bar:
+                return cached_reference(
+                    self.cache_dir,
+                    pictures.fingerprint,
+                    self.features,
+                    lambda: pictures.batches(self.batch_size),
+                    len(pictures.class_names),
+                    progress=lambda rows: (beat("reference statistics"), bar.update(rows - bar.n)),
+                    class_names=pictures.class_names,
+                    probe_rows=PROBE_ROWS if probe else 0,
+                )
+
+        if trainer.is_global_zero:
+            read()
+        trainer.strategy.barrier("reference")
+        return read()
+
+
+def has_ema(trainer: Trainer) -> bool:
+    """Whether validation sees averaged weights."""
+    return any(isinstance(callback, EMA) for callback in trainer.callbacks)

@@ -1,0 +1,188 @@
+"""The metrics of `evaluate` while training goes on, which never notices."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from aim_lightning.callbacks.ema import EMA
+from aim_lightning.callbacks.tensorboard import show_image
+from aim_lightning.evaluation.blocks import draw_block
+from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics.names import metric_name
+from aim_lightning.metrics.scores import Scores
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.grid import labelled_grid, save_png
+
+GRID = 8  # rows and columns of the picture grid
+
+
+class TrainingEvaluation(Callback):
+    """Draws samples from the averaged (EMA) weights over all ranks and scores them; keeps the best checkpoints.
+
+    Images are those that `evaluate` would draw: by number, in blocks of sampling.batch_size. Acts between two batches
+    as checkpoints do; put it before `checkpoints`, so that a checkpoint of the same step knows of it.
+
+    Args:
+        num_samples: images an evaluation.
+        every_n_steps: optimizer steps between two evaluations; 0 = by epochs. The last step gets one too.
+        every_n_epochs: epochs between two; 0 = by steps.
+        budget_seconds: for drawing and features; the first evaluation that runs out of it decides for all later ones
+            how many images are drawn, so that values stay comparable.
+        reference: real pictures as in `evaluate --reference`; null = the training pictures.
+        compare: also precision, recall and kernel distance, which keep every picture's features for the while.
+        monitor: plain name of the metric that decides which checkpoints are best; null = the distance.
+        mode: whether lower (min) or higher (max) is better.
+        keep_best: how many of the best checkpoints stay in RUN/best; 0 = none are written.
+        cache_dir: where reference statistics are kept.
+
+    Raises:
+        UserError: neither or both of steps and epochs, or a number out of range.
+    """
+
+    needs = ("tokenizer", "features", "pictures", "sampling", "run_dir")
+
+    def __init__(
+        self,
+        num_samples: int = 5000,
+        every_n_steps: int = 0,
+        every_n_epochs: int = 0,
+        budget_seconds: float | None = None,
+        reference: str | None = None,
+        compare: bool = True,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
+        cache_dir: str = ".cache/reference",
+    ) -> None:
+        if (every_n_steps > 0) == (every_n_epochs > 0):
+            raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
+        if num_samples < 2 or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
+            raise UserError("training evaluation: num_samples must be 2 or more, keep_best 0 or more, budget above 0")
+        self.num_samples, self.every_n_steps, self.every_n_epochs = num_samples, every_n_steps, every_n_epochs
+        self.budget_seconds, self.reference, self.compare = budget_seconds, reference, compare
+        self.monitor, self.mode, self.keep_best, self.cache_dir = monitor, mode, keep_best, cache_dir
+        self.evaluated_step, self.epoch_due, self.best = 0, False, []
+        self.scores: Scores | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Feature weights and reference, before training takes its time."""
+        self.features.load().to(pl_module.device)
+        real = Reference(self.reference, self.pictures)
+        self.real = real.statistics(self.features, Ranks(), self.cache_dir)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        step, whole_step = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
+        due = self.epoch_due or (self.every_n_steps and step % self.every_n_steps == 0)
+        if whole_step and due and step > self.evaluated_step:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self.epoch_due = True  # at the next batch, when Lightning's counters are settled
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > self.evaluated_step:
+            self._evaluate(trainer, pl_module)
+
+    def protocol(self) -> dict:
+        """Everything that the numbers depend on, for results.json."""
+        scores = Scores(self.features.load(), self.real, self.num_samples, compare=self.compare)
+        return {"sampling": asdict(self.sampling), "tokenizer": self.tokenizer.weights_hash, **scores.protocol()}
+
+    def state_dict(self) -> dict:
+        names = ("evaluated_step", "epoch_due", "best", "num_samples")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        asked = self.num_samples
+        self.__dict__.update(state)
+        self.num_samples = min(asked, self.num_samples) if self.budget_seconds else asked
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated_step, self.epoch_due = trainer.global_step, False
+        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), _drawing(pl_module.network, ema) as network:
+            values, images = self._scored(AiMPipeline(network, self.tokenizer), network.config.num_classes)
+        names = {metric_name(name, self.num_samples, raw=ema is None): value for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"metrics/{name}": value for name, value in names.items()}, trainer.global_step - 1)
+        if trainer.is_global_zero:
+            grid = labelled_grid(images, GRID, [])
+            show_image(trainer, "evaluation", grid)
+            save_png(grid, Path(self.run_dir) / "samples" / "evaluation.png")
+        self._keep_best(trainer, values)
+
+    def _scored(self, pipeline: AiMPipeline, num_classes: int) -> tuple[dict[str, float], Tensor]:
+        """Values by plain name, the same on all ranks, and the first images."""
+        plan, ranks = (
+            SamplePlan(balanced_labels(self.num_samples, range(num_classes)), self.sampling.batch_size),
+            Ranks(),
+        )
+        if self.scores is None or self.scores.num_images != self.num_samples:
+            self.scores = Scores(self.features, self.real, self.num_samples, compare=self.compare)
+        scores = self.scores
+        first, start = torch.zeros(0), time.monotonic()
+        blocks = plan.blocks()
+        for begin in range(0, len(blocks), ranks.world_size):  # every rank goes round equally often
+            for rows in blocks[begin : begin + ranks.world_size][ranks.rank : ranks.rank + 1]:
+                images = draw_block(pipeline, plan, rows, self.sampling)
+                first = images[: GRID * GRID].cpu() if begin == 0 else first
+                numbers = torch.arange(rows.start, rows.stop)
+                scores.update(images, numbers, plan.labels[numbers])
+            if self._out_of_time(start, ranks):
+                self.num_samples = min(len(plan), (begin + ranks.world_size) * plan.block_size)
+                break
+        values = ranks.from_first(scores.compute())
+        scores.reset()
+        return values, first
+
+    def _out_of_time(self, start: float, ranks: Ranks) -> bool:
+        """The first rank's clock decides for all."""
+        if self.budget_seconds is None:
+            return False
+        return ranks.from_first(time.monotonic() - start > self.budget_seconds)
+
+    def _keep_best(self, trainer: Trainer, values: dict[str, float]) -> None:
+        if not self.keep_best:
+            return
+        monitor = self.monitor or self.features.metric_name
+        if monitor not in values:
+            raise UserError(f"training evaluation: monitor is {monitor!r}; there are {', '.join(values)}")
+        step, value = trainer.global_step, values[monitor]
+        name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
+        ranking = sorted([*self.best, [value, step, name]], reverse=self.mode == "max")
+        self.best, dropped = ranking[: self.keep_best], ranking[self.keep_best :]
+        folder = Path(self.run_dir) / "best"
+        if any(entry[1] == step for entry in self.best):
+            trainer.save_checkpoint(folder / name, weights_only=False)
+        if trainer.is_global_zero:
+            for _, _, old in dropped:
+                (folder / old).unlink(missing_ok=True)
+
+
+@contextmanager
+def _drawing(network: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
+    """The averaged network, a copy apart; without one the trained network itself, its modes restored afterwards."""
+    with nullcontext() if ema else _modes_restored(network):
+        yield ema.network if ema else network.eval()
+
+
+@contextmanager
+def _modes_restored(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,97 @@
+"""`aim-lightning evaluate`: draw samples, or take given ones, and score them."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.cli.build import quiet
+from aim_lightning.cli.scoring import (
+    directory,
+    make_evaluation,
+    make_generator,
+    make_judge,
+    make_plan,
+    sampling_options,
+    seeds,
+    show,
+    start,
+)
+from aim_lightning.config import Document
+from aim_lightning.evaluation.archive import write_preview
+from aim_lightning.evaluation.evaluate import PREVIEW, RECORD, Judge
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import over_seeds, score_record, write_record
+from aim_lightning.evaluation.sets import PictureList, open_pictures
+from aim_lightning.runs.results import record as record_results
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import say
+
+RESULTS = Path("experiments/results")
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
+    quiet()
+    check_record_name(options.record)
+    if options.samples:
+        pictures = open_pictures(options.samples)  # a mistake shows before the reference is worked out
+        return _score_given(document, options, pictures)
+    ranks, device = start(document)
+    generator = make_generator(document, options, device)
+    sampling = sampling_options(document)
+    plan = make_plan(options, generator, sampling)
+    evaluation = make_evaluation(
+        document, options, generator, make_judge(document, options, ranks, device), options.keep_images
+    )
+    records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
+    record = over_seeds(records)
+    folder = evaluation.folder(plan, sampling)
+    place = folder / RECORD
+    if ranks.is_first:
+        if len(records) > 1:
+            place = evaluation.root / f"{folder.name}-{len(records)}seeds.json"
+            write_record(place, record)
+        if not options.weights:
+            record_results(directory(document), {"evaluate": record["protocol"]}, record["metrics"])
+        keep(record, options.record)
+    show(record)
+    say(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
+    return 0
+
+
+def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
+    ranks, device = start(document)
+    judge = make_judge(document, options, ranks, device)
+    values, speed = judge.score(pictures)
+    if ranks.is_first:
+        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / Path(options.samples).stem)
+        record = _given_record(judge, pictures, values, speed, ranks)
+        write_record(folder / RECORD, record)
+        write_preview(folder / PREVIEW, pictures, None)
+        keep(record, options.record)
+        show(record)
+        say(f"results: {folder / RECORD}, {folder / PREVIEW}")
+    return 0
+
+
+def _given_record(
+    judge: Judge, pictures: PictureList, values: dict[str, float], speed: dict[str, float], ranks: Ranks
+) -> dict[str, Any]:
+    source = pictures.source()
+    protocol = {"pictures": source, **judge.protocol(len(pictures))}
+    performance = {"features": speed, "processes": ranks.world_size}
+    return score_record(source, {}, values, len(pictures), protocol, performance)
+
+
+def check_record_name(name: str | None) -> None:
+    """Raises UserError for a name that is no plain file name."""
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        raise UserError(f"--record is {name!r}; give a plain name, the file is {RESULTS}/NAME.json")
+
+
+def keep(record: dict[str, Any], name: str | None) -> None:
+    """A copy for `make table`."""
+    if name:
+        write_record(RESULTS / f"{name}.json", record)
+        say(f"recorded in {RESULTS / name}.json")

@@ -1,0 +1,60 @@
+"""`aim-lightning sweep`: evaluate over a grid of sampling options."""
+
+import argparse
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from aim_lightning.cli.build import quiet
+from aim_lightning.cli.scoring import (
+    make_evaluation,
+    make_generator,
+    make_judge,
+    make_plan,
+    sampling_options,
+    seeds,
+    start,
+)
+from aim_lightning.config import Document
+from aim_lightning.evaluation.plots import write_plots
+from aim_lightning.evaluation.record import over_seeds
+from aim_lightning.evaluation.sweep import grid_points, label, parse_grid, write_csv, write_hparams
+from aim_lightning.utils.process import say
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """A folder with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
+    quiet()
+    grid, base = parse_grid(options.grid), sampling_options(document)
+    points, names = grid_points(grid, base), list(grid)
+    ranks, device = start(document)
+    generator = make_generator(document, options, device)
+    plan = make_plan(options, generator, base)
+    judge = make_judge(document, options, ranks, device)
+    evaluation = make_evaluation(document, options, generator, judge, options.keep_images)
+    folder = evaluation.root.parent / "sweeps" / (options.name or _name(options.grid))
+    records = []
+    for number, point in enumerate(points, 1):
+        say(f"[{number}/{len(points)}] {label(point, names)}")
+        several = [evaluation.run(plan, replace(point, seed=seed)) for seed in seeds(options, point.seed)]
+        records.append(over_seeds(several))
+        if ranks.is_first:
+            write_csv(folder / "results.csv", names, points[:number], records)
+    if ranks.is_first:
+        _finish(folder, names, points, records)
+    return 0
+
+
+def _finish(folder: Path, names: list[str], points: list, records: list[dict]) -> None:
+    write_hparams(folder, names, points, records)
+    first = next(iter(records[0]["metrics"]))
+    best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
+    say(f"lowest {first}: {records[best]['metrics'][first]:.4f} at {label(points[best], names)}")
+    say(f"results: {folder / 'results.csv'}; hparams: tensorboard --logdir {folder / 'hparams'}")
+    plots = write_plots(folder, names, points, records)
+    say(f"plots: {', '.join(map(str, plots))}")
+
+
+def _name(grid: str) -> str:
+    options = "-".join(word.partition("=")[0] for word in grid.split())
+    return f"{options}-{hashlib.sha256(' '.join(grid.split()).encode()).hexdigest()[:8]}"

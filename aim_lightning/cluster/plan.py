@@ -1,0 +1,172 @@
+"""What is about to be submitted, and whether it can work: pure functions of plain values."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aim_lightning.cluster.options import ClusterOptions
+from aim_lightning.utils.errors import UserError
+
+# Directives that job.sbatch writes itself, and where they come from.
+OWNED = {
+    "nodes": "trainer.num_nodes",
+    "N": "trainer.num_nodes",
+    "ntasks": "trainer.devices and trainer.num_nodes",
+    "n": "trainer.devices and trainer.num_nodes",
+    "ntasks-per-node": "trainer.devices",
+    "cpus-per-task": "cluster.cpus_per_task",
+    "c": "cluster.cpus_per_task",
+    "time": "cluster.time",
+    "t": "cluster.time",
+    "partition": "cluster.partition",
+    "p": "cluster.partition",
+    "account": "cluster.account",
+    "A": "cluster.account",
+    "qos": "cluster.qos",
+    "constraint": "cluster.constraint",
+    "C": "cluster.constraint",
+    "mem": "cluster.memory",
+    "signal": "cluster.signal_lead",
+    "array": "--seeds or --sweep",
+    "a": "--seeds or --sweep",
+    "job-name": "EXP and RUN",
+    "J": "EXP and RUN",
+    "output": "the run directory",
+    "o": "the run directory",
+    "open-mode": "the requeueing",
+    "requeue": "the requeueing",
+    "no-requeue": "the requeueing",
+}
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?$")
+MARGIN = 1.5  # of what was measured: file systems have bad days
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: its name and the file with its composed configuration."""
+
+    index: int | None
+    run: str
+    config: Path
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """Everything that job.sbatch and its checks depend on.
+
+    Args:
+        name: EXP/RUN.
+        folder: run directory: job.sbatch, logs, frozen configurations.
+        tasks: one, or one a task of an array.
+        nodes: machines.
+        devices: ranks a machine.
+        gpus: whether a rank is a GPU.
+        workers: loader processes a rank.
+        options: the section `cluster`.
+        where: folder to run in, the checkout.
+        python: the interpreter.
+        parallel: at most so many tasks of the array at once; None = no limit.
+        timings: seconds measured in earlier jobs of this run (`runs/…/timings.json`).
+        fit_options: further options of `fit`.
+    """
+
+    name: str
+    folder: Path
+    tasks: list[Task]
+    nodes: int
+    devices: int
+    gpus: bool
+    workers: int
+    options: ClusterOptions
+    where: Path
+    python: str
+    parallel: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    fit_options: list[str] = field(default_factory=list)
+
+    @property
+    def cpus_per_task(self) -> int:
+        """Processors a rank."""
+        return self.options.cpus_per_task or self.workers + 2
+
+    @property
+    def is_array(self) -> bool:
+        return self.tasks[0].index is not None
+
+
+def check(plan: JobPlan) -> list[str]:
+    """Notes for the user about what could not be checked.
+
+    Raises:
+        UserError: the job could not work as it is.
+    """
+    options = plan.options
+    for line in options.directives:
+        name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).split("=")[0].split()[0]
+        if name in OWNED:
+            raise UserError(f"cluster.directives: {line!r} is set by {OWNED[name]}; set it there")
+    if plan.cpus_per_task < plan.workers + 1:
+        raise UserError(
+            f"cluster.cpus_per_task is {plan.cpus_per_task}; a rank and its {plan.workers} loader processes "
+            f"(data.num_workers) need {plan.workers + 1}"
+        )
+    limit = seconds(options.time)
+    if options.signal_lead >= limit:
+        raise UserError(
+            f"cluster.signal_lead {options.signal_lead} s leaves nothing of cluster.time {options.time} ({limit} s)"
+        )
+    return _check_lead(plan)
+
+
+def _check_lead(plan: JobPlan) -> list[str]:
+    """The warning must come early enough for the longest pause between two batches and a checkpoint."""
+    pause, save = plan.timings.get("longest_pause_seconds"), plan.timings.get("checkpoint_seconds")
+    if pause is None or save is None:
+        return [
+            "not measured yet for this run: seconds to a batch boundary and for a checkpoint; "
+            f"cluster.signal_lead {plan.options.signal_lead} s is taken as it is"
+        ]
+    needed = MARGIN * (pause + save)
+    if plan.options.signal_lead < needed:
+        raise UserError(
+            f"cluster.signal_lead is {plan.options.signal_lead} s; measured in this run: up to {pause:.1f} s between "
+            f"two batches (validation and sampling included), {save:.1f} s for a checkpoint; set at least {needed:.0f}"
+        )
+    return [f"signal lead {plan.options.signal_lead} s; {pause + save:.1f} s were needed at most so far"]
+
+
+def seconds(text: str) -> int:
+    """Seconds of a time limit as SLURM writes it: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+
+    Raises:
+        UserError: something else.
+    """
+    match = TIME.match(text.strip())
+    if not match:
+        raise UserError(f"cluster.time is {text!r}; write minutes, HH:MM:SS or D-HH:MM:SS")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, minutes, secs = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, secs = parts
+    else:
+        hours, minutes, secs = 0, parts[0], parts[1] if len(parts) == 2 else 0
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + secs
+
+
+def array_indices(text: str) -> list[int]:
+    """Numbers of "0-3,7".
+
+    Raises:
+        UserError: something else, or a number twice.
+    """
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        raise UserError(f"--seeds is {text!r}; write numbers and ranges, such as 0-3,7")
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    if not found or len(set(found)) != len(found):
+        raise UserError(f"--seeds is {text!r}: a number stands there twice, or none at all")
+    return found

@@ -1,0 +1,63 @@
+"""Notices a rank that hangs: writes the stacks of all threads and ends the process."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from typing import TextIO
+
+from aim_lightning.cluster.requeue import HANG
+from aim_lightning.utils import heartbeat
+from aim_lightning.utils.process import node_name
+
+LAST_WORDS_SECONDS = 3.0
+
+
+class Watchdog:
+    """Context manager: inside, the process must call `utils.heartbeat.beat` often enough.
+
+    A thread of Python watches; should the interpreter itself be stuck (a library that holds its lock),
+    faulthandler's own thread does the same after twice the time, with exit code 1.
+
+    Args:
+        seconds: without a beat before the process counts as hung; None = never.
+        rank: for the message.
+        log: a real file (it needs a descriptor).
+    """
+
+    def __init__(self, seconds: float | None, rank: int = 0, log: TextIO | None = None) -> None:
+        self.seconds, self.rank, self.log = seconds, rank, log or sys.__stderr__
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+
+    def __enter__(self) -> "Watchdog":
+        heartbeat.beat("start-up")
+        if self.seconds:
+            self._arm()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end.set()
+        if self.seconds:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=self.log)
+
+    def _watch(self) -> None:
+        while not self._end.wait(min(self.seconds / 4, 5.0)):
+            self._arm()
+            silent, phase = heartbeat.last()
+            if silent > self.seconds:
+                self._end_process(phase)
+
+    def _end_process(self, phase: str) -> None:
+        head = f"error: node {node_name()}, rank {self.rank}: no progress for {self.seconds:g} s in {phase}"
+        print(f"{head}; the stacks of its threads follow, then the job ends", file=self.log, flush=True)
+        faulthandler.dump_traceback(file=self.log, all_threads=True)
+        self.log.flush()
+        time.sleep(min(LAST_WORDS_SECONDS, self.seconds))  # the other ranks write theirs: the first to end ends all
+        os._exit(HANG)

@@ -1,0 +1,64 @@
+"""From a picture file of any kind to pixels in mode RGB."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from aim_lightning.utils.errors import UserError
+
+
+class UnreadablePicture(UserError):
+    """One picture that cannot be decoded; the others may be fine."""
+
+
+def decode(file: Path | BinaryIO, where: str) -> Image.Image:
+    """Read a picture as RGB; `where` names it in errors.
+
+    Raises:
+        UnreadablePicture: missing, damaged or no picture.
+    """
+    try:
+        with Image.open(file) as image:
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        reason = "no picture format that Pillow knows"
+    except Exception as error:  # Pillow's decoders raise almost anything for damaged files
+        reason = str(error) or type(error).__name__
+    raise UnreadablePicture(f"{where} is not a readable picture ({reason}); restore or remove it")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A copy of any Pillow picture as it is meant to be seen, in mode RGB.
+
+    The camera's orientation is applied and transparency is laid on white. 16-bit grey is divided by 257; for
+    integer and float grey the range is the smallest of 0..1 (floats only), 0..255 and 0..65535 that holds all
+    values, else the range of the values themselves.
+    """
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises almost anything for damaged EXIF data; the pixels are fine all the same
+        image = image.copy()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _deep_grey_to_8_bit(image)
+    if image.mode == "La":  # Pillow converts this one to LA only
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    values = np.where(np.isfinite(values), values, 0)
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    usual = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    if low == 0 and high <= usual[-1]:
+        high = next(limit for limit in usual if high <= limit)
+    pixels = np.rint((values - low) / (high - low) * 255)
+    if isinstance(see_through := image.info.get("transparency"), int):
+        pixels[values == see_through] = 255
+    return Image.fromarray(pixels.astype(np.uint8))

@@ -1,0 +1,88 @@
+"""Pictures to codes in batches of one shape, at a stated precision."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.pixels import to_unit_range
+
+# Whether pictures and weights lie channels-last (benchmarks/tokenizing.py measures both).
+CHANNELS_LAST = {"float32": True, "tf32": True, "bf16": True}
+
+
+class Encoder:
+    """The tokenizer's `encode` as `tokenize` runs it and benchmarks/tokenizing.py measures it.
+
+    A result may depend on the batch size in the last digit, hence in a code here and there: every batch has the same
+    shape, and nothing is tuned by timing, so that a picture's codes follow from its batch alone.
+
+    Args:
+        tokenizer: anything with `encode`; moved to `device`.
+        device: where it runs.
+        precision: ``float32`` (TF32 off), ``tf32`` (NVIDIA GPUs) or ``bf16`` (autocast; the quantiser stays float32).
+        compile: fuse with torch.compile, without its timed choices.
+        channels_last: memory format of pictures and weights; None = as CHANNELS_LAST says.
+
+    Raises:
+        UserError: no such precision, or TF32 without a GPU.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        device: torch.device,
+        precision: str = "float32",
+        compile: bool = False,
+        channels_last: bool | None = None,
+    ) -> None:
+        if precision not in CHANNELS_LAST:
+            raise UserError(f"precision is {precision!r}; use one of {', '.join(CHANNELS_LAST)}")
+        if precision == "tf32" and device.type != "cuda":
+            raise UserError("precision tf32 needs an NVIDIA GPU; use float32 here")
+        self.precision, self.device = precision, device
+        channels_last = CHANNELS_LAST[precision] if channels_last is None else channels_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        tokenizer.to(device=device, memory_format=self.memory_format)
+        self._encode = _compiled(tokenizer.encode) if compile else tokenizer.encode
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """uint8 pictures to codes_BL, int32 on the device."""
+        with exact_products(self.precision == "tf32"), self._autocast():
+            x = to_unit_range(images_BCHW.to(self.device, non_blocking=True))
+            return self._encode(x.contiguous(memory_format=self.memory_format)).to(torch.int32)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@contextlib.contextmanager
+def exact_products(allow_tf32: bool) -> Iterator[None]:
+    """TF32 on or truly off, deterministic kernels chosen without timing; all put back afterwards."""
+    flags = {
+        (torch.backends.cuda.matmul, "allow_tf32"): allow_tf32,
+        (torch.backends.cudnn, "allow_tf32"): allow_tf32,
+        (torch.backends.cudnn, "benchmark"): False,
+        (torch.backends.cudnn, "deterministic"): True,
+    }
+    before = {key: getattr(*key) for key in flags}
+    try:
+        for (place, name), value in flags.items():
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name), value in before.items():
+            setattr(place, name, value)
+
+
+def _compiled(function: Any) -> Any:
+    from torch._inductor import config
+
+    if not hasattr(config, "deterministic"):
+        raise UserError(f"--compile needs a newer torch than {torch.__version__} (inductor's deterministic mode)")
+    config.deterministic = True  # kernels chosen by rule, not by timing them in each process
+    return torch.compile(function, dynamic=False)

@@ -1,0 +1,59 @@
+"""The versions of each picture that are stored, so that training can pick another one every epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.utils.errors import UserError
+
+KINDS = ("center", "center_flip", "ten_crop")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which versions, in stored order (reference: LlamaGen, extract_codes_c2i.py).
+
+    Args:
+        kind: ``center``: the picture as the experiment cuts it; ``center_flip``: and its mirror image;
+            ``ten_crop``: for each crop range the four corners and the centre, then the same of the mirror image.
+        crop_range: of ten_crop: the shorter side, as a multiple of the picture size, that the crops are cut from
+            (resized as ADM does). Two ranges give 20 views.
+
+    Raises:
+        UserError: unknown kind, or a range outside 1 to 2.
+    """
+
+    kind: str = "center"
+    crop_range: tuple[float, ...] = (1.1,)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"views is {self.kind!r}; use one of {', '.join(KINDS)}")
+        wrong = [value for value in self.crop_range if not 1 < value <= 2]
+        if wrong or not self.crop_range or len(set(self.crop_range)) < len(self.crop_range):
+            raise UserError(f"crop_range is {list(self.crop_range)}; give different numbers above 1, 2 at most")
+
+    @property
+    def count(self) -> int:
+        """Views a picture."""
+        return {"center": 1, "center_flip": 2, "ten_crop": 10 * len(self.crop_range)}[self.kind]
+
+    def transforms(self, center: ImageTransform) -> list[ImageTransform]:
+        """What a picture is resized to before `cut`: one transform a base picture."""
+        if self.kind != "ten_crop":
+            return [center]
+        sizes = [int(center.image_size * value) for value in self.crop_range]
+        return [replace(center, image_size=size, resize=None, crop="adm_center") for size in sizes]
+
+    def cut(self, bases: list[Tensor], image_size: int) -> Iterator[Tensor]:
+        """Base pictures (B, 3, S, S), one tensor a transform, to `count` views (B, 3, H, W) of image_size."""
+        for base_BCHW in bases:
+            if self.kind == "ten_crop":
+                yield from F.ten_crop(base_BCHW, [image_size, image_size])
+                continue
+            yield base_BCHW
+            if self.kind == "center_flip":
+                yield base_BCHW.flip(-1)

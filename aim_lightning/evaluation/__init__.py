@@ -1,0 +1,1 @@
+"""Drawing many samples and scoring them: blocks, references, records, sweeps, tables."""

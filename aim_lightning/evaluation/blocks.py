@@ -1,0 +1,74 @@
+"""Blocks of drawn images in files that appear by rename: what a killed evaluation continues from."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aim_lightning.evaluation.plan import SamplePlan
+from aim_lightning.evaluation.progress import Meter
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.files import atomic_path
+
+
+class BlockFolder:
+    """block-NNNNNN.npy: uint8 (images, height, width, 3)."""
+
+    def __init__(self, path: str | Path, plan: SamplePlan) -> None:
+        self.path, self.plan = Path(path), plan
+
+    def file(self, block: int) -> Path:
+        """Where a block lies, or will."""
+        return self.path / f"block-{block:06d}.npy"
+
+    def missing(self) -> list[int]:
+        """Blocks that are not there, or are not whole."""
+        return [block for block, rows in enumerate(self.plan.blocks()) if not self._whole(block, len(rows))]
+
+    def write(self, block: int, images: Tensor) -> None:
+        """Write uint8 (images, 3, H, W) atomically."""
+        with atomic_path(self.file(block)) as temporary, temporary.open("wb") as file:
+            np.save(file, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), allow_pickle=False)
+
+    def read(self, block: int) -> np.ndarray:
+        """uint8 (images, H, W, 3), mapped from the disk."""
+        return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
+
+    def remove(self) -> None:
+        """Delete all blocks."""
+        for file in self.path.glob("block-*.npy"):
+            file.unlink()
+        if self.path.is_dir():
+            self.path.rmdir()
+
+    def _whole(self, block: int, rows: int) -> bool:
+        try:
+            array = self.read(block)
+        except (OSError, ValueError, EOFError):
+            return False
+        return array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows
+
+
+@torch.no_grad()
+def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: SamplingOptions) -> Tensor:
+    """The images of one block, uint8 (images, 3, H, W), on the network's device."""
+    numbers = torch.arange(rows.start, rows.stop)
+    options = {**sampling.options(), "batch_size": len(rows)}
+    return torch.cat(list(pipeline.batches(plan.labels[numbers], indices=numbers, **options)))
+
+
+def draw_missing(
+    pipeline: AiMPipeline, folder: BlockFolder, sampling: SamplingOptions, ranks: Ranks
+) -> dict[str, float]:
+    """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it."""
+    plan = folder.plan
+    missing = ranks.from_first(folder.missing() if ranks.is_first else None)
+    rows = plan.blocks()
+    with Meter("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
+        for block in ranks.share(missing):
+            folder.write(block, draw_block(pipeline, plan, rows[block], sampling))
+            meter.advance(len(rows[block]))
+    return meter.performance()

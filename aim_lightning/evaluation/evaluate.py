@@ -1,0 +1,169 @@
+"""One evaluation: draw what is missing, score it, write the record."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.evaluation.archive import write_archive, write_preview
+from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.generator import Generator
+from aim_lightning.evaluation.plan import SamplePlan, ranges
+from aim_lightning.evaluation.progress import Meter
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import read_record, score_record, write_record
+from aim_lightning.evaluation.reference import BATCH
+from aim_lightning.evaluation.sets import BlockPictures, NpzPictures, PictureList
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.names import count_suffix
+from aim_lightning.metrics.real import RealPictures
+from aim_lightning.metrics.scores import Scores
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+
+ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
+
+
+@dataclass
+class Judge:
+    """What scores pictures, the same for many sets.
+
+    Args:
+        network: loaded, on its device.
+        real: statistics of the real pictures.
+        image_size: of the real pictures, (height, width); None where it is not known.
+        ranks: the processes.
+        splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
+        batch_size: pictures at once on a device.
+        scores: kept between sets.
+    """
+
+    network: FeatureNetwork
+    real: RealPictures
+    image_size: tuple[int, int] | None
+    ranks: Ranks
+    splitting: str = "adm"
+    batch_size: int = BATCH
+    scores: Scores | None = None
+
+    def protocol(self, num_images: int) -> dict[str, Any]:
+        """Everything but the pictures that the values depend on."""
+        return self._scores(num_images).protocol()
+
+    def _scores(self, num_images: int) -> Scores:
+        """Empty; one object for all sets of a size."""
+        if self.scores is None or self.scores.num_images != num_images:
+            self.scores = Scores(self.network, self.real, num_images, self.splitting)
+        self.scores.reset()
+        return self.scores
+
+    def score(self, pictures: PictureList) -> tuple[dict[str, float], dict[str, float]]:
+        """Values by plain name, and the speed. Every process must call it.
+
+        Raises:
+            UserError: pictures of another size than the real ones.
+        """
+        scores = self._scores(len(pictures))
+        parts = ranges(len(pictures), self.batch_size)
+        with Meter("features", len(pictures), self.ranks) as meter:
+            for images, labels, numbers in pictures.batches(self.ranks.share(parts)):
+                self.check_size(tuple(images.shape[2:]))
+                scores.update(images, numbers, labels)
+                meter.advance(len(images))
+        values = scores.compute()
+        scores.reset()
+        return values, meter.performance()
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises UserError unless (height, width) is that of the reference."""
+        if self.image_size is not None and size != tuple(self.image_size):
+            ours, theirs = ("x".join(map(str, reversed(one))) for one in (size, self.image_size))
+            raise UserError(f"the pictures are {ours} pixels, those of the reference {theirs}; make them alike first")
+
+
+@dataclass
+class Evaluation:
+    """Draws with one generator and scores the result.
+
+    Args:
+        generator: networks and their facts.
+        judge: scores.
+        root: folder of all evaluations of this generator's run.
+        data: facts about the training data, for the record.
+        keep_images: keep samples.npz.
+        say: prints a line, once.
+    """
+
+    generator: Generator
+    judge: Judge
+    root: Path
+    data: dict[str, Any]
+    keep_images: bool = True
+    say: Callable[[str], None] = print
+
+    def folder(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
+        """Where the files of this set are: its name follows everything that the images depend on."""
+        values = [self.generator.facts, plan.labels.tolist(), asdict(sampling)]
+        key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+        count = count_suffix(len(plan))
+        name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{key}"
+        return self.root / name
+
+    def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
+        """The record of one set; what was done before is not done again. Every process must call it."""
+        ranks, folder = self.judge.ranks, self.folder(plan, sampling)
+        sampling = replace(sampling, batch_size=plan.block_size)
+        protocol = self._protocol(plan, sampling)
+        record = ranks.from_first(self._finished(folder, protocol) if ranks.is_first else None)
+        if record is not None:
+            self.say(f"{folder} is scored already")
+            return record
+        self._check_tokenizer()
+        pictures, speed = self._pictures(folder, plan, sampling)
+        values, features = self.judge.score(pictures)
+        performance = {"sampling": speed, "features": features, "processes": ranks.world_size}
+        facts = self.generator.facts, self.data
+        record = score_record(*facts, values, len(plan), protocol, performance, self.generator.raw)
+        if ranks.is_first:
+            self._finish(folder, plan, pictures, record)
+        return ranks.from_first(record)
+
+    def _check_tokenizer(self) -> None:
+        """Another size is noticed before hours of drawing, where the tokenizer tells its own."""
+        size = getattr(getattr(self.generator.pipeline.tokenizer, "config", None), "image_size", None)
+        if size is not None:
+            self.judge.check_size((size, size))
+
+    def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
+        classes = sorted(plan.labels.unique().tolist())
+        balanced = int(plan.labels.bincount().max()) - int(plan.labels.bincount()[classes].min()) <= 1
+        labels = {"classes": len(classes), "balanced": balanced}
+        values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
+        return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
+
+    def _finished(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        path = folder / RECORD
+        record = read_record(path) if path.is_file() else None
+        whole = (folder / ARCHIVE).is_file() or not self.keep_images
+        return record if record and record["protocol"] == protocol and whole else None
+
+    def _pictures(self, folder: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[PictureList, dict]:
+        """The drawn images, from the archive where there is one."""
+        blocks, ranks = BlockFolder(folder / "blocks", plan), self.judge.ranks
+        if ranks.from_first((folder / ARCHIVE).is_file()):
+            return NpzPictures(folder / ARCHIVE), {}
+        if ranks.is_first and len(blocks.missing()) < len(plan.blocks()):
+            self.say(f"continuing {folder}: {len(blocks.missing())} of {len(plan.blocks())} blocks to draw")
+        speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
+        ranks.from_first(None)  # all blocks are there
+        return BlockPictures(blocks), speed
+
+    def _finish(self, folder: Path, plan: SamplePlan, pictures: PictureList, record: dict[str, Any]) -> None:
+        blocks = BlockFolder(folder / "blocks", plan)
+        if self.keep_images and not (folder / ARCHIVE).is_file():
+            write_archive(folder / ARCHIVE, blocks)
+        write_preview(folder / PREVIEW, pictures, self.generator.pipeline.class_names)
+        write_record(folder / RECORD, record)
+        blocks.remove()

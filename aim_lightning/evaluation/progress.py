@@ -1,0 +1,68 @@
+"""Progress with images a second, time left and peak memory."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aim_lightning.evaluation.ranks import Ranks
+
+
+class Meter:
+    """Context manager: a bar on the first process, and the speed afterwards.
+
+    Args:
+        what: word before the bar.
+        total: images of all processes.
+        ranks: the first one's count stands for all, whose shares are equal up to a block.
+    """
+
+    def __init__(self, what: str, total: int, ranks: Ranks) -> None:
+        self.total, self.ranks, self.done = total, ranks, 0
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not ranks.is_first)
+        self.task = self.bar.add_task(what, total=total, speed="")
+
+    def __enter__(self) -> "Meter":
+        self.start = time.perf_counter()
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.seconds = time.perf_counter() - self.start
+        self.bar.stop()
+
+    def advance(self, images: int) -> None:
+        """So many images are done on this process."""
+        self.done += images
+        everywhere = min(self.total, self.done * self.ranks.world_size)
+        speed = everywhere / max(1e-9, time.perf_counter() - self.start)
+        text = f"{speed:.1f} images/s, peak {peak_memory():.1f} GiB"
+        self.bar.update(self.task, completed=everywhere, speed=text)
+
+    def performance(self) -> dict[str, float]:
+        """Seconds, images a second of all processes, and the largest peak memory; every process must call it."""
+        images = sum(self.ranks.all(self.done))
+        seconds = max(self.ranks.all(self.seconds))
+        memory = max(self.ranks.all(peak_memory()))
+        speed = images / seconds if seconds else 0.0
+        return {
+            "images": images,
+            "seconds": round(seconds, 2),
+            "images_per_s": round(speed, 2),
+            "peak_memory_gib": round(memory, 2),
+        }
+
+
+def peak_memory() -> float:
+    """GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    units = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * units / 2**30
+
+
+Advance = Callable[[int], None]

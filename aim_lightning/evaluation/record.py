@@ -1,0 +1,83 @@
+"""scores.json: the numbers of one set of pictures with all that is needed to believe them."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.metrics.names import metric_name
+from aim_lightning.runs.results import commit, hardware
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json, write_json
+
+FORMAT = "aim_lightning.scores/1"
+
+
+def score_record(
+    model: dict[str, Any],
+    data: dict[str, Any],
+    values: dict[str, float],
+    num_images: int,
+    protocol: dict[str, Any],
+    performance: dict[str, Any],
+    raw: bool = False,
+) -> dict[str, Any]:
+    """One record.
+
+    Args:
+        model: what drew the pictures, or the file they are from.
+        data: what the model was trained on, as far as it is known.
+        values: by plain name; the record's names carry the number of images.
+        num_images: scored.
+        protocol: everything that the values depend on.
+        performance: speeds and memory.
+        raw: whether the weights are trained ones in place of averaged ones.
+    """
+    return {
+        "format": FORMAT,
+        "model": model,
+        "data": data,
+        "num_images": num_images,
+        "metrics": {metric_name(name, num_images, raw=raw): value for name, value in values.items()},
+        "protocol": protocol,
+        "performance": performance,
+        "hardware": hardware(),
+        "commit": commit(),
+    }
+
+
+def plain_metrics(record: dict[str, Any]) -> dict[str, float]:
+    """Values by name without the number of images."""
+    count = record["num_images"]
+    suffixes = [metric_name("", count, raw=raw) for raw in (True, False)]
+    found = {}
+    for name, value in record["metrics"].items():
+        suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), "")
+        found[name.removesuffix(suffix)] = value
+    return found
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is no record."""
+    record = read_json(path, "scores")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(f"{path} is no record of scores (format {FORMAT!r} expected)")
+    return record
+
+
+def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first record with the mean of each metric, and `std` beside it (of a sample, 0 for one seed)."""
+    names = records[0]["metrics"]
+    columns = {name: [record["metrics"][name] for record in records] for name in names}
+    spread = {name: statistics.stdev(column) if len(column) > 1 else 0.0 for name, column in columns.items()}
+    seeds = [record["protocol"]["sampling"]["seed"] for record in records]
+    return {
+        **records[0],
+        "metrics": {name: statistics.fmean(column) for name, column in columns.items()},
+        "std": spread,
+        "seeds": seeds,
+    }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write atomically."""
+    write_json(path, record)

@@ -1,0 +1,102 @@
+"""The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
+
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.data.images.pictures import Pictures, PictureSet
+from aim_lightning.data.images.sources import open_source
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.evaluation.plan import ranges
+from aim_lightning.evaluation.progress import Meter
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.sets import SUFFIXES, FolderPictures, GeometryPictures, NpzPictures, PictureList
+from aim_lightning.metrics.adm import PICTURES, adm_gaussians
+from aim_lightning.metrics.cache import TensorCache
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, cache_values
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.npz import NpzFile
+
+CACHE = ".cache/reference"
+BATCH = 250
+
+
+class Reference:
+    """Where the real pictures are.
+
+    Args:
+        path: .npz (ADM's, or arr_0 alone), folder of pictures, of class folders, or of image shards; None = the
+            training pictures of the experiment.
+        pictures: the experiment's pictures; their geometry also applies to a `path` of class folders or shards.
+
+    Raises:
+        UserError: neither is given, or there is nothing of the kind.
+    """
+
+    def __init__(self, path: str | Path | None, pictures: Pictures | None) -> None:
+        if path is None and pictures is None:
+            raise UserError("there is nothing to compare with: give --reference, or an experiment with pictures")
+        self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
+        self.list = self._open(path, pictures)
+
+    def _open(self, path: str | Path | None, pictures: Pictures | None) -> PictureList | None:
+        if path is None:
+            return GeometryPictures(pictures.open("train"), Path(pictures.train).name)
+        if self.file is not None:
+            return NpzPictures(path) if PICTURES in self.file else None
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"--reference {path} does not exist; give an .npz file or a folder of pictures")
+        if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
+            return FolderPictures(folder)
+        if pictures is None:
+            raise UserError(f"--reference {path} needs a geometry: give an experiment with pictures, or flat pictures")
+        geometry = ImageTransform(pictures.image_size, resize=pictures.resize, pad=pictures.pad, crop="center")
+        return GeometryPictures(PictureSet(open_source(folder), geometry), folder.name)
+
+    def source(self) -> dict[str, Any]:
+        """Plain values that identify it."""
+        if self.list is None:
+            return {"kind": "npz", "name": self.file.path.name, "sha256": sha256_file(self.file.path)}
+        return self.list.source()
+
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of its pictures; None where it has statistics alone."""
+        return None if self.list is None else tuple(self.list.images([0]).shape[2:])
+
+    def statistics(
+        self, network: FeatureNetwork, ranks: Ranks, cache: str | Path = CACHE, batch_size: int = BATCH
+    ) -> RealPictures:
+        """Read from the cache, or worked out and written there. Every process must call it.
+
+        Args:
+            network: loaded.
+            ranks: share the pictures.
+            cache: folder.
+            batch_size: pictures at once on a device.
+        """
+        source = ranks.from_first(self.source() if ranks.is_first else None)
+        probe = getattr(self.list, "num_classes", 0) if network.metric_name != "fid" else 0
+        entry = TensorCache(cache, network.name, cache_values(network, source, probe))
+        tensors = entry.read() if ranks.is_first else None
+        if ranks.from_first(tensors is not None):
+            return RealPictures.from_tensors(tensors or entry.read(), source)
+        real = self._work_out(network, ranks, source, probe, batch_size)
+        if ranks.is_first:
+            entry.write(real.tensors())
+        ranks.from_first(None)  # nobody asks again before the file is there
+        return real
+
+    def _work_out(self, network, ranks: Ranks, source: dict, probe: int, batch_size: int) -> RealPictures:
+        gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
+        if self.list is None:
+            if not gaussians:
+                raise UserError(f"{self.file.path} holds neither pictures (arr_0) nor statistics (mu, sigma)")
+            return RealPictures(gaussians, None, None, source)
+        builder = RealPicturesBuilder(network, len(self.list), probe, gaussian=not gaussians)
+        with Meter("reference", len(self.list), ranks) as meter:
+            for images, labels, numbers in self.list.batches(ranks.share(ranges(len(self.list), batch_size))):
+                builder.add(images, labels, numbers)
+                meter.advance(len(images))
+        return builder.finish(source, gaussians)

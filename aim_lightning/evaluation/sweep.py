@@ -1,0 +1,85 @@
+"""Sampling options varied over a grid."""
+
+import csv
+import io
+import itertools
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.config.yaml_text import YamlProblem, parse
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_text
+
+COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
+VARIABLE = tuple(field.name for field in fields(SamplingOptions) if field.name != "batch_size")
+
+
+def parse_grid(text: str) -> dict[str, list[Any]]:
+    """``cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8]`` to option -> values.
+
+    Raises:
+        UserError: no such option, no values, or an option named twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for word in text.split():
+        name, equals, values = word.partition("=")
+        if name not in VARIABLE:
+            raise UserError(f"--grid: {name!r} is no sampling option; use {', '.join(VARIABLE)}")
+        if name in grid or not equals or not values:
+            raise UserError(f"--grid: {word!r}; write each option once, as {name}=VALUE,VALUE")
+        try:
+            grid[name] = [parse(value) for value in COMMA.split(values)]
+        except YamlProblem as problem:
+            raise UserError(f"--grid: {name}: {problem}") from None
+    if not grid:
+        raise UserError('--grid is empty; write for example "cfg_scale=1,1.5,2 top_k=0,600"')
+    return grid
+
+
+def grid_points(grid: dict[str, list[Any]], base: SamplingOptions) -> list[SamplingOptions]:
+    """Every combination, the last option varying fastest."""
+    combinations = itertools.product(*grid.values())
+    return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+
+
+def label(point: SamplingOptions, names: list[str]) -> str:
+    """``cfg_scale=1.5,top_k=600``: the point's values of the options that vary."""
+    return ",".join(f"{name}={text(point, name)}" for name in names)
+
+
+def text(point: SamplingOptions, name: str) -> str:
+    """One option's value as it stands in tables and names."""
+    value = asdict(point)[name]
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def write_csv(path: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:
+    """A row a point: the options that vary, all metrics, their spread over seeds where there are several."""
+    rows = []
+    for point, record in zip(points, records, strict=True):
+        spread = record["std"] if len(record.get("seeds", [])) > 1 else {}
+        row = {name: text(point, name) for name in names} | record["metrics"]
+        rows.append(row | {f"{name}_std_over_seeds": value for name, value in spread.items()})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue())
+
+
+def write_hparams(folder: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:
+    """TensorBoard's hparams page: a run a point, written anew."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for point, record in zip(points, records, strict=True):
+        values = asdict(point)
+        plain = {name: values[name] if isinstance(values[name], int | float) else text(point, name) for name in names}
+        place = folder / "hparams" / label(point, names)
+        for old in place.rglob("events.out.tfevents.*"):
+            old.unlink()
+        with SummaryWriter(str(place)) as writer:
+            metrics = {f"sweep/{name}": value for name, value in record["metrics"].items()}
+            writer.add_hparams(plain, metrics, run_name=".")

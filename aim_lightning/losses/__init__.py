@@ -1,0 +1,5 @@
+"""What stage 1 minimises: distances between pictures, terms of the codebook, the adversarial game."""
+
+from aim_lightning.losses.tokenizer import Terms, TokenizerLoss
+
+__all__ = ["Terms", "TokenizerLoss"]

@@ -1,0 +1,36 @@
+"""ADM's reference files: VIRTUAL_imagenet256_labeled.npz and its kin (github.com/openai/guided-diffusion)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aim_lightning.metrics.features import FEATURES, SPATIAL, FeatureNetwork
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.npz import NpzFile
+
+# The network's output -> mean and covariance in the file.
+STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
+PICTURES = "arr_0"
+
+
+def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> dict[str, tuple[Tensor, Tensor]]:
+    """Published mean (F,) and covariance (F, F) by output of the network; empty where the file has none.
+
+    Raises:
+        UserError: damaged file, arrays of other shapes, or statistics of another network's features.
+    """
+    present = {output: names for output, names in STATISTICS.items() if names[0] in file}
+    sizes = network.output_sizes()
+    if present and SPATIAL not in sizes:
+        raise UserError(f"{file.path} holds statistics of Inception features, which {network.name} does not give")
+    return {output: _gaussian(file, *names, sizes[output]) for output, names in present.items()}
+
+
+def _gaussian(file: NpzFile, mean: str, covariance: str, size: int) -> tuple[Tensor, Tensor]:
+    values = []
+    for name, shape in ((mean, (size,)), (covariance, (size, size))):
+        array = file.array(name)
+        if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise UserError(f"{file.path}, array {name}: {array.dtype} {array.shape}, expected finite floats {shape}")
+        values.append(torch.from_numpy(array.astype(np.float64)))
+    return tuple(values)

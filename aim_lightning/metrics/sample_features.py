@@ -1,0 +1,62 @@
+"""The features of every picture, kept, for metrics that compare pictures with pictures."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class SampleFeatures(Metric):
+    """Gathers features from all processes and puts them in the order of the pictures' numbers.
+
+    The order decides which pictures a random subset holds, so results depend on neither processes nor batches.
+    Memory: 4 bytes a value, 400 MB for 50,000 pictures of 2,048.
+
+    Args:
+        num_features: values a picture.
+        kwargs: torchmetrics' own.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, num_features: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_features = num_features
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("indices", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, indices: Tensor) -> None:
+        """Add features (B, F) of the pictures with these numbers (B,); B may be 0.
+
+        Raises:
+            ValueError: shapes that do not fit, or values that are not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features or indices.shape != features.shape[:1]:
+            raise ValueError(f"SampleFeatures was given {tuple(features.shape)} for {tuple(indices.shape)} pictures")
+        if not features.isfinite().all():
+            raise ValueError("SampleFeatures was given features that are not finite")
+        self.features.append(features.detach().float())
+        self.indices.append(indices.to(features.device))
+
+    def sync(self, *args, **kwargs) -> None:
+        """torchmetrics leaves a process without pictures out of the gathering, where the others would wait for it."""
+        if isinstance(self.features, list) and not self.features:
+            self.features.append(torch.zeros(0, self.num_features, device=self.device))
+            self.indices.append(torch.zeros(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Tensor:
+        """float32 (N, F) in the order of the numbers.
+
+        Raises:
+            ValueError: a picture came twice.
+        """
+        features, indices = (_joined(state) for state in (self.features, self.indices))
+        order = indices.argsort()
+        if len(order) > 1 and not (indices[order].diff() > 0).all():
+            raise ValueError("SampleFeatures was given a picture twice")
+        return features[order]
+
+
+def _joined(state: Tensor | list[Tensor]) -> Tensor:
+    return torch.cat(state) if isinstance(state, list) else state

@@ -1,0 +1,127 @@
+"""All metrics of a set of pictures from one pass over its features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aim_lightning.metrics.features import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.inception_score import InceptionScore, Splitting
+from aim_lightning.metrics.kernel import KernelDistance
+from aim_lightning.metrics.neighbours import PrecisionRecall
+from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
+from aim_lightning.metrics.real import RealPictures
+from aim_lightning.metrics.sample_features import SampleFeatures
+
+
+class Scores(nn.Module):
+    """What network and real pictures allow: distances always, on Inception also sFID and Inception Score, with single
+    real pictures also kernel distance, precision and recall, with labels also class agreement.
+
+    Each process feeds its own pictures with their numbers in the whole set; `compute` puts all together.
+
+    Args:
+        network: loaded.
+        real: statistics of the real pictures.
+        num_images: in the whole set.
+        splitting: of the Inception Score.
+        compare: whether single pictures are compared: False saves the memory and time of precision, recall and kernel
+            distance.
+    """
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        real: RealPictures,
+        num_images: int,
+        splitting: Splitting = "adm",
+        compare: bool = True,
+    ) -> None:
+        super().__init__()
+        self.real, self.num_images, self.splitting = real, num_images, splitting
+        self.__dict__["network"] = network  # frozen, and no part of this module
+        sizes = network.output_sizes()
+        self.distances = nn.ModuleDict()
+        for output, (mean, covariance) in real.gaussians.items():
+            self.distances[output] = FrechetDistance(network, sizes[output])
+            self.distances[output].load_gaussian(mean, covariance)
+        self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
+        compare = compare and real.features is not None
+        self.features = SampleFeatures(network.num_features) if compare else None
+        self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
+        self.kernel, self.neighbours = KernelDistance(), PrecisionRecall()
+        self.to(network.device)
+
+    def update(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
+        """Add pictures, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
+
+        Raises:
+            ValueError: anything but uint8 pictures, or features that are not finite.
+        """
+        outputs = self.network.outputs(images.to(self.network.device))
+        for output, distance in self.distances.items():
+            distance.update_features(outputs[output], real=False)
+        if self.inception is not None:
+            self.inception.update(outputs[LOGITS], indices)
+        if self.features is not None:
+            self.features.update(outputs[FEATURES], indices)
+        if self.agreement is not None:
+            known = 0 if labels is None else len(labels)  # without labels the metric stays empty
+            asked = torch.zeros(0, dtype=torch.int64) if labels is None else labels
+            self.agreement.update(outputs[FEATURES][:known], asked.to(outputs[FEATURES].device))
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float]:
+        """Every value by its name without the number of pictures; every process must call it."""
+        values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
+        if self.inception is not None:
+            score = self.inception.compute()
+            values |= {"is": float(score["mean"]), "is_std": float(score["std"])}
+        if self.features is not None:
+            values |= self._comparisons(self.features.compute())
+        if self.agreement is not None:
+            agreement = float(self.agreement.compute())
+            values |= {"class_agreement": agreement} if agreement == agreement else {}
+        return values
+
+    def reset(self) -> None:
+        """Forget the pictures, not the real ones. Use one object again and again: torchmetrics' objects are held by
+        cycles, so that new ones would leave their memory to Python's garbage collector."""
+        for metric in (*self.distances.values(), self.inception, self.features, self.agreement):
+            if metric is not None:
+                metric.reset()
+
+    def protocol(self) -> dict[str, Any]:
+        """Plain values that fix every number, but for the pictures themselves."""
+        values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": self.num_images}
+        if self.inception is not None:
+            values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
+        if self.features is not None:
+            sizes = self.num_images, len(self.real.features)
+            values |= {"kernel_distance": self.kernel.protocol(*sizes)}
+            values |= {"precision_recall": self.neighbours.protocol(*sizes)}
+        if self.agreement is not None:
+            values["class_agreement"] = LinearProbe().settings()
+        return values
+
+    def _name(self, output: str) -> str:
+        return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
+
+    def _comparisons(self, features: Tensor) -> dict[str, float]:
+        """Names of features other than Inception's carry the network's name: a stand-in is never taken for the real."""
+        real = self.real.features.to(features.device)
+        kernel, shares = self.kernel(features, real), self.neighbours(features, real, self._real_radii(real))
+        if SPATIAL in self.network.output_sizes():
+            return {"kid": kernel["mean"], "kid_std": kernel["std"], **shares}
+        name = self.network.name
+        return {f"kd_{name}": kernel["mean"]} | {f"{share}_{name}": value for share, value in shares.items()}
+
+    def _real_radii(self, real: Tensor) -> Tensor | None:
+        """Worked out once for all sets that are compared with the same pictures."""
+        if len(real) <= self.neighbours.k:
+            return None  # the metric says what is wrong
+        memo, name = self.real.memo, f"radii_{self.neighbours.k}"
+        if name not in memo:
+            memo[name] = self.neighbours.radii(real).cpu()
+        return memo[name].to(real.device)

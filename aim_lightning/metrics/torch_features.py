@@ -1,0 +1,98 @@
+"""The Fréchet distance on any torch network, named in YAML."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.weights_file import existing_file, read_weights
+from aim_lightning.utils.errors import UserError
+
+
+class TorchFeatures(FeatureNetwork):
+    """Features of one layer of a network that an importable function or class builds.
+
+    Args:
+        factory: what builds it, such as ``torchvision.models.resnet18``.
+        weights: file of its state_dict, written by torch.save.
+        name: in metric names: ``fd_NAME``.
+        num_features: values a picture.
+        input_size: pixels a side that pictures are resized to (bilinear with antialias).
+        options: keyword arguments of `factory`.
+        layer: dotted name of the module whose output is taken; empty for the network's own. Outputs of more than two
+            dimensions are averaged over positions.
+        mean: subtracted from the channels, which are in [0, 1] then.
+        std: divides them afterwards.
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        weights: str,
+        name: str,
+        num_features: int,
+        input_size: int = 224,
+        options: dict[str, Any] | None = None,
+        layer: str = "",
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.factory, self.weights, self.options, self.layer = factory, weights, options or {}, layer
+        self.name, self.metric_name = name, f"fd_{name}"
+        self.num_features, self.input_size = num_features, input_size
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.recipe = {
+            "factory": f"{factory}({', '.join(f'{key}={value}' for key, value in self.options.items())})",
+            "resizing": "bilinear, antialias, half-pixel centres",
+            "rounding": "none",
+            "scaling": f"(x / 255 - {list(mean)}) / {list(std)}",
+            "features": f"{layer or 'output'}, mean over positions",
+        }
+
+    def weights_path(self) -> Path:
+        """The constructor's `weights`; raises UserError when it is missing."""
+        return existing_file(self.weights, "set features.init_args.weights")
+
+    def _build(self) -> nn.Module:
+        network = _imported(self.factory)(**self.options)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"features.init_args.factory {self.factory} gives no torch module")
+        try:
+            network.load_state_dict(read_weights(self.weights_path()))
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.weights} does not fit {self.factory}: {reason}") from None
+        if self.layer:
+            try:
+                network.get_submodule(self.layer).register_forward_hook(self._keep)
+            except AttributeError:
+                raise UserError(f"features.init_args.layer {self.layer!r} is no module of {self.factory}") from None
+        return network
+
+    def _keep(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
+        self.__dict__["_kept"] = result
+
+    def _features(self, images: Tensor) -> Tensor:
+        size = (self.input_size, self.input_size)
+        x = nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        result = self.network((x / 255 - self.mean) / self.std)
+        result = self.__dict__.pop("_kept") if self.layer else result
+        features = result.flatten(2).mean(2) if result.ndim > 2 else result
+        if features.shape[1:] != (self.num_features,):
+            shape = tuple(features.shape[1:])
+            raise UserError(f"{self.name} gives features of shape {shape}; set features.init_args.num_features to it")
+        return features.float()
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"features.init_args.factory {path!r} cannot be imported ({error})") from None

@@ -1,0 +1,125 @@
+"""AiM's mixer and norm on mamba-ssm's Triton kernels: the same parameters and names, NVIDIA GPUs.
+
+Imported only where `choose.missing` found nothing missing. Float32 products are exact, as PyTorch's own default
+is, unless torch.set_float32_matmul_precision allows TF32 or TRITON_F32_DEFAULT says otherwise.
+"""
+
+import logging
+import os
+
+import torch
+
+if torch.get_float32_matmul_precision() == "highest":
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # read when a kernel is first compiled
+
+from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
+from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+from mamba_ssm.ops.triton.ssd_combined import (
+    causal_conv1d_fwd_function,
+    mamba_chunk_scan_combined,
+    mamba_split_conv1d_scan_combined,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aim_lightning.models.aim.backends.plain import causal_conv, conv_step_
+from aim_lightning.models.aim.config import AiMConfig
+from aim_lightning.models.aim.state import MixerState
+
+log = logging.getLogger(__name__)
+# The convolution kernel reads rows of 16 bytes: widths of in_proj that are no multiple of this are refused.
+FUSED_MULTIPLE = 8
+
+
+class MambaBackend:
+    """The fused convolution + scan + norm + projection where its kernel exists for this width, else the unfused scan.
+
+    Args:
+        config: sizes of the network; they decide between the two paths, which is logged once.
+    """
+
+    name = "mamba_ssm"
+
+    def __init__(self, config: AiMConfig) -> None:
+        reason = fused_refusal(config)
+        self.fused = reason is None
+        if reason:
+            log.info("mamba_ssm: unfused scan, because %s", reason)
+
+    @torch.compiler.disable
+    def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
+        """The mixer over whole sequences, from an empty state."""
+        return self._mix_fused(mixer, u_BLD) if self.fused else self._mix_unfused(mixer, u_BLD)
+
+    def _mix_fused(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
+        return mamba_split_conv1d_scan_combined(
+            mixer.in_proj(u_BLD),
+            mixer.conv1d.weight[:, 0],
+            mixer.conv1d.bias,
+            mixer.dt_bias,
+            mixer.negative_a(),
+            D=mixer.D,
+            chunk_size=mixer.config.chunk_size,
+            rmsnorm_weight=mixer.norm.weight,
+            rmsnorm_eps=mixer.norm.eps,
+            outproj_weight=mixer.out_proj.weight,
+            headdim=mixer.config.headdim,
+            norm_before_gate=False,
+        )
+
+    def _mix_unfused(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
+        z_BLI, xbc_BLK, dt_BLH = mixer.project(u_BLD)
+        x_BLI, b_BLN, c_BLN = mixer.split_xbc(F.silu(causal_conv(mixer, xbc_BLK)))
+        y_BLHP = mamba_chunk_scan_combined(
+            x_BLI.unflatten(-1, (mixer.config.nheads, -1)),
+            dt_BLH,
+            mixer.negative_a(),
+            b_BLN[:, :, None],
+            c_BLN[:, :, None],
+            chunk_size=mixer.config.chunk_size,
+            D=mixer.D,
+            dt_bias=mixer.dt_bias,
+            dt_softplus=True,
+        )
+        return self._output(mixer, y_BLHP.flatten(-2), z_BLI)
+
+    @torch.compiler.disable
+    def step(self, mixer: nn.Module, u_BD: Tensor, state: MixerState) -> Tensor:
+        """The mixer at one position; `state` is updated in place."""
+        sizes = (-1, mixer.config.headdim)
+        z_BI, xbc_BK, dt_BH = mixer.project(u_BD)
+        x_BI, b_BN, c_BN = mixer.split_xbc(F.silu(conv_step_(mixer, xbc_BK, state)))
+        y_BHP = selective_state_update(
+            state.ssm_BHPN,
+            x_BI.unflatten(-1, (mixer.config.nheads, -1)),
+            dt_BH[..., None].expand(-1, *sizes),
+            mixer.negative_a()[:, None, None].expand(*sizes, mixer.config.d_state),
+            b_BN[:, None],
+            c_BN[:, None],
+            D=mixer.D[:, None].expand(*sizes),
+            dt_bias=mixer.dt_bias[:, None].expand(*sizes),
+            dt_softplus=True,
+        )
+        return self._output(mixer, y_BHP.flatten(-2), z_BI)
+
+    def _output(self, mixer: nn.Module, y: Tensor, z: Tensor) -> Tensor:
+        gated = rmsnorm_fn(y, mixer.norm.weight, None, z=z, eps=mixer.norm.eps, norm_before_gate=False)
+        return mixer.out_proj(gated)
+
+    @torch.compiler.disable
+    def add_norm(self, x: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """residual += x and RMSNorm of it in one kernel; the residual is float32, the norm of x's type."""
+        return rms_norm_fn(x, norm.weight, None, residual=residual, prenorm=True, residual_in_fp32=True, eps=norm.eps)
+
+
+def fused_refusal(config: AiMConfig) -> str | None:
+    """Why the fused path cannot be taken; None where it can."""
+    if causal_conv1d_fwd_function is None:
+        return "causal-conv1d is not installed"
+    width = config.d_inner + config.conv_dim + config.nheads
+    if width % FUSED_MULTIPLE:
+        return f"in_proj is {width} wide, no multiple of {FUSED_MULTIPLE}"
+    if not 2 <= config.d_conv <= 4:
+        return f"causal-conv1d has no kernel for d_conv {config.d_conv}"
+    return None

@@ -1,0 +1,1 @@
+"""The discriminator of adversarial tokenizer training."""

@@ -1,0 +1,91 @@
+"""Whether a file of torch.save is as it was written: torch itself compares no checksum when it reads.
+
+Such a file is a zip archive; its comment, the last bytes of all, takes a CRC-32 of everything before.
+"""
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+CHUNK = 1 << 22  # bytes
+END, END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip archive; its last two bytes count the comment's
+COMMENT = b"aim crc32 %08x"
+COMMENT_SIZE = len(COMMENT % 0)
+
+
+class DamagedArchive(Exception):
+    """Which part of the file is not as it was written."""
+
+
+def seal_archive(path: Path) -> None:
+    """Add the checksum of the whole file to an archive that has no comment yet."""
+    with path.open("r+b") as file:
+        file.seek(-END_SIZE, os.SEEK_END)
+        end = file.read()
+        if not end.startswith(END) or end[-2:] != b"\0\0":
+            raise DamagedArchive("it does not end as an archive of torch.save")
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", COMMENT_SIZE))
+        size = file.tell()
+        file.seek(0)
+        checksum = _checksum(file, size)
+        file.write(COMMENT % checksum)
+
+
+def verify_archive(path: Path) -> None:
+    """Read the whole file and compare checksums; once a process for an unchanged file.
+
+    Archives without our seal are compared member by member, which leaves out the padding between them.
+
+    Raises:
+        DamagedArchive: truncated, or bytes have changed.
+    """
+    state = path.stat()
+    fault = _fault(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
+    if fault:
+        raise DamagedArchive(fault)
+
+
+@lru_cache(maxsize=64)
+def _fault(path: str, size: int, *_state: int) -> str | None:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a key of the cache, so a text)
+            file.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
+            tail = file.read()
+            sealed = re.fullmatch(END + rb".{16}.\x00aim crc32 ([0-9a-f]{8})", tail, re.DOTALL)
+            if sealed:
+                file.seek(0)
+                same = _checksum(file, size - COMMENT_SIZE) == int(sealed[1], 16)
+                return None if same else "its checksum differs"
+        if tail[-END_SIZE:-18] != END:
+            return "its end is missing or changed"
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return bad and f"the checksum of {bad} differs"
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
+        return str(error) or type(error).__name__
+
+
+def _checksum(file, size: int) -> int:
+    """CRC-32 of the next `size` bytes."""
+    checksum = 0
+    while size:
+        chunk = file.read(min(CHUNK, size))
+        if not chunk:
+            raise EOFError("the file became shorter while it was read")
+        checksum, size = zlib.crc32(chunk, checksum), size - len(chunk)
+    return checksum
+
+
+def drop_from_cache(path: Path) -> None:
+    """Ask the system to forget its copy of a file that is on disk, so that reading it again reads the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,6 @@
+"""Decoding at the speed of memory: dual form over stored inputs, static memory, one captured graph."""
+
+from aim_lightning.sampling.fast.cache import decoder_for, obstacle, release_decoders
+from aim_lightning.sampling.fast.decoder import FastDecoder
+
+__all__ = ["FastDecoder", "decoder_for", "obstacle", "release_decoders"]

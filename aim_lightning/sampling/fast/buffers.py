@@ -1,0 +1,85 @@
+"""All memory of the fast decoder, allocated once for a shape."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aim_lightning.models import AiM, AiMConfig
+
+
+@dataclass
+class LayerCache:
+    """What one layer keeps of the codes so far; M rows, T codes.
+
+    ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
+    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read.
+    """
+
+    ring: Tensor
+    x_MTI: Tensor
+    b_MTN: Tensor
+    g_MHT: Tensor
+    decay_MH: Tensor
+
+
+class Buffers:
+    """Static tensors for `images` images; with guidance the rows are images, then the same images without class.
+
+    Args:
+        model: gives sizes and device.
+        images: images a call.
+        guided: whether the null-class branch runs beside the conditional one.
+        dtype: of weights, stored inputs and what passes between kernels; with float32 the exponents of the decay are
+            kept in float64, so that the dual form equals the recurrence to rounding.
+    """
+
+    def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype) -> None:
+        config, device = model.config, model.lm_head.weight.device
+        self.images, self.guided, self.dtype = images, guided, dtype
+        self.rows = images * (2 if guided else 1)
+        exponent = torch.float64 if dtype == torch.float32 else torch.float32
+        empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
+        M, T = self.rows, config.num_tokens
+        self.codes_BT = torch.zeros(images, T, dtype=torch.int64, device=device)
+        self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.done = torch.zeros((), dtype=torch.int32, device=device)
+        self.offset = torch.zeros((), dtype=torch.int32, device=device)
+        self.uniform_BT = empty(images, T, dtype=torch.float64)
+        self.scale_T = empty(T, dtype=torch.float32)
+        self.temperature, self.top_p = empty(1, dtype=torch.float32), empty(1, dtype=torch.float32)
+        self.top_k = empty(1, dtype=torch.int32)
+        self.start_MD = empty(M, config.d_model)
+        self.layer_rows = self._rows(empty, config, config.n_layer, M, config.modulation_rows)
+        self.final_rows = self._rows(empty, config, 1, M, 2)
+        self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
+        self.h_MD = empty(M, config.d_model)
+        self.zxbcdt = empty(M, config.d_inner + config.conv_dim + config.nheads)
+        self.y_MI = empty(M, config.d_inner)
+        self.squares = empty(M, config.nheads, dtype=torch.float32)
+        self.out_SMD = empty(4, M, config.d_model, dtype=torch.float32)
+        self.logits_MV = empty(M, config.vocab_size)
+        self.layers = [
+            LayerCache(
+                empty(config.d_conv, M, config.conv_dim),
+                empty(M, T, config.d_inner),
+                empty(M, T, config.d_state),
+                empty(M, config.nheads, T, dtype=exponent),
+                empty(M, config.nheads, dtype=exponent),
+            )
+            for _ in range(config.n_layer)
+        ]
+
+    @staticmethod
+    def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
+        return None if config.adaln == "none" else empty(layers, rows, kinds, config.d_model)
+
+
+def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
+    """Device memory of `Buffers` for so many images, nearly all of it stored inputs, modulation and logits."""
+    rows, size = images * (2 if guided else 1), dtype.itemsize
+    stored = config.num_tokens * ((config.d_inner + config.d_state) * size + config.nheads * 2 * size)
+    modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
+    return rows * (
+        config.n_layer * (stored + modulation + config.d_conv * config.conv_dim * size) + config.vocab_size * size
+    )

@@ -1,0 +1,70 @@
+"""Decoders kept from call to call, and whether one can be had."""
+
+import importlib.util
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
+
+import torch
+
+from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.sampling.fast.buffers import bytes_needed
+from aim_lightning.sampling.fast.decoder import FastDecoder
+from aim_lightning.utils.errors import UserError
+
+# Shapes a model: the block of a long series and one other (a grid of pictures).
+KEPT = 2
+_decoders: WeakKeyDictionary[AiM, OrderedDict] = WeakKeyDictionary()
+
+
+def obstacle(config: AiMConfig, device: torch.device) -> str | None:
+    """Why the fast decoder cannot take this network on this device; None where it can."""
+    if config.d_intermediate:
+        return "it has no MLP (d_intermediate)"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return f"it needs Triton on an NVIDIA GPU, or a CPU, not {device.type}"
+    odd = [name for name in ("headdim", "d_state") if getattr(config, name) & (getattr(config, name) - 1)]
+    return f"its kernels need {odd[0]} to be a power of two" if odd else None
+
+
+def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype) -> FastDecoder:
+    """The decoder of this shape, made at the first call; the longest unused of a model's decoders goes.
+
+    Raises:
+        UserError: the GPU's free memory does not suffice; the message names the batch that would fit.
+    """
+    device = model.lm_head.weight.device
+    kept = _decoders.setdefault(model, OrderedDict())
+    key = (images, guided, dtype, device, model.config)
+    if key not in kept:
+        while len(kept) >= KEPT:
+            kept.popitem(last=False)
+        _check_memory(model, images, guided, dtype, device)
+        kept[key] = FastDecoder(model, images, guided, dtype)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def release_decoders(model: AiM) -> None:
+    """Give back the memory of the model's decoders."""
+    _decoders.pop(model, None)
+
+
+def fitting_batch(config: AiMConfig, free: int, guided: bool, dtype: torch.dtype) -> int:
+    """Images that fit into so many bytes, 0 to any; a tenth is left for everything else."""
+    return int(0.9 * free / bytes_needed(config, 1, guided, dtype))
+
+
+def _check_memory(model: AiM, images: int, guided: bool, dtype: torch.dtype, device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0] - sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    fits = fitting_batch(model.config, free, guided, dtype)
+    if images > fits:
+        need = bytes_needed(model.config, images, guided, dtype) / 2**30
+        raise UserError(
+            f"sampling {images} images at a time needs {need:.1f} GiB of GPU memory, "
+            f"{max(0, free) / 2**30:.1f} GiB are free; a batch of {fits} would fit (sampling.batch_size)"
+        )

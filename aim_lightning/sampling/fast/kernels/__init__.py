@@ -1,0 +1,12 @@
+"""Triton kernels of the fast decoder: one step of AiM in four launches a layer.
+
+All take the step from memory, so that one captured graph serves every step. Sums are in float32; what passes between
+kernels has the weights' type.
+"""
+
+from aim_lightning.sampling.fast.kernels.choose import choose_kernel
+from aim_lightning.sampling.fast.kernels.linear import linear_kernel
+from aim_lightning.sampling.fast.kernels.mix import mix_kernel
+from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
+
+__all__ = ["advance_kernel", "choose_kernel", "enter_kernel", "linear_kernel", "mix_kernel"]

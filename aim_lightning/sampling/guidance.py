@@ -1,0 +1,67 @@
+"""How strong guidance is at each step of the sequence."""
+
+import math
+from typing import Literal
+
+from aim_lightning.utils.errors import UserError
+
+Schedule = Literal["constant", "linear", "cosine", "power", "interval"]
+SCHEDULES = ("constant", "linear", "cosine", "power", "interval")
+
+
+def guidance_scales(
+    num_tokens: int,
+    cfg_scale: float,
+    cfg_schedule: Schedule = "constant",
+    cfg_power: float = 1.0,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+) -> list[float]:
+    """The guidance scale of each step, scales_L; 1 = no guidance at that step.
+
+    With t = step / (num_tokens - 1), from 0 at the first code to 1 at the last:
+
+    - ``constant``: cfg_scale
+    - ``linear``: 1 + (cfg_scale - 1) t
+    - ``cosine``: 1 + (cfg_scale - 1) (1 - cos(pi t)) / 2
+    - ``power``: 1 + (cfg_scale - 1) (1 - cos(pi t^cfg_power)) / 2, the power-cosine of MDT (arXiv 2303.14389)
+    - ``interval``: cfg_scale where cfg_interval[0] <= t <= cfg_interval[1], else 1 (after arXiv 2404.07724)
+
+    Args:
+        num_tokens: codes an image.
+        cfg_scale: the strongest guidance; 1 = none anywhere.
+        cfg_schedule: which of the curves.
+        cfg_power: exponent of ``power``; above 0, 1 is ``cosine``.
+        cfg_interval: beginning and end for ``interval``, shares of the sequence from 0 to 1.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    check_guidance(cfg_scale, cfg_schedule, cfg_power, cfg_interval)
+    curve = {
+        "constant": lambda t: 1.0,
+        "linear": lambda t: t,
+        "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2,
+        "power": lambda t: (1 - math.cos(math.pi * t**cfg_power)) / 2,
+        "interval": lambda t: float(cfg_interval[0] <= t <= cfg_interval[1]),
+    }[cfg_schedule]
+    times = (step / max(1, num_tokens - 1) for step in range(num_tokens))
+    return [_scale(cfg_scale, curve(t)) for t in times]
+
+
+def _scale(cfg_scale: float, share: float) -> float:
+    """Exact at both ends, so that a constant schedule is cfg_scale to the bit."""
+    if share in (0.0, 1.0):
+        return float(cfg_scale) if share else 1.0
+    return 1 + (cfg_scale - 1) * share
+
+
+def check_guidance(cfg_scale: float, cfg_schedule: str, cfg_power: float, cfg_interval: tuple[float, float]) -> None:
+    """Raises UserError for a value out of range."""
+    if not cfg_scale >= 0:
+        raise UserError(f"cfg_scale is {cfg_scale}; it must be 0 or more (1 = no guidance)")
+    if cfg_schedule not in SCHEDULES:
+        raise UserError(f"cfg_schedule is {cfg_schedule!r}; use one of {', '.join(SCHEDULES)}")
+    if not cfg_power > 0:
+        raise UserError(f"cfg_power is {cfg_power}; it must be above 0 (1 = cosine)")
+    if len(cfg_interval) != 2 or not 0 <= cfg_interval[0] <= cfg_interval[1] <= 1:
+        raise UserError(f"cfg_interval is {list(cfg_interval)}; it must be [a, b] with 0 <= a <= b <= 1")

@@ -1,0 +1,146 @@
+""".npz files of pictures, read and written a few rows at a time and never unpickled."""
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import atomic_path
+
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, NotImplementedError)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LOCAL_HEADER = 30  # bytes of a zip member's header before its name
+
+
+class NpzFile:
+    """The arrays of one .npz by name.
+
+    Raises:
+        UserError: missing, truncated, or no .npz.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist; give a .npz file")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self.members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        except _DAMAGE as error:
+            raise self._damaged(error) from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.members
+
+    def array(self, name: str) -> np.ndarray:
+        """One whole array.
+
+        Raises:
+            UserError: absent, damaged, or pickled objects.
+        """
+        with self._open(name) as file:
+            try:
+                return np.lib.format.read_array(file, allow_pickle=False)
+            except _DAMAGE as error:
+                raise self._damaged(error, name) from None
+
+    def rows(self, name: str) -> "NpzRows":
+        """An array whose rows are read when they are asked for."""
+        return NpzRows(self, name)
+
+    def _open(self, name: str) -> IO[bytes]:
+        if name not in self.members:
+            raise UserError(f"{self.path} holds no {name}, only {', '.join(self.members) or 'nothing'}")
+        try:
+            return zipfile.ZipFile(self.path).open(self.members[name])
+        except _DAMAGE as error:
+            raise self._damaged(error, name) from None
+
+    def _damaged(self, error: Exception, name: str = "") -> UserError:
+        what = f"{self.path}{f', array {name},' if name else ''}"
+        if "pickle" in str(error) or "Object arrays" in str(error):
+            return UserError(f"{what} holds pickled objects, which could run code; save plain arrays")
+        return UserError(f"{what} is truncated, damaged or no .npz file ({type(error).__name__}); make it again")
+
+
+class NpzRows:
+    """Rows of one array of a .npz: mapped from the disk where they are stored plainly, else unpacked in order."""
+
+    def __init__(self, file: NpzFile, name: str) -> None:
+        self.file, self.name = file, name
+        with file._open(name) as stream:
+            try:
+                read = _HEADERS[np.lib.format.read_magic(stream)]
+                self.shape, fortran, self.dtype = read(stream)
+                self.offset = stream.tell()
+            except _DAMAGE as error:
+                raise file._damaged(error, name) from None
+        if self.dtype.hasobject:
+            raise file._damaged(ValueError("Object arrays"), name)
+        if fortran or not self.shape:
+            raise UserError(f"{file.path}, array {name}, is not stored row by row")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
+        """Rows of each range, ranges in rising order.
+
+        Raises:
+            UserError: damaged.
+        """
+        info = self.file.members[self.name]
+        reader = self._mapped if info.compress_type == zipfile.ZIP_STORED else self._streamed
+        yield from reader(batches)
+
+    def _mapped(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
+        info = self.file.members[self.name]
+        with self.file.path.open("rb") as file:
+            file.seek(info.header_offset + _LOCAL_HEADER - 4)
+            lengths = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field that follow
+        start = info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + self.offset
+        data = np.memmap(self.file.path, self.dtype, "r", start, self.shape)
+        for rows in batches:
+            yield np.array(data[rows.start : rows.stop])
+
+    def _streamed(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
+        size = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        with self.file._open(self.name) as stream:
+            try:
+                at = stream.read(self.offset) and 0
+                for rows in batches:
+                    while at < rows.start:  # skipped a piece at a time
+                        step = min(256, rows.start - at)
+                        at += len(stream.read(step * size)) // size or _fail()
+                    content = stream.read(len(rows) * size)
+                    at = rows.stop
+                    yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
+            except _DAMAGE as error:
+                raise self.file._damaged(error, self.name) from None
+
+
+def _fail() -> int:
+    raise EOFError
+
+
+def write_npz(path: str | Path, arrays: dict[str, np.ndarray], streamed: dict[str, tuple]) -> None:
+    """Write a .npz atomically, uncompressed as ``np.savez`` does.
+
+    Args:
+        path: of the file.
+        arrays: whole arrays by name.
+        streamed: name -> (shape, dtype, iterable of arrays that make it up row by row).
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        for name, (shape, dtype, parts) in streamed.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, dtype).tobytes())
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)

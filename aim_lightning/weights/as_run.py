@@ -1,0 +1,100 @@
+"""Weights from elsewhere as a run directory, so that every command can use them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.runs.checkpoint import load_weights, write_checkpoint
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights.configure import AIM, TOKENIZER, aim_config, vq_config
+from aim_lightning.weights.infer import POSITIONS
+from aim_lightning.weights.load import aim_weights, import_vq, vq_weights
+from aim_lightning.weights.source import Source
+
+# The weights do not tell these: the configuration decides.
+FREE = {"token_dropout", "mixer_dropout", "mlp_dropout", "chunk_size", "dropout", "image_size", "usage_window"}
+
+
+def write_run(source: Source, directory: RunDirectory, configuration: dict[str, Any], lightning: str) -> Path:
+    """Write the source's AiM or tokenizer, whichever the configuration trains, as the run's checkpoint of step 0.
+
+    Args:
+        source: what was read.
+        directory: of the run; must hold no checkpoint.
+        configuration: the composed document that names this run.
+        lightning: version of Lightning that the checkpoint is to be read with.
+
+    Returns:
+        the checkpoint file.
+
+    Raises:
+        UserError: the run exists, or the weights are of another network than the configuration's.
+    """
+    if directory.checkpoints():
+        raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
+    network = _network(source, configuration)
+    run = source.run or {}
+    content = {
+        "network": network.state_dict(),
+        "ema": None,
+        "optimizers": [],
+        "schedulers": [],
+        "cursor": {"epoch": 0, "batch": 0},
+        "random_state": [],
+        "configuration": configuration,
+        "class_names": source.class_names,
+        "tokenizer_hash": run.get("tokenizer_hash") or _tokenizer_hash(source),
+        "trainer": _progress(source, lightning),
+    }
+    path = directory.checkpoint_folder / "step=00000000.ckpt"
+    write_checkpoint(content, path)
+    return path
+
+
+def _progress(source: Source, lightning: str) -> dict[str, Any]:
+    """What Lightning asks of a checkpoint that nothing was trained for."""
+    return {
+        "imported_from": source.name,
+        "pytorch-lightning_version": lightning,
+        "epoch": 0,
+        "global_step": 0,
+        "callbacks": {},
+        "weight_groups": ["network"],
+    }
+
+
+def _network(source: Source, configuration: dict[str, Any]) -> nn.Module:
+    """The configuration's network with the source's weights."""
+    model = configuration["model"]
+    options = model["init_args"].get("network") or {}
+    if model["class_path"] == AIM:
+        config = AiMConfig(**options)
+        num_tokens = None if POSITIONS in source.parts.aim else config.num_tokens
+        _check_same(source, aim_config(source, num_tokens), config)
+        network, weights = AiM(config), aim_weights(source)
+    elif model["class_path"] == TOKENIZER:
+        config = VQConfig(**options)
+        _check_same(source, vq_config(source, config.image_size, config.norm_groups), config)
+        network, weights = VQModel(config), vq_weights(source, config)
+    else:
+        raise UserError(f"model.class_path is {model['class_path']}; weights can be imported for {AIM} and {TOKENIZER}")
+    load_weights(network, weights, source.name)
+    return network
+
+
+def _check_same(source: Source, found: AiMConfig | VQConfig, wanted: AiMConfig | VQConfig) -> None:
+    free = FREE | (set() if getattr(found, "adaln", None) == "group" else {"num_groups"})
+    pair = [{key: value for key, value in asdict(config).items() if key not in free} for config in (found, wanted)]
+    there, here = pair
+    changes = [f"{key} is {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
+    if changes:
+        raise UserError(f"{source.name} is another network than model.network: {'; '.join(changes)}")
+
+
+def _tokenizer_hash(source: Source) -> str | None:
+    """Hash of the tokenizer beside an AiM, which samples must be decoded with."""
+    return import_vq(source).weights_hash if source.parts.aim and source.parts.vq else None

@@ -1,0 +1,64 @@
+"""The published layout: a folder of config.json and model.safetensors, complete or absent."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from aim_lightning.models import AiM, VQModel
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import atomic_folder, write_json
+from aim_lightning.weights.files import CONFIG, SAFETENSORS
+from aim_lightning.weights.names import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
+from aim_lightning.weights.published import to_published
+
+
+def export_aim(
+    aim: AiM, folder: str | Path, *, tokenizer: VQModel | None = None, class_names: list[str] | None = None
+) -> Path:
+    """Write AiM, and its tokenizer where given, as the published checkpoints have them.
+
+    Names: `mamba.` and the network's own, without the tied head, which the file's metadata names instead (as
+    safetensors' save_model does); `vqvae.` and the tokenizer's own. Types stay as they are.
+
+    Args:
+        aim: compiled or not.
+        folder: made; an earlier export there is replaced.
+        tokenizer: a VQModel; other tokenizers have no published layout.
+        class_names: by label; written where they are not just the labels' numbers.
+
+    Raises:
+        UserError: another kind of tokenizer, or the folder holds something else.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, VQModel):
+        raise UserError(f"the published layout has a place for a VQModel, not for {type(tokenizer).__name__}")
+    tensors = {f"{AIM_PREFIX}.{name}": value for name, value in _weights(aim).items() if name != HEAD}
+    if tokenizer is not None:
+        tensors |= {f"{VQ_PREFIX}.{name}": value for name, value in _weights(tokenizer).items()}
+    config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names)
+    # One entry: with more, safetensors' file would differ from one writing to the next.
+    return _write(folder, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"})
+
+
+def export_vq(tokenizer: VQModel, folder: str | Path) -> Path:
+    """Write a tokenizer alone, under LlamaGen's names, which have no prefix.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    return _write(folder, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"})
+
+
+def _weights(network: nn.Module) -> dict:
+    """Plain names, each tensor with memory of its own on the CPU."""
+    parts = split(network.state_dict(), type(network).__name__)
+    return {name: value.detach().cpu().contiguous() for name, value in {**parts.aim, **parts.vq}.items()}
+
+
+def _write(folder: str | Path, tensors: dict, config: dict, metadata: dict[str, str]) -> Path:
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / CONFIG, config)
+        save_file(tensors, temporary / SAFETENSORS, metadata=metadata)
+        # safetensors writes for the owner alone; others may read it as they may the configuration.
+        (temporary / SAFETENSORS).chmod((temporary / CONFIG).stat().st_mode)
+    return Path(folder)

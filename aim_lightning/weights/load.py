@@ -1,0 +1,68 @@
+"""Networks from any source of weights, loaded strictly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_lightning.models import AiM, VQConfig, VQModel
+from aim_lightning.models.vq.model import USAGE_RECORD
+from aim_lightning.runs.checkpoint import load_weights
+from aim_lightning.weights.configure import aim_config, vq_config
+from aim_lightning.weights.source import Source, read_source
+
+
+def import_aim(
+    source: str | Path | Mapping[str, Any] | Source, *, raw: bool = False, num_tokens: int | None = None
+) -> AiM:
+    """The AiM of any source, in evaluation mode on the CPU, in float32; `.to(torch.bfloat16)` afterwards as wanted.
+
+    Args:
+        source: see `aim_lightning.weights.read_source`. A tokenizer beside it is left alone.
+        raw: the trained weights themselves where the source has averaged ones too.
+        num_tokens: codes an image; needed only where neither a position embedding nor a configuration tells it.
+
+    Raises:
+        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
+            a head that is not the word embedding it is tied to.
+    """
+    found = read_source(source, raw=raw)
+    model = AiM(aim_config(found, num_tokens))
+    load_weights(model, aim_weights(found), found.name)
+    return model.eval()
+
+
+def import_vq(
+    source: str | Path | Mapping[str, Any] | Source,
+    *,
+    raw: bool = False,
+    image_size: int | None = None,
+    norm_groups: int | None = None,
+) -> VQModel:
+    """The VQ tokenizer of any source, in evaluation mode on the CPU, in float32.
+
+    Args:
+        source: see `aim_lightning.weights.read_source`; also a published AiM, whose tokenizer is taken.
+        raw: the trained weights themselves where the source has averaged ones too.
+        image_size: height and width of its pictures, pixels, where the source does not tell (256 as published).
+        norm_groups: groups of its GroupNorms, where the source does not tell (32 as published).
+
+    Raises:
+        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line.
+    """
+    found = read_source(source, raw=raw)
+    model = VQModel(vq_config(found, image_size, norm_groups))
+    load_weights(model, vq_weights(found, model.config), found.name)
+    return model.eval()
+
+
+def aim_weights(source: Source) -> dict[str, Tensor]:
+    """AiM's weights by our names; names of neither network are kept, so that strict loading lists them."""
+    return {**source.parts.aim, **source.parts.other}
+
+
+def vq_weights(source: Source, config: VQConfig) -> dict[str, Tensor]:
+    """The tokenizer's weights likewise; without a record of used codes, an empty one."""
+    return {USAGE_RECORD: torch.zeros(config.usage_window), **source.parts.vq, **source.parts.other}

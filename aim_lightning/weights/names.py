@@ -1,0 +1,85 @@
+"""Names of weights as other programs write them, brought to those of our networks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_lightning.utils.errors import UserError
+
+# Added by torch.compile, DistributedDataParallel and our LightningModules.
+WRAPPERS = {"_orig_mod", "module", "network"}
+# Prefixes in published AiM checkpoints, and the first word of every name of the two networks.
+AIM_PREFIX, VQ_PREFIX = "mamba", "vqvae"
+AIM_ROOTS = {"backbone", "lm_head"}
+VQ_ROOTS = {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
+# Two names of one tensor: files may leave out either.
+HEAD, WORDS = "lm_head.weight", "backbone.embeddings.word_embeddings.weight"
+# Where training programs keep weights inside a larger checkpoint; averaged ones first, as LlamaGen reads them.
+GROUPS = ("ema", "model", "state_dict")
+
+
+@dataclass
+class Parts:
+    """Weights by the network that they belong to; `other` belongs to neither."""
+
+    aim: dict[str, Tensor] = field(default_factory=dict)
+    vq: dict[str, Tensor] = field(default_factory=dict)
+    other: dict[str, Any] = field(default_factory=dict)
+
+
+def unwrap(content: Any, raw: bool, source: str) -> Mapping[str, Any]:
+    """The flat mapping inside a checkpoint: under `ema`, `model` or `state_dict`, or the content itself.
+
+    Raises:
+        UserError: it is no mapping by names.
+    """
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{source} holds {type(content).__name__}, no mapping from names to tensors")
+    for key in (group for group in GROUPS if not (raw and group == "ema")):
+        if isinstance(content.get(key), Mapping) and content[key]:
+            return unwrap(content[key], raw, source)
+    return {name: value for name, value in content.items() if not (raw and name == "ema")}
+
+
+def split(content: Mapping[str, Any], source: str) -> Parts:
+    """Drop wrappers and prefixes, share the names out, and complete the tied head.
+
+    Raises:
+        UserError: two names come to the same, so that one would be lost; a head that is not the word embedding.
+    """
+    parts = Parts()
+    for name, value in content.items():
+        kind, short = _place(name) if isinstance(value, Tensor) else ("other", name)
+        part = getattr(parts, kind)
+        if short in part:
+            raise UserError(f"{source} holds {short} twice, under different prefixes (once as {name})")
+        part[short] = value
+    _tie_head(parts.aim, source)
+    return parts
+
+
+def _place(name: str) -> tuple[str, str]:
+    """(network, its own name for the weight)."""
+    words = [word for word in name.split(".") if word not in WRAPPERS]
+    root, rest = (words[0], ".".join(words[1:])) if words else ("", "")
+    if root in (AIM_PREFIX, VQ_PREFIX) and rest:
+        return ("aim" if root == AIM_PREFIX else "vq"), rest
+    kind = "aim" if root in AIM_ROOTS else "vq" if root in VQ_ROOTS else "other"
+    return kind, name if kind == "other" else ".".join(words)
+
+
+def _tie_head(aim: dict[str, Tensor], source: str) -> None:
+    head, words = aim.get(HEAD), aim.get(WORDS)
+    if head is None and words is None:
+        return
+    if head is not None and words is not None and head.shape == words.shape and not _same(head, words):
+        raise UserError(f"{source}: {HEAD} differs from {WORDS}; AiM's head is tied to its word embedding")
+    aim.setdefault(HEAD, words)
+    aim.setdefault(WORDS, head)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or torch.equal(a.float(), b.float())

@@ -1,0 +1,106 @@
+"""config.json as the published AiM repositories have it: their names for our options, and nothing unknown.
+
+The published keys are the fields of hp-l33/AiM's MambaConfig. Four keys of our own say what those cannot: `adaln`
+(only "none"), `position_embedding` (only false), `vqvae` (a tokenizer that is not VQ-16 at 256 pixels) and
+`class_names`. A folder whose network the published code can hold has the published keys alone.
+"""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.models import AiMConfig, VQConfig
+from aim_lightning.utils.errors import UserError
+
+RENAMED = {
+    "d_model": "d_model",
+    "d_intermediate": "d_intermediate",
+    "n_layer": "n_layer",
+    "vocab_size": "vocab_size",
+    "num_classes": "num_classes",
+    "num_tokens": "num_tokens",
+    "token_drop": "token_dropout",
+    "mixer_drop": "mixer_dropout",
+    "mlp_drop": "mlp_dropout",
+}
+# What the published code can be told and our network always is; None = makes no difference to the numbers.
+FIXED = {
+    "attn_cfg": {},
+    "attn_layer_idx": [],
+    "fused_add_norm": None,
+    "pad_vocab_size_multiple": None,
+    "residual_in_fp32": True,
+    "rms_norm": True,
+    "tie_embeddings": True,
+}
+WRITTEN = {**FIXED, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
+# Inside ssm_cfg: Mamba-2's own options and the values that published folders leave out.
+MIXER = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "chunk_size": 256}
+OTHER = ("ssm_cfg", "adaln_group", "num_groups", "adaln", "position_embedding", "vqvae", "class_names")
+
+
+def check_fields(config: Any, source: str | Path) -> None:
+    """Refuse what we do not know or cannot be.
+
+    Raises:
+        UserError: no mapping, an unknown field, or a value of another architecture.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{source} is no mapping of options")
+    names = config.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: class_names must be a list of names")
+    if names and len(names) != config.get("num_classes"):
+        raise UserError(f"{source} has {len(names)} class_names for num_classes {config.get('num_classes')}")
+    mixer, tokenizer = config.get("ssm_cfg", {}), config.get("vqvae", {})
+    if not isinstance(mixer, dict) or not isinstance(tokenizer, dict):
+        raise UserError(f"{source}: ssm_cfg and vqvae must be mappings")
+    if not isinstance(tokenizer.get("channel_multipliers", []), list):
+        raise UserError(f"{source}: vqvae.channel_multipliers must be a list")
+    unknown = sorted(config.keys() - {*RENAMED, *FIXED, *OTHER})
+    unknown += [f"ssm_cfg.{name}" for name in sorted(mixer.keys() - {*MIXER, "layer", "ngroups"})]
+    unknown += [f"vqvae.{name}" for name in sorted(tokenizer.keys() - {field.name for field in fields(VQConfig)})]
+    if unknown:
+        raise UserError(f"{source} has unknown fields: {', '.join(unknown)}")
+    wanted = {name: value for name, value in FIXED.items() if value is not None and name in config}
+    found = {**config, "ssm_cfg.layer": mixer.get("layer", "Mamba2"), "ssm_cfg.ngroups": mixer.get("ngroups", 1)}
+    for name, value in {**wanted, "ssm_cfg.layer": "Mamba2", "ssm_cfg.ngroups": 1}.items():
+        if found[name] != value:
+            raise UserError(f"{source}: {name} is {found[name]!r}; AiM has {value!r}")
+
+
+def aim_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of AiMConfig that a checked config.json gives; what it leaves out is left out."""
+    options = {ours: config[theirs] for theirs, ours in RENAMED.items() if theirs in config}
+    options |= {name: config["ssm_cfg"][name] for name in MIXER if name in config.get("ssm_cfg", {})}
+    if "adaln_group" in config:
+        options["adaln"] = "group" if config["adaln_group"] else "layer"
+    options |= {name: config[name] for name in ("adaln", "position_embedding") if name in config}
+    if options.get("adaln") == "group" and "num_groups" in config:
+        options["num_groups"] = config["num_groups"]  # unused by the other forms
+    return options
+
+
+def to_published(
+    aim: AiMConfig | None = None, vq: VQConfig | None = None, class_names: list[str] | None = None
+) -> dict[str, Any]:
+    """The config.json of a folder that holds these networks."""
+    config = _aim_fields(aim) if aim else {}
+    if vq and (aim is None or vq != VQConfig()):
+        config["vqvae"] = {**asdict(vq), "channel_multipliers": list(vq.channel_multipliers)}
+    if aim and class_names and class_names != [str(i) for i in range(aim.num_classes)]:
+        config["class_names"] = list(class_names)
+    return dict(sorted(config.items()))
+
+
+def _aim_fields(aim: AiMConfig) -> dict[str, Any]:
+    config = {theirs: getattr(aim, ours) for theirs, ours in RENAMED.items()} | WRITTEN
+    special = {name: getattr(aim, name) for name, usual in MIXER.items() if getattr(aim, name) != usual}
+    config["ssm_cfg"] = {"layer": "Mamba2", **special}
+    config["adaln_group"] = aim.adaln == "group"
+    config["num_groups"] = aim.num_groups if aim.adaln == "group" else 1
+    if aim.adaln == "none":
+        config["adaln"] = "none"
+    if not aim.position_embedding:
+        config["position_embedding"] = False
+    return config

@@ -1,0 +1,84 @@
+"""One reading of any source of weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.runs.checkpoint import FORMAT, check_content
+from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json
+from aim_lightning.weights.files import CONFIG, SAFETENSORS, is_model_folder, read_file, read_folder
+from aim_lightning.weights.names import Parts, split, unwrap
+from aim_lightning.weights.published import check_fields
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights by network and name, with all that stood beside them.
+
+    Args:
+        name: the path, for messages.
+        parts: weights, shared out to AiM, the tokenizer and neither; names are those of our networks.
+        published: config.json of a model folder, its fields checked; None without one.
+        run: content of a checkpoint of ours (configuration, class_names, tokenizer_hash, …); None for others.
+    """
+
+    name: str
+    parts: Parts
+    published: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names by label, where the source has them."""
+        return (self.run or self.published or {}).get("class_names")
+
+
+def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:
+    """Read weights onto the CPU; no code in them is run.
+
+    Args:
+        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face folder (config.json with
+            model.safetensors, shards with their index, or pytorch_model.bin); or a mapping from names to tensors.
+            model.safetensors with a config.json beside it stands for its folder.
+        raw: the trained weights themselves where the source has averaged ones too.
+
+    Raises:
+        UserError: missing, damaged, foreign, or no weights in it.
+    """
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, Mapping):
+        return _from_content(source, "the mapping", raw)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder")
+    if path.name == SAFETENSORS and path.with_name(CONFIG).is_file():
+        path = path.parent
+    return _from_folder(path, raw) if path.is_dir() else _from_content(read_file(path), str(path), raw)
+
+
+def _from_folder(path: Path, raw: bool) -> Source:
+    if list_checkpoints(path):
+        newest = newest_checkpoint(path)
+        return _from_content(read_file(newest), str(newest), raw)
+    if not is_model_folder(path):
+        raise UserError(f"{path} is neither a run directory with checkpoints nor a Hugging Face folder")
+    config = read_json(path / CONFIG, "configuration")
+    check_fields(config, path / CONFIG)
+    return _from_content(read_folder(path), str(path), raw, config)
+
+
+def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] | None = None) -> Source:
+    run = None
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        check_content(content, name)
+        averaged = content.get("ema")
+        run, content = dict(content), content["network"] if raw or not averaged else averaged["network"]
+    parts = split(unwrap(content, raw, name), name)
+    if not parts.aim and not parts.vq:
+        some = ", ".join(sorted(parts.other)[:3]) or "nothing"
+        raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {some})")
+    return Source(name, parts, published, run)

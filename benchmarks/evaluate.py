@@ -1,0 +1,192 @@
+"""Metrics in one run: features to FID, Inception features per second, `evaluate` against torch-fidelity's command.
+
+python benchmarks/evaluate.py [--rows 50000] [--images 50000 on a GPU, 500 on a CPU] [--size 256] [--workdir DIR]
+
+Weights: the published file, or without it random ones in its format (the same work). torch-fidelity's command computes
+FID, IS and KID of a folder against a folder; ours sFID, precision and recall too, on the same folders, from nothing
+cached. Both run as processes of their own; their start-up counts.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from record import save
+from torch import nn
+
+from aim_lightning.metrics.features import InceptionFeatures
+from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def features_to_fid(rows: int, device: str) -> dict:
+    """Sums in float64 over batches of 250, then the distance; beside it torch-fidelity's two functions."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    generator = torch.Generator().manual_seed(0)
+    sets = [torch.rand(rows, 2048, generator=generator) + shift for shift in (0, 0.1)]
+    start = time.perf_counter()
+    gaussians = []
+    for features in sets:
+        total = torch.zeros(2048, dtype=torch.float64, device=device)
+        outer = torch.zeros(2048, 2048, dtype=torch.float64, device=device)
+        for part in features.split(250):
+            part = part.to(device).double()
+            total += part.sum(0)
+            outer += part.T @ part
+        gaussians += mean_and_covariance(total, outer, torch.tensor(rows, device=device))
+    ours = float(frechet_distance(*gaussians))
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(features) for features in sets), False)
+    other = time.perf_counter() - start
+    value = theirs["frechet_inception_distance"]
+    return {
+        "what": f"{rows} x 2048 features to FID, {device}",
+        "seconds": seconds,
+        "torch_fidelity_seconds": other,
+        "ratio": other / seconds,
+        "relative_difference": abs(ours - value) / value,
+    }
+
+
+def inception_features(weights: Path, images: int, size: int) -> dict:
+    """Pictures already in memory, batches of 250 on a GPU, 32 on a CPU."""
+    network = load(weights).to(DEVICE)
+    batch = 250 if DEVICE == "cuda" else 32
+    pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
+    network.outputs(pictures)
+    synchronize()
+    start, done = time.perf_counter(), 0
+    while done < images:
+        network.outputs(pictures)
+        done += batch
+    synchronize()
+    seconds = time.perf_counter() - start
+    memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0
+    what = f"Inception features of {done} pictures, {DEVICE}"
+    return {"what": what, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
+
+
+def load(weights: Path) -> InceptionFeatures:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return InceptionFeatures(str(weights)).load()
+
+
+def random_weights(path: Path) -> Path:
+    """The published format."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unread(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, strict=True):
+            return None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    torch.manual_seed(0)
+    network = Unread("random", ["2048"], feature_extractor_weights_path=nothing)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def write_pictures(folder: Path, count: int, size: int, seed: int) -> None:
+    """PNGs that compress about as photographs do: smooth shapes with some noise."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 12, (size, size, 3), dtype=np.uint8)
+
+    def write(number: int) -> None:
+        own = np.random.default_rng([seed, number])
+        coarse = Image.fromarray(own.integers(0, 240, (8, 8, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)
+        picture = np.asarray(coarse) + np.roll(noise, number, (0, 1))
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number:06d}.png", compress_level=1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(write, range(count)))
+
+
+def timed(command: list[str], place: Path) -> float:
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    print(done.stdout.strip()[-600:])
+    return time.perf_counter() - start
+
+
+def commands(weights: Path, images: int, size: int, place: Path) -> dict:
+    """Both whole commands on the same two folders."""
+    for name, seed in (("samples", 1), ("real", 2)):
+        write_pictures(place / name, images, size, seed)
+    config = place / "features.yaml"
+    config.write_text(
+        "features:\n  class_path: aim_lightning.metrics.features.InceptionFeatures\n"
+        f"  init_args: {{weights: {weights}}}\n"
+    )
+    ours = [sys.executable, "-m", "aim_lightning", "evaluate", "--config", str(config), "--samples", "samples"]
+    ours += ["--reference", "real", "--out", "ours", "--cache", "cache", "--trainer.devices", "1"]
+    theirs = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--isc", "--kid", "--input1", "samples"]
+    theirs += ["--input2", "real", "--no-cache", "--feature-extractor-weights-path", str(weights)]
+    theirs += ["--gpu", "0"] if DEVICE == "cuda" else ["--cpu"]
+    theirs += ["--kid-subset-size", str(min(1000, images))]
+    seconds = [timed(command, place) for command in (theirs, ours)]
+    return {
+        "what": f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}",
+        "seconds": seconds[1],
+        "torch_fidelity_seconds": seconds[0],
+        "ratio": seconds[0] / seconds[1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--images", type=int, default=50_000 if DEVICE == "cuda" else 500)
+    parser.add_argument("--command_images", type=int, help="pictures for the two commands (default: --images)")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
+    parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands"])
+    options = parser.parse_args()
+    place = Path(tempfile.mkdtemp())
+    rows = []
+    try:
+        weights = options.weights if options.weights.is_file() else random_weights(place / "inception.pth")
+        if "fid" not in options.skip:
+            rows += [features_to_fid(options.rows, device) for device in dict.fromkeys(("cpu", DEVICE))]
+        if "features" not in options.skip:
+            rows += [inception_features(weights.resolve(), options.images, options.size)]
+        if "commands" not in options.skip:
+            images = options.command_images or options.images
+            rows += [commands(weights.resolve(), images, options.size, place)]
+    finally:
+        shutil.rmtree(place)
+    for row in rows:
+        print({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
+    print(save("evaluate", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Where benchmarks put their figures: benchmarks/results/WHAT_HARDWARE_DATE.json."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(os.environ.get("BENCH_OUT") or Path(__file__).parent / "results")
+
+
+def hardware() -> str:
+    """Name of the GPU, or of the CPU and its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().removeprefix("NVIDIA ")
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]} x{len(names)}" if names else f"CPU x{os.cpu_count()}"
+
+
+def commit() -> str:
+    """The checkout's commit; AIM_COMMIT where there is no git."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or os.environ.get("AIM_COMMIT", "unknown")
+
+
+def save(what: str, rows: list[dict]) -> Path:
+    """Write the rows with command, commit, hardware, versions and date."""
+    name = hardware()
+    record = {
+        "command": " ".join(sys.argv),
+        "commit": commit(),
+        "hardware": name,
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+        "rows": rows,
+    }
+    words = "-".join(name.replace("(R)", "").split()[:4]).replace("/", "-")
+    path = RESULTS / f"{what}_{words}_{record['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path

@@ -1,0 +1,198 @@
+"""Pictures a second through the encoder of `tokenize`, beside a plain float32 encode, and what its loader needs.
+
+python benchmarks/tokenizing.py [--weights runs/EXP/RUN] [--batch_sizes 64,256] [--compiled 256] [--out FILE.json]
+(not called tokenize.py, which would hide Python's own module from every script in this folder)
+
+Everything in one run, rounds of all paths one after the other, medians. The plain encode is the tokenizer's own in
+float32 with TF32 off, in batches of 64. Without --weights: VQ-16 with random weights on a GPU, a small one on a CPU.
+"""
+
+import argparse
+import copy
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from aim_lightning.data.images.pictures import Pictures, PictureSet
+from aim_lightning.data.images.sources import open_source
+from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.data.tokens.encode import CHANNELS_LAST, Encoder, exact_products
+from aim_lightning.data.tokens.loading import PictureBatches
+from aim_lightning.data.tokens.plan import TokenizeOptions
+from aim_lightning.data.tokens.views import Views
+from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.runs.results import commit, hardware
+from aim_lightning.utils.files import write_json
+from aim_lightning.utils.pixels import to_unit_range
+
+PLAIN_BATCH = 64
+AIMS = {"bf16": 2.5, "tf32": 1.5, "float32": 1.0}
+OTHER = " *"  # a memory format that `tokenize` does not use
+IMAGENET = 1_281_167
+MINI = "data/fashion_mnist_mini/val"
+SMALL = VQConfig(image_size=32, codebook_size=256, base_channels=16, channel_multipliers=(1, 2, 2), norm_groups=8)
+
+
+def pictures(size: int, count: int) -> torch.Tensor:
+    """The first `count` embedded pictures at the tokenizer's size, uint8 (count, 3, size, size)."""
+    transform = ImageTransform(size, pad=2) if size == 32 else ImageTransform(size, crop="adm_center")
+    source = PictureSet(open_source(MINI), transform)
+    return source.batch(range(count))[0]
+
+
+def encode_paths(
+    tokenizer: VQModel, device: torch.device, sizes: list[int], compiled: list[int]
+) -> dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
+    """Name to (batch size, uint8 pictures to codes)."""
+    plain = copy.deepcopy(tokenizer).to(device=device, memory_format=torch.contiguous_format)
+
+    @torch.no_grad()
+    def plain_encode(images: torch.Tensor) -> torch.Tensor:
+        with exact_products(False):
+            torch.backends.cudnn.deterministic = False  # put back by exact_products
+            return plain.encode(to_unit_range(images))
+
+    paths = {"plain": (PLAIN_BATCH, plain_encode)}
+    for precision in ("float32", "tf32", "bf16") if device.type == "cuda" else ("float32", "bf16"):
+        for size, fused in [(size, False) for size in sizes] + [(size, True) for size in compiled]:
+            for channels_last in (True, False):
+                name = f"{precision}, batch {size}{', compiled' if fused else ''}"
+                if channels_last != CHANNELS_LAST[precision]:
+                    name += f", {'channels-last' if channels_last else 'contiguous'}{OTHER}"
+                encoder = Encoder(copy.deepcopy(tokenizer), device, precision, fused, channels_last)
+                paths[name] = (size, encoder)
+    return paths
+
+
+def measure(paths: dict, images: torch.Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """images/s (median), ratio to plain, and share of codes equal to plain's."""
+
+    def seconds(name: str) -> float:
+        size, encode = paths[name]
+        _wait(images)
+        start = time.perf_counter()
+        for part in images.split(size):
+            encode(part)
+        _wait(images)
+        return time.perf_counter() - start
+
+    codes = {
+        name: torch.cat([encode(part).int() for part in images.split(size)]) for name, (size, encode) in paths.items()
+    }
+    rates = {name: [] for name in paths}
+    for _ in range(repeats):
+        for name in paths:
+            rates[name].append(len(images) / seconds(name))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        name: {
+            "images_per_s": rate,
+            "ratio": rate / medians["plain"],
+            "equal_codes": (codes[name] == codes["plain"]).float().mean().item(),
+        }
+        for name, rate in medians.items()
+    }
+
+
+def _wait(images: torch.Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
+    """A picture with the 1/f spectrum of photographs, near ImageNet's 110 kB at that size."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
+    noise = np.fft.fft2(rng.standard_normal((3, height, width))) / frequency
+    pixels = np.real(np.fft.ifft2(noise))
+    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def loader_rates(size: int, count: int = 64, repeats: int = 5) -> dict[str, float]:
+    """Pictures a second and core: a 500-pixel JPEG read, decoded and cut as `tokenize`'s loader workers do."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "any"
+        folder.mkdir()
+        for i in range(count):
+            (folder / f"{i}.jpg").write_bytes(natural_jpeg(i))
+        kilobytes = sum(path.stat().st_size for path in folder.iterdir()) / count / 1000
+        source = Pictures(name, name, image_size=size, crop="adm_center").open("train")
+        rates = {"mean_kB": kilobytes}
+        for views in (Views("center"), Views("ten_crop"), Views("ten_crop", (1.1, 1.05))):
+            batches = PictureBatches(source, TokenizeOptions(views, batch_size=count), [range(count)])
+            rates[f"{views.kind} ({views.count} views)"] = statistics.median(
+                _rate(batches, count) for _ in range(repeats)
+            )
+    return rates
+
+
+def _rate(batches: PictureBatches, count: int) -> float:
+    start = time.perf_counter()
+    batches[0]
+    return count / (time.perf_counter() - start)
+
+
+def report(encoding: dict[str, dict[str, float]], loading: dict[str, float]) -> None:
+    """Print everything, the aims, and the hours for ImageNet."""
+    for name, row in encoding.items():
+        speed = f"{row['images_per_s']:9.1f} images/s {row['ratio']:6.2f} x"
+        print(f"  {name:48s}{speed}  {row['equal_codes']:8.3%} codes equal")
+    print("  * = not the memory format that `tokenize` uses")
+    for precision, aim in AIMS.items():
+        rows = {n: row for n, row in encoding.items() if n.startswith(precision) and not n.endswith(OTHER)}
+        if rows:
+            name = max(rows, key=lambda name: rows[name]["ratio"])
+            ratio, rate = rows[name]["ratio"], rows[name]["images_per_s"]
+            hours = "; ".join(f"{views} views {IMAGENET * views / rate / 3600:.2f} h" for views in (1, 2, 10, 20))
+            print(f"{precision}: {ratio:.2f} x (aim {aim} x) by {name}; ImageNet on one device: {hours}")
+            print(f"  loader processes to keep up, center: {rate / loading['center (1 views)']:.1f}")
+    print(f"loader, one core, 500x375 JPEG of {loading['mean_kB']:.0f} kB:")
+    for name, rate in loading.items():
+        if name != "mean_kB":
+            print(f"  {name:24s}{rate:8.1f} pictures/s; ImageNet {IMAGENET / rate / 3600:.2f} core hours")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="run directory of a tokenizer (default: random weights)")
+    parser.add_argument("--batch_sizes", default="64,256", help="pictures encoded at once")
+    parser.add_argument("--compiled", default="", help="batch sizes to measure with torch.compile too, e.g. 256")
+    parser.add_argument("--pictures", type=int, default=512, help="pictures a round")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--out", help="JSON file for the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # the loader's figure is one core's; a GPU does not care
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    tokenizer = (
+        load_tokenizer(options.weights) if options.weights else VQModel(VQConfig() if device.type == "cuda" else SMALL)
+    )
+    size = tokenizer.image_size
+    print(
+        f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.weights or 'random weights'}, {size} px"
+    )
+    numbers = ([int(part) for part in text.split(",") if part] for text in (options.batch_sizes, options.compiled))
+    images = pictures(size, options.pictures).to(device)
+    encoding = measure(encode_paths(tokenizer.eval(), device, *numbers), images, options.repeats)
+    loading = loader_rates(256)
+    report(encoding, loading)
+    if options.out:
+        facts = {"hardware": hardware(), "torch": torch.__version__, "commit": commit(), "weights": options.weights}
+        write_json(options.out, {**facts, "arguments": vars(options), "encoding": encoding, "loading": loading})
+        print(json.dumps({"written": options.out}))
+
+
+if __name__ == "__main__":
+    main()

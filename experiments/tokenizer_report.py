@@ -1,0 +1,119 @@
+"""What is kept of a tokenizer experiment: results, configurations, curves and reconstructions of its runs.
+
+python experiments/tokenizer_report.py runs/fashion_mnist_tokenizer adversarial plain --out DIR
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from aim_lightning.config.yaml_text import dump
+from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.directory import newest_checkpoint
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import atomic_path, read_json, write_json, write_text
+from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.pixels import to_uint8, to_unit_range
+
+CURVES = {
+    "PSNR, dB (validation)": ("val/psnr",),
+    "SSIM (validation)": ("val/ssim",),
+    "reconstruction loss (training)": ("train/reconstruction",),
+    "codebook usage (window of training, validation)": ("train/codebook_usage", "val/codebook_usage"),
+    "codebook perplexity (validation)": ("val/codebook_perplexity",),
+    "adversarial losses (training)": ("train/generator", "train/discriminator"),
+}
+PICTURES = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", type=Path, help="folder of the experiment's runs")
+    parser.add_argument("runs", nargs="+", help="names of runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--command", default="", help="what made the runs")
+    parser.add_argument("--commit", help="for runs made where there is no git")
+    options = parser.parse_args()
+    folders = {name: options.experiment / name for name in options.runs}
+    results = {name: _result(folder) for name, folder in folders.items()}
+    first = next(iter(results.values()))
+    commit = options.commit or first["commit"]
+    head = {"command": options.command, "commit": commit, "hardware": first["hardware"], "torch": torch.__version__}
+    write_json(options.out / "results.json", {"experiment": options.experiment.name, **head, "runs": results})
+    for name, folder in folders.items():
+        configuration = read_checkpoint(newest_checkpoint(folder))["configuration"]
+        write_text(options.out / f"config_{name}.yaml", dump(configuration))
+    save_png(_reconstructions(folders), options.out / "reconstructions.png")
+    _draw_curves(folders, options.out / "curves.png")
+    _print(results)
+    print(f"report: {options.out}")
+
+
+def _result(folder: Path) -> dict:
+    """results.json of a run with the seconds that all its calls of `fit` took, start-up included."""
+    result = read_json(folder / "results.json", "results")
+    seconds = folder / "fit_seconds"
+    result["fit_seconds"] = sum(map(int, seconds.read_text().split())) if seconds.exists() else None
+    return result
+
+
+def _reconstructions(folders: dict[str, Path]) -> torch.Tensor:
+    """The first validation pictures above their reconstructions by each run."""
+    configuration = read_checkpoint(newest_checkpoint(next(iter(folders.values()))))["configuration"]
+    originals, _ = Pictures(**configuration["pictures"]).open("val").batch(range(PICTURES))
+    rows = [originals]
+    for folder in folders.values():
+        tokenizer = load_tokenizer(folder)
+        rows.append(to_uint8(tokenizer.decode(tokenizer.encode(to_unit_range(originals)))))
+    return labelled_grid(torch.cat(rows), PICTURES, ["original", *folders])
+
+
+def _draw_curves(folders: dict[str, Path], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    for axis, (title, tags) in zip(axes.flat, CURVES.items(), strict=True):
+        for name, folder in folders.items():
+            scalars = _scalars(folder)
+            for tag in tags:
+                label = name if len(tags) == 1 else f"{name}: {tag}"
+                axis.plot(*zip(*scalars.get(tag, [(float("nan"),) * 2]), strict=True), label=label)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
+def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _print(results: dict[str, dict]) -> None:
+    table = Table()
+    for column in ("", *results):
+        table.add_column(column)
+    for metric in dict.fromkeys(name for result in results.values() for name in result["metrics"]):
+        table.add_row(metric, *(f"{result['metrics'].get(metric, float('nan')):.4f}" for result in results.values()))
+    table.add_row("seconds of fit", *(str(result["fit_seconds"]) for result in results.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,150 @@
+"""Evaluation during training: training untouched to the bit, memory constant, ranks in step, the best kept."""
+
+import gc
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from evaluation.small import networks
+from helpers import TINY, write_tokens
+from integration.tiny import CONFIG, scalars
+
+from aim_lightning.callbacks.training_evaluation import TrainingEvaluation
+from aim_lightning.cli.main import main
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.utils.errors import UserError
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+MORE = """
+tokenizer: {root}/published
+pictures: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
+features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features, init_args: {{size: 32}}}}
+sampling: {{cfg_scale: 1.5, batch_size: 16}}
+callbacks:
+  training_evaluation:
+    class_path: aim_lightning.callbacks.training_evaluation.TrainingEvaluation
+    init_args: {{num_samples: 40, every_n_steps: 6, keep_best: 2, cache_dir: {root}/cache}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("training_evaluation")
+    pipeline = networks()
+    pipeline.save_pretrained(root / "published")
+    for split, rows in (("train", [25, 20, 16]), ("val", [19])):
+        write_tokens(root / "tokens" / split, rows, tokenizer_hash=pipeline.tokenizer.weights_hash, config=TINY)
+    values, more = (yaml.safe_load(text.format(root=root)) for text in (CONFIG, MORE))
+    values["callbacks"] = {**more.pop("callbacks"), **values["callbacks"]}
+    (root / "tiny.yaml").write_text(yaml.safe_dump({**values, **more}, sort_keys=False))
+    return root
+
+
+def words(place, run, *options):
+    return ["fit", "--config", str(place / "tiny.yaml"), "--run", run, *map(str, options)]
+
+
+def fit(place, run, *options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert main(words(place, run, *options)) == 0
+    return place / "runs" / "tiny" / run
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return fit(place, "with")
+
+
+def test_training_is_the_same_to_the_bit(place, run):
+    other = fit(place, "without", "--callbacks.training_evaluation", "null")
+    ours, theirs = scalars(run), scalars(other)
+    for tag in ("train/loss", "train/grad_norm", "val/loss"):
+        assert ours[tag] == theirs[tag] and len(ours[tag]) > 2, tag
+    last = [read_checkpoint(path / "checkpoints" / "step=00000022.ckpt") for path in (run, other)]
+    for part in ("network", "ema"):
+        one, two = (content[part].get("network", content[part]) for content in last)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(*(content["random_state"][0]["torch"] for content in last))
+
+
+def test_curves_grid_and_best_checkpoints(run):
+    values = scalars(run)["metrics/fd_effnet_lite0_40"]
+    assert [step for step, _ in values] == [5, 11, 17, 21]
+    assert {"metrics/precision_effnet_lite0_40", "metrics/class_agreement_40"} <= set(scalars(run))
+    assert (run / "samples" / "evaluation.png").is_file()
+    ranked = sorted((value, step + 1) for step, value in values)[:2]
+    kept = sorted((run / "best").iterdir())
+    assert [f"fd_effnet_lite0_40={value:.4f}-step={step:08d}.ckpt" for value, step in ranked] == [p.name for p in kept]
+    content = read_checkpoint(kept[0])
+    assert content["trainer"]["global_step"] == ranked[0][1] and content["ema"] is not None
+
+
+def test_a_continued_run_goes_on_as_if_nothing_had_happened(place, run):
+    """Cut back to the checkpoint of step 12: values, best ones and steps come out as without the break."""
+    import shutil
+
+    cut = place / "runs" / "tiny" / "cut"
+    fit(place, "cut", "--callbacks.checkpoints.keep_last", "9")
+    for path in (cut / "checkpoints").iterdir():
+        if int(path.stem.split("=")[1]) > 12:
+            path.unlink()
+    shutil.rmtree(cut / "best")
+    fit(place, "cut", "--callbacks.checkpoints.keep_last", "9")
+    tag = "metrics/fd_effnet_lite0_40"
+    assert scalars(cut)[tag] == scalars(run)[tag]
+
+
+def test_fifty_evaluations_leave_memory_as_it_was(place, monkeypatch):
+    seen, evaluate = [], TrainingEvaluation._evaluate
+
+    def watched(self, *arguments):
+        evaluate(self, *arguments)
+        tensors = 0  # and no collection that would hide memory in cycles
+        if 5 <= len(seen) < 10 or len(seen) >= 47:  # counting takes a while
+            gc.collect()
+            tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+    monkeypatch.setattr(TrainingEvaluation, "_evaluate", watched)
+    options = ("--trainer.max_steps", 50, "--trainer.val_check_interval", 1000, "--callbacks.ema", "null")
+    few = ("--callbacks.training_evaluation.every_n_steps", 1, "--callbacks.training_evaluation.keep_best", 0)
+    pictures = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
+    np.savez(place / "reference.npz", arr_0=pictures)  # few real pictures: fifty times the distances to 2,000 take long
+    few += ("--callbacks.training_evaluation.reference", place / "reference.npz")
+    fit(place, "fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
+    assert len(seen) == 50
+    assert 0 < seen[-1][0] <= max(tensors for tensors, _ in seen[:10]), "tensors are kept"
+    assert seen[-1][1] - seen[9][1] < 30, "MiB"
+
+
+def test_two_ranks_with_uneven_shares_and_a_budget_end(place):
+    """49 images are four blocks for two ranks; the budget is used up at once, so both stop after the first round."""
+    budget = ("--callbacks.training_evaluation.num_samples", 49, "--callbacks.training_evaluation.budget_seconds", 1e-3)
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.max_steps", 8)
+    command = [sys.executable, "-m", "aim_lightning", *words(place, "two", *ddp, *budget)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = scalars(place / "runs" / "tiny" / "two")
+    assert [step for step, _ in found["metrics/fd_effnet_lite0_32"]] == [5, 7]
+    assert not any(tag.endswith("_49") for tag in found)
+
+
+def test_epochs_and_the_trained_weights_themselves(place):
+    """Seven steps an epoch: due after each second one, at the first batch of the next."""
+    by_epoch = ("--callbacks.training_evaluation.every_n_steps", 0, "--callbacks.training_evaluation.every_n_epochs", 2)
+    run = fit(place, "epochs", *by_epoch, "--callbacks.ema", "null")
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [13, 21]
+
+
+def test_settings_that_make_no_sense():
+    for options in ({}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 1, "num_samples": 1}):
+        with pytest.raises(UserError, match="training evaluation"):
+            TrainingEvaluation(**options)

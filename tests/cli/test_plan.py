@@ -1,0 +1,81 @@
+"""`plan`: estimates from a configuration, with and without data and devices."""
+
+import re
+
+import pytest
+from integration.tiny import write_experiment
+
+from aim_lightning.cli.main import main
+from aim_lightning.runs.directory import newest_checkpoint
+
+pytestmark = pytest.mark.usefixtures("own_signals")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return write_experiment(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture
+def plan(capfd):
+    def call(config, *options):
+        code = main(["plan", "--config", str(config), *map(str, options)])
+        out, err = capfd.readouterr()
+        return code, dict(re.findall(r"^  (\S.*?)\s{2,}(.*)$", out, re.M)), err
+
+    return call
+
+
+def test_measured_in_a_few_steps_without_touching_the_run(plan, experiment):
+    code, lines, err = plan(experiment, "--steps", 4)
+    assert code == 0, err
+    assert lines["parameters"].startswith("24,088 trained")
+    assert lines["global batch"] == "8 = 1 devices x 8 pictures x 1 accumulation steps"
+    assert lines["steps"] == "22 (3.1 epochs of 61 pictures)"
+    assert "measured on one CPU" in lines["images/s"] and "of the whole process, measured" in lines["memory a device"]
+    assert "61 pictures x 2 view(s) x 4 codes" in lines["token shards"]
+    assert re.match(
+        r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back", lines["requeue window"]
+    )
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_data_that_are_not_there_yet_are_simulated(plan, experiment, tmp_path):
+    options = ("--data.path", tmp_path / "none", "--steps", 2)
+    code, _, err = plan(experiment, *options)
+    assert code == 2 and "give --rows NUMBER" in err and not (tmp_path / "none").exists()
+    code, lines, _ = plan(experiment, *options, "--rows", 500, "--views", 10)
+    assert code == 0 and "500 pictures x 10 view(s)" in lines["token shards"] and "measured" in lines["images/s"]
+
+
+def test_a_given_speed_and_number_of_devices(plan, root):
+    options = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000, "--views", 10)
+    code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
+    assert code == 0, err
+    assert lines["parameters"] == "147,622,080 trained"
+    assert lines["global batch"] == "2,048 = 8 devices x 64 pictures x 4 accumulation steps"
+    assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 pictures)"
+    assert lines["time"].startswith("106.7 h without validation; 853.3 h over all devices")
+    assert lines["token shards"].startswith("6.60 GB") and lines["checkpoints"].startswith("7.09 GB")
+    code, slow, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options[:-1], 10, "--images_per_s", 10)
+    assert "cluster.signal_lead 120 s: TOO SHORT" in slow["requeue window"]  # a step takes 205 s
+    assert "not measured" in lines["memory a device"] and lines["memory a device"].startswith("2.75 GiB")
+
+
+def test_what_cannot_be_known_is_said(plan, root):
+    code, lines, _ = plan(root / "experiments" / "imagenet256_tokenizer.yaml", "--rows", 1281167, "--steps", 0)
+    assert code == 0 and lines["images/s"].startswith("unknown: give --images_per_s")
+    assert "256 codes" in lines["token shards"] and "whose time is unknown" in lines["requeue window"]
+
+
+def test_a_batch_that_does_not_divide_is_an_error(plan, experiment):
+    code, _, err = plan(experiment, "--devices", 3, "--images_per_s", 1)
+    assert code == 2 and "does not divide over 3 devices" in err
+
+
+def test_the_size_of_a_checkpoint_is_that_of_a_real_one(plan, experiment):
+    _, lines, _ = plan(experiment, "--images_per_s", 1)
+    expected = float(re.search(r"([\d.]+) kB each", lines["checkpoints"])[1]) * 1e3
+    assert main(["fit", "--config", str(experiment), "--run", "real", "--trainer.max_steps", "1"]) == 0
+    real = newest_checkpoint(experiment.parent / "runs" / "tiny" / "real").stat().st_size
+    assert expected < real < 1.5 * expected  # names and counters weigh something in so small a network

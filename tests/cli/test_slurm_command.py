@@ -1,0 +1,119 @@
+"""`aim-lightning slurm` with SLURM's commands played by small scripts: what is asked, written and said."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from integration.tiny import write_experiment
+
+COMMANDS = {
+    "sbatch": 'echo "$@" >> "$CALLS"; echo 41',
+    "scancel": 'echo "scancel $@" >> "$CALLS"',
+    "scontrol": (
+        'echo "scontrol $@" >> "$CALLS"; case "$2" in job) [ -n "$STATE" ] && '
+        'echo "JobId=$3 JobState=$STATE Reason=None Requeue=1 Restarts=0 NodeList=n1" || '
+        '{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; };; esac'
+    ),
+}
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """(call, place): an `aim-lightning slurm` process; `state` is what scontrol says of any job."""
+    experiment = write_experiment(tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, body in COMMANDS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+
+    def call(*words, state="", **more):
+        command = [sys.executable, "-m", "aim_lightning", "slurm", words[0], "--config", str(experiment), *words[1:]]
+        env = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+
+    return call, tmp_path
+
+
+def test_dry_shows_the_script_and_does_nothing(slurm):
+    call, place = slurm
+    done = call("submit", "--dry", "true", "--cluster.partition", "gpu")
+    assert done.returncode == 0 and done.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=tiny/main")
+    assert "#SBATCH --partition=gpu" in done.stdout and "not measured yet" in done.stderr
+    assert not (place / "runs").exists() and not (place / "calls").exists()
+
+
+def test_help_names_the_actions_and_every_option_of_the_section(slurm):
+    text = slurm[0]("submit", "--help").stdout
+    assert "--sweep FILE" in text
+    for option in ("signal_lead", "requeue_on_crash", "hang_seconds", "container", "gpu_request"):
+        assert f"--cluster.{option}" in text
+
+
+def test_submit_status_and_cancel(slurm):
+    call, place = slurm
+    run = place / "runs/tiny/main"
+    done = call("submit")
+    assert done.returncode == 0 and "job 41: 1 nodes x 1 ranks" in done.stdout, done.stderr
+    assert f"--parsable {run}/job.sbatch" in (place / "calls").read_text()
+    assert "d_model: 32" in (run / "job.yaml").read_text()
+    again = call("submit", state="PENDING")
+    assert again.returncode == 2 and "has job 41 already (PENDING)" in again.stderr
+    assert "job 41: RUNNING on n1" in call("status", state="RUNNING").stdout
+    done = call("cancel", state="RUNNING")
+    assert "job 41 is cancelled and will not come back" in done.stdout
+    assert "scancel 41" in (place / "calls").read_text()
+    started = call("started", SLURM_JOB_ID="41")
+    assert started.returncode == 69 and "was cancelled; it does not train again" in started.stdout
+
+
+def test_arrays_freeze_a_configuration_a_task(slurm):
+    call, place = slurm
+    (place / "sweep").write_text("# learning rates\n--model.optimizer.learning_rate 1e-3\n--model.label_dropout 0.5\n")
+    assert "runs main-0 … main-1" in call("submit", "--sweep", str(place / "sweep"), "--parallel", "1").stdout
+    first, second = ((place / f"runs/tiny/main/job-{i}.yaml").read_text() for i in (0, 1))
+    assert "run: main-0" in first and "learning_rate: 0.001" in first
+    assert "run: main-1" in second and "label_dropout: 0.5" in second
+    assert "#SBATCH --array=0,1%1" in (place / "runs/tiny/main/job.sbatch").read_text()
+    assert call("submit", "--seeds", "7-8", "--run", "s").returncode == 0
+    seventh = (place / "runs/tiny/s/job-7.yaml").read_text()
+    assert "run: s-7" in seventh and seventh.count("seed: 7") == 2  # interpolations follow
+
+
+def test_the_job_script_s_own_two_calls(slurm):
+    call, place = slurm
+    for start in (1, 2, 3):
+        done = call("started", SLURM_JOB_ID="41", SLURM_RESTART_COUNT=str(start - 1))
+        assert done.returncode == 0 and f"job 41 starts on ? (restart {start - 1}) at step 0" in done.stdout
+    assert "has started 3 times at step 0" in call("started", SLURM_JOB_ID="41").stderr
+    done = call("ended", "--code", "137", SLURM_JOB_ID="41", state="RUNNING")
+    assert "training ended with exit code 137; job 41 is requeued" in done.stdout
+    assert "scontrol requeue 41" in (place / "calls").read_text()
+    stays = call("ended", "--code", "137", "--cluster.requeue_on_crash", "false", SLURM_JOB_ID="41", state="RUNNING")
+    assert "is not requeued: cluster.requeue_on_crash is false" in stays.stdout
+    outcome = {"job": "41", "starts": 0, "code": 2}
+    (place / "runs/tiny/main/outcome.json").write_text(json.dumps(outcome))
+    assert call("ended", "--code", "1", SLURM_JOB_ID="41", state="RUNNING").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks a node"),
+        (["--trainer.devices", "3", "--trainer.strategy", "ddp"], "global_batch_size 8 does not divide over 3"),
+        (["--trainer.devices", "2"], "set --trainer.strategy ddp"),
+        (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
+        (["--sweep", "nothing"], "--sweep nothing does not exist"),
+        (["--data.path", "nothing"], "nothing"),
+        (["--cluster.launcher", "mpi"], "cluster.launcher is 'mpi'"),
+        (["--cluster.tim", "1"], "cluster.tim is not an option of ClusterOptions"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(slurm, options, words):
+    call, place = slurm
+    done = call("submit", *options)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (place / "runs").exists() and not (place / "calls").exists()

@@ -1,0 +1,31 @@
+"""All ranks hear the same answer at the same boundary."""
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from aim_lightning.callbacks.preemption import Agreement
+from aim_lightning.cluster import signals
+
+
+def test_a_single_rank_hears_itself_at_once():
+    assert [Agreement(1).exchange(code) for code in (0, 2)] == [0, 2]
+
+
+def ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    agreement, heard = Agreement(2), []
+    for boundary in range(6):
+        mine = signals.USR1 if (rank, boundary) == (1, 2) else signals.NONE
+        heard.append(agreement.exchange(mine))
+        if heard[-1]:
+            break
+    assert heard == [0, 0, 0, 2], heard
+    assert agreement.exchange(0) == 0 and agreement.finish() == 0
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_one_rank_has_seen_all_hear_one_boundary_later(tmp_path):
+    multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)

@@ -1,0 +1,123 @@
+"""What is submitted, as a function of plain values."""
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aim_lightning.cluster.options import ClusterOptions
+from aim_lightning.cluster.plan import JobPlan, Task, array_indices, check, seconds
+from aim_lightning.cluster.script import directives, render
+from aim_lightning.utils.errors import UserError
+
+FOLDER = Path("runs/x/main")
+PLAN = JobPlan(
+    name="x/main",
+    folder=FOLDER,
+    tasks=[Task(None, "main", FOLDER / "job.yaml")],
+    nodes=2,
+    devices=4,
+    gpus=True,
+    workers=1,
+    options=ClusterOptions(account="lab", qos="long", constraint="a100", memory="200G", time="1-00:00:00"),
+    where=Path("/the/check out"),
+    python="/venv/bin/python",
+)
+
+
+def plan(**changes) -> JobPlan:
+    options = {name: changes.pop(name) for name in list(changes) if name in ClusterOptions.__dataclass_fields__}
+    return dataclasses.replace(PLAN, options=dataclasses.replace(PLAN.options, **options), **changes)
+
+
+def test_one_task_a_rank_and_everything_that_was_asked_for():
+    assert set(directives(PLAN)) == {
+        *("--job-name=x/main", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "--time=1-00:00:00"),
+        *("--account=lab", "--qos=long", "--constraint=a100", "--mem=200G", "--gpus-per-node=4", "--requeue"),
+        *("--output=runs/x/main/slurm-%j.log", "--open-mode=append", "--signal=USR1@120"),
+    }
+    assert "--gpus-per-node=4" not in directives(plan(gpus=False))
+    assert "--gres=gpu:a100:4" in directives(plan(gpu_request="--gres=gpu:a100:{gpus}"))
+
+
+def test_torchrun_gets_one_task_a_node_with_the_processors_of_its_ranks():
+    lines = directives(plan(launcher="torchrun"))
+    assert "--ntasks-per-node=1" in lines and "--cpus-per-task=12" in lines
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=12 " in render(plan(launcher="torchrun"))
+    assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM_NODEID" in render(plan(launcher="torchrun"))
+
+
+def test_an_array_has_a_configuration_and_a_log_a_task():
+    tasks = [Task(i, f"main-{i}", FOLDER / f"job-{i}.yaml") for i in (3, 4)]
+    text = render(plan(tasks=tasks, parallel=1))
+    assert "#SBATCH --array=3,4%1" in text and "slurm-%A_%a.log" in text
+    assert "config=runs/x/main/job-${SLURM_ARRAY_TASK_ID}.yaml" in text
+
+
+def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
+    text = render(
+        plan(
+            modules=["cuda/13", "gcc"],
+            setup=["source site.sh"],
+            environment={"NCCL_SOCKET_IFNAME": "ib0", "WORDS": "two words"},
+            container="apptainer exec --nv aim.sif",
+            directives=["#SBATCH --exclusive", "--mail-type=END"],
+            srun=["--cpu-bind=cores"],
+        )
+    )
+    (tmp_path / "job.sbatch").write_text(text)
+    subprocess.run(["bash", "-n", tmp_path / "job.sbatch"], check=True)
+    order = ["#SBATCH --exclusive", "#SBATCH --mail-type=END", "cd '/the/check out'", "module load cuda/13 gcc"]
+    order += ["source site.sh", "export NCCL_SOCKET_IFNAME=ib0", "export WORDS='two words'", "slurm started", "srun"]
+    order += ["--cpu-bind=cores", 'apptainer exec --nv aim.sif "$python" -m aim_lightning fit', "slurm ended"]
+    places = [text.index(piece) for piece in order]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"directives": ["--ntasks=3"]}, "is set by trainer.devices and trainer.num_nodes; set it there"),
+        ({"directives": ["#SBATCH -N 4"]}, "is set by trainer.num_nodes"),
+        ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
+        ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
+        (
+            {"timings": {"longest_pause_seconds": 90.0, "checkpoint_seconds": 10.0}},
+            "up to 90.0 s between two batches .* 10.0 s for a checkpoint; set at least 150",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        check(plan(**changes))
+
+
+def test_what_is_not_known_is_said():
+    assert "not measured yet" in check(PLAN)[0]
+    assert (
+        "5.0 s were needed at most" in check(plan(timings={"longest_pause_seconds": 4.0, "checkpoint_seconds": 1.0}))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 5400), ("10:30", 630), ("1:02:03", 3723), ("2-00", 172800), ("1-02:03", 93780), ("1-02:03:04", 93784)],
+)
+def test_time_as_slurm_writes_it(text, expected):
+    assert seconds(text) == expected
+
+
+def test_lists_of_tasks():
+    assert array_indices("0-2,7") == [0, 1, 2, 7]
+    for wrong in ("", "a", "1-", "1,1", "2-1"):
+        with pytest.raises(UserError):
+            array_indices(wrong)
+    with pytest.raises(UserError, match=r"cluster.time is 'soon'"):
+        seconds("soon")
+
+
+@pytest.mark.parametrize("options", [{"signal_lead": 0}, {"hang_seconds": 0}, {"max_starts_without_progress": 0}])
+def test_options_out_of_range(options):
+    with pytest.raises(UserError, match=rf"cluster\.{next(iter(options))} is 0"):
+        ClusterOptions(**options)

@@ -1,0 +1,54 @@
+"""What must be the same on every rank."""
+
+import dataclasses
+
+import pytest
+
+from aim_lightning.cluster.job import Job
+from aim_lightning.cluster.preflight import RankFacts, configuration_hash, faults, source_hash, task_fault
+
+FIRST = RankFacts("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
+SECOND = dataclasses.replace(FIRST, node="n2", rank=1)
+
+
+def test_equal_ranks_have_no_faults():
+    assert faults([FIRST, SECOND], "runs/x") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"versions": {"torch": "2.8"}}, "node n2, rank 1: torch is 2.8, on node n1 it is 2.9"),
+        ({"configuration": "xyz"}, "node n2, rank 1: its configuration differs from that of node n1 (rank 0)"),
+        ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
+        (
+            {"start": "the beginning"},
+            "node n2, rank 1: it would start from the beginning, rank 0 on node n1 from step=0",
+        ),
+        (
+            {"sees_run_directory": False},
+            "node n2, rank 1: runs/x is not the folder that node n1 writes to; set runs_root",
+        ),
+        ({"node": "n1"}, "node n1: 2 ranks share device cuda:0"),
+    ],
+)
+def test_each_fault_is_one_line_that_names_the_node(change, line):
+    (found,) = faults([FIRST, dataclasses.replace(SECOND, **change)], "runs/x")
+    assert found.startswith(line)
+
+
+def test_the_step_must_fit_the_configuration():
+    job = Job("1", 0, "n1", tasks=8, nodes=2)
+    assert task_fault(job, 2, 4, 4) is None and task_fault(None, 9, 9, 0) is None
+    assert task_fault(job, 1, 4, 4) == (
+        "node n1: srun started 8 tasks on 2 nodes; trainer.num_nodes 1 x trainer.devices 4 needs 4 tasks on 1"
+    )
+    assert "node n1: a task sees 1 GPUs, trainer.devices is 4" in task_fault(job, 2, 4, 1)
+
+
+def test_hashes_follow_the_content(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = source_hash(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert source_hash(tmp_path) != before
+    assert configuration_hash({"a": 1, "b": 2}) == configuration_hash({"b": 2, "a": 1}) != configuration_hash({"a": 1})

@@ -1,0 +1,129 @@
+"""Signals, hangs and loader processes, in real processes that import no torch."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from aim_lightning.cluster.script import HOLD
+
+SIGNALS = """
+import os, signal, sys, time
+from aim_lightning.cluster import signals
+assert not any(name in sys.modules for name in ("torch", "lightning", "yaml"))
+if "late" in sys.argv: print("up", flush=True); time.sleep(1)
+signals.install()
+print("ready", signals.received(), flush=True)
+time.sleep(0.2)
+for number in map(int, sys.argv[2:]): os.kill(os.getpid(), number)
+print("received", signals.received(), flush=True)
+"""
+
+
+def python(code: str, *arguments, **more) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [([signal.SIGTERM], 1), ([signal.SIGUSR1], 2), ([signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM], 2)],
+)
+def test_a_handler_only_sets_a_flag_and_the_warning_counts_most(sent, expected):
+    done = python(SIGNALS, "now", *map(int, sent))
+    assert done.returncode == 0 and f"received {expected}" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(
+    subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode != 0,
+    reason="env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead",
+)
+def test_a_signal_before_the_handlers_waits_for_them():
+    words = HOLD.partition("'")[2].rpartition("'")[0]
+    process = subprocess.Popen(
+        ["sh", "-c", words, "-", sys.executable, "-c", SIGNALS, "late"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=60)[0].startswith("ready 2") and process.returncode == 0
+
+
+def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
+    old = tmp_path / "env"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    words = HOLD.partition("'")[2].rpartition("'")[0]
+    process = subprocess.Popen(
+        [shutil.which("sh"), "-c", words, "-", sys.executable, "-c", SIGNALS, "late"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
+
+
+HANG = """
+import ctypes, sys, time
+from aim_lightning.cluster.watchdog import Watchdog
+from aim_lightning.utils.heartbeat import beat
+def work():
+    beat("the batch after step 3")
+    time.sleep(100) if sys.argv[1] == "python" else ctypes.PyDLL(None).sleep(100)
+with Watchdog(0.4, rank=5):
+    for _ in range(6):
+        beat("a busy phase")
+        time.sleep(0.2)
+    if sys.argv[1] != "none": work()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "words"),
+    [
+        ("python", 70, "rank 5: no progress for 0.4 s in the batch after step 3"),
+        ("library", 1, "Timeout"),
+        ("none", 0, ""),
+    ],
+)
+def test_a_hang_ends_with_the_stacks_and_work_does_not(where, code, words):
+    done = python(HANG, where)
+    assert done.returncode == code and words in done.stderr, done.stderr
+    assert ('File "<string>", line 7 in work' in done.stderr) == (where != "none")
+
+
+WORKER = """
+import os, signal, sys, time
+from aim_lightning.utils.workers import outlive_signals
+ready = os.pipe()
+child = os.fork()
+if child == 0:
+    outlive_signals()
+    os.write(ready[1], b"x")
+    time.sleep(30)
+    os._exit(9)
+os.read(ready[0], 1)
+other = os.fork()
+if other == 0:  # as slurmstepd: not the parent
+    os.kill(child, signal.SIGTERM); os.kill(child, signal.SIGUSR1)
+    os._exit(0)
+os.waitpid(other, 0)
+time.sleep(0.3)
+assert os.waitpid(child, os.WNOHANG) == (0, 0), "the worker did not outlive"
+os.kill(child, signal.SIGTERM)
+deadline = time.monotonic() + 10
+while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline: time.sleep(0.01)
+assert done[0] == child and os.waitstatus_to_exitcode(done[1]) == 0, done
+"""
+
+
+def test_a_loader_process_obeys_its_parent_alone():
+    start = time.monotonic()
+    done = python(WORKER)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 20

@@ -1,0 +1,151 @@
+"""Does a job come back: the decision, scontrol's words, the limit on starts."""
+
+import pytest
+
+from aim_lightning.cluster import outcome, records, requeue, restarts, signals, timings
+from aim_lightning.cluster.job import Facts, Job, NoCommand, SlurmError, parse_jobs, show
+from aim_lightning.cluster.requeue import act, cause_of, judge
+from aim_lightning.utils.errors import UserError
+
+# What SLURM 22.05 printed, shortened.
+RUNNING = """JobId=12 JobName=tiny/a
+   UserId=root(0) GroupId=root(0) MCS_label=N/A
+   JobState=RUNNING Reason=None Dependency=(null)
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+   RunTime=00:00:22 TimeLimit=00:30:00 TimeMin=N/A
+   PreemptEligibleTime=2026-11-24T13:26:40 PreemptTime=None
+   NodeList=n[1-2]
+"""
+ARRAY = """JobId=9 ArrayJobId=9 ArrayTaskId=4 JobName=x
+   JobState=PENDING Reason=Priority Dependency=(null)
+   Requeue=1 Restarts=0 NodeList=(null)
+
+JobId=10 ArrayJobId=9 ArrayTaskId=3 JobName=x
+   JobState=COMPLETING Reason=TimeLimit Dependency=(null)
+   Requeue=0 Restarts=2 PreemptTime=2026-11-24T13:27:16
+"""
+
+
+def test_reading_scontrol():
+    (job,) = parse_jobs(RUNNING)
+    assert job == Facts("12", "RUNNING", "None", 0, False, True, "n[1-2]", "00:00:22", "00:30:00")
+    last, first = parse_jobs(ARRAY)
+    assert (last.id, last.state, last.nodes) == ("9_4", "PENDING", "")
+    assert (first.id, first.reason, first.restarts, first.preempted, first.may_requeue) == (
+        "9_3",
+        "TimeLimit",
+        2,
+        True,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "facts", "action"),
+    [
+        ("warning", {"state": "RUNNING"}, "requeue"),
+        ("sigterm", {"state": "RUNNING"}, "stay"),
+        ("sigterm", {"state": "RUNNING", "preempted": True}, "requeue"),
+        ("sigterm", {"state": "COMPLETING", "reason": "TimeLimit"}, "requeue"),
+        ("sigterm", {"state": "COMPLETING", "restarts": 1}, "already"),
+        ("warning", {"state": "PENDING"}, "already"),
+        ("warning", {"state": "COMPLETING"}, "stay"),  # scancel came after the warning
+        ("warning", {"state": "CANCELLED"}, "stay"),
+        ("warning", {"state": "RUNNING", "may_requeue": False}, "refused"),
+        ("crash", {"state": "RUNNING"}, "requeue"),
+        ("crash", {"state": "COMPLETING"}, "stay"),
+    ],
+)
+def test_the_decision(cause, facts, action):
+    assert judge(cause, 0, Facts("1", **facts)).action == action
+
+
+def test_a_crash_stays_down_where_that_is_wanted():
+    assert judge("crash", 0, Facts("1", "RUNNING"), requeue_on_crash=False).action == "stay"
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [(0, None), (2, None), (69, None), (130, None), (75, "warning"), (138, "warning"), (143, "sigterm"), (1, "crash"),
+     (70, "crash"), (137, "crash"), (139, "crash")],
+)  # fmt: skip
+def test_exit_codes(code, cause):
+    assert cause_of(code, 1) == cause_of(code, 143) == cause
+    assert cause_of(None, code) == ("crash" if code == 143 else cause)  # srun ends the others when one has crashed
+
+
+class Slurm:
+    """Answers as scontrol would; `faults` come first."""
+
+    def __init__(self, *faults):
+        self.faults, self.asked = list(faults), []
+
+    def __call__(self, *words):
+        self.asked.append(words)
+        if self.faults:
+            raise self.faults.pop(0)
+        return RUNNING
+
+
+def test_a_controller_that_restarts_is_waited_for(monkeypatch):
+    monkeypatch.setattr(requeue, "WAITS", (0.0, 0.0))
+    slurm = Slurm(SlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)"))
+    assert act("warning", Job("12", 0, "n1"), run=slurm).action == "requeue"
+    assert slurm.asked[-1] == ("scontrol", "requeue", "12")
+
+
+def test_a_refusal_is_told_in_slurm_s_words(monkeypatch):
+    monkeypatch.setattr(requeue, "WAITS", (0.0,))
+    verdict = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
+    assert (verdict.action, verdict.why) == ("refused", "Access/permission denied for job 12")
+    assert act("warning", Job("12", 0, "n1"), run=Slurm(NoCommand("no scontrol"))).action == "outside"
+
+
+def test_a_forgotten_job_has_no_facts():
+    assert show("7", Slurm(SlurmError("slurm_load_jobs error: Invalid job id specified"))) == []
+
+
+def test_the_job_of_this_process():
+    assert Job.current({}) is None
+    assert Job.current({"SLURM_JOB_ID": "9"}) == Job("9", 0, "?")
+    env = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "2"}
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURMD_NODENAME": "n1"}
+    assert Job.current(env | step) == Job("9_4", 2, "n1", 8, 2)
+    assert Job.current(env | step | {"SLURM_JOB_NAME": "bash"}).tasks is None
+
+
+def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
+    for expected in (1, 2):
+        assert restarts.register(tmp_path, "12", 40, limit=2)["starts"] == expected
+    with pytest.raises(UserError, match="job 12 has started 2 times at step 40 without reaching a new checkpoint"):
+        restarts.register(tmp_path, "12", 40, limit=2)
+    assert restarts.register(tmp_path, "12", 44, limit=2)["starts"] == 1
+    assert restarts.register(tmp_path, "13", 44, limit=2)["starts"] == 1
+
+
+def test_what_is_written_down_for_the_job_script(tmp_path):
+    job = Job("12", 1, "n1")
+    assert outcome.read(tmp_path, job) is None
+    outcome.write(tmp_path, job, 75)
+    assert outcome.read(tmp_path, job) == 75
+    assert outcome.read(tmp_path, Job("12", 2, "n1")) is None  # of the start before
+
+
+def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
+    for run, number in (("a", "9"), ("b", "10")):
+        (tmp_path / run).mkdir()
+        records.add(tmp_path / run, number)
+    records.mark_cancelled(tmp_path / "a", "9")
+    assert records.jobs(tmp_path / "a") == ["9"]
+    assert records.is_cancelled(tmp_path, "9_3") and not records.is_cancelled(tmp_path, "10")
+
+
+def test_timings_keep_the_longest(tmp_path):
+    timings.record(tmp_path, checkpoint_seconds=2.0, start_seconds=9.0, stopped_at=100.0)
+    known = timings.record(tmp_path, checkpoint_seconds=1.0, start_seconds=3.0)
+    assert (known["checkpoint_seconds"], known["start_seconds"]) == (2.0, 3.0)
+    assert timings.since_stop(known, 115.0) == 15.0 and timings.since_stop({"stopped_at": 0}) is None
+
+
+def test_a_stop_says_what_happened():
+    assert str(signals.Stopped(signals.USR1, 7)) == "stopped by SIGUSR1 at step 7"

@@ -1,0 +1,143 @@
+"""ImageNet's archives in the form in which they are distributed, in miniature."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import ImageNet, imagenet
+
+from aim_lightning.data.images.decode import UnreadablePicture
+from aim_lightning.data.images.imagenet import DEVKIT, ImageNetArchive
+from aim_lightning.data.images.sources import FolderSource, open_source
+from aim_lightning.utils.errors import UserError
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+# In the devkit's own order, which is not that of the WordNet ids; the last one is no leaf.
+SYNSETS = [
+    (1, "n02119789", "kit fox, Vulpes macrotis", 0),
+    (2, "n01440764", "tench, Tinca tinca", 0),
+    (3, "n03126707", "crane", 0),
+    (4, "n02012849", "crane", 0),
+    (5, "n00001740", "entity", 4),
+]
+LEAVES = sorted(wnid for _, wnid, _, children in SYNSETS if not children)
+VAL_IDS = [3, 1, 2, 4, 1, 2]  # ILSVRC2012 id of each validation picture
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def class_tar(wnid: str) -> bytes:
+    return tar_of({f"{wnid}_{i}.JPEG": jpeg(int(wnid[1:]) + i) for i in (10, 2)})
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """All three archives; torchvision is told their checksums."""
+    meta, columns = io.BytesIO(), ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+    kinds = [(name, "O") for name in columns]
+    rows = [(number, wnid, words, "-", children) for number, wnid, words, children in SYNSETS]
+    savemat(meta, {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)})
+    place = "ILSVRC2012_devkit_t12/data"
+    truth = "".join(f"{number}\n" for number in VAL_IDS).encode()
+    kit = {f"{place}/meta.mat": meta.getvalue(), f"{place}/ILSVRC2012_validation_ground_truth.txt": truth}
+    archives = {
+        DEVKIT: tar_of(kit, "w:gz"),
+        TRAIN: tar_of({f"{wnid}.tar": class_tar(wnid) for wnid in LEAVES}),
+        VAL: tar_of({f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in (4, 0, 1, 2, 5, 3)}),
+    }
+    for name, content in archives.items():
+        (tmp_path / name).write_bytes(content)
+    known = zip(("devkit", "train", "val"), archives.items(), strict=True)
+    sums = {kind: (name, hashlib.md5(content).hexdigest()) for kind, (name, content) in known}
+    monkeypatch.setattr(imagenet, "ARCHIVE_META", sums)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("split", "archive"), [("train", TRAIN), ("val", VAL)])
+def test_classes_rows_and_pictures_are_torchvisions(root, split, archive):
+    source = open_source(root / archive)
+    assert isinstance(source, ImageNetArchive) and not (root / imagenet.META_FILE).exists()
+    theirs = ImageNet(root, split)  # unpacks the archives
+    assert source.class_names == [", ".join(names) for names in theirs.classes]
+    assert source.class_names == ["tench, Tinca tinca", "crane", "kit fox, Vulpes macrotis", "crane"]
+    assert source.labels.tolist() == theirs.targets
+    assert [source.key(row) for row in range(len(source))] == [path.split(f"/{split}/")[1] for path, _ in theirs.imgs]
+    tree = FolderSource(root / split)
+    assert [tree.key(row) for row in range(len(tree))] == [source.key(row) for row in range(len(source))]
+    for row in range(len(source)):
+        ours, image = source[row], theirs[row][0]
+        assert np.array_equal(np.asarray(ours.image), np.asarray(image)) and ours.label == theirs[row][1]
+    assert len(source) == {"train": 8, "val": 6}[split]
+
+
+def test_fingerprint_follows_content_not_place(root, tmp_path_factory):
+    before = ImageNetArchive(root / TRAIN).fingerprint
+    moved = root.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
+    assert ImageNetArchive(moved / TRAIN).fingerprint == before != ImageNetArchive(moved / VAL).fingerprint
+
+
+def refuses(match, path):
+    with pytest.raises(UserError, match=match) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_incomplete_or_foreign_archives_are_named(root):
+    full = {f"{wnid}.tar": class_tar(wnid) for wnid in LEAVES}
+    (root / TRAIN).write_bytes(tar_of(dict(list(full.items())[1:])))
+    refuses("img_train.tar lacks n01440764 .3 classes of 4", root / TRAIN)
+    (root / TRAIN).write_bytes(tar_of({**full, "n99999999.tar": class_tar("n99999999")}))
+    refuses("a class unknown to the devkit, n99999999", root / TRAIN)
+    (root / TRAIN).write_bytes(tar_of({**full, "n01440764.tar": class_tar("n03126707")}))
+    refuses("n01440764.tar holds n03126707_10.JPEG", root / TRAIN)
+    whole = tar_of(full)
+    (root / TRAIN).write_bytes(whole[: len(whole) // 2])
+    refuses("img_train.tar.* is truncated or damaged", root / TRAIN)
+    pictures = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
+    (root / VAL).write_bytes(tar_of(dict(list(pictures.items())[:5])))
+    refuses("holds 5 pictures, the devkit lists 6", root / VAL)
+    (root / VAL).write_bytes(tar_of({**pictures, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
+    refuses("ILSVRC2012_val_00000007.JPEG, which is none of its 6", root / VAL)
+    (root / VAL).write_bytes(tar_of({"cat.jpg": jpeg(0)}))
+    refuses("begins with 'cat.jpg': it is neither", root / VAL)
+
+
+def test_devkit_missing_or_changed(root):
+    (root / DEVKIT).write_bytes((root / DEVKIT).read_bytes() + b"x")
+    refuses("devkit_t12.tar.gz is not ImageNet's development kit .its MD5 differs", root / VAL)
+    (root / DEVKIT).unlink()
+    refuses("devkit_t12.tar.gz does not exist", root / VAL)
+
+
+def test_the_folder_of_the_archives_is_no_picture_set(root):
+    refuses("holds archives of ImageNet; name one of them itself: .*img_train.tar", root)
+
+
+def test_a_damaged_picture_is_named(root):
+    content = (root / VAL).read_bytes()
+    with tarfile.open(root / VAL) as tar:
+        member = tar.getmember("ILSVRC2012_val_00000002.JPEG")
+    (root / VAL).write_bytes(content[: member.offset_data] + bytes(200) + content[member.offset_data + 200 :])
+    source = ImageNetArchive(root / VAL)
+    row = [source.key(r) for r in range(6)].index("n02119789/ILSVRC2012_val_00000002.JPEG")
+    with pytest.raises(UnreadablePicture, match=r"img_val.tar, key n02119789/ILSVRC2012_val_00000002.JPEG is not a"):
+        source[row]

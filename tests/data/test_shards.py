@@ -1,0 +1,339 @@
+"""`aim-lightning shards`: faults found and named, previews, merging."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, TINY_VQ, write_tokens
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from aim_lightning.cli import main as cli
+from aim_lightning.data.images.shards import write_image_shards
+from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.merge import merge_folders
+from aim_lightning.data.tokens.preview import preview
+from aim_lightning.data.tokens.records import read_records
+from aim_lightning.data.tokens.verify import verify_folder
+from aim_lightning.models import VQModel
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards of 1,300 and 40 rows: the first has two records."""
+    write_tokens(tmp_path / "train", [1300, 40], views=2)
+    return tmp_path / "train"
+
+
+def members_of(path):
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar}
+
+
+def write_members(path, members):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def change(path, name, edit, reseal=False):
+    """Rewrite one array of a shard; `reseal` = as if it had been written so: no checksums that disagree."""
+    members = members_of(path)
+    array = np.load(io.BytesIO(members[name]))
+    array = edit(array)
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    members[name] = buffer.getvalue()
+    if reseal:
+        members = {n: content for n, content in members.items() if not n.endswith("sha256")}
+    write_members(path, members)
+    if reseal:
+        values = json.loads((path.parent / "manifest.json").read_text())
+        next(s for s in values["shards"] if s["name"] == path.name)["sha256"] = sha256_file(path)
+        (path.parent / "manifest.json").write_text(json.dumps(values))
+
+
+def texts(folder, tokenizer_hash=None):
+    return [str(fault) for fault in verify_folder(folder, tokenizer_hash)]
+
+
+def test_a_whole_folder_has_no_fault(folder):
+    seen = []
+    assert verify_folder(folder, "none", seen.append) == [] and sum(seen) == 1340
+
+
+def test_truncated_tar(folder):
+    path = folder / "tokens-000000.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - 15000])
+    found = texts(folder)
+    assert any("tokens-000000.tar: truncated or damaged after record tokens-000000-0000" in text for text in found)
+    assert any("tokens-000000.tar: 1000 rows can be read, the manifest says 1300" in text for text in found)
+    assert any("tokens-000000.tar: its sha256 is not the manifest's" in text for text in found)
+    assert all("tokens-000000.tar" in text for text in found)
+
+
+def test_flipped_byte_names_the_record(folder):
+    path = folder / "tokens-000000.tar"
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        place = tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200
+    content[place] ^= 1  # still a code of the codebook
+    path.write_bytes(content)
+    found = texts(folder)
+    assert found[0] == (
+        "tokens-000000.tar, record tokens-000000-0001: its checksum differs: bytes were changed after it was written"
+    )
+    assert len(found) == 2 and "its sha256 is not the manifest's" in found[1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_found_and_its_shard_named(tmp_path_factory, where, bit):
+    folder = tmp_path_factory.mktemp("tokens")
+    write_tokens(folder, [9, 12])
+    path = folder / "tokens-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    found = verify_folder(folder)
+    assert found and {fault.shard for fault in found} <= {path.name, "manifest.json"}
+    assert any(fault.shard == path.name for fault in found)
+
+
+def test_missing_shard(folder):
+    (folder / "tokens-000001.tar").unlink()
+    assert texts(folder) == ["tokens-000001.tar: missing"]
+
+
+@pytest.mark.parametrize("label", [TINY.num_classes, -1])
+def test_label_out_of_range(folder, label):
+    def edit(labels):
+        labels[[3, 5]] = label
+        return labels
+
+    change(folder / "tokens-000001.tar", "tokens-000001-0000.labels.npy", edit, reseal=True)
+    assert texts(folder) == [
+        f"tokens-000001.tar, record tokens-000001-0000: row 3: label {label} is out of range, the manifest names 3 "
+        "classes (2 such labels)"
+    ]
+
+
+def test_code_out_of_range_wrong_views_and_wrong_types(folder):
+    path, name = folder / "tokens-000001.tar", "tokens-000001-0000.codes.npy"
+
+    def edit(codes):
+        codes[7, 1, 2] = 16
+        return codes
+
+    change(path, name, edit, reseal=True)
+    assert "row 7, view 1: code 16 is out of range, the codebook has 16 (1 such codes)" in texts(folder)[0]
+    change(path, name, lambda codes: codes[:, :1], reseal=True)
+    assert "codes are uint16 (40, 1, 4), expected uint16 (40, 2, 4) (rows, views, codes a picture)" in texts(folder)[0]
+    change(path, name, lambda codes: codes.astype(np.int32), reseal=True)
+    assert "codes are int32" in texts(folder)[0]
+
+
+def test_foreign_tar_in_place_of_a_shard_and_beside_them(folder, tmp_path):
+    pictures = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(pictures, "PNG")
+    write_image_shards([(pictures.getvalue(), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
+    (tmp_path / "x" / "images-000000.tar").rename(folder / "tokens-000001.tar")
+    write_members(folder / "other.tar", {"a.txt": b"x"})
+    found = texts(folder)
+    assert "other.tar: foreign: the manifest does not list it" in found
+    assert any("tokens-000001.tar, record p0: lacks codes.npy" in t and "(5 such records)" in t for t in found)
+    (folder / "tokens-000000.tar").write_bytes(b"no tar at all" * 100)
+    assert any(text.startswith("tokens-000000.tar: truncated or damaged") for text in texts(folder))
+
+
+def test_absent_class_wrong_tokenizer_and_a_picture_twice(folder):
+    for name, rows in (("tokens-000000.tar", (0, 1)), ("tokens-000001.tar", (0,))):
+        for record in rows:
+            key = f"{name[:-4]}-{record:04d}.labels.npy"
+            change(folder / name, key, lambda labels: np.minimum(labels, 1), reseal=True)
+    members = members_of(folder / "tokens-000001.tar")
+    keys = json.loads(members["tokens-000001-0000.keys.json"])
+    assert keys[0] == "row1300"
+    keys[0], keys[1] = "row7", keys[2]
+    members["tokens-000001-0000.keys.json"] = json.dumps(keys).encode()
+    write_members(folder / "tokens-000001.tar", members)
+    found = texts(folder, "f" * 64)
+    assert any("another tokenizer wrote the codes: its weights hash is none" in text for text in found)
+    assert "manifest.json: class 2 (class2) has no picture in any shard" in found
+    assert "tokens-000001.tar: picture row7 comes twice (also in tokens-000000.tar)" in found
+    assert "tokens-000001.tar: picture row1302 comes twice (also in tokens-000001.tar)" in found
+
+
+def test_folders_of_the_first_version_are_still_read(folder):
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    for name in ("encoding", "skipped", "merged"):
+        del values[name]
+    path.write_text(json.dumps(values))
+    for shard in values["shards"]:  # without checksums of records
+        tar = folder / shard["name"]
+        write_members(tar, {n: c for n, c in members_of(tar).items() if not n.endswith("sha256")})
+        shard["sha256"] = sha256_file(tar)
+    path.write_text(json.dumps(values))
+    assert texts(folder) == [] and TokenManifest.load(folder).skipped == []
+
+
+# --- preview
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.manual_seed(0)
+    return VQModel(TINY_VQ).eval()
+
+
+def write_vq_tokens(folder, tokenizer, rows, **options):
+    config = type("Sizes", (), {"num_tokens": 64, "vocab_size": 16, "num_classes": 3})
+    return write_tokens(folder, rows, config=config, tokenizer_hash=tokenizer.weights_hash, **options)
+
+
+def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path):
+    from aim_lightning.utils.pixels import to_uint8
+
+    manifest = write_vq_tokens(tmp_path, tokenizer, [5, 7], views=2)
+    shown = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows: their order is that of the shards
+    parts = [next(read_records(str(tmp_path / shard.name), manifest)) for shard in manifest.shards]
+    codes, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    views = [int(caption.split(":")[0]) for caption in shown.captions]
+    assert shown.captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
+    assert set(views) == {0, 1}
+    expected = tokenizer.decode(torch.from_numpy(codes[np.arange(12), views].astype(np.int64)))
+    assert (to_uint8(expected).int() - shown.images_BCHW.int()).abs().max() <= 1
+    few = preview(tmp_path, tokenizer, 4, 1, torch.device("cpu"))
+    assert len(few.captions) == 4 and few.images_BCHW.shape == (4, 3, 16, 16)
+
+
+def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):
+    write_tokens(tmp_path, [5])
+    with pytest.raises(UserError, match="written by another tokenizer"):
+        preview(tmp_path, tokenizer, 4, 0, torch.device("cpu"))
+
+
+# --- merge
+
+
+def rows_of(folder):
+    manifest = TokenManifest.load(folder)
+    parts = [r for s in manifest.shards for r in read_records(str(folder / s.name), manifest)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+@pytest.fixture
+def parts(tmp_path):
+    for name, shards, seed in (("a", [13, 5], 0), ("b", [8], 1), ("c", [4], 2)):
+        manifest = write_tokens(tmp_path / name, shards, seed=seed)
+        values = json.loads((tmp_path / name / "manifest.json").read_text())
+        values |= {"source": f"pictures of {name}", "skipped": [{"key": f"{name}.png", "reason": "broken"}]}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(values))
+        assert manifest.rows == sum(shards)
+    return [tmp_path / name for name in "abc"]
+
+
+def test_merge_keeps_every_row_in_order_and_where_it_came_from(parts, tmp_path):
+    merged = merge_folders(parts[:2], tmp_path / "ab")
+    assert merged == TokenManifest.load(tmp_path / "ab") and merged.rows == 26
+    for column, expected in zip(rows_of(tmp_path / "ab"), zip(*map(rows_of, parts[:2]), strict=True), strict=True):
+        assert (column == np.concatenate(expected)).all()
+    assert [(s.fingerprint, s.shards) for s in merged.sources] == [("pictures of a", 2), ("pictures of b", 1)]
+    assert [item.key for item in merged.skipped] == ["a.png", "b.png"]
+    assert texts(tmp_path / "ab") == []  # both have a row0: names repeat between sources, not within one
+    again = merge_folders([tmp_path / "ab", parts[2]], tmp_path / "abc")
+    assert [source.shards for source in again.sources] == [2, 1, 1] and texts(tmp_path / "abc") == []
+
+
+def test_merge_is_continued_after_an_interruption(parts, tmp_path, monkeypatch):
+    calls = []
+
+    def stop(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sha256_file(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("aim_lightning.data.tokens.merge.sha256_file", stop)
+        merge_folders(parts, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    merge_folders(parts, tmp_path / "out")
+    assert texts(tmp_path / "out") == []
+
+
+def test_merge_refuses_what_does_not_belong_together(parts, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="hold the same pictures"):
+        merge_folders([parts[0], parts[1], parts[0]], out)
+    with pytest.raises(UserError, match="two or more folders"):
+        merge_folders(parts[:1], out)
+    with pytest.raises(UserError, match="one of the folders to merge"):
+        merge_folders(parts, parts[0])
+    write_tokens(tmp_path / "other", [5], tokenizer_hash="another", views=2)
+    with pytest.raises(UserError, match="other has another tokenizer_hash, views than"):
+        merge_folders([parts[0], tmp_path / "other"], out)
+    assert not out.exists()
+    path = parts[1] / "tokens-000000.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is not the shard that its manifest describes"):
+        merge_folders(parts, out)
+    assert not (out / "manifest.json").exists()
+    path.unlink()
+    with pytest.raises(UserError, match=r"b/tokens-000000.tar is missing"):
+        merge_folders(parts, out)
+
+
+# --- the command
+
+
+def shards(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main(["shards", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_info_verify_and_merge_of_sets(tmp_path, capsys):
+    for name, seed in (("a", 0), ("b", 5)):
+        for split, rows in (("train", [30, 9]), ("val", [12])):
+            write_tokens(tmp_path / name / split, rows, seed=seed)
+            path = tmp_path / name / split / "manifest.json"
+            path.write_text(path.read_text().replace("simulated", f"{name}{split}"))
+    code, out, _ = shards(capsys, "info", tmp_path / "a")
+    assert code == 0 and "39 in 2 shards" in out and "2 x 2 of 16" in out and "3: class0, class1, class2" in out
+    code, out, _ = shards(capsys, "verify", tmp_path / "a")
+    assert code == 0 and "39 rows, no faults" in out and "12 rows, no faults" in out
+    code, out, _ = shards(capsys, "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "ab")
+    assert code == 0 and "78 rows in 4 shards" in out and "24 rows in 2 shards" in out
+    (tmp_path / "ab" / "train" / "tokens-000003.tar").unlink()
+    write_tokens(tmp_path / "ab" / "val", [12], tokenizer_hash="another")
+    (tmp_path / "ab" / "val" / "tokens-000001.tar").unlink()
+    code, out, _ = shards(capsys, "verify", tmp_path / "ab")
+    assert code == 1 and "ab/train/tokens-000003.tar: missing" in out and "78 rows, 1 fault\n" in out
+    assert "val/manifest.json: another tokenizer_hash" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["verify", "nowhere"], "nowhere is no folder"),
+        (["verify", "."], "no finished folder of token shards"),
+        (["merge", "."], "required: --out"),
+        (["preview", "."], "required: --tokenizer"),
+        (["preview", ".", ".", "--tokenizer", "t", "--out", "x.png"], "several folders"),
+        (["fly", "."], "shards has no action 'fly'"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, word):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = shards(capsys, *arguments)
+    assert code == 2 and out == "" and err.count("\n") == 1 and word in err

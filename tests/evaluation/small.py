@@ -1,0 +1,89 @@
+"""A generator that draws 4x4 pictures in no time, as a run and in the published layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, TINY_VQ
+
+from aim_lightning.models import AiM, VQModel
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.runs.checkpoint import write_checkpoint
+
+CONFIG = """
+experiment: small
+runs_root: {root}/runs
+tokenizer: {root}/published
+model:
+  class_path: aim_lightning.modules.aim.AiMModule
+  init_args:
+    network: {{d_model: 32, n_layer: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, adaln: group, num_groups: 2,
+      d_state: 8, headdim: 16}}
+    optimizer: {{learning_rate: 0.1}}
+    global_batch_size: ${{data.init_args.global_batch_size}}
+data:
+  class_path: aim_lightning.data.tokens.datamodule.TokenDataModule
+  init_args: {{path: {root}/tokens, global_batch_size: 8}}
+pictures: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
+features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features, init_args: {{size: 32}}}}
+sampling: {{cfg_scale: 1.5, batch_size: 16}}
+trainer: {{accelerator: cpu, devices: 1}}
+"""
+
+
+def networks(seed: int = 0) -> AiMPipeline:
+    """Random weights that draw something."""
+    torch.manual_seed(seed)
+    aim = AiM(TINY)
+    for parameter in aim.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    vq = VQModel(TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4}))
+    for parameter in vq.decoder.parameters():
+        parameter.data *= 1.5
+    return AiMPipeline(aim, vq)
+
+
+def write_small(root: Path, seed: int = 0) -> Path:
+    """root/small.yaml, root/published and the run root/runs/small/main with its checkpoint of step 7."""
+    pipeline = networks(seed)
+    pipeline.save_pretrained(root / "published")
+    path = root / "small.yaml"
+    path.write_text(CONFIG.format(root=root))
+    write_step(root, pipeline.aim, 7)
+    return path
+
+
+def write_step(root: Path, aim: AiM, step: int, run: str = "main") -> Path:
+    """One more checkpoint of the run, as training writes it."""
+    from aim_lightning.cli.main import DEFAULTS
+    from aim_lightning.config import compose
+
+    values = compose([DEFAULTS, root / "small.yaml"], [("run", run)]).values
+    content = {
+        "network": aim.state_dict(),
+        "ema": {"steps": step, "network": aim.state_dict()},
+        "optimizers": [],
+        "schedulers": [],
+        "cursor": {"epoch": 0, "batch": 0},
+        "random_state": [],
+        "configuration": values,
+        "class_names": ["red", "green", "blue"],
+        "tokenizer_hash": None,
+        "trainer": {"global_step": step, "weight_groups": ["network"], "callbacks": {}, "loops": {}},
+    }
+    path = root / "runs" / "small" / run / "checkpoints" / f"step={step:08d}.ckpt"
+    write_checkpoint(content, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """Where the small run lies; tests import it beside `config`."""
+    return tmp_path_factory.mktemp("small")
+
+
+@pytest.fixture(scope="session")
+def config(place):
+    """Its experiment's file."""
+    return write_small(place)

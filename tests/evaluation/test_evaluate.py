@@ -1,0 +1,305 @@
+"""`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of pictures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from evaluation.small import config, networks, place  # noqa: F401
+from PIL import Image
+
+from aim_lightning.cli.main import main
+from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
+from aim_lightning.evaluation.sets import FolderPictures, NpzPictures, open_pictures
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
+
+
+def evaluate(config, *options):
+    return [str(word) for word in ("evaluate", "--config", config, "--cache", config.parent / "cache", *options)]
+
+
+@pytest.fixture(scope="module")
+def scored(place, config):
+    """A finished evaluation of 100 pictures: its folder and record."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert main(evaluate(config, "--num", 100)) == 0
+    (folder,) = (place / "runs" / "small" / "main" / "evaluations").iterdir()
+    return folder, json.loads((folder / "scores.json").read_text())
+
+
+def test_files_and_record(scored, place):
+    folder, record = scored
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
+    assert folder.name.startswith("step=00000007-ema-100-cfg1.5-seed0-")
+    names = {"fd_effnet_lite0_100", "kd_effnet_lite0_100", "precision_effnet_lite0_100", "recall_effnet_lite0_100"}
+    assert set(record["metrics"]) == names | {"class_agreement_100"}
+    assert all(np.isfinite(value) for value in record["metrics"].values())
+    protocol = record["protocol"]
+    assert protocol["sampling"]["cfg_scale"] == 1.5 and protocol["labels"] == {"classes": 3, "balanced": True}
+    assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["sha256"]) == 64
+    assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
+    assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
+    assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100
+    assert str(place) not in json.dumps(record), "a path of this machine"
+    results = json.loads((folder.parents[1] / "results.json").read_text())
+    assert results["metrics"] == record["metrics"]
+
+
+def test_the_archive_is_what_adm_reads(scored):
+    folder, _ = scored
+    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+        images, labels = file["arr_0"], file["arr_1"]
+        np.testing.assert_array_equal(file["labels"], labels)
+    assert images.shape == (100, 4, 4, 3) and images.dtype == np.uint8
+    assert labels.tolist() == [k % 3 for k in range(100)] and images.std() > 5
+    alone = networks().generate([labels[37]], indices=[37], cfg_scale=1.5)
+    assert np.abs(alone[0].permute(1, 2, 0).numpy().astype(int) - images[37]).max() <= 1
+    with Image.open(folder / "preview.png") as preview:
+        assert preview.size[0] > 8 * 64
+
+
+def test_a_second_call_draws_nothing(scored, config, monkeypatch, capsys):
+    folder, _ = scored
+    monkeypatch.chdir(ROOT)
+    before = (folder / "scores.json").stat().st_mtime_ns
+    assert main(evaluate(config, "--num", 100)) == 0
+    assert "scored already" in capsys.readouterr().out
+    assert (folder / "scores.json").stat().st_mtime_ns == before
+
+
+def test_given_pictures_get_the_same_scores(scored, config, place, monkeypatch):
+    """The archive, and the same pictures as a folder of PNGs, through the same code."""
+    folder, record = scored
+    monkeypatch.chdir(ROOT)
+    loose = place / "loose"
+    with np.load(folder / "samples.npz") as file:
+        for i, image in enumerate(file["arr_0"]):
+            (loose / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(loose / f"{i % 2}" / f"{i:03d}.png")
+    for source, names in ((folder / "samples.npz", 5), (loose, 4)):  # a folder has no labels, so no agreement
+        out = place / f"given-{source.name}"
+        assert main(evaluate(config, "--samples", source, "--out", out)) == 0
+        given = json.loads((out / "scores.json").read_text())
+        assert len(given["metrics"]) == names and given["model"]["kind"] in ("npz", "folder")
+        for name, value in given["metrics"].items():
+            assert value == pytest.approx(record["metrics"][name], rel=1e-6), name
+
+
+def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys):
+    folder, _ = scored
+    monkeypatch.chdir(ROOT)
+    archive = folder / "samples.npz"
+    words = ("--samples", archive, "--reference", archive, "--out", place / "bare", "--cache", place / "cache")
+    features = ROOT / "configs/features/effnet_lite0.yaml"
+    command = ["evaluate", "--config", features, *words, "--features.size", "32", "--trainer.accelerator", "cpu"]
+    assert main([str(word) for word in command]) == 0
+    metrics = plain_metrics(read_record(place / "bare" / "scores.json"))
+    assert metrics["fd_effnet_lite0"] == pytest.approx(0, abs=1e-3) and metrics["precision_effnet_lite0"] == 1
+    assert main([str(word) for word in ["evaluate", *words, "--trainer.accelerator", "cpu"]]) == 2
+    assert "inception" in capsys.readouterr().err.lower()  # no weights file here: one line
+
+
+def test_published_weights_and_seeds(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(evaluate(config, "--weights", place / "published", "--num", "40", "--seeds", "3")) == 0
+    root = place / "runs" / "published" / "published" / "evaluations"
+    (summary,) = root.glob("*3seeds.json")
+    record = read_record(summary)
+    assert record["seeds"] == [0, 1, 2] and record["model"]["kind"] == "published"
+    records = [read_record(path) for path in root.glob("*/scores.json")]
+    values = [one["metrics"]["fd_effnet_lite0_40"] for one in records]
+    assert len(set(values)) == 3
+    assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(np.mean(values))
+    assert record["std"]["fd_effnet_lite0_40"] == pytest.approx(np.std(values, ddof=1))
+    assert "±" in capsys.readouterr().out
+
+
+PLAN = SamplePlan(balanced_labels(50, range(3)), 8)
+SAMPLING = SamplingOptions(cfg_scale=2.0, seed=3)
+
+
+class Share(Ranks):
+    """One process of several, one after the other."""
+
+    def __init__(self, rank, world_size):
+        self.rank, self.world_size = rank, world_size
+
+    def from_first(self, value):
+        return list(range(7))
+
+    def all(self, value):
+        return [value]
+
+
+def test_one_two_or_eight_processes_draw_the_same_set(tmp_path):
+    pipeline, sets = networks(), {}
+    for world in (1, 2, 8):
+        folder = BlockFolder(tmp_path / str(world), PLAN)
+        for rank in reversed(range(world)):
+            draw_missing(pipeline, folder, SAMPLING, Share(rank, world))
+        assert folder.missing() == []
+        sets[world] = np.concatenate([folder.read(block) for block in range(7)])
+    assert len(sets[1]) == 50
+    np.testing.assert_array_equal(sets[1], sets[2])
+    np.testing.assert_array_equal(sets[1], sets[8])
+
+
+def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
+    folder, pipeline = BlockFolder(tmp_path, PLAN), networks()
+    assert draw_missing(pipeline, folder, SAMPLING, Ranks())["images"] == 50
+    whole = [folder.read(block).copy() for block in range(7)]
+    folder.file(2).unlink()
+    folder.file(4).write_bytes(folder.file(4).read_bytes()[:-5])
+    folder.file(6).write_bytes(b"")
+    kept = folder.file(0).stat().st_mtime_ns
+    assert folder.missing() == [2, 4, 6]
+    assert draw_missing(pipeline, folder, SAMPLING, Ranks())["images"] == 8 + 8 + 2
+    for block in range(7):
+        np.testing.assert_array_equal(folder.read(block), whole[block])
+    assert folder.file(0).stat().st_mtime_ns == kept
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_continued_by_two_processes(scored, config, place):
+    """kill -9 while blocks appear; two real processes continue; the archive is byte for byte the undisturbed one."""
+    copy = place / "runs" / "small" / "killed"
+    shutil.copytree(place / "runs" / "small" / "main" / "checkpoints", copy / "checkpoints")
+    command = [sys.executable, "-m", "aim_lightning", *evaluate(config, "--num", 100, "--run", "killed")]
+    command += ["--sampling.batch_size", "16", "--checkpoint", str(copy / "checkpoints" / "step=00000007.ckpt")]
+    slow = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(copy.glob("evaluations/*/blocks/block-*.npy")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = sorted(path.name for path in copy.glob("evaluations/*/blocks/*"))
+    done = subprocess.run(
+        [*command, "--trainer.devices", "2"], cwd=ROOT, env=slow, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (copy / "evaluations").iterdir()
+    record = read_record(folder / "scores.json")
+    assert record["performance"]["processes"] == 2 or not left
+    assert (folder / "samples.npz").read_bytes() == (scored[0] / "samples.npz").read_bytes()
+    for name, value in record["metrics"].items():
+        assert value == pytest.approx(scored[1]["metrics"][name], rel=1e-6), name
+
+
+def test_labels():
+    assert balanced_labels(7, [4, 2]).tolist() == [4, 2, 4, 2, 4, 2, 4]
+    counts = balanced_labels(50_000, range(1000)).bincount()
+    assert (counts == 50).all()
+    with pytest.raises(UserError, match="--num is 0"):
+        balanced_labels(0, range(3))
+
+
+def test_given_labels(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("0\n2\n1\n")
+    assert read_labels(path, 3).tolist() == [0, 2, 1]
+    for text, words in (("0\n3\n", "entry 2 is '3'; expected 0 to 2"), ("a", "'a'"), ("", "empty")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_labels(path, 3)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_labels(tmp_path / "none", 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((3, 4, 4, 3), np.float32), "float32; pictures must be uint8"),
+        (np.zeros((3, 4, 4), np.uint8), "expected"),
+        (np.zeros((3, 3, 4, 4), np.uint8), "expected"),
+    ],
+)
+def test_archives_of_something_else_are_refused(tmp_path, array, words):
+    np.savez(tmp_path / "x.npz", arr_0=array)
+    with pytest.raises(UserError, match=words):
+        NpzPictures(tmp_path / "x.npz")
+
+
+def test_archives_with_odd_labels_or_without_pictures(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8), arr_1=np.zeros(2))
+    with pytest.raises(UserError, match="one class number a picture"):
+        NpzPictures(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", mu=np.zeros(3))
+    with pytest.raises(UserError, match="holds no arr_0, only mu"):
+        NpzPictures(tmp_path / "y.npz")
+    with pytest.raises(UserError, match="does not exist"):
+        open_pictures(tmp_path / "nowhere")
+
+
+def test_folders_of_pictures(tmp_path):
+    with pytest.raises(UserError, match="no pictures"):
+        FolderPictures(tmp_path)
+    for i, size in enumerate(((5, 4), (5, 4), (6, 4))):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
+    pictures = FolderPictures(tmp_path)
+    (batch,) = pictures.batches([range(0, 2)])
+    assert batch[0].shape == (2, 3, 4, 5) and batch[1] is None
+    with pytest.raises(UserError, match=r"2\.png is 6x4 pixels, 0\.png 5x4"):
+        list(pictures.batches([range(0, 3)]))
+    (tmp_path / "2.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        list(pictures.batches([range(2, 3)]))
+    first = pictures.source()["sha256"]
+    Image.new("RGB", (5, 4), (9, 0, 0)).save(tmp_path / "0.png")
+    assert FolderPictures(tmp_path).source()["sha256"] != first
+
+
+def test_many_pictures_by_loader_processes(tmp_path):
+    for i in range(300):
+        Image.new("RGB", (4, 4), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03d}.png")
+    pictures = FolderPictures(tmp_path)
+    batches = list(pictures.batches([range(0, 128), range(128, 300)]))
+    images = torch.cat([images for images, _, _ in batches])
+    assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--run", "nowhere"], "no checkpoint"),
+        (["--num", "0"], "--num is 0"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--feature_batch", "0"], "--feature_batch is 0"),
+        (["--classes", "purple"], "there is no class 'purple'"),
+        (["--classes", "red", "--labels", "x"], "exclude each other"),
+        (["--reference", "nowhere"], "nowhere does not exist"),
+        (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
+        (["--record", "a/b"], "--record is 'a/b'"),
+        (["--weights", "no/where/at/all"], "does not exist"),
+        (["--pictures.image_size", "8", "--pictures.resize", "8"], "4x4 pixels, those of the reference 8x8"),
+        (["--trainer.devices", "0"], "trainer:"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(config, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(ROOT)
+    before = sorted((config.parent / "runs").rglob("*"))
+    assert main(evaluate(config, *options, "--num" if "--num" not in options else "--sampling.seed", "5")) in (2,)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+    assert sorted((config.parent / "runs").rglob("*")) == before
+
+
+def test_over_seeds():
+    records = [{"metrics": {"fid_5k": v}, "protocol": {"sampling": {"seed": s}}} for s, v in enumerate((1.0, 2.0, 3.0))]
+    record = over_seeds(records)
+    assert (record["metrics"], record["std"], record["seeds"]) == ({"fid_5k": 2.0}, {"fid_5k": 1.0}, [0, 1, 2])

@@ -1,0 +1,195 @@
+"""Sweeps, follow, reproduce and the table of results."""
+
+import csv
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+from evaluation.small import config, networks, place, write_step  # noqa: F401
+from hypothesis import given
+from hypothesis import strategies as st
+from integration.tiny import scalars
+from PIL import Image
+
+from aim_lightning.cli.follow import new_checkpoints
+from aim_lightning.cli.main import main
+from aim_lightning.evaluation.evaluate import Evaluation
+from aim_lightning.evaluation.paper import AIM
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import read_record, score_record, write_record
+from aim_lightning.evaluation.sweep import grid_points, label, parse_grid
+from aim_lightning.evaluation.table import read_records, render
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
+GRID = "cfg_scale=1,2 cfg_schedule=constant,linear"
+
+
+def call(command, config, *options):
+    words = [command, "--config", config, "--cache", config.parent / "cache", "--num", 24, *options]
+    return main([str(word) for word in words])
+
+
+def test_grid():
+    grid = parse_grid("cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8] cfg_schedule=interval")
+    assert grid == {"cfg_scale": [1, 1.5], "cfg_interval": [[0, 0.5], [0.2, 0.8]], "cfg_schedule": ["interval"]}
+    points = grid_points(grid, SamplingOptions(seed=4))
+    assert [(p.cfg_scale, p.cfg_interval, p.seed) for p in points[:3]] == [
+        (1, [0, 0.5], 4),
+        (1, [0.2, 0.8], 4),
+        (1.5, [0, 0.5], 4),
+    ]
+    assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
+
+
+@pytest.mark.parametrize("text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3"])
+def test_grids_that_make_no_sense(text):
+    with pytest.raises(UserError, match="--grid"):
+        parse_grid(text)
+
+
+@given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5))
+def test_grid_values_come_back(values):
+    assert parse_grid("cfg_scale=" + ",".join(map(str, values))) == {"cfg_scale": values}
+
+
+def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    runs, drawn = Evaluation._pictures, []
+
+    def stop_at_the_third(self, folder, plan, sampling):
+        drawn.append(sampling)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return runs(self, folder, plan, sampling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "_pictures", stop_at_the_third)
+        assert call("sweep", config, "--grid", GRID, "--name", "test") == 130
+    folder = place / "runs" / "small" / "main" / "sweeps" / "test"
+    assert len(list(csv.DictReader((folder / "results.csv").open()))) == 2
+    drawn.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "_pictures", lambda self, *words: drawn.append(words) or runs(self, *words))
+        assert call("sweep", config, "--grid", GRID, "--name", "test") == 0
+    assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(row["cfg_scale"], row["cfg_schedule"]) for row in rows] == [
+        ("1", "constant"),
+        ("1", "linear"),
+        ("2", "constant"),
+        ("2", "linear"),
+    ]
+    values = [float(row["fd_effnet_lite0_24"]) for row in rows]
+    assert values[0] == values[1] and values[2] != values[3]  # without guidance a schedule changes nothing
+    for name in ("metrics", "precision_recall"):
+        with Image.open(folder / f"{name}.png") as plot:
+            assert plot.size[0] > 300
+    point = folder / "hparams" / "cfg_scale=2,cfg_schedule=linear"
+    assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
+    assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
+    assert not list(place.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
+
+
+def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for step in (5, 10):
+        write_step(place, networks(step).aim, step, "live")
+    run_dir = place / "runs" / "small" / "live"
+    assert call("follow", config, "--run", "live") == 0
+    write_step(place, networks(15).aim, 15, "live")
+    assert call("follow", config, "--run", "live") == 0
+    values = scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]
+    assert [step for step, _ in values] == [5, 10, 15] and len({value for _, value in values}) == 3
+    capsys.readouterr()
+    assert call("follow", config, "--run", "live") == 0
+    assert "step=" not in capsys.readouterr().out
+    assert len(scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]) == 3
+
+
+def test_follow_waits_while_training_holds_its_lease(tmp_path):
+    place = RunDirectory("e", "r", tmp_path)
+    place.checkpoint_folder.mkdir(parents=True)
+    place.lease.write_text("{}")
+
+    def train():
+        for step in (1, 2):
+            time.sleep(0.05)
+            (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+        place.lease.unlink()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert [step for step, _ in new_checkpoints(place, set(), 0.01, 60, Ranks())] == [1, 2]
+    thread.join()
+    place.lease.touch()
+    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]  # patience ends
+
+
+def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
+    """Random weights in the published layout, scored on the stand-in: said to compare with no paper."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("aim_lightning.cli.evaluate.RESULTS", place / "results")
+    published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
+    assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
+    out = capsys.readouterr().out
+    assert "| AiM-B, paper | 3.52 | 250.1 | 0.83 | 0.52 |" in out and "| AiM-B, here | – |" in out
+    assert "no FID" in out and "24 samples in place of 50,000" in out
+    record = read_record(place / "results" / "aim_b.json")
+    assert record["protocol"]["sampling"]["position_offset"] == 1
+    assert record["protocol"]["sampling"]["cfg_scale"] == 1.5  # the configuration's own goes before the default
+    assert (place / "runs/published/published/evaluations/AiM-B.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
+        (["--preset", "AiM-B"], "needs --reference"),
+        (["--preset", "AiM-B", "--reference", "x.npz"], "make weights-aim MODEL=AiM-B"),
+        (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
+    ],
+)
+def test_reproduce_says_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def make_record(fid=True, **more):
+    values = {"fid": 9.876, "is": 100.5, "is_std": 1.0} if fid else {"fd_effnet_lite0": 5.5}
+    features = {"network": "inception", "weights_sha256": "ab" * 32, "resizing": "bilinear"}
+    reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
+    protocol = {"sampling": {"cfg_scale": 2.0, "top_k": 600, "seed": 0}, "features": features, "reference": reference}
+    model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
+    return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}) | more
+
+
+def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
+    empty = render({})
+    assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
+    assert len(AIM) == 4
+    write_record(tmp_path / "results" / "one.json", make_record())
+    write_record(tmp_path / "results" / "two.json", make_record(fid=False))
+    several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
+    write_record(tmp_path / "results" / "three.json", make_record(**several))
+    assert main(["table", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "README.md")]) == 0
+    text = (tmp_path / "README.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
+    record = read_record(tmp_path / "results" / "one.json")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:9] == ["one", "fashion", "10,000", "9.88", "–", "100.50", "–", "–", "–"]
+    assert cells[9:] == ["2, top_k 600", "–", record["hardware"], record["commit"]]
+    assert "| three | fashion | 10,000 | 9.88 ± 0.25 |" in text
+    assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text
+    (tmp_path / "results" / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="no record of scores"):
+        read_records(tmp_path / "results")
+
+
+def test_the_shipped_table_is_up_to_date():
+    """`make table` was run after the last record."""
+    assert (ROOT / "experiments/README.md").read_text() == render(read_records(ROOT / "experiments/results"))

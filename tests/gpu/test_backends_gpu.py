@@ -1,0 +1,162 @@
+"""mamba-ssm's kernels against plain PyTorch on an NVIDIA GPU."""
+
+import logging
+
+import pytest
+import torch
+from gpu.tolerances import CURVE, GRADIENTS, LOGITS
+from helpers import fixture, published_aim, relative
+from torch.nn import functional as F
+
+from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.backends import choose
+from aim_lightning.sampling import generate
+
+pytestmark = pytest.mark.gpu
+# in_proj is 1288 wide for the fused path and 1284 (no multiple of 8) for the unfused one.
+HEADS = {"fused": {"headdim": 64, "d_state": 128}, "unfused": {"headdim": 128, "d_state": 128}}
+DTYPES = list(LOGITS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact_products():
+    if not torch.cuda.is_available():
+        pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def pair(path: str, **options) -> tuple[AiM, AiM, torch.Tensor, torch.Tensor]:
+    """The same random network on both backends, codes and labels."""
+    torch.manual_seed(0)
+    config = AiMConfig(
+        d_model=256, n_layer=4, vocab_size=512, num_classes=10, num_tokens=256, adaln="group", **HEADS[path], **options
+    )
+    plain, ours = AiM(config, backend="torch").cuda(), AiM(config, backend="mamba_ssm").cuda()
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours, torch.randint(512, (4, 255)).cuda(), torch.tensor([0, 3, 9, 10]).cuda()
+
+
+def autocast(dtype: torch.dtype):
+    return torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", HEADS)
+def test_forward_and_gradients(path, dtype):
+    plain, ours, codes, labels = pair(path)
+    assert ours.backbone.backend.fused == (path == "fused")
+    logits = []
+    for network in (plain, ours):
+        with autocast(dtype):
+            logits.append(network(codes, labels).float())
+        F.cross_entropy(logits[-1][:, :-1].flatten(0, 1), codes.flatten()).backward()
+    assert relative(logits[1], logits[0]) <= LOGITS[dtype]
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert relative(a.grad, b.grad) <= GRADIENTS[dtype], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("path", HEADS)
+def test_decoding_equals_teacher_forcing(path, dtype):
+    plain, ours, codes, labels = pair(path)
+    with torch.no_grad(), autocast(dtype):
+        whole = plain(codes[:, :40], labels).float()
+        condition, states = ours.backbone.condition(labels), ours.new_states(len(labels))
+        steps = [ours.step(codes[:, t - 1] if t else None, t - 1, condition, states).float() for t in range(41)]
+    assert relative(torch.stack(steps, 1), whole) <= LOGITS[dtype]
+
+
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
+def test_published_numbers(name):
+    model, (_, data) = AiM(published_aim(name).config, backend="mamba_ssm"), fixture(name)
+    model.load_state_dict(published_aim(name).state_dict())
+    model = model.cuda().eval()
+    codes, labels = data["tokens"].cuda(), data["labels"][:, 0].cuda()
+    with torch.no_grad():
+        logits = model(codes[:, :-1], labels).cpu()
+    assert relative(logits[:, data["logit_positions"]], data["logits"]) <= LOGITS[torch.float32]
+    for cfg_scale in (1, 3):
+        greedy = generate(model, labels, cfg_scale=cfg_scale, top_k=1, position_offset=1)
+        assert torch.equal(greedy.cpu(), data[f"greedy_{cfg_scale}"])
+
+
+@pytest.mark.parametrize("options", [{"d_intermediate": 512}, {"position_embedding": False}])
+def test_other_networks(options):
+    plain, ours, codes, labels = pair("fused", **options)
+    with torch.no_grad():
+        assert relative(ours(codes, labels), plain(codes, labels)) <= LOGITS[torch.float32]
+
+
+def test_auto_takes_the_kernels_and_says_why(caplog):
+    choose._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="aim_lightning"):
+        assert AiM(AiMConfig(d_model=64, n_layer=1)).cuda().backend == "mamba_ssm"
+    assert "backend auto took mamba_ssm" in caplog.text
+
+
+def test_the_unfused_path_is_logged_once(caplog):
+    from aim_lightning.models.aim.backends.mamba import MambaBackend
+
+    with caplog.at_level(logging.INFO, logger="aim_lightning"):
+        MambaBackend(AiMConfig(d_model=256, headdim=128))
+    assert [record.getMessage() for record in caplog.records] == [
+        "mamba_ssm: unfused scan, because in_proj is 1284 wide, no multiple of 8"
+    ]
+
+
+def test_bf16_weights_keep_exact_parameters_and_agree():
+    plain, ours, codes, labels = pair("fused")
+    with torch.no_grad():
+        expected = plain(codes, labels)
+        for network in (plain, ours):
+            network.to(torch.bfloat16)
+            assert network.backbone.layers[0].mixer.A_log.dtype == torch.float32
+            assert relative(network(codes, labels).float(), expected) <= LOGITS[torch.bfloat16]
+
+
+@pytest.mark.parametrize("backend", ["torch", "mamba_ssm"])
+def test_compiled_is_the_same(backend):
+    plain, ours, codes, labels = pair("fused")
+    network = ours if backend == "mamba_ssm" else plain
+    with autocast(torch.bfloat16):
+        expected = network(codes, labels)
+        network.compile()
+        logits = network(codes, labels)
+    assert relative(logits.float(), expected.float()) <= LOGITS[torch.bfloat16]
+    logits.float().square().mean().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_two_hundred_steps_give_the_same_curve():
+    """Both backends in bf16 autocast, and plain PyTorch in float32, on codes with a structure to learn."""
+    runs = [("torch", torch.float32), ("torch", torch.bfloat16), ("mamba_ssm", torch.bfloat16)]
+    exact, plain, ours = (smooth(curve(backend, dtype)) for backend, dtype in runs)
+    noise, distance = (plain - exact).abs().mean() / exact.mean(), (ours - exact).abs().mean() / exact.mean()
+    print(f"last loss {exact[-1]:.4f}, bf16 torch off by {noise:.2e}, mamba_ssm by {distance:.2e}")
+    assert exact[-1] < 0.8 * exact[0]
+    assert distance <= max(CURVE, 2 * noise)
+
+
+def curve(backend: str, dtype: torch.dtype) -> torch.Tensor:
+    """Losses of 200 steps from the same weights on the same batches."""
+    plain, ours, *_ = pair("fused")
+    network = plain if backend == "torch" else ours
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    generator, losses = torch.Generator().manual_seed(1), []
+    for _ in range(200):
+        labels = torch.randint(10, (16,), generator=generator)
+        steps = torch.randint(0, 8, (16, 256), generator=generator)
+        codes = ((steps.cumsum(1) + 40 * labels[:, None]) % 512).cuda()
+        with autocast(dtype):
+            loss = F.cross_entropy(network(codes[:, :-1], labels.cuda()).flatten(0, 1).float(), codes.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
+
+
+def smooth(curve: torch.Tensor, window: int = 10) -> torch.Tensor:
+    """Means of consecutive windows."""
+    return curve.unflatten(0, (-1, window)).mean(1)

@@ -1,0 +1,148 @@
+"""The same promises on an NVIDIA GPU: `make test-gpu` in an environment with torch for CUDA."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from gpu.tolerances import LOGITS
+from helpers import fixture, published_aim, published_vq8, relative
+from integration import tiny_tokenizer
+from integration.tiny import scalars, write_experiment
+
+from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.tokens.encode import Encoder
+from aim_lightning.data.tokens.plan import TokenizeOptions
+from aim_lightning.data.tokens.views import Views
+from aim_lightning.data.tokens.write import TokenizeJob
+from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.sampling import generate
+from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.process import Place
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact_products():
+    if not torch.cuda.is_available():
+        pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.mark.parametrize("dtype", LOGITS)
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
+def test_logits(name, dtype):
+    model, (_, data) = published_aim(name).cuda(), fixture(name)
+    codes, labels = data["tokens"].cuda(), data["labels"][:, 0].cuda()
+    with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        logits = model(codes[:, :-1], labels).float().cpu()
+    assert relative(logits[:, data["logit_positions"]], data["logits"]) <= LOGITS[dtype]
+
+
+@pytest.mark.parametrize("cfg_scale", [1, 3])
+def test_greedy_codes(cfg_scale):
+    model, (_, data) = published_aim("tiny_group").cuda(), fixture("tiny_group")
+    codes = generate(model, data["labels"][:, 0], cfg_scale=cfg_scale, top_k=1, position_offset=1)
+    assert torch.equal(codes.cpu(), data[f"greedy_{cfg_scale}"])
+
+
+def test_sampled_codes_are_those_of_the_cpu():
+    options = {"cfg_scale": 2.0, "top_k": 50, "top_p": 0.95, "seed": 3}
+    labels = torch.arange(64) % 10
+    model = published_aim("tiny_group")
+    expected = generate(model, labels, **options)
+    assert (generate(model.cuda(), labels, **options).cpu() == expected).float().mean() > 0.99
+
+
+def test_tokenizer_codes():
+    model, (_, data) = published_vq8().cuda(), fixture("vq8")
+    clear = data["index_margin"] >= 1e-4
+    assert torch.equal(model.encode(data["image"].cuda()).cpu()[clear], data["indices"][clear])
+
+
+def test_training_in_bf16_is_continued(tmp_path):
+    experiment = write_experiment(tmp_path)
+    options = ("--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
+
+    def fit(run):
+        command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), "--run", run, *options]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    fit("whole")
+    fit("cut")
+    (tmp_path / "runs/tiny/cut/checkpoints/step=00000022.ckpt").unlink()
+    assert "training from step 20" in fit("cut")
+    whole, cut = (dict(scalars(tmp_path / "runs" / "tiny" / run)["train/loss"]) for run in ("whole", "cut"))
+    assert sorted(cut) == list(range(22))
+    assert [cut[step] for step in range(22)] == pytest.approx([whole[step] for step in range(22)], rel=5e-3)
+
+
+def _tokenize(pictures, tokenizer, out, options, world=1):
+    for rank in range(world):
+        job = TokenizeJob(pictures, tokenizer, out, options, Place(rank, world), torch.device("cuda"), num_workers=2)
+        manifest = job.run()
+    return manifest, {path.name: path.read_bytes() for path in out.glob("*.tar")}
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_tokenizing_gives_the_same_bytes_for_any_number_of_processes(tmp_path, precision):
+    torch.manual_seed(0)
+    tokenizer = VQModel(VQConfig(image_size=64, channel_multipliers=(1, 2, 2), codebook_size=1024)).eval()
+    pictures = Pictures(str(ROOT / "data/fashion_mnist_mini/val"), "", image_size=64, crop="adm_center").open("train")
+    pictures.source._labels = pictures.source._labels[:200]  # enough to fill some shards
+    options = TokenizeOptions(Views("center_flip"), rows_per_shard=30, batch_size=16, precision=precision)
+    manifest, one = _tokenize(pictures, tokenizer, tmp_path / "one", options)
+    assert manifest.encoding["devices"] == [torch.cuda.get_device_name()] and len(one) == 7
+    assert _tokenize(pictures, tokenizer, tmp_path / "three", options, world=3)[1] == one
+    plain = VQModel(tokenizer.config).eval()
+    plain.load_state_dict(tokenizer.state_dict())
+    images, _ = pictures.batch(range(64))
+    expected = plain.encode(to_unit_range(images))
+    same = (Encoder(tokenizer, torch.device("cuda"), precision)(images).cpu() == expected).float().mean()
+    assert same >= {"float32": 0.995, "tf32": 0.95, "bf16": 0.8}[precision]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_adversarial_training_is_continued(tmp_path, precision):
+    """Discriminator, scaler, revival and record come back; kernels may sum in another order."""
+    experiment = tiny_tokenizer.write_experiment(tmp_path, ROOT / "configs")
+    options = (
+        "--trainer.accelerator",
+        "gpu",
+        "--trainer.precision",
+        precision,
+        "--model.optimizer.learning_rate",
+        "1e-2",
+    )
+
+    def fit(run):
+        command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), "--run", run, *options]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    fit("whole")
+    fit("cut")
+    runs = tmp_path / "runs" / "tiny_tokenizer"
+    for step in (5, 6, 7, 8):
+        (runs / "cut" / "checkpoints" / f"step={step:08d}.ckpt").unlink()
+    assert "training from step 4" in fit("cut")
+    for tag in ("train/loss", "train/discriminator", "val/psnr"):
+        whole, cut = (dict(scalars(runs / run)[tag]) for run in ("whole", "cut"))
+        assert whole.keys() == cut.keys()
+        assert list(cut.values()) == pytest.approx(list(whole.values()), rel=2e-2), tag
+
+
+def test_the_quantiser_is_float32_under_autocast():
+    model = published_vq8().cuda()
+    images = fixture("vq8")[1]["image"].cuda()
+    with torch.autocast("cuda", dtype=torch.float16):
+        quantized = model(images).quantized
+    assert quantized.quantized_BCHW.dtype == quantized.codebook_loss.dtype == torch.float32
+    norms = quantized.latent_BCHW.norm(dim=1)
+    assert (norms - 1).abs().max() < 1e-5  # in half precision it would be off by 1e-3

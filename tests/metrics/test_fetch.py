@@ -1,0 +1,82 @@
+"""Fetching over a real connection to this machine: checked, recorded, complete or absent."""
+
+import hashlib
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+
+from aim_lightning.metrics.features import InceptionFeatures
+from aim_lightning.metrics.fetch import DOWNLOADS, Download, fetch, main
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Serves /whole, /cut (promises more than it sends) and /npz."""
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=np.zeros(2))
+    contents = {"/whole": b"weights" * 1000, "/cut": b"x" * 500, "/npz": buffer.getvalue()}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = contents.get(self.path)
+            self.send_response(200 if content else 404)
+            self.send_header("Content-Length", str(len(content or b"") + (10 if self.path == "/cut" else 0)))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_good_file_is_recorded_and_fetched_once(server, tmp_path):
+    sha256 = hashlib.sha256(b"weights" * 1000).hexdigest()
+    download = Download(f"{server}/whole", "weights/x.pth", sha256[:8])
+    path = fetch(download, tmp_path)
+    assert path.read_bytes() == b"weights" * 1000
+    assert read_json(tmp_path / "weights/x.pth.json", "record")["sha256"] == sha256
+    assert fetch(download, tmp_path) == path
+    path.write_bytes(b"changed")
+    with pytest.raises(UserError, match="sha256 differs"):
+        fetch(download, tmp_path)
+    with pytest.raises(UserError, match="records; remove both"):
+        fetch(Download(f"{server}/whole", "weights/x.pth"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("/whole", {"sha256": "00000000"}, "published is 00000000"),
+        ("/cut", {}, "ended after 500 of 510 bytes|cannot be fetched"),
+        ("/none", {}, "cannot be fetched"),
+        ("/npz", {"arrays": ("mu", "sigma")}, "holds no sigma"),
+        ("/whole", {"arrays": ("mu",)}, "no .npz file"),
+    ],
+)
+def test_a_bad_file_leaves_nothing(server, tmp_path, path, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        fetch(Download(server + path, "x", **options), tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_offline_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    offline = Download("http://127.0.0.1:9/weights.pth", "weights/x.pth")
+    monkeypatch.setitem(DOWNLOADS, "inception", offline)
+    assert main(["inception"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: http://127.0.0.1:9/weights.pth cannot be fetched") and error.count("\n") == 1
+
+
+def test_the_inception_that_is_fetched_is_the_one_that_is_read():
+    download = DOWNLOADS["inception"]
+    assert download.sha256 == InceptionFeatures.SHA256 and download.path == InceptionFeatures().weights

@@ -1,0 +1,100 @@
+"""LPIPS with weights from a file: against its definition, and what happens without the file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchmetrics
+import torchvision
+from torch.nn import functional as F
+
+from aim_lightning.metrics.perceptual import PerceptualDistance
+from aim_lightning.utils.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*compares with no other")
+JUDGED = (3, 8, 15, 22, 29)  # outputs of VGG16's features that LPIPS compares
+
+
+@pytest.fixture(scope="module")
+def vgg_file(tmp_path_factory):
+    """VGG16's convolutions with random weights, as torchvision's file names them."""
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).features.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, value in shapes.items():
+        fan_in = value[0].numel() if value.ndim > 1 else 10000
+        weights[f"features.{name}"] = torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save(weights, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lpips(vgg_file):
+    original = torchvision.models.vgg16
+    with pytest.warns(UserWarning, match="compares with no other"):
+        distance = PerceptualDistance(vgg_file).load()
+    assert torchvision.models.vgg16 is original and distance.load() is distance
+    return distance
+
+
+@pytest.fixture
+def pictures():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2)]
+
+
+def by_definition(vgg_file, one, other):
+    """Zhang et al., equation 1, with torchmetrics' linear heads."""
+    weights = torch.load(vgg_file)
+    folder = Path(torchmetrics.functional.image.__file__).parent / "lpips_models"
+    heads = list(torch.load(folder / "vgg.pth", map_location="cpu").values())
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    with torch.device("meta"):
+        features = torchvision.models.vgg16(weights=None).features
+    features.load_state_dict({k.removeprefix("features."): v for k, v in weights.items()}, assign=True)
+    both = [(x - shift[:, None, None]) / scale[:, None, None] for x in (one, other)]
+    total = 0
+    for i, layer in enumerate(features[:30]):
+        layer.inplace = False
+        both = [layer(x) for x in both]
+        if i in JUDGED:
+            units = [F.normalize(x, dim=1) for x in both]
+            total = total + F.conv2d((units[0] - units[1]).square(), heads[JUDGED.index(i)]).mean((2, 3))
+    return total.flatten()
+
+
+def test_it_is_lpips(lpips, vgg_file, pictures):
+    with torch.no_grad():
+        found, expected = lpips(*pictures), by_definition(vgg_file, *pictures)
+    assert found.shape == (2,) and torch.allclose(found, expected, rtol=1e-4)
+    assert torch.equal(lpips(pictures[0], pictures[0]), torch.zeros(2))
+
+
+def test_gradients_reach_the_pictures_and_nothing_else(lpips, pictures):
+    made = (pictures[0] * 1.5).requires_grad_()  # reconstructions may leave [-1, 1]
+    lpips(made, pictures[1]).mean().backward()
+    assert made.grad.abs().sum() > 0
+    assert not isinstance(lpips, torch.nn.Module)
+    assert all(p.grad is None and not p.requires_grad for p in lpips.network.parameters())
+
+
+def test_a_missing_or_foreign_file_is_one_line(tmp_path, vgg_file):
+    with pytest.raises(UserError, match="does not exist; save https") as caught:
+        PerceptualDistance(tmp_path / "vgg16.pth").load()
+    assert "\n" not in str(caught.value)
+    short = tmp_path / "short.pth"
+    short.write_bytes(vgg_file.read_bytes()[:100_000])
+    weights = torch.load(vgg_file)
+    for name, content in (("foreign", {"features.0.weight": torch.ones(1)}), ("more", {**weights, "head": weights})):
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(UserError, match="other weights than"):
+            PerceptualDistance(tmp_path / f"{name}.pth").load()
+    with pytest.raises(UserError, match="damaged"):
+        PerceptualDistance(short).load()
+
+
+def test_without_load_it_says_so(pictures):
+    with pytest.raises(RuntimeError, match="load"):
+        PerceptualDistance("x")(*pictures)

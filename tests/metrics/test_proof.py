@@ -1,0 +1,151 @@
+"""Against torch-fidelity on the same pictures and the same weights file (random, in the official format)."""
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from metrics.random_inception import inception_file  # noqa: F401
+from metrics.test_features import embedded_pictures, noisy
+from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
+from aim_lightning.metrics.gaussian import frechet_distance
+from aim_lightning.metrics.neighbours import PrecisionRecall
+from aim_lightning.metrics.real import RealPicturesBuilder
+from aim_lightning.metrics.scores import Scores
+
+torch.set_num_threads(1)
+REAL, FAKE = 32, 28
+
+
+@pytest.fixture(scope="module")
+def network(inception_file):
+    with pytest.warns(UserWarning, match="published"):
+        return InceptionFeatures(str(inception_file)).load()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    real, _ = embedded_pictures("train", REAL)
+    fake, _ = embedded_pictures("val", FAKE)
+    return real, noisy(fake, 60)
+
+
+@pytest.fixture(scope="module")
+def outputs(network, pictures):
+    """The pictures' outputs, worked out once: Inception takes a second for ten pictures here."""
+    return [network.outputs(images) for images in pictures]
+
+
+@pytest.fixture(scope="module")
+def theirs(inception_file, pictures, tmp_path_factory):
+    """torch-fidelity's whole path: files on disk, its own extractor, its own arithmetic."""
+    folders = []
+    for images in pictures:
+        folders.append(tmp_path_factory.mktemp("pictures"))
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folders[-1] / f"{i:04d}.png")
+    return torch_fidelity.calculate_metrics(
+        input1=str(folders[1]),
+        input2=str(folders[0]),
+        fid=True,
+        isc=True,
+        kid=True,
+        kid_subset_size=20,
+        kid_subsets=20,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+        feature_extractor_weights_path=str(inception_file),
+    )
+
+
+def scored(network, outputs, splitting="adm", order=None, batch=7):
+    """Through the classes that `evaluate` uses, with features that were worked out before."""
+    real, fake = outputs
+    builder = RealPicturesBuilder(network, REAL)
+    builder.network = Replay(network, real)
+    builder.add(torch.zeros(REAL, 3, 8, 8), None, torch.arange(REAL))
+    scores = Scores(network, builder.finish({}), FAKE, splitting)
+    scores.kernel = type(scores.kernel)(subsets=20, subset_size=20)
+    order = torch.arange(FAKE) if order is None else order
+    for indices in order.split(batch):
+        scores.__dict__["network"] = Replay(network, {name: value[indices] for name, value in fake.items()})
+        scores.update(torch.zeros(len(indices), 3, 8, 8), indices)
+    return scores.compute()
+
+
+class Replay:
+    """Stands in for a network whose outputs are known."""
+
+    def __init__(self, network, outputs):
+        self._outputs, self._network = outputs, network
+
+    def outputs(self, images):
+        return self._outputs
+
+    def __getattr__(self, name):
+        return getattr(self._network, name)
+
+
+@pytest.mark.filterwarnings("ignore:FrechetDistance")
+def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs):
+    ours = scored(network, outputs, "torch_fidelity")
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
+    assert ours["is_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
+    assert set(ours) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+
+
+@pytest.mark.filterwarnings("ignore:FrechetDistance")
+def test_any_batch_size_and_order(network, outputs):
+    one = scored(network, outputs, batch=FAKE)
+    other = scored(network, outputs, order=torch.randperm(FAKE, generator=torch.Generator().manual_seed(0)), batch=3)
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
+    real, fake = (output["features"] for output in outputs)
+    ours = PrecisionRecall(k=3)(fake, real)
+    assert (ours["precision"], ours["recall"]) == pytest.approx(calculate_precision_recall_full(fake, real, 3))
+
+    def inside(points, centres):
+        radii = [sorted(float((c - o).norm()) for o in centres)[3] for c in centres]
+        found = [any(float((p - c).norm()) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+        return sum(found) / len(found)
+
+    real, fake = real.double(), fake.double()
+    assert ours == pytest.approx({"precision": inside(fake, real), "recall": inside(real, fake)})
+    assert 0 < ours["recall"] < 1
+
+
+def test_spatial_features_and_logits_are_the_published_ones(network, inception_file, pictures):
+    """sFID: the tensor mixed_6/conv:0 (after ReLU), its first 7 channels, positions before channels as in NHWC."""
+    plain = FeatureExtractorInceptionV3("x", ["logits_unbiased"], feature_extractor_weights_path=str(inception_file))
+    seen = {}
+    plain.Mixed_6c.register_forward_hook(lambda module, inputs, result: seen.update(x=result))
+    logits = plain(pictures[0][:2])[0]
+    branch = plain.Mixed_6d.branch1x1
+    nhwc = torch.relu(branch.bn(branch.conv(seen["x"]))).detach().numpy().transpose(0, 2, 3, 1)[..., :7]
+    ours = network.outputs(pictures[0][:2])
+    np.testing.assert_allclose(ours[SPATIAL].numpy(), nhwc.reshape(2, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[LOGITS], logits, rtol=1e-4, atol=1e-5)
+    assert ours[SPATIAL].shape == (2, 2023)
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_sfid_by_the_published_definition(network, outputs):
+    from scipy.linalg import sqrtm
+
+    real, fake = (output[SPATIAL][:20, :15].double().numpy() for output in outputs)  # full rank
+    stats = [(x.mean(0), np.cov(x, rowvar=False)) for x in (real, fake)]
+    product = sqrtm(stats[0][1] @ stats[1][1]).real
+    difference = stats[0][0] - stats[1][0]
+    expected = difference @ difference + np.trace(stats[0][1]) + np.trace(stats[1][1]) - 2 * np.trace(product)
+    ours = frechet_distance(*(torch.from_numpy(part) for pair in stats for part in pair))
+    assert float(ours) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,310 @@
+"""All metrics together: closed forms, processes, faults, references from ADM's files."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics.test_frechet import Means
+from torch import nn
+
+from aim_lightning.metrics.adm import adm_gaussians
+from aim_lightning.metrics.features import LOGITS
+from aim_lightning.metrics.gaussian import frechet_distance
+from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
+from aim_lightning.metrics.kernel import KernelDistance
+from aim_lightning.metrics.neighbours import PrecisionRecall
+from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, chosen_rows
+from aim_lightning.metrics.sample_features import SampleFeatures
+from aim_lightning.metrics.scores import Scores
+from aim_lightning.metrics.torch_features import TorchFeatures
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.npz import NpzFile, write_npz
+
+torch.set_num_threads(1)
+
+
+class Complete(Means):
+    """A fast network with all of Inception's outputs."""
+
+    name, metric_name = "means", "fid"
+
+    def output_sizes(self):
+        return {"features": 6, "spatial": 3, LOGITS: 6}
+
+    def _outputs(self, images):
+        features = self._features(images)
+        return {"features": features, "spatial": features[:, :3], LOGITS: features / 64}
+
+
+def pictures(count, seed=0, high=256):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, high, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def real_of(network, images, labels=None):
+    builder = RealPicturesBuilder(network, len(images), 0 if labels is None else int(labels.max()) + 1)
+    for rows in torch.arange(len(images)).split(16):
+        builder.add(images[rows], None if labels is None else labels[rows], rows)
+    return builder.finish({"kind": "test"})
+
+
+def score(network, real, images, share=slice(None), batch=9, **options):
+    scores = Scores(network, real, len(images), **options)
+    for rows in torch.arange(len(images))[share].split(batch):
+        scores.update(images[rows], rows, rows % 2)
+    return scores.compute()
+
+
+@pytest.mark.parametrize("features", [1, 2, 8])
+def test_closed_form_of_gaussians(features):
+    """Commuting covariances: ||difference of means||^2 + ||difference of roots||^2."""
+    generator = torch.Generator().manual_seed(features)
+    rotation = torch.linalg.qr(torch.randn(features, features, generator=generator).double()).Q
+    roots = [torch.rand(features, generator=generator).double() + 0.1 for _ in range(2)]
+    means = [torch.randn(features, generator=generator).double() for _ in range(2)]
+    covariances = [rotation @ torch.diag(root**2) @ rotation.T for root in roots]
+    value = frechet_distance(means[0], covariances[0], means[1], covariances[1])
+    expected = (means[0] - means[1]).square().sum() + (roots[0] - roots[1]).square().sum()
+    assert float(value) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_distance_refuses_what_it_cannot_take():
+    one = torch.ones(2), torch.eye(2)
+    with pytest.raises(ValueError, match="shapes"):
+        frechet_distance(*one, torch.ones(3), torch.eye(3))
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance(*one, torch.ones(2), torch.eye(2) * float("nan"))
+
+
+def _process(rank, folder, images, real):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
+    network = Complete().load()
+    share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last has no pictures at all
+    builder = RealPicturesBuilder(network, len(real), 2)
+    rows = torch.arange(len(real))[rank::3]
+    builder.add(real[rows], rows % 2, rows)
+    statistics = builder.finish({"kind": "test"})
+    torch.save(score(network, statistics, images, share, batch=11), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_three_processes_equal_one(tmp_path):
+    images, real = pictures(100), pictures(120, 1, 200)
+    alone = score(Complete().load(), real_of(Complete().load(), real, torch.arange(120) % 2), images)
+    assert len(alone) == 9
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=_process, args=(rank, str(tmp_path), images, real)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    for rank in range(3):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(alone, rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 12_000), st.sampled_from(["adm", "torch_fidelity"]))
+def test_splits_share_out_every_picture(classes, count, splitting):
+    splits = split_numbers(count, splitting)
+    assert len(splits) == count and int(splits.min()) >= 0
+    sizes = splits.bincount()
+    if splitting == "adm":
+        assert (sizes[:-1] == 5000).all() and 0 < sizes[-1] <= 5000
+    else:
+        assert len(sizes) <= 10 and (count < 10 or int(sizes.max() - sizes.min()) <= 1)
+
+
+def test_inception_score_in_a_batch_or_apart_and_its_bounds():
+    certain = 50 * nn.functional.one_hot(torch.arange(40) % 4, 8).double()
+    for logits, expected in ((certain, 4.0), (torch.zeros(40, 8), 1.0)):
+        score = InceptionScore(40, num_classes=8)
+        for rows in torch.randperm(40).split(7):
+            score.update(logits[rows], rows)
+        assert float(score.compute()["mean"]) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="0 to 39"):
+        score.update(certain[:1], torch.tensor([40]))
+    with pytest.raises(ValueError, match="finite"):
+        score.update(certain[:1] * float("nan"), torch.tensor([1]))
+
+
+def test_kernel_distance_over_all_pairs_and_of_equal_sets():
+    x, y = torch.randn(30, 5).double(), torch.randn(30, 5).double() + 1
+    value = KernelDistance(subsets=2)(x.float(), y.float())
+    x, y = x.float().double(), y.float().double()
+
+    def k(a, b):
+        return float((a @ b / 5 + 1) ** 3)
+
+    pairs = [(i, j) for i in range(30) for j in range(30)]
+    own = sum(k(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (30 * 29)
+    expected = own - 2 * sum(k(x[i], y[j]) for i, j in pairs) / 900
+    assert value["mean"] == pytest.approx(expected, rel=1e-9) and value["std"] == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_recall_at_their_ends():
+    x = torch.randn(50, 4)
+    assert PrecisionRecall()(x, x) == {"precision": 1.0, "recall": 1.0}
+    assert PrecisionRecall()(x + 1e4, x) == {"precision": 0.0, "recall": 0.0}
+    few = PrecisionRecall()(x[:1].repeat(10, 1), x)  # one good picture ten times: its balls have radius 0
+    assert few["precision"] == 1.0 and few["recall"] == 1 / 50
+    with pytest.raises(ValueError, match="more than 3"):
+        PrecisionRecall()(x[:3], x)
+
+
+def test_kept_rows_follow_their_number_alone():
+    kept = chosen_rows(1000, 100)
+    assert int(kept.sum()) == 100 and torch.equal(kept, chosen_rows(1000, 100))
+    assert 30 < int(kept[:500].sum()) < 70 and int(chosen_rows(50, 100).sum()) == 50
+
+
+def test_features_come_back_in_order_and_once():
+    metric, rows = SampleFeatures(3), torch.randn(20, 3)
+    for part in torch.randperm(20).split(6):
+        metric.update(rows[part], part)
+    assert torch.equal(metric.compute(), rows)
+    metric.update(rows[:1], torch.tensor([5]))
+    with pytest.raises(ValueError, match="twice"):
+        metric.compute()
+
+
+def test_wrong_pictures_are_refused():
+    network = Complete().load()
+    real = real_of(network, pictures(40))
+    scores = Scores(network, real, 10)
+    for wrong in (
+        torch.rand(2, 3, 8, 8),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        torch.full((1, 3, 8, 8), float("nan")),
+    ):
+        with pytest.raises(ValueError):
+            scores.update(wrong, torch.arange(len(wrong)))
+    with pytest.raises(UserError, match="two pictures"):
+        RealPicturesBuilder(network, 1)
+
+
+def test_fewer_pictures_than_features_names_the_bias():
+    network = Complete().load()
+    with pytest.warns(UserWarning, match="singular and the distance too high"):
+        score(network, real_of(network, pictures(40)), pictures(5))
+
+
+def test_names_never_take_a_stand_in_for_the_real_thing():
+    network = Means().load()
+    values = score(network, real_of(network, pictures(40), torch.arange(40) % 2), pictures(30))
+    assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
+    light = score(network, real_of(network, pictures(40)), pictures(30), compare=False)
+    assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
+
+
+def test_real_pictures_survive_a_file():
+    network = Complete().load()
+    real = real_of(network, pictures(40), torch.arange(40) % 2)
+    again = RealPictures.from_tensors(real.tensors(), real.source)
+    assert score(network, again, pictures(30)) == score(network, real, pictures(30))
+
+
+def adm_file(path, network, real, **changes):
+    (mu, sigma), (mu_s, sigma_s) = (tuple(v.numpy() for v in real.gaussians[o]) for o in ("features", "spatial"))
+    arrays = {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s} | changes
+    nhwc = pictures(40).permute(0, 2, 3, 1).numpy()
+    np.savez(path, arr_0=nhwc, **arrays)
+    return NpzFile(path)
+
+
+def test_adm_reference_gives_the_same_distances(tmp_path):
+    network = Complete().load()
+    real = real_of(network, pictures(40))
+    gaussians = adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), network)
+    again = RealPictures(gaussians, real.features, None, {})
+    assert score(network, again, pictures(30, 2)) == pytest.approx(score(network, real, pictures(30, 2)), rel=1e-12)
+
+
+def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
+    network = Complete().load()
+    real = real_of(network, pictures(40))
+    with pytest.raises(UserError, match="mu_s: float64 \\(4,\\), expected finite floats \\(3,\\)"):
+        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
+    with pytest.raises(UserError, match="sigma: float64"):
+        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, sigma=np.full((6, 6), np.nan)), network)
+    with pytest.raises(UserError, match="Inception features, which means"):
+        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), Means().load())
+
+
+def test_npz_rows_mapped_unpacked_and_written(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "plain.npz", arr_0=rows, other=np.arange(3))
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=rows)
+    write_npz(tmp_path / "ours.npz", {"arr_1": np.arange(23)}, {"arr_0": (rows.shape, "u1", (rows[:20], rows[20:]))})
+    for name in ("plain", "packed", "ours"):
+        reader = NpzFile(tmp_path / f"{name}.npz").rows("arr_0")
+        assert reader.shape == rows.shape and reader.dtype == np.uint8
+        ranges = [range(2, 5), range(10, 16), range(16, 23)]
+        for part, taken in zip(ranges, reader.batches(ranges), strict=True):
+            np.testing.assert_array_equal(taken, rows[part.start : part.stop])
+    with np.load(tmp_path / "ours.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["arr_0"], rows)
+        np.testing.assert_array_equal(file["arr_1"], np.arange(23))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("keep", [0.0, 0.4, 0.999])
+def test_truncated_npz_is_one_line(tmp_path, compress, keep):
+    path, buffer = tmp_path / "cut.npz", io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(buffer, arr_0=np.random.default_rng(0).random(5000))
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * keep)])
+    with pytest.raises(UserError, match="truncated, damaged or no") as error:
+        NpzFile(path).array("arr_0")
+    assert "\n" not in str(error.value)
+
+
+def test_damage_inside_an_npz_is_noticed(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, arr_0=np.random.default_rng(0).random(5000))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        NpzFile(path).array("arr_0")
+
+
+def test_pickled_objects_are_refused_and_never_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    np.savez(tmp_path / "trap.npz", arr_0=np.array([Trap()], dtype=object))
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as archive:
+        archive.writestr("arr_0.npy", pickle.dumps(Trap()))
+    for name, words in (("trap", "pickled objects"), ("raw", "damaged|pickled")):
+        file = NpzFile(tmp_path / f"{name}.npz")
+        for read in (file.array, file.rows):
+            with pytest.raises(UserError, match=words):
+                read("arr_0")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
+    torch.manual_seed(0)
+    import torchvision
+
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "net.pth")
+    options = {"factory": "torchvision.models.squeezenet1_1", "weights": str(tmp_path / "net.pth"), "name": "squeeze"}
+    network = TorchFeatures(**options, num_features=512, input_size=64, layer="features").load()
+    values = score(network, real_of(network, pictures(8)), pictures(6), compare=False)
+    assert set(values) == {"fd_squeeze"} and network.protocol()["factory"] == "torchvision.models.squeezenet1_1()"
+    with pytest.raises(UserError, match="num_features"):
+        TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(pictures(1))
+    with pytest.raises(UserError, match="no module"):
+        TorchFeatures(**options, num_features=5, layer="nowhere").load()
+    with pytest.raises(UserError, match="cannot be imported"):
+        TorchFeatures(**options | {"factory": "torchvision.nothing"}, num_features=5).load()
+    with pytest.raises(UserError, match="does not fit"):
+        TorchFeatures(**options | {"factory": "torchvision.models.resnet18"}, num_features=512).load()

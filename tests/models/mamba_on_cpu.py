@@ -1,0 +1,126 @@
+"""Our backends beside mamba-ssm's own code on a CPU; prints one JSON object of relative differences.
+
+A process of its own, because Triton's interpreter must be chosen before anything imports triton.
+"""
+
+import json
+
+import mamba_reference
+
+mamba_reference.interpret()
+mamba_reference.make_importable()
+mamba_reference.fake_causal_conv1d()
+
+import torch  # noqa: E402
+from helpers import relative  # noqa: E402
+from mamba_ssm.ops import selective_scan_interface  # noqa: E402
+from mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref  # noqa: E402
+from mamba_ssm.ops.triton.ssd_combined import (  # noqa: E402
+    mamba_split_conv1d_scan_ref,
+    ssd_chunk_scan_combined_ref,
+)
+
+from aim_lightning.models import AiM, AiMConfig  # noqa: E402
+from aim_lightning.models.aim.mixer import Mamba2Mixer  # noqa: E402
+from aim_lightning.models.aim.scan import scan, scan_step_  # noqa: E402
+
+# mamba_split_conv1d_scan_ref ends in the CUDA scan of Mamba-1; the library's own reference of that stands in.
+selective_scan_interface.selective_scan_fn = selective_scan_interface.selective_scan_ref
+# in_proj is 296 wide for the fused path and 284 (no multiple of 8) for the unfused one.
+SIZES = {"fused": {"d_model": 64, "d_state": 16}, "unfused": {"d_model": 64, "d_state": 10}}
+LABELS = torch.tensor([1, 5])
+
+
+def config(**sizes) -> AiMConfig:
+    return AiMConfig(
+        n_layer=2, vocab_size=40, num_classes=5, num_tokens=24, adaln="group", headdim=16, chunk_size=16, **sizes
+    )
+
+
+def scan_inputs(length: int) -> list[torch.Tensor]:
+    x, dt = torch.randn(2, length, 3, 8), torch.rand(2, length, 3) * 0.2
+    return [x, dt, -torch.rand(3) * 8, torch.randn(2, length, 16), torch.randn(2, length, 16)]
+
+
+def references() -> dict[str, float]:
+    """Our PyTorch code against mamba-ssm's PyTorch references."""
+    x, dt, a, b, c = scan_inputs(48)
+    found = {
+        "scan": relative(scan(x, dt, a, b, c), ssd_chunk_scan_combined_ref(x, dt, a, b[:, :, None], c[:, :, None], 16))
+    }
+    state = torch.randn(2, 3, 8, 16)
+    wide = (2, 3, 8)
+    expected_state = state.clone()
+    expected = selective_state_update_ref(
+        expected_state,
+        x[:, 0],
+        dt[:, 0, :, None].expand(wide),
+        a[:, None, None].expand(3, 8, 16),
+        b[:, 0, None],
+        c[:, 0, None],
+    )
+    found["step"] = relative(scan_step_(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state), expected)
+    found["step_state"] = relative(state, expected_state)
+    return found | {"mixer": mixer_reference()}
+
+
+def mixer_reference() -> float:
+    """The whole mixer against mamba_split_conv1d_scan_ref (which wants whole chunks)."""
+    mixer, u = random_weights(Mamba2Mixer(config(**SIZES["fused"]))), torch.randn(2, 32, 64)
+    mixer.init_weights()
+    expected = mamba_split_conv1d_scan_ref(
+        mixer.in_proj(u),
+        mixer.conv1d.weight[:, 0],
+        mixer.conv1d.bias,
+        mixer.dt_bias,
+        -torch.exp(mixer.A_log),
+        mixer.D,
+        16,
+        rmsnorm_weight=mixer.norm.weight,
+        rmsnorm_eps=mixer.norm.eps,
+        outproj_weight=mixer.out_proj.weight,
+        headdim=16,
+        norm_before_gate=False,
+    )
+    return relative(mixer(u), expected)
+
+
+def random_weights(module: torch.nn.Module) -> torch.nn.Module:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def kernels(sizes: dict) -> dict:
+    """Forward, gradients and decoding of a network on mamba-ssm's kernels against the same on plain PyTorch."""
+    plain = random_weights(AiM(config(**sizes), backend="torch"))
+    ours = AiM(config(**sizes), backend="mamba_ssm")
+    ours.load_state_dict(plain.state_dict())
+    codes = torch.randint(40, (2, 23))
+    logits = [network(codes, LABELS) for network in (plain, ours)]
+    for value in logits:
+        value.square().mean().backward()
+    pairs = zip(ours.parameters(), plain.parameters(), strict=True)
+    return {
+        "backend": ours.backend,
+        "fused": ours.backbone.backend.fused,
+        "forward": relative(logits[1], logits[0]),
+        "gradients": max(relative(a.grad, b.grad) for a, b in pairs),
+        "decoding": relative(decode(ours, codes[:, :5]), logits[0][:, :6]),
+    }
+
+
+@torch.no_grad()
+def decode(network: AiM, codes_BL: torch.Tensor) -> torch.Tensor:
+    """Logits of every step, the codes given."""
+    condition, states = network.backbone.condition(LABELS), network.new_states(len(LABELS))
+    steps = [network.step(None, -1, condition, states)]
+    steps += [network.step(codes_BL[:, t], t, condition, states) for t in range(codes_BL.shape[1])]
+    return torch.stack(steps, 1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(json.dumps(references() | {path: kernels(sizes) for path, sizes in SIZES.items()}))

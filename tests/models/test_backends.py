@@ -1,0 +1,93 @@
+"""Backends: the choice and its words, and agreement with mamba-ssm's own code on a CPU."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import mamba_reference
+import pytest
+import torch
+from conftest import ROOT
+from helpers import TINY
+
+from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.backends import choose
+from aim_lightning.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict:
+    """Relative differences found by tests/models/mamba_on_cpu.py, in a process of its own."""
+    if not mamba_reference.available():
+        pytest.skip("mamba-ssm's source is not unpacked: make install")
+    script = ROOT / "tests/models/mamba_on_cpu.py"
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer"])
+def test_plain_code_equals_mamba_ssm_references(differences, what):
+    assert differences[what] <= 2e-6
+
+
+@pytest.mark.parametrize("path", ["fused", "unfused"])
+def test_kernels_equal_plain_code(differences, path):
+    found = differences[path]
+    assert found["backend"] == "mamba_ssm"
+    assert found["fused"] == (path == "fused")
+    assert found["forward"] <= 5e-6
+    assert found["decoding"] <= 5e-6
+    assert found["gradients"] <= 5e-5
+
+
+def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog):
+    choose._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="aim_lightning"):
+        model = AiM(TINY).to("cpu")
+        model.to("cpu")
+    assert model.backend == "torch"
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
+    ]
+
+
+def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
+    with pytest.raises(UserError, match="backend is 'cuda'; use auto, torch, mamba_ssm"):
+        AiM(TINY, backend="cuda")
+    monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
+    with pytest.raises(UserError, match="cannot be used: mamba-ssm is not usable"):
+        AiM(TINY, backend="mamba_ssm")
+
+
+def test_mamba_ssm_on_a_cpu_is_refused_at_use(monkeypatch):
+    monkeypatch.setattr(choose, "missing", lambda: None)
+    model = AiM(TINY, backend="mamba_ssm")
+    assert model.backend == "mamba_ssm"
+    with pytest.raises(UserError, match="the weights are on the CPU, its kernels need an NVIDIA GPU"):
+        model(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
+def test_parameters_that_must_stay_exact_do_in_bf16():
+    model = AiM(TINY)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for converted in (model.to(torch.bfloat16), model.half()):
+        for name, value in converted.state_dict().items():
+            exact = name.endswith(("A_log", "dt_bias", "mixer.D"))
+            assert value.dtype == torch.float32 if exact else value.dtype in (torch.bfloat16, torch.float16)
+            assert not exact or torch.equal(value, before[name])
+    logits = AiM(TINY).to(torch.bfloat16)(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 1]))
+    assert logits.dtype == torch.bfloat16
+    assert model.double().backbone.layers[0].mixer.A_log.dtype == torch.float64
+
+
+def test_presets():
+    assert AiMConfig.preset("AiM-B") == AiMConfig()
+    changed = AiMConfig.preset("AiM-L", num_classes=10)
+    assert (changed.d_model, changed.n_layer, changed.adaln, changed.num_classes) == (1024, 48, "group", 10)
+    with pytest.raises(UserError, match="there is no preset 'AiM-S'; use one of AiM-B"):
+        AiMConfig.preset("AiM-S")
+    with pytest.raises(UserError, match="no field depth"):
+        AiMConfig.preset("AiM-B", depth=3)

@@ -1,0 +1,103 @@
+"""The discriminator: published sizes and start, and batch norm over processes."""
+
+import multiprocessing
+import socket
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from aim_lightning.models import PatchGAN, PatchGANConfig
+from aim_lightning.models.patchgan.batch_norm import SyncedBatchNorm2d
+from aim_lightning.utils.errors import UserError
+
+
+def test_published_sizes_names_and_start():
+    torch.manual_seed(0)
+    network = PatchGAN(PatchGANConfig())
+    assert sum(p.numel() for p in network.parameters()) == 2_765_633
+    weights = network.state_dict()
+    assert [tuple(weights[f"main.{i}.weight"].shape) for i in (0, 2, 5, 8, 11)] == [
+        (64, 3, 4, 4),
+        (128, 64, 4, 4),
+        (256, 128, 4, 4),
+        (512, 256, 4, 4),
+        (1, 512, 4, 4),
+    ]
+    assert "main.2.bias" not in weights and (weights["main.11.bias"] == 0).all()
+    for i in (2, 5, 8):
+        values = weights[f"main.{i}.weight"]
+        assert values.mean().abs() < 1e-3 and values.std() == pytest.approx(0.02, rel=0.05)
+    assert weights["main.9.weight"].mean() == pytest.approx(1.0, abs=0.01) and (weights["main.9.bias"] == 0).all()
+
+
+@pytest.mark.parametrize(("layers", "size"), [(3, 64), (2, 32), (1, 16)])
+def test_one_logit_a_patch(layers, size):
+    config = PatchGANConfig(layers, 4)
+    with torch.no_grad():
+        logits = PatchGAN(config)(torch.rand(2, 3, size, size))
+    side = config.patches(size)
+    assert logits.shape == (2, 1, side, side) and side == size // 2**layers - 2
+
+
+@pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])
+def test_a_patch_sees_what_the_docstring_says(layers, field):
+    network = PatchGAN(PatchGANConfig(layers, 4)).eval()
+    images = torch.zeros(1, 3, 96, 96, requires_grad=True)
+    logits = network(images)
+    middle = logits.shape[-1] // 2
+    logits[0, 0, middle, middle].backward()
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == field
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(UserError, match="num_layers"):
+        PatchGANConfig(num_layers=0)
+
+
+def _rank(rank: int, port: int, images: torch.Tensor, folder) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(_pass(SyncedBatchNorm2d(3), images.chunk(2)[rank]), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def _pass(norm: nn.BatchNorm2d, images: torch.Tensor) -> dict:
+    """A training step of a loss that weighs every value differently by its content."""
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    x = images.clone().requires_grad_()
+    out = norm(x)
+    (out * images.sin()).sum().backward()
+    gradients = {"weight": norm.weight.grad, "bias": norm.bias.grad}
+    return {"out": out.detach(), "x": x.grad, **gradients, "state": norm.state_dict()}
+
+
+def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path):
+    images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_rank, args=(rank, port, images, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    found, whole = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], _pass(nn.BatchNorm2d(3), images)
+    for name in ("out", "x"):
+        assert torch.allclose(torch.cat([part[name] for part in found]), whole[name], atol=1e-5), name
+    for name in ("weight", "bias"):
+        assert torch.allclose(found[0][name] + found[1][name], whole[name], atol=1e-4), name
+    for name, value in whole["state"].items():
+        assert torch.allclose(found[0]["state"][name], value, atol=1e-5), name
+        assert torch.equal(found[0]["state"][name], found[1]["state"][name]), name
+
+
+def test_alone_it_is_plain_batch_norm():
+    images = torch.randn(4, 3, 5, 5)
+    mine, plain = _pass(SyncedBatchNorm2d(3), images), _pass(nn.BatchNorm2d(3), images)
+    assert torch.equal(mine["out"], plain["out"]) and torch.equal(mine["x"], plain["x"])

@@ -1,0 +1,104 @@
+"""The fast decoder: the plain decoder's codes in float32, fresh weights at every call, clear refusals."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from helpers import TINY
+from sampling.kernels_on_cpu import OPTIONS, network
+
+from aim_lightning.sampling import generate, release_decoders
+from aim_lightning.sampling.fast import cache, decoder_for
+from aim_lightning.utils.errors import UserError
+
+LABELS = torch.tensor([0, 2, 3])
+
+
+def both(model, labels=LABELS, **options):
+    """Codes of the plain and of the fast decoder."""
+    return [generate(model, labels, seed=5, decoder=decoder, **options) for decoder in ("plain", "fast")]
+
+
+@pytest.mark.parametrize("adaln", ["none", "layer", "group"])
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_codes_equal_the_plain_decoder(adaln, cfg_scale, options):
+    plain, fast = both(network(adaln), cfg_scale=cfg_scale, **options)
+    assert torch.equal(plain, fast)
+    assert len(plain.unique()) > 3
+
+
+def test_schedules_positions_and_other_taps():
+    model = network("group", position_embedding=False, d_conv=3)
+    for schedule in ("linear", "interval"):
+        assert torch.equal(*both(model, cfg_scale=3.0, cfg_schedule=schedule, cfg_interval=(0.3, 0.8)))
+    assert torch.equal(*both(network("layer"), cfg_scale=2.0, position_offset=1))
+
+
+def test_nothing_of_a_call_stays_for_the_next():
+    """Shapes, models, options and weights by turns; every call equals the plain decoder's."""
+    first, second = network("group"), network("layer", seed=1)
+    for _ in range(2):
+        for model in (first, second):
+            for labels in (LABELS, LABELS[:1], LABELS[:2]):
+                assert torch.equal(*both(model, labels, cfg_scale=2.0))
+                assert torch.equal(*both(model, labels, top_k=3))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.1)
+
+
+def test_one_decoder_a_shape_and_few_kept():
+    model = network("group")
+    made = [decoder_for(model, images, True, torch.float32) for images in (1, 2, 1, 3, 2)]
+    assert made[0] is made[2]
+    assert made[1] is not made[4]  # the longest unused went
+    assert len(cache._decoders[model]) == cache.KEPT
+    release_decoders(model)
+    assert model not in cache._decoders
+
+
+def test_previews_and_refusals():
+    seen = []
+    model = network("none")
+    codes = generate(model, LABELS, decoder="fast", on_step=lambda t, codes: seen.append((t, codes.clone())))
+    assert [t for t, _ in seen] == list(range(model.config.num_tokens))
+    assert all(torch.equal(sofar, codes[:, : t + 1]) for t, sofar in seen)
+    with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
+        generate(network("none", d_intermediate=8), LABELS, decoder="fast")
+    with pytest.raises(UserError, match="decoder is 'slow'; use plain or fast"):
+        generate(model, LABELS, decoder="slow")
+
+
+def test_memory_is_counted():
+    model = network("group")
+    buffers = decoder_for(model, 3, True, torch.bfloat16).buffers
+    held = [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
+    held += [value for layer in buffers.layers for value in vars(layer).values()]
+    counted = cache.bytes_needed(model.config, 3, True, torch.bfloat16)
+    assert counted <= sum(value.numel() * value.element_size() for value in held) <= 2 * counted
+    big = replace(TINY, num_tokens=256, d_model=768, n_layer=24)
+    assert cache.fitting_batch(big, 10 * 2**30, True, torch.bfloat16) in range(100, 400)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict:
+    """What the Triton kernels give on a CPU, in a process of its own (tests/sampling/kernels_on_cpu.py)."""
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/models'}", "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tests/sampling/kernels_on_cpu.py"
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
+    assert interpreted["codes"] == [True, True]
+
+
+def test_the_drawing_kernel_equals_the_filters_also_with_ties(interpreted):
+    assert interpreted["drawn"] == [1.0] * len(OPTIONS)
+    assert interpreted["steps"] == [2] * len(OPTIONS)

@@ -1,0 +1,51 @@
+"""One cluster for all tests of this folder; their jobs run side by side."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+AT_ONCE = 5  # cases: most of their time is importing
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if Path(item.fspath).parent == Path(__file__).parent:
+            item.add_marker("slurm")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    from slurm_cluster import Cluster, missing
+
+    reason = missing()
+    if reason:
+        pytest.skip(f"no SLURM here: {reason}")
+    with Cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cases(request, cluster):
+    """name -> Future: the scenario `case_NAME` of every test that was collected, running side by side.
+
+    Tests named test_NAME look at what came out; a scenario that fails fails its test.
+    """
+    pool, futures = ThreadPoolExecutor(AT_ONCE), {}
+    references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
+    for item in request.session.items:
+        name = getattr(item, "originalname", item.name).removeprefix("test_")
+        scenario = getattr(getattr(item, "module", None), f"case_{name}", None)
+        if scenario is not None and name not in futures:
+            futures[name] = pool.submit(scenario, cluster)
+    yield futures
+    for future in [*references, *futures.values()]:
+        future.cancel()
+    pool.shutdown()
+
+
+@pytest.fixture
+def case(request, cases):
+    """What `case_NAME` returned for the test `test_NAME`."""
+    future: Future = cases[request.node.name.removeprefix("test_")]
+    return future.result()

@@ -1,0 +1,71 @@
+"""The everyday part of SLURM: a requeued run on two nodes, a cancelled one, a refused one, a warning at start-up."""
+
+import re
+
+
+def case_a_warning_requeues_and_the_run_is_the_same_to_the_bit(cluster):
+    """Two nodes, and a loader process that gets the signal as well."""
+    run = cluster.submit("warned", "--data.num_workers", 1, "--cluster.cpus_per_task", 2, nodes=2)
+    run.reaches("batch", 5)
+    run.send("USR1")
+    return run, run.ends(), cluster.reference(2)
+
+
+def test_a_warning_requeues_and_the_run_is_the_same_to_the_bit(case):
+    run, facts, reference = case
+    assert facts.restarts == 1
+    stopped = int(re.search(r"SIGUSR1: stopping before the next batch, at step (\d+)", run.log)[1])
+    assert f"step {stopped} is in a checkpoint; job {run.job} is requeued: its time runs out (SIGUSR1)" in run.log
+    assert f"training from step {stopped} " in run.log
+    assert re.search(r"first batch [\d.]+ s after the stop; [\d.]+ s of them since this process began", run.log)
+    steps = [step for _, phase, step, *_ in run.trace() if phase == "batch"]
+    assert steps == [*range(stopped), *range(stopped, 22)]  # no step of the first start was lost
+    run.is_like(reference)
+
+
+def case_a_cancelled_job_does_not_come_back(cluster):
+    run = cluster.submit("cancelled")
+    run.reaches("batch", 3)
+    return run, cluster.aim("slurm", "cancel", "--run", "cancelled"), run.ends("CANCELLED")
+
+
+def test_a_cancelled_job_does_not_come_back(case):
+    run, text, facts = case
+    assert f"job {run.job} is cancelled and will not come back" in text and facts.restarts == 0
+    run.until(
+        lambda: "is not requeued by itself: it was cancelled; to go on: make slurm EXP=tiny RUN=cancelled" in run.log
+    )
+    stopped = int(re.search(r"SIGTERM: stopping before the next batch, at step (\d+)", run.log)[1])
+    assert (run.folder / "checkpoints" / f"step={stopped:08d}.ckpt").exists()
+    assert not (run.folder / "lease.json").exists()
+
+
+def case_a_requeue_that_is_refused(cluster):
+    run = cluster.submit("refused")
+    run.reaches("batch", 2)
+    cluster.sh("scontrol", "update", f"jobid={run.job}", "requeue=0")
+    run.send("USR1")
+    return run, run.ends("FAILED"), cluster.aim("slurm", "status", "--run", "refused")
+
+
+def test_a_requeue_that_is_refused(case):
+    run, facts, status = case
+    words = (
+        f"SLURM did not requeue job {run.job}: it was submitted with --no-requeue; the checkpoint is kept, submit again"
+    )
+    assert words in run.log and f"job {run.job}: FAILED" in status and facts.restarts == 0
+    step = int(re.search(r"step (\d+) is in a checkpoint", run.log)[1])
+    assert f"step {step}, saved" in status
+
+
+def case_a_signal_while_python_is_still_importing(cluster):
+    run = cluster.submit("early")
+    run.until(run.processes)
+    run.send("USR1")
+    return run, run.ends(), cluster.reference(1)
+
+
+def test_a_signal_while_python_is_still_importing(case):
+    run, facts, reference = case
+    assert facts.restarts == 1 and "SIGUSR1: stopping before the next batch, at step 0" in run.log
+    run.is_like(reference)

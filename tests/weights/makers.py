@@ -1,0 +1,62 @@
+"""Small networks and checkpoints for the tests of weights."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from helpers import TINY, TINY_VQ
+
+from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.runs.checkpoint import KEYS, write_checkpoint
+from aim_lightning.weights.configure import AIM, TOKENIZER
+
+SMALL_VQ = replace(TINY_VQ, image_size=4)  # a 2x2 grid, as TINY has 4 codes
+
+
+def aim(config: AiMConfig = TINY, seed: int = 0) -> AiM:
+    """Every parameter random, those included that start at zero or one."""
+    torch.manual_seed(seed)
+    model = AiM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def vq(config: VQConfig = SMALL_VQ, seed: int = 1) -> VQModel:
+    torch.manual_seed(seed)
+    model = VQModel(config).eval()
+    model.quantize.codebook_used.random_(0, config.codebook_size)
+    return model
+
+
+def published(model: AiM, tokenizer: VQModel | None = None, head: bool = True) -> dict[str, torch.Tensor]:
+    """Weights under the published prefixes, with the tied head or without."""
+    weights = {f"mamba.{name}": value for name, value in model.state_dict().items() if head or name != "lm_head.weight"}
+    return weights | {f"vqvae.{name}": value for name, value in (tokenizer.state_dict() if tokenizer else {}).items()}
+
+
+def run_content(network: torch.nn.Module, averaged: dict | None = None, **extra) -> dict:
+    """Content of a checkpoint of ours."""
+    aim_run = isinstance(network, AiM)
+    options = asdict(network.config)
+    model = {"class_path": AIM if aim_run else TOKENIZER, "init_args": {"network": options}}
+    return {
+        **{key: {} for key in KEYS},
+        "network": network.state_dict(),
+        "ema": {"steps": 3, "network": averaged} if averaged else None,
+        "configuration": {"model": model, "runs_root": "runs", "tokenizer": None},
+        "trainer": {"global_step": 1},
+        **extra,
+    }
+
+
+def write_run(folder: Path, network: torch.nn.Module, averaged: dict | None = None, **extra) -> Path:
+    """A run directory with one checkpoint; returns the directory."""
+    write_checkpoint(run_content(network, averaged, **extra), folder / "checkpoints" / "step=00000001.ckpt")
+    return folder
+
+
+def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether both have the same names and bits."""
+    a, b = model.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)

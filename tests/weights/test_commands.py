@@ -1,0 +1,203 @@
+"""`aim-lightning weights import|export|inspect`, in process where the process itself is not in question."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import TINY, write_tokens
+from integration.tiny import write_experiment
+from weights.makers import SMALL_VQ, aim, published, same, vq, write_run
+
+from aim_lightning import load
+from aim_lightning.cli.main import main
+from aim_lightning.models import VQModel
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.content import read_content
+from aim_lightning.runs.decide import decide
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A published folder."""
+    return export_aim(aim(), tmp_path / "published", tokenizer=vq())
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return write_experiment(tmp_path)
+
+
+def fails(capsys, *arguments) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def succeeds(capsys, *arguments) -> str:
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_inspect_prints_what_there_is(folder, tmp_path, capsys):
+    text = succeeds(capsys, "weights", "inspect", folder)
+    for word in (
+        "Hugging Face folder",
+        "sha256",
+        "24,088",
+        "d_model",
+        "VQ tokenizer",
+        "16,603",
+        "all there",
+        "float32",
+    ):
+        assert word in text
+    run = write_run(tmp_path / "exp" / "main", aim(), dict(aim(seed=2).state_dict()))
+    assert "averaged (EMA) weights" in succeeds(capsys, "weights", "inspect", run)
+    assert "raw weights" in succeeds(capsys, "weights", "inspect", run, "--raw", "true")
+
+
+def test_inspect_reports_faults_with_exit_code_one(tmp_path, capsys):
+    weights = published(aim())
+    del weights["mamba.backbone.norm_f.weight"]
+    weights["mamba.more"] = torch.zeros(1)
+    torch.save(weights, tmp_path / "odd.pt")
+    assert main(["weights", "inspect", str(tmp_path / "odd.pt")]) == 1
+    text = capsys.readouterr().out
+    assert "missing: backbone.norm_f.weight" in text and "surplus: more" in text
+    del weights["mamba.backbone.cls_embed.embedding_table.weight"]
+    torch.save(weights, tmp_path / "odd.pt")
+    assert main(["weights", "inspect", str(tmp_path / "odd.pt")]) == 1
+    assert "missing: backbone.cls_embed" in capsys.readouterr().out
+
+
+def test_import_makes_a_run(folder, experiment, tmp_path, capsys):
+    text = succeeds(capsys, "weights", "import", folder, "--config", experiment, "--run", "published")
+    assert f'next: make sample EXP=tiny RUN=published ARGS="--tokenizer {folder}"' in text
+    run = tmp_path / "runs" / "tiny" / "published"
+    assert same(import_aim(run), aim()) and (run / "config.yaml").is_file()
+    content = read_checkpoint(run / "checkpoints" / "step=00000000.ckpt")
+    assert content["tokenizer_hash"] == vq().weights_hash and content["ema"] is None
+    assert same(load(run, tokenizer=import_vq(folder)).aim, aim())
+    again = fails(capsys, "weights", "import", folder, "--config", experiment, "--run", "published")
+    assert "already holds a run; give another --run" in again
+
+
+def test_an_imported_run_is_not_continued(folder, experiment, tmp_path, capsys):
+    succeeds(capsys, "weights", "import", folder, "--config", experiment)
+    directory = RunDirectory("tiny", "main", tmp_path / "runs")
+    content = read_content(directory, {})
+    decision = decide(content, allow_changes=True)
+    assert decision.action == "refuse" and "weights imported from" in decision.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--model.network.d_model", "64"], "d_model is 32 there and 64 here"),
+        (["--model.network.adaln", "layer"], "adaln is group there and layer here"),
+        (["--model.network.num_tokens", "9"], "num_tokens is 4 there and 9 here"),
+    ],
+)
+def test_import_into_another_network_is_refused(folder, experiment, tmp_path, capsys, change, words):
+    text = fails(capsys, "weights", "import", folder, "--config", experiment, *change)
+    assert "is another network than model.network" in text and words in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dropouts_are_the_configurations(folder, experiment, tmp_path, capsys):
+    succeeds(capsys, "weights", "import", folder, "--config", experiment)
+    assert import_aim(tmp_path / "runs" / "tiny" / "main").config.token_dropout == 0.2
+
+
+def test_import_of_a_tokenizer(tmp_path, capsys):
+    torch.save({"model": vq(seed=1).state_dict(), "ema": vq(seed=2).state_dict()}, tmp_path / "vq.pt")
+    sizes = {
+        "codebook_size": 16, "codebook_dim": 8, "base_channels": 8, "channel_multipliers": [1, 1],
+        "num_res_blocks": 1, "z_channels": 8, "norm_groups": 4, "usage_window": 64,
+    }  # fmt: skip
+    options = [part for key, value in sizes.items() for part in (f"--model.network.{key}", str(value))]
+    config = (
+        "--config",
+        "experiments/demo_tokenizer.yaml",
+        "--runs_root",
+        tmp_path / "runs",
+        "--pictures.image_size",
+        4,
+    )
+    text = succeeds(capsys, "weights", "import", tmp_path / "vq.pt", *config, *options, "--raw", "true")
+    assert "next: make tokenize EXP=demo_tokenizer RUN=main" in text
+    assert same(import_vq(tmp_path / "runs" / "demo_tokenizer" / "main"), vq(seed=1))
+
+
+def test_export_of_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = write_run(tmp_path / "runs" / "vq" / "main", vq())
+    run = write_run(
+        tmp_path / "runs" / "aim" / "main", aim(seed=3), dict(aim(seed=4).state_dict()), class_names=["a", "b", "c"],
+        tokenizer_hash=vq().weights_hash,
+    )  # fmt: skip
+    assert "names no tokenizer" in fails(capsys, "weights", "export", run, "--out", "out")
+    text = succeeds(capsys, "weights", "export", run, "--out", "out", "--tokenizer", tokenizer)
+    assert "out/model.safetensors" in text
+    assert same(import_aim("out"), aim(seed=4)) and same(import_vq("out"), vq())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["class_names"] == ["a", "b", "c"]
+    succeeds(capsys, "weights", "export", run, "--out", "raw", "--tokenizer", tokenizer, "--raw", "true")
+    assert same(import_aim("raw"), aim(seed=3))
+    succeeds(capsys, "weights", "export", tokenizer, "--out", "vq")
+    assert same(import_vq("vq"), vq())
+    other = export_vq(vq(seed=9), tmp_path / "other")
+    text = fails(capsys, "weights", "export", run, "--out", "bad", "--tokenizer", other)
+    assert "codes of another tokenizer" in text and not (tmp_path / "bad").exists()
+    assert "leave --tokenizer out" in fails(capsys, "weights", "export", "vq", "--out", "x", "--tokenizer", "vq")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["weights", "fly"], "use one of import, export, inspect"),
+        (["weights", "inspect"], "SOURCE"),
+        (["weights", "inspect", "nothing.pt"], "nothing.pt does not exist"),
+        (["weights", "import", "nothing.pt"], "--config"),
+        (["weights", "export", "nothing.pt"], "--out"),
+        (["weights", "inspect", "a", "--what"], "--what"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, words):
+    assert words in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["weights"], ["weights", "--help"], ["weights", "import", "--help"]])
+def test_help(capsys, arguments):
+    text = succeeds(capsys, *arguments)
+    assert (text.startswith("usage: aim-lightning weights") and "SOURCE" in text) or "ACTION" in text
+
+
+@pytest.mark.slow
+def test_published_weights_to_samples_and_scores(aim_cli, tmp_path):
+    """Real processes, command by command as docs/weights.md has them."""
+    folder, experiment = export_aim(aim(), tmp_path / "published", tokenizer=vq()), write_experiment(tmp_path)
+    for split, seed in (("train", 0), ("val", 1)):
+        shutil.rmtree(tmp_path / "tokens" / split)
+        write_tokens(tmp_path / "tokens" / split, [20], config=TINY, seed=seed, tokenizer_hash=vq().weights_hash)
+    place = ("--config", experiment, "--tokenizer", folder, "--callbacks.ema", "null")
+    outcomes = {}
+    commands = {
+        "inspect": ("weights", "inspect", folder),
+        "import": ("weights", "import", folder, *place),
+        "sample": ("sample", *place, "--num", "2", "--sampling.position_offset", "1"),
+        "validate": ("validate", *place),
+        "export": ("weights", "export", tmp_path / "runs" / "tiny" / "main", "--out", tmp_path / "again"),
+    }
+    for name, arguments in commands.items():
+        outcomes[name] = aim_cli(*arguments)
+        assert outcomes[name].returncode == 0, (name, outcomes[name].stdout + outcomes[name].stderr)
+    run = tmp_path / "runs" / "tiny" / "main"
+    assert len(list((run / "samples").glob("*.png"))) == 7
+    results = json.loads((run / "results.json").read_text())
+    assert results["protocol"]["weights"] == "raw" and results["metrics"]["val/loss"] > 0
+    assert same(import_aim(tmp_path / "again"), import_aim(folder))
+    assert isinstance(import_vq(tmp_path / "again"), VQModel) and import_vq(tmp_path / "again").config == SMALL_VQ

@@ -1,0 +1,220 @@
+"""What can be wrong with weights: one line each, nothing loaded loosely, no code run."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from helpers import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from weights.makers import aim, published, run_content, vq, write_run
+
+from aim_lightning import AiMPipeline
+from aim_lightning.runs.checkpoint import write_checkpoint
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
+
+
+def mistake(call, *args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **options)
+    text = str(caught.value)
+    assert "\n" not in text and "UserError" not in text
+    return text
+
+
+def test_names_that_do_not_fit_are_listed_together():
+    weights = published(aim())
+    del weights["mamba.backbone.layers.1.mixer.A_log"], weights["mamba.backbone.norm_f.weight"]
+    weights["mamba.backbone.layers.0.mixer.dt_bias"] = torch.zeros(7)
+    weights["mamba.extra"], weights["optimizer"] = torch.zeros(1), torch.zeros(1)
+    weights["epoch"] = 3
+    text = mistake(import_aim, weights)
+    assert "missing: backbone.layers.1.mixer.A_log, backbone.norm_f.weight" in text
+    assert "surplus: epoch, extra, optimizer" in text and "layers.0.mixer.dt_bias (7,) for (4,)" in text
+
+
+@pytest.mark.parametrize("config", [{"adaln": "layer"}, {"adaln": "none"}, {"adaln": "group"}])
+def test_one_misshapen_layer_does_not_mislead(config):
+    from dataclasses import replace
+
+    weights = published(aim(replace(TINY, n_layer=3, **config)))
+    weights["mamba.backbone.layers.0.mixer.conv1d.weight"] = torch.zeros(50, 1, 4)
+    text = mistake(import_aim, weights)
+    assert text.endswith("other shape: backbone.layers.0.mixer.conv1d.weight (50, 1, 4) for (80, 1, 4)")
+
+
+def test_tokenizer_names_are_listed_too():
+    weights = {f"vqvae.{name}": value for name, value in vq().state_dict().items()}
+    del weights["vqvae.decoder.conv_out.bias"]
+    weights["vqvae.decoder.more"] = torch.zeros(1)
+    text = mistake(import_vq, weights, image_size=4, norm_groups=4)
+    assert "missing: decoder.conv_out.bias" in text and "surplus: decoder.more" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("backbone.cls_embed.embedding_table.weight", "missing: backbone.cls_embed.embedding_table.weight"),
+        ("backbone.adaln_group.1.weight", "missing: backbone.adaln_group.1.weight"),
+    ],
+)
+def test_nothing_can_be_said_without(name, words):
+    weights = published(aim())
+    del weights[f"mamba.{name}"]
+    assert words in mistake(import_aim, weights)
+
+
+def test_a_head_that_is_not_tied():
+    weights = dict(published(aim()))
+    weights["mamba.lm_head.weight"] = weights["mamba.lm_head.weight"] + 1e-3
+    assert "lm_head.weight differs from backbone.embeddings" in mistake(import_aim, weights)
+
+
+def test_shapes_that_no_network_has():
+    weights = published(aim())
+    for layer in range(2):
+        weights[f"mamba.backbone.layers.{layer}.mixer.out_proj.weight"] = torch.zeros(32, 65)
+    assert "expand would be 65 / 32" in mistake(import_aim, weights)
+    weights = published(aim())
+    weights["mamba.backbone.cls_embed.embedding_table.weight"] = torch.zeros(4)
+    assert "has shape (4,)" in mistake(import_aim, weights)
+
+
+def test_a_name_that_comes_twice():
+    weights = published(aim())
+    weights["backbone.norm_f.weight"] = torch.zeros(32)
+    assert "backbone.norm_f.weight twice" in mistake(import_aim, weights)
+
+
+@pytest.mark.parametrize("content", [{}, {"a": torch.zeros(1)}, {"model": {"a": 1}}, {1: torch.zeros(1)}, 5, [1]])
+def test_content_that_is_no_weights(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    text = mistake(import_aim, tmp_path / "a.pt")
+    assert "a.pt" in text and "holds" in text
+
+
+def test_the_other_network_alone(tmp_path):
+    assert "holds no AiM, only a tokenizer" in mistake(import_aim, export_vq(vq(), tmp_path / "vq"))
+    assert "holds no tokenizer, only AiM" in mistake(import_vq, export_aim(aim(), tmp_path / "aim"))
+    assert "holds no tokenizer" in mistake(AiMPipeline.from_pretrained, tmp_path / "aim")
+    assert "expected aim_lightning.modules.aim.AiMModule" in mistake(import_aim, write_run(tmp_path / "r", vq()))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this code must not run",))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin", "ckpt"])
+def test_truncated_and_foreign_files(tmp_path, capsys, suffix):
+    path = tmp_path / f"a.{suffix}"
+    weights = {name: value.clone() for name, value in published(aim(), vq()).items()}
+    save_file(weights, path) if suffix == "safetensors" else torch.save(weights, path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-1], whole[:9], b"", b"hello", pickle.dumps(Evil())):
+        path.write_bytes(content)
+        text = mistake(import_aim, path)
+        assert str(path) in text and "damaged or no" in text
+    if suffix != "safetensors":
+        torch.save({"model": Evil()}, path)
+        text = mistake(import_aim, path)
+        assert "something else than tensors" in text and "weights_only" not in text
+    assert capsys.readouterr().out == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary(max_size=200), suffix=st.sampled_from(["pt", "safetensors"]))
+def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    path.write_bytes(content)
+    mistake(import_aim, path)
+
+
+def test_a_damaged_checkpoint_of_ours(tmp_path):
+    content = run_content(aim())
+    del content["cursor"]
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    assert "lacks cursor" in mistake(import_aim, tmp_path / "a.ckpt")
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    assert "nothing.pt does not exist" in mistake(import_aim, tmp_path / "nothing.pt")
+    assert "neither a run directory" in mistake(import_aim, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "holds none of model.safetensors" in mistake(import_aim, tmp_path)
+    (tmp_path / "config.json").unlink()
+    save_file(export_weights(), tmp_path / "model.safetensors")
+    assert "config.json does not exist" in mistake(import_aim, tmp_path)
+
+
+def export_weights():
+    return {name: value.clone() for name, value in published(aim(), vq(), head=False).items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"d_modle": 32}, "unknown fields: d_modle"),
+        ({"ssm_cfg": {"layer": "Mamba2", "speed": 1}}, "unknown fields: ssm_cfg.speed"),
+        ({"vqvae": {"size": 1}}, "unknown fields: vqvae.size"),
+        ({"ssm_cfg": {"layer": "Mamba1"}}, "ssm_cfg.layer is 'Mamba1'"),
+        ({"vqvae": {"channel_multipliers": 1}}, "must be a list"),
+        ({"vqvae": {"image_size": "big"}}, "image_size 'big'; it must be a number"),
+        ({"ssm_cfg": 3}, "must be mappings"),
+        ({"tie_embeddings": False}, "tie_embeddings is False; AiM has True"),
+        ({"attn_layer_idx": [1]}, "attn_layer_idx is [1]"),
+        ({"d_model": 64}, "config.json says d_model 64 where the weights have 32"),
+        ({"adaln_group": False}, "adaln 'layer' where the weights have 'group'"),
+        ({"num_groups": 3}, "num_groups 3 where the weights have 2"),
+        ({"token_drop": "much"}, "token_dropout 'much'; it must be a number"),
+        ({"token_drop": 2.0}, "token_dropout is 2.0"),
+        ({"class_names": ["a"]}, "class_names"),
+        ({"class_names": "abc"}, "class_names"),
+    ],
+)
+def test_config_json_must_be_known_and_true(tmp_path, change, words):
+    folder = export_aim(aim(), tmp_path / "out", tokenizer=vq())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    assert words in mistake(AiMPipeline.from_pretrained, folder)
+    (folder / "config.json").write_text("[1]")
+    assert "no mapping of options" in mistake(import_aim, folder)
+    (folder / "config.json").write_text("{")
+    assert "not readable JSON" in mistake(import_aim, folder)
+
+
+def test_from_pretrained_is_strict(tmp_path):
+    folder = export_aim(aim(), tmp_path / "out", tokenizer=vq())
+    weights = export_weights()
+    weights["mamba.surplus"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors")
+    assert "surplus: surplus" in mistake(AiMPipeline.from_pretrained, folder)
+
+
+@pytest.mark.parametrize("problem", ["no map", "outside", "absent", "surplus", "missing file"])
+def test_a_wrong_index_of_shards(tmp_path, problem):
+    folder, weights = export_aim(aim(), tmp_path / "out", tokenizer=vq()), export_weights()
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model-1.safetensors")
+    names = dict.fromkeys(weights, "model-1.safetensors")
+    if problem == "outside":
+        names = dict.fromkeys(weights, "../model-1.safetensors")
+    elif problem == "absent":
+        names["mamba.more"] = "model-1.safetensors"
+    elif problem == "surplus":
+        names.popitem()
+    elif problem == "missing file":
+        names["mamba.more"] = "model-2.safetensors"
+    index = {} if problem == "no map" else {"weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    words = {
+        "no map": "no weight_map",
+        "outside": "no weight_map",
+        "absent": "promises mamba.more",
+        "surplus": "does not say that",
+        "missing file": "model-2.safetensors does not exist",
+    }
+    assert words[problem] in mistake(import_aim, folder)

@@ -1,0 +1,136 @@
+"""Export then import gives every bit back, under exactly the published names."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TINY, fixture, published_aim, published_vq8, relative
+from safetensors import safe_open
+from safetensors.torch import load_file
+from weights.makers import SMALL_VQ, aim, same, vq
+
+from aim_lightning import AiMPipeline
+from aim_lightning.models import VQConfig
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
+from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
+from aim_lightning.weights.published import to_published
+
+FORMS = {
+    "none": replace(TINY, adaln="none", num_groups=4),
+    "layer": replace(TINY, adaln="layer", num_groups=4),
+    "single": replace(TINY, num_groups=1),
+    "group": TINY,
+    "mlp": replace(TINY, d_intermediate=24, adaln="layer", num_groups=4),
+    "mlp group": replace(TINY, d_intermediate=24),
+    "no positions": replace(TINY, position_embedding=False),
+    "other mixer": replace(TINY, d_conv=3, expand=4, headdim=32, d_state=5, chunk_size=64),
+    "dropouts": replace(TINY, token_dropout=0.1, mixer_dropout=0.2, mlp_dropout=0.3),
+}
+
+
+@pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
+def test_every_form_of_aim(config, tmp_path):
+    model, tokenizer = aim(config), vq()
+    folder = export_aim(model, tmp_path / "out", tokenizer=tokenizer)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever reads one may read the other
+    back = import_aim(folder)
+    assert back.config == config and same(back, model) and not back.training
+    assert back.lm_head.weight is back.backbone.embeddings.word_embeddings.weight
+    assert same(import_vq(folder), tokenizer) and import_vq(folder).config == SMALL_VQ
+    again = export_aim(back, tmp_path / "again", tokenizer=tokenizer)
+    assert sha256_file(again / "model.safetensors") == sha256_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def vq8():
+    return published_vq8()
+
+
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
+def test_exactly_the_published_names_shapes_and_fields(name, tmp_path, vq8):
+    facts, data = fixture(name)
+    folder = export_aim(published_aim(name), tmp_path / "out", tokenizer=vq8)
+    weights = load_file(folder / "model.safetensors")
+    expected = {f"mamba.{key}": shape for key, shape in facts["state_dict"].items() if key != "lm_head.weight"}
+    expected |= {f"vqvae.{key}": shape for key, shape in fixture("vq8")[0]["state_dict"].items()}
+    assert {key: list(value.shape) for key, value in weights.items()} == expected
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata()["mamba.lm_head.weight"] == "mamba.backbone.embeddings.word_embeddings.weight"
+    config = json.loads((folder / "config.json").read_text())
+    assert {key: config[key] for key in facts["config"]} == facts["config"]
+    logits = import_aim(folder)(data["tokens"][:, :-1], data["labels"][:, 0])
+    assert relative(logits[:, data["logit_positions"]], data["logits"]) <= 1e-5
+
+
+def test_a_published_network_gets_the_published_fields_alone():
+    published = {
+        "adaln_group", "attn_cfg", "attn_layer_idx", "d_intermediate", "d_model", "fused_add_norm", "mixer_drop",
+        "mlp_drop", "n_layer", "num_classes", "num_groups", "num_tokens", "pad_vocab_size_multiple",
+        "residual_in_fp32", "rms_norm", "ssm_cfg", "tie_embeddings", "token_drop", "vocab_size",
+    }  # fmt: skip
+    numbers = [str(i) for i in range(TINY.num_classes)]
+    config = to_published(replace(TINY, d_state=128, headdim=64), VQConfig(), numbers)
+    assert set(config) == published and config["ssm_cfg"] == {"layer": "Mamba2"}
+
+
+def test_tokenizer_alone_has_llamagens_names(tmp_path, vq8):
+    folder = export_vq(vq8, tmp_path / "vq8")
+    weights = load_file(folder / "model.safetensors")
+    assert {key: list(value.shape) for key, value in weights.items()} == fixture("vq8")[0]["state_dict"]
+    torch.save({"model": vq8.state_dict()}, tmp_path / "vq_ds8_c2i.pt")
+    assert same(import_vq(tmp_path / "vq_ds8_c2i.pt"), vq8)
+    small = vq()
+    back = import_vq(export_vq(small, tmp_path / "small"))
+    assert same(back, small) and back.config == small.config and back.weights_hash == small.weights_hash
+
+
+def test_types_are_kept_in_the_file_and_compiled_names_are_plain(tmp_path):
+    model = aim().to(torch.bfloat16)
+    compiled = torch.compile(model, backend="eager")
+    compiled.config = model.config
+    weights = load_file(export_aim(compiled, tmp_path / "out") / "model.safetensors")
+    assert weights["mamba.backbone.norm_f.weight"].dtype == torch.bfloat16
+    back = import_aim(tmp_path / "out")
+    assert back.backbone.norm_f.weight.dtype == torch.float32
+    assert torch.equal(back.backbone.norm_f.weight, model.backbone.norm_f.weight.float())
+
+
+def test_pipeline_saves_and_loads_with_class_names(tmp_path):
+    pipeline = AiMPipeline(aim(), vq(), ["cat", "dog", "owl"])
+    folder = pipeline.save_pretrained(tmp_path / "animals")
+    back = AiMPipeline.from_pretrained(folder)
+    assert back.class_names == ["cat", "dog", "owl"] and same(back.aim, pipeline.aim)
+    assert not any(parameter.requires_grad for parameter in back.tokenizer.parameters())
+    assert torch.equal(back.generate([0, 2], seed=3), pipeline.generate([0, 2], seed=3))
+
+
+def test_a_folder_is_complete_or_absent(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_aim(aim(seed=1), out, tokenizer=vq())
+    export_aim(aim(seed=2), out, tokenizer=vq())  # an earlier export is replaced
+    assert same(import_aim(out), aim(seed=2))
+    (tmp_path / "empty").mkdir()
+    export_aim(aim(), tmp_path / "empty")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="already holds notes"):
+        export_aim(aim(seed=3), out)
+    assert same(import_aim(out), aim(seed=2))
+    with pytest.raises(UserError, match="is a file"):
+        export_aim(aim(), out / "notes.txt")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("aim_lightning.weights.export.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_aim(aim(), tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
+
+
+def test_another_kind_of_tokenizer_has_no_published_layout(tmp_path):
+    with pytest.raises(UserError, match="not for Linear"):
+        export_aim(aim(), tmp_path / "out", tokenizer=torch.nn.Linear(1, 1))
+    assert not list(tmp_path.iterdir())

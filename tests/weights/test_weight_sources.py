@@ -1,0 +1,168 @@
+"""Every form in which weights come."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import TINY
+from safetensors.torch import save_file
+from weights.makers import SMALL_VQ, aim, published, same, vq, write_run
+
+from aim_lightning import load
+from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
+from aim_lightning.weights.configure import aim_config, vq_config
+
+SMALL = {"image_size": 4, "norm_groups": 4}
+
+
+def separate(weights):
+    """safetensors refuses tensors that share memory."""
+    return {name: value.clone().contiguous() for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin", "pth"])
+@pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
+def test_published_files(tmp_path, suffix, head):
+    model, tokenizer = aim(), vq()
+    weights, path = separate(published(model, tokenizer, head)), tmp_path / f"aim.{suffix}"
+    save_file(weights, path) if suffix == "safetensors" else torch.save(weights, path)
+    assert same(import_aim(path), model) and import_aim(str(path)).config == TINY
+    assert same(import_vq(path, norm_groups=4), tokenizer)
+    assert import_vq(path, norm_groups=4).config == SMALL_VQ  # 4 codes on 2x2 pixels each
+
+
+def test_a_file_of_old_torch(tmp_path):
+    torch.save(published(aim()), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert same(import_aim(tmp_path / "old.bin"), aim())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "network.", "network._orig_mod."])
+def test_prefixes_of_compile_ddp_and_modules(prefix):
+    model = aim()
+    assert same(import_aim({f"{prefix}{name}": value for name, value in model.state_dict().items()}), model)
+    inner = {f"mamba.{name.replace('layers.1.', 'layers.1._orig_mod.')}": v for name, v in model.state_dict().items()}
+    assert same(import_aim({f"{prefix}{name}": value for name, value in inner.items()}), model)
+
+
+def test_head_without_embedding():
+    weights = published(aim())
+    del weights["mamba.backbone.embeddings.word_embeddings.weight"]
+    assert same(import_aim(weights), aim())
+
+
+def test_llamagen_dictionaries(tmp_path):
+    tokenizer, averaged = vq(seed=1), vq(seed=2)
+    torch.save({"model": tokenizer.state_dict()}, tmp_path / "vq.pt")
+    assert same(import_vq(tmp_path / "vq.pt", **SMALL), tokenizer)
+    both = {"model": tokenizer.state_dict(), "ema": averaged.state_dict(), "optimizer": {"state": {}}, "steps": 7}
+    torch.save(both, tmp_path / "trained.pt")
+    assert same(import_vq(tmp_path / "trained.pt", **SMALL), averaged)
+    assert same(import_vq(tmp_path / "trained.pt", raw=True, **SMALL), tokenizer)
+    wrapped = {"state_dict": {f"module.{name}": value for name, value in tokenizer.state_dict().items()}}
+    assert same(import_vq(wrapped, **SMALL), tokenizer)
+
+
+def test_the_record_of_used_codes_may_be_absent():
+    weights = dict(vq().state_dict())
+    del weights["quantize.codebook_used"]
+    back = import_vq(weights, **SMALL)
+    assert back.config.usage_window == 65536 and not back.quantize.codebook_used.any()
+    assert back.weights_hash == vq().weights_hash
+
+
+@pytest.mark.parametrize("multipliers", [(1, 1, 2, 2, 4), (1, 2, 2, 4)], ids=["VQ-16", "VQ-8"])
+def test_published_tokenizer_sizes(multipliers):
+    with torch.device("meta"):
+        weights = VQModel(VQConfig(channel_multipliers=multipliers)).state_dict()
+    assert vq_config(read_source(weights)) == VQConfig(channel_multipliers=multipliers)
+    assert vq_config(read_source(weights), image_size=128).image_size == 128
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AiMConfig(),
+        AiMConfig(d_model=1024, n_layer=48, adaln="group"),
+        AiMConfig(d_model=1536, n_layer=48, adaln="group"),
+        AiMConfig(d_model=2048, n_layer=48, adaln="group"),
+        AiMConfig(d_model=1024, n_layer=48, adaln="group", num_groups=1),
+        AiMConfig(d_model=1024, n_layer=48, adaln="none", d_intermediate=512),
+    ],
+    ids=["AiM-B", "AiM-L", "AiM-XL", "AiM-1B", "single", "none with MLP"],
+)
+def test_configuration_from_full_size_shapes(config):
+    with torch.device("meta"):
+        weights = {f"mamba.{name}": value for name, value in AiM(config).state_dict().items()}
+    del weights["mamba.lm_head.weight"]
+    assert aim_config(read_source(weights)) == config
+
+
+def test_runs_and_checkpoints_averaged_or_raw(tmp_path):
+    model, averaged = aim(seed=1), aim(seed=2)
+    run = write_run(tmp_path / "exp" / "main", model, dict(averaged.state_dict()))
+    checkpoint = run / "checkpoints" / "step=00000001.ckpt"
+    for source in (run, checkpoint, torch.load(checkpoint, weights_only=True)):
+        assert same(import_aim(source), averaged) and same(import_aim(source, raw=True), model)
+        assert import_aim(source).config == TINY
+    without = write_run(tmp_path / "exp" / "other", model)
+    assert same(import_aim(without), model)
+
+
+def test_tokenizer_of_a_run_or_of_a_published_aim_serves_a_run(tmp_path):
+    tokenizer = vq()
+    run = write_run(tmp_path / "vq" / "main", tokenizer, {name: v * 2 for name, v in tokenizer.state_dict().items()})
+    assert torch.equal(import_vq(run).quant_conv.weight, tokenizer.quant_conv.weight * 2)
+    assert same(import_vq(run, raw=True), tokenizer)
+    folder = export_aim(aim(), tmp_path / "hf", tokenizer=tokenizer)
+    assert not any(parameter.requires_grad for parameter in load_tokenizer(folder).parameters())
+    aim_run = write_run(
+        tmp_path / "aim" / "main", aim(), tokenizer_hash=tokenizer.weights_hash, class_names=["a", "b", "c"]
+    )
+    pipeline = load(aim_run, tokenizer=load_tokenizer(folder))
+    assert same(pipeline.aim, aim()) and pipeline.class_names == ["a", "b", "c"]
+
+
+def test_folders_with_shards_or_pickles(tmp_path):
+    model, tokenizer = aim(), vq()
+    whole = export_aim(model, tmp_path / "whole", tokenizer=tokenizer)
+    weights = separate(published(model, tokenizer, head=False))
+    names = sorted(weights)
+    for kind in ("shards", "pickle"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "config.json").write_text((whole / "config.json").read_text())
+        if kind == "pickle":
+            torch.save(weights, folder / "pytorch_model.bin")
+        else:
+            halves = {"model-1.safetensors": names[:40], "model-2.safetensors": names[40:]}
+            for file, part in halves.items():
+                save_file({name: weights[name] for name in part}, folder / file)
+            index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert same(import_aim(folder), model) and same(import_vq(folder), tokenizer)
+
+
+def test_the_file_of_a_folder_stands_for_the_folder(tmp_path):
+    folder = export_aim(aim(replace(TINY, token_dropout=0.25)), tmp_path / "out", tokenizer=vq())
+    assert import_aim(folder / "model.safetensors").config.token_dropout == 0.25
+    assert import_vq(folder / "model.safetensors").config == SMALL_VQ
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_become_float32(tmp_path, dtype):
+    weights = {name: value.to(dtype) for name, value in published(aim(), head=False).items()}
+    save_file(separate(weights), tmp_path / "half.safetensors")
+    for name, value in import_aim(tmp_path / "half.safetensors").state_dict().items():
+        expected = weights["mamba." + name.replace("lm_head", "backbone.embeddings.word_embeddings")]
+        assert value.dtype == torch.float32 and torch.equal(value, expected.float())
+
+
+def test_aim_without_positions_needs_to_be_told_the_grid():
+    model = aim(replace(TINY, position_embedding=False))
+    with pytest.raises(UserError, match="num_tokens; give it"):
+        import_aim(published(model))
+    assert same(import_aim(published(model), num_tokens=4), model)
