@@ -1,6 +1,7 @@
 """One training a run directory: a lease with a heartbeat, taken by global rank zero."""
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_json
+from aim_lightning.utils.files import write_text
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -55,93 +56,112 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._create():
-            self._wait_until_free()
-            self._take_over()
-        self._write()
+        while not self._create(self.path):
+            if (dead := self._wait_until_free()) is not None:
+                self._replace(self.path, dead)
+                break
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine(self._holder()):  # nobody took it over meanwhile
+        if self._is_mine(_parse(_read(self.path))):  # nobody took it over meanwhile
             self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no folder
 
-    def _create(self) -> bool:
-        """Whether there was none."""
+    def _create(self, path: Path) -> bool:
+        """Whether there was none. Between making it and filling it, it is empty, which counts as held."""
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            with path.open("x") as file:
+                file.write(self._text())
         except FileExistsError:
             return False
         return True
 
-    def _wait_until_free(self) -> None:
-        """Return when the holder is dead; refuse when it is not."""
-        first = self._holder()
-        while (holder := self._holder()) and not self._is_dead(holder):
+    def _wait_until_free(self) -> str | None:
+        """The lease of a dead holder, None when it is gone; refuses when its holder is alive."""
+        first = _parse(_read(self.path))
+        while (text := _read(self.path)) is not None and not self._is_dead(holder := _parse(text)):
             beats = holder.get("heartbeat") != first.get("heartbeat")
-            if beats or not self.patient or holder.get("host") == self.owner["host"]:
+            if not holder or beats or not self.patient or holder.get("host") == self.owner["host"]:
                 self._refuse(holder)
             time.sleep(min(self.beat_seconds, 1.0))
-        if not holder and self._age(holder) <= self.stale_seconds:
-            self._refuse(holder)
+        return text
 
-    def _is_dead(self, holder: dict) -> bool:
+    def _replace(self, path: Path, dead: str) -> None:
+        """Put this lease in place of a dead one. Of several that saw the same text, the one with the claim to it does.
+
+        The claim is a lease too: one whose process died within these few lines is replaced in the same way.
+        """
+        claim = path.with_name(f".{path.name}.{hashlib.sha256(dead.encode()).hexdigest()[:16]}")
+        if not self._create(claim):
+            other = _read(claim)
+            if other is None or not self._is_dead(_parse(other), claim):
+                self._refuse(_parse(other))
+            self._replace(claim, other)
+        try:
+            if (now := _read(path)) != dead:  # somebody was faster, or the holder has woken up
+                self._refuse(_parse(now))
+            write_text(path, self._text())
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _is_dead(self, holder: dict, path: Path | None = None) -> bool:
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
-        same_host = holder.get("host") == self.owner["host"]
-        return self._age(holder) > self.stale_seconds or (same_host and not _alive(holder.get("pid", 0)))
+        gone = holder.get("host") == self.owner["host"] and not _alive(holder.get("pid", 0))
+        return gone or self._age(holder, path) > self.stale_seconds
 
-    def _age(self, holder: dict) -> float:
+    def _age(self, holder: dict, path: Path | None = None) -> float:
+        """Seconds since the last sign of life; that of a file without content is its time stamp."""
         try:
-            return time.time() - holder.get("heartbeat", self.path.stat().st_mtime)
+            return time.time() - holder.get("heartbeat", (path or self.path).stat().st_mtime)
         except FileNotFoundError:
             return self.stale_seconds + 1
-
-    def _take_over(self) -> None:
-        """Move the dead lease away, which one process alone can do, and make a new one."""
-        aside = self.path.with_name(f".{self.path.name}.{self.owner['host']}.{self.owner['pid']}")
-        with contextlib.suppress(FileNotFoundError):
-            self.path.rename(aside)
-            taken = json.loads(aside.read_text() or "{}")
-            if taken and not self._is_dead(taken):  # somebody was faster: give it back
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
-        if not self._create():
-            self._refuse(self._holder())
 
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])
 
     def _refuse(self, holder: dict) -> None:
-        age = self._age(holder)
-        who = f"process {holder.get('pid')} on {holder.get('host')}"
-        who += f" (job {holder['job']})" if holder.get("job") else ""
+        who, sign = "another process that has just started", ""
+        if holder:
+            who = f"process {holder.get('pid')} on {holder.get('host')}"
+            who += f" (job {holder['job']})" if holder.get("job") else ""
+            sign = f", last sign {self._age(holder):.0f} s ago"
         raise UserError(
-            f"{self.path.parent} is being trained by {who}, last sign {age:.0f} s ago; wait for it, "
+            f"{self.path.parent} is being trained by {who}{sign}; wait for it, "
             f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last sign)"
         )
 
-    def _holder(self) -> dict:
-        try:
-            return json.loads(self.path.read_text())
-        except (ValueError, OSError):
-            return {}  # just created by another process: its time stamp decides
-
-    def _write(self) -> None:
-        write_json(self.path, {**self.owner, "heartbeat": time.time()})
+    def _text(self) -> str:
+        return json.dumps({**self.owner, "heartbeat": time.time()}, indent=2) + "\n"
 
     def _beat(self) -> None:
         while not self._stop.wait(self.beat_seconds):
-            holder = self._holder()
+            holder = _parse(_read(self.path))
             if holder and not self._is_mine(holder):
                 self.on_lost(f"{self.path.parent} has been taken over by process {holder['pid']} on {holder['host']}")
                 return
-            self._write()
+            write_text(self.path, self._text())
+
+
+def _read(path: Path) -> str | None:
+    """None when there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _parse(text: str | None) -> dict:
+    """{} for a file that is gone, or that another process has made and not filled yet."""
+    try:
+        holder = json.loads(text or "")
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _alive(pid: int) -> bool:

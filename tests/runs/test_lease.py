@@ -109,7 +109,25 @@ for _ in range(100):
     process.wait()
 
 
-def test_of_many_that_find_a_dead_lease_one_gets_it(tmp_path):
+def test_a_process_that_died_while_taking_over_blocks_nobody(tmp_path):
+    path = tmp_path / "lease.json"
+    other_host(path, age=1000)
+    code = f"""
+import os
+from pathlib import Path
+from aim_lightning.runs import lease
+lease.write_text = lambda *_: os._exit(0)
+lease.Lease(Path({str(path)!r})).__enter__()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(list(tmp_path.glob(".lease*"))) == 1 and json.loads(path.read_text())["host"] == "elsewhere"
+    with Lease(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["lease.json"]
+
+
+@pytest.mark.parametrize("_", range(3))
+def test_of_many_that_find_a_dead_lease_one_gets_it(tmp_path, _):
     path = tmp_path / "lease.json"
     other_host(path, age=1000)
     code = f"""

@@ -28,8 +28,10 @@ PORT=$(cat "$D/port")
 
 [ -s "$D/munge/key" ] || (umask 077; head -c 1024 /dev/urandom >"$D/munge/key")
 names=$(seq -f 'n%g' 1 "$NODES")
-{ echo "127.0.0.1 localhost $(hostname)"; for n in $names; do echo "127.0.0.1 $n"; done; grep -v '^127\.0\.0\.1' /etc/hosts || :; } >"$D/etc/hosts"
-cat >"$D/etc/slurm.conf" <<C
+{ echo "127.0.0.1 localhost $(hostname)"; for n in $names; do echo "127.0.0.1 $n"; done; grep -v '^127\.0\.0\.1' /etc/hosts || :; } >"$D/etc/hosts.new"
+cmp -s "$D/etc/hosts.new" "$D/etc/hosts" || cp "$D/etc/hosts.new" "$D/etc/hosts" # bound into the nodes: the same inode
+# renamed into place: commands may read it while a second up.sh runs
+cat >"$D/etc/slurm.conf.new" <<C
 ClusterName=ci
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=$PORT
@@ -76,8 +78,10 @@ PartitionName=grace   Nodes=n[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=
 PartitionName=high    Nodes=n[3-4] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 PartitionName=fragile Nodes=n[5-6] PriorityTier=1 PreemptMode=OFF MaxTime=INFINITE State=UP
 C
+mv "$D/etc/slurm.conf.new" "$D/etc/slurm.conf"
 # 22.05 loads a cgroup plugin even when nothing uses it and knows no "disabled": v1 touches nothing by itself
-printf 'CgroupPlugin=cgroup/v1\nIgnoreSystemd=yes\n' >"$D/etc/cgroup.conf"
+printf 'CgroupPlugin=cgroup/v1\nIgnoreSystemd=yes\n' >"$D/etc/cgroup.conf.new"
+mv "$D/etc/cgroup.conf.new" "$D/etc/cgroup.conf"
 printf 'export SLURM_CONF=%q\n' "$D/etc/slurm.conf" >"$D/env"; . "$D/env"
 
 start munged munged munged --foreground --force --key-file="$D/munge/key" --socket="$D/munge/sock" \
