@@ -19,7 +19,6 @@ from aim_lightning.cli.build import run_directory
 from aim_lightning.cli.launch import device_of, place_or_launch
 from aim_lightning.config import Document
 from aim_lightning.data.images.datamodule import ImageDataModule
-from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.data.tokens.write import TokenizeJob
@@ -39,17 +38,16 @@ def run(document: Document, options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
-    complete, worked = True, place.rank == 0
+    jobs, worked = [], place.rank == 0
     for split, pictures in data.sets.items():
-        job = TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers)
-        worked = worked or bool(job.todo)
-        manifest = _run(job, split, place)
-        complete = complete and manifest is not None
-    if complete and worked:
+        jobs.append(TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers))
+        worked = worked or bool(jobs[-1].todo)
+        _run(jobs[-1], split, place)
+    if not all(job.complete() for job in jobs):  # asked at the end: others may have finished a split meanwhile
+        say("this process's shards are finished; the process that finishes last writes the manifests")
+    elif worked:
         print(f"token shards: {out}/train and {out}/val")
         print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
-    elif not complete:
-        say("this process's shards are finished; the process that finishes last writes the manifests")
     return 0
 
 
@@ -61,7 +59,7 @@ def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
     )
 
 
-def _run(job: TokenizeJob, split: str, place: Place) -> TokenManifest | None:
+def _run(job: TokenizeJob, split: str, place: Place) -> None:
     title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, disable=place.rank > 0) as bar:
@@ -71,7 +69,6 @@ def _run(job: TokenizeJob, split: str, place: Place) -> TokenManifest | None:
     if manifest and manifest.skipped:
         number, first = len(manifest.skipped), manifest.skipped[0].key
         print(f"{split}: {number} unreadable pictures left out (first: {first}); {job.out}/manifest.json lists them")
-    return manifest
 
 
 def _image_data(section: dict) -> ImageDataModule:

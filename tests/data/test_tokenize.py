@@ -178,6 +178,7 @@ def test_the_last_process_writes_the_manifest(pictures, tokenizer, tmp_path):
     assert [job.rows for job in jobs] == [7, 7, 6]
     assert jobs[2].run() is None and jobs[0].run() is None and not (tmp_path / "manifest.json").exists()
     assert jobs[1].run() == TokenManifest.load(tmp_path)
+    assert all(job.complete() == TokenManifest.load(tmp_path) for job in jobs)  # also those that were earlier
     more = [TokenizeJob(pictures, tokenizer, tmp_path, HOW, Place(rank, 5)) for rank in range(5)]
     assert not any(job.todo for job in more) and more[4].rows == 0  # fewer shards than processes
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)

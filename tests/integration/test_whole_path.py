@@ -44,7 +44,7 @@ def test_pictures_to_scores(aim_cli, runs):
     small = ("--data.out", shards, "--rows_per_shard", "1000")
     two = ("--trainer.devices", "2", "--data.num_workers", "1")  # two processes, as a training would have
     text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, *small, *two))
-    assert "process 1 of 2" in text and text.count("next: make shards") == 1
+    assert "process 1 of 2" in text and text.count("next: make shards") in (1, 2)  # whoever saw the end
     text = succeed(aim_cli("shards", "verify", shards, "--tokenizer", tokenizer))
     assert text.count("2,000 rows, no faults") == 2
     succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))

@@ -87,6 +87,10 @@ class TokenizeJob:
         loaded = load(self.pictures, self.options, batches, self.num_workers, self.device)
         for shard in self.todo:
             self._make(shard, loaded, on_rows)
+        return self.complete()
+
+    def complete(self) -> TokenManifest | None:
+        """The manifest, written now, if all shards of all processes are finished; else None."""
         return write_manifest(self.out, self.manifest, self.shards)
 
     def _make(self, shard: PlannedShard, loaded: Iterator[LoadedBatch], on_rows: Callable[[int], None]) -> None:
