@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from aim_lightning.config.sections import ClassSection, Leaf, NamedSection
 
-TRAINER_GIVEN = (
-    "callbacks",
-    "logger",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "accumulate_grad_batches",
-)
+# Options of Lightning's Trainer that are none here: set by the framework, or at odds with resuming to the exact row.
+TRAINER_GIVEN = {
+    "callbacks": "name callbacks in the section `callbacks`",
+    "logger": "name loggers in the section `logger`",
+    "default_root_dir": "results go to runs_root/experiment/run",
+    "use_distributed_sampler": "the data sections share rows out themselves",
+    "accumulate_grad_batches": "it follows from data.global_batch_size and data.max_device_batch_size",
+    "limit_train_batches": "an epoch is the whole data set; use max_steps for a shorter training",
+    "overfit_batches": "an epoch is the whole data set; give a small one instead",
+    "fast_dev_run": "try a run of its own: --run try --trainer.max_steps 3",
+}
 
 SECTIONS = {
     "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),

@@ -1,6 +1,7 @@
 """Entry point of `aim-lightning`. Help and mistakes in the configuration answer before torch is imported."""
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -21,6 +22,9 @@ from aim_lightning.utils.process import is_rank_zero
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 # Their values stay the text that was typed: a run may be called 001.
 TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
+
+# A place where nothing can be written or read: the user's to mend.
+PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Options(argparse.ArgumentParser):
@@ -57,7 +61,14 @@ def _show_log() -> None:
 
 
 def _mistake(error: BaseException | None) -> str | None:
-    """Message of the UserError behind an exception: libraries wrap what a constructor or a loader worker raises."""
+    """Message of the user's mistake behind an exception, None where it is ours.
+
+    Libraries wrap what a constructor or a loader worker raises; the system and Lightning name some mistakes themselves.
+    """
+    if isinstance(error, OSError) and error.errno in PLACES:
+        return f"{error.filename or 'a file'}: {error.strerror}; make room, or choose another place"
+    if type(error).__name__ == "MisconfigurationException":
+        return f"trainer: {' '.join(str(error).split())}"
     while error is not None:
         if isinstance(error, UserError):
             text = str(error).strip()

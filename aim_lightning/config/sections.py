@@ -35,7 +35,7 @@ class ClassSection:
     Args:
         default: class taken when the section names none; None = the section must name one.
         fixed: the only class; its options then stand directly under the section, without class_path.
-        provided: arguments that the framework gives itself; they are no options.
+        provided: arguments that the framework gives itself; they are no options. A mapping says what to do instead.
         description: for help screens.
         required: whether the command cannot do without it.
     """
