@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 
 import torch
 
@@ -21,7 +22,7 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import record
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.process import is_rank_zero, say
 
@@ -36,6 +37,10 @@ def run(document: Document, options: argparse.Namespace) -> int:
         return _run(document, options, directory)
     except Stopped as stop:
         return leave(stop, directory)
+    except PassingFault as fault:
+        remember_end(directory, fault.exit_code)
+        print(f"error: {fault}", file=sys.stderr, flush=True)
+        return fault.exit_code
     except UserError:
         remember_end(directory, USER_ERROR)
         raise

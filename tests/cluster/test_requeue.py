@@ -67,7 +67,7 @@ def test_a_crash_stays_down_where_that_is_wanted():
 @pytest.mark.parametrize(
     ("code", "cause"),
     [(0, None), (2, None), (69, None), (130, None), (75, "warning"), (138, "warning"), (143, "sigterm"), (1, "crash"),
-     (70, "crash"), (137, "crash"), (139, "crash")],
+     (70, "crash"), (74, "crash"), (137, "crash"), (139, "crash")],
 )  # fmt: skip
 def test_exit_codes(code, cause):
     assert cause_of(code, 1) == cause_of(code, 143) == cause
