@@ -6,6 +6,7 @@ Lightning's loops, the loss scaler, metrics by rank, states of callbacks). Names
 modules.
 """
 
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from aim_lightning.runs.archive import DamagedArchive, drop_from_cache, seal_archive, verify_archive
+from aim_lightning.runs.plain import find_foreign
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
@@ -32,19 +34,46 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 
     Raises:
         CheckpointNotWritten: the disk is full or broken.
+        UserError: something in it is neither tensor nor plain value, or a key of KEYS is missing.
     """
+    content = {"format": FORMAT, **content}
     try:
         with atomic_path(path) as temporary:
-            with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, **content}, file)
+            _save(content, temporary, path)
             seal_archive(temporary)
             drop_from_cache(temporary)
             verify_archive(temporary)
+            _load_again(content, temporary, path)
     except (OSError, RuntimeError, DamagedArchive) as error:
         reason = _disk_error(error)
         if reason is None:
             raise
         raise CheckpointNotWritten(f"checkpoint {path} could not be written ({reason}, {_free(path)} free)") from error
+
+
+def _save(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _unfit(content, path, str(error)) from error
+
+
+def _load_again(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
+    """What a later start does with the file; weights stay on disk, so that this takes no time."""
+    try:
+        loaded = read_pickle(temporary, "checkpoint")
+    except UserError as error:
+        raise _unfit(content, path, str(error)) from error
+    check_content(loaded, path)
+
+
+def _unfit(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
+    found = find_foreign(content) or reason
+    return UserError(
+        f"checkpoint {path} could not be read again: {found}; a callback's or module's state may hold tensors and "
+        "plain values only, so convert it there, such as float(x) or str(path)"
+    )
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from weights.makers import aim, published, run_content, vq, write_run
 
 from aim_lightning import AiMPipeline
-from aim_lightning.runs.checkpoint import write_checkpoint
+from aim_lightning.runs.checkpoint import FORMAT
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
 
@@ -136,7 +136,7 @@ def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
 def test_a_damaged_checkpoint_of_ours(tmp_path):
     content = run_content(aim())
     del content["cursor"]
-    write_checkpoint(content, tmp_path / "a.ckpt")
+    torch.save({"format": FORMAT, **content}, tmp_path / "a.ckpt")
     assert "lacks cursor" in mistake(import_aim, tmp_path / "a.ckpt")
 
 
