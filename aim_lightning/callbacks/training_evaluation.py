@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from aim_lightning.callbacks.checkpoints import write_or_tell
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.tensorboard import show_image
 from aim_lightning.evaluation.blocks import draw_block
@@ -22,6 +23,7 @@ from aim_lightning.metrics.scores import Scores
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.process import say
 
 GRID = 8  # rows and columns of the picture grid
 
@@ -161,11 +163,13 @@ class TrainingEvaluation(Callback):
             raise UserError(f"training evaluation: monitor is {monitor!r}; there are {', '.join(values)}")
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
-        ranking = sorted([*self.best, [value, step, name]], reverse=self.mode == "max")
+        ranking, before = sorted([*self.best, [value, step, name]], reverse=self.mode == "max"), self.best
         self.best, dropped = ranking[: self.keep_best], ranking[self.keep_best :]
         folder = Path(self.run_dir) / "best"
-        if any(entry[1] == step for entry in self.best):
-            trainer.save_checkpoint(folder / name, weights_only=False)
+        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, folder / name)):
+            self.best = before
+            say(f"warning: {failure}; the best ones so far stay, and training goes on")
+            return
         if trainer.is_global_zero:
             for _, _, old in dropped:
                 (folder / old).unlink(missing_ok=True)
