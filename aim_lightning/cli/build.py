@@ -22,6 +22,7 @@ from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.replaced_rows import ReplacedRows
 from aim_lightning.callbacks.run_state import RunState
+from aim_lightning.callbacks.tensorboard import own_writer
 from aim_lightning.cli.config import run_directory
 from aim_lightning.cli.frozen import Frozen
 from aim_lightning.cluster.job import Job
@@ -133,8 +134,8 @@ def build(document: Document, purge_step: int | None = None, guards: Sequence[Ca
     for name, callback in cli.named_callbacks.items():
         frozen.give(name, callback)
     for logger in cli.trainer.loggers:
-        if purge_step is not None and isinstance(logger, TensorBoardLogger):
-            logger._kwargs["purge_step"] = purge_step
+        if isinstance(logger, TensorBoardLogger):
+            own_writer(logger, purge_step)
     return cli
 
 

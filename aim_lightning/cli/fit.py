@@ -25,6 +25,7 @@ from aim_lightning.runs.results import record
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.process import is_rank_zero, say
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -68,7 +69,8 @@ def _train(document: Document, directory: RunDirectory, decision: Decision) -> i
     if is_rank_zero():
         directory.set_aside_newer(decision.step)
         append_start(directory, decision)
-        write_text(directory.config, dump(document.values))
+        with tolerate_disk_errors(directory.config):
+            write_text(directory.config, dump(document.values))
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
     if checkpoint is None and getattr(cli.model, "init_from", None):
         start_from(cli.model, cli.model.init_from)
