@@ -68,6 +68,8 @@ def _train(document: Document, directory: RunDirectory, decision: Decision) -> i
     own_signals(cli.trainer)
     if is_rank_zero():
         directory.set_aside_newer(decision.step)
+        for path in directory.remove_leftovers():
+            say(f"removed {path}, left by a save that was cut short or found damaged")
         append_start(directory, decision)
         with tolerate_disk_errors(directory.config):
             write_text(directory.config, dump(document.values))

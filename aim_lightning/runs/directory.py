@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 STEP = re.compile(r"step=(\d+)\.ckpt")
@@ -63,6 +64,19 @@ class RunDirectory:
         """Rename checkpoints after `step`, which were found damaged: they would count among those that are kept."""
         newer = [path for path in self.checkpoints() if step_of(path) > step]
         return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
+
+    def remove_leftovers(self) -> list[Path]:
+        """Remove what kills in the middle of a save left, and all damaged checkpoints but the newest.
+
+        Only for who holds the lease: another training may be writing such a file.
+        """
+        half = [path for folder in (self.checkpoint_folder, self.path / "best") for path in folder.glob(".*.tmp")]
+        damaged = sorted(self.checkpoint_folder.glob("step=*.ckpt.damaged"))  # the digits have one width
+        gone = [*half, *damaged[:-1]]
+        for path in gone:
+            with tolerate_disk_errors(path):
+                path.unlink(missing_ok=True)
+        return gone
 
 
 def step_of(path: Path) -> int:

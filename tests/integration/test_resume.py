@@ -146,7 +146,10 @@ def test_a_damaged_newest_one_is_named_and_set_aside(place, fit, whole, capfd, k
     shutil.copytree(whole, run_dir)
     (run_dir / "results.json").unlink()
     damage(newest_checkpoint(run_dir), kind)
+    half = run_dir / "checkpoints" / ".step=00000021.ckpt.77-abcd.tmp"  # of a save that was killed
+    half.touch()
     code, _ = fit(kind, *options(keep_last=1))
+    assert not half.exists()
     out = capfd.readouterr().out
     assert code == 0 and "ignoring damaged checkpoint" in out and "step=00000022.ckpt" in out
     assert "training from step 20" in out

@@ -138,6 +138,20 @@ def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
 
+def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(tmp_path):
+    run = RunDirectory("exp", "main", tmp_path)
+    stay = ["step=00000004.ckpt", "step=00000016.ckpt.damaged", "notes.txt", ".hidden"]
+    half = [".step=00000012.ckpt.77-abcd.tmp", "step=00000008.ckpt.damaged"]
+    for name in [*stay, *half]:
+        run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        (run.checkpoint_folder / name).touch()
+    (run.path / "best").mkdir()
+    (run.path / "best" / ".fd=1.0-step=00000008.ckpt.77-abcd.tmp").touch()
+    assert len(run.remove_leftovers()) == 3
+    assert sorted(path.name for path in run.checkpoint_folder.iterdir()) == sorted(stay)
+    assert not list((run.path / "best").iterdir()) and run.remove_leftovers() == []
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
