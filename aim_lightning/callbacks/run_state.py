@@ -48,13 +48,14 @@ class RunState(Callback):
         checkpoint["metrics"] = [state for _, state in ranks]
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
+        checkpoint["data"] = trainer.datamodule.identity() if trainer.is_global_zero else None
         checkpoint["class_names"] = trainer.datamodule.class_names
         manifest = getattr(trainer.datamodule, "manifest", None)
         checkpoint["tokenizer_hash"] = manifest.tokenizer_hash if manifest else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         data = trainer.datamodule
-        data.cursor.restore(checkpoint["cursor"])
+        data.restore(checkpoint["cursor"], checkpoint.get("data"))
         if "loops" in checkpoint:  # imported weights come without a training
             _count_micro_batches(checkpoint["loops"]["fit_loop"], data)
         states = checkpoint["random_state"]

@@ -1,9 +1,9 @@
 """The checkpoint file: explicit keys, plain types, nothing of Lightning's needed to read it.
 
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
-schedulers; cursor; random_state (a list by rank); configuration; class_names; tokenizer_hash; trainer (progress of
-Lightning's loops, the loss scaler, metrics by rank, states of callbacks). Names of weights are those of the unwrapped
-modules.
+schedulers; cursor; data (rows and fingerprint of the training set, and steps; not in older files); random_state (a list
+by rank); configuration; class_names; tokenizer_hash; trainer (progress of Lightning's loops, the loss scaler, metrics
+by rank, states of callbacks). Names of weights are those of the unwrapped modules.
 """
 
 import pickle

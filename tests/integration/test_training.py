@@ -102,6 +102,7 @@ def test_checkpoint_has_explicit_keys_and_plain_names(whole):
         "optimizers",
         "schedulers",
         "cursor",
+        "data",
         "random_state",
         "configuration",
         "class_names",
