@@ -11,6 +11,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.sample import choose_classes
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
@@ -70,11 +71,11 @@ def _features(document: Document) -> FeatureNetwork:
 def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> Generator:
     """Published weights, or the run's checkpoint."""
     if getattr(options, "weights", None):
-        return from_published(options.weights, device)
+        return from_published(options.weights, device, backend_of(document))
     source = getattr(options, "checkpoint", None) or directory(document).path
     tokenizer = document.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device)
+    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device, backend=backend_of(document))
 
 
 def make_evaluation(

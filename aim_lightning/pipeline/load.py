@@ -11,21 +11,23 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import import_aim, import_vq, read_source
 
 
-def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> AiMPipeline:
+def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backend: str = "auto") -> AiMPipeline:
     """A trained generator for notebooks: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
 
     Args:
         run_dir: run directory of an AiM experiment, or one of its checkpoint files.
         raw: the trained weights themselves instead of their average.
         tokenizer: use this one; by default the one that the run's configuration names.
+        backend: of the network (see `AiM`), whatever it was trained on.
 
     Raises:
-        UserError: no checkpoint, one of another model, or a tokenizer that does not belong to it.
+        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, or a backend that
+            cannot be had.
     """
     path = newest_checkpoint(run_dir)
     found = read_source(path, raw=raw)
     check_content(found.run, path)
-    content, aim = found.run, import_aim(found)
+    content, aim = found.run, import_aim(found, backend=backend)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     trained_on = content.get("tokenizer_hash")

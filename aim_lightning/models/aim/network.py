@@ -134,7 +134,7 @@ class AiM(nn.Module):
     def __init__(self, config: AiMConfig, backend: str = "auto") -> None:
         super().__init__()
         require_backend(backend)
-        self.config, self._wanted = config, backend
+        self.config, self.wanted_backend = config, backend
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight
@@ -150,7 +150,7 @@ class AiM(nn.Module):
 
     def _take_backend(self) -> None:
         weight = self.lm_head.weight
-        taken = choose_backend(self._wanted, self.config, weight.device, weight.dtype)
+        taken = choose_backend(self.wanted_backend, self.config, weight.device, weight.dtype)
         for module in self.modules():
             if isinstance(module, Backbone | Block | Mamba2Mixer):
                 module.backend = taken
