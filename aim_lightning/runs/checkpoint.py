@@ -71,19 +71,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or not one of ours.
     """
-    path = Path(path)
-    try:
-        if path.is_file():
-            verify_archive(path)
-    except (OSError, RuntimeError, ValueError, DamagedArchive) as error:
-        raise UserError(f"checkpoint {path} is damaged or no checkpoint ({error})") from None
-    content = read_pickle(path, "checkpoint")
+    content = read_pickle(path, "checkpoint", archive=True)
     check_content(content, path)
     return content
 
 
-def read_pickle(path: str | Path, what: str) -> Any:
-    """What torch.save wrote, onto the CPU; no code in it is run. `what` names the file's role in errors.
+def read_pickle(path: str | Path, what: str, archive: bool = False) -> Any:
+    """What torch.save wrote, its checksums compared, onto the CPU; no code in it is run.
+
+    Args:
+        path: the file.
+        what: its role, for errors.
+        archive: whether it must be a zip archive; files of torch before 1.6 are none, and have no checksums.
 
     Raises:
         UserError: missing, damaged or foreign.
@@ -92,9 +91,11 @@ def read_pickle(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist")
     try:
+        zipped = zipfile.is_zipfile(path)
+        if archive or zipped:
+            verify_archive(path)
         with warnings.catch_warnings(action="ignore"):  # torch's remarks about foreign pickles
-            # Files of torch before 1.6 are no zip archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "Weights only" in reason:  # torch would advise to run the code

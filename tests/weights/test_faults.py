@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from weights.makers import aim, published, run_content, vq, write_run
 
 from aim_lightning import AiMPipeline
+from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.checkpoint import write_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
+from aim_lightning.weights.report import inspect
 
 
 def mistake(call, *args, **options) -> str:
@@ -131,6 +133,46 @@ def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
     path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
     path.write_bytes(content)
     mistake(import_aim, path)
+
+
+def flip_a_weight(path):
+    """One bit of one number, where torch itself compares nothing: the exponent of a weight."""
+    content, number = bytearray(path.read_bytes()), torch.tensor([0.123456789])
+    place = content.index(number.numpy().tobytes())
+    content[place + 3] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["file", "run", "folder"])
+def test_one_flipped_bit(tmp_path, form):
+    model, tokenizer = aim(), vq()
+    with torch.no_grad():
+        model.backbone.norm_f.weight[5] = tokenizer.quant_conv.bias[1] = 0.123456789
+    if form == "run":
+        path = write_run(tmp_path / "run", model) / "checkpoints" / "step=00000001.ckpt"
+        source, text = tmp_path / "run", "its checksum differs"
+    else:
+        source = path = tmp_path / "weights.pt"
+        if form == "folder":
+            source = export_aim(model, tmp_path / "folder", tokenizer=tokenizer)
+            path = source / "pytorch_model.bin"
+            (source / "model.safetensors").unlink()
+        torch.save({"model": published(model, tokenizer)}, path)
+        text = "the checksum of"
+    import_aim(source)  # whole
+    flip_a_weight(path)
+    for read in (import_aim, load_tokenizer, inspect):
+        message = mistake(read, source)
+        assert f"weights file {path} is damaged or no weights file" in message and text in message
+
+
+def test_archives_without_checksums_can_be_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(published(aim()), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert import_aim(tmp_path / "a.pt").config == TINY
 
 
 def test_a_damaged_checkpoint_of_ours(tmp_path):
