@@ -33,7 +33,7 @@ def test_plain_code_equals_mamba_ssm_references(differences, what):
     assert differences[what] <= 2e-6
 
 
-@pytest.mark.parametrize("path", ["fused", "unfused"])
+@pytest.mark.parametrize("path", ["fused", "unfused in_proj", "unfused convolution"])
 def test_kernels_equal_plain_code(differences, path):
     found = differences[path]
     assert found["backend"] == "mamba_ssm"
