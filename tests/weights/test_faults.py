@@ -182,6 +182,15 @@ def test_a_damaged_checkpoint_of_ours(tmp_path):
     assert "lacks cursor" in mistake(import_aim, tmp_path / "a.ckpt")
 
 
+def test_a_checkpoint_whose_configuration_no_network_has(tmp_path):
+    for change, words in (({"depth": 3}, "unknown options of AiMConfig: depth"), ({"d_conv": 0}, "d_conv is 0")):
+        content = run_content(aim())
+        content["configuration"]["model"]["init_args"]["network"] |= change
+        write_checkpoint(content, tmp_path / "a.ckpt")
+        text = mistake(import_aim, tmp_path / "a.ckpt")
+        assert "a.ckpt" in text and words in text
+
+
 def test_paths_that_lead_nowhere(tmp_path):
     assert "nothing.pt does not exist" in mistake(import_aim, tmp_path / "nothing.pt")
     assert "neither a run directory" in mistake(import_aim, tmp_path)
@@ -212,7 +221,12 @@ def export_weights():
         ({"adaln_group": False}, "adaln 'layer' where the weights have 'group'"),
         ({"num_groups": 3}, "num_groups 3 where the weights have 2"),
         ({"token_drop": "much"}, "token_dropout 'much'; it must be a number"),
-        ({"token_drop": 2.0}, "token_dropout is 2.0"),
+        ({"token_drop": 2.0}, "out: AiMConfig.token_dropout is 2.0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 0}}, "out: AiMConfig.chunk_size is 0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 64.5}}, "out: AiMConfig.chunk_size is 64.5"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": -16}}, "config.json says headdim -16"),
+        ({"vqvae": {"image_size": 4, "norm_groups": 0}}, "out: VQConfig.norm_groups is 0"),
+        ({"vqvae": {"image_size": 4, "norm_groups": 4, "dropout": 1.0}}, "out: VQConfig.dropout is 1.0"),
         ({"class_names": ["a"]}, "class_names"),
         ({"class_names": "abc"}, "class_names"),
     ],
