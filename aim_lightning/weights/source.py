@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.runs.checkpoint import FORMAT, check_content
-from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint
+from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 from aim_lightning.weights.files import CONFIG, SAFETENSORS, is_model_folder, read_file, read_folder
@@ -54,7 +54,7 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
         return _from_content(source, "the mapping", raw)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder")
+        raise UserError(missing_source(path))
     if path.name == SAFETENSORS and path.with_name(CONFIG).is_file():
         path = path.parent
     return _from_folder(path, raw) if path.is_dir() else _from_content(read_file(path), str(path), raw)
@@ -65,7 +65,9 @@ def _from_folder(path: Path, raw: bool) -> Source:
         newest = newest_checkpoint(path)
         return _from_content(read_file(newest), str(newest), raw)
     if not is_model_folder(path):
-        raise UserError(f"{path} is neither a run directory with checkpoints nor a Hugging Face folder")
+        raise UserError(
+            f"{path} is neither a run directory with checkpoints nor a Hugging Face folder; name a weights file itself"
+        )
     config = read_json(path / CONFIG, "configuration")
     check_fields(config, path / CONFIG)
     return _from_content(read_folder(path), str(path), raw, config)
