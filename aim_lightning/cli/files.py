@@ -34,7 +34,9 @@ def _check_data(values: dict[str, Any]) -> None:
         _check_tokenizer(values["tokenizer"], values["runs_root"])
 
 
-def _check_tokenizer(source: str | Path, runs_root: str | Path) -> None:
+def _check_tokenizer(source: str | Path | dict[str, Any], runs_root: str | Path) -> None:
+    if isinstance(source, dict):  # a class of its own
+        return
     path = Path(source)
     if (path / "config.json").is_file():  # a Hugging Face folder
         return

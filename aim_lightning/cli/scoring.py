@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -25,6 +24,7 @@ from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.objects import build_object
 from aim_lightning.utils.process import say
 
 
@@ -60,12 +60,7 @@ def _features(document: Document) -> FeatureNetwork:
     section = document.values["features"]
     if section is None:
         return InceptionFeatures()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(FeatureNetwork, "features", required=True)
-    try:
-        return parser.instantiate(parser.parse_object({"features": section})).features
-    except ArgumentError as error:
-        raise UserError(f"features: {' '.join(str(error).split())}") from None
+    return build_object(section, FeatureNetwork, "features")
 
 
 def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> Generator:
