@@ -79,6 +79,8 @@ def _inspect(_: None, options: argparse.Namespace) -> int:
     console.print(f"{options.source}: {report.origin}")
     for path, size, digest in report.files:
         console.print(f"  {path}  {size:,} bytes  sha256 {digest}")
+    if report.unread:
+        console.print(f"  not read: {', '.join(report.unread)}")
     for part in report.parts:
         console.print(_table(part))
         console.print("  names: " + ("; ".join(part.faults) or "all there, none left over"))

@@ -120,7 +120,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     """Strict loading with one message for everything that does not fit.
 
     Raises:
-        UserError: missing, surplus or misshapen names.
+        UserError: missing, surplus or misshapen names, or whole numbers where the network has others.
     """
     parts = misfits(network, weights)
     if parts:
@@ -128,22 +128,32 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     network.load_state_dict(weights)
 
 
-def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int = 20) -> list[str]:
-    """Missing, surplus and misshapen names, a line a kind with at most `limit` names; nothing where all fits."""
+def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int | None = 20) -> list[str]:
+    """Missing, surplus, misshapen and non-floating names, a line a kind with at most `limit`; nothing where all fits.
+
+    Floating types may differ; integers would be taken for numbers that they are not, such as quantised weights.
+    """
     own = network.state_dict()
+    both = sorted(own.keys() & weights.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
+        for name in both
         if weights[name].shape != own[name].shape
+    ]
+    types = [
+        f"{name} {weights[name].dtype} for {own[name].dtype}"
+        for name in both
+        if own[name].is_floating_point() and not weights[name].is_floating_point()
     ]
     faults = {
         "missing": sorted(own.keys() - weights.keys()),
         "surplus": sorted(weights.keys() - own.keys()),
         "other shape": shapes,
+        "other type": types,
     }
     return [f"{kind}: {_some(names, limit)}" for kind, names in faults.items() if names]
 
 
-def _some(names: list[str], limit: int) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+def _some(names: list[str], limit: int | None) -> str:
+    more = f" and {len(names) - limit} more" if limit is not None and len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -69,5 +69,6 @@ def aim_weights(source: Source) -> dict[str, Tensor]:
 
 
 def vq_weights(source: Source, config: VQConfig) -> dict[str, Tensor]:
-    """The tokenizer's weights likewise; without a record of used codes, an empty one."""
-    return {USAGE_RECORD: torch.zeros(config.usage_window), **source.parts.vq, **source.parts.other}
+    """The tokenizer's weights likewise; without a record of used codes, an empty one. The record may be of any type."""
+    record = source.parts.vq.get(USAGE_RECORD, torch.zeros(config.usage_window))
+    return {**source.parts.vq, **source.parts.other, USAGE_RECORD: record.float()}

@@ -1,7 +1,7 @@
 """One reading of any source of weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Source:
         parts: weights, shared out to AiM, the tokenizer and neither; names are those of our networks.
         published: config.json of a model folder, its fields checked; None without one.
         run: content of a checkpoint of ours (configuration, class_names, tokenizer_hash, …); None for others.
+        unread: what stands beside the weights in a larger checkpoint, such as an optimizer.
     """
 
     name: str
     parts: Parts
     published: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
+    unread: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -79,8 +81,9 @@ def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] 
         check_content(content, name)
         averaged = content.get("ema")
         run, content = dict(content), content["network"] if raw or not averaged else averaged["network"]
-    parts = split(unwrap(content, raw, name), name)
+    weights, unread = unwrap(content, raw, name)
+    parts = split(weights, name)
     if not parts.aim and not parts.vq:
         some = ", ".join(sorted(parts.other)[:3]) or "nothing"
         raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {some})")
-    return Source(name, parts, published, run)
+    return Source(name, parts, published, run, unread)

@@ -56,6 +56,27 @@ def test_tokenizer_names_are_listed_too():
     assert "missing: decoder.conv_out.bias" in text and "surplus: decoder.more" in text
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_numbers(dtype):
+    weights = published(aim(), vq())
+    weights["mamba.backbone.norm_f.weight"] = torch.ones(32, dtype=dtype)
+    assert f"other type: backbone.norm_f.weight {dtype} for torch.float32" in mistake(import_aim, weights)
+    weights["vqvae.quant_conv.bias"] = torch.ones(8, dtype=dtype)
+    assert f"other type: quant_conv.bias {dtype}" in mistake(import_vq, weights, image_size=4, norm_groups=4)
+
+
+def test_the_record_of_used_codes_may_be_integers():
+    weights = {**vq().state_dict(), "quantize.codebook_used": torch.arange(64)}
+    assert torch.equal(import_vq(weights, image_size=4, norm_groups=4).quantize.codebook_used, torch.arange(64.0))
+
+
+def test_weights_beside_the_group_that_would_be_read():
+    for name in ("mamba.backbone.norm_f.weight", "lm_head.weight", "module.vqvae.quant_conv.bias"):
+        content = {"model": published(aim()), name: torch.zeros(1), "optimizer": {}}
+        text = mistake(import_aim, content)
+        assert f"has weights under model and beside it; leave one of them out: {name}" in text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
