@@ -64,7 +64,7 @@ class AimCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in ("experiment", "run", "runs_root"):
             parser.add_argument(f"--{name}", type=str)
-        parser.add_argument("--tokenizer", type=str | None)
+        parser.add_argument("--tokenizer", type=str | dict | None)
         parser.add_argument("--pictures", type=Pictures | None)
         parser.add_argument("--features", type=FeatureNetwork | None)
         parser.add_argument("--sampling", type=SamplingOptions, default=SamplingOptions())

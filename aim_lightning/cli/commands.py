@@ -28,7 +28,9 @@ SECTIONS = {
     "pictures": ClassSection(
         fixed="aim_lightning.data.images.pictures.Pictures", description="the real pictures and their size"
     ),
-    "tokenizer": Leaf("str | None", "run directory, checkpoint or published weights of the tokenizer"),
+    "tokenizer": Leaf(
+        "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
+    ),
     "features": ClassSection(description="feature network of the Fréchet distance"),
     "sampling": ClassSection(
         fixed="aim_lightning.sampling.options.SamplingOptions",
@@ -62,6 +64,7 @@ class Command:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     needs_config: bool = True
     without_run: Callable[[argparse.Namespace], bool] = lambda options: False  # no experiment is needed then
+    unused: tuple[str, ...] = ()  # sections that it can do without
     actions: "dict[str, Command]" = field(default_factory=dict)  # `aim-lightning COMMAND ACTION`
 
 
@@ -116,12 +119,16 @@ def _paths(parser: argparse.ArgumentParser) -> None:
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights")
+    parser.add_argument(
+        "--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights (or .yaml)"
+    )
 
 
 def _preview(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help="run or weights that decode the codes")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="SOURCE", help="run, weights or .yaml of what decodes the codes"
+    )
     parser.add_argument("--num", type=int, default=32, help="pictures, drawn at random (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
@@ -255,7 +262,7 @@ COMMANDS = {
     "fit": Command("train, or continue an unfinished run", _fit),
     "validate": Command("score the newest checkpoint (EMA weights) and write results.json"),
     "sample": Command("draw pictures from a trained run", _sample),
-    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize),
+    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize, unused=("model",)),
     "evaluate": Command(
         "draw samples (or take given ones) and score them: FID, sFID, IS, KID, precision, recall",
         _evaluate,

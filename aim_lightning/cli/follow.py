@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from aim_lightning.cli.build import quiet
+from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.scoring import (
     directory,
     make_evaluation,
@@ -43,7 +44,8 @@ def run(document: Document, options: argparse.Namespace) -> int:
     done = Done(place.path / FOLDER, [asdict(sampling), options.raw, judge.protocol(options.num)])
     for step, path in new_checkpoints(place, set(done.steps), options.every, options.patience, ranks):
         try:
-            generator = from_run(path, raw=options.raw, tokenizer=tokenizer, device=device)
+            how = {"raw": options.raw, "tokenizer": tokenizer, "backend": backend_of(document)}
+            generator = from_run(path, device=device, **how)
         except UserError:
             if path.exists():
                 raise

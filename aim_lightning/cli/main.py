@@ -103,7 +103,7 @@ def run(argv: list[str]) -> int:
         return 0
     options = parser.parse_args(arguments.rest)
     options.given = arguments
-    document = _document(name, arguments, command.without_run(options)) if command.needs_config else None
+    document = _document(name, command, arguments, options) if command.needs_config else None
     module, _, options.action = name.partition(" ")
     return importlib.import_module(f"aim_lightning.cli.{module}").run(document, options)
 
@@ -122,23 +122,21 @@ def read(arguments: Arguments) -> Document:
     return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)
 
 
-def _document(name: str, arguments: Arguments, without_run: bool = False) -> Document:
+def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Document:
     """The checked document; without a run, experiment, model and data may be missing."""
+    without_run = command.without_run(options)
     if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
-    if without_run:
-        document = read(arguments)
-        check(document, {section: _optional(kind) for section, kind in SECTIONS.items()})
-        return document
-    document = compose_and_check(arguments)
-    check_files(name, document.values)
+    document = compose_and_check(arguments, tuple(SECTIONS) if without_run else command.unused)
+    if not without_run:
+        check_files(name, document.values)
     return document
 
 
-def compose_and_check(arguments: Arguments) -> Document:
-    """Compose, and compare with the sections and signatures."""
+def compose_and_check(arguments: Arguments, unused: tuple[str, ...] = ()) -> Document:
+    """Compose, and compare with the sections and signatures; sections that are not used may be missing."""
     document = read(arguments)
-    check(document, SECTIONS)
+    check(document, {name: _optional(kind) if name in unused else kind for name, kind in SECTIONS.items()})
     return document
 
 

@@ -58,7 +58,9 @@ class _Checker:
         self.document = document
 
     def section(self, name: str, section: Section, value: Any) -> None:
-        if isinstance(section, Leaf):
+        if isinstance(section, Leaf) and section.or_class and isinstance(value, dict):
+            self._class(value, name)
+        elif isinstance(section, Leaf):
             self._value(Parameter(name, None, parse_annotation(section.annotation), None), value, name)
         elif isinstance(section, NamedSection):
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():

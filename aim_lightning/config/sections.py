@@ -21,11 +21,13 @@ class Leaf:
         annotation: its type as Python writes it, e.g. ``str | None``.
         description: for help screens.
         required: whether the command cannot do without it.
+        or_class: whether an object, by its class_path and init_args, may stand in the value's place.
     """
 
     annotation: str
     description: str = ""
     required: bool = False
+    or_class: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,14 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
     return sorted((path for path in files if STEP.fullmatch(path.name)), key=step_of, reverse=True)
 
 
+def missing_source(path: str | Path) -> str:
+    """What to say of a source of weights that is not there."""
+    return (
+        f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder "
+        "(make weights-vq and make weights-aim fetch published ones)"
+    )
+
+
 def newest_checkpoint(source: str | Path) -> Path:
     """A checkpoint file itself, or the latest one of a run directory.
 

@@ -5,6 +5,10 @@ import time
 import pytest
 
 DEMO = "experiments/demo_aim.yaml"
+FINETUNE = [
+    *("--config", "experiments/imagenet256_tokenizer_finetune.yaml", "--tokenizer", "null"),
+    *("--pictures.train", "data", "--pictures.val", "data", "--model.loss.perceptual_weight", "0"),
+]
 SECONDS_TO_ANSWER = 6
 
 
@@ -81,6 +85,16 @@ def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
         ("validate", [], ["holds no checkpoint", "make train EXP=demo_aim"]),
         ("sample", [], ["holds no checkpoint"]),
         ("tokenize", [], ["holds no checkpoint"]),
+        (
+            "tokenize",
+            ["--tokenizer", "weights/x"],
+            ["weights/x does not exist; give a weights file", "make weights-vq"],
+        ),
+        (
+            "fit",
+            [*FINETUNE, "--model.init_from", "weights/x.pt"],
+            ["model.init_from weights/x.pt does not exist", "make weights-vq"],
+        ),
         (
             "fit",
             ["--pictures.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],

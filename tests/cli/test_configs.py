@@ -141,3 +141,12 @@ def test_paper_recipe():
         assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(
             model["optimizer"]["learning_rate"], 1e-4
         )
+
+
+def test_the_weights_to_go_on_from_are_those_that_make_weights_vq_fetches():
+    from aim_lightning.weights.fetch import PUBLISHED
+
+    document = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
+    published = PUBLISHED["VQ-16"]
+    fetched = f"weights/{published.folder}/{published.files[0]}"
+    assert document.values["model"]["init_args"]["init_from"] == fetched
