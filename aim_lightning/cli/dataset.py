@@ -27,6 +27,7 @@ include:
   - ../configs/trainer/cpu.yaml
   - ../configs/callbacks/tokenizer.yaml
   - ../configs/logger/tensorboard.yaml
+  - ../configs/features/effnet_lite0.yaml
 experiment: {name}_tokenizer
 model:
   init_args:
