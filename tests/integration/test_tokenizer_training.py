@@ -196,7 +196,7 @@ def test_report(place, whole, tmp_path, monkeypatch):
     """What experiments/fashion_mnist_tokenizer/run.sh keeps of its runs."""
     pytest.importorskip("matplotlib")
     script = ROOT / "experiments" / "tokenizer_report.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(place.runs), "whole", "--out", str(tmp_path), "--commit", "abc"])
+    monkeypatch.setattr(sys, "argv", [str(script), str(place.runs), "whole", "--out", str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
     assert {p.name for p in tmp_path.iterdir()} == {
         "config_whole.yaml",
@@ -205,7 +205,8 @@ def test_report(place, whole, tmp_path, monkeypatch):
         "results.json",
     }
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["commit"] == "abc" and "val/psnr" in results["runs"]["whole"]["metrics"]
+    assert results["commit"] == results["runs"]["whole"]["commit"]
+    assert "val/psnr" in results["runs"]["whole"]["metrics"]
     assert Image.open(tmp_path / "reconstructions.png").size[0] > 500
 
 
