@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,15 @@ from aim_lightning.utils.files import atomic_path, sha256_file
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_folders(folders: list[Path], out: Path) -> TokenManifest:
+def merge_folders(
+    folders: list[Path], out: Path, watch: Callable[[list, str], Iterable] = lambda shards, what: shards
+) -> TokenManifest:
     """Write the rows of all folders, one after the other, to `out`; stopped and started again, it continues.
+
+    Args:
+        folders: each with a manifest.json.
+        out: the new one.
+        watch: hands the shards on and shows how far they are, as rich's `track`.
 
     Raises:
         UserError: fewer than two folders, folders that do not belong together, a shard that is not the one its
@@ -31,7 +39,7 @@ def merge_folders(folders: list[Path], out: Path) -> TokenManifest:
     claim(out, {"merged": facts}, [])
     pairs = zip(folders, manifests, strict=True)
     old = [folder / shard.name for folder, manifest in pairs for shard in manifest.shards]
-    for path, shard in zip(old, merged.shards, strict=True):
+    for path, shard in watch(list(zip(old, merged.shards, strict=True)), f"merging into {out}"):
         _take(path, out / shard.name, shard.sha256)
     merged.save(out)
     return merged
