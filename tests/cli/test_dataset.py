@@ -1,7 +1,9 @@
 """One's own pictures: a class-per-folder tree becomes shards and experiments that train."""
 
 import hashlib
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +92,17 @@ def test_unreadable_pictures(checkout, capsys):
     assert not (checkout / "data").exists() and error.count("\n") == 1
     assert dataset("--on_error", "skip") == 0
     assert "1 unreadable pictures left out (first: blau/bad.png)" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text(checkout, capsys):
+    folder = os.fsencode(checkout) + b"/mine/caf\xe9"
+    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    for name in (b"1.png", b"2\xff.png"):
+        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
+    Path(os.fsdecode(folder + b"/3\xff.png")).write_bytes(b"no picture")
+    assert dataset("--on_error", "skip") == 0
+    assert "1 unreadable pictures left out (first: caf\\udce9/3\\udcff.png)" in capsys.readouterr().out
+    assert open_source("data/birds/train").class_names == ["blau", "caf\\udce9", "red bird"]
 
 
 def test_folders_of_others_are_refused(checkout, capsys):

@@ -1,6 +1,7 @@
 """Tokenizing pictures into shards: what is stored, by how many processes, killed and continued."""
 
 import dataclasses
+import io
 import itertools
 import json
 import multiprocessing
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
 from aim_lightning.data.tokens.encode import Encoder, exact_products
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.records import read_records
+from aim_lightning.data.tokens.verify import verify_folder
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.models import VQModel
@@ -57,6 +60,12 @@ def tokenizer():
 
 def write(pictures, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
     return TokenizeJob(pictures, tokenizer, out, how, **options).run(on_rows)
+
+
+def png(grey: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -250,6 +259,35 @@ def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pi
     kept = [row for row in range(7, 20) if row != 11]
     some_codes, some_labels = stored(tmp_path / "skip")
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
+
+
+def test_names_that_are_no_text(tokenizer, tmp_path):
+    """Paths on Linux are bytes: of a class folder, of a picture, and in the reason why it was skipped."""
+    folder = os.fsencode(tmp_path) + b"/p/caf\xe9"
+    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    for name in (b"fine.png", b"fine\xff.png", b"bad\xff.png"):
+        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
+    Path(os.fsdecode(folder + b"/bad\xff.png")).write_bytes(b"no picture")
+    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert pictures.class_names == ["caf\\udce9"]
+    manifest = write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    assert manifest == TokenManifest.load(tmp_path / "out") and manifest.rows == 2
+    assert manifest.skipped[0].key == "caf\\udce9/bad\\udcff.png" and "bad\\udcff.png" in manifest.skipped[0].reason
+    assert verify_folder(tmp_path / "out") == []
+
+
+def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path):
+    (tmp_path / "p").mkdir()
+    for number in range(2):
+        records = [(png(16 * number + 8 * i), "png", i, f"{i:06d}") for i in range(3)]
+        write_image_shards(records, tmp_path / "one", ["a", "b", "c"], 3)
+        (tmp_path / "one" / "images-000000.tar").rename(tmp_path / "p" / f"s{number}.tar")
+    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert [pictures.key(row) for row in (0, 5)] == ["s0/000000", "s1/000002"]
+    write(pictures, tokenizer, tmp_path / "out")
+    assert verify_folder(tmp_path / "out") == []
+    (tmp_path / "p" / "s1.tar").unlink()
+    assert Pictures(str(tmp_path / "p"), "", image_size=16).open("train").key(0) == "000000"  # unique as they are
 
 
 def test_a_job_that_one_picture_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):

@@ -19,6 +19,7 @@ from aim_lightning.data.images.shards import EXTENSIONS, MANIFEST, write_image_s
 from aim_lightning.data.images.sources import FolderSource
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
+from aim_lightning.utils.text import printable
 
 ROWS_PER_SHARD = 1000
 MADE_BY = "aim-lightning dataset"
@@ -112,7 +113,7 @@ def _readable(stored: "_Stored", row: int, on_error: str, skipped: list[tuple[st
     except UnreadablePicture as error:
         if on_error == "error":
             raise UserError(f"{error}, or leave such pictures out with --on_error skip") from None
-        skipped.append((stored.source.key(row), str(error)))
+        skipped.append((printable(stored.source.key(row)), printable(str(error))))
         return False
     return True
 
