@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from helpers import write_random_vgg
 from integration.tiny import scalars
 from integration.tiny_tokenizer import write_experiment
 from PIL import Image
@@ -187,9 +188,34 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     results = json.loads((whole / "results.json").read_text())
     metrics, protocol = results["metrics"], results["protocol"]["reconstruction_metrics"]
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
+    for name in ("psnr", "ssim"):  # of 2 batches of 50, and said so
+        assert metrics[f"{name}_100"] == metrics[f"val/{name}"]
+    assert "pad=0" in results["protocol"]["reconstruction_scores"]["reference"]
     assert metrics["rfd_effnet_lite0_2k"] > 0 and protocol["features"]["input_size"] == 32
     assert len(list((place.experiment.parent / "cache").glob("*.safetensors"))) == 1
     assert "next: make tokenize EXP=tiny_tokenizer RUN=whole" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*compares with no other")
+def test_perceptual_loss_and_metric(place, tmp_path):
+    """Random weights in VGG16's file: LPIPS pulls, is validated with and without EMA, and is in no checkpoint."""
+    file = write_random_vgg(tmp_path / "vgg16.pth")
+    short = ("--trainer.max_steps", 4, "--trainer.val_check_interval", 2, "--data.val_batch_size", 10)
+    options = ("--model.loss.perceptual_weight", 1, "--model.loss.perceptual_file", file, *short)
+    whole = place.fit("lpips", *options)
+    found = series(whole)
+    assert [step for step, value in found["train/perceptual"] if value > 0] == [0, 1, 2, 3]
+    assert [step for step, value in found["val/lpips"] if value > 0] == [1, 3]
+    assert not [name for name in read_checkpoint(whole / "checkpoints/step=00000004.ckpt")["network"] if "vgg" in name]
+    place.cut("lpips", "lpips_cut", 2)
+    assert series(place.fit("lpips_cut", *options)) == found
+    alone = ("--model.lpips_file", file, "--callbacks.ema", "null", "--callbacks.reconstruction_metrics", "null")
+    alone += short
+    judged = place.fit("judged", *alone)
+    assert "train/perceptual" not in series(judged) and len(series(judged)["val/lpips"]) == 2
+    assert main(place.command("validate", "judged", *alone)) == 0
+    metrics = json.loads((judged / "results.json").read_text())["metrics"]
+    assert metrics["lpips_20_raw"] == metrics["val/lpips"] > 0 and metrics["psnr_20_raw"] == metrics["val/psnr"]
 
 
 def test_report(place, whole, tmp_path, monkeypatch):
@@ -238,6 +264,7 @@ def test_start_from_published_weights(place, whole, tmp_path):
             "perceptual_file nowhere.pth does not exist; save https",
         ),
         (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
+        (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),
