@@ -103,6 +103,7 @@ def test_curves(whole):
     for name in ("generator", "discriminator", "adaptive_weight", "logits_real", "grad_norm_discriminator"):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(2, STEPS)), name
     assert [step for step, _ in found["val/psnr"]] == [3, 7]
+    assert [step for step, rate in scalars(whole)["perf/model_tflops_per_s"] if rate > 0] == list(range(STEPS))
     revived = [int(value) for _, value in found["train/revived_codes"]]
     assert revived[2] > 0 and revived[5] > 0 and sum(revived) == revived[2] + revived[5]
 
