@@ -14,7 +14,7 @@ from PIL import Image
 from aim_lightning.cli import main as cli
 from aim_lightning.cli.dataset_files import file_names
 from aim_lightning.data.images.sources import open_source
-from aim_lightning.data.images.split import name_hash
+from aim_lightning.data.images.split import make_shards, name_hash
 from aim_lightning.utils.files import read_json
 
 
@@ -60,6 +60,19 @@ def test_pictures_are_split_by_the_hash_of_their_names(checkout, capsys):
         path.unlink()
     assert dataset("--val_fraction", "0.3") == 0
     assert by_content("data/birds/val").items() <= before.items()  # nothing changed sides
+
+
+def test_progress_tells_of_every_picture(checkout):
+    seen = []
+
+    def watch(rows, what):
+        for row in rows:
+            seen.append((what, len(rows)))
+            yield row
+
+    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32, watch=watch)
+    wanted = {"looking at the pictures": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
+    assert {what: seen.count((what, count)) for what, count in wanted.items()} == wanted
 
 
 def test_bytes_are_kept_where_the_shards_allow_them(checkout):

@@ -254,7 +254,9 @@ def parts(tmp_path):
 
 
 def test_merge_keeps_every_row_in_order_and_where_it_came_from(parts, tmp_path):
-    merged = merge_folders(parts[:2], tmp_path / "ab")
+    seen = []
+    merged = merge_folders(parts[:2], tmp_path / "ab", lambda shards, what: seen.append((len(shards), what)) or shards)
+    assert seen == [(3, f"merging into {tmp_path / 'ab'}")]
     assert merged == TokenManifest.load(tmp_path / "ab") and merged.rows == 26
     for column, expected in zip(rows_of(tmp_path / "ab"), zip(*map(rows_of, parts[:2]), strict=True), strict=True):
         assert (column == np.concatenate(expected)).all()

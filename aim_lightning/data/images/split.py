@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from aim_lightning.data.images.shards import EXTENSIONS, MANIFEST, write_image_s
 from aim_lightning.data.images.sources import FolderSource
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
+from aim_lightning.utils.progress import Watch, unwatched
 from aim_lightning.utils.text import printable
 
 ROWS_PER_SHARD = 1000
@@ -41,7 +42,7 @@ def make_shards(
     val_fraction: float,
     largest_side: int,
     on_error: str = "error",
-    watch: Callable[[list[int], str], Iterable[int]] = lambda rows, what: rows,
+    watch: Watch = unwatched,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
@@ -52,7 +53,7 @@ def make_shards(
         largest_side: a picture whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
             the others keep their bytes where the shards allow their format, and become PNG where not.
         on_error: ``error``, or ``skip`` to leave unreadable pictures out and list them.
-        watch: hands rows on and shows how far they are, as rich's `track`; gets the rows and what is done.
+        watch: shows how far it is.
 
     Raises:
         UserError: an unreadable picture, or a class with fewer than two pictures.

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +9,19 @@ from aim_lightning.data.tokens.manifest import Source, TokenManifest, TokenShard
 from aim_lightning.data.tokens.plan import claim
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
+from aim_lightning.utils.progress import Watch, unwatched
 
 # What the parts must have in common.
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_folders(
-    folders: list[Path], out: Path, watch: Callable[[list, str], Iterable] = lambda shards, what: shards
-) -> TokenManifest:
+def merge_folders(folders: list[Path], out: Path, watch: Watch = unwatched) -> TokenManifest:
     """Write the rows of all folders, one after the other, to `out`; stopped and started again, it continues.
 
     Args:
         folders: each with a manifest.json.
         out: the new one.
-        watch: hands the shards on and shows how far they are, as rich's `track`.
+        watch: shows how far it is.
 
     Raises:
         UserError: fewer than two folders, folders that do not belong together, a shard that is not the one its
