@@ -334,6 +334,7 @@ def test_too_large_a_codebook(pictures, tmp_path):
     [
         (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
         (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
+        (lambda: Views("center_flip", (1.1,)), "crop_range is of ten_crop alone, but views is center_flip"),
         (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
         (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
         (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),
