@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,14 @@ def test_a_kill_leaves_finished_shards_and_no_manifest(pictures, tokenizer, tmp_
     assert [shard.name for shard in job.todo] == ["tokens-000001.tar", "tokens-000002.tar"]
     job.run()
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
+
+
+def test_what_another_process_writes_at_this_moment_stays(pictures, tokenizer, tmp_path):
+    """Two jobs on one folder, one of them late: it must still be able to rename its file."""
+    live = tmp_path / f".tokens-000000.tar.{socket.gethostname()}.{os.getppid()}-0a1b2c3d.tmp"
+    live.touch()
+    write(pictures, tokenizer, tmp_path)
+    assert live.exists()
 
 
 def test_loader_workers_change_nothing(pictures, tokenizer, tmp_path):
