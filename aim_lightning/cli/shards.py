@@ -32,7 +32,7 @@ def _folders(path: Path) -> list[Path]:
     return [path / split for split in SPLITS if (path / split).is_dir()] or [path]
 
 
-def _absent_splits(path: Path) -> list[Path]:
+def _absent(path: Path) -> list[Path]:
     """Of a folder that has one split, the other."""
     folders = _folders(path)
     return [] if folders == [path] else [path / split for split in SPLITS if path / split not in folders]
@@ -63,28 +63,39 @@ def _some(names: list[str], limit: int = 10) -> str:
 
 
 def _verify(path: Path, options: argparse.Namespace) -> int:
-    from aim_lightning.data.tokens.verify import verify_folder, verify_set
+    from aim_lightning.data.tokens.verify import verify_set
 
     tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
-    folders, found = _folders(path), 0
-    for split in _absent_splits(path):
-        print(f"{split}: missing; tokenize again, which makes what is absent")
-        found += 1
-    for folder in folders:
-        rows = TokenManifest.load(folder).rows
-        with Progress(transient=True) as bar:
-            task = bar.add_task(f"verifying {folder}", total=rows)
-            faults = verify_folder(folder, tokenizer_hash, lambda n, b=bar, t=task: b.advance(t, n))
-        for fault in faults:
-            print(f"{folder}/{fault}")
-        found += len(faults)
-        print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
-    for text in verify_set(folders):
+    faults, folders = [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)], []
+    for folder in _folders(path):
+        try:
+            TokenManifest.load(folder)
+            folders.append(folder)
+        except UserError as error:  # of a set, the other split is looked at all the same
+            if folder == path:
+                raise
+            faults.append(str(error))
+    faults += verify_set(folders)
+    for text in faults:
         print(text)
-        found += 1
+    found = len(faults) + sum(_verify_folder(folder, tokenizer_hash) for folder in folders)
     if not found and tokenizer_hash is None:
         print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
     return 1 if found else 0
+
+
+def _verify_folder(folder: Path, tokenizer_hash: str | None) -> int:
+    """How many faults it has; prints them."""
+    from aim_lightning.data.tokens.verify import verify_folder
+
+    rows = TokenManifest.load(folder).rows
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"verifying {folder}", total=rows)
+        faults = verify_folder(folder, tokenizer_hash, lambda n: bar.advance(task, n))
+    for fault in faults:
+        print(f"{folder}/{fault}")
+    print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
+    return len(faults)
 
 
 def _preview(path: Path, options: argparse.Namespace) -> int:

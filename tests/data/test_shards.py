@@ -349,6 +349,9 @@ def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
         assert code == 2 and f"half/{absent} does not exist, but another folder has that split" in err
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
     assert shards(capsys, "verify", tmp_path / "half" / there)[0] == 0  # one split, asked for by its name
+    (tmp_path / "half" / absent).mkdir()  # begun, not finished
+    code, out, _ = shards(capsys, "verify", tmp_path / "half")
+    assert code == 1 and f"half/{absent} is no finished folder" in out and f"half/{there}: 12 rows, no faults" in out
 
 
 @pytest.mark.parametrize(
