@@ -17,7 +17,7 @@ class Reconstructions(Callback):
     """After each validation: originals above their reconstructions by the (EMA) tokenizer.
 
     Args:
-        num_images: the first so many validation pictures.
+        num_images: the first so many validation pictures, all where there are fewer.
     """
 
     needs = ("pictures", "run_dir")
@@ -28,7 +28,8 @@ class Reconstructions(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        originals, _ = self.pictures.open("val").batch(range(self.num_images))
+        pictures = self.pictures.open("val")
+        originals, _ = pictures.batch(range(min(self.num_images, len(pictures))))
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
         grid = labelled_grid(both, len(originals), ["original", "reconstruction"])

@@ -100,7 +100,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     views = "stored versions of each training picture: center, center_flip (2), or ten_crop (10 a crop range)"
     parser.add_argument("--views", default="center", help=f"{views} (default: center)")
     ranges = "of ten_crop: shorter sides to cut from, in picture sizes; 1.1,1.05 gives 20 views (default: 1.1)"
-    parser.add_argument("--crop_range", type=_numbers, default=(1.1,), metavar="NUMBERS", help=ranges)
+    parser.add_argument("--crop_range", type=_numbers, metavar="NUMBERS", help=ranges)
     shards = "pictures a shard, the unit that a process takes (default: 10000)"
     parser.add_argument("--rows_per_shard", type=int, default=10000, help=shards)
     parser.add_argument("--batch_size", type=int, default=64, help="pictures encoded at once (default: 64)")

@@ -50,11 +50,14 @@ def _check_weights(command: str, values: dict[str, Any], run: RunDirectory) -> N
     """Weights files of the tokenizer's training."""
     model = values["model"].get("init_args") or {}
     loss, source = model.get("loss") or {}, model.get("init_from")
-    file = loss.get("perceptual_file")
-    if loss.get("perceptual_weight") and file and not Path(file).is_file():
-        raise UserError(
-            f"model.loss.perceptual_file {file} does not exist; save https://download.pytorch.org/models/"
-            "vgg16-397923af.pth there, or go without LPIPS: --model.loss.perceptual_weight 0"
-        )
+    files = [("model.lpips_file", model.get("lpips_file"), "--model.lpips_file null")]
+    if loss.get("perceptual_weight"):
+        files.append(("model.loss.perceptual_file", loss.get("perceptual_file"), "--model.loss.perceptual_weight 0"))
+    for name, file, without in files:
+        if file and not Path(file).is_file():
+            raise UserError(
+                f"{name} {file} does not exist; save https://download.pytorch.org/models/"
+                f"vgg16-397923af.pth there, or go without LPIPS: {without}"
+            )
     if command == "fit" and source and not run.checkpoints() and not Path(source).exists():
         raise UserError(f"model.init_from {missing_source(source)}")

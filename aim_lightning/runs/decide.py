@@ -17,6 +17,7 @@ HARMLESS = (
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",
     "model.init_args.loss.perceptual_file",
+    "model.init_args.lpips_file",
     "data.init_args.num_workers",
     "data.init_args.val_batch_size",
     "data.init_args.max_device_batch_size",

@@ -153,7 +153,8 @@ class TokenDataModule(StreamDataModule):
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = TokenRows(self.readers["val"], self.val_batch_size, rank, world)
-        return DataLoader(rows, batch_size=None)
+        # The loader would otherwise draw from the global generator: a validation more changed training's dropout.
+        return DataLoader(rows, batch_size=None, generator=torch.Generator())
 
 
 class ShardUrl:
