@@ -154,7 +154,7 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PATH",
-        help=".npz (ADM's, or arr_0), folder of pictures, class folders or shards (default: the training pictures)",
+        help=".npz (ADM's, or arr_0), pictures, class folders, shards or ImageNet's .tar (default: training pictures)",
     )
     parser.add_argument("--splitting", choices=SPLITTINGS, default="adm", help="of the Inception Score (default: adm)")
     parser.add_argument(

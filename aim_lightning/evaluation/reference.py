@@ -1,11 +1,10 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.data.images.pictures import Pictures, PictureSet
-from aim_lightning.data.images.sources import open_source
-from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
@@ -20,15 +19,17 @@ from aim_lightning.utils.npz import NpzFile
 
 CACHE = ".cache/reference"
 BATCH = 250
+FORMS = "give an .npz file, a folder of pictures, of class folders or of image shards, or an archive of ImageNet (.tar)"
 
 
 class Reference:
     """Where the real pictures are.
 
     Args:
-        path: .npz (ADM's, or arr_0 alone), folder of pictures, of class folders, or of image shards; None = the
-            training pictures of the experiment.
-        pictures: the experiment's pictures; their geometry also applies to a `path` of class folders or shards.
+        path: .npz (ADM's, or arr_0 alone), folder of pictures, of class folders, or of image shards, or one of
+            ImageNet's archives (.tar); None = the training pictures of the experiment.
+        pictures: the experiment's pictures; their geometry (image_size, resize, pad, crop) also applies to a `path` of
+            class folders, shards or an archive.
 
     Raises:
         UserError: neither is given, or there is nothing of the kind.
@@ -45,15 +46,16 @@ class Reference:
             return GeometryPictures(pictures.open("train"), Path(pictures.train).name)
         if self.file is not None:
             return NpzPictures(path) if PICTURES in self.file else None
-        folder = Path(path)
-        if not folder.is_dir():
-            raise UserError(f"--reference {path} does not exist; give an .npz file or a folder of pictures")
-        if any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
-            return FolderPictures(folder)
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"--reference {path} does not exist; {FORMS}")
+        if path.is_file() and path.suffix != ".tar":
+            raise UserError(f"--reference {path} is of no known kind; {FORMS}")
+        if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+            return FolderPictures(path)
         if pictures is None:
             raise UserError(f"--reference {path} needs a geometry: give an experiment with pictures, or flat pictures")
-        geometry = ImageTransform(pictures.image_size, resize=pictures.resize, pad=pictures.pad, crop="center")
-        return GeometryPictures(PictureSet(open_source(folder), geometry), folder.name)
+        return GeometryPictures(replace(pictures, train=str(path)).open("train"), path.name)
 
     def source(self) -> dict[str, Any]:
         """Plain values that identify it."""
