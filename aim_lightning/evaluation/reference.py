@@ -11,7 +11,7 @@ from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.sets import SUFFIXES, FolderPictures, GeometryPictures, NpzPictures, PictureList
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
-from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, cache_values
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -30,20 +30,21 @@ class Reference:
             ImageNet's archives (.tar); None = the training pictures of the experiment.
         pictures: the experiment's pictures; their geometry (image_size, resize, pad, crop) also applies to a `path` of
             class folders, shards or an archive.
+        split: of `pictures`, which is taken without a path.
 
     Raises:
         UserError: neither is given, or there is nothing of the kind.
     """
 
-    def __init__(self, path: str | Path | None, pictures: Pictures | None) -> None:
+    def __init__(self, path: str | Path | None, pictures: Pictures | None, split: str = "train") -> None:
         if path is None and pictures is None:
             raise UserError("there is nothing to compare with: give --reference, or an experiment with pictures")
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
-        self.list = self._open(path, pictures)
+        self.list = self._open(path, pictures, split)
 
-    def _open(self, path: str | Path | None, pictures: Pictures | None) -> PictureList | None:
+    def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
         if path is None:
-            return GeometryPictures(pictures.open("train"), Path(pictures.train).name)
+            return GeometryPictures(pictures.open(split), Path(getattr(pictures, split)).name)
         if self.file is not None:
             return NpzPictures(path) if PICTURES in self.file else None
         path = Path(path)
@@ -68,7 +69,12 @@ class Reference:
         return None if self.list is None else tuple(self.list.images([0]).shape[2:])
 
     def statistics(
-        self, network: FeatureNetwork, ranks: Ranks, cache: str | Path = CACHE, batch_size: int = BATCH
+        self,
+        network: FeatureNetwork,
+        ranks: Ranks,
+        cache: str | Path = CACHE,
+        batch_size: int = BATCH,
+        probe: bool | None = None,
     ) -> RealPictures:
         """Read from the cache, or worked out and written there. Every process must call it.
 
@@ -77,26 +83,33 @@ class Reference:
             ranks: share the pictures.
             cache: folder.
             batch_size: pictures at once on a device.
+            probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
+                logits of its own.
+
+        Raises:
+            UserError: pictures that cannot be read, or fewer than two.
         """
-        source = ranks.from_first(self.source() if ranks.is_first else None)
-        probe = getattr(self.list, "num_classes", 0) if network.metric_name != "fid" else 0
-        entry = TensorCache(cache, network.name, cache_values(network, source, probe))
+        known = (self.source(), "" if self.list is None else self.list.state()) if ranks.is_first else None
+        source, state = ranks.from_first(known)
+        probe = LOGITS not in network.output_sizes() if probe is None else probe
+        classes = getattr(self.list, "num_classes", 0) if probe else 0
+        entry = TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
         tensors = entry.read() if ranks.is_first else None
         if ranks.from_first(tensors is not None):
             return RealPictures.from_tensors(tensors or entry.read(), source)
-        real = self._work_out(network, ranks, source, probe, batch_size)
+        real = self._work_out(network, ranks, source, classes, batch_size)
         if ranks.is_first:
             entry.write(real.tensors())
         ranks.from_first(None)  # nobody asks again before the file is there
         return real
 
-    def _work_out(self, network, ranks: Ranks, source: dict, probe: int, batch_size: int) -> RealPictures:
+    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int) -> RealPictures:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
                 raise UserError(f"{self.file.path} holds neither pictures (arr_0) nor statistics (mu, sigma)")
             return RealPictures(gaussians, None, None, source)
-        builder = RealPicturesBuilder(network, len(self.list), probe, gaussian=not gaussians)
+        builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
             for images, labels, numbers in self.list.batches(ranks.share(ranges(len(self.list), batch_size))):
                 builder.add(images, labels, numbers)
