@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore, Splitting
 from aim_lightning.metrics.kernel import KernelDistance
@@ -76,8 +76,8 @@ class Scores(nn.Module):
         """Every value by its name without the number of pictures; every process must call it."""
         values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
         if self.inception is not None:
-            score = self.inception.compute()
-            values |= {"is": float(score["mean"]), "is_std": float(score["std"])}
+            score, ending = self.inception.compute(), self.network.name_ending
+            values |= {f"is{ending}": float(score["mean"]), f"is_std{ending}": float(score["std"])}
         if self.features is not None:
             values |= self._comparisons(self.features.compute())
         if self.agreement is not None:
@@ -109,13 +109,13 @@ class Scores(nn.Module):
         return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
 
     def _comparisons(self, features: Tensor) -> dict[str, float]:
-        """Names of features other than Inception's carry the network's name: a stand-in is never taken for the real."""
+        """Names of features other than the published Inception's say so: a stand-in is never taken for the real."""
         real = self.real.features.to(features.device)
         kernel, shares = self.kernel(features, real), self.neighbours(features, real, self._real_radii(real))
-        if SPATIAL in self.network.output_sizes():
+        ending = self.network.name_ending
+        if not ending:
             return {"kid": kernel["mean"], "kid_std": kernel["std"], **shares}
-        name = self.network.name
-        return {f"kd_{name}": kernel["mean"]} | {f"{share}_{name}": value for share, value in shares.items()}
+        return {f"kd{ending}": kernel["mean"]} | {f"{share}{ending}": value for share, value in shares.items()}
 
     def _real_radii(self, real: Tensor) -> Tensor | None:
         """Worked out once for all sets that are compared with the same pictures."""

@@ -92,7 +92,11 @@ class Replay:
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
-def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs):
+def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs, monkeypatch):
+    random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
+    names = {f"fd{end}", f"sfd{end}", f"is{end}", f"is_std{end}", f"kd{end}", f"precision{end}", f"recall{end}"}
+    assert set(random) == names  # of random weights: nothing is called as in papers
+    monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
     ours = scored(network, outputs, "torch_fidelity")
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
@@ -100,6 +104,7 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs):
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
     assert set(ours) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+    assert sorted(ours.values()) == pytest.approx(sorted({**random, "": ours["kid_std"]}.values()))
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
