@@ -28,7 +28,9 @@ from aim_lightning.cluster.job import Job
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.generator import weights_hash
 from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -139,6 +141,17 @@ def build(document: Document, purge_step: int | None = None, guards: Sequence[Ca
 def weights_kind(cli: AimCLI) -> str:
     """Which weights validation sees: `ema` or `raw`."""
     return "ema" if any(isinstance(callback, EMA) for callback in cli.trainer.callbacks) else "raw"
+
+
+def scored_weights_hash(cli: AimCLI) -> str:
+    """Hex sha256 of the weights that validation sees now."""
+    ema = next((callback for callback in cli.trainer.callbacks if isinstance(callback, EMA)), None)
+    return weights_hash(ema.network if ema else cli.model.network)
+
+
+def hardware_of(cli: AimCLI) -> str:
+    """What the trainer runs on."""
+    return hardware(cli.trainer.strategy.root_device, cli.trainer.world_size)
 
 
 def device() -> torch.device:

@@ -53,11 +53,25 @@ def run(document: Document, options: argparse.Namespace) -> int:
             place = evaluation.root / f"{folder.name}-{len(records)}seeds.json"
             write_record(place, record)
         if not options.weights:
-            record_results(directory(document), {"evaluate": record["protocol"]}, record["metrics"])
+            _keep_in_results(document, record)
         keep(record, options.record)
     show(record)
     say(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
     return 0
+
+
+def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
+    """Into results.json of the run, where the checkpoint is its newest."""
+    place, model = directory(document), record["model"]
+    newest = place.checkpoints()
+    if not newest or (newest[0].name, place.experiment, place.run) != tuple(
+        model[key] for key in ("checkpoint", "experiment", "run")
+    ):
+        say(f"{model['checkpoint']} is not the newest checkpoint of {place.path}: results.json stays as it is")
+        return
+    first = next(iter(record["metrics"]))  # its name tells features, number of images and raw weights
+    facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": record["std"]}
+    record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
 
 
 def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
@@ -81,7 +95,7 @@ def _given_record(
     source = pictures.source()
     protocol = {"pictures": source, **judge.protocol(len(pictures))}
     performance = {"features": speed, "processes": ranks.world_size}
-    return score_record(source, {}, values, len(pictures), protocol, performance)
+    return score_record(source, {}, values, len(pictures), protocol, performance, judge.hardware())
 
 
 def check_record_name(name: str | None) -> None:

@@ -13,6 +13,12 @@ from aim_lightning.metrics.neighbours import PrecisionRecall
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
 from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.sample_features import SampleFeatures
+from aim_lightning.utils.errors import UserError
+
+
+def least_pictures(compare: bool) -> int:
+    """How many pictures either side needs at least, with or without precision, recall and kernel distance."""
+    return PrecisionRecall().k + 1 if compare else 2
 
 
 class Scores(nn.Module):
@@ -28,6 +34,9 @@ class Scores(nn.Module):
         splitting: of the Inception Score.
         compare: whether single pictures are compared: False saves the memory and time of precision, recall and kernel
             distance.
+
+    Raises:
+        UserError: too few pictures on either side.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class Scores(nn.Module):
             self.distances[output].load_gaussian(mean, covariance)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None
+        _check_numbers(num_images, len(real.features) if compare else None)
         self.features = SampleFeatures(network.num_features) if compare else None
         self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
         self.kernel, self.neighbours = KernelDistance(), PrecisionRecall()
@@ -125,3 +135,11 @@ class Scores(nn.Module):
         if name not in memo:
             memo[name] = self.neighbours.radii(real).cpu()
         return memo[name].to(real.device)
+
+
+def _check_numbers(num_images: int, real: int | None) -> None:
+    """`real`: pictures to compare with one by one; None = they are not."""
+    least = least_pictures(real is not None)
+    for count, what in ((num_images, "to be scored"), (least if real is None else real, "in the reference")):
+        if count < least:
+            raise UserError(f"there are {count} pictures {what}; these metrics need {least} or more")

@@ -50,13 +50,16 @@ def test_files_and_record(scored, place):
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
     assert protocol["sampling"]["cfg_scale"] == 1.5 and protocol["labels"] == {"classes": 3, "balanced": True}
-    assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["sha256"]) == 64
+    assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100
     assert str(place) not in json.dumps(record), "a path of this machine"
     results = json.loads((folder.parents[1] / "results.json").read_text())
-    assert results["metrics"] == record["metrics"]
+    assert results["metrics"] == record["metrics"] and results["protocol"]["step"] == 7
+    entry = results["protocol"]["evaluate_fd_effnet_lite0_100"]
+    assert entry["sampling"] == protocol["sampling"] and entry["weights_sha256"] == record["model"]["weights_sha256"]
+    assert (entry["seeds"], entry["metrics"]) == ([0], sorted(record["metrics"]))
 
 
 def test_the_archive_is_what_adm_reads(scored):

@@ -165,7 +165,7 @@ def make_record(fid=True, **more):
     reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
     protocol = {"sampling": {"cfg_scale": 2.0, "top_k": 600, "seed": 0}, "features": features, "reference": reference}
     model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
-    return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}) | more
+    return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
 
 
 def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     small = ("--features.size", "32", "--trainer.limit_val_batches", "2")
     assert main(place.command("validate", "whole", *small)) == 0
     results = json.loads((whole / "results.json").read_text())
-    metrics, protocol = results["metrics"], results["protocol"]["reconstruction_metrics"]
+    metrics, protocol = results["metrics"], results["protocol"]["validate"]["reconstruction_metrics"]
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
     assert metrics["rfd_effnet_lite0_2k"] > 0 and protocol["features"]["input_size"] == 32
     assert len(list((place.experiment.parent / "cache").glob("*.safetensors"))) == 1
