@@ -12,6 +12,7 @@ from aim_lightning.cli.scoring import (
     make_generator,
     make_judge,
     make_plan,
+    refuse,
     sampling_options,
     seeds,
     show,
@@ -28,18 +29,23 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say
 
 RESULTS = Path("experiments/results")
+# What given pictures, and published weights, leave without a meaning.
+WITHOUT_DRAWING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
+WITHOUT_RUN = ("--checkpoint", "--raw")
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
     quiet()
     check_record_name(options.record)
+    refuse(options, "--samples", WITHOUT_DRAWING)
+    refuse(options, "--weights", WITHOUT_RUN)
     if options.samples:
         pictures = open_pictures(options.samples)  # a mistake shows before the reference is worked out
         return _score_given(document, options, pictures)
+    sampling = sampling_options(document)
     ranks, device = start(document)
     generator = make_generator(document, options, device)
-    sampling = sampling_options(document)
     plan = make_plan(options, generator, sampling)
     evaluation = make_evaluation(
         document, options, generator, make_judge(document, options, ranks, device), options.keep_images
@@ -79,7 +85,8 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     judge = make_judge(document, options, ranks, device)
     values, speed = judge.score(pictures)
     if ranks.is_first:
-        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / Path(options.samples).stem)
+        name = f"{Path(options.samples).stem}-{pictures.source()['sha256'][:8]}"  # every archive is called samples
+        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(judge, pictures, values, speed, ranks)
         write_record(folder / RECORD, record)
         write_preview(folder / PREVIEW, pictures, None)

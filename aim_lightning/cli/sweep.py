@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from aim_lightning.cli.build import quiet
+from aim_lightning.cli.evaluate import WITHOUT_RUN
 from aim_lightning.cli.scoring import (
     make_evaluation,
     make_generator,
     make_judge,
     make_plan,
+    refuse,
     sampling_options,
     seeds,
     start,
@@ -25,6 +27,7 @@ from aim_lightning.utils.process import say
 def run(document: Document, options: argparse.Namespace) -> int:
     """A folder with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
     quiet()
+    refuse(options, "--weights", WITHOUT_RUN)
     grid, base = parse_grid(options.grid), sampling_options(document)
     points, names = grid_points(grid, base), list(grid)
     ranks, device = start(document)

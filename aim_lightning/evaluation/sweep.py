@@ -21,7 +21,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
     """``cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8]`` to option -> values.
 
     Raises:
-        UserError: no such option, no values, or an option named twice.
+        UserError: no such option, no values, or an option or a value given twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in text.split():
@@ -34,15 +34,24 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
             grid[name] = [parse(value) for value in COMMA.split(values)]
         except YamlProblem as problem:
             raise UserError(f"--grid: {name}: {problem}") from None
+        if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
+            raise UserError(f"--grid: {word!r} has a value twice; write each once")
     if not grid:
         raise UserError('--grid is empty; write for example "cfg_scale=1,1.5,2 top_k=0,600"')
     return grid
 
 
 def grid_points(grid: dict[str, list[Any]], base: SamplingOptions) -> list[SamplingOptions]:
-    """Every combination, the last option varying fastest."""
+    """Every combination, the last option varying fastest.
+
+    Raises:
+        UserError: a value that the option does not take.
+    """
     combinations = itertools.product(*grid.values())
-    return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+    try:
+        return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+    except UserError as error:
+        raise UserError(f"--grid: {error}") from None
 
 
 def label(point: SamplingOptions, names: list[str]) -> str:

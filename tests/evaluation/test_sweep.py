@@ -45,13 +45,43 @@ def test_grid():
     assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
 
 
-@pytest.mark.parametrize("text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3"])
+@pytest.mark.parametrize(
+    "text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
+)
 def test_grids_that_make_no_sense(text):
     with pytest.raises(UserError, match="--grid"):
         parse_grid(text)
 
 
-@given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cfg_scale=abc",
+        "cfg_scale=1,-1",
+        "cfg_scale=.inf",
+        "cfg_schedule=constant,foo",
+        "cfg_interval=[0,2]",
+        "cfg_interval=3",
+        "top_k=1.5",
+        "top_k=-1",
+        "top_p=0",
+        "temperature=1,0",
+        "seed=true",
+        "position_offset=2",
+        "decoder=slow",
+        "precision=half",
+    ],
+)
+def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"--grid: .*{text.partition('=')[0]}"):
+        grid_points(parse_grid(text), SamplingOptions())
+    monkeypatch.setattr("aim_lightning.cli.sweep.start", None)  # is never reached
+    assert call("sweep", config, "--grid", text) == 2
+    assert capsys.readouterr().err.startswith("error: --grid: ")
+
+
+@given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5, unique=True))
 def test_grid_values_come_back(values):
     assert parse_grid("cfg_scale=" + ",".join(map(str, values))) == {"cfg_scale": values}
 
