@@ -1,8 +1,6 @@
 """Sweeps, follow, reproduce and the table of results."""
 
 import csv
-import threading
-import time
 
 import pytest
 from conftest import ROOT
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from integration.tiny import scalars
 from PIL import Image
 
-from aim_lightning.cli.follow import new_checkpoints
+from aim_lightning.cli.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.evaluate import Evaluation
 from aim_lightning.evaluation.paper import AIM
@@ -23,6 +21,7 @@ from aim_lightning.evaluation.table import read_records, render
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 GRID = "cfg_scale=1,2 cfg_schedule=constant,linear"
@@ -124,39 +123,82 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     assert not list(place.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
 
 
+def follow(config, *options):
+    """Waits for nothing: the small run's configuration names no last step."""
+    return call("follow", config, "--run", "live", "--every", "0.01", "--patience", "0", *options)
+
+
 def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for step in (5, 10):
         write_step(place, networks(step).aim, step, "live")
     run_dir = place / "runs" / "small" / "live"
-    assert call("follow", config, "--run", "live") == 0
+    assert follow(config) == 0
     write_step(place, networks(15).aim, 15, "live")
-    assert call("follow", config, "--run", "live") == 0
-    values = scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]
+    assert follow(config) == 0
+    (folder,) = (run_dir / "follow").iterdir()
+    values = scalars(folder)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in values] == [5, 10, 15] and len({value for _, value in values}) == 3
     capsys.readouterr()
-    assert call("follow", config, "--run", "live") == 0
+    assert follow(config) == 0
     assert "step=" not in capsys.readouterr().out
-    assert len(scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]) == 3
+    assert len(scalars(folder)["metrics/fd_effnet_lite0_24"]) == 3
+    assert follow(config, "--sampling.cfg_scale", "3") == 0
+    (other,) = set((run_dir / "follow").iterdir()) - {folder}
+    theirs = scalars(other)["metrics/fd_effnet_lite0_24"]
+    assert [step for step, _ in theirs] == [5, 10, 15] and theirs != values
+    scales = [read_json(one / "protocol.json", "protocol")["sampling"]["cfg_scale"] for one in (folder, other)]
+    assert scales == [1.5, 3]
 
 
-def test_follow_waits_while_training_holds_its_lease(tmp_path):
+def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert call("follow", config, "--run", "mistyped") == 2
+    assert "small/mistyped does not exist; start its training first" in capsys.readouterr().err
+    (place / "runs" / "small" / "young").mkdir()
+    assert call("follow", config, "--run", "young", "--every", "0.01", "--patience", "0.1") == 2
+    assert "got no checkpoint within 0.1 seconds" in capsys.readouterr().err
+
+
+def test_follow_ends_with_its_patience_although_the_lease_is_there(tmp_path):
     place = RunDirectory("e", "r", tmp_path)
     place.checkpoint_folder.mkdir(parents=True)
-    place.lease.write_text("{}")
-
-    def train():
-        for step in (1, 2):
-            time.sleep(0.05)
-            (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
-        place.lease.unlink()
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    assert [step for step, _ in new_checkpoints(place, set(), 0.01, 60, Ranks())] == [1, 2]
-    thread.join()
     place.lease.touch()
-    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]  # patience ends
+    for step in (1, 2):
+        (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]
+
+
+def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_training(place, monkeypatch):
+    """No lease before training begins, between requeues, and after the end: only the last ends it at once."""
+    live, aim = RunDirectory("small", "requeued", place / "runs"), networks().aim
+    live.path.mkdir(parents=True)
+    seen = []
+
+    def sleep(seconds):  # what happens between two looks
+        seen.append(len(live.checkpoints()))
+        if len(seen) in (3, 6, 9):  # step 9 is the last of the training
+            write_step(place, aim, len(seen), "requeued", max_steps=9)
+
+    monkeypatch.setattr("aim_lightning.cli.follow.time.sleep", sleep)
+    assert [step for step, _ in new_checkpoints(live, set(), 1, 60, Ranks())] == [3, 6, 9]
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("there", "result"), [(True, "damaged"), (False, None)])
+def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_path, there, result):
+    class Two(Ranks):
+        def all(self, value):
+            return [value, "step=3 is damaged"]
+
+    path = tmp_path / "step=00000003.ckpt"
+    if there:
+        path.touch()
+        with pytest.raises(UserError, match=result):
+            load_together(path, Two(), lambda path: "generator")
+    else:
+        assert load_together(path, Two(), lambda path: "generator") is None
+    assert load_together(path, Ranks(), lambda path: "generator") == "generator"
 
 
 def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
