@@ -105,10 +105,10 @@ def _given_record(
     return score_record(source, {}, values, len(pictures), protocol, performance, judge.hardware())
 
 
-def check_record_name(name: str | None) -> None:
+def check_record_name(name: str | None, folder: Path = RESULTS) -> None:
     """Raises UserError for a name that is no plain file name."""
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UserError(f"--record is {name!r}; give a plain name, the file is {RESULTS}/NAME.json")
+        raise UserError(f"--record is {name!r}; give a plain name, {folder}/ gets what is recorded")
 
 
 def keep(record: dict[str, Any], name: str | None) -> None:

@@ -1,7 +1,10 @@
 """Sweeps, follow, reproduce and the table of results."""
 
 import csv
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from evaluation.small import config, networks, place, write_step  # noqa: F401
@@ -16,8 +19,9 @@ from aim_lightning.evaluation.evaluate import Evaluation
 from aim_lightning.evaluation.paper import AIM
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import read_record, score_record, write_record
-from aim_lightning.evaluation.sweep import grid_points, label, parse_grid
+from aim_lightning.evaluation.sweep import grid_points, label, parse_grid, read_sweeps
 from aim_lightning.evaluation.table import read_records, render
+from aim_lightning.metrics.fetch import DOWNLOADS
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
@@ -103,7 +107,8 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     drawn.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "_pictures", lambda self, *words: drawn.append(words) or runs(self, *words))
-        assert call("sweep", config, "--grid", GRID, "--name", "test") == 0
+        patch.setattr("aim_lightning.cli.sweep.SWEEPS", place / "sweeps")
+        assert call("sweep", config, "--grid", GRID, "--name", "test", "--record", "guidance") == 0
     assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["cfg_scale"], row["cfg_schedule"]) for row in rows] == [
@@ -120,6 +125,17 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     point = folder / "hparams" / "cfg_scale=2,cfg_schedule=linear"
     assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
     assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
+    kept = {"results.csv", "protocol.json", "metrics.png", "precision_recall.png"}
+    assert {path.name for path in (place / "sweeps" / "guidance").iterdir()} == kept
+    sweep = read_json(folder / "protocol.json", "protocol")
+    assert sweep["varied"] == {"cfg_scale": ["1", "2"], "cfg_schedule": ["constant", "linear"]}
+    assert sweep["protocol"]["sampling"]["top_k"] == 0 and "cfg_scale" not in sweep["protocol"]["sampling"]
+    assert sweep["protocol"]["reference"]["fingerprint"] and len(sweep["commit"]) == len(sweep["hardware"]) == 1
+    options = ("--results", place / "none", "--sweeps", place / "sweeps", "--out", place / "README.md")
+    assert main(["table", *map(str, options)]) == 0
+    text = (place / "README.md").read_text()
+    assert "- **guidance**: run small, step 7 (ema), 24 images a point; cfg_scale 1, 2; cfg_schedule" in text
+    assert "[results.csv](sweeps/guidance/results.csv)" in text
     assert not list(place.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
 
 
@@ -206,29 +222,69 @@ def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("aim_lightning.cli.evaluate.RESULTS", place / "results")
     published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
-    assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
+    plain = place / "plain.yaml"
+    plain.write_text(config.read_text().replace("cfg_scale: 1.5, ", ""))
+    assert call("reproduce", plain, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
     out = capsys.readouterr().out
     assert "| AiM-B, paper | 3.52 | 250.1 | 0.83 | 0.52 |" in out and "| AiM-B, here | – |" in out
     assert "no FID" in out and "24 samples in place of 50,000" in out
-    record = read_record(place / "results" / "aim_b.json")
-    assert record["protocol"]["sampling"]["position_offset"] == 1
-    assert record["protocol"]["sampling"]["cfg_scale"] == 1.5  # the configuration's own goes before the default
+    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
+    assert (sampling["cfg_scale"], sampling["position_offset"], sampling["top_k"]) == (2.0, 1, 0)
     assert (place / "runs/published/published/evaluations/AiM-B.json").is_file()
+    assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
+    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
+    assert sampling["cfg_scale"] == 1.5  # the configuration's own goes before the default
+
+
+def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
+    """And no Inception where the configuration names other features; a folder that is there is used as it is."""
+    monkeypatch.chdir(ROOT)
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    fetched = []
+
+    def fetch(download):
+        fetched.append(download.url)
+        np.savez(tmp_path / "adm.npz", arr_0=pictures)
+        return tmp_path / "adm.npz"
+
+    def fetch_weights(model):
+        fetched.append(model)
+        shutil.copytree(place / "published", tmp_path / "aim_b")
+        return tmp_path / "aim_b"
+
+    module = "aim_lightning.cli.reproduce"
+    monkeypatch.setattr(f"{module}.fetch", fetch)
+    monkeypatch.setattr(f"{module}.fetch_weights", fetch_weights)
+    monkeypatch.setattr(f"{module}._folder", lambda model: tmp_path / "aim_b")
+    monkeypatch.setitem(DOWNLOADS, "adm", replace(DOWNLOADS["adm"], path=str(tmp_path / "adm.npz")))
+    for _ in range(2):
+        assert call("reproduce", config, "--preset", "AiM-B") == 0
+    adm = DOWNLOADS["adm"].url
+    assert fetched == ["AiM-B", adm, adm]
+    assert "| AiM-B, here |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
-        (["--preset", "AiM-B"], "needs --reference"),
-        (["--preset", "AiM-B", "--reference", "x.npz"], "make weights-aim MODEL=AiM-B"),
         (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
+        (["--preset", "AiM-B"], "hp-l33/aim-base is not on this machine and the hub cannot be reached"),
+        (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be fetched (no network)"),
+        (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be fetched"),
     ],
 )
-def test_reproduce_says_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+    def unreachable(*words, **more):
+        raise OSError("no network")
+
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", *options]) == 2
-    assert words in capsys.readouterr().err
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("aim_lightning.weights.fetch.HfApi.model_info", unreachable)
+    assert main(["reproduce", *options, "--trainer.accelerator", "cpu"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and words in error and "\n" not in error
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def make_record(fid=True, **more):
@@ -241,14 +297,15 @@ def make_record(fid=True, **more):
 
 
 def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
-    empty = render({})
+    empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
     assert len(AIM) == 4
     write_record(tmp_path / "results" / "one.json", make_record())
     write_record(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
     write_record(tmp_path / "results" / "three.json", make_record(**several))
-    assert main(["table", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "README.md")]) == 0
+    places = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
+    assert main(["table", *places, "--out", str(tmp_path / "README.md")]) == 0
     text = (tmp_path / "README.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
     record = read_record(tmp_path / "results" / "one.json")
@@ -264,4 +321,6 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
 
 def test_the_shipped_table_is_up_to_date():
     """`make table` was run after the last record."""
-    assert (ROOT / "experiments/README.md").read_text() == render(read_records(ROOT / "experiments/results"))
+    assert (ROOT / "experiments/README.md").read_text() == render(
+        read_records(ROOT / "experiments/results"), read_sweeps(ROOT / "experiments/sweeps")
+    )
