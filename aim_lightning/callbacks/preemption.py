@@ -51,6 +51,10 @@ class Agreement:
             self.pending = torch.distributed.all_reduce(self.value, op, group=self.group, async_op=True)
         return agreed
 
+    def now(self, mine: int) -> int:
+        """Likewise, but waits for the answer: for long pauses of training."""
+        return self.exchange(mine) or self.finish()
+
     def finish(self) -> int:
         """The answer to the exchange that is on its way; NONE when there is none."""
         if self.pending is None:
@@ -85,7 +89,7 @@ class Preemption(Callback):
         beat(f"the batch after step {trainer.global_step}")
         agreed = self.agreement.exchange(signals.received())
         if agreed:
-            self._stop(trainer, agreed)
+            self.stop(trainer, agreed)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         beat(f"what follows batch {batch_idx} (logging, validation, reading)")
@@ -101,7 +105,19 @@ class Preemption(Callback):
         self._keep(trainer)
         beat("the end of training")
 
-    def _stop(self, trainer: Trainer, agreed: int) -> None:
+    def asked(self, trainer: Trainer, phase: str) -> int:
+        """In long work between two batches, every rank equally often: what signal the ranks agree on, NONE to go on.
+
+        Args:
+            trainer: of the training.
+            phase: what comes next, for the watchdog.
+        """
+        self._measure(trainer)
+        beat(phase)
+        return self.agreement.now(signals.received())
+
+    def stop(self, trainer: Trainer, agreed: int) -> None:
+        """Write a checkpoint and raise `Stopped`; between two batches, on every rank."""
         name, step = signals.NAMES[agreed], trainer.global_step
         say(f"{name}: stopping before the next batch, at step {step}")
         checkpoints = _checkpoints(trainer)

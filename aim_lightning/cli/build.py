@@ -29,7 +29,9 @@ from aim_lightning.cluster.job import Job
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.generator import weights_hash
 from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -168,6 +170,17 @@ def _check_interval(cli: AimCLI) -> None:
 def weights_kind(cli: AimCLI) -> str:
     """Which weights validation sees: `ema` or `raw`."""
     return "ema" if any(isinstance(callback, EMA) for callback in cli.trainer.callbacks) else "raw"
+
+
+def scored_weights_hash(cli: AimCLI) -> str:
+    """Hex sha256 of the weights that validation sees now."""
+    ema = next((callback for callback in cli.trainer.callbacks if isinstance(callback, EMA)), None)
+    return weights_hash(ema.network if ema else cli.model.network)
+
+
+def hardware_of(cli: AimCLI) -> str:
+    """What the trainer runs on."""
+    return hardware(cli.trainer.strategy.root_device, cli.trainer.world_size)
 
 
 def device() -> torch.device:

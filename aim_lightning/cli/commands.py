@@ -165,7 +165,7 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PATH",
-        help=".npz (ADM's, or arr_0), folder of pictures, class folders or shards (default: the training pictures)",
+        help=".npz (ADM's, or arr_0), pictures, class folders, shards or ImageNet's .tar (default: training pictures)",
     )
     parser.add_argument("--splitting", choices=SPLITTINGS, default="adm", help="of the Inception Score (default: adm)")
     parser.add_argument(
@@ -198,6 +198,8 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     _drawing(parser)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
     parser.add_argument("--name", help="of the sweep's folder (default: made from the grid)")
+    record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
+    parser.add_argument("--record", metavar="NAME", help=record)
     parser.add_argument("--keep_images", type=_boolean, default=False, metavar="BOOL", help="write samples.npz files")
 
 
@@ -211,13 +213,16 @@ def _follow(parser: argparse.ArgumentParser) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     _scoring(parser)
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
-    parser.add_argument("--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on)")
+    parser.add_argument(
+        "--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on, fetched)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="sets, seeds counted on from sampling.seed (default: 1)")
     parser.add_argument("--record", metavar="NAME", help="also write experiments/results/NAME.json for `make table`")
 
 
 def _table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", default="experiments/results", help="folder of records")
+    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="folder of recorded sweeps")
     parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="the table")
 
 

@@ -14,6 +14,9 @@ def check_files(command: str, values: dict[str, Any]) -> None:
     run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
     if command in ("validate", "sample", "evaluate", "sweep"):
         newest_checkpoint(run.path)
+    if command == "follow" and not run.path.is_dir():  # without a checkpoint yet it waits for one
+        train = f"make train EXP={run.experiment} RUN={run.run}"
+        raise UserError(f"{run.path} does not exist; start its training first ({train}), or correct --run")
     if command == "tokenize":
         _check_tokenizer(values["tokenizer"] or run.path, run.root)
     if command in ("fit", "validate"):

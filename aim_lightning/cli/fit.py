@@ -7,7 +7,8 @@ import sys
 import torch
 
 from aim_lightning.callbacks.preemption import own_signals
-from aim_lightning.cli.build import AimCLI, build, quiet, run_directory, weights_kind
+from aim_lightning.callbacks.validated_step import ValidatedStep
+from aim_lightning.cli.build import AimCLI, build, hardware_of, quiet, run_directory, scored_weights_hash, weights_kind
 from aim_lightning.cli.initial import start_from
 from aim_lightning.cli.job import check_step, guards, leave, remember_end, watchdog
 from aim_lightning.cli.validate import run as validate
@@ -76,7 +77,8 @@ def _train(
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     say(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
-    cli = build(document, purge_step=decision.step, guards=guards(document, directory, decision))
+    validated = ValidatedStep()
+    cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
     if is_rank_zero():
         said = len(decision.notes)
@@ -98,7 +100,7 @@ def _train(
             raise
         say(f"stopped; the same command continues {directory.path}")
         return 130
-    _finish(cli, document, directory)
+    _finish(cli, document, directory, validated.step)
     return 0
 
 
@@ -108,12 +110,13 @@ def _finished(document: Document, directory: RunDirectory, decision: Decision, o
     return 0 if directory.results.exists() else validate(document, options)
 
 
-def _finish(cli: AimCLI, document: Document, directory: RunDirectory) -> None:
+def _finish(cli: AimCLI, document: Document, directory: RunDirectory, validated: int | None) -> None:
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")}
     steps = cli.trainer.global_step
     if is_rank_zero():
-        protocol = {"steps": steps, "seed": document.values["seed_everything"], "weights": weights_kind(cli)}
-        record(directory, protocol, metrics)
+        facts = {"step": validated, "seed": document.values["seed_everything"], "weights": weights_kind(cli)}
+        facts |= {"weights_sha256": scored_weights_hash(cli)} if validated == steps else {}
+        record(directory, "fit", steps, facts, metrics, hardware_of(cli))
         parameters = sum(p.numel() for p in cli.model.network.parameters())
         say(f"\n{directory.path} is complete: {steps} steps, {parameters:,} parameters")
         for name, value in metrics.items():

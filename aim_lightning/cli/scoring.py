@@ -45,6 +45,14 @@ def start(document: Document) -> tuple[Ranks, torch.device]:
     return Ranks(), fabric.device
 
 
+def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) -> None:
+    """Raises UserError for options on the command line that `given`, which is there too, leaves without a meaning."""
+    typed = {word.partition("=")[0] for word in options.given.rest}
+    useless = [name for name in ignored if name in typed]
+    if given in typed and useless:
+        raise UserError(f"{given} leaves {', '.join(useless)} without a meaning; give one or the other")
+
+
 def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Judge:
     """Feature network and reference of the document and the command line."""
     if options.feature_batch < 1:
@@ -109,6 +117,7 @@ def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
     """
     names = generator.pipeline.class_names
     labels, classes = getattr(options, "labels", None), getattr(options, "classes", None)
+    refuse(options, "--labels", ("--num",))
     if labels and classes:
         raise UserError("--labels and --classes exclude each other; give one")
     if labels:

@@ -289,7 +289,7 @@ def test_validate_refuses_what_does_not_belong(place, experiment, aim_cli):
     done = aim_cli(*validate, "--callbacks.ema", "null")
     assert done.returncode == 0, done.stderr
     results = json.loads((place / "runs" / "tiny" / "without_ema" / "results.json").read_text())
-    assert results["protocol"]["weights"] == "raw"
+    assert results["protocol"]["validate"]["weights"] == "raw"
 
 
 def test_a_run_stopped_before_its_results_gets_them_later(whole, experiment):

@@ -209,6 +209,6 @@ def test_published_weights_to_samples_and_scores(aim_cli, tmp_path):
     run = tmp_path / "runs" / "tiny" / "main"
     assert len(list((run / "samples").glob("*.png"))) == 7
     results = json.loads((run / "results.json").read_text())
-    assert results["protocol"]["weights"] == "raw" and results["metrics"]["val/loss"] > 0
+    assert results["protocol"]["validate"]["weights"] == "raw" and results["metrics"]["val/loss"] > 0
     assert same(import_aim(tmp_path / "again"), import_aim(folder))
     assert isinstance(import_vq(tmp_path / "again"), VQModel) and import_vq(tmp_path / "again").config == SMALL_VQ
