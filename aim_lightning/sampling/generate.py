@@ -9,7 +9,7 @@ from torch import Tensor
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import PlainDecoder
 from aim_lightning.sampling.fast import decoder_for, obstacle
-from aim_lightning.sampling.filters import choose
+from aim_lightning.sampling.filters import choose, diverged, refuse_diverged
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -59,7 +59,7 @@ def generate(
         codes_BL, int64, L = num_tokens.
 
     Raises:
-        UserError: an option or a label out of range.
+        UserError: an option or a label out of range, or logits that are not finite.
     """
     _check(model, labels_B, temperature, top_k, top_p, position_offset)
     scales_L = guidance_scales(model.config.num_tokens, cfg_scale, cfg_schedule, cfg_power, cfg_interval)
@@ -78,11 +78,14 @@ def generate(
         return fast.run(model, labels_B, uniform_BL, scales=scales_L, on_step=on_step, **options)
     plain = PlainDecoder(model, labels_B, scales_L, position_offset)
     codes_BL = torch.zeros(len(labels_B), model.config.num_tokens, dtype=torch.int64, device=device)
+    bad = torch.zeros((), dtype=torch.bool, device=device)
     for step in range(model.config.num_tokens):
         logits_BV = plain.logits(codes_BL[:, step - 1] if step else None, step)
+        bad |= diverged(logits_BV)
         codes_BL[:, step] = choose(logits_BV, uniform_BL[:, step], temperature, top_k, top_p)
         if on_step is not None:
             on_step(step, codes_BL[:, : step + 1])
+    refuse_diverged(bad)
     return codes_BL
 
 

@@ -102,3 +102,47 @@ def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
 def test_the_drawing_kernel_equals_the_filters_also_with_ties(interpreted):
     assert interpreted["drawn"] == [1.0] * len(OPTIONS)
     assert interpreted["steps"] == [2] * len(OPTIONS)
+
+
+def test_products_of_any_width(interpreted):
+    """Parts, odd widths and several row tiles, in bfloat16 with sums in float32."""
+    assert len(interpreted["products"]) == 5
+    assert max(interpreted["products"].values()) < 1e-6
+
+
+def test_a_step_in_bf16_with_one_and_two_heads_a_program(interpreted):
+    assert max(interpreted["bf16"]) < 3e-2
+
+
+def test_the_drawing_kernel_ends_and_tells_when_logits_are_not_finite(interpreted):
+    """A search over such values would never end."""
+    assert interpreted["diverged"] == [1] * 15 + [0] * 5
+
+
+def test_rows_past_two_to_the_31st_value(interpreted):
+    assert interpreted["far_row"]
+
+
+def test_logits_that_are_not_finite_end_in_one_line():
+    model = network("group")
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = torch.nan
+    for decoder in ("plain", "fast"):
+        for options in ({}, {"top_k": 1}, {"top_k": 5, "top_p": 0.9, "cfg_scale": 2.0}):
+            with pytest.raises(UserError, match="logits are not finite: the network's weights have diverged"):
+                generate(model, LABELS, decoder=decoder, **options)
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = 1
+    assert torch.equal(*both(model))  # the flag does not stay
+
+
+def test_a_decoder_made_in_inference_mode_serves_outside_it():
+    model = network("group")
+    with torch.inference_mode():
+        plain, fast = both(model, cfg_scale=2.0)
+        assert torch.equal(plain, fast)
+    assert torch.equal(generate(model, LABELS, seed=5, decoder="fast", cfg_scale=2.0), plain)
+
+
+def test_guidance_gets_logits_in_float32():
+    assert decoder_for(network("none"), 2, True, torch.bfloat16).buffers.logits_MV.dtype == torch.float32

@@ -41,7 +41,8 @@ def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype) -> Fa
         while len(kept) >= KEPT:
             kept.popitem(last=False)
         _check_memory(model, images, guided, dtype, device)
-        kept[key] = FastDecoder(model, images, guided, dtype)
+        with torch.inference_mode(False):  # tensors made inside it could not be written to outside
+            kept[key] = FastDecoder(model, images, guided, dtype)
     kept.move_to_end(key)
     return kept[key]
 

@@ -9,6 +9,7 @@ from aim_lightning.models import AiM
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.fast.weights import StaticWeights
+from aim_lightning.sampling.filters import refuse_diverged
 
 
 class FastDecoder:
@@ -56,6 +57,9 @@ class FastDecoder:
         Args:
             model: a network of the sizes that the decoder was built for.
             scales: guidance of each step; unused without guidance.
+
+        Raises:
+            UserError: the network's logits were not finite at some step.
         """
         self.weights.refresh(model)
         self._condition(model, labels_B)
@@ -65,6 +69,7 @@ class FastDecoder:
             step()
             if on_step is not None:
                 on_step(t, self.buffers.codes_BT[:, : t + 1])
+        refuse_diverged(self.buffers.diverged)
         return self.buffers.codes_BT.clone()
 
     def _condition(self, model: AiM, labels_B: Tensor) -> None:
@@ -87,6 +92,7 @@ class FastDecoder:
         buffers.top_p.fill_(top_p)
         buffers.offset.fill_(position_offset)
         buffers.step.zero_()
+        buffers.diverged.zero_()
 
     def _captured(self) -> Callable[[], None]:
         """The step as a graph, captured at the first call."""
