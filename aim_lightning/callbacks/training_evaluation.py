@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.tensorboard import show_image
-from aim_lightning.evaluation.blocks import draw_block
+from aim_lightning.evaluation.blocks import draw_block, resolved
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.reference import Reference
@@ -125,10 +125,9 @@ class TrainingEvaluation(Callback):
 
     def _scored(self, pipeline: AiMPipeline, num_classes: int) -> tuple[dict[str, float], Tensor]:
         """Values by plain name, the same on all ranks, and the first images."""
-        plan, ranks = (
-            SamplePlan(balanced_labels(self.num_samples, range(num_classes)), self.sampling.batch_size),
-            Ranks(),
-        )
+        ranks = Ranks()
+        self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
+        plan = SamplePlan(balanced_labels(self.num_samples, range(num_classes)), self.sampling.batch_size)
         if self.scores is None or self.scores.num_images != self.num_samples:
             self.scores = Scores(self.features, self.real, self.num_samples, compare=self.compare)
         scores = self.scores

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+# Not about the codes of a batch, but about batches and pixels.
+OF_THE_PIPELINE = ("batch_size", "pixel_precision", "pixel_compile")
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -14,13 +17,16 @@ class SamplingOptions:
         top_k: codes kept a step; 0 = all, 1 = argmax.
         top_p: probability kept a step; 1 = all.
         seed: of the images' random streams.
-        batch_size: images drawn at a time on one device.
+        batch_size: images drawn at a time on one device, always so many: the last ones are filled up. ``auto`` is a
+            power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
         position_offset: 1 = positions of the published decoder.
         cfg_schedule: guidance over the sequence (`aim_lightning.sampling.guidance`).
         cfg_power: exponent of the schedule ``power``.
         cfg_interval: begin and end of the schedule ``interval``, shares of the sequence, 0 to 1.
         decoder: ``plain``, or ``fast`` (docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
+        pixel_precision: in which the tokenizer turns codes into pixels.
+        pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
     """
 
     cfg_scale: float = 1.0
@@ -28,7 +34,7 @@ class SamplingOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = 256
     position_offset: int = 0
     # Written out: the early check of configurations follows no aliases.
     cfg_schedule: Literal["constant", "linear", "cosine", "power", "interval"] = "constant"
@@ -36,7 +42,13 @@ class SamplingOptions:
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     decoder: Literal["plain", "fast"] = "plain"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    pixel_precision: Literal["float32", "bfloat16"] = "float32"
+    pixel_compile: bool = False
 
     def options(self) -> dict:
         """Keyword arguments of `AiMPipeline.generate`."""
         return asdict(self)
+
+    def code_options(self) -> dict:
+        """Keyword arguments of `generate`: those that decide which codes are drawn."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_THE_PIPELINE}
