@@ -12,7 +12,8 @@ from helpers import TINY
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import cache, decoder_for
+from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for
+from aim_lightning.sampling.memory import fitting_batch
 from aim_lightning.utils.errors import UserError
 
 LABELS = torch.tensor([0, 2, 3])
@@ -82,7 +83,7 @@ def test_memory_is_counted():
     counted = cache.bytes_needed(model.config, 3, True, torch.bfloat16)
     assert counted <= sum(value.numel() * value.element_size() for value in held) <= 2 * counted
     big = replace(TINY, num_tokens=256, d_model=768, n_layer=24)
-    assert cache.fitting_batch(big, 10 * 2**30, True, torch.bfloat16) in range(100, 400)
+    assert fitting_batch(10 * 2**30, cache.bytes_needed(big, 1, True, torch.bfloat16)) in range(100, 400)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,22 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
 
 def test_guidance_gets_logits_in_float32():
     assert decoder_for(network("none"), 2, True, torch.bfloat16).buffers.logits_MV.dtype == torch.float32
+
+
+def test_steps_go_into_graphs_of_eight_and_ones(monkeypatch):
+    """Without a GPU the graphs are plain calls; every shape is captured once, previews take single steps."""
+    captured, model = [], network("group", num_tokens=19)
+
+    def capture(self, steps):
+        captured.append(steps)
+        return lambda: [self._step() for _ in range(steps)]
+
+    monkeypatch.setattr(FastDecoder, "_captured", capture)
+    decoder_for(model, 3, False, torch.float32)._capturing = True
+    for _ in range(2):
+        assert torch.equal(*both(model))
+    assert captured == [8, 1]
+    seen = []
+    fast = generate(model, LABELS, seed=5, decoder="fast", on_step=lambda t, codes: seen.append(codes.shape[1]))
+    assert seen == list(range(1, 20)) and captured == [8, 1]
+    assert torch.equal(fast, both(model)[0])
