@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.pipeline.pixels import PixelDecoder, Pixels
+from aim_lightning.pipeline.preview import preview
 from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
@@ -155,6 +156,15 @@ class AiMPipeline:
                 yield waiting.popleft().images()
         while waiting:
             yield waiting.popleft().images()
+
+    def preview(self, show: Callable[[Tensor], None], every: int | None = None) -> Callable[[int, Tensor], None]:
+        """An `on_step` for pictures that appear as they are drawn: ``generate([7], on_step=pipeline.preview(show))``.
+
+        Args:
+            show: called with uint8 pictures (b, 3, H, W) on the device, of one batch; what is not drawn yet is grey.
+            every: codes between two calls, by default a row of the grid; the last code gets one in any case.
+        """
+        return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
 
     def _draw(
         self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step
