@@ -72,5 +72,7 @@ def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, clas
     """uint8 picture: one row a class, image k of the grid drawn with index k."""
     rows = min(classes, network.config.num_classes)
     labels = torch.arange(rows).repeat_interleave(columns)
-    images = AiMPipeline(network, tokenizer).generate(labels, **sampling.options())
+    pipeline = AiMPipeline(network, tokenizer)
+    block = min(pipeline.resolve(sampling).batch_size, len(labels))
+    images = pipeline.generate(labels, **{**sampling.options(), "batch_size": block})
     return labelled_grid(images, columns, class_names[:rows])

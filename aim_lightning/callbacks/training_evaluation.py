@@ -16,7 +16,7 @@ from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.tensorboard import show_image
 from aim_lightning.cluster import signals
-from aim_lightning.evaluation.blocks import draw_block
+from aim_lightning.evaluation.blocks import draw_block, resolved
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import score_record, write_record
@@ -141,7 +141,9 @@ class TrainingEvaluation(Callback):
 
     def _scored(self, trainer: Trainer, pipeline: AiMPipeline) -> tuple[int, dict[str, float], Tensor]:
         """The signal that ended it or NONE, values by plain name (the same on all ranks), and the first images."""
-        ranks, blocks, first, start = Ranks(), self._plan(pipeline).blocks(), torch.zeros(0), time.monotonic()
+        ranks, first, start = Ranks(), torch.zeros(0), time.monotonic()
+        self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
+        blocks = self._plan(pipeline).blocks()
         if self.scores.num_images != self.num_samples:
             self.scores = self._new_scores()
         self.scores.reset()

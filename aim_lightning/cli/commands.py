@@ -94,6 +94,8 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="pictures a class (default: 8)")
     parser.add_argument("--out", help="folder for the pictures (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
+    animated = "also write sampled.gif, in which the pictures appear row by row (default: false)"
+    parser.add_argument("--animate", nargs="?", const=True, type=_boolean, default=False, metavar="BOOL", help=animated)
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:

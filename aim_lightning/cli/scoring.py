@@ -14,6 +14,7 @@ from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.sample import choose_classes
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.blocks import resolved
 from aim_lightning.evaluation.evaluate import Evaluation, Judge
 from aim_lightning.evaluation.generator import Generator, from_published, from_run
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
@@ -127,8 +128,8 @@ def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
 
 
 def make_plan(options: argparse.Namespace, generator: Generator, sampling: SamplingOptions) -> SamplePlan:
-    """Labels in blocks of sampling.batch_size."""
-    return SamplePlan(make_labels(options, generator), sampling.batch_size)
+    """Labels in blocks of sampling.batch_size. Every process must call it."""
+    return SamplePlan(make_labels(options, generator), resolved(generator.pipeline, sampling, Ranks()).batch_size)
 
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:
