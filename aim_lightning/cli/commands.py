@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from aim_lightning.config.sections import ClassSection, Leaf, NamedSection
 
-TRAINER_GIVEN = (
-    "callbacks",
-    "logger",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "accumulate_grad_batches",
-)
+# Options of Lightning's Trainer that are none here: set by the framework, or at odds with resuming to the exact row.
+TRAINER_GIVEN = {
+    "callbacks": "name callbacks in the section `callbacks`",
+    "logger": "name loggers in the section `logger`",
+    "default_root_dir": "results go to runs_root/experiment/run",
+    "use_distributed_sampler": "the data sections share rows out themselves",
+    "accumulate_grad_batches": "it follows from data.global_batch_size and data.max_device_batch_size",
+    "limit_train_batches": "an epoch is the whole data set; use max_steps for a shorter training",
+    "overfit_batches": "an epoch is the whole data set; give a small one instead",
+    "fast_dev_run": "try a run of its own: --run try --trainer.max_steps 3",
+}
 
 SECTIONS = {
     "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),
@@ -24,7 +28,9 @@ SECTIONS = {
     "pictures": ClassSection(
         fixed="aim_lightning.data.images.pictures.Pictures", description="the real pictures and their size"
     ),
-    "tokenizer": Leaf("str | None", "run directory, checkpoint or published weights of the tokenizer"),
+    "tokenizer": Leaf(
+        "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
+    ),
     "features": ClassSection(description="feature network of the Fréchet distance"),
     "sampling": ClassSection(
         fixed="aim_lightning.sampling.options.SamplingOptions",
@@ -58,6 +64,7 @@ class Command:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     needs_config: bool = True
     without_run: Callable[[argparse.Namespace], bool] = lambda options: False  # no experiment is needed then
+    unused: tuple[str, ...] = ()  # sections that it can do without
     actions: "dict[str, Command]" = field(default_factory=dict)  # `aim-lightning COMMAND ACTION`
 
 
@@ -87,6 +94,8 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="pictures a class (default: 8)")
     parser.add_argument("--out", help="folder for the pictures (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
+    animated = "also write sampled.gif, in which the pictures appear row by row (default: false)"
+    parser.add_argument("--animate", nargs="?", const=True, type=_boolean, default=False, metavar="BOOL", help=animated)
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:
@@ -112,12 +121,16 @@ def _paths(parser: argparse.ArgumentParser) -> None:
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights")
+    parser.add_argument(
+        "--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights (or .yaml)"
+    )
 
 
 def _preview(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help="run or weights that decode the codes")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="SOURCE", help="run, weights or .yaml of what decodes the codes"
+    )
     parser.add_argument("--num", type=int, default=32, help="pictures, drawn at random (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
@@ -154,7 +167,7 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PATH",
-        help=".npz (ADM's, or arr_0), folder of pictures, class folders or shards (default: the training pictures)",
+        help=".npz (ADM's, or arr_0), pictures, class folders, shards or ImageNet's .tar (default: training pictures)",
     )
     parser.add_argument("--splitting", choices=SPLITTINGS, default="adm", help="of the Inception Score (default: adm)")
     parser.add_argument(
@@ -187,6 +200,8 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     _drawing(parser)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
     parser.add_argument("--name", help="of the sweep's folder (default: made from the grid)")
+    record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
+    parser.add_argument("--record", metavar="NAME", help=record)
     parser.add_argument("--keep_images", type=_boolean, default=False, metavar="BOOL", help="write samples.npz files")
 
 
@@ -200,13 +215,16 @@ def _follow(parser: argparse.ArgumentParser) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     _scoring(parser)
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
-    parser.add_argument("--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on)")
+    parser.add_argument(
+        "--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on, fetched)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="sets, seeds counted on from sampling.seed (default: 1)")
     parser.add_argument("--record", metavar="NAME", help="also write experiments/results/NAME.json for `make table`")
 
 
 def _table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", default="experiments/results", help="folder of records")
+    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="folder of recorded sweeps")
     parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="the table")
 
 
@@ -251,7 +269,7 @@ COMMANDS = {
     "fit": Command("train, or continue an unfinished run", _fit),
     "validate": Command("score the newest checkpoint (EMA weights) and write results.json"),
     "sample": Command("draw pictures from a trained run", _sample),
-    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize),
+    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize, unused=("model",)),
     "evaluate": Command(
         "draw samples (or take given ones) and score them: FID, sFID, IS, KID, precision, recall",
         _evaluate,

@@ -117,9 +117,10 @@ def _preview(path: Path, options: argparse.Namespace) -> int:
 
 
 def _tokenizer(source: str) -> Any:
+    from aim_lightning.cli.tokenizer import tokenizer_source
     from aim_lightning.pipeline import load_tokenizer
 
-    return load_tokenizer(source)
+    return load_tokenizer(tokenizer_source(source))
 
 
 def _merge(paths: list[Path], options: argparse.Namespace) -> int:

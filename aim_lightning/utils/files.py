@@ -101,6 +101,19 @@ def _names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What the system says when `path` cannot be written, as one line.
+
+    Raises:
+        UserError: no such place, no permission, no space, …
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error}); give another place") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:

@@ -187,7 +187,7 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     small = ("--features.size", "32", "--trainer.limit_val_batches", "2")
     assert main(place.command("validate", "whole", *small)) == 0
     results = json.loads((whole / "results.json").read_text())
-    metrics, protocol = results["metrics"], results["protocol"]["reconstruction_metrics"]
+    metrics, protocol = results["metrics"], results["protocol"]["validate"]["reconstruction_metrics"]
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
     for name in ("psnr", "ssim"):  # of 2 batches of 50, and said so
         assert metrics[f"{name}_100"] == metrics[f"val/{name}"]

@@ -104,6 +104,11 @@ class ImageDataModule(StreamDataModule):
         return len(self.sets["train"])
 
     @property
+    def fingerprint(self) -> str:
+        """Of the pictures, whatever is cut from them."""
+        return self.sets["train"].source.fingerprint
+
+    @property
     def class_names(self) -> list[str]:
         return self.sets["train"].class_names
 

@@ -56,6 +56,10 @@ class FolderSource(ImageSource):
         lines = ([self.key(row), (self.root / self.key(row)).stat().st_size] for row in range(len(self)))
         return sha256_json(lines)
 
+    def files(self) -> Iterator[Path]:
+        """The pictures."""
+        return (self.root / self.key(row) for row in range(len(self)))
+
     def _open(self, row: int) -> Path:
         return self.root / self.key(row)
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from aim_lightning.data.datamodule import StreamDataModule
+from aim_lightning.data.images.source import sha256_json
 from aim_lightning.data.loader import Batch, MicroBatches
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.fetch import Fetcher
@@ -136,6 +137,11 @@ class TokenDataModule(StreamDataModule):
     @property
     def train_rows(self) -> int:
         return self.manifest.rows
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the shards' names, rows and hashes, in order."""
+        return sha256_json([shard.name, shard.rows, shard.sha256] for shard in self.manifest.shards)
 
     @property
     def class_names(self) -> list[str]:
