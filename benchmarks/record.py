@@ -3,11 +3,12 @@
 import datetime
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from aim_lightning.runs.results import commit
 
 RESULTS = Path(os.environ.get("BENCH_OUT") or Path(__file__).parent / "results")
 
@@ -19,12 +20,6 @@ def hardware() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return f"{names[0]} x{len(names)}" if names else f"CPU x{os.cpu_count()}"
-
-
-def commit() -> str:
-    """The checkout's commit; AIM_COMMIT where there is no git."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or os.environ.get("AIM_COMMIT", "unknown")
 
 
 def save(what: str, rows: list[dict]) -> Path:

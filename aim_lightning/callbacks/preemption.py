@@ -1,6 +1,7 @@
 """Stops at a batch boundary on which all ranks agree, with everything in a checkpoint."""
 
 import time
+import traceback
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.callbacks.checkpoints import Checkpoints
 from aim_lightning.cluster import signals, timings
 from aim_lightning.cluster.signals import Stopped
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import say
 
@@ -49,6 +51,10 @@ class Agreement:
             self.pending = torch.distributed.all_reduce(self.value, op, group=self.group, async_op=True)
         return agreed
 
+    def now(self, mine: int) -> int:
+        """Likewise, but waits for the answer: for long pauses of training."""
+        return self.exchange(mine) or self.finish()
+
     def finish(self) -> int:
         """The answer to the exchange that is on its way; NONE when there is none."""
         if self.pending is None:
@@ -83,7 +89,7 @@ class Preemption(Callback):
         beat(f"the batch after step {trainer.global_step}")
         agreed = self.agreement.exchange(signals.received())
         if agreed:
-            self._stop(trainer, agreed)
+            self.stop(trainer, agreed)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         beat(f"what follows batch {batch_idx} (logging, validation, reading)")
@@ -99,12 +105,24 @@ class Preemption(Callback):
         self._keep(trainer)
         beat("the end of training")
 
-    def _stop(self, trainer: Trainer, agreed: int) -> None:
+    def asked(self, trainer: Trainer, phase: str) -> int:
+        """In long work between two batches, every rank equally often: what signal the ranks agree on, NONE to go on.
+
+        Args:
+            trainer: of the training.
+            phase: what comes next, for the watchdog.
+        """
+        self._measure(trainer)
+        beat(phase)
+        return self.agreement.now(signals.received())
+
+    def stop(self, trainer: Trainer, agreed: int) -> None:
+        """Write a checkpoint and raise `Stopped`; between two batches, on every rank."""
         name, step = signals.NAMES[agreed], trainer.global_step
         say(f"{name}: stopping before the next batch, at step {step}")
         checkpoints = _checkpoints(trainer)
         beat("the checkpoint before stopping")
-        saved = checkpoints.save(trainer) if checkpoints else False
+        saved = _save(checkpoints, trainer) if checkpoints else False
         self._keep(trainer)
         raise Stopped(agreed, step, saved)
 
@@ -133,6 +151,17 @@ class Preemption(Callback):
         if trainer.is_global_zero and self.last_boundary is not None:
             saving = checkpoints.slowest if checkpoints else 0.0
             timings.record(self.run_dir, longest_pause_seconds=self.longest_pause, checkpoint_seconds=saving)
+
+
+def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:
+    """Whether there is a checkpoint now. Whatever goes wrong is shown and ends nothing: the job must be requeued."""
+    try:
+        return checkpoints.save(trainer)
+    except UserError as error:
+        say(f"warning: {error}")
+    except Exception:
+        traceback.print_exc()
+    return False
 
 
 def _checkpoints(trainer: Trainer) -> Checkpoints | None:

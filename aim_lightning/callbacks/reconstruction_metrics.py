@@ -8,15 +8,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aim_lightning.callbacks.scoring import Scoring, has_ema
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
+from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
 
 class ReconstructionMetrics(Scoring):
     """Fréchet distance between all validation pictures and their reconstructions.
 
-    Logged as `rfid_50k` on Inception features, `rfd_effnet_lite0_10k` on those of the stand-in. Pictures are encoded
+    Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Pictures are encoded
     and decoded in the weights' own precision, whatever autocast training uses. Runs in `validate`, and during
     training every `every_n_validations` validations.
 
@@ -34,9 +37,10 @@ class ReconstructionMetrics(Scoring):
     def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
         """Every rank reconstructs its share of the validation set and gets the value over all."""
         distance = FrechetDistance(self.features).to(pl_module.device)
-        distance.load_reference(self.reference(trainer, "val", probe=False).frechet)
+        distance.load_gaussian(*self.reference("val", probe=False).gaussians[FEATURES])
         loader = trainer.datamodule.val_dataloader()
         for batch in tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero):
+            beat("scoring reconstructions")
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.pictures.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))
@@ -46,7 +50,7 @@ class ReconstructionMetrics(Scoring):
         """Everything that the numbers depend on, for results.json."""
         return {
             "features": self.features.protocol(),
-            "reference": self.pictures.open("val").fingerprint,
+            "reference": Reference(None, self.pictures, "val").source(),
             "precision": "float32, uint8 pictures",
         }
 

@@ -9,10 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aim_lightning.callbacks.scoring import Scoring, has_ema
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
-from aim_lightning.metrics.reference import ReferenceStatistics
+from aim_lightning.metrics.real import RealPictures
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.utils.heartbeat import beat
@@ -51,7 +53,7 @@ class SampleMetrics(Scoring):
     def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
         """Score samples; in `validate` the baselines too."""
         device = pl_module.device
-        reference = self.reference(trainer, "train", probe=True)
+        reference = self.reference("train", probe=True)
         scored = {"": self._samples(trainer, pl_module.network, "samples")}
         if alone and self.baselines:
             scored["_untrained"] = self._samples(trainer, _untrained(pl_module.network, device), "untrained")
@@ -67,7 +69,7 @@ class SampleMetrics(Scoring):
         return {
             "num_samples": self.num_samples,
             "features": self.features.protocol(),
-            "reference": self.pictures.open("train").fingerprint,
+            "reference": Reference(None, self.pictures).source(),
             "tokenizer": self.tokenizer.weights_hash,
             "sampling": asdict(replace(self.sampling, batch_size=self.batch_size)),
         }
@@ -76,12 +78,11 @@ class SampleMetrics(Scoring):
     def _distance_name(self) -> str:
         return self.features.metric_name
 
-    def _score(self, batches: Scored, reference: ReferenceStatistics, device) -> tuple[Tensor, Tensor, int]:
+    def _score(self, batches: Scored, reference: RealPictures, device) -> tuple[Tensor, Tensor, int]:
         """Both metrics from one pass over the features; every rank gets the value over all ranks."""
         frechet = FrechetDistance(self.features).to(device)
-        frechet.load_reference(reference.frechet)
-        probe = LinearProbe.from_state(reference.probe_weight, reference.probe_bias)
-        agreement = ClassAgreement(probe).to(device)
+        frechet.load_gaussian(*reference.gaussians[FEATURES])
+        agreement = ClassAgreement(LinearProbe.from_state(*reference.probe)).to(device)
         for images, labels in batches:
             beat("scoring samples")
             features = self.features(images.to(device))
@@ -112,4 +113,4 @@ def _untrained(network: AiM, device: torch.device) -> AiM:
     """A fresh network of the same sizes, the same one every time."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hash_seed("untrained"))
-        return AiM(network.config).to(device).eval()
+        return AiM(network.config, network.wanted_backend).to(device).eval()

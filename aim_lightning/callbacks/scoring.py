@@ -3,11 +3,11 @@
 from abc import abstractmethod
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
 
 from aim_lightning.callbacks.ema import EMA
-from aim_lightning.metrics.reference import PROBE_ROWS, ReferenceStatistics, cached_reference
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics.real import RealPictures
 
 
 class Scoring(Callback):
@@ -49,27 +49,10 @@ class Scoring(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.validations = state["validations"]
 
-    def reference(self, trainer: Trainer, split: str, probe: bool) -> ReferenceStatistics:
-        """Statistics of the real pictures of a split; rank 0 computes and caches, the others read its file."""
-        pictures = self.pictures.open(split)
-
-        def read() -> ReferenceStatistics:
-            with tqdm(total=len(pictures), desc="reference", leave=False, disable=not trainer.is_global_zero) as bar:
-                return cached_reference(
-                    self.cache_dir,
-                    pictures.fingerprint,
-                    self.features,
-                    lambda: pictures.batches(self.batch_size),
-                    len(pictures.class_names),
-                    progress=lambda rows: (beat("reference statistics"), bar.update(rows - bar.n)),
-                    class_names=pictures.class_names,
-                    probe_rows=PROBE_ROWS if probe else 0,
-                )
-
-        if trainer.is_global_zero:
-            read()
-        trainer.strategy.barrier("reference")
-        return read()
+    def reference(self, split: str, probe: bool) -> RealPictures:
+        """Statistics of the real pictures of a split, from the cache or shared out over the ranks; all call it."""
+        reference = Reference(None, self.pictures, split)
+        return reference.statistics(self.features, Ranks(), self.cache_dir, self.batch_size, probe)
 
 
 def has_ema(trainer: Trainer) -> bool:

@@ -11,17 +11,24 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from aim_lightning.callbacks.checkpoints import write_or_tell
 from aim_lightning.callbacks.ema import EMA
+from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.tensorboard import show_image
+from aim_lightning.cluster import signals
 from aim_lightning.evaluation.blocks import draw_block, resolved
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
 from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import score_record, write_record
 from aim_lightning.evaluation.reference import Reference
+from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.names import metric_name
-from aim_lightning.metrics.scores import Scores
+from aim_lightning.metrics.scores import Scores, least_pictures
 from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.runs.results import hardware
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.process import say
 
 GRID = 8  # rows and columns of the picture grid
 
@@ -30,10 +37,12 @@ class TrainingEvaluation(Callback):
     """Draws samples from the averaged (EMA) weights over all ranks and scores them; keeps the best checkpoints.
 
     Images are those that `evaluate` would draw: by number, in blocks of sampling.batch_size. Acts between two batches
-    as checkpoints do; put it before `checkpoints`, so that a checkpoint of the same step knows of it.
+    as checkpoints do; put it before `checkpoints`, so that a checkpoint of the same step knows of it. Between blocks it
+    asks for signals: told to stop it gives up, training stops at that step, and the next start evaluates it again.
+    samples/evaluation.json has the latest values with all that they depend on.
 
     Args:
-        num_samples: images an evaluation.
+        num_samples: images an evaluation; 4 or more, without `compare` 2.
         every_n_steps: optimizer steps between two evaluations; 0 = by epochs. The last step gets one too.
         every_n_epochs: epochs between two; 0 = by steps.
         budget_seconds: for drawing and features; the first evaluation that runs out of it decides for all later ones
@@ -66,8 +75,10 @@ class TrainingEvaluation(Callback):
     ) -> None:
         if (every_n_steps > 0) == (every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
-        if num_samples < 2 or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
-            raise UserError("training evaluation: num_samples must be 2 or more, keep_best 0 or more, budget above 0")
+        self.least = least_pictures(compare)
+        if num_samples < self.least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
+            limits = f"num_samples must be {self.least} or more, keep_best 0 or more, budget_seconds above 0"
+            raise UserError(f"training evaluation: {limits}")
         self.num_samples, self.every_n_steps, self.every_n_epochs = num_samples, every_n_steps, every_n_epochs
         self.budget_seconds, self.reference, self.compare = budget_seconds, reference, compare
         self.monitor, self.mode, self.keep_best, self.cache_dir = monitor, mode, keep_best, cache_dir
@@ -78,26 +89,26 @@ class TrainingEvaluation(Callback):
         """Feature weights and reference, before training takes its time."""
         self.features.load().to(pl_module.device)
         real = Reference(self.reference, self.pictures)
+        check_size(drawn_size(self.tokenizer), real.image_size())
         self.real = real.statistics(self.features, Ranks(), self.cache_dir)
+        self.scores = self._new_scores()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         step, whole_step = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
         due = self.epoch_due or (self.every_n_steps and step % self.every_n_steps == 0)
         if whole_step and due and step > self.evaluated_step:
-            self._evaluate(trainer, pl_module)
+            asked = self._evaluate(trainer, pl_module)
+            if asked:
+                say("evaluation given up; the next start does it")
+                _preemption(trainer).stop(trainer, asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.epoch_due = True  # at the next batch, when Lightning's counters are settled
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > self.evaluated_step:
-            self._evaluate(trainer, pl_module)
-
-    def protocol(self) -> dict:
-        """Everything that the numbers depend on, for results.json."""
-        scores = Scores(self.features.load(), self.real, self.num_samples, compare=self.compare)
-        return {"sampling": asdict(self.sampling), "tokenizer": self.tokenizer.weights_hash, **scores.protocol()}
+        if trainer.global_step > self.evaluated_step and self._evaluate(trainer, pl_module):
+            say("evaluation of the last step given up, for the checkpoint's sake; `evaluate` scores it")
 
     def state_dict(self) -> dict:
         names = ("evaluated_step", "epoch_due", "best", "num_samples")
@@ -108,12 +119,15 @@ class TrainingEvaluation(Callback):
         self.__dict__.update(state)
         self.num_samples = min(asked, self.num_samples) if self.budget_seconds else asked
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.evaluated_step, self.epoch_due = trainer.global_step, False
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        """Returns the signal because of which it was given up, or NONE."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _drawing(pl_module.network, ema) as network:
-            values, images = self._scored(AiMPipeline(network, self.tokenizer), network.config.num_classes)
+            asked, values, images = self._scored(trainer, AiMPipeline(network, self.tokenizer))
+        if asked:
+            return asked
+        self.evaluated_step, self.epoch_due = trainer.global_step, False
         names = {metric_name(name, self.num_samples, raw=ema is None): value for name, value in values.items()}
         for logger in trainer.loggers:
             logger.log_metrics({f"metrics/{name}": value for name, value in names.items()}, trainer.global_step - 1)
@@ -121,30 +135,55 @@ class TrainingEvaluation(Callback):
             grid = labelled_grid(images, GRID, [])
             show_image(trainer, "evaluation", grid)
             save_png(grid, Path(self.run_dir) / "samples" / "evaluation.png")
+            self._write_record(trainer, values, raw=ema is None)
         self._keep_best(trainer, values)
+        return signals.NONE
 
-    def _scored(self, pipeline: AiMPipeline, num_classes: int) -> tuple[dict[str, float], Tensor]:
-        """Values by plain name, the same on all ranks, and the first images."""
-        ranks = Ranks()
+    def _scored(self, trainer: Trainer, pipeline: AiMPipeline) -> tuple[int, dict[str, float], Tensor]:
+        """The signal that ended it or NONE, values by plain name (the same on all ranks), and the first images."""
+        ranks, first, start = Ranks(), torch.zeros(0), time.monotonic()
         self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
-        plan = SamplePlan(balanced_labels(self.num_samples, range(num_classes)), self.sampling.batch_size)
-        if self.scores is None or self.scores.num_images != self.num_samples:
-            self.scores = Scores(self.features, self.real, self.num_samples, compare=self.compare)
-        scores = self.scores
-        first, start = torch.zeros(0), time.monotonic()
-        blocks = plan.blocks()
+        blocks = self._plan(pipeline).blocks()
+        if self.scores.num_images != self.num_samples:
+            self.scores = self._new_scores()
+        self.scores.reset()
         for begin in range(0, len(blocks), ranks.world_size):  # every rank goes round equally often
+            asked = _asked(trainer, f"block {begin} of {len(blocks)} of an evaluation")
+            if asked:
+                return asked, {}, first
             for rows in blocks[begin : begin + ranks.world_size][ranks.rank : ranks.rank + 1]:
-                images = draw_block(pipeline, plan, rows, self.sampling)
+                images = self._score_block(pipeline, rows)
                 first = images[: GRID * GRID].cpu() if begin == 0 else first
-                numbers = torch.arange(rows.start, rows.stop)
-                scores.update(images, numbers, plan.labels[numbers])
-            if self._out_of_time(start, ranks):
-                self.num_samples = min(len(plan), (begin + ranks.world_size) * plan.block_size)
+            done = blocks[min(begin + ranks.world_size, len(blocks)) - 1].stop
+            if done >= self.least and self._out_of_time(start, ranks):
+                self.num_samples = done
                 break
-        values = ranks.from_first(scores.compute())
-        scores.reset()
-        return values, first
+        values = ranks.from_first(self.scores.compute())
+        self.scores.reset()
+        return signals.NONE, values, first
+
+    def _score_block(self, pipeline: AiMPipeline, rows: range) -> Tensor:
+        """Draw and score the images of these numbers; uint8 (images, 3, H, W)."""
+        plan, numbers = self._plan(pipeline), torch.arange(rows.start, rows.stop)
+        images = draw_block(pipeline, plan, rows, self.sampling)
+        self.scores.update(images, numbers, plan.labels[numbers])
+        return images
+
+    def _plan(self, pipeline: AiMPipeline) -> SamplePlan:
+        labels = balanced_labels(self.num_samples, range(pipeline.aim.config.num_classes))
+        return SamplePlan(labels, self.sampling.batch_size)
+
+    def _new_scores(self) -> Scores:
+        return Scores(self.features, self.real, self.num_samples, compare=self.compare)
+
+    def _write_record(self, trainer: Trainer, values: dict[str, float], raw: bool) -> None:
+        """Beside the picture grid."""
+        protocol = {"sampling": asdict(self.sampling), "tokenizer": self.tokenizer.weights_hash}
+        protocol |= {**self.scores.protocol(), "num_images": self.num_samples}
+        model = {"kind": "run", "step": trainer.global_step, "weights": "raw" if raw else "ema"}
+        made_by = hardware(trainer.strategy.root_device, trainer.world_size)
+        record = score_record(model, {}, values, self.num_samples, protocol, {}, made_by, raw)
+        write_record(Path(self.run_dir) / "samples" / "evaluation.json", record)
 
     def _out_of_time(self, start: float, ranks: Ranks) -> bool:
         """The first rank's clock decides for all."""
@@ -160,14 +199,30 @@ class TrainingEvaluation(Callback):
             raise UserError(f"training evaluation: monitor is {monitor!r}; there are {', '.join(values)}")
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
-        ranking = sorted([*self.best, [value, step, name]], reverse=self.mode == "max")
-        self.best, dropped = ranking[: self.keep_best], ranking[self.keep_best :]
+        # Distances of another number of pictures, or another metric, cannot be ranked with this one.
+        before = self.best
+        alike = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]
+        ranking = sorted([*alike, [value, step, name]], reverse=self.mode == "max")
+        dropped = [entry for entry in self.best if entry not in alike] + ranking[self.keep_best :]
+        self.best = ranking[: self.keep_best]
         folder = Path(self.run_dir) / "best"
-        if any(entry[1] == step for entry in self.best):
-            trainer.save_checkpoint(folder / name, weights_only=False)
+        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, folder / name)):
+            self.best = before
+            say(f"warning: {failure}; the best ones so far stay, and training goes on")
+            return
         if trainer.is_global_zero:
             for _, _, old in dropped:
                 (folder / old).unlink(missing_ok=True)
+
+
+def _preemption(trainer: Trainer) -> Preemption | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Preemption)), None)
+
+
+def _asked(trainer: Trainer, phase: str) -> int:
+    """The signal that all ranks agree on; NONE also where nothing looks for signals."""
+    preemption = _preemption(trainer)
+    return preemption.asked(trainer, phase) if preemption else signals.NONE
 
 
 @contextmanager

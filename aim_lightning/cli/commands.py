@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from aim_lightning.config.sections import ClassSection, Leaf, NamedSection
 
-TRAINER_GIVEN = (
-    "callbacks",
-    "logger",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "accumulate_grad_batches",
-)
+# Options of Lightning's Trainer that are none here: set by the framework, or at odds with resuming to the exact row.
+TRAINER_GIVEN = {
+    "callbacks": "name callbacks in the section `callbacks`",
+    "logger": "name loggers in the section `logger`",
+    "default_root_dir": "results go to runs_root/experiment/run",
+    "use_distributed_sampler": "the data sections share rows out themselves",
+    "accumulate_grad_batches": "it follows from data.global_batch_size and data.max_device_batch_size",
+    "limit_train_batches": "an epoch is the whole data set; use max_steps for a shorter training",
+    "overfit_batches": "an epoch is the whole data set; give a small one instead",
+    "fast_dev_run": "try a run of its own: --run try --trainer.max_steps 3",
+}
 
 SECTIONS = {
     "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),
@@ -24,7 +28,9 @@ SECTIONS = {
     "pictures": ClassSection(
         fixed="aim_lightning.data.images.pictures.Pictures", description="the real pictures and their size"
     ),
-    "tokenizer": Leaf("str | None", "run directory, checkpoint or published weights of the tokenizer"),
+    "tokenizer": Leaf(
+        "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
+    ),
     "features": ClassSection(description="feature network of the Fréchet distance"),
     "sampling": ClassSection(
         fixed="aim_lightning.sampling.options.SamplingOptions",
@@ -58,6 +64,7 @@ class Command:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     needs_config: bool = True
     without_run: Callable[[argparse.Namespace], bool] = lambda options: False  # no experiment is needed then
+    unused: tuple[str, ...] = ()  # sections that it can do without
     actions: "dict[str, Command]" = field(default_factory=dict)  # `aim-lightning COMMAND ACTION`
 
 
@@ -95,7 +102,7 @@ def _tokenize(parser: argparse.ArgumentParser) -> None:
     views = "stored versions of each training picture: center, center_flip (2), or ten_crop (10 a crop range)"
     parser.add_argument("--views", default="center", help=f"{views} (default: center)")
     ranges = "of ten_crop: shorter sides to cut from, in picture sizes; 1.1,1.05 gives 20 views (default: 1.1)"
-    parser.add_argument("--crop_range", type=_numbers, default=(1.1,), metavar="NUMBERS", help=ranges)
+    parser.add_argument("--crop_range", type=_numbers, metavar="NUMBERS", help=ranges)
     shards = "pictures a shard, the unit that a process takes (default: 10000)"
     parser.add_argument("--rows_per_shard", type=int, default=10000, help=shards)
     parser.add_argument("--batch_size", type=int, default=64, help="pictures encoded at once (default: 64)")
@@ -114,12 +121,16 @@ def _paths(parser: argparse.ArgumentParser) -> None:
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights")
+    parser.add_argument(
+        "--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights (or .yaml)"
+    )
 
 
 def _preview(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help="run or weights that decode the codes")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="SOURCE", help="run, weights or .yaml of what decodes the codes"
+    )
     parser.add_argument("--num", type=int, default=32, help="pictures, drawn at random (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
@@ -156,7 +167,7 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PATH",
-        help=".npz (ADM's, or arr_0), folder of pictures, class folders or shards (default: the training pictures)",
+        help=".npz (ADM's, or arr_0), pictures, class folders, shards or ImageNet's .tar (default: training pictures)",
     )
     parser.add_argument("--splitting", choices=SPLITTINGS, default="adm", help="of the Inception Score (default: adm)")
     parser.add_argument(
@@ -189,6 +200,8 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
     _drawing(parser)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
     parser.add_argument("--name", help="of the sweep's folder (default: made from the grid)")
+    record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
+    parser.add_argument("--record", metavar="NAME", help=record)
     parser.add_argument("--keep_images", type=_boolean, default=False, metavar="BOOL", help="write samples.npz files")
 
 
@@ -202,13 +215,16 @@ def _follow(parser: argparse.ArgumentParser) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     _scoring(parser)
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
-    parser.add_argument("--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on)")
+    parser.add_argument(
+        "--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on, fetched)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="sets, seeds counted on from sampling.seed (default: 1)")
     parser.add_argument("--record", metavar="NAME", help="also write experiments/results/NAME.json for `make table`")
 
 
 def _table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="DIR", default="experiments/results", help="folder of records")
+    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="folder of recorded sweeps")
     parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="the table")
 
 
@@ -253,7 +269,7 @@ COMMANDS = {
     "fit": Command("train, or continue an unfinished run", _fit),
     "validate": Command("score the newest checkpoint (EMA weights) and write results.json"),
     "sample": Command("draw pictures from a trained run", _sample),
-    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize),
+    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize, unused=("model",)),
     "evaluate": Command(
         "draw samples (or take given ones) and score them: FID, sFID, IS, KID, precision, recall",
         _evaluate,

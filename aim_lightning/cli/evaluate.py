@@ -12,6 +12,7 @@ from aim_lightning.cli.scoring import (
     make_generator,
     make_judge,
     make_plan,
+    refuse,
     sampling_options,
     seeds,
     show,
@@ -28,18 +29,23 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say
 
 RESULTS = Path("experiments/results")
+# What given pictures, and published weights, leave without a meaning.
+WITHOUT_DRAWING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
+WITHOUT_RUN = ("--checkpoint", "--raw")
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
     quiet()
     check_record_name(options.record)
+    refuse(options, "--samples", WITHOUT_DRAWING)
+    refuse(options, "--weights", WITHOUT_RUN)
     if options.samples:
         pictures = open_pictures(options.samples)  # a mistake shows before the reference is worked out
         return _score_given(document, options, pictures)
+    sampling = sampling_options(document)
     ranks, device = start(document)
     generator = make_generator(document, options, device)
-    sampling = sampling_options(document)
     plan = make_plan(options, generator, sampling)
     evaluation = make_evaluation(
         document, options, generator, make_judge(document, options, ranks, device), options.keep_images
@@ -53,11 +59,25 @@ def run(document: Document, options: argparse.Namespace) -> int:
             place = evaluation.root / f"{folder.name}-{len(records)}seeds.json"
             write_record(place, record)
         if not options.weights:
-            record_results(directory(document), {"evaluate": record["protocol"]}, record["metrics"])
+            _keep_in_results(document, record)
         keep(record, options.record)
     show(record)
     say(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
     return 0
+
+
+def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
+    """Into results.json of the run, where the checkpoint is its newest."""
+    place, model = directory(document), record["model"]
+    newest = place.checkpoints()
+    if not newest or (newest[0].name, place.experiment, place.run) != tuple(
+        model[key] for key in ("checkpoint", "experiment", "run")
+    ):
+        say(f"{model['checkpoint']} is not the newest checkpoint of {place.path}: results.json stays as it is")
+        return
+    first = next(iter(record["metrics"]))  # its name tells features, number of images and raw weights
+    facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": record["std"]}
+    record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
 
 
 def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
@@ -65,7 +85,8 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     judge = make_judge(document, options, ranks, device)
     values, speed = judge.score(pictures)
     if ranks.is_first:
-        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / Path(options.samples).stem)
+        name = f"{Path(options.samples).stem}-{pictures.source()['sha256'][:8]}"  # every archive is called samples
+        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(judge, pictures, values, speed, ranks)
         write_record(folder / RECORD, record)
         write_preview(folder / PREVIEW, pictures, None)
@@ -81,13 +102,13 @@ def _given_record(
     source = pictures.source()
     protocol = {"pictures": source, **judge.protocol(len(pictures))}
     performance = {"features": speed, "processes": ranks.world_size}
-    return score_record(source, {}, values, len(pictures), protocol, performance)
+    return score_record(source, {}, values, len(pictures), protocol, performance, judge.hardware())
 
 
-def check_record_name(name: str | None) -> None:
+def check_record_name(name: str | None, folder: Path = RESULTS) -> None:
     """Raises UserError for a name that is no plain file name."""
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UserError(f"--record is {name!r}; give a plain name, the file is {RESULTS}/NAME.json")
+        raise UserError(f"--record is {name!r}; give a plain name, {folder}/ gets what is recorded")
 
 
 def keep(record: dict[str, Any], name: str | None) -> None:

@@ -19,30 +19,33 @@ from aim_lightning.cli.scoring import (
 from aim_lightning.config import Document
 from aim_lightning.evaluation.evaluate import RECORD
 from aim_lightning.evaluation.paper import AIM, paper_row
+from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, write_record
 from aim_lightning.evaluation.table import beside_paper
+from aim_lightning.metrics.fetch import DOWNLOADS, fetch
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say
 from aim_lightning.weights.fetch import PUBLISHED
+from aim_lightning.weights.fetch import fetch as fetch_weights
 
 # The paper's sampler settings are published nowhere: its ablation's guidance and the published decoder's positions.
 SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
-    """Evaluates and prints both rows."""
+    """Fetches what is missing, evaluates and prints both rows."""
     quiet()
     row = paper_row(options.preset)
     if row is None:
         raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(one.model for one in AIM)}")
-    if options.reference is None:
-        raise UserError("reproduce needs --reference, ADM's VIRTUAL_imagenet256_labeled.npz (make adm-reference)")
+    if options.weights is None and row.model not in PUBLISHED:
+        raise UserError(f"{row.model} has no published weights; give --weights")
     check_record_name(options.record)
-    options.weights = options.weights or _weights(row.model)
     document.values["sampling"] = {**SETTINGS, **document.values["sampling"]}
-    ranks, device = start(document)
-    generator = make_generator(document, options, device)
     sampling = sampling_options(document)
+    ranks, device = start(document)
+    _fetch_missing(document, options, row.model, ranks)
+    generator = make_generator(document, options, device)
     plan = make_plan(options, generator, sampling)
     judge = make_judge(document, options, ranks, device)
     evaluation = make_evaluation(document, options, generator, judge, keep_images=True)
@@ -58,18 +61,35 @@ def run(document: Document, options: argparse.Namespace) -> int:
     return 0
 
 
-def _weights(model: str) -> str:
-    """The folder that `make weights-aim` fills.
+def _fetch_missing(document: Document, options: argparse.Namespace, model: str, ranks: Ranks) -> None:
+    """Weights, Inception and reference where none are given, by the first process; a file that is there is checked.
 
     Raises:
-        UserError: nothing was fetched.
+        UserError: no connection, or another file than was published; on all processes.
     """
-    if model not in PUBLISHED:
-        raise UserError(f"{model} has no published weights; give --weights")
-    folder = Path("weights") / PUBLISHED[model].folder
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; fetch it with make weights-aim MODEL={model}, or give --weights")
-    return str(folder)
+    problem = None
+    if ranks.is_first:
+        try:
+            _fetch(options, model, inception=document.values["features"] is None)
+        except UserError as error:
+            problem = str(error)
+    problem = ranks.from_first(problem)
+    if problem:
+        raise UserError(problem)
+    options.weights = options.weights or str(_folder(model))
+    options.reference = options.reference or DOWNLOADS["adm"].path
+
+
+def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
+    if options.weights is None and not _folder(model).exists():  # files brought by hand have no record to check
+        say(f"fetched {fetch_weights(model)}")
+    wanted = {"adm": options.reference is None, "inception": inception}
+    for name in (name for name, missing in wanted.items() if missing):
+        say(f"using {fetch(DOWNLOADS[name])}")
+
+
+def _folder(model: str) -> Path:
+    return Path("weights") / PUBLISHED[model].folder
 
 
 def _say_protocol(record: dict, num: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from aim_lightning.cli.build import device, run_directory
+from aim_lightning.cli.build import device
+from aim_lightning.cli.config import backend_of, run_directory
 from aim_lightning.config import Document
 from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
@@ -23,8 +24,8 @@ def run(document: Document, options: argparse.Namespace) -> int:
     """Writes a PNG a picture and one grid, a row a class; with --animate an animation of the grid too."""
     directory = run_directory(document)
     source = document.values["tokenizer"]
-    pipeline = load(directory.path, raw=options.raw, tokenizer=load_tokenizer(source) if source else None)
-    pipeline.to(device())
+    tokenizer = load_tokenizer(source) if source else None
+    pipeline = load(directory.path, raw=options.raw, tokenizer=tokenizer, backend=backend_of(document)).to(device())
     sampling = SamplingOptions(**document.values["sampling"])
     labels = choose_classes(options.classes, pipeline.class_names)
     if options.num < 1:

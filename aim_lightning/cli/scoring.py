@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.sample import choose_classes
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
@@ -25,6 +25,7 @@ from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.objects import build_object
 from aim_lightning.utils.process import say
 
 
@@ -45,6 +46,14 @@ def start(document: Document) -> tuple[Ranks, torch.device]:
     return Ranks(), fabric.device
 
 
+def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) -> None:
+    """Raises UserError for options on the command line that `given`, which is there too, leaves without a meaning."""
+    typed = {word.partition("=")[0] for word in options.given.rest}
+    useless = [name for name in ignored if name in typed]
+    if given in typed and useless:
+        raise UserError(f"{given} leaves {', '.join(useless)} without a meaning; give one or the other")
+
+
 def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Judge:
     """Feature network and reference of the document and the command line."""
     if options.feature_batch < 1:
@@ -60,22 +69,17 @@ def _features(document: Document) -> FeatureNetwork:
     section = document.values["features"]
     if section is None:
         return InceptionFeatures()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(FeatureNetwork, "features", required=True)
-    try:
-        return parser.instantiate(parser.parse_object({"features": section})).features
-    except ArgumentError as error:
-        raise UserError(f"features: {' '.join(str(error).split())}") from None
+    return build_object(section, FeatureNetwork, "features")
 
 
 def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> Generator:
     """Published weights, or the run's checkpoint."""
     if getattr(options, "weights", None):
-        return from_published(options.weights, device)
+        return from_published(options.weights, device, backend_of(document))
     source = getattr(options, "checkpoint", None) or directory(document).path
     tokenizer = document.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device)
+    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device, backend=backend_of(document))
 
 
 def make_evaluation(
@@ -114,6 +118,7 @@ def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
     """
     names = generator.pipeline.class_names
     labels, classes = getattr(options, "labels", None), getattr(options, "classes", None)
+    refuse(options, "--labels", ("--num",))
     if labels and classes:
         raise UserError("--labels and --classes exclude each other; give one")
     if labels:

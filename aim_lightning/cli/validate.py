@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.cli.build import build, quiet, run_directory, weights_kind
+from aim_lightning.cli.build import build, hardware_of, quiet, run_directory, scored_weights_hash, weights_kind
 from aim_lightning.config import Document
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.decide import differences
@@ -30,7 +30,13 @@ def run(document: Document, options: argparse.Namespace) -> int:
         callbacks = cli.named_callbacks.items()
         protocol = {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
         names = {name.removeprefix("metrics/"): value for name, value in metrics.items()}
-        record(directory, {**protocol, "checkpoint": checkpoint.name, "weights": weights_kind(cli)}, names)
+        facts = {
+            "checkpoint": checkpoint.name,
+            "weights": weights_kind(cli),
+            "weights_sha256": scored_weights_hash(cli),
+        }
+        step = content["trainer"]["global_step"]
+        record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
         for name, value in names.items():
             say(f"  {name:36s}{value:10.4f}")
         say(f"results: {directory.results}\nnext: make {_next(document)}")

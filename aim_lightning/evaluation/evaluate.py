@@ -16,12 +16,13 @@ from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import read_record, score_record, write_record
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sets import BlockPictures, NpzPictures, PictureList
+from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.names import count_suffix
 from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.scores import Scores
+from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.errors import UserError
 
 ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
 
@@ -48,6 +49,10 @@ class Judge:
     batch_size: int = BATCH
     scores: Scores | None = None
 
+    def hardware(self) -> str:
+        """What does the work."""
+        return hardware(self.network.device, self.ranks.world_size)
+
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Everything but the pictures that the values depend on."""
         return self._scores(num_images).protocol()
@@ -69,18 +74,12 @@ class Judge:
         parts = ranges(len(pictures), self.batch_size)
         with Meter("features", len(pictures), self.ranks) as meter:
             for images, labels, numbers in pictures.batches(self.ranks.share(parts)):
-                self.check_size(tuple(images.shape[2:]))
+                check_size(tuple(images.shape[2:]), self.image_size)
                 scores.update(images, numbers, labels)
                 meter.advance(len(images))
         values = scores.compute()
         scores.reset()
         return values, meter.performance()
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Raises UserError unless (height, width) is that of the reference."""
-        if self.image_size is not None and size != tuple(self.image_size):
-            ours, theirs = ("x".join(map(str, reversed(one))) for one in (size, self.image_size))
-            raise UserError(f"the pictures are {ours} pixels, those of the reference {theirs}; make them alike first")
 
 
 @dataclass
@@ -120,12 +119,14 @@ class Evaluation:
         if record is not None:
             self.say(f"{folder} is scored already")
             return record
-        self._check_tokenizer()
+        # Another size is noticed before hours of drawing, where the tokenizer tells its own.
+        check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
         pictures, speed = self._pictures(folder, plan, sampling)
         values, features = self.judge.score(pictures)
         performance = {"sampling": speed, "features": features, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
-        record = score_record(*facts, values, len(plan), protocol, performance, self.generator.raw)
+        made_by = self.judge.hardware()
+        record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
         if ranks.is_first:
             self._finish(folder, plan, pictures, record)
         return ranks.from_first(record)
@@ -133,12 +134,6 @@ class Evaluation:
     def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
         """As images are drawn here: continued on another device, `auto` would mix blocks of two kinds."""
         return self.generator.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
-
-    def _check_tokenizer(self) -> None:
-        """Another size is noticed before hours of drawing, where the tokenizer tells its own."""
-        size = getattr(getattr(self.generator.pipeline.tokenizer, "config", None), "image_size", None)
-        if size is not None:
-            self.judge.check_size((size, size))
 
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())

@@ -9,10 +9,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.utils.heartbeat import beat
 
 
 class Meter:
-    """Context manager: a bar on the first process, and the speed afterwards.
+    """Context manager: a bar on the first process, signs of life for the watchdog, and the speed afterwards.
 
     Args:
         what: word before the bar.
@@ -21,12 +22,13 @@ class Meter:
     """
 
     def __init__(self, what: str, total: int, ranks: Ranks) -> None:
-        self.total, self.ranks, self.done = total, ranks, 0
+        self.what, self.total, self.ranks, self.done = what, total, ranks, 0
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not ranks.is_first)
         self.task = self.bar.add_task(what, total=total, speed="")
 
     def __enter__(self) -> "Meter":
+        reset_peak_memory()
         self.start = time.perf_counter()
         self.bar.start()
         return self
@@ -38,6 +40,7 @@ class Meter:
     def advance(self, images: int) -> None:
         """So many images are done on this process."""
         self.done += images
+        beat(f"{self.what}, after {self.done} images")
         everywhere = min(self.total, self.done * self.ranks.world_size)
         speed = everywhere / max(1e-9, time.perf_counter() - self.start)
         text = f"{speed:.1f} images/s, peak {peak_memory():.1f} GiB"
@@ -57,8 +60,14 @@ class Meter:
         }
 
 
+def reset_peak_memory() -> None:
+    """Count anew on the GPU; a process cannot forget its own peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> float:
-    """GiB: of the GPU where there is one, else of the process."""
+    """GiB: of the GPU since `reset_peak_memory` where there is one, else of the process since its start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     units = 1 if sys.platform == "darwin" else 1024

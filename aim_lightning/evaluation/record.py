@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.metrics.names import metric_name
-from aim_lightning.runs.results import commit, hardware
+from aim_lightning.runs.results import commit
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 
@@ -19,6 +19,7 @@ def score_record(
     num_images: int,
     protocol: dict[str, Any],
     performance: dict[str, Any],
+    hardware: str,
     raw: bool = False,
 ) -> dict[str, Any]:
     """One record.
@@ -30,6 +31,7 @@ def score_record(
         num_images: scored.
         protocol: everything that the values depend on.
         performance: speeds and memory.
+        hardware: what did the work.
         raw: whether the weights are trained ones in place of averaged ones.
     """
     return {
@@ -40,7 +42,7 @@ def score_record(
         "metrics": {metric_name(name, num_images, raw=raw): value for name, value in values.items()},
         "protocol": protocol,
         "performance": performance,
-        "hardware": hardware(),
+        "hardware": hardware,
         "commit": commit(),
     }
 

@@ -44,6 +44,10 @@ class PictureList(ABC):
     def source(self) -> dict[str, Any]:
         """Plain values that identify the pictures, for the protocol; no paths of this machine."""
 
+    def state(self) -> str:
+        """Changes with the files even where `source` does not; for caches of this machine."""
+        return ""
+
     def images(self, numbers: Sequence[int]) -> Tensor:
         """A few pictures, uint8 (n, 3, H, W), for a preview; numbers rise."""
         parts = [range(number, number + 1) for number in numbers]
@@ -120,7 +124,9 @@ class LoadedPictures(PictureList):
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
         workers = min(WORKERS, os.cpu_count() or 1) if sum(map(len, parts)) > FEW else 0
-        loader = DataLoader(_Rows(self), batch_sampler=list(parts), num_workers=workers, collate_fn=_stack)
+        own = torch.Generator()  # the loader draws a seed for its workers, which training's own must not notice
+        options = {"num_workers": workers, "collate_fn": _stack, "generator": own}
+        loader = DataLoader(_Rows(self), batch_sampler=list(parts), **options)
         for rows, (images, labels) in zip(parts, loader, strict=True):
             yield images, labels if self.labels is not None else None, torch.arange(rows.start, rows.stop)
 
@@ -184,15 +190,21 @@ class GeometryPictures(LoadedPictures):
         return images[0], int(labels[0])
 
     def source(self) -> dict[str, Any]:
-        fingerprint = hashlib.sha256(self.pictures.fingerprint.encode()).hexdigest()
-        geometry = repr(self.pictures.transform)
+        """`fingerprint`: of the shards' content where a manifest has it, else of the files' names and sizes."""
         return {
             "kind": "pictures",
             "name": self.name,
-            "sha256": fingerprint,
+            "fingerprint": self.pictures.source.fingerprint,
             "pictures": len(self),
-            "geometry": geometry,
+            "geometry": repr(self.pictures.transform),
         }
+
+    def state(self) -> str:
+        """Hash of the files' modification times: a picture that was edited in place may have kept its size."""
+        digest = hashlib.sha256()
+        for path in self.pictures.source.files():
+            digest.update(f"{path.stat().st_mtime_ns} ".encode())
+        return digest.hexdigest()
 
 
 class _Rows(Dataset):

@@ -11,9 +11,11 @@ from typing import Any
 from aim_lightning.config.yaml_text import YamlProblem, parse
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_text
+from aim_lightning.utils.files import read_json, write_text
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
+FORMAT = "aim_lightning.sweep/1"
+TABLE, PROTOCOL = "results.csv", "protocol.json"
 VARIABLE = tuple(field.name for field in fields(SamplingOptions) if field.name != "batch_size")
 
 
@@ -21,7 +23,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
     """``cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8]`` to option -> values.
 
     Raises:
-        UserError: no such option, no values, or an option named twice.
+        UserError: no such option, no values, or an option or a value given twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in text.split():
@@ -34,15 +36,24 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
             grid[name] = [parse(value) for value in COMMA.split(values)]
         except YamlProblem as problem:
             raise UserError(f"--grid: {name}: {problem}") from None
+        if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
+            raise UserError(f"--grid: {word!r} has a value twice; write each once")
     if not grid:
         raise UserError('--grid is empty; write for example "cfg_scale=1,1.5,2 top_k=0,600"')
     return grid
 
 
 def grid_points(grid: dict[str, list[Any]], base: SamplingOptions) -> list[SamplingOptions]:
-    """Every combination, the last option varying fastest."""
+    """Every combination, the last option varying fastest.
+
+    Raises:
+        UserError: a value that the option does not take.
+    """
     combinations = itertools.product(*grid.values())
-    return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+    try:
+        return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+    except UserError as error:
+        raise UserError(f"--grid: {error}") from None
 
 
 def label(point: SamplingOptions, names: list[str]) -> str:
@@ -68,6 +79,40 @@ def write_csv(path: Path, names: list[str], points: list[SamplingOptions], recor
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, file.getvalue())
+
+
+def sweep_protocol(names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all points have in common and the values of the options that vary: results.csv is worth nothing without.
+
+    `hardware` and `commit` are lists: points of a continued sweep may have several.
+    """
+    first = records[0]
+    protocol = {key: value for key, value in first["protocol"].items() if key != "sampling"}
+    vary = {*names, *(["seed"] if len(first["seeds"]) > 1 else [])}
+    protocol["sampling"] = {key: v for key, v in first["protocol"]["sampling"].items() if key not in vary}
+    return {
+        "format": FORMAT,
+        **{key: first[key] for key in ("model", "data", "num_images")},
+        "points": len(points),
+        "varied": {name: list(dict.fromkeys(text(point, name) for point in points)) for name in names},
+        "seeds_a_point": len(first["seeds"]),
+        "protocol": protocol,
+        **{key: sorted({record[key] for record in records}) for key in ("hardware", "commit")},
+    }
+
+
+def read_sweeps(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Protocols of the recorded sweeps by name, in order.
+
+    Raises:
+        UserError: a folder without one.
+    """
+    found = {}
+    for path in sorted(path for path in Path(folder).glob("*") if path.is_dir() and path.name[0] != "."):
+        found[path.name] = read_json(path / PROTOCOL, "protocol of a sweep")
+        if found[path.name].get("format") != FORMAT:
+            raise UserError(f"{path / PROTOCOL} is no protocol of a sweep (format {FORMAT!r} expected)")
+    return found
 
 
 def write_hparams(folder: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:

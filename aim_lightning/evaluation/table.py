@@ -15,14 +15,16 @@ or `make reproduce` wrote: a number is here because it was run. Which of them ma
 PAPER_NOTE = """
 AiM's numbers (arXiv 2408.12245, table 2) are from 50,000 samples; the sampler settings behind them are published
 nowhere. The others are as that table quotes them."""
+SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
 PAPER = ("FID", "IS", "precision", "recall")
 OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 
 
-def render(records: dict[str, dict[str, Any]]) -> str:
-    """The whole file, from records by name."""
+def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]) -> str:
+    """The whole file, from records and from protocols of sweeps by name."""
     paper = _markdown(("model", "parameters", *PAPER), [_paper_cells(row) for row in (*AIM, *OTHERS)])
-    parts = [INTRODUCTION, "## Ours\n", _ours(records), "## Reported by the paper, ImageNet-1k 256x256\n", paper]
+    ours = [_ours(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
+    parts = [INTRODUCTION, "## Ours\n", *ours, "## Reported by the paper, ImageNet-1k 256x256\n", paper]
     return "\n".join(parts) + PAPER_NOTE + "\n"
 
 
@@ -46,6 +48,19 @@ def _ours(records: dict[str, dict[str, Any]]) -> str:
         parts += ["Stand-ins (other feature networks; they compare with each other alone):\n"]
         parts += [_table(others, tuple(name for name in names if not name.endswith("_std")))]
     return "\n".join([*parts, "Protocols:\n", *(_protocol(*item) for item in records.items()), ""])
+
+
+def _sweep(name: str, sweep: dict[str, Any]) -> str:
+    """One line with links."""
+    model = sweep["model"]
+    varied = "; ".join(f"{option} {', '.join(values)}" for option, values in sweep["varied"].items())
+    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
+    files = ", ".join(f"[{file}](sweeps/{name}/{file})" for file in SWEEP_FILES)
+    return (
+        f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}, "
+        f"{sweep['num_images']:,} images a point; {varied}; {', '.join(sweep['hardware'])}, commit "
+        f"{', '.join(sweep['commit'])}: {files}"
+    )
 
 
 def _table(records: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> str:
@@ -89,9 +104,10 @@ def _protocol(name: str, record: dict[str, Any]) -> str:
     model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
     step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
     size = f"{reference['pictures']:,} pictures of " if "pictures" in reference else ""
+    hashed = next(kind for kind in ("sha256", "fingerprint") if kind in reference)
     return (
         f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "
-        f"{size}{reference['name']} (sha256 {reference['sha256'][:12]}…); features: {features['network']} "
+        f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…); features: {features['network']} "
         f"({features['weights_sha256'][:12]}…), {features['resizing']}; whole protocol: `results/{name}.json`"
     )
 

@@ -55,6 +55,12 @@ class FeatureNetwork(nn.Module, ABC):
         """uint8 (B, 3, H, W) to float32 (B, num_features)."""
 
     @property
+    def name_ending(self) -> str:
+        """Of the names of all other metrics on these features: nothing for the published Inception, whose scores alone
+        may be called as in papers, such as kid."""
+        return "" if self.metric_name == "fid" else f"_{self.metric_name.removeprefix('fd_')}"
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are, or will be after `load`."""
         return self._place.device
@@ -137,8 +143,13 @@ class FeatureNetwork(nn.Module, ABC):
 def _full_precision(device_type: str) -> Iterator[None]:
     """Neither autocast nor TF32, so that the caller's precision settings leave the features alone."""
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with torch.autocast(device_type, enabled=False), flags:
-        yield
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False), flags:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class EfficientNetLite0Features(FeatureNetwork):
@@ -222,10 +233,10 @@ class InceptionFeatures(FeatureNetwork):
     """
 
     SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
+    # Of the file of published FIDs. Weights of another hash give other features, which get names of their own.
     SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
     name = "inception_2015_12_05"
-    metric_name = "fid"
     num_features = 2048
     input_size = 299
     recipe: ClassVar[dict[str, str]] = {
@@ -239,6 +250,15 @@ class InceptionFeatures(FeatureNetwork):
         super().__init__()
         self.weights = weights
 
+    @property
+    def metric_name(self) -> str:
+        """``fid``; for any other weights than the published ones ``fd_inception_`` and how their hash begins.
+
+        Raises:
+            UserError: there is no weights file.
+        """
+        return "fid" if self.weights_hash == self.SHA256 else f"fd_inception_{self.weights_hash[:8]}"
+
     def weights_path(self) -> Path:
         """The constructor's `weights`. Raises UserError, saying where users get it, when it is missing."""
         return existing_file(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
@@ -248,7 +268,11 @@ class InceptionFeatures(FeatureNetwork):
 
         path = self.weights_path()
         if self.weights_hash != self.SHA256:
-            warnings.warn(f"{path} is not the Inception of published FIDs: its values compare with none", stacklevel=3)
+            warnings.warn(
+                f"{path} is not the Inception of published FIDs: its distances compare with none and are called "
+                f"{self.metric_name}",
+                stacklevel=3,
+            )
         # torch-fidelity unpickles any file that it is given, so it gets a copy of what was read safely.
         copy = io.BytesIO()
         torch.save(read_weights(path), copy)

@@ -8,7 +8,7 @@ from torchmetrics.utilities import rank_zero_warn
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.gaussian import covariance_root, frechet_distance, mean_and_covariance
 
-# Names in a reference -> torchmetrics' states.
+# Names of the sums -> torchmetrics' states.
 REFERENCE_STATES = {
     "sum": "real_features_sum",
     "outer_sum": "real_features_cov_sum",
@@ -25,11 +25,6 @@ class _PassThrough(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
-
-
-def _first(gathered: Tensor) -> Tensor:
-    """Reduction over processes of a state that is the same in all of them."""
-    return gathered[0]
 
 
 class FrechetDistance(FrechetInceptionDistance):
@@ -134,26 +129,10 @@ class FrechetDistance(FrechetInceptionDistance):
         self._computed = None
 
     def reference_state(self) -> dict[str, Tensor]:
-        """Sums over the real samples of all processes (every process must call it), for `load_reference`.
+        """Sums over the real samples of all processes, every one of which must call it; for `mean_and_covariance`.
 
         Returns:
             "sum" (F,) and "outer_sum" (F, F) float64, "count" int64 scalar.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             return {key: getattr(self, state).clone() for key, state in REFERENCE_STATES.items()}
-
-    def load_reference(self, reference: dict[str, Tensor]) -> None:
-        """Take the real side from `reference_state` of an earlier run; every process loads the same.
-
-        Raises:
-            ValueError: a state is missing, or of another shape or dtype.
-        """
-        for key, state in REFERENCE_STATES.items():
-            value, now = reference.get(key), getattr(self, state)
-            if value is None or value.shape != now.shape or value.dtype != now.dtype:
-                raise ValueError(f"reference[{key!r}] must be {now.dtype} of shape {tuple(now.shape)}")
-        for key, state in REFERENCE_STATES.items():
-            # Declared anew, so that the processes' equal copies are not added up.
-            self.add_state(state, reference[key].detach().clone().to(self.device), dist_reduce_fx=_first)
-        self._reference_loaded = True
-        self._computed = None

@@ -1,38 +1,53 @@
 """The Kernel Inception Distance (arXiv 1801.01401), subset by subset as torch-fidelity draws them."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from aim_lightning.metrics.sample_features import SampleFeatures
 
-@dataclass(frozen=True)
-class KernelDistance:
+
+class KernelDistance(SampleFeatures):
     """Unbiased squared MMD with the kernel (x.y / F + 1)^3, mean and standard deviation over random subsets.
 
+    Each process feeds its own pictures with their numbers, which decide what a subset holds.
+
     Args:
+        reference: features (M, F) of real pictures.
         subsets: drawn from either side.
         subset_size: pictures in a subset; fewer where a side has fewer (`protocol` says how many).
         seed: of the drawing.
+        kwargs: torchmetrics' own.
     """
 
-    subsets: int = 100
-    subset_size: int = 1000
-    seed: int = 2020
+    higher_is_better = False
 
-    def protocol(self, samples: int, reference: int) -> dict[str, Any]:
-        """Plain values that fix the result for sets of these sizes."""
-        size = min(self.subset_size, samples, reference)
-        return {**asdict(self), "subset_size": size, "kernel": "(x.y / F + 1)^3", "reference_pictures": reference}
+    def __init__(
+        self, reference: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020, **kwargs
+    ) -> None:
+        super().__init__(reference.shape[1], **kwargs)
+        self.reference, self.subsets, self.subset_size, self.seed = reference, subsets, subset_size, seed
 
-    def __call__(self, features: Tensor, reference: Tensor) -> dict[str, float]:
-        """{"mean", "std"} for features (N, F) of samples and (M, F) of real pictures; below 0 is possible.
+    def protocol(self, samples: int) -> dict[str, Any]:
+        """Plain values that fix the result for so many samples."""
+        return {
+            "subsets": self.subsets,
+            "subset_size": min(self.subset_size, samples, len(self.reference)),
+            "seed": self.seed,
+            "kernel": "(x.y / F + 1)^3",
+            "reference_pictures": len(self.reference),
+        }
+
+    def compute(self) -> dict[str, Tensor]:
+        """{"mean", "std"}, float64 scalars, over the pictures of all processes; below 0 is possible.
 
         Raises:
-            ValueError: fewer than two pictures on either side.
+            ValueError: fewer than two pictures on either side, or a picture that came twice.
         """
+        features = self.in_order()
+        reference = self.reference.to(features.device)
         size = min(self.subset_size, len(features), len(reference))
         if size < 2:
             raise ValueError("KernelDistance needs at least two pictures on either side")
@@ -42,7 +57,7 @@ class KernelDistance:
             rows = [torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (features, reference)]
             values.append(_squared_mmd(features[rows[0]].double(), reference[rows[1]].double()))
         values = torch.stack(values)
-        return {"mean": float(values.mean()), "std": float(values.std(correction=0))}
+        return {"mean": values.mean(), "std": values.std(correction=0)}
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:

@@ -1,63 +1,74 @@
 """Precision and recall by nearest neighbours (arXiv 1904.06991), with the numbers of ADM's evaluator."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aim_lightning.metrics.sample_features import SampleFeatures
+
+NEIGHBOUR = 3  # as in ADM's protocol
 ROWS = 2048  # distances of so many pictures at once: 0.8 GB against 50,000 others
 SAME = 1e-10  # of the sum of both squared norms: rounding, so that equal pictures are at distance 0
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(SampleFeatures):
     """Share of the samples inside the real manifold, and of the real pictures inside the samples' one.
 
     A manifold is the union of balls around its pictures, each reaching to its k-th nearest neighbour. ADM's evaluator
     does the same on k = 3, Inception's 2,048 features, 10,000 real pictures and all samples, with distances in float16
-    where they do not overflow; ours are float64.
+    where they do not overflow; ours are float64. Each process feeds its own pictures with their numbers.
 
     Args:
+        reference: features (M, F) of real pictures.
         k: neighbour that gives the radius; the picture itself does not count.
+        memo: where the radii of the real pictures are kept for others that compare with the same ones.
+        kwargs: torchmetrics' own.
     """
 
-    k: int = 3
+    higher_is_better = True
 
-    def protocol(self, samples: int, reference: int) -> dict[str, Any]:
-        """Plain values that fix the result for sets of these sizes."""
-        return {**asdict(self), "reference_pictures": reference, "distances": "squared Euclidean, float64"}
+    def __init__(self, reference: Tensor, k: int = NEIGHBOUR, memo: dict[str, Tensor] | None = None, **kwargs) -> None:
+        super().__init__(reference.shape[1], **kwargs)
+        self.reference, self.k, self.memo = reference, k, {} if memo is None else memo
 
-    def __call__(self, features: Tensor, reference: Tensor, radii: Tensor | None = None) -> dict[str, float]:
-        """{"precision", "recall"}, 0 to 1, for features (N, F) of samples and (M, F) of real pictures.
+    def protocol(self) -> dict[str, Any]:
+        """Plain values that fix the result."""
+        distances = "squared Euclidean, float64"
+        return {"k": self.k, "reference_pictures": len(self.reference), "distances": distances}
 
-        Args:
-            features: of samples.
-            reference: of real pictures.
-            radii: `radii(reference)` where it is known.
+    def compute(self) -> dict[str, Tensor]:
+        """{"precision", "recall"}, float64 scalars from 0 to 1, over the pictures of all processes.
 
         Raises:
-            ValueError: no more than k pictures on either side.
+            ValueError: no more than k pictures on either side, or a picture that came twice.
         """
-        if min(len(features), len(reference)) <= self.k:
+        features = self.in_order()
+        if min(len(features), len(self.reference)) <= self.k:
             raise ValueError(f"PrecisionRecall needs more than {self.k} pictures on either side")
-        samples, real = features.double(), reference.double()
+        samples, real = features.double(), self.reference.to(features.device).double()
         return {
-            "precision": _share_inside(samples, real, self.radii(real) if radii is None else radii),
-            "recall": _share_inside(real, samples, self.radii(samples)),
+            "precision": _share_inside(samples, real, self._real_radii(real)),
+            "recall": _share_inside(real, samples, radii(samples, self.k)),
         }
 
-    def radii(self, x: Tensor) -> Tensor:
-        """Squared distance of each row to its k-th nearest other row, (N,) float64."""
-        x = x.double()
-        parts = [block.topk(self.k + 1, dim=1, largest=False).values[:, -1] for block in _distances(x, x)]
-        return torch.cat(parts)
+    def _real_radii(self, real: Tensor) -> Tensor:
+        name = f"radii_{self.k}"
+        if name not in self.memo:
+            self.memo[name] = radii(real, self.k).cpu()
+        return self.memo[name].to(real.device)
 
 
-def _share_inside(x: Tensor, centres: Tensor, radii: Tensor) -> float:
-    inside = [(block <= radii).any(1) for block in _distances(x, centres)]
-    return float(torch.cat(inside).double().mean())
+def radii(x: Tensor, k: int) -> Tensor:
+    """Squared distance of each row of x (N, F) float64 to its k-th nearest other row, (N,)."""
+    parts = [block.topk(k + 1, dim=1, largest=False).values[:, -1] for block in _distances(x, x)]
+    return torch.cat(parts)
+
+
+def _share_inside(x: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
+    inside = [(block <= reach).any(1) for block in _distances(x, centres)]
+    return torch.cat(inside).double().mean()
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:

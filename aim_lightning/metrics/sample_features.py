@@ -46,7 +46,15 @@ class SampleFeatures(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        """float32 (N, F) in the order of the numbers.
+        """float32 (N, F) of all processes in the order of the numbers; metrics that build on it compute theirs.
+
+        Raises:
+            ValueError: a picture came twice.
+        """
+        return self.in_order()
+
+    def in_order(self) -> Tensor:
+        """float32 (N, F) of what this process holds, inside `compute` of what all do.
 
         Raises:
             ValueError: a picture came twice.

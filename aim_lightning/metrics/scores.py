@@ -5,14 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore, Splitting
 from aim_lightning.metrics.kernel import KernelDistance
-from aim_lightning.metrics.neighbours import PrecisionRecall
+from aim_lightning.metrics.neighbours import NEIGHBOUR, PrecisionRecall
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
 from aim_lightning.metrics.real import RealPictures
-from aim_lightning.metrics.sample_features import SampleFeatures
+from aim_lightning.utils.errors import UserError
+
+
+def least_pictures(compare: bool) -> int:
+    """How many pictures either side needs at least, with or without precision, recall and kernel distance."""
+    return NEIGHBOUR + 1 if compare else 2
 
 
 class Scores(nn.Module):
@@ -28,6 +33,9 @@ class Scores(nn.Module):
         splitting: of the Inception Score.
         compare: whether single pictures are compared: False saves the memory and time of precision, recall and kernel
             distance.
+
+    Raises:
+        UserError: too few pictures on either side.
     """
 
     def __init__(
@@ -48,9 +56,10 @@ class Scores(nn.Module):
             self.distances[output].load_gaussian(mean, covariance)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None
-        self.features = SampleFeatures(network.num_features) if compare else None
+        _check_numbers(num_images, len(real.features) if compare else None)
+        self.kernel = KernelDistance(real.features) if compare else None
+        self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
         self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
-        self.kernel, self.neighbours = KernelDistance(), PrecisionRecall()
         self.to(network.device)
 
     def update(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
@@ -64,8 +73,9 @@ class Scores(nn.Module):
             distance.update_features(outputs[output], real=False)
         if self.inception is not None:
             self.inception.update(outputs[LOGITS], indices)
-        if self.features is not None:
-            self.features.update(outputs[FEATURES], indices)
+        for metric in (self.kernel, self.neighbours):  # both hold the same tensors: no memory for a second copy
+            if metric is not None:
+                metric.update(outputs[FEATURES], indices)
         if self.agreement is not None:
             known = 0 if labels is None else len(labels)  # without labels the metric stays empty
             asked = torch.zeros(0, dtype=torch.int64) if labels is None else labels
@@ -76,10 +86,10 @@ class Scores(nn.Module):
         """Every value by its name without the number of pictures; every process must call it."""
         values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
         if self.inception is not None:
-            score = self.inception.compute()
-            values |= {"is": float(score["mean"]), "is_std": float(score["std"])}
-        if self.features is not None:
-            values |= self._comparisons(self.features.compute())
+            score, ending = self.inception.compute(), self.network.name_ending
+            values |= {f"is{ending}": float(score["mean"]), f"is_std{ending}": float(score["std"])}
+        if self.kernel is not None:
+            values |= self._comparisons()
         if self.agreement is not None:
             agreement = float(self.agreement.compute())
             values |= {"class_agreement": agreement} if agreement == agreement else {}
@@ -88,7 +98,8 @@ class Scores(nn.Module):
     def reset(self) -> None:
         """Forget the pictures, not the real ones. Use one object again and again: torchmetrics' objects are held by
         cycles, so that new ones would leave their memory to Python's garbage collector."""
-        for metric in (*self.distances.values(), self.inception, self.features, self.agreement):
+        metrics = (self.inception, self.kernel, self.neighbours, self.agreement)
+        for metric in (*self.distances.values(), *metrics):
             if metric is not None:
                 metric.reset()
 
@@ -97,10 +108,9 @@ class Scores(nn.Module):
         values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": self.num_images}
         if self.inception is not None:
             values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
-        if self.features is not None:
-            sizes = self.num_images, len(self.real.features)
-            values |= {"kernel_distance": self.kernel.protocol(*sizes)}
-            values |= {"precision_recall": self.neighbours.protocol(*sizes)}
+        if self.kernel is not None:
+            values |= {"kernel_distance": self.kernel.protocol(self.num_images)}
+            values |= {"precision_recall": self.neighbours.protocol()}
         if self.agreement is not None:
             values["class_agreement"] = LinearProbe().settings()
         return values
@@ -108,20 +118,19 @@ class Scores(nn.Module):
     def _name(self, output: str) -> str:
         return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
 
-    def _comparisons(self, features: Tensor) -> dict[str, float]:
-        """Names of features other than Inception's carry the network's name: a stand-in is never taken for the real."""
-        real = self.real.features.to(features.device)
-        kernel, shares = self.kernel(features, real), self.neighbours(features, real, self._real_radii(real))
-        if SPATIAL in self.network.output_sizes():
+    def _comparisons(self) -> dict[str, float]:
+        """Names of features other than the published Inception's say so: a stand-in is never taken for the real."""
+        kernel = {name: float(value) for name, value in self.kernel.compute().items()}
+        shares = {name: float(value) for name, value in self.neighbours.compute().items()}
+        ending = self.network.name_ending
+        if not ending:
             return {"kid": kernel["mean"], "kid_std": kernel["std"], **shares}
-        name = self.network.name
-        return {f"kd_{name}": kernel["mean"]} | {f"{share}_{name}": value for share, value in shares.items()}
+        return {f"kd{ending}": kernel["mean"]} | {f"{share}{ending}": value for share, value in shares.items()}
 
-    def _real_radii(self, real: Tensor) -> Tensor | None:
-        """Worked out once for all sets that are compared with the same pictures."""
-        if len(real) <= self.neighbours.k:
-            return None  # the metric says what is wrong
-        memo, name = self.real.memo, f"radii_{self.neighbours.k}"
-        if name not in memo:
-            memo[name] = self.neighbours.radii(real).cpu()
-        return memo[name].to(real.device)
+
+def _check_numbers(num_images: int, real: int | None) -> None:
+    """`real`: pictures to compare with one by one; None = they are not."""
+    least = least_pictures(real is not None)
+    for count, what in ((num_images, "to be scored"), (least if real is None else real, "in the reference")):
+        if count < least:
+            raise UserError(f"there are {count} pictures {what}; these metrics need {least} or more")

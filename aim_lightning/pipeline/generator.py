@@ -51,6 +51,7 @@ class AiMPipeline:
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        backend: str = "auto",
     ) -> "AiMPipeline":
         """The generator of a folder in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
 
@@ -60,14 +61,15 @@ class AiMPipeline:
             cache_dir: where the hub's files are kept; its own default otherwise.
             token: for repositories that need one.
             local_files_only: take the copy on this machine, ask nobody.
+            backend: of the network, see `AiM`.
 
         Raises:
             UserError: no such folder or repository, no connection, unknown fields in config.json, no tokenizer in it,
-                or names that are missing, surplus or misshapen.
+                names that are missing, surplus or misshapen, or a backend that cannot be had.
         """
         asked = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         found = read_source(local_folder(source, **asked))
-        aim, tokenizer = import_aim(found), import_vq(found).requires_grad_(False)
+        aim, tokenizer = import_aim(found, backend=backend), import_vq(found).requires_grad_(False)
         return cls(aim, tokenizer, found.class_names)
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -1,7 +1,12 @@
 """Sampler settings as one value, for configuration files and records."""
 
 from dataclasses import asdict, dataclass
+from math import inf
+from numbers import Real
 from typing import Literal
+
+from aim_lightning.sampling.guidance import check_guidance
+from aim_lightning.utils.errors import UserError
 
 # Not about the codes of a batch, but about batches and pixels.
 OF_THE_PIPELINE = ("batch_size", "pixel_precision", "pixel_compile")
@@ -27,6 +32,9 @@ class SamplingOptions:
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
         pixel_precision: in which the tokenizer turns codes into pixels.
         pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
+
+    Raises:
+        UserError: a value of another type or out of range.
     """
 
     cfg_scale: float = 1.0
@@ -44,6 +52,32 @@ class SamplingOptions:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     pixel_precision: Literal["float32", "bfloat16"] = "float32"
     pixel_compile: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {"cfg_scale": self.cfg_scale, "temperature": self.temperature, "top_p": self.top_p}
+        numbers |= {"cfg_power": self.cfg_power}
+        interval = self.cfg_interval if isinstance(self.cfg_interval, list | tuple) else [self.cfg_interval]
+        numbers |= {f"cfg_interval[{i}]": value for i, value in enumerate(interval)}
+        whole = {name: getattr(self, name) for name in ("top_k", "seed", "position_offset")}
+        whole |= {} if self.batch_size == "auto" else {"batch_size": self.batch_size}
+        for values, kind, what in ((numbers, Real, "number"), (whole, int, "whole number")):
+            for name, value in values.items():
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise UserError(f"sampling: {name} is {value!r}; it must be a {what}")
+        check_guidance(self.cfg_scale, self.cfg_schedule, self.cfg_power, interval)
+        for name, fits, limits in (
+            ("temperature", 0 < self.temperature < inf, "above 0 (top_k 1 is argmax)"),
+            ("cfg_scale", self.cfg_scale < inf, "finite"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (all codes) or more"),
+            ("batch_size", self.batch_size == "auto" or self.batch_size >= 1, "auto, or at least 1"),
+            ("position_offset", self.position_offset in (0, 1), "0, or 1 for the published decoder"),
+            ("decoder", self.decoder in ("plain", "fast"), "plain or fast"),
+            ("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+            ("pixel_precision", self.pixel_precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ):
+            if not fits:
+                raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
 
     def options(self) -> dict:
         """Keyword arguments of `AiMPipeline.generate`."""

@@ -3,6 +3,12 @@
 import torch
 from torch import Tensor
 
+from aim_lightning.utils.errors import UserError
+
+
+class NotFinite(UserError, ValueError):
+    """Pictures of a network that diverged."""
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 pixels 0..255 of any shape to float32 in [-1, 1].
@@ -21,12 +27,13 @@ def to_uint8(images: Tensor) -> Tensor:
     The exact inverse of `to_unit_range`.
 
     Raises:
-        ValueError: NaN among the values, or a dtype that is no float.
+        NotFinite: NaN among the values.
+        ValueError: a dtype that is no float.
     """
     if not images.is_floating_point():
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {images.dtype}")
     if images.isnan().any():
-        raise ValueError("to_uint8 was given NaN: the model or its input has diverged")
+        raise NotFinite("pictures with NaN: the network that made them, or its input, has diverged")
     return round_pixels(images)
 
 

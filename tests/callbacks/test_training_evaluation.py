@@ -1,10 +1,14 @@
 """Evaluation during training: training untouched to the bit, memory constant, ranks in step, the best kept."""
 
 import gc
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +21,8 @@ from integration.tiny import CONFIG, scalars
 
 from aim_lightning.callbacks.training_evaluation import TrainingEvaluation
 from aim_lightning.cli.main import main
+from aim_lightning.cluster import signals
+from aim_lightning.evaluation.record import read_record
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.utils.errors import UserError
 
@@ -144,7 +150,79 @@ def test_epochs_and_the_trained_weights_themselves(place):
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [13, 21]
 
 
+def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
+    """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
+    from aim_lightning.callbacks import training_evaluation
+
+    draw, drawn = training_evaluation.draw_block, []
+
+    def interrupted(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 5:  # three blocks an evaluation: the second block of the second one
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(training_evaluation, "draw_block", interrupted)
+        assert main(words(place, "signal")) == 128 + signal.SIGTERM
+    other = place / "runs" / "tiny" / "signal"
+    assert len(drawn) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
+    signals._received = signals.NONE  # as in a new process
+    fit(place, "signal")
+    for tag in ("train/loss", "metrics/fd_effnet_lite0_40"):
+        assert scalars(other)[tag] == scalars(run)[tag], tag
+    kept = [sorted(path.name for path in (place / "best").iterdir()) for place in (other, run)]
+    assert kept[0] == kept[1]
+
+
+def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
+    from aim_lightning.callbacks import preemption
+
+    phases = []
+    monkeypatch.setattr(preemption, "beat", phases.append)
+    fit(place, "beats", "--trainer.max_steps", 6)
+    assert sum("of an evaluation" in phase for phase in phases) == 3
+    record = read_record(run / "samples" / "evaluation.json")
+    assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(scalars(run)["metrics/fd_effnet_lite0_40"][-1][1])
+    assert (record["model"]["step"], record["model"]["weights"], record["num_images"]) == (22, "ema", 40)
+    assert record["protocol"]["sampling"]["cfg_scale"] == 1.5 and record["protocol"]["reference"]["fingerprint"]
+
+
+def test_validate_leaves_it_alone(place, run, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["validate", "--config", str(place / "tiny.yaml"), "--run", "with"]) == 0
+    protocol = json.loads((run / "results.json").read_text())["protocol"]
+    assert protocol["step"] == protocol["validate"]["step"] == 22 and len(protocol["validate"]["weights_sha256"]) == 64
+    assert "val/loss" in protocol["validate"]["metrics"] and "training_evaluation" not in protocol["validate"]
+
+
+def test_pictures_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    np.savez(place / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
+    reference = ("--callbacks.training_evaluation.reference", place / "large.npz")
+    assert main(words(place, "size", *reference)) == 2
+    assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
+
+
+def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path):
+    """A distance on fewer pictures is larger: the earlier ones would stay the best for ever."""
+    callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
+    callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
+    (tmp_path / "best").mkdir()
+    trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, **more: Path(path).touch())
+    for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
+        callback.num_samples, trainer.global_step = count, step
+        callback._keep_best(trainer, {"fd": value})
+    assert [entry[:2] for entry in callback.best] == [[8.0, 4], [8.5, 5]]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
+        "fd_16=8.0000-step=00000004.ckpt",
+        "fd_16=8.5000-step=00000005.ckpt",
+    ]
+
+
 def test_settings_that_make_no_sense():
-    for options in ({}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 1, "num_samples": 1}):
+    for options in ({}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 1, "num_samples": 3}):
         with pytest.raises(UserError, match="training evaluation"):
             TrainingEvaluation(**options)
+    TrainingEvaluation(every_n_steps=1, num_samples=2, compare=False)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from evaluation.small import config, networks, place  # noqa: F401
+from evaluation.small import config, networks, place, write_step  # noqa: F401
 from PIL import Image
 
 from aim_lightning.cli.main import main
@@ -50,13 +50,16 @@ def test_files_and_record(scored, place):
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
     assert protocol["sampling"]["cfg_scale"] == 1.5 and protocol["labels"] == {"classes": 3, "balanced": True}
-    assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["sha256"]) == 64
+    assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100
     assert str(place) not in json.dumps(record), "a path of this machine"
     results = json.loads((folder.parents[1] / "results.json").read_text())
-    assert results["metrics"] == record["metrics"]
+    assert results["metrics"] == record["metrics"] and results["protocol"]["step"] == 7
+    entry = results["protocol"]["evaluate_fd_effnet_lite0_100"]
+    assert entry["sampling"] == protocol["sampling"] and entry["weights_sha256"] == record["model"]["weights_sha256"]
+    assert (entry["seeds"], entry["metrics"]) == ([0], sorted(record["metrics"]))
 
 
 def test_the_archive_is_what_adm_reads(scored):
@@ -111,6 +114,42 @@ def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys)
     assert metrics["fd_effnet_lite0"] == pytest.approx(0, abs=1e-3) and metrics["precision_effnet_lite0"] == 1
     assert main([str(word) for word in ["evaluate", *words, "--trainer.accelerator", "cpu"]]) == 2
     assert "inception" in capsys.readouterr().err.lower()  # no weights file here: one line
+
+
+def test_given_archives_of_one_name_have_folders_of_their_own(config, place, monkeypatch):
+    """Whoever scores our archives scores files that are all called samples.npz."""
+    monkeypatch.chdir(ROOT)
+    for seed in (0, 1):
+        (place / str(seed)).mkdir()
+        pictures = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+        np.savez(place / str(seed) / "samples.npz", arr_0=pictures)
+        assert main(evaluate(config, "--samples", place / str(seed) / "samples.npz")) == 0
+    found = list((place / "runs" / "given").glob("samples-*/scores.json"))
+    hashes = {read_record(path)["model"]["sha256"] for path in found}
+    assert len(found) == len(hashes) == 2 and {path.parent.name[8:] for path in found} == {h[:8] for h in hashes}
+
+
+def test_a_network_that_diverged_is_one_line(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    aim = networks().aim
+    write_step(place, aim, 3, "diverged")
+    from aim_lightning.models import VQModel
+
+    decode = VQModel.decode
+    monkeypatch.setattr(VQModel, "decode", lambda self, codes: decode(self, codes) * float("nan"))
+    assert main(evaluate(config, "--run", "diverged", "--num", "5")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "NaN" in error and "diverged" in error
+
+
+def test_an_older_checkpoint_leaves_results_as_they_are(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    old, new = (write_step(place, networks().aim, step, "two") for step in (3, 9))
+    assert main(evaluate(config, "--run", "two", "--num", "5")) == 0
+    path = place / "runs" / "small" / "two" / "results.json"
+    before = path.read_text()
+    assert new.name in before and main(evaluate(config, "--run", "two", "--checkpoint", old, "--num", "5")) == 0
+    assert path.read_text() == before and "step=00000003.ckpt is not the newest" in capsys.readouterr().out
 
 
 def test_published_weights_and_seeds(config, place, monkeypatch, capsys):
@@ -278,10 +317,18 @@ def test_many_pictures_by_loader_processes(tmp_path):
     [
         (["--run", "nowhere"], "no checkpoint"),
         (["--num", "0"], "--num is 0"),
+        (["--num", "3"], "there are 3 pictures to be scored; these metrics need 4 or more"),
+        (["--reference", "few.npz"], "there are 2 pictures in the reference; these metrics need 4 or more"),
+        (["--reference", "one.npz"], "at least two pictures; the data gave 1"),
+        (["--samples", "few.npz"], "there are 2 pictures to be scored"),
+        (["--samples", "few.npz", "--weights", "x", "--seeds=2"], "--samples leaves --weights, --seeds without"),
+        (["--weights", "x", "--raw", "true"], "--weights leaves --raw without a meaning"),
+        (["--weights", "x", "--checkpoint", "y"], "--weights leaves --checkpoint without a meaning"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--feature_batch", "0"], "--feature_batch is 0"),
         (["--classes", "purple"], "there is no class 'purple'"),
         (["--classes", "red", "--labels", "x"], "exclude each other"),
+        (["--labels", "x", "--num=5"], "--labels leaves --num without a meaning"),
         (["--reference", "nowhere"], "nowhere does not exist"),
         (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
         (["--record", "a/b"], "--record is 'a/b'"),
@@ -292,8 +339,13 @@ def test_many_pictures_by_loader_processes(tmp_path):
 )
 def test_mistakes_are_one_line_and_leave_nothing(config, monkeypatch, capsys, options, words):
     monkeypatch.chdir(ROOT)
+    for name, count in (("one", 1), ("few", 2)):
+        np.savez(config.parent / f"{name}.npz", arr_0=np.zeros((count, 4, 4, 3), np.uint8))
     before = sorted((config.parent / "runs").rglob("*"))
-    assert main(evaluate(config, *options, "--num" if "--num" not in options else "--sampling.seed", "5")) in (2,)
+    options = [config.parent / word if word in ("one.npz", "few.npz") else word for word in options]
+    # Few images, where that is not the mistake.
+    few = [] if {"--num", "--samples", "--labels"} & set(options) else ["--num", "5"]
+    assert main(evaluate(config, *options, *few)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
     assert sorted((config.parent / "runs").rglob("*")) == before

@@ -1,9 +1,10 @@
 """Sweeps, follow, reproduce and the table of results."""
 
 import csv
-import threading
-import time
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from evaluation.small import config, networks, place, write_step  # noqa: F401
@@ -12,17 +13,19 @@ from hypothesis import strategies as st
 from integration.tiny import scalars
 from PIL import Image
 
-from aim_lightning.cli.follow import new_checkpoints
+from aim_lightning.cli.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.evaluate import Evaluation
 from aim_lightning.evaluation.paper import AIM
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import read_record, score_record, write_record
-from aim_lightning.evaluation.sweep import grid_points, label, parse_grid
+from aim_lightning.evaluation.sweep import grid_points, label, parse_grid, read_sweeps
 from aim_lightning.evaluation.table import read_records, render
+from aim_lightning.metrics.fetch import DOWNLOADS
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 GRID = "cfg_scale=1,2 cfg_schedule=constant,linear"
@@ -45,13 +48,43 @@ def test_grid():
     assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
 
 
-@pytest.mark.parametrize("text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3"])
+@pytest.mark.parametrize(
+    "text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
+)
 def test_grids_that_make_no_sense(text):
     with pytest.raises(UserError, match="--grid"):
         parse_grid(text)
 
 
-@given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cfg_scale=abc",
+        "cfg_scale=1,-1",
+        "cfg_scale=.inf",
+        "cfg_schedule=constant,foo",
+        "cfg_interval=[0,2]",
+        "cfg_interval=3",
+        "top_k=1.5",
+        "top_k=-1",
+        "top_p=0",
+        "temperature=1,0",
+        "seed=true",
+        "position_offset=2",
+        "decoder=slow",
+        "precision=half",
+    ],
+)
+def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"--grid: .*{text.partition('=')[0]}"):
+        grid_points(parse_grid(text), SamplingOptions())
+    monkeypatch.setattr("aim_lightning.cli.sweep.start", None)  # is never reached
+    assert call("sweep", config, "--grid", text) == 2
+    assert capsys.readouterr().err.startswith("error: --grid: ")
+
+
+@given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5, unique=True))
 def test_grid_values_come_back(values):
     assert parse_grid("cfg_scale=" + ",".join(map(str, values))) == {"cfg_scale": values}
 
@@ -74,7 +107,8 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     drawn.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "_pictures", lambda self, *words: drawn.append(words) or runs(self, *words))
-        assert call("sweep", config, "--grid", GRID, "--name", "test") == 0
+        patch.setattr("aim_lightning.cli.sweep.SWEEPS", place / "sweeps")
+        assert call("sweep", config, "--grid", GRID, "--name", "test", "--record", "guidance") == 0
     assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert [(row["cfg_scale"], row["cfg_schedule"]) for row in rows] == [
@@ -91,7 +125,23 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     point = folder / "hparams" / "cfg_scale=2,cfg_schedule=linear"
     assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
     assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
+    kept = {"results.csv", "protocol.json", "metrics.png", "precision_recall.png"}
+    assert {path.name for path in (place / "sweeps" / "guidance").iterdir()} == kept
+    sweep = read_json(folder / "protocol.json", "protocol")
+    assert sweep["varied"] == {"cfg_scale": ["1", "2"], "cfg_schedule": ["constant", "linear"]}
+    assert sweep["protocol"]["sampling"]["top_k"] == 0 and "cfg_scale" not in sweep["protocol"]["sampling"]
+    assert sweep["protocol"]["reference"]["fingerprint"] and len(sweep["commit"]) == len(sweep["hardware"]) == 1
+    options = ("--results", place / "none", "--sweeps", place / "sweeps", "--out", place / "README.md")
+    assert main(["table", *map(str, options)]) == 0
+    text = (place / "README.md").read_text()
+    assert "- **guidance**: run small, step 7 (ema), 24 images a point; cfg_scale 1, 2; cfg_schedule" in text
+    assert "[results.csv](sweeps/guidance/results.csv)" in text
     assert not list(place.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
+
+
+def follow(config, *options):
+    """Waits for nothing: the small run's configuration names no last step."""
+    return call("follow", config, "--run", "live", "--every", "0.01", "--patience", "0", *options)
 
 
 def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
@@ -99,34 +149,72 @@ def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
     for step in (5, 10):
         write_step(place, networks(step).aim, step, "live")
     run_dir = place / "runs" / "small" / "live"
-    assert call("follow", config, "--run", "live") == 0
+    assert follow(config) == 0
     write_step(place, networks(15).aim, 15, "live")
-    assert call("follow", config, "--run", "live") == 0
-    values = scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]
+    assert follow(config) == 0
+    (folder,) = (run_dir / "follow").iterdir()
+    values = scalars(folder)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in values] == [5, 10, 15] and len({value for _, value in values}) == 3
     capsys.readouterr()
-    assert call("follow", config, "--run", "live") == 0
+    assert follow(config) == 0
     assert "step=" not in capsys.readouterr().out
-    assert len(scalars(run_dir / "follow")["metrics/fd_effnet_lite0_24"]) == 3
+    assert len(scalars(folder)["metrics/fd_effnet_lite0_24"]) == 3
+    assert follow(config, "--sampling.cfg_scale", "3") == 0
+    (other,) = set((run_dir / "follow").iterdir()) - {folder}
+    theirs = scalars(other)["metrics/fd_effnet_lite0_24"]
+    assert [step for step, _ in theirs] == [5, 10, 15] and theirs != values
+    scales = [read_json(one / "protocol.json", "protocol")["sampling"]["cfg_scale"] for one in (folder, other)]
+    assert scales == [1.5, 3]
 
 
-def test_follow_waits_while_training_holds_its_lease(tmp_path):
+def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert call("follow", config, "--run", "mistyped") == 2
+    assert "small/mistyped does not exist; start its training first" in capsys.readouterr().err
+    (place / "runs" / "small" / "young").mkdir()
+    assert call("follow", config, "--run", "young", "--every", "0.01", "--patience", "0.1") == 2
+    assert "got no checkpoint within 0.1 seconds" in capsys.readouterr().err
+
+
+def test_follow_ends_with_its_patience_although_the_lease_is_there(tmp_path):
     place = RunDirectory("e", "r", tmp_path)
     place.checkpoint_folder.mkdir(parents=True)
-    place.lease.write_text("{}")
-
-    def train():
-        for step in (1, 2):
-            time.sleep(0.05)
-            (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
-        place.lease.unlink()
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    assert [step for step, _ in new_checkpoints(place, set(), 0.01, 60, Ranks())] == [1, 2]
-    thread.join()
     place.lease.touch()
-    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]  # patience ends
+    for step in (1, 2):
+        (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]
+
+
+def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_training(place, monkeypatch):
+    """No lease before training begins, between requeues, and after the end: only the last ends it at once."""
+    live, aim = RunDirectory("small", "requeued", place / "runs"), networks().aim
+    live.path.mkdir(parents=True)
+    seen = []
+
+    def sleep(seconds):  # what happens between two looks
+        seen.append(len(live.checkpoints()))
+        if len(seen) in (3, 6, 9):  # step 9 is the last of the training
+            write_step(place, aim, len(seen), "requeued", max_steps=9)
+
+    monkeypatch.setattr("aim_lightning.cli.follow.time.sleep", sleep)
+    assert [step for step, _ in new_checkpoints(live, set(), 1, 60, Ranks())] == [3, 6, 9]
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("there", "result"), [(True, "damaged"), (False, None)])
+def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_path, there, result):
+    class Two(Ranks):
+        def all(self, value):
+            return [value, "step=3 is damaged"]
+
+    path = tmp_path / "step=00000003.ckpt"
+    if there:
+        path.touch()
+        with pytest.raises(UserError, match=result):
+            load_together(path, Two(), lambda path: "generator")
+    else:
+        assert load_together(path, Two(), lambda path: "generator") is None
+    assert load_together(path, Ranks(), lambda path: "generator") == "generator"
 
 
 def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
@@ -134,29 +222,69 @@ def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("aim_lightning.cli.evaluate.RESULTS", place / "results")
     published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
-    assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
+    plain = place / "plain.yaml"
+    plain.write_text(config.read_text().replace("cfg_scale: 1.5, ", ""))
+    assert call("reproduce", plain, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
     out = capsys.readouterr().out
     assert "| AiM-B, paper | 3.52 | 250.1 | 0.83 | 0.52 |" in out and "| AiM-B, here | – |" in out
     assert "no FID" in out and "24 samples in place of 50,000" in out
-    record = read_record(place / "results" / "aim_b.json")
-    assert record["protocol"]["sampling"]["position_offset"] == 1
-    assert record["protocol"]["sampling"]["cfg_scale"] == 1.5  # the configuration's own goes before the default
+    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
+    assert (sampling["cfg_scale"], sampling["position_offset"], sampling["top_k"]) == (2.0, 1, 0)
     assert (place / "runs/published/published/evaluations/AiM-B.json").is_file()
+    assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
+    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
+    assert sampling["cfg_scale"] == 1.5  # the configuration's own goes before the default
+
+
+def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
+    """And no Inception where the configuration names other features; a folder that is there is used as it is."""
+    monkeypatch.chdir(ROOT)
+    pictures = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    fetched = []
+
+    def fetch(download):
+        fetched.append(download.url)
+        np.savez(tmp_path / "adm.npz", arr_0=pictures)
+        return tmp_path / "adm.npz"
+
+    def fetch_weights(model):
+        fetched.append(model)
+        shutil.copytree(place / "published", tmp_path / "aim_b")
+        return tmp_path / "aim_b"
+
+    module = "aim_lightning.cli.reproduce"
+    monkeypatch.setattr(f"{module}.fetch", fetch)
+    monkeypatch.setattr(f"{module}.fetch_weights", fetch_weights)
+    monkeypatch.setattr(f"{module}._folder", lambda model: tmp_path / "aim_b")
+    monkeypatch.setitem(DOWNLOADS, "adm", replace(DOWNLOADS["adm"], path=str(tmp_path / "adm.npz")))
+    for _ in range(2):
+        assert call("reproduce", config, "--preset", "AiM-B") == 0
+    adm = DOWNLOADS["adm"].url
+    assert fetched == ["AiM-B", adm, adm]
+    assert "| AiM-B, here |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
-        (["--preset", "AiM-B"], "needs --reference"),
-        (["--preset", "AiM-B", "--reference", "x.npz"], "make weights-aim MODEL=AiM-B"),
         (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
+        (["--preset", "AiM-B"], "hp-l33/aim-base is not on this machine and the hub cannot be reached"),
+        (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be fetched (no network)"),
+        (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be fetched"),
     ],
 )
-def test_reproduce_says_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+    def unreachable(*words, **more):
+        raise OSError("no network")
+
     monkeypatch.chdir(tmp_path)
-    assert main(["reproduce", *options]) == 2
-    assert words in capsys.readouterr().err
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("aim_lightning.weights.fetch.HfApi.model_info", unreachable)
+    assert main(["reproduce", *options, "--trainer.accelerator", "cpu"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and words in error and "\n" not in error
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def make_record(fid=True, **more):
@@ -165,18 +293,19 @@ def make_record(fid=True, **more):
     reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
     protocol = {"sampling": {"cfg_scale": 2.0, "top_k": 600, "seed": 0}, "features": features, "reference": reference}
     model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
-    return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}) | more
+    return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
 
 
 def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
-    empty = render({})
+    empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
     assert len(AIM) == 4
     write_record(tmp_path / "results" / "one.json", make_record())
     write_record(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
     write_record(tmp_path / "results" / "three.json", make_record(**several))
-    assert main(["table", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "README.md")]) == 0
+    places = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
+    assert main(["table", *places, "--out", str(tmp_path / "README.md")]) == 0
     text = (tmp_path / "README.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
     record = read_record(tmp_path / "results" / "one.json")
@@ -192,4 +321,6 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
 
 def test_the_shipped_table_is_up_to_date():
     """`make table` was run after the last record."""
-    assert (ROOT / "experiments/README.md").read_text() == render(read_records(ROOT / "experiments/results"))
+    assert (ROOT / "experiments/README.md").read_text() == render(
+        read_records(ROOT / "experiments/results"), read_sweeps(ROOT / "experiments/sweeps")
+    )

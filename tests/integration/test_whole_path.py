@@ -83,7 +83,7 @@ def test_pictures_to_scores(aim_cli, runs):
         assert name in results["metrics"]
     real, drawn = (results["metrics"][f"fd_effnet_lite0_{n}"] for n in ("2k_real", "100"))
     assert real < drawn and results["metrics"]["class_agreement_2k_real"] > 0.6
-    assert results["protocol"]["sample_metrics"]["sampling"]["cfg_scale"] == 2.0
+    assert results["protocol"]["validate"]["sample_metrics"]["sampling"]["cfg_scale"] == 2.0
 
     out = runs / "bags"
     text = succeed(aim_cli("sample", "--config", AIM, *place, "--classes", "sneaker,bag", "--num", "3", "--out", out))

@@ -125,7 +125,26 @@ def test_protocols_tell_networks_apart(small, inception_file):
     assert len({repr(sorted(p.items())) for p in protocols}) == 3
     assert all(len(p["weights_sha256"]) == 64 for p in protocols)
     assert small.metric_name == "fd_effnet_lite0"
-    assert InceptionFeatures.metric_name == "fid"
+
+
+def test_inception_of_other_weights_is_never_called_fid(inception_file, monkeypatch):
+    network = InceptionFeatures(str(inception_file))
+    beginning = network.weights_hash[:8]
+    assert network.metric_name == f"fd_inception_{beginning}" and network.name_ending == f"_inception_{beginning}"
+    monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
+    assert network.metric_name == "fid" and network.name_ending == ""
+
+
+def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(small, "_features", lambda images: seen.append(torch.get_float32_matmul_precision()) or images)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_missing_inception_weights_give_one_line(tmp_path):

@@ -1,8 +1,7 @@
-"""The Fréchet distance: right values, the same for any batches and processes, and its cached reference."""
+"""The Fréchet distance: right values, the same for any batches and processes."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +10,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.gaussian import mean_and_covariance
 from aim_lightning.metrics.names import count_suffix, metric_name
-from aim_lightning.metrics.probe import LinearProbe
-from aim_lightning.metrics.reference import cached_reference
-from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)
 FEATURES = 6
@@ -105,7 +102,7 @@ def _process(rank: int, folder: str, real, fake, reference) -> None:
     share = slice(0, 130) if rank == 0 else slice(130, None)
     own = filled(Means().load(), real[share], fake[share])
     loaded = FrechetDistance(Means().load())
-    loaded.load_reference(reference)
+    loaded.load_gaussian(*mean_and_covariance(*reference.values()))
     loaded.update_features(fake[share], real=False)
     result = {"own": own.compute(), "loaded": loaded.compute(), "state": own.reference_state()}
     result["count"] = own.real_count
@@ -138,16 +135,16 @@ def test_reference_round_trip_survives_reset(network):
     real, fake = gaussian(300, 1), gaussian(200, 2)
     full = filled(network, real, fake)
     loaded = FrechetDistance(network)
-    loaded.load_reference(full.reference_state())
+    loaded.load_gaussian(*mean_and_covariance(*full.reference_state().values()))
     for _ in range(2):
         loaded.reset()
-        assert (loaded.real_count, loaded.fake_count) == (300, 0)
+        assert loaded.fake_count == 0
         loaded.update_features(fake, real=False)
-        assert float(loaded.compute()) == float(full.compute())
+        assert float(loaded.compute()) == pytest.approx(float(full.compute()), rel=1e-12)
     with pytest.raises(RuntimeError, match="loaded reference"):
         loaded.update_features(real, real=True)
-    with pytest.raises(ValueError, match="outer_sum"):
-        loaded.load_reference(full.reference_state() | {"outer_sum": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="reference statistics have shapes"):
+        loaded.load_gaussian(torch.zeros(FEATURES), torch.zeros(2, 2))
 
 
 def test_fewer_pictures_than_features_warns_once(network):
@@ -184,92 +181,3 @@ def test_names():
     assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
     with pytest.raises(ValueError):
         count_suffix(0)
-
-
-class Data:
-    """Forty pictures, and how often they were asked for."""
-
-    def __init__(self, rows: int = 40) -> None:
-        self.asked = 0
-        generator = torch.Generator().manual_seed(5)
-        self.images = torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator)
-        self.labels = torch.arange(rows) % 2
-        self.images[self.labels == 1, 0] //= 4
-
-    def __call__(self):
-        self.asked += 1
-        return zip(self.images.split(16), self.labels.split(16), strict=True)
-
-
-def test_cached_reference_is_reused(network, tmp_path):
-    data, seen = Data(), []
-    first = cached_reference(tmp_path, "data 1", network, data, 2, seen.append, ["dark", "bright"])
-    second = cached_reference(tmp_path, "data 1", network, data, 2, class_names=["dark", "bright"])
-    assert data.asked == 1 and seen == [16, 32, 40]
-    assert first.rows == second.rows == 40 and first.class_names == second.class_names == ("dark", "bright")
-    torch.testing.assert_close(first.frechet, second.frechet, atol=0, rtol=0)
-    torch.testing.assert_close(first.probe_weight, second.probe_weight, atol=0, rtol=0)
-    probe = LinearProbe.from_state(second.probe_weight, second.probe_bias)
-    assert torch.equal(probe.predict(network(data.images)), data.labels)
-    direct = FrechetDistance(network)
-    direct.update_real(data.images)
-    torch.testing.assert_close(first.frechet, direct.reference_state())
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
-
-
-def test_cached_reference_without_a_probe(network, tmp_path):
-    plain, full = (cached_reference(tmp_path, "data 1", network, Data(), 2, probe_rows=rows) for rows in (0, 100))
-    assert plain.probe_weight.numel() == 0 and full.probe_weight.numel() > 0
-    assert all(torch.equal(value, full.frechet[name]) for name, value in plain.frechet.items())
-    again = cached_reference(tmp_path, "data 1", network, None, 2, probe_rows=0)
-    assert all(torch.equal(value, plain.frechet[name]) for name, value in again.frechet.items())
-
-
-def test_cached_reference_follows_data_and_network(network, tmp_path):
-    data = Data()
-    cached_reference(tmp_path, "data 1", network, data, 2)
-    cached_reference(tmp_path, "data 2", network, data, 2)
-    cached_reference(tmp_path, "data 1", network, data, 3)
-    other = Means().load()
-    other.weights_hash = "other"
-    cached_reference(tmp_path, "data 1", other, data, 2)
-    assert data.asked == 4 and len(list(tmp_path.iterdir())) == 4
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_damaged_cache_is_computed_again(network, tmp_path, damage):
-    data = Data()
-    first = cached_reference(tmp_path, "data", network, data, 2)
-    (path,) = tmp_path.iterdir()
-    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
-    content[-3] ^= 1
-    path.write_bytes(
-        {"cut": content[:-20].tobytes(), "flipped": content.tobytes(), "empty": b"", "text": b"{}"}[damage]
-    )
-    with pytest.warns(UserWarning, match="damaged") as seen:
-        second = cached_reference(tmp_path, "data", network, data, 2)
-    assert len(seen) == 1 and "\n" not in str(seen[0].message)
-    assert data.asked == 2
-    torch.testing.assert_close(first.frechet, second.frechet, atol=0, rtol=0)
-    cached_reference(tmp_path, "data", network, data, 2)
-    assert data.asked == 2
-
-
-def test_a_failing_pass_leaves_no_file(network, tmp_path):
-    def broken():
-        yield from list(Data()())[:1]
-        raise OSError("disk gone")
-
-    with pytest.raises(OSError, match="disk gone"):
-        cached_reference(tmp_path, "data", network, broken, 2)
-    with pytest.raises(UserError, match="two pictures"):
-        cached_reference(tmp_path, "data", network, lambda: [], 2)
-    assert not list(tmp_path.iterdir())
-
-
-def test_probe_rows_are_picked_the_same_for_any_batches(network, tmp_path):
-    data = Data()
-    one = cached_reference(tmp_path / "1", "data", network, data, 2, probe_rows=10)
-    whole = [(data.images, data.labels)]
-    two = cached_reference(tmp_path / "2", "data", network, lambda: whole, 2, probe_rows=10)
-    torch.testing.assert_close(one.probe_weight, two.probe_weight)

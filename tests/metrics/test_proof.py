@@ -12,6 +12,7 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
 from aim_lightning.metrics.gaussian import frechet_distance
+from aim_lightning.metrics.kernel import KernelDistance
 from aim_lightning.metrics.neighbours import PrecisionRecall
 from aim_lightning.metrics.real import RealPicturesBuilder
 from aim_lightning.metrics.scores import Scores
@@ -69,8 +70,9 @@ def scored(network, outputs, splitting="adm", order=None, batch=7):
     builder = RealPicturesBuilder(network, REAL)
     builder.network = Replay(network, real)
     builder.add(torch.zeros(REAL, 3, 8, 8), None, torch.arange(REAL))
-    scores = Scores(network, builder.finish({}), FAKE, splitting)
-    scores.kernel = type(scores.kernel)(subsets=20, subset_size=20)
+    statistics = builder.finish({})
+    scores = Scores(network, statistics, FAKE, splitting)
+    scores.kernel = KernelDistance(statistics.features, subsets=20, subset_size=20)
     order = torch.arange(FAKE) if order is None else order
     for indices in order.split(batch):
         scores.__dict__["network"] = Replay(network, {name: value[indices] for name, value in fake.items()})
@@ -92,7 +94,11 @@ class Replay:
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
-def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs):
+def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs, monkeypatch):
+    random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
+    names = {f"fd{end}", f"sfd{end}", f"is{end}", f"is_std{end}", f"kd{end}", f"precision{end}", f"recall{end}"}
+    assert set(random) == names  # of random weights: nothing is called as in papers
+    monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
     ours = scored(network, outputs, "torch_fidelity")
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
@@ -100,6 +106,7 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs):
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
     assert set(ours) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+    assert sorted(ours.values()) == pytest.approx(sorted({**random, "": ours["kid_std"]}.values()))
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
@@ -111,7 +118,10 @@ def test_any_batch_size_and_order(network, outputs):
 
 def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
     real, fake = (output["features"] for output in outputs)
-    ours = PrecisionRecall(k=3)(fake, real)
+    metric = PrecisionRecall(real, k=3)
+    for rows in torch.arange(len(fake)).split(9):
+        metric.update(fake[rows], rows)
+    ours = {name: float(value) for name, value in metric.compute().items()}
     assert (ours["precision"], ours["recall"]) == pytest.approx(calculate_precision_recall_full(fake, real, 3))
 
     def inside(points, centres):

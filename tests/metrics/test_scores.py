@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics.test_frechet import Means
 from torch import nn
+from torchmetrics import Metric
 
 from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS
@@ -135,9 +136,15 @@ def test_inception_score_in_a_batch_or_apart_and_its_bounds():
         score.update(certain[:1] * float("nan"), torch.tensor([1]))
 
 
+def compared(metric, features):
+    """Its values over these samples."""
+    metric.update(features, torch.arange(len(features)))
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
 def test_kernel_distance_over_all_pairs_and_of_equal_sets():
     x, y = torch.randn(30, 5).double(), torch.randn(30, 5).double() + 1
-    value = KernelDistance(subsets=2)(x.float(), y.float())
+    value = compared(KernelDistance(y.float(), subsets=2), x.float())
     x, y = x.float().double(), y.float().double()
 
     def k(a, b):
@@ -151,12 +158,29 @@ def test_kernel_distance_over_all_pairs_and_of_equal_sets():
 
 def test_precision_and_recall_at_their_ends():
     x = torch.randn(50, 4)
-    assert PrecisionRecall()(x, x) == {"precision": 1.0, "recall": 1.0}
-    assert PrecisionRecall()(x + 1e4, x) == {"precision": 0.0, "recall": 0.0}
-    few = PrecisionRecall()(x[:1].repeat(10, 1), x)  # one good picture ten times: its balls have radius 0
+    assert compared(PrecisionRecall(x), x) == {"precision": 1.0, "recall": 1.0}
+    assert compared(PrecisionRecall(x), x + 1e4) == {"precision": 0.0, "recall": 0.0}
+    few = compared(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good picture ten times: its balls have radius 0
     assert few["precision"] == 1.0 and few["recall"] == 1 / 50
     with pytest.raises(ValueError, match="more than 3"):
-        PrecisionRecall()(x[:3], x)
+        compared(PrecisionRecall(x), x[:3])
+
+
+@pytest.mark.parametrize("metric", [KernelDistance, PrecisionRecall])
+def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metric):
+    x, real = torch.randn(40, 4), torch.randn(50, 4) + 0.5
+    one = metric(real)
+    assert isinstance(one, Metric)
+    first = compared(one, x)
+    one.reset()
+    for rows in torch.randperm(40).split(7):
+        one.update(x[rows], rows)
+    assert {name: float(value) for name, value in one.compute().items()} == first
+    one.update(x[:1], torch.tensor([3]))
+    with pytest.raises(ValueError, match="twice"):
+        one.compute()
+    with pytest.raises(ValueError, match="finite"):
+        one.update(x[:1] * float("nan"), torch.tensor([41]))
 
 
 def test_kept_rows_follow_their_number_alone():

@@ -71,6 +71,10 @@ class ImageSource(ABC):
         """Hex sha256 that identifies the content, wherever it lies."""
 
     @abstractmethod
+    def files(self) -> Iterable[Path]:
+        """What the pictures lie in, in order."""
+
+    @abstractmethod
     def _open(self, row: int) -> Path | BinaryIO:
         """What Pillow can open."""
 

@@ -38,6 +38,10 @@ class TarSource(ImageSource, ABC):
         self.tars, self._places, self._files = tars, places, TarFiles()
         super().__init__(class_names, labels, keys)
 
+    def files(self) -> list[Path]:
+        """The tar files."""
+        return self.tars
+
     def _open(self, row: int) -> BinaryIO:
         number, offset, size = self._places[row].tolist()
         try:

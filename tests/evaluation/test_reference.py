@@ -1,0 +1,152 @@
+"""What `--reference` takes and with which geometry; its statistics, kept, shared out and made anew when needed."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from data.test_imagenet import TRAIN, root  # noqa: F401
+from metrics.test_frechet import Means
+from PIL import Image
+
+from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.utils.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Two class folders of 20x30 pictures."""
+    rng = np.random.default_rng(0)
+    for name in ("blue", "red"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("geometry", [{"crop": "adm_center"}, {"resize": 10, "pad": 1}, {}])
+def test_class_folders_get_the_experiments_whole_geometry(classes, geometry):
+    pictures = Pictures(str(classes), str(classes), image_size=8, **geometry)
+    given, own = Reference(classes, pictures), Reference(None, pictures)
+    assert given.source() == own.source() and given.image_size() == (8, 8)
+    assert torch.equal(given.list.images(range(6)), own.list.images(range(6)))
+
+
+def test_an_archive_of_imagenet(root):
+    pictures = Pictures(str(root), str(root), image_size=8, crop="adm_center")
+    reference = Reference(root / TRAIN, pictures)
+    assert reference.image_size() == (8, 8) and len(reference.list) == 8
+    with pytest.raises(UserError, match="needs a geometry"):
+        Reference(root / TRAIN, None)
+
+
+def test_what_is_no_reference(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for name, words in (("notes.txt", "of no known kind; give"), ("none.tar", "does not exist; give")):
+        with pytest.raises(UserError, match=words):
+            Reference(tmp_path / name, None)
+
+
+class Network(Means):
+    """Counts the pictures that it is asked for."""
+
+    def _features(self, images):
+        self.asked = getattr(self, "asked", 0) + len(images)
+        return super()._features(images)
+
+
+@pytest.fixture
+def network():
+    return Network().load()
+
+
+def statistics(classes, network, cache, batch_size=250, **more):
+    reference = Reference(None, Pictures(str(classes), str(classes), image_size=8, resize=8))
+    return reference.statistics(network, Ranks(), cache, batch_size, **more)
+
+
+def same(one, other):
+    return all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+
+
+def test_statistics_are_kept_and_follow_pictures_and_network(classes, network, tmp_path):
+    first = statistics(classes, network, tmp_path / "cache")
+    assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 6
+    assert first.probe is not None and statistics(classes, network, tmp_path / "cache", probe=False).probe is None
+    other = Network().load()
+    other.weights_hash = "other"
+    statistics(classes, other, tmp_path / "cache")
+    assert (network.asked, other.asked) == (12, 6) and len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_picture_edited_in_place_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
+    path = classes / "red" / "0.bmp"
+    Image.new("RGB", (20, 30), "red").save(path)
+    before = statistics(classes, network, tmp_path / "cache")
+    Image.new("RGB", (20, 30), "blue").save(path)
+    after = statistics(classes, network, tmp_path / "cache")
+    assert not torch.equal(before.features, after.features)
+    assert before.source == after.source and "sha256" not in after.source  # a fingerprint is no hash of content
+
+
+def test_statistics_do_not_depend_on_batches(classes, network, tmp_path):
+    one, two = (statistics(classes, network, tmp_path / str(size), size) for size in (250, 4))
+    assert torch.equal(one.features, two.features)
+    torch.testing.assert_close(one.gaussians["features"], two.gaussians["features"])
+    torch.testing.assert_close(one.probe, two.probe)
+
+
+def test_working_them_out_shows_signs_of_life_and_leaves_random_numbers_alone(classes, network, tmp_path, monkeypatch):
+    seen, before = [], torch.get_rng_state()
+    monkeypatch.setattr("aim_lightning.evaluation.progress.beat", seen.append)
+    statistics(classes, network, tmp_path / "cache", 2)
+    assert len(seen) == 3 and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_damaged_statistics_are_worked_out_again(classes, network, tmp_path, damage):
+    first = statistics(classes, network, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    content[-3] ^= 1
+    damaged = {"cut": content[:-20].tobytes(), "flipped": content.tobytes(), "empty": b"", "text": b"{}"}[damage]
+    path.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="damaged") as seen:
+        again = statistics(classes, network, tmp_path / "cache")
+    assert len(seen) == 1 and "\n" not in str(seen[0].message) and same(first, again)
+    assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
+
+
+def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
+    (classes / "red" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"red/2.png"):
+        statistics(classes, network, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+
+
+def _rank(rank, folder, classes):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    network = Network().load()
+    real = statistics(classes, network, f"{folder}/cache", 2)
+    torch.save([network.asked, real.tensors()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_work(classes, network, tmp_path):
+    alone = statistics(classes, network, tmp_path / "alone").tensors()
+    processes = [torch.multiprocessing.Process(target=_rank, args=(rank, str(tmp_path), classes)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    shares = []
+    for rank in (0, 1):
+        asked, tensors = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(tensors, alone)
+        shares.append(asked)
+    assert sorted(shares) == [2, 4]

@@ -1,0 +1,82 @@
+"""results.json: whatever is in it can be traced to what made it."""
+
+import json
+
+import pytest
+import torch
+
+from aim_lightning.runs import results
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.results import commit, hardware, record, recorded_step
+from aim_lightning.utils.errors import UserError
+
+
+@pytest.fixture
+def place(tmp_path):
+    return RunDirectory("e", "r", tmp_path)
+
+
+def keep(place, source, at, metrics, **facts):
+    return record(place, source, at, facts, metrics, "1 x GPU")
+
+
+def owners(content):
+    """Every metric with the one entry that names it."""
+    entries = {source: entry for source, entry in content["protocol"].items() if source != "step"}
+    found = [(name, source) for source, entry in entries.items() for name in entry["metrics"]]
+    assert sorted(name for name, _ in found) == sorted(content["metrics"])
+    return dict(found)
+
+
+def test_two_evaluations_keep_their_own_protocols(place):
+    keep(place, "evaluate_fid_10k", 9, {"fid_10k": 8.0}, cfg_scale=1.5)
+    content = keep(place, "evaluate_fid_50k", 9, {"fid_50k": 4.0}, cfg_scale=3)
+    assert content == json.loads(place.results.read_text())
+    assert owners(content) == {"fid_10k": "evaluate_fid_10k", "fid_50k": "evaluate_fid_50k"}
+    assert [content["protocol"][f"evaluate_fid_{n}"]["cfg_scale"] for n in ("10k", "50k")] == [1.5, 3]
+    assert content["protocol"]["evaluate_fid_10k"]["hardware"] == "1 x GPU"
+    again = keep(place, "evaluate_fid_10k", 9, {"fid_10k": 7.0}, cfg_scale=2)
+    assert again["metrics"] == {"fid_10k": 7.0, "fid_50k": 4.0}
+    assert again["protocol"]["evaluate_fid_10k"]["cfg_scale"] == 2
+
+
+def test_a_name_belongs_to_whoever_wrote_it_last(place):
+    keep(place, "fit", 9, {"val/loss": 3.0, "val/accuracy": 0.1}, step=6)
+    content = keep(place, "validate", 9, {"val/loss": 2.0})
+    assert owners(content) == {"val/accuracy": "fit", "val/loss": "validate"}
+    assert content["protocol"]["fit"]["step"] == 6  # of the validation; the run is at 9
+    content = keep(place, "validate", 9, {"val/loss": 2.0, "val/accuracy": 0.2})
+    assert set(content["protocol"]) == {"step", "validate"}
+    content = keep(place, "validate", 9, {"val/loss": 1.0})  # a source's own old numbers go too
+    assert content["metrics"] == {"val/loss": 1.0} and owners(content)
+
+
+def test_numbers_of_another_step_go(place):
+    assert recorded_step(place) is None
+    keep(place, "validate", 400, {"fd_2k": 10.0, "val/loss": 3.0})
+    assert recorded_step(place) == 400
+    content = keep(place, "fit", 850, {"val/loss": 2.0})
+    assert content["metrics"] == {"val/loss": 2.0} and recorded_step(place) == 850
+    place.results.write_text(json.dumps({"protocol": {"steps": 850}, "metrics": {"fd_2k": 1.0}}))  # as written before
+    assert keep(place, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
+    place.results.write_text("{")
+    with pytest.raises(UserError, match="not readable JSON"):
+        recorded_step(place)
+
+
+def test_the_commit_where_there_is_no_git(monkeypatch):
+    monkeypatch.setattr(results.subprocess, "run", lambda *words, **more: (_ for _ in ()).throw(OSError))
+    monkeypatch.delenv("AIM_COMMIT", raising=False)
+    assert commit() == "unknown"
+    monkeypatch.setenv("AIM_COMMIT", "abc123")
+    assert commit() == "abc123"
+
+
+def test_hardware_is_what_was_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert hardware(torch.device("cuda", 3)) == "1 x GPU 3"
+    assert hardware(torch.device("cuda", 0), 4) == "4 x GPU 0"
+    assert hardware(torch.device("cpu")).startswith("CPU ")
+    assert hardware(torch.device("cpu"), 2).startswith("2 processes, CPU ")

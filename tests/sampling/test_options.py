@@ -1,0 +1,46 @@
+"""Sampler settings are checked where they are made."""
+
+import pytest
+
+from aim_lightning.cli.main import main
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cfg_scale", "abc"),
+        ("cfg_scale", -1),
+        ("cfg_scale", float("nan")),
+        ("cfg_schedule", "foo"),
+        ("cfg_power", 0),
+        ("cfg_interval", [0.5]),
+        ("cfg_interval", ["a", 1]),
+        ("temperature", 0),
+        ("temperature", None),
+        ("top_p", 1.1),
+        ("top_k", 1.5),
+        ("top_k", True),
+        ("batch_size", 0),
+        ("seed", 0.5),
+        ("position_offset", 2),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(UserError, match=rf"{name}.* is .*; ") as error:
+        SamplingOptions(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_and_lists_do_for_numbers_and_intervals():
+    options = SamplingOptions(cfg_scale=2, temperature=1, cfg_interval=[0, 1], cfg_schedule="interval")
+    assert options.options()["cfg_scale"] == 2
+
+
+def test_a_command_says_it_in_one_line(capsys, monkeypatch, root):
+    monkeypatch.chdir(root)
+    words = ["evaluate", "--weights", "nowhere", "--sampling.top_p", "0", "--trainer.accelerator", "cpu"]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == "error: sampling: top_p is 0; it must be above 0 and at most 1"
