@@ -151,7 +151,9 @@ def test_no_labels(pipeline):
 
 
 def test_memory_of_pixels_follows_the_largest_tensor(pipeline):
-    small, large = (largest_output(VQModel(replace(TINY_VQ, image_size=size))) for size in (16, 32))
+    small, large = (
+        largest_output(VQModel(replace(TINY_VQ, image_size=size)), torch.device("cpu")) for size in (16, 32)
+    )
     assert large == 4 * small and small >= 8 * 16 * 16
     assert not any(module._forward_hooks for module in pipeline.tokenizer.modules())
 
