@@ -152,9 +152,9 @@ def test_epochs_and_the_trained_weights_themselves(place):
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
     """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
-    from aim_lightning.callbacks import training_evaluation
+    from aim_lightning.evaluation import rounds
 
-    draw, drawn = training_evaluation.draw_block, []
+    draw, drawn = rounds.draw_block, []
 
     def interrupted(*arguments):
         drawn.append(arguments)
@@ -164,7 +164,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
 
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(training_evaluation, "draw_block", interrupted)
+        patch.setattr(rounds, "draw_block", interrupted)
         assert main(words(place, "signal")) == 128 + signal.SIGTERM
     other = place / "runs" / "tiny" / "signal"
     assert len(drawn) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
@@ -213,6 +213,7 @@ def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path):
     trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, **more: Path(path).touch())
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
         callback.num_samples, trainer.global_step = count, step
+        callback._forget_other_counts(trainer)
         callback._keep_best(trainer, {"fd": value})
     assert [entry[:2] for entry in callback.best] == [[8.0, 4], [8.5, 5]]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
