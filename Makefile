@@ -70,8 +70,14 @@ lint: install ## Check style and formatting
 format: install ## Format the source and mend what can be mended
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-# $(call experiment,command): stops with one line when EXP is missing.
-experiment = $(if $(EXP),$(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS),$(error set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml)))))
+# $(call experiment,command); EXP is looked for before anything is installed.
+experiment = $(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS)
+NEED_EXP := train plan validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
+ifneq (,$(filter $(NEED_EXP),$(MAKECMDGOALS)))
+ifeq (,$(wildcard experiments/$(EXP).yaml))
+$(error set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml))))
+endif
+endif
 
 train: install ## Train EXP, or continue its RUN (EXP, RUN, ARGS)
 	@$(call experiment,fit)

@@ -1,16 +1,16 @@
 """Pictures a second through the encoder of `tokenize`, beside a plain float32 encode, and what its loader needs.
 
-python benchmarks/tokenizing.py [--weights runs/EXP/RUN] [--batch_sizes 64,256] [--compiled 256] [--out FILE.json]
+python benchmarks/tokenizing.py [--weights runs/EXP/RUN] [--batch_sizes 64,256] [--compiled 256]
 (not called tokenize.py, which would hide Python's own module from every script in this folder)
 
 Everything in one run, rounds of all paths one after the other, medians. The plain encode is the tokenizer's own in
 float32 with TF32 off, in batches of 64. Without --weights: VQ-16 with random weights on a GPU, a small one on a CPU.
+--pictures 0 measures the loader alone, which needs no GPU.
 """
 
 import argparse
 import copy
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from record import commit, hardware, save
 
 from aim_lightning.data.images.pictures import Pictures, PictureSet
 from aim_lightning.data.images.sources import open_source
@@ -30,8 +31,6 @@ from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.runs.results import commit, hardware
-from aim_lightning.utils.files import write_json
 from aim_lightning.utils.pixels import to_unit_range
 
 PLAIN_BATCH = 64
@@ -120,8 +119,9 @@ def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
     return buffer.getvalue()
 
 
-def loader_rates(size: int, count: int = 64, repeats: int = 5) -> dict[str, float]:
+def loader_rates(size: int, count: int = 64, repeats: int = 5) -> list[dict]:
     """Pictures a second and core: a 500-pixel JPEG read, decoded and cut as `tokenize`'s loader workers do."""
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "any"
         folder.mkdir()
@@ -129,39 +129,56 @@ def loader_rates(size: int, count: int = 64, repeats: int = 5) -> dict[str, floa
             (folder / f"{i}.jpg").write_bytes(natural_jpeg(i))
         kilobytes = sum(path.stat().st_size for path in folder.iterdir()) / count / 1000
         source = Pictures(name, name, image_size=size, crop="adm_center").open("train")
-        rates = {"mean_kB": kilobytes}
         for views in (Views("center"), Views("ten_crop"), Views("ten_crop", (1.1, 1.05))):
             batches = PictureBatches(source, TokenizeOptions(views, batch_size=count), [range(count)])
-            rates[f"{views.kind} ({views.count} views)"] = statistics.median(
-                _rate(batches, count) for _ in range(repeats)
-            )
-    return rates
+            rate = statistics.median(_rate(batches, count) for _ in range(repeats))
+            facts = {"of": "loader", "views": views.count, "pictures_per_s_and_core": rate, "mean_kB": kilobytes}
+            rows.append({**facts, "imagenet_core_hours": IMAGENET / rate / 3600})
+    return rows
 
 
 def _rate(batches: PictureBatches, count: int) -> float:
-    start = time.perf_counter()
+    """By the processor's time, which other programs on the machine do not take from us."""
+    start = time.process_time()
     batches[0]
-    return count / (time.perf_counter() - start)
+    return count / (time.process_time() - start)
 
 
-def report(encoding: dict[str, dict[str, float]], loading: dict[str, float]) -> None:
-    """Print everything, the aims, and the hours for ImageNet."""
+def summary(encoding: dict[str, dict[str, float]], loading: list[dict]) -> list[dict]:
+    """For each precision the fastest path beside its aim, hours for ImageNet on one device, and loader processes."""
+    rows = []
+    for precision, aim in AIMS.items():
+        ours = {n: row for n, row in encoding.items() if n.startswith(precision) and not n.endswith(OTHER)}
+        if not ours:
+            continue
+        name = max(ours, key=lambda name: ours[name]["ratio"])
+        rate = ours[name]["images_per_s"]
+        hours = {str(views): IMAGENET * views / rate / 3600 for views in (1, 2, 10, 20)}
+        workers = {str(row["views"]): rate / row["views"] / row["pictures_per_s_and_core"] for row in loading}
+        facts = {"of": "aim", "precision": precision, "aim": aim, "reached": ours[name]["ratio"] >= aim, "path": name}
+        rows.append({**facts, **ours[name], "imagenet_hours_by_views": hours, "loader_processes_by_views": workers})
+    return rows
+
+
+def report(encoding: dict[str, dict[str, float]], loading: list[dict], aims: list[dict]) -> None:
+    """Print everything."""
     for name, row in encoding.items():
         speed = f"{row['images_per_s']:9.1f} images/s {row['ratio']:6.2f} x"
         print(f"  {name:48s}{speed}  {row['equal_codes']:8.3%} codes equal")
-    print("  * = not the memory format that `tokenize` uses")
-    for precision, aim in AIMS.items():
-        rows = {n: row for n, row in encoding.items() if n.startswith(precision) and not n.endswith(OTHER)}
-        if rows:
-            name = max(rows, key=lambda name: rows[name]["ratio"])
-            ratio, rate = rows[name]["ratio"], rows[name]["images_per_s"]
-            hours = "; ".join(f"{views} views {IMAGENET * views / rate / 3600:.2f} h" for views in (1, 2, 10, 20))
-            print(f"{precision}: {ratio:.2f} x (aim {aim} x) by {name}; ImageNet on one device: {hours}")
-            print(f"  loader processes to keep up, center: {rate / loading['center (1 views)']:.1f}")
-    print(f"loader, one core, 500x375 JPEG of {loading['mean_kB']:.0f} kB:")
-    for name, rate in loading.items():
-        if name != "mean_kB":
-            print(f"  {name:24s}{rate:8.1f} pictures/s; ImageNet {IMAGENET / rate / 3600:.2f} core hours")
+    if encoding:
+        print("  * = not the memory format that `tokenize` uses")
+    for row in aims:
+        print(f"{row['precision']}: {row['ratio']:.2f} x (aim {row['aim']} x) by {row['path']}")
+        print("  ImageNet on one device, hours by views:", _numbers(row["imagenet_hours_by_views"]))
+        print("  loader processes to keep up, by views:", _numbers(row["loader_processes_by_views"]))
+    print(f"loader, 500x375 JPEGs of {loading[0]['mean_kB']:.0f} kB:")
+    for row in loading:
+        rate, hours = row["pictures_per_s_and_core"], row["imagenet_core_hours"]
+        print(f"  {row['views']:3d} views {rate:8.1f} pictures/s and core; ImageNet {hours:.2f} core hours")
+
+
+def _numbers(values: dict[str, float]) -> str:
+    return ", ".join(f"{views}: {value:.2f}" for views, value in values.items())
 
 
 def main() -> None:
@@ -169,29 +186,27 @@ def main() -> None:
     parser.add_argument("--weights", help="run directory of a tokenizer (default: random weights)")
     parser.add_argument("--batch_sizes", default="64,256", help="pictures encoded at once")
     parser.add_argument("--compiled", default="", help="batch sizes to measure with torch.compile too, e.g. 256")
-    parser.add_argument("--pictures", type=int, default=512, help="pictures a round")
+    parser.add_argument("--pictures", type=int, default=512, help="pictures a round; 0 = the loader alone")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--out", help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the loader's figure is one core's; a GPU does not care
+    print(f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.weights or 'random weights'}")
+    encoding = _encoding(options) if options.pictures else {}
+    loading = loader_rates(256, repeats=options.repeats)
+    aims = summary(encoding, loading)
+    report(encoding, loading, aims)
+    named = [{"of": "encoding", "path": name, **row} for name, row in encoding.items()]
+    print(save("tokenizing", [*named, *aims, *loading]))
+
+
+def _encoding(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    tokenizer = (
-        load_tokenizer(options.weights) if options.weights else VQModel(VQConfig() if device.type == "cuda" else SMALL)
-    )
-    size = tokenizer.image_size
-    print(
-        f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.weights or 'random weights'}, {size} px"
-    )
+    random = VQModel(VQConfig() if device.type == "cuda" else SMALL)
+    tokenizer = load_tokenizer(options.weights) if options.weights else random
     numbers = ([int(part) for part in text.split(",") if part] for text in (options.batch_sizes, options.compiled))
-    images = pictures(size, options.pictures).to(device)
-    encoding = measure(encode_paths(tokenizer.eval(), device, *numbers), images, options.repeats)
-    loading = loader_rates(256)
-    report(encoding, loading)
-    if options.out:
-        facts = {"hardware": hardware(), "torch": torch.__version__, "commit": commit(), "weights": options.weights}
-        write_json(options.out, {**facts, "arguments": vars(options), "encoding": encoding, "loading": loading})
-        print(json.dumps({"written": options.out}))
+    images = pictures(tokenizer.image_size, options.pictures).to(device)
+    return measure(encode_paths(tokenizer.eval(), device, *numbers), images, options.repeats)
 
 
 if __name__ == "__main__":

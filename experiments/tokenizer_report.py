@@ -38,13 +38,12 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="names of runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--command", default="", help="what made the runs")
-    parser.add_argument("--commit", help="for runs made where there is no git")
     options = parser.parse_args()
     folders = {name: options.experiment / name for name in options.runs}
     results = {name: _result(folder) for name, folder in folders.items()}
-    first = next(iter(results.values()))
-    commit = options.commit or first["commit"]
-    head = {"command": options.command, "commit": commit, "hardware": first["hardware"], "torch": torch.__version__}
+    head = {"command": options.command, "torch": torch.__version__}
+    for name in ("commit", "hardware"):  # of both runs, should they differ
+        head[name] = ", ".join(dict.fromkeys(result[name] for result in results.values()))
     write_json(options.out / "results.json", {"experiment": options.experiment.name, **head, "runs": results})
     for name, folder in folders.items():
         configuration = read_checkpoint(newest_checkpoint(folder))["configuration"]
@@ -56,7 +55,7 @@ def main() -> None:
 
 
 def _result(folder: Path) -> dict:
-    """results.json of a run with the seconds that all its calls of `fit` took, start-up included."""
+    """results.json of a run with the seconds that its calls of `fit` took, start-up and stopped ones included."""
     result = read_json(folder / "results.json", "results")
     seconds = folder / "fit_seconds"
     result["fit_seconds"] = sum(map(int, seconds.read_text().split())) if seconds.exists() else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from safetensors.torch import load_file
 
 from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
@@ -72,6 +73,18 @@ def published_vq8() -> VQModel:
         weights[key] = value if record else torch.from_numpy(vq_weight(key, tuple(value.shape)))
     model.load_state_dict(weights)
     return model
+
+
+def write_random_vgg(path: Path) -> Path:
+    """VGG16's convolutions with random weights, as torchvision's file names them."""
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).features.state_dict()
+    generator, weights = torch.Generator().manual_seed(0), {}
+    for name, value in shapes.items():
+        fan_in = value[0].numel() if value.ndim > 1 else 10000
+        weights[f"features.{name}"] = torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5
+    torch.save(weights, path)
+    return path
 
 
 def write_tokens(

@@ -11,6 +11,7 @@ from aim_lightning.runs.checkpoint import read_checkpoint, write_checkpoint
 # file key -> Lightning's key
 RENAMED = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"}
 OWN = ("cursor", "random_state", "configuration", "class_names", "tokenizer_hash")
+LATER = ("data",)  # keys that checkpoints of before do not have
 EMA_STATE = EMA.__qualname__
 
 
@@ -39,6 +40,7 @@ def to_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
         content[ours] = rest.pop(theirs)
     for key in OWN:
         content[key] = rest.pop(key)
+    content |= {key: rest.pop(key) for key in LATER if key in rest}
     rest["callbacks"] = dict(rest["callbacks"])
     content["ema"] = rest["callbacks"].pop(EMA_STATE, None)
     return {**content, "trainer": rest}
@@ -53,6 +55,7 @@ def from_file(content: dict[str, Any]) -> dict[str, Any]:
         checkpoint[theirs] = content[ours]
     for key in OWN:
         checkpoint[key] = content[key]
+    checkpoint |= {key: content[key] for key in LATER if key in content}
     checkpoint["callbacks"] = dict(checkpoint["callbacks"])
     if content["ema"] is not None:
         checkpoint["callbacks"][EMA_STATE] = content["ema"]

@@ -13,6 +13,7 @@ from aim_lightning.runs.checkpoint import CheckpointNotWritten
 from aim_lightning.runs.directory import list_checkpoints, step_of
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 LOOK_EVERY = 10  # optimizer steps between two looks at the clock, which all ranks take together
 
@@ -87,17 +88,17 @@ class Checkpoints(Checkpoint):
         """Write a checkpoint between two batches, unless this step has one; every rank calls it.
 
         Returns:
-            Whether there is one of this step now.
+            Whether there is one of this step now; never of step 0, which needs none.
 
         Raises:
             UserError: the disk does not take it, with `insist`; without, that is printed.
         """
         if trainer.global_step == self.saved_step:
-            return True
+            return self.saved_step > 0
         start, before = time.monotonic(), self.best
         flush(trainer)
         self.best = self._ranked(trainer.global_step)
-        failure = self._write(trainer)
+        failure = write_or_tell(trainer, f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt")
         self.slowest = max(self.slowest, time.monotonic() - start)
         self.saved_at = time.monotonic()
         if failure:
@@ -127,17 +128,6 @@ class Checkpoints(Checkpoint):
         sign = 1 if self.mode == "min" else -1
         return sorted(known, key=lambda entry: (sign * entry[0], entry[1]))[: self.keep_best]
 
-    def _write(self, trainer: Trainer) -> str | None:
-        """What kept the checkpoint from being written, the same answer on all ranks."""
-        path, failure = f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt", None
-        # trainer.save_checkpoint would leave the other ranks waiting for the one that failed.
-        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        try:
-            trainer.strategy.save_checkpoint(content, path)
-        except CheckpointNotWritten as error:
-            failure = str(error)
-        return trainer.strategy.broadcast(failure)
-
     def _tell(self, failure: str, insist: bool) -> None:
         kept = list_checkpoints(self.run_dir)
         failure += f"; {kept[0].name} is kept" if kept else "; there is no earlier one"
@@ -149,7 +139,30 @@ class Checkpoints(Checkpoint):
         best = {step for _, step in self.best}
         for path in list_checkpoints(self.run_dir)[self.keep_last :]:
             if step_of(path) not in best:
-                Path(path).unlink(missing_ok=True)
+                with tolerate_disk_errors(path):
+                    path.unlink(missing_ok=True)
+
+
+def write_or_tell(trainer: Trainer, path: str | Path) -> str | None:
+    """Write a checkpoint, every rank calls it; a disk that does not take it leaves the file that was there.
+
+    trainer.save_checkpoint would leave the other ranks waiting for the one that failed.
+
+    Returns:
+        What kept it from being written, the same answer on all ranks; None when it is there.
+
+    Raises:
+        UserError: on all ranks, when the content could not be read again.
+    """
+    content, failure = trainer._checkpoint_connector.dump_checkpoint(weights_only=False), None
+    try:
+        trainer.strategy.save_checkpoint(content, path)
+    except UserError as error:
+        failure = error
+    failure = trainer.strategy.broadcast(failure)
+    if failure is None or isinstance(failure, CheckpointNotWritten):
+        return failure and str(failure)
+    raise failure
 
 
 def _check(every_n_steps: int | None, every_n_minutes: float | None, keep_last: int, keep_best: int) -> None:

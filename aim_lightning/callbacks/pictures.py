@@ -10,13 +10,14 @@ from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling.options import SamplingOptions
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
 class Reconstructions(Callback):
     """After each validation: originals above their reconstructions by the (EMA) tokenizer.
 
     Args:
-        num_images: the first so many validation pictures.
+        num_images: the first so many validation pictures, all where there are fewer.
     """
 
     needs = ("pictures", "run_dir")
@@ -27,12 +28,13 @@ class Reconstructions(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        originals, _ = self.pictures.open("val").batch(range(self.num_images))
+        pictures = self.pictures.open("val")
+        originals, _ = pictures.batch(range(min(self.num_images, len(pictures))))
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
         grid = labelled_grid(both, len(originals), ["original", "reconstruction"])
         show_image(trainer, "reconstructions", grid)
-        save_png(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
+        _keep(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
 
 
 class SampleGrid(Callback):
@@ -56,14 +58,21 @@ class SampleGrid(Callback):
         )
         show_image(trainer, "samples", grid)
         folder = Path(self.run_dir) / "samples"
-        save_png(grid, folder / "grid.png")
+        _keep(grid, folder / "grid.png")
         if trainer.state.fn == "fit":  # `validate` knows no step
-            save_png(grid, folder / f"grid-step={trainer.global_step:08d}.png")
+            _keep(grid, folder / f"grid-step={trainer.global_step:08d}.png")
+
+
+def _keep(grid: torch.Tensor, path: Path) -> None:
+    with tolerate_disk_errors(path):
+        save_png(grid, path)
 
 
 def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, classes: int, columns: int):
     """uint8 picture: one row a class, image k of the grid drawn with index k."""
     rows = min(classes, network.config.num_classes)
     labels = torch.arange(rows).repeat_interleave(columns)
-    images = AiMPipeline(network, tokenizer).generate(labels, **sampling.options())
+    pipeline = AiMPipeline(network, tokenizer)
+    block = min(pipeline.resolve(sampling).batch_size, len(labels))
+    images = pipeline.generate(labels, **{**sampling.options(), "batch_size": block})
     return labelled_grid(images, columns, class_names[:rows])

@@ -1,6 +1,7 @@
 """Stops at a batch boundary on which all ranks agree, with everything in a checkpoint."""
 
 import time
+import traceback
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.callbacks.checkpoints import Checkpoints
 from aim_lightning.cluster import signals, timings
 from aim_lightning.cluster.signals import Stopped
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import say
 
@@ -120,7 +122,7 @@ class Preemption(Callback):
         say(f"{name}: stopping before the next batch, at step {step}")
         checkpoints = _checkpoints(trainer)
         beat("the checkpoint before stopping")
-        saved = checkpoints.save(trainer) if checkpoints else False
+        saved = _save(checkpoints, trainer) if checkpoints else False
         self._keep(trainer)
         raise Stopped(agreed, step, saved)
 
@@ -149,6 +151,17 @@ class Preemption(Callback):
         if trainer.is_global_zero and self.last_boundary is not None:
             saving = checkpoints.slowest if checkpoints else 0.0
             timings.record(self.run_dir, longest_pause_seconds=self.longest_pause, checkpoint_seconds=saving)
+
+
+def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:
+    """Whether there is a checkpoint now. Whatever goes wrong is shown and ends nothing: the job must be requeued."""
+    try:
+        return checkpoints.save(trainer)
+    except UserError as error:
+        say(f"warning: {error}")
+    except Exception:
+        traceback.print_exc()
+    return False
 
 
 def _checkpoints(trainer: Trainer) -> Checkpoints | None:

@@ -13,8 +13,9 @@ from aim_lightning.utils.random import hash_seed
 class RunState(Callback):
     """Always on; the command line adds it.
 
-    Before each batch torch's generators are seeded by (seed, cursor, rank): dropout is then the same whatever
-    validation, sampling or a restart drew in between. The generators' states travel in the checkpoint all the same,
+    Before each batch torch's generators are seeded by (seed, cursor, place of its first row in the global batch):
+    dropout is then the same whatever validation, sampling or a restart drew in between, and for any number of ranks
+    whose micro-batches are as large. The generators' states travel in the checkpoint all the same,
     for callbacks of users' own.
 
     Args:
@@ -27,9 +28,8 @@ class RunState(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         data = trainer.datamodule
-        micro = batch_idx % data.plan.accumulate
-        place = (data.cursor.epoch, data.cursor.batch, micro, trainer.global_rank)
-        torch.manual_seed(hash_seed("batch", self.seed, *place))
+        first_row = data.plan.first_row(batch_idx % data.plan.accumulate, trainer.global_rank)
+        torch.manual_seed(hash_seed("batch", self.seed, data.cursor.epoch, data.cursor.batch, first_row))
         # The x-axis of the logs: optimizer steps, however many optimizers there are and wherever a run was continued.
         trainer.fit_loop.epoch_loop._batches_that_stepped = data.steps
 
@@ -48,13 +48,14 @@ class RunState(Callback):
         checkpoint["metrics"] = [state for _, state in ranks]
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
+        checkpoint["data"] = trainer.datamodule.identity() if trainer.is_global_zero else None
         checkpoint["class_names"] = trainer.datamodule.class_names
         manifest = getattr(trainer.datamodule, "manifest", None)
         checkpoint["tokenizer_hash"] = manifest.tokenizer_hash if manifest else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         data = trainer.datamodule
-        data.cursor.restore(checkpoint["cursor"])
+        data.restore(checkpoint["cursor"], checkpoint.get("data"))
         if "loops" in checkpoint:  # imported weights come without a training
             _count_micro_batches(checkpoint["loops"]["fit_loop"], data)
         states = checkpoint["random_state"]

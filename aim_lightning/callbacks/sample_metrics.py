@@ -96,8 +96,9 @@ class SampleMetrics(Scoring):
         self._count = self.num_samples
         indices = torch.arange(trainer.global_rank, self.num_samples, trainer.world_size)
         labels = indices % network.config.num_classes
-        options = {**self.sampling.options(), "batch_size": self.batch_size}
-        batches = AiMPipeline(network, self.tokenizer).batches(labels, indices=indices, **options)
+        pipeline = AiMPipeline(network, self.tokenizer)
+        self.sampling = pipeline.resolve(replace(self.sampling, batch_size=self.batch_size))  # for the protocol too
+        batches = pipeline.batches(labels, indices=indices, **self.sampling.options())
         parts = zip(batches, labels.split(self.batch_size), strict=True)
         total = -(-len(indices) // self.batch_size)
         yield from tqdm(parts, what, total=total, leave=False, disable=not trainer.is_global_zero)
@@ -112,4 +113,4 @@ def _untrained(network: AiM, device: torch.device) -> AiM:
     """A fresh network of the same sizes, the same one every time."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hash_seed("untrained"))
-        return AiM(network.config).to(device).eval()
+        return AiM(network.config, network.wanted_backend).to(device).eval()

@@ -9,6 +9,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from aim_lightning.callbacks.event_file import RunWriter
+from aim_lightning.utils.tolerate import tolerate_disk_errors
+
 LAYOUT = {
     "training": {
         "loss": ["Multiline", ["train/loss", "val/loss"]],
@@ -40,6 +43,16 @@ LAYOUT = {
 }
 
 
+def own_writer(logger: TensorBoardLogger, purge_step: int | None) -> None:
+    """Let the logger write an event file of ours, which bears a full disk.
+
+    Args:
+        purge_step: TensorBoard forgets what earlier files say from this step on; None = nothing.
+    """
+    known = {name: value for name, value in logger._kwargs.items() if name in ("flush_secs", "filename_suffix")}
+    logger._experiment = RunWriter(logger.log_dir, purge_step, **known)
+
+
 def writer(trainer: Trainer) -> SummaryWriter | None:
     """The TensorBoard writer of rank 0; None elsewhere or without such a logger."""
     for logger in trainer.loggers:
@@ -56,7 +69,7 @@ def flush(trainer: Trainer) -> None:
     experiment.flush()
     newest = max(Path(experiment.log_dir).glob("events.out.tfevents.*"), default=None)
     if newest is not None:
-        with newest.open("rb") as file:
+        with tolerate_disk_errors(newest), newest.open("rb") as file:
             os.fsync(file.fileno())
 
 

@@ -11,7 +11,8 @@ class Throughput(Callback):
     """Logs perf/images_per_s, perf/tokens_per_s, perf/model_tflops_per_s and train/learning_rate.
 
     Averages over the steps since the last line in the log, validation left out; all devices together. Model FLOP
-    are those of the network's definition (6 a weight and use), recomputation and padding not counted.
+    are those of the network's definition (6 a weight and use); recomputation, padding, and in stage 1 discriminator and
+    LPIPS are not counted.
     """
 
     def __init__(self) -> None:

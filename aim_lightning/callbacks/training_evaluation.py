@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from aim_lightning.callbacks.checkpoints import write_or_tell
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.tensorboard import show_image
@@ -135,7 +136,6 @@ class TrainingEvaluation(Callback):
             show_image(trainer, "evaluation", grid)
             save_png(grid, folder / "evaluation.png")
             write_record(folder / "evaluation.json", record)
-        self._forget_other_counts(trainer)
         self._keep_best(trainer, scored.values)
         return signals.NONE
 
@@ -145,15 +145,6 @@ class TrainingEvaluation(Callback):
         made_by = hardware(trainer.strategy.root_device, trainer.world_size)
         return score_record(model, {}, scored.values, scored.num_images, protocol, {}, made_by, raw)
 
-    def _forget_other_counts(self, trainer: Trainer) -> None:
-        """Distances on another number of pictures, or other metrics, cannot be ranked with those to come."""
-        name = metric_name(self.monitor or self.features.metric_name, self.num_samples)
-        others = [entry for entry in self.best if entry[2].partition("=")[0] != name]
-        self.best = [entry for entry in self.best if entry not in others]
-        if trainer.is_global_zero:
-            for _, _, old in others:
-                (Path(self.run_dir) / "best" / old).unlink(missing_ok=True)
-
     def _keep_best(self, trainer: Trainer, values: dict[str, float]) -> None:
         if not self.keep_best:
             return
@@ -162,11 +153,17 @@ class TrainingEvaluation(Callback):
             raise UserError(f"training evaluation: monitor is {monitor!r}; there are {', '.join(values)}")
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
-        ranking = sorted([*self.best, [value, step, name]], reverse=self.mode == "max")
-        self.best, dropped = ranking[: self.keep_best], ranking[self.keep_best :]
+        # Distances of another number of pictures, or another metric, cannot be ranked with this one.
+        before = self.best
+        alike = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]
+        ranking = sorted([*alike, [value, step, name]], reverse=self.mode == "max")
+        dropped = [entry for entry in self.best if entry not in alike] + ranking[self.keep_best :]
+        self.best = ranking[: self.keep_best]
         folder = Path(self.run_dir) / "best"
-        if any(entry[1] == step for entry in self.best):
-            trainer.save_checkpoint(folder / name, weights_only=False)
+        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, folder / name)):
+            self.best = before
+            say(f"warning: {failure}; the best ones so far stay, and training goes on")
+            return
         if trainer.is_global_zero:
             for _, _, old in dropped:
                 (folder / old).unlink(missing_ok=True)

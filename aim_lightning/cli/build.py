@@ -22,6 +22,7 @@ from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.replaced_rows import ReplacedRows
 from aim_lightning.callbacks.run_state import RunState
+from aim_lightning.callbacks.tensorboard import own_writer
 from aim_lightning.cli.config import run_directory
 from aim_lightning.cli.frozen import Frozen
 from aim_lightning.cluster.job import Job
@@ -65,7 +66,7 @@ class AimCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in ("experiment", "run", "runs_root"):
             parser.add_argument(f"--{name}", type=str)
-        parser.add_argument("--tokenizer", type=str | None)
+        parser.add_argument("--tokenizer", type=str | dict | None)
         parser.add_argument("--pictures", type=Pictures | None)
         parser.add_argument("--features", type=FeatureNetwork | None)
         parser.add_argument("--sampling", type=SamplingOptions, default=SamplingOptions())
@@ -122,20 +123,48 @@ def build(document: Document, purge_step: int | None = None, guards: Sequence[Ca
         UserError: anything that does not fit together.
     """
     cli = AimCLI(document, guards)
+    _check_trainer(cli)
     plan = cli.datamodule.plan_for(cli.trainer.world_size)
     if cli.model.automatic_optimization:
         cli.trainer.accumulate_grad_batches = plan.accumulate
-    if isinstance(cli.trainer.val_check_interval, int):
-        cli.trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
     cli.datamodule.setup("fit")
+    if isinstance(cli.trainer.val_check_interval, int):
+        _check_interval(cli)
+        cli.trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
     frozen = Frozen(cli.config_init, document, cli.datamodule, cli.directory)
     frozen.check_codes(cli.model)
     for name, callback in cli.named_callbacks.items():
         frozen.give(name, callback)
     for logger in cli.trainer.loggers:
-        if purge_step is not None and isinstance(logger, TensorBoardLogger):
-            logger._kwargs["purge_step"] = purge_step
+        if isinstance(logger, TensorBoardLogger):
+            own_writer(logger, purge_step)
     return cli
+
+
+def _check_trainer(cli: AimCLI) -> None:
+    """What Lightning would meet only in the middle of training."""
+    trainer = cli.trainer
+    if trainer.log_every_n_steps < 1:
+        raise UserError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}; it must be 1 or more")
+    if trainer.gradient_clip_val is not None and not cli.model.automatic_optimization:
+        raise UserError(
+            "trainer.gradient_clip_val is not for a tokenizer, which has two optimizers; set model.gradient_clip"
+        )
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if trainer.precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"trainer.precision is {trainer.precision}, which {torch.cuda.get_device_name()} computes by emulation; "
+            "set trainer.precision 32-true or 16-mixed"
+        )
+
+
+def _check_interval(cli: AimCLI) -> None:
+    interval, steps = cli.trainer.val_check_interval, cli.datamodule.batches_per_epoch
+    if cli.trainer.check_val_every_n_epoch is not None and interval > steps:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}, an epoch has {steps} steps; "
+            "set trainer.check_val_every_n_epoch null to count steps across epochs"
+        )
 
 
 def weights_kind(cli: AimCLI) -> str:

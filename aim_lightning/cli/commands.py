@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 
 from aim_lightning.config.sections import ClassSection, Leaf, NamedSection
 
-TRAINER_GIVEN = (
-    "callbacks",
-    "logger",
-    "default_root_dir",
-    "use_distributed_sampler",
-    "accumulate_grad_batches",
-)
+# Options of Lightning's Trainer that are none here: set by the framework, or at odds with resuming to the exact row.
+TRAINER_GIVEN = {
+    "callbacks": "name callbacks in the section `callbacks`",
+    "logger": "name loggers in the section `logger`",
+    "default_root_dir": "results go to runs_root/experiment/run",
+    "use_distributed_sampler": "the data sections share rows out themselves",
+    "accumulate_grad_batches": "it follows from data.global_batch_size and data.max_device_batch_size",
+    "limit_train_batches": "an epoch is the whole data set; use max_steps for a shorter training",
+    "overfit_batches": "an epoch is the whole data set; give a small one instead",
+    "fast_dev_run": "try a run of its own: --run try --trainer.max_steps 3",
+}
 
 SECTIONS = {
     "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),
@@ -24,7 +28,9 @@ SECTIONS = {
     "pictures": ClassSection(
         fixed="aim_lightning.data.images.pictures.Pictures", description="the real pictures and their size"
     ),
-    "tokenizer": Leaf("str | None", "run directory, checkpoint or published weights of the tokenizer"),
+    "tokenizer": Leaf(
+        "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
+    ),
     "features": ClassSection(description="feature network of the Fréchet distance"),
     "sampling": ClassSection(
         fixed="aim_lightning.sampling.options.SamplingOptions",
@@ -58,6 +64,7 @@ class Command:
     add_options: Callable[[argparse.ArgumentParser], None] | None = None
     needs_config: bool = True
     without_run: Callable[[argparse.Namespace], bool] = lambda options: False  # no experiment is needed then
+    unused: tuple[str, ...] = ()  # sections that it can do without
     actions: "dict[str, Command]" = field(default_factory=dict)  # `aim-lightning COMMAND ACTION`
 
 
@@ -87,13 +94,15 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="pictures a class (default: 8)")
     parser.add_argument("--out", help="folder for the pictures (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
+    animated = "also write sampled.gif, in which the pictures appear row by row (default: false)"
+    parser.add_argument("--animate", nargs="?", const=True, type=_boolean, default=False, metavar="BOOL", help=animated)
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:
     views = "stored versions of each training picture: center, center_flip (2), or ten_crop (10 a crop range)"
     parser.add_argument("--views", default="center", help=f"{views} (default: center)")
     ranges = "of ten_crop: shorter sides to cut from, in picture sizes; 1.1,1.05 gives 20 views (default: 1.1)"
-    parser.add_argument("--crop_range", type=_numbers, default=(1.1,), metavar="NUMBERS", help=ranges)
+    parser.add_argument("--crop_range", type=_numbers, metavar="NUMBERS", help=ranges)
     shards = "pictures a shard, the unit that a process takes (default: 10000)"
     parser.add_argument("--rows_per_shard", type=int, default=10000, help=shards)
     parser.add_argument("--batch_size", type=int, default=64, help="pictures encoded at once (default: 64)")
@@ -112,12 +121,16 @@ def _paths(parser: argparse.ArgumentParser) -> None:
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights")
+    parser.add_argument(
+        "--tokenizer", metavar="SOURCE", help="also compare the hash of these tokenizer weights (or .yaml)"
+    )
 
 
 def _preview(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help="run or weights that decode the codes")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="SOURCE", help="run, weights or .yaml of what decodes the codes"
+    )
     parser.add_argument("--num", type=int, default=32, help="pictures, drawn at random (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
@@ -256,7 +269,7 @@ COMMANDS = {
     "fit": Command("train, or continue an unfinished run", _fit),
     "validate": Command("score the newest checkpoint (EMA weights) and write results.json"),
     "sample": Command("draw pictures from a trained run", _sample),
-    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize),
+    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize, unused=("model",)),
     "evaluate": Command(
         "draw samples (or take given ones) and score them: FID, sFID, IS, KID, precision, recall",
         _evaluate,

@@ -14,6 +14,12 @@ def run_directory(document: Document) -> RunDirectory:
     return RunDirectory(str(values["experiment"]), str(values["run"]), Path(values["runs_root"]))
 
 
+def backend_of(document: Document) -> str:
+    """The backend that `model` asks for; auto where it asks for none."""
+    model = document.values.get("model") or {}
+    return (model.get("init_args") or {}).get("backend", "auto")
+
+
 def run(document: Document, options: argparse.Namespace) -> int:
     """Prints the composed and resolved document as YAML."""
     print(dump(document.values), end="")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 
 import torch
 
@@ -17,14 +18,15 @@ from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.runs.content import read_content
-from aim_lightning.runs.decide import Decision, decide
+from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import record
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.process import is_rank_zero, say
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -37,6 +39,10 @@ def run(document: Document, options: argparse.Namespace) -> int:
         return _run(document, options, directory)
     except Stopped as stop:
         return leave(stop, directory)
+    except PassingFault as fault:
+        remember_end(directory, fault.exit_code)
+        print(f"error: {fault}", file=sys.stderr, flush=True)
+        return fault.exit_code
     except UserError:
         remember_end(directory, USER_ERROR)
         raise
@@ -44,18 +50,30 @@ def run(document: Document, options: argparse.Namespace) -> int:
 
 def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
     with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext():
-        decision = decide(read_content(directory, document.values), options.allow_changes)
-        if decision.action == "refuse":
-            raise UserError(f"{directory.path} is left as it is: {' '.join(decision.notes)}")
-        for note in decision.notes:
-            say(note)
+        content = read_content(directory, document.values)
+        decision = decide(content, options.allow_changes)
+        _obey(decision, directory)
         if decision.action == "finished":
             return _finished(document, directory, decision, options)
         with watchdog(document):
-            return _train(document, directory, decision)
+            return _train(document, directory, decision, content, options)
 
 
-def _train(document: Document, directory: RunDirectory, decision: Decision) -> int:
+def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
+    """Print the notes but the first `said`.
+
+    Raises:
+        UserError: the decision is to refuse.
+    """
+    if decision.action == "refuse":
+        raise UserError(f"{directory.path} is left as it is: {' '.join(decision.notes)}")
+    for note in decision.notes[said:]:
+        say(note)
+
+
+def _train(
+    document: Document, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
+) -> int:
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     say(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
@@ -63,9 +81,15 @@ def _train(document: Document, directory: RunDirectory, decision: Decision) -> i
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
     if is_rank_zero():
+        said = len(decision.notes)
+        decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
+        _obey(decision, directory, said)
         directory.set_aside_newer(decision.step)
+        for path in directory.remove_leftovers():
+            say(f"removed {path}, left by a save that was cut short or found damaged")
         append_start(directory, decision)
-        write_text(directory.config, dump(document.values))
+        with tolerate_disk_errors(directory.config):
+            write_text(directory.config, dump(document.values))
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
     if checkpoint is None and getattr(cli.model, "init_from", None):
         start_from(cli.model, cli.model.init_from)

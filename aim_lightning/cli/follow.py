@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from aim_lightning.cli.build import quiet
+from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.scoring import (
     directory,
     make_evaluation,
@@ -45,9 +46,8 @@ def run(document: Document, options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
     done = Done(place, {"sampling": asdict(sampling), "raw": options.raw, **judge.protocol(options.num)}, ranks)
     for step, path in new_checkpoints(place, set(done.steps), options.every, options.patience, ranks):
-        generator = load_together(
-            path, ranks, lambda path: from_run(path, raw=options.raw, tokenizer=tokenizer, device=device)
-        )
+        how = {"raw": options.raw, "tokenizer": tokenizer, "backend": backend_of(document)}
+        generator = load_together(path, ranks, lambda path, how=how: from_run(path, device=device, **how))
         if generator is None:
             continue
         evaluation = make_evaluation(document, options, generator, judge, keep_images=False)

@@ -61,9 +61,13 @@ class Frozen:
         tokenizer = self.get("tokenizer")
         if tokenizer is not None and tokenizer.weights_hash != manifest.tokenizer_hash:
             raise UserError(
-                f"{where} were written by another tokenizer than {self.document.values['tokenizer']} "
+                f"{where} were written by another tokenizer than {self._tokenizer_name()} "
                 "(weights hash differs); tokenize again or set tokenizer"
             )
+
+    def _tokenizer_name(self) -> str:
+        source = self.document.values["tokenizer"]
+        return source["class_path"] if isinstance(source, dict) else source
 
     def _tokenizer(self) -> Any:
         source = self.document.values["tokenizer"]

@@ -70,10 +70,7 @@ def leave(stop: Stopped, directory: RunDirectory) -> int:
     """
     if not is_rank_zero():
         return 0
-    kept = f"step {stop.step} is in a checkpoint"
-    if not stop.saved:
-        kept = f"no checkpoint of step {stop.step} was written, the next start goes back to the one before"
-    job = Job.current()
+    kept, job = _kept(stop), Job.current()
     if job is None:
         say(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
         return signals.EXITS[stop.code]
@@ -85,6 +82,15 @@ def leave(stop: Stopped, directory: RunDirectory) -> int:
     outcome.write(directory.path, job, code)
     say(f"{kept}; {_explain(verdict, job, directory)}")
     return code
+
+
+def _kept(stop: Stopped) -> str:
+    """Where the next start begins."""
+    if stop.step == 0:
+        return "no step was done yet, the next start begins anew"
+    if stop.saved:
+        return f"step {stop.step} is in a checkpoint"
+    return f"no checkpoint of step {stop.step} was written, the next start goes back to the one before"
 
 
 def _code(verdict: Verdict, stop: Stopped) -> int:

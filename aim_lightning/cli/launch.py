@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import Place, launched_place
+
+PIPE = "AIM_LAUNCHER_PIPE"  # file descriptor that tells a child of its launcher's end
 
 
 def place_or_launch(trainer: dict[str, Any]) -> Place | int:
@@ -21,6 +24,7 @@ def place_or_launch(trainer: dict[str, Any]) -> Place | int:
     Returns:
         The place, or the exit code of the processes that did the work.
     """
+    _end_with_launcher()
     place = launched_place()
     if place is not None:
         return place
@@ -71,7 +75,11 @@ def device_of(place: Place, trainer: dict[str, Any]) -> torch.device:
 def _run_all(places: list[Place]) -> int:
     """Run this command in each place; when one fails the others are stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the others are stopped too
-    running = [subprocess.Popen([sys.executable, "-m", "aim_lightning", *sys.argv[1:]], env=_env(p)) for p in places]
+    # A pipe that closes when this process ends, however it does: see `_end_with_launcher`.
+    theirs, ours = os.pipe()
+    command = [sys.executable, "-m", "aim_lightning", *sys.argv[1:]]
+    running = [subprocess.Popen(command, env=_env(place, theirs), pass_fds=[theirs]) for place in places]
+    os.close(theirs)
     try:
         while any(one.poll() is None for one in running) and not any(one.returncode for one in running):
             time.sleep(0.2)
@@ -79,10 +87,24 @@ def _run_all(places: list[Place]) -> int:
         for one in running:
             one.terminate()
         codes = [one.wait() for one in running]
+        os.close(ours)
     failed = [code if code > 0 else 128 - code for code in codes if code]
     return min(failed, default=0)  # a process's own exit code before 143 of those that were stopped for it
 
 
-def _env(place: Place) -> dict[str, str]:
-    own = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank}
+def _end_with_launcher() -> None:
+    """In a process that `_run_all` started: end when its launcher is gone, also after kill -9."""
+    pipe = os.environ.pop(PIPE, None)  # not for the processes that this one starts
+
+    def wait(number: int) -> None:
+        os.read(number, 1)  # nothing is ever written: this returns when no launcher holds the other end
+        print("the process that started this one is gone; stopping", file=sys.stderr, flush=True)
+        os._exit(143)
+
+    if pipe:
+        threading.Thread(target=wait, args=(int(pipe),), daemon=True, name="launcher").start()
+
+
+def _env(place: Place, pipe: int) -> dict[str, str]:
+    own = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank, PIPE: pipe}
     return {**os.environ, **{name: str(value) for name, value in own.items()}}

@@ -1,6 +1,7 @@
 """Entry point of `aim-lightning`. Help and mistakes in the configuration answer before torch is imported."""
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -21,6 +22,9 @@ from aim_lightning.utils.process import is_rank_zero
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 # Their values stay the text that was typed: a run may be called 001.
 TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
+
+# A place where nothing can be written or read: the user's to mend.
+PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Options(argparse.ArgumentParser):
@@ -57,7 +61,14 @@ def _show_log() -> None:
 
 
 def _mistake(error: BaseException | None) -> str | None:
-    """Message of the UserError behind an exception: libraries wrap what a constructor or a loader worker raises."""
+    """Message of the user's mistake behind an exception, None where it is ours.
+
+    Libraries wrap what a constructor or a loader worker raises; the system and Lightning name some mistakes themselves.
+    """
+    if isinstance(error, OSError) and error.errno in PLACES:
+        return f"{error.filename or 'a file'}: {error.strerror}; make room, or choose another place"
+    if type(error).__name__ == "MisconfigurationException":
+        return f"trainer: {' '.join(str(error).split())}"
     while error is not None:
         if isinstance(error, UserError):
             text = str(error).strip()
@@ -92,7 +103,7 @@ def run(argv: list[str]) -> int:
         return 0
     options = parser.parse_args(arguments.rest)
     options.given = arguments
-    document = _document(name, arguments, command.without_run(options)) if command.needs_config else None
+    document = _document(name, command, arguments, options) if command.needs_config else None
     module, _, options.action = name.partition(" ")
     return importlib.import_module(f"aim_lightning.cli.{module}").run(document, options)
 
@@ -111,23 +122,21 @@ def read(arguments: Arguments) -> Document:
     return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)
 
 
-def _document(name: str, arguments: Arguments, without_run: bool = False) -> Document:
+def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Document:
     """The checked document; without a run, experiment, model and data may be missing."""
+    without_run = command.without_run(options)
     if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
-    if without_run:
-        document = read(arguments)
-        check(document, {section: _optional(kind) for section, kind in SECTIONS.items()})
-        return document
-    document = compose_and_check(arguments)
-    check_files(name, document.values)
+    document = compose_and_check(arguments, tuple(SECTIONS) if without_run else command.unused)
+    if not without_run:
+        check_files(name, document.values)
     return document
 
 
-def compose_and_check(arguments: Arguments) -> Document:
-    """Compose, and compare with the sections and signatures."""
+def compose_and_check(arguments: Arguments, unused: tuple[str, ...] = ()) -> Document:
+    """Compose, and compare with the sections and signatures; sections that are not used may be missing."""
     document = read(arguments)
-    check(document, SECTIONS)
+    check(document, {name: _optional(kind) if name in unused else kind for name, kind in SECTIONS.items()})
     return document
 
 

@@ -1,36 +1,45 @@
 """`aim-lightning sample`: pictures from a trained run."""
 
 import argparse
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from rich.progress import Progress
+from torch import Tensor
 
-from aim_lightning.cli.build import device, run_directory
+from aim_lightning.cli.build import device
+from aim_lightning.cli.config import backend_of, run_directory
 from aim_lightning.config import Document
 from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
 
 DEFAULT_CLASSES = 10
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
-    """Writes a PNG a picture and one grid, a row a class."""
+    """Writes a PNG a picture and one grid, a row a class; with --animate an animation of the grid too."""
     directory = run_directory(document)
     source = document.values["tokenizer"]
-    pipeline = load(directory.path, raw=options.raw, tokenizer=load_tokenizer(source) if source else None)
-    pipeline.to(device())
+    tokenizer = load_tokenizer(source) if source else None
+    pipeline = load(directory.path, raw=options.raw, tokenizer=tokenizer, backend=backend_of(document)).to(device())
     sampling = SamplingOptions(**document.values["sampling"])
     labels = choose_classes(options.classes, pipeline.class_names)
     if options.num < 1:
         raise UserError(f"--num is {options.num}; it must be at least 1")
-    images = _draw(pipeline, labels, options.num, sampling)
+    parts: list[Tensor] = []
+    seen = pipeline.preview(lambda images: parts.append(images.cpu())) if options.animate else None
+    images = _draw(pipeline, labels, options.num, sampling, seen)
     out = Path(options.out) if options.out else directory.samples
     names = [pipeline.class_names[label] for label in labels]
     _save(images, out, names, options.num, sampling.seed)
-    print(f"{len(images)} pictures and {out / 'sampled.png'}; other guidance: --sampling.cfg_scale 3")
+    if options.animate:
+        save_gif([labelled_grid(frame, options.num, names) for frame in _frames(pipeline, parts)], out / "sampled.gif")
+    grids = "sampled.png and sampled.gif" if options.animate else "sampled.png"
+    print(f"{len(images)} pictures, {grids} in {out}; other guidance: --sampling.cfg_scale 3")
     return 0
 
 
@@ -53,11 +62,33 @@ def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
     return labels
 
 
-def _draw(pipeline: AiMPipeline, labels: list[int], num: int, sampling: SamplingOptions) -> torch.Tensor:
+def _draw(
+    pipeline: AiMPipeline,
+    labels: list[int],
+    num: int,
+    sampling: SamplingOptions,
+    seen: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """All pictures; progress by codes, since one batch may be all there is. `seen` is told of every step."""
     wanted = torch.tensor(labels).repeat_interleave(num)
-    batches = pipeline.batches(wanted, **sampling.options())
-    steps = -(-len(wanted) // sampling.batch_size)
-    return torch.cat([batch.cpu() for batch in track(batches, "sampling", total=steps)])
+    sampling = pipeline.resolve(sampling)
+    sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
+    blocks = -(-len(wanted) // sampling.batch_size)
+    with Progress() as progress:
+        bar = progress.add_task("sampling", total=blocks * pipeline.aim.config.num_tokens)
+
+        def on_step(step: int, codes_BT: Tensor) -> None:
+            progress.advance(bar)
+            if seen is not None:
+                seen(step, codes_BT)
+
+        return pipeline.generate(wanted, on_step=on_step, **sampling.options())
+
+
+def _frames(pipeline: AiMPipeline, parts: list[Tensor]) -> list[Tensor]:
+    """Pictures of all batches after each row of codes, from those of batch after batch."""
+    rows = pipeline.tokenizer.grid[0]
+    return [torch.cat(parts[row::rows]) for row in range(rows)]
 
 
 def _save(images: torch.Tensor, out: Path, names: list[str], num: int, seed: int) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from aim_lightning.cli.config import backend_of
 from aim_lightning.cli.sample import choose_classes
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.blocks import resolved
 from aim_lightning.evaluation.evaluate import Evaluation, Judge
 from aim_lightning.evaluation.generator import Generator, from_published, from_run
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
@@ -24,6 +25,7 @@ from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.objects import build_object
 from aim_lightning.utils.process import say
 
 
@@ -67,22 +69,17 @@ def _features(document: Document) -> FeatureNetwork:
     section = document.values["features"]
     if section is None:
         return InceptionFeatures()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(FeatureNetwork, "features", required=True)
-    try:
-        return parser.instantiate(parser.parse_object({"features": section})).features
-    except ArgumentError as error:
-        raise UserError(f"features: {' '.join(str(error).split())}") from None
+    return build_object(section, FeatureNetwork, "features")
 
 
 def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> Generator:
     """Published weights, or the run's checkpoint."""
     if getattr(options, "weights", None):
-        return from_published(options.weights, device)
+        return from_published(options.weights, device, backend_of(document))
     source = getattr(options, "checkpoint", None) or directory(document).path
     tokenizer = document.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device)
+    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device, backend=backend_of(document))
 
 
 def make_evaluation(
@@ -131,8 +128,8 @@ def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
 
 
 def make_plan(options: argparse.Namespace, generator: Generator, sampling: SamplingOptions) -> SamplePlan:
-    """Labels in blocks of sampling.batch_size."""
-    return SamplePlan(make_labels(options, generator), sampling.batch_size)
+    """Labels in blocks of sampling.batch_size. Every process must call it."""
+    return SamplePlan(make_labels(options, generator), resolved(generator.pipeline, sampling, Ranks()).batch_size)
 
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:

@@ -1,6 +1,7 @@
 """`aim-lightning shards info|verify|preview|merge PATH`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def run(document: None, options: argparse.Namespace) -> int:
     if options.action == "preview" and options.out and sum(len(_folders(path)) for path in paths) > 1:
         raise UserError("--out is one file, but there are several folders; name one of them, or leave --out away")
     act = {"info": _info, "verify": _verify, "preview": _preview}[options.action]
-    return max(act(_folders(path), options) for path in paths)
+    return max(act(path, options) for path in paths)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -31,8 +32,14 @@ def _folders(path: Path) -> list[Path]:
     return [path / split for split in SPLITS if (path / split).is_dir()] or [path]
 
 
-def _info(folders: list[Path], options: argparse.Namespace) -> int:
-    for folder in folders:
+def _absent(path: Path) -> list[Path]:
+    """Of a folder that has one split, the other."""
+    folders = _folders(path)
+    return [] if folders == [path] else [path / split for split in SPLITS if path / split not in folders]
+
+
+def _info(path: Path, options: argparse.Namespace) -> int:
+    for folder in _folders(path):
         manifest = TokenManifest.load(folder)
         size = sum(path.stat().st_size for path in folder.glob("tokens-*.tar"))
         lines = [
@@ -55,29 +62,43 @@ def _some(names: list[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _verify(folders: list[Path], options: argparse.Namespace) -> int:
-    from aim_lightning.data.tokens.verify import verify_folder, verify_set
+def _verify(path: Path, options: argparse.Namespace) -> int:
+    from aim_lightning.data.tokens.verify import verify_set
 
     tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
-    found = 0
-    for folder in folders:
-        rows = TokenManifest.load(folder).rows
-        with Progress(transient=True) as bar:
-            task = bar.add_task(f"verifying {folder}", total=rows)
-            faults = verify_folder(folder, tokenizer_hash, lambda n, b=bar, t=task: b.advance(t, n))
-        for fault in faults:
-            print(f"{folder}/{fault}")
-        found += len(faults)
-        print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
-    for text in verify_set(folders):
+    faults, folders = [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)], []
+    for folder in _folders(path):
+        try:
+            TokenManifest.load(folder)
+            folders.append(folder)
+        except UserError as error:  # of a set, the other split is looked at all the same
+            if folder == path:
+                raise
+            faults.append(str(error))
+    faults += verify_set(folders)
+    for text in faults:
         print(text)
-        found += 1
+    found = len(faults) + sum(_verify_folder(folder, tokenizer_hash) for folder in folders)
     if not found and tokenizer_hash is None:
         print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
     return 1 if found else 0
 
 
-def _preview(folders: list[Path], options: argparse.Namespace) -> int:
+def _verify_folder(folder: Path, tokenizer_hash: str | None) -> int:
+    """How many faults it has; prints them."""
+    from aim_lightning.data.tokens.verify import verify_folder
+
+    rows = TokenManifest.load(folder).rows
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"verifying {folder}", total=rows)
+        faults = verify_folder(folder, tokenizer_hash, lambda n: bar.advance(task, n))
+    for fault in faults:
+        print(f"{folder}/{fault}")
+    print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
+    return len(faults)
+
+
+def _preview(path: Path, options: argparse.Namespace) -> int:
     if not options.tokenizer:
         raise UserError("preview needs the tokenizer that wrote the codes: --tokenizer runs/EXPERIMENT/RUN")
     import torch
@@ -87,7 +108,7 @@ def _preview(folders: list[Path], options: argparse.Namespace) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(options.tokenizer).to(device)
-    for folder in track(folders, "decoding", transient=True):
+    for folder in track(_folders(path), "decoding", transient=True):
         out = Path(options.out) if options.out else folder / "preview.png"
         shown = preview(folder, tokenizer, options.num, options.seed, device)
         save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
@@ -96,9 +117,10 @@ def _preview(folders: list[Path], options: argparse.Namespace) -> int:
 
 
 def _tokenizer(source: str) -> Any:
+    from aim_lightning.cli.tokenizer import tokenizer_source
     from aim_lightning.pipeline import load_tokenizer
 
-    return load_tokenizer(source)
+    return load_tokenizer(tokenizer_source(source))
 
 
 def _merge(paths: list[Path], options: argparse.Namespace) -> int:
@@ -107,9 +129,12 @@ def _merge(paths: list[Path], options: argparse.Namespace) -> int:
     if not options.out:
         raise UserError("merge needs --out, the new folder")
     out = Path(options.out)
-    splits = [split for split in SPLITS if (paths[0] / split).is_dir()]
-    for split in splits or [""]:
-        manifest = merge_folders([path / split for path in paths], out / split)
+    splits = [split for split in SPLITS if any((path / split).is_dir() for path in paths)] or [""]
+    absent = [path / split for path in paths for split in splits if not (path / split).is_dir()]
+    if absent:
+        raise UserError(f"{absent[0]} does not exist, but another folder has that split; merge complete sets")
+    for split in splits:
+        manifest = merge_folders([path / split for path in paths], out / split, partial(track, transient=True))
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} folders")
     print(f"next: make shards ARGS='verify {out}'")
     return 0

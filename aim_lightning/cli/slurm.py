@@ -118,7 +118,7 @@ def _started(document: Document, options: argparse.Namespace) -> int:
         return requeue.REFUSED
     limit = ClusterOptions(**document.values["cluster"]).max_starts_without_progress
     step = _step(directory)
-    record = restarts.register(directory.path, job.id, step, limit)
+    record = restarts.register(directory.path, job, step, limit)
     again = f", start {record['starts']} of {limit} without a new checkpoint" if record["starts"] > 1 else ""
     print(f"job {job.id} starts on {job.node} (restart {job.starts}) at step {step}{again}", flush=True)
     return 0

@@ -12,7 +12,7 @@ from aim_lightning.config.yaml_text import dump
 from aim_lightning.pipeline import load, load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_text
+from aim_lightning.utils.files import write_text, writing
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq, read_source
 from aim_lightning.weights.as_run import write_run
 from aim_lightning.weights.report import Part, inspect
@@ -30,7 +30,8 @@ def _import(document: Document, options: argparse.Namespace) -> int:
     directory = RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
     source = read_source(options.source, raw=options.raw)
     checkpoint = write_run(source, directory, values, importlib.metadata.version("lightning"))
-    write_text(directory.config, dump(values))
+    with writing(directory.config):
+        write_text(directory.config, dump(values))
     print(f"{source.name} is now {checkpoint}")
     tokenizer = values["model"]["class_path"].endswith("TokenizerModule")
     command = "tokenize" if tokenizer else "sample"
@@ -79,6 +80,8 @@ def _inspect(_: None, options: argparse.Namespace) -> int:
     console.print(f"{options.source}: {report.origin}")
     for path, size, digest in report.files:
         console.print(f"  {path}  {size:,} bytes  sha256 {digest}")
+    if report.unread:
+        console.print(f"  not read: {', '.join(report.unread)}")
     for part in report.parts:
         console.print(_table(part))
         console.print("  names: " + ("; ".join(part.faults) or "all there, none left over"))

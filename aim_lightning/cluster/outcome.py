@@ -4,13 +4,16 @@ from pathlib import Path
 
 from aim_lightning.cluster.job import Job
 from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 FILE = "outcome.json"
 
 
 def write(run_dir: Path, job: Job, code: int) -> None:
-    """The exit code of this incarnation of the job."""
-    write_json(Path(run_dir) / FILE, {"job": job.id, "starts": job.starts, "code": code})
+    """The exit code of this incarnation of the job; where the disk does not take it, job.sbatch has srun's."""
+    path = Path(run_dir) / FILE
+    with tolerate_disk_errors(path):
+        write_json(path, {"job": job.id, "starts": job.starts, "code": code})
 
 
 def read(run_dir: Path, job: Job) -> int | None:

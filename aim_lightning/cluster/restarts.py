@@ -2,32 +2,39 @@
 
 from pathlib import Path
 
+from aim_lightning.cluster.job import Job
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 FILE = "restarts.json"
 
 
-def count(before: dict, job_id: str, step: int) -> dict:
+def count(before: dict, job_id: str, step: int, restart: int = 0) -> dict:
     """The record of this start: how many starts of this job in a row began at the same step.
 
     Args:
-        before: record of the start before, {} when there is none.
+        before: record of the last start that could be written down, {} when there is none.
         step: of the newest checkpoint, 0 without one.
+        restart: how often SLURM has restarted the job. Starts that are missing in the record count too.
     """
-    same = before.get("job") == job_id and before.get("step") == step
-    return {"job": job_id, "step": step, "starts": before.get("starts", 0) + 1 if same else 1}
+    mine = before.get("job") == job_id
+    starts = max(restart - (before.get("restart", restart - 1) if mine else -1), 1)
+    if mine and before.get("step") == step:
+        starts += before.get("starts", 0)
+    return {"job": job_id, "step": step, "starts": starts, "restart": restart}
 
 
-def register(run_dir: Path, job_id: str, step: int, limit: int) -> dict:
-    """Count a start, on disk.
+def register(run_dir: Path, job: Job, step: int, limit: int) -> dict:
+    """Count a start, on disk; where the disk does not take it, SLURM's own count bounds the starts.
 
     Raises:
         UserError: more than `limit` starts in a row without a new checkpoint.
     """
-    path = Path(run_dir) / FILE
-    record = count(read_json(path, "restart record") if path.exists() else {}, job_id, step)
-    write_json(path, record)
+    path, job_id = Path(run_dir) / FILE, job.id
+    record = count(read_json(path, "restart record") if path.exists() else {}, job_id, step, job.starts)
+    with tolerate_disk_errors(path):
+        write_json(path, record)
     if record["starts"] > limit:
         raise UserError(
             f"job {job_id} has started {limit} times at step {step} without reaching a new checkpoint; it gives up "

@@ -3,6 +3,7 @@
 import shlex
 
 from aim_lightning.cluster.plan import JobPlan
+from aim_lightning.cluster.requeue import REFUSED, USER_ERROR
 
 # A signal that arrives before Python has set its handlers waits for them. Where env is too old for that
 # (coreutils before 8.31) SIGUSR1 is ignored until then, instead of ending the process.
@@ -89,8 +90,9 @@ def _config(plan: JobPlan) -> str:
 
 def _start(plan: JobPlan) -> list[str]:
     return [
-        "# Stops a job that starts again and again without getting anywhere.",
-        f'{_python(plan)} -m aim_lightning slurm started --config "$config" || exit $?',
+        "# Stops a job that starts again and again without getting anywhere, or was cancelled; nothing else stops it.",
+        f'{_python(plan)} -m aim_lightning slurm started --config "$config"',
+        f"code=$?; if [ $code = {USER_ERROR} ] || [ $code = {REFUSED} ]; then exit $code; fi",
     ]
 
 

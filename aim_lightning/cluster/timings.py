@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 FILE = "timings.json"
 
@@ -20,7 +21,8 @@ def record(run_dir: Path | str, **values: float) -> dict[str, float]:
     for name, value in values.items():
         keeps_largest = name in ("longest_pause_seconds", "checkpoint_seconds")
         known[name] = round(max(value, known.get(name, 0)) if keeps_largest else value, 3)
-    write_json(Path(run_dir) / FILE, known)
+    with tolerate_disk_errors(Path(run_dir) / FILE):
+        write_json(Path(run_dir) / FILE, known)
     return known
 
 

@@ -29,6 +29,8 @@ def describe(name: str, section: Section, document: Document) -> list[Option]:
         UserError: a class that the document names does not exist.
     """
     value = document.values.get(name)
+    if isinstance(section, Leaf) and section.or_class and is_class(value):
+        return list(_object(document, name, value, ()))
     if isinstance(section, Leaf):
         current = inline(value) if name in document.values else "required" if section.required else ""
         return [Option(name, expected(parse_annotation(section.annotation)), current, section.description)]

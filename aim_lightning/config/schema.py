@@ -1,7 +1,7 @@
 """Checks a document against the sections of a command and the signatures of the classes it names."""
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from aim_lightning.config.annotations import (
@@ -58,7 +58,9 @@ class _Checker:
         self.document = document
 
     def section(self, name: str, section: Section, value: Any) -> None:
-        if isinstance(section, Leaf):
+        if isinstance(section, Leaf) and section.or_class and isinstance(value, dict):
+            self._class(value, name)
+        elif isinstance(section, Leaf):
             self._value(Parameter(name, None, parse_annotation(section.annotation), None), value, name)
         elif isinstance(section, NamedSection):
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():
@@ -109,7 +111,10 @@ class _Checker:
         for name, value in values.items():
             parameter = options.parameters.get(name)
             if name in provided:
-                self._fail(f"{key}.{name}", "is set by the framework itself; remove it")
+                why = "is set by the framework itself; remove it"
+                if isinstance(provided, Mapping):
+                    why = f"is no option here: {provided[name]}"
+                self._fail(f"{key}.{name}", why)
             if parameter is None and not options.open:
                 hint = suggest(name, options.parameters.keys() - provided)
                 self._fail(f"{key}.{name}", f"is not an option of {options.name}{hint}")

@@ -21,11 +21,13 @@ class Leaf:
         annotation: its type as Python writes it, e.g. ``str | None``.
         description: for help screens.
         required: whether the command cannot do without it.
+        or_class: whether an object, by its class_path and init_args, may stand in the value's place.
     """
 
     annotation: str
     description: str = ""
     required: bool = False
+    or_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ClassSection:
     Args:
         default: class taken when the section names none; None = the section must name one.
         fixed: the only class; its options then stand directly under the section, without class_path.
-        provided: arguments that the framework gives itself; they are no options.
+        provided: arguments that the framework gives itself; they are no options. A mapping says what to do instead.
         description: for help screens.
         required: whether the command cannot do without it.
     """

@@ -23,12 +23,18 @@ class StreamDataModule(LightningDataModule):
         self.max_device_batch_size = max_device_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.cursor = Cursor()
+        self.steps_elsewhere = 0  # beyond what the cursor says, where earlier epochs had other lengths
         self.plan: BatchPlan | None = None
 
     @property
     @abstractmethod
     def train_rows(self) -> int:
         """Rows of the training set (known after `setup`)."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex sha256 of the training set, another one for other rows or another order (known after `setup`)."""
 
     @property
     @abstractmethod
@@ -52,7 +58,24 @@ class StreamDataModule(LightningDataModule):
     @property
     def steps(self) -> int:
         """Global batches trained on since the beginning."""
-        return self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
+        return self.steps_elsewhere + self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
+
+    def identity(self) -> dict[str, str | int]:
+        """What a checkpoint keeps of the training set: `rows`, `fingerprint`, and `steps` trained on it."""
+        return {"rows": self.train_rows, "fingerprint": self.fingerprint, "steps": self.steps}
+
+    def restore(self, cursor: dict[str, int], identity: dict[str, str | int] | None) -> None:
+        """Go on from a checkpoint; an epoch that has become shorter than what was read of it is over.
+
+        Args:
+            cursor: `Cursor.state` in the checkpoint.
+            identity: `identity` in the checkpoint; None in those of before, whose epochs count as being as long as now.
+        """
+        self.cursor.restore(cursor)
+        if self.cursor.batch >= self.batches_per_epoch:
+            self.cursor.restore({"epoch": self.cursor.epoch + 1, "batch": 0})
+        self.steps_elsewhere = 0
+        self.steps_elsewhere = identity["steps"] - self.steps if identity else 0
 
     def advance(self) -> None:
         """One global batch has been trained on."""

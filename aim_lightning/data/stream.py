@@ -84,6 +84,10 @@ class BatchPlan:
             )
         return rows // self.global_batch_size
 
+    def first_row(self, micro: int, rank: int) -> int:
+        """Where a rank's micro-batch begins, counted in the order of its global batch (micro = 0) or of all of them."""
+        return (micro * self.world_size + rank) * self.micro_batch_size
+
     def positions(
         self, rows: int, first_batch: int, rank: int, worker: int = 0, num_workers: int = 1
     ) -> Iterator[slice]:
@@ -93,5 +97,5 @@ class BatchPlan:
         """
         first, last = first_batch * self.accumulate, self.batches_per_epoch(rows) * self.accumulate
         for micro in range(first + worker, last, num_workers):
-            start = (micro * self.world_size + rank) * self.micro_batch_size
+            start = self.first_row(micro, rank)
             yield slice(start, start + self.micro_batch_size)

@@ -1,5 +1,6 @@
 """Blocks of drawn images in files that appear by rename: what a killed evaluation continues from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,17 @@ class BlockFolder:
         return array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows
 
 
+def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: Ranks) -> SamplingOptions:
+    """The options without `auto`, the same on all processes. Every process must call it."""
+    sampling = pipeline.resolve(sampling)
+    return replace(sampling, batch_size=min(ranks.all(sampling.batch_size)))
+
+
 @torch.no_grad()
 def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: SamplingOptions) -> Tensor:
-    """The images of one block, uint8 (images, 3, H, W), on the network's device."""
+    """The images of one block, uint8 (images, 3, H, W), on the network's device; a short block is drawn filled up."""
     numbers = torch.arange(rows.start, rows.stop)
-    options = {**sampling.options(), "batch_size": len(rows)}
+    options = {**sampling.options(), "batch_size": plan.block_size}
     return torch.cat(list(pipeline.batches(plan.labels[numbers], indices=numbers, **options)))
 
 

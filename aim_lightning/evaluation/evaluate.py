@@ -104,7 +104,7 @@ class Evaluation:
 
     def folder(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
         """Where the files of this set are: its name follows everything that the images depend on."""
-        values = [self.generator.facts, plan.labels.tolist(), asdict(sampling)]
+        values = [self.generator.facts, plan.labels.tolist(), asdict(self._resolved(plan, sampling))]
         key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
         count = count_suffix(len(plan))
         name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{key}"
@@ -113,7 +113,7 @@ class Evaluation:
     def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         """The record of one set; what was done before is not done again. Every process must call it."""
         ranks, folder = self.judge.ranks, self.folder(plan, sampling)
-        sampling = replace(sampling, batch_size=plan.block_size)
+        sampling = self._resolved(plan, sampling)
         protocol = self._protocol(plan, sampling)
         record = ranks.from_first(self._finished(folder, protocol) if ranks.is_first else None)
         if record is not None:
@@ -130,6 +130,10 @@ class Evaluation:
         if ranks.is_first:
             self._finish(folder, plan, pictures, record)
         return ranks.from_first(record)
+
+    def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
+        """As images are drawn here: continued on another device, `auto` would mix blocks of two kinds."""
+        return self.generator.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
 
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())

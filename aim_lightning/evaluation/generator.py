@@ -30,7 +30,7 @@ class Generator:
     raw: bool = False
 
 
-def from_run(source: Path, *, raw: bool, tokenizer: Any, device) -> Generator:
+def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> Generator:
     """The newest checkpoint of a run directory, or a checkpoint file itself.
 
     Args:
@@ -38,13 +38,14 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device) -> Generator:
         raw: the trained weights in place of their average.
         tokenizer: None = the one that the run names.
         device: where to draw.
+        backend: of the network.
 
     Raises:
-        UserError: no checkpoint, or one of another model.
+        UserError: no checkpoint, one of another model, or a backend that cannot be had.
     """
     path = newest_checkpoint(source)
     content = read_checkpoint(path)
-    pipeline = load(path, raw=raw, tokenizer=tokenizer).to(device)
+    pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
     kind = "ema" if content["ema"] and not raw else "raw"
     step = content["trainer"]["global_step"]
     values = content["configuration"]
@@ -60,25 +61,26 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device) -> Generator:
     return Generator(pipeline, f"step={step:08d}-{kind}", facts | identity(pipeline), raw=kind == "raw")
 
 
-def from_published(source: str, device) -> Generator:
+def from_published(source: str, device, backend: str = "auto") -> Generator:
     """Weights in the published layout: a folder, a file, or a repository of the hub.
 
     Raises:
-        UserError: not there, or damaged.
+        UserError: not there, damaged, or a backend that cannot be had.
     """
-    pipeline = AiMPipeline.from_pretrained(source).to(device)
+    pipeline = AiMPipeline.from_pretrained(source, backend=backend).to(device)
     name = source.rstrip("/").split("/")[-1]
     return Generator(pipeline, name, {"kind": "published", "name": name} | identity(pipeline))
 
 
 def identity(pipeline: AiMPipeline) -> dict[str, Any]:
-    """Hashes of the weights, and their number and type."""
+    """Hashes of the weights, their number and the type that they are kept in; the sampling options tell in which type
+    codes are drawn (`AiMPipeline.resolve`)."""
     weights = next(pipeline.aim.parameters())
     return {
         "weights_sha256": weights_hash(pipeline.aim),
         "tokenizer": pipeline.tokenizer.weights_hash,
         "parameters": sum(parameter.numel() for parameter in pipeline.aim.parameters()),
-        "precision": str(weights.dtype).removeprefix("torch."),
+        "weights_dtype": str(weights.dtype).removeprefix("torch."),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.blocks import draw_block
+from aim_lightning.evaluation.blocks import draw_block, resolved
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.metrics.features import FeatureNetwork
@@ -80,8 +80,9 @@ class Rounds:
             asked: called before each round with what comes next, on all processes; must give all the same answer:
                 0, or why to give up.
         """
-        labels = balanced_labels(num_images, range(pipeline.aim.config.num_classes))
-        plan, ranks, scores = SamplePlan(labels, self.sampling.batch_size), Ranks(), self.prepare(num_images)
+        labels, ranks = balanced_labels(num_images, range(pipeline.aim.config.num_classes)), Ranks()
+        self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
+        plan, scores = SamplePlan(labels, self.sampling.batch_size), self.prepare(num_images)
         blocks, first, start = plan.blocks(), torch.zeros(0), time.monotonic()
         for begin in range(0, len(blocks), ranks.world_size):  # every process goes round equally often
             reason = asked(f"block {begin} of {len(blocks)} of an evaluation")

@@ -39,7 +39,7 @@ class PerceptualDistance:
             UserError: the file is missing, damaged, or of another network.
         """
         if self.network is None:
-            path = existing_file(self.weights, f"save {SOURCE} there, or set the perceptual weight to 0")
+            path = existing_file(self.weights, f"save {SOURCE} there, or go without LPIPS")
             if not sha256_file(path).startswith(SHA256_START):
                 warnings.warn(f"{path} is not {SOURCE}: this LPIPS compares with no other", stacklevel=2)
             with torch.inference_mode(False), _vgg16_made_of(path):  # Lightning validates in inference mode

@@ -35,6 +35,9 @@ class AiMModule(LightningModule):
             ``mamba_ssm`` insist.
         init_from: start a new run from these weights: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class AiMModule(LightningModule):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= label_dropout <= 1:
+            raise UserError(f"model.label_dropout is {label_dropout}; it must be from 0 to 1")
         self.network = AiM(network, backend)
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size

@@ -34,6 +34,18 @@ class OptimizerConfig:
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     final_fraction: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a value out of range."""
+        for name, value, fits, range_ in (
+            ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
+            ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
+            ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
+            ("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "from 0 to 1"),
+        ):
+            if not fits:
+                raise UserError(f"model.optimizer.{name} is {value}; it must be {range_}")
+
     def peak(self, global_batch_size: int) -> float:
         """The optimizer's learning rate after the warm-up."""
         return self.learning_rate * global_batch_size / 256

@@ -1,10 +1,11 @@
 """Scores of reconstructions on the validation set, over all processes."""
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from aim_lightning.losses import Terms
+from aim_lightning.metrics.names import metric_name
 from aim_lightning.metrics.perceptual import PerceptualDistance
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.codebook import CodeCounts, perplexity, usage
@@ -29,6 +30,7 @@ class ReconstructionScores(nn.Module):
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
         self.counts = CodeCounts(codebook_size)
+        self.pictures = SumMetric()
 
     def update(self, images: Tensor, result: Reconstruction, terms: Terms) -> None:
         """Add a batch: pictures, what the tokenizer made of them, its loss."""
@@ -40,6 +42,7 @@ class ReconstructionScores(nn.Module):
         if self.perceptual:
             self.means["lpips"].update(self.perceptual(made, images).mean(), weight=rows)
         self.counts.update(result.quantized.codes_BL)
+        self.pictures.update(rows)
 
     def compute(self) -> dict[str, Tensor]:
         """Values over all batches of all processes; every process must call it."""
@@ -48,7 +51,16 @@ class ReconstructionScores(nn.Module):
         counts = self.counts.compute()
         return values | {"codebook_usage": usage(counts), "codebook_perplexity": perplexity(counts)}
 
+    def named(self, raw: bool) -> dict[str, Tensor]:
+        """What results may be compared by, under names that say on how many pictures: psnr_10k, lpips_50k_raw.
+
+        Args:
+            raw: the network's weights are no moving average.
+        """
+        values, count = self.compute(), int(self.pictures.compute())
+        return {metric_name(name, count, raw): values[name] for name in ("psnr", "ssim", "lpips") if name in values}
+
     def reset(self) -> None:
         """Forget everything."""
-        for metric in (self.psnr, self.ssim, self.counts, *self.means.values()):
+        for metric in (self.psnr, self.ssim, self.counts, self.pictures, *self.means.values()):
             metric.reset()

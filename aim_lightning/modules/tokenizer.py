@@ -45,6 +45,7 @@ class TokenizerModule(LightningModule):
         codebook_init: ``random``, or ``data`` to start the codebook from the first batch's latents.
         revival: when unused codes are set to latents.
         init_from: start a new run from these weights: a run, a checkpoint, or a published file (read by the command).
+        lpips_file: torchvision's VGG16 weights, for LPIPS in validation where the loss has none; null = go without.
         channels_last: memory format of the convolutions.
         seed: of the codebook's start from data, and of revivals.
 
@@ -64,6 +65,7 @@ class TokenizerModule(LightningModule):
         codebook_init: Literal["random", "data"] = "random",
         revival: RevivalConfig = RevivalConfig(),  # noqa: B008 (frozen)
         init_from: str | None = None,
+        lpips_file: str | None = None,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
@@ -71,6 +73,8 @@ class TokenizerModule(LightningModule):
         self.automatic_optimization = False
         if init_from and codebook_init == "data":
             raise UserError("model.init_from brings a codebook; set model.codebook_init random")
+        if lpips_file and loss.perceptual_weight:
+            raise UserError("model.lpips_file is for a loss without LPIPS; set it null: validation has the loss's own")
         self.network = VQModel(network)
         self.network.checkpoint_gradients(gradient_checkpointing)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -78,7 +82,8 @@ class TokenizerModule(LightningModule):
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
         self.grad_norm: Tensor | None = None  # of the present step, before clipping
-        self.perceptual = PerceptualDistance(loss.perceptual_file) if loss.perceptual_weight else None
+        vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
+        self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
         self.to(memory_format=self.memory_format)
         # Alike on all ranks without DDP's help, which would send the record of used codes around at every step.
@@ -99,7 +104,7 @@ class TokenizerModule(LightningModule):
         return Adversary(config, self.discriminator)
 
     def setup(self, stage: str) -> None:
-        """Read VGG16 for the perceptual loss before anything takes time."""
+        """Read VGG16 before anything takes time."""
         if self.perceptual:
             self.perceptual.load()
 

@@ -3,29 +3,31 @@
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.models import VQModel
 from aim_lightning.pipeline.generator import AiMPipeline
+from aim_lightning.pipeline.tokenizer import load_tokenizer
 from aim_lightning.runs.checkpoint import check_content
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights import import_aim, import_vq, read_source
+from aim_lightning.weights import import_aim, read_source
 
 
-def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> AiMPipeline:
+def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backend: str = "auto") -> AiMPipeline:
     """A trained generator for notebooks: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
 
     Args:
         run_dir: run directory of an AiM experiment, or one of its checkpoint files.
         raw: the trained weights themselves instead of their average.
         tokenizer: use this one; by default the one that the run's configuration names.
+        backend: of the network (see `AiM`), whatever it was trained on.
 
     Raises:
-        UserError: no checkpoint, one of another model, or a tokenizer that does not belong to it.
+        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, or a backend that
+            cannot be had.
     """
     path = newest_checkpoint(run_dir)
     found = read_source(path, raw=raw)
     check_content(found.run, path)
-    content, aim = found.run, import_aim(found)
+    content, aim = found.run, import_aim(found, backend=backend)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     trained_on = content.get("tokenizer_hash")
@@ -34,20 +36,14 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None) -> Ai
     return AiMPipeline(aim, tokenizer, content.get("class_names"))
 
 
-def load_tokenizer(source: str | Path, *, raw: bool = False) -> VQModel:
-    """The frozen VQ tokenizer of a run, a checkpoint, or published weights (see `aim_lightning.weights`).
-
-    Raises:
-        UserError: no weights, or those of another model.
-    """
-    return import_vq(source, raw=raw).requires_grad_(False)
-
-
 def _tokenizer_source(configuration: dict, path: Path) -> Path:
     """The tokenizer that the run names, from this folder or beside the run wherever that was moved to."""
     source = configuration.get("tokenizer")
     if not source:
         raise UserError(f"{path} names no tokenizer; pass tokenizer=")
+    if isinstance(source, dict):  # a checkpoint must run no code
+        kind = source.get("class_path")
+        raise UserError(f"{path} was trained with a tokenizer of class {kind}; pass tokenizer=, or set it by --config")
     root = Path(configuration["runs_root"])
     if not Path(source).exists() and Path(source).is_relative_to(root):
         return path.resolve().parents[3] / Path(source).relative_to(root)

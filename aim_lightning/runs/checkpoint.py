@@ -1,11 +1,12 @@
 """The checkpoint file: explicit keys, plain types, nothing of Lightning's needed to read it.
 
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
-schedulers; cursor; random_state (a list by rank); configuration; class_names; tokenizer_hash; trainer (progress of
-Lightning's loops, the loss scaler, metrics by rank, states of callbacks). Names of weights are those of the unwrapped
-modules.
+schedulers; cursor; data (rows and fingerprint of the training set, and steps; not in older files); random_state (a list
+by rank); configuration; class_names; tokenizer_hash; trainer (progress of Lightning's loops, the loss scaler, metrics
+by rank, states of callbacks). Names of weights are those of the unwrapped modules.
 """
 
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from aim_lightning.runs.archive import DamagedArchive, drop_from_cache, seal_archive, verify_archive
+from aim_lightning.runs.plain import find_foreign
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
@@ -32,19 +34,46 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 
     Raises:
         CheckpointNotWritten: the disk is full or broken.
+        UserError: something in it is neither tensor nor plain value, or a key of KEYS is missing.
     """
+    content = {"format": FORMAT, **content}
     try:
         with atomic_path(path) as temporary:
-            with temporary.open("wb") as file:
-                torch.save({"format": FORMAT, **content}, file)
+            _save(content, temporary, path)
             seal_archive(temporary)
             drop_from_cache(temporary)
             verify_archive(temporary)
+            _load_again(content, temporary, path)
     except (OSError, RuntimeError, DamagedArchive) as error:
         reason = _disk_error(error)
         if reason is None:
             raise
         raise CheckpointNotWritten(f"checkpoint {path} could not be written ({reason}, {_free(path)} free)") from error
+
+
+def _save(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _unfit(content, path, str(error)) from error
+
+
+def _load_again(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
+    """What a later start does with the file; weights stay on disk, so that this takes no time."""
+    try:
+        loaded = read_pickle(temporary, "checkpoint")
+    except UserError as error:
+        raise _unfit(content, path, str(error)) from error
+    check_content(loaded, path)
+
+
+def _unfit(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
+    found = find_foreign(content) or reason
+    return UserError(
+        f"checkpoint {path} could not be read again: {found}; a callback's or module's state may hold tensors and "
+        "plain values only, so convert it there, such as float(x) or str(path)"
+    )
 
 
 def _disk_error(error: BaseException | None) -> str | None:
@@ -71,19 +100,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or not one of ours.
     """
-    path = Path(path)
-    try:
-        if path.is_file():
-            verify_archive(path)
-    except (OSError, RuntimeError, ValueError, DamagedArchive) as error:
-        raise UserError(f"checkpoint {path} is damaged or no checkpoint ({error})") from None
-    content = read_pickle(path, "checkpoint")
+    content = read_pickle(path, "checkpoint", archive=True)
     check_content(content, path)
     return content
 
 
-def read_pickle(path: str | Path, what: str) -> Any:
-    """What torch.save wrote, onto the CPU; no code in it is run. `what` names the file's role in errors.
+def read_pickle(path: str | Path, what: str, archive: bool = False) -> Any:
+    """What torch.save wrote, its checksums compared, onto the CPU; no code in it is run.
+
+    Args:
+        path: the file.
+        what: its role, for errors.
+        archive: whether it must be a zip archive; files of torch before 1.6 are none, and have no checksums.
 
     Raises:
         UserError: missing, damaged or foreign.
@@ -92,9 +120,11 @@ def read_pickle(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist")
     try:
+        zipped = zipfile.is_zipfile(path)
+        if archive or zipped:
+            verify_archive(path)
         with warnings.catch_warnings(action="ignore"):  # torch's remarks about foreign pickles
-            # Files of torch before 1.6 are no zip archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "Weights only" in reason:  # torch would advise to run the code
@@ -119,7 +149,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     """Strict loading with one message for everything that does not fit.
 
     Raises:
-        UserError: missing, surplus or misshapen names.
+        UserError: missing, surplus or misshapen names, or whole numbers where the network has others.
     """
     parts = misfits(network, weights)
     if parts:
@@ -127,22 +157,32 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     network.load_state_dict(weights)
 
 
-def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int = 20) -> list[str]:
-    """Missing, surplus and misshapen names, a line a kind with at most `limit` names; nothing where all fits."""
+def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int | None = 20) -> list[str]:
+    """Missing, surplus, misshapen and non-floating names, a line a kind with at most `limit`; nothing where all fits.
+
+    Floating types may differ; integers would be taken for numbers that they are not, such as quantised weights.
+    """
     own = network.state_dict()
+    both = sorted(own.keys() & weights.keys())
     shapes = [
         f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & weights.keys())
+        for name in both
         if weights[name].shape != own[name].shape
+    ]
+    types = [
+        f"{name} {weights[name].dtype} for {own[name].dtype}"
+        for name in both
+        if own[name].is_floating_point() and not weights[name].is_floating_point()
     ]
     faults = {
         "missing": sorted(own.keys() - weights.keys()),
         "surplus": sorted(weights.keys() - own.keys()),
         "other shape": shapes,
+        "other type": types,
     }
     return [f"{kind}: {_some(names, limit)}" for kind, names in faults.items() if names]
 
 
-def _some(names: list[str], limit: int) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+def _some(names: list[str], limit: int | None) -> str:
+    more = f" and {len(names) - limit} more" if limit is not None and len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -19,5 +19,6 @@ def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
             continue
         trainer = content["trainer"]
         progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"])
-        return RunContent(progress, damaged, content["configuration"], now, trainer.get("imported_from"))
+        imported = trainer.get("imported_from")
+        return RunContent(progress, damaged, content["configuration"], now, imported, content.get("data"))
     return RunContent(None, damaged, {}, now)

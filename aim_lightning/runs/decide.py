@@ -1,6 +1,6 @@
 """What `fit` does with a run directory: one pure function of what is in it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ HARMLESS = (
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",
     "model.init_args.loss.perceptual_file",
+    "model.init_args.lpips_file",
     "data.init_args.num_workers",
     "data.init_args.val_batch_size",
     "data.init_args.max_device_batch_size",
@@ -53,6 +54,7 @@ HARMLESS = (
 )
 # The averaged weights belong to the result.
 CALLBACKS_HARMFUL = ("callbacks.ema",)
+ADVICE = "use another RUN, or --allow_changes true to continue all the same"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class RunContent:
         before: configuration in that checkpoint.
         now: configuration asked for.
         imported_from: where the newest checkpoint's weights are from, if they were imported.
+        data: rows and fingerprint of the training set in that checkpoint; None in those of before.
     """
 
     newest: Progress | None
@@ -81,6 +84,7 @@ class RunContent:
     before: dict[str, Any]
     now: dict[str, Any]
     imported_from: str | None = None
+    data: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,29 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     changes = differences(content.before, content.now)
     harmful = [line for key, line in changes.items() if not _harmless(key, content)]
     if harmful and not allow_changes:
-        advice = "use another RUN, or --allow_changes true to continue all the same"
-        return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {advice}"])
+        return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {ADVICE}"])
     notes += [f"changed since this run began: {line}" for line in changes.values()]
     action = "finished" if _finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
+
+
+def decide_on_data(
+    decision: Decision, before: dict[str, Any] | None, now: dict[str, Any], allow_changes: bool = False
+) -> Decision:
+    """The decision, once the data is open: other rows under the same path are no harmless change.
+
+    Args:
+        before: `rows` and `fingerprint` of the training set in the checkpoint; None where it does not say.
+        now: of the training set that is there.
+    """
+    if before is None or (before["rows"], before["fingerprint"]) == (now["rows"], now["fingerprint"]):
+        return decision
+    was, now_is = (f"{one['rows']} rows ({one['fingerprint'][:12]})" for one in (before, now))
+    line = f"data had {was}, has {now_is}"
+    if not allow_changes:
+        return Decision("refuse", notes=[f"the training data changed under the same path: {line}; {ADVICE}"])
+    note = f"changed since this run began: {line}"
+    return replace(decision, notes=[*decision.notes, note], changes=[*decision.changes, line])
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 STEP = re.compile(r"step=(\d+)\.ckpt")
@@ -64,6 +65,19 @@ class RunDirectory:
         newer = [path for path in self.checkpoints() if step_of(path) > step]
         return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
 
+    def remove_leftovers(self) -> list[Path]:
+        """Remove what kills in the middle of a save left, and all damaged checkpoints but the newest.
+
+        Only for who holds the lease: another training may be writing such a file.
+        """
+        half = [path for folder in (self.checkpoint_folder, self.path / "best") for path in folder.glob(".*.tmp")]
+        damaged = sorted(self.checkpoint_folder.glob("step=*.ckpt.damaged"))  # the digits have one width
+        gone = [*half, *damaged[:-1]]
+        for path in gone:
+            with tolerate_disk_errors(path):
+                path.unlink(missing_ok=True)
+        return gone
+
 
 def step_of(path: Path) -> int:
     """Optimizer steps in a checkpoint, from its file name."""
@@ -74,6 +88,14 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Checkpoint files of a run directory, newest (highest step) first; temporary names are no checkpoints."""
     files = (Path(run_dir) / "checkpoints").glob("*.ckpt")
     return sorted((path for path in files if STEP.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def missing_source(path: str | Path) -> str:
+    """What to say of a source of weights that is not there."""
+    return (
+        f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder "
+        "(make weights-vq and make weights-aim fetch published ones)"
+    )
 
 
 def newest_checkpoint(source: str | Path) -> Path:

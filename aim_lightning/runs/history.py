@@ -8,6 +8,7 @@ import socket
 from aim_lightning.runs.decide import Decision
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
 def append_start(directory: RunDirectory, decision: Decision) -> None:
@@ -25,5 +26,5 @@ def append_start(directory: RunDirectory, decision: Decision) -> None:
         "notes": [note for note in decision.notes if not any(note.endswith(line) for line in decision.changes)],
     }
     directory.path.mkdir(parents=True, exist_ok=True)
-    with directory.history.open("a", encoding="utf-8") as file:
+    with tolerate_disk_errors(directory.history), directory.history.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -1,4 +1,7 @@
-"""One training a run directory: a lease with a heartbeat, taken by global rank zero."""
+"""One training a run directory: a lease with a heartbeat, taken by global rank zero.
+
+The sign of life is the file's time stamp: setting it needs no space, so that a full disk ends no lease.
+"""
 
 import contextlib
 import hashlib
@@ -9,13 +12,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+
+
+class Found(NamedTuple):
+    """What lies in the file of a lease, and when its holder last gave a sign of life (seconds since 1970)."""
+
+    text: str
+    sign: float
+
+    @property
+    def holder(self) -> dict:
+        """{} for a file that another process has made and not filled yet."""
+        try:
+            holder = json.loads(self.text)
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.time() - self.sign
 
 
 class Lease:
@@ -30,11 +56,13 @@ class Lease:
         stale_seconds: without one before the holder counts as dead.
         patient: look whether the holder on another host still beats, instead of refusing at once. Default: in SLURM
             jobs, which may start seconds after a node has died.
-        on_lost: called from a thread when another process has taken the lease (this one had been asleep); by default
-            the process ends at once, before it can write anything.
+        on_lost: called from a thread when another process has taken the lease (this one had been asleep), or may do so
+            soon because no sign of life could be given for nearly `stale_seconds`; by default the process ends at
+            once, before it can write anything.
 
     Raises:
         UserError: somebody else holds it.
+        PassingFault: the file cannot be written.
     """
 
     def __init__(
@@ -50,118 +78,147 @@ class Lease:
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
         self.patient = job is not None if patient is None else patient
-        self.on_lost = on_lost or _end_at_once
+        self.on_lost = on_lost or partial(_end_at_once, code=2)
+        self.on_silence = on_lost or partial(_end_at_once, code=PassingFault.exit_code)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lease":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create(self.path):
-            if (dead := self._wait_until_free()) is not None:
-                self._replace(self.path, dead)
-                break
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create(self.path):
+                if (dead := self._wait_until_free()) is not None:
+                    self._replace(self.path, dead)
+                    break
+        except OSError as error:
+            raise PassingFault(
+                f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk"
+            ) from error
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine(_parse(_read(self.path))):  # nobody took it over meanwhile
-            self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a broken disk must not hide how training ended; the lease ends by itself
+            found = _read(self.path)
+            if found and self._is_mine(found.holder):  # nobody took it over meanwhile
+                self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no folder
 
     def _create(self, path: Path) -> bool:
         """Whether there was none. Between making it and filling it, it is empty, which counts as held."""
         try:
-            with path.open("x") as file:
-                file.write(self._text())
+            file = path.open("x")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(self._text())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return True
 
-    def _wait_until_free(self) -> str | None:
+    def _wait_until_free(self) -> Found | None:
         """The lease of a dead holder, None when it is gone; refuses when its holder is alive."""
-        first = _parse(_read(self.path))
-        while (text := _read(self.path)) is not None and not self._is_dead(holder := _parse(text)):
-            beats = holder.get("heartbeat") != first.get("heartbeat")
+        first = _read(self.path)
+        while (found := _read(self.path)) is not None and not self._is_dead(found):
+            holder, beats = found.holder, first is None or found.sign != first.sign
             if not holder or beats or not self.patient or holder.get("host") == self.owner["host"]:
-                self._refuse(holder)
+                self._refuse(found)
             time.sleep(min(self.beat_seconds, 1.0))
-        return text
+        return found
 
-    def _replace(self, path: Path, dead: str) -> None:
-        """Put this lease in place of a dead one. Of several that saw the same text, the one with the claim to it does.
+    def _replace(self, path: Path, dead: Found) -> None:
+        """Put this lease in place of a dead one. Of several that saw the same one, the one with the claim to it does.
 
         The claim is a lease too: one whose process died within these few lines is replaced in the same way.
         """
-        claim = path.with_name(f".{path.name}.{hashlib.sha256(dead.encode()).hexdigest()[:16]}")
+        claim = path.with_name(f".{path.name}.{hashlib.sha256(repr(dead).encode()).hexdigest()[:16]}")
         if not self._create(claim):
             other = _read(claim)
-            if other is None or not self._is_dead(_parse(other), claim):
-                self._refuse(_parse(other))
+            if other is None or not self._is_dead(other):
+                self._refuse(other)
             self._replace(claim, other)
         try:
             if (now := _read(path)) != dead:  # somebody was faster, or the holder has woken up
-                self._refuse(_parse(now))
+                self._refuse(now)
             write_text(path, self._text())
         finally:
             claim.unlink(missing_ok=True)
 
-    def _is_dead(self, holder: dict, path: Path | None = None) -> bool:
+    def _is_dead(self, found: Found) -> bool:
+        holder = found.holder
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
         gone = holder.get("host") == self.owner["host"] and not _alive(holder.get("pid", 0))
-        return gone or self._age(holder, path) > self.stale_seconds
-
-    def _age(self, holder: dict, path: Path | None = None) -> float:
-        """Seconds since the last sign of life; that of a file without content is its time stamp."""
-        try:
-            return time.time() - holder.get("heartbeat", (path or self.path).stat().st_mtime)
-        except FileNotFoundError:
-            return self.stale_seconds + 1
+        return gone or found.age > self.stale_seconds
 
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])
 
-    def _refuse(self, holder: dict) -> None:
+    def _refuse(self, found: Found | None) -> None:
         who, sign = "another process that has just started", ""
-        if holder:
+        if found and (holder := found.holder):
             who = f"process {holder.get('pid')} on {holder.get('host')}"
             who += f" (job {holder['job']})" if holder.get("job") else ""
-            sign = f", last sign {self._age(holder):.0f} s ago"
+            sign = f", last sign {found.age:.0f} s ago"
         raise UserError(
             f"{self.path.parent} is being trained by {who}{sign}; wait for it, "
             f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last sign)"
         )
 
     def _text(self) -> str:
-        return json.dumps({**self.owner, "heartbeat": time.time()}, indent=2) + "\n"
+        return json.dumps(self.owner, indent=2) + "\n"
 
     def _beat(self) -> None:
+        last, told = time.monotonic(), False
         while not self._stop.wait(self.beat_seconds):
-            holder = _parse(_read(self.path))
-            if holder and not self._is_mine(holder):
-                self.on_lost(f"{self.path.parent} has been taken over by process {holder['pid']} on {holder['host']}")
-                return
-            write_text(self.path, self._text())
+            try:
+                thief = self._sign_of_life()
+            except OSError as error:  # told once, tried again at every beat
+                told = self._bear(error, time.monotonic() - last, told)
+                continue
+            last, told = time.monotonic(), False
+            if thief:
+                who = f"process {thief['pid']} on {thief['host']}"
+                self.on_lost(f"{self.path.parent} has been taken over by {who}")
+                break
+
+    def _bear(self, error: OSError, silent: float, told: bool) -> bool:
+        """A disk that fails for a moment is told; one that fails until others count this process as dead ends it."""
+        fault = f"{self.path.parent}: no sign of life for {silent:.0f} s, {self.path} fails ({_reason(error)})"
+        if not told:
+            print(f"warning: {fault}; trying again", file=sys.stderr, flush=True)
+        if silent >= self.stale_seconds - self.beat_seconds:
+            self.on_silence(f"{fault}; another training may take the run now")
+            self._stop.set()
+        return True
+
+    def _sign_of_life(self) -> dict | None:
+        """Set the time stamp; who holds the lease instead, if it is not this process any more."""
+        found = _read(self.path)
+        if found is None:  # removed by hand
+            self._create(self.path)
+        elif found.holder and not self._is_mine(found.holder):
+            return found.holder
+        else:
+            os.utime(self.path)
+        return None
 
 
-def _read(path: Path) -> str | None:
-    """None when there is none."""
+def _read(path: Path) -> Found | None:
+    """None when there is none. Opened first: a network file system then asks its server for the time stamp."""
     try:
-        return path.read_text()
+        with path.open() as file:
+            return Found(file.read(), os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None
 
 
-def _parse(text: str | None) -> dict:
-    """{} for a file that is gone, or that another process has made and not filled yet."""
-    try:
-        holder = json.loads(text or "")
-    except ValueError:
-        return {}
-    return holder if isinstance(holder, dict) else {}
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _alive(pid: int) -> bool:
@@ -174,6 +231,6 @@ def _alive(pid: int) -> bool:
     return pid > 0
 
 
-def _end_at_once(message: str) -> None:
+def _end_at_once(message: str, code: int) -> None:
     print(f"error: {message}; this process ends without writing anything", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(code)

@@ -6,7 +6,7 @@ The definition that `sampling/fast` is held against.
 import torch
 from torch import Tensor
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling.filters import guide
 
 
@@ -36,3 +36,9 @@ class PlainDecoder:
             return logits
         cond_BV, uncond_BV = logits.chunk(2)
         return cond_BV if self.scales_L[index] == 1 else guide(cond_BV, uncond_BV, self.scales_L[index])
+
+
+def state_bytes(config: AiMConfig, guided: bool) -> int:
+    """Bytes of one image's states and logits, nearly all that grows with the batch."""
+    state = config.nheads * config.headdim * config.d_state + config.conv_dim * (config.d_conv - 1)
+    return (2 if guided else 1) * 4 * (config.n_layer * state + config.vocab_size)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from aim_lightning.utils.errors import UserError
+
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, cfg_scale: float) -> Tensor:
     """Classifier-free guidance on logits: uncond + cfg_scale * (cond - uncond)."""
@@ -35,6 +37,21 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     target_B1 = (uniform_B.double() * cumulative_BV[:, -1])[:, None]
     codes_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
     return codes_B.clamp(max=logits_BV.shape[-1] - 1)
+
+
+def diverged(logits_BV: Tensor) -> Tensor:
+    """Whether any logit is NaN or infinite: a bool on the logits' device, for which nothing waits."""
+    return ~logits_BV.isfinite().all()
+
+
+def refuse_diverged(seen: Tensor | bool) -> None:
+    """Once a sequence: what was drawn from logits that are not finite is no sample. Waits for the device.
+
+    Raises:
+        UserError: `seen` is true.
+    """
+    if seen:
+        raise UserError("logits are not finite: the network's weights have diverged; take an earlier checkpoint")
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

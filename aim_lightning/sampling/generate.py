@@ -8,9 +8,11 @@ from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import PlainDecoder
-from aim_lightning.sampling.fast import decoder_for, obstacle
-from aim_lightning.sampling.filters import choose
+from aim_lightning.sampling.fast import decoder_for, obstacle, release_decoders
+from aim_lightning.sampling.filters import choose, diverged, refuse_diverged
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
+from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
+from aim_lightning.sampling.resolve import image_bytes, resolve_precision
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
@@ -33,6 +35,7 @@ def generate(
     decoder: Literal["plain", "fast"] = "plain",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     on_step: Callable[[int, Tensor], None] | None = None,
+    pixel_bytes: int = 0,
 ) -> Tensor:
     """Draw one image's codes for each label.
 
@@ -54,12 +57,14 @@ def generate(
         precision: of the fast decoder's weights and stored inputs; auto is bfloat16 on a GPU, float32 on a CPU. The
             plain decoder keeps the network's type.
         on_step: called after each step with (step, codes so far (B, step + 1)).
+        pixel_bytes: GPU memory an image that the caller will need beside it, for pixels.
 
     Returns:
         codes_BL, int64, L = num_tokens.
 
     Raises:
-        UserError: an option or a label out of range.
+        UserError: an option or a label out of range, logits that are not finite, or more images than the GPU's memory
+            takes.
     """
     _check(model, labels_B, temperature, top_k, top_p, position_offset)
     scales_L = guidance_scales(model.config.num_tokens, cfg_scale, cfg_schedule, cfg_power, cfg_interval)
@@ -69,20 +74,39 @@ def generate(
     indices_B = indices_B.to(device)
     steps_L = torch.arange(model.config.num_tokens, device=device)
     uniform_BL = hash_uniform("sample", seed, indices_B[:, None], steps_L)
-    if _takes_fast(decoder, model, device):
-        if precision == "auto":
-            precision = "bfloat16" if device.type == "cuda" else "float32"
-        guided = any(scale != 1 for scale in scales_L)
-        fast = decoder_for(model, len(labels_B), guided, getattr(torch, precision))
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "position_offset": position_offset}
-        return fast.run(model, labels_B, uniform_BL, scales=scales_L, on_step=on_step, **options)
+    fast, precision = _takes_fast(decoder, model, device), resolve_precision(decoder, precision, model)
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    guided = any(scale != 1 for scale in scales_L)
+    try:
+        if not fast:
+            return _plain(model, labels_B, uniform_BL, scales_L, position_offset, on_step, filters)
+        more = {"scales": scales_L, "position_offset": position_offset, "on_step": on_step}
+        shape = len(labels_B), guided, getattr(torch, precision), pixel_bytes
+        return decoder_for(model, *shape).run(model, labels_B, uniform_BL, **more, **filters)
+    except torch.OutOfMemoryError:
+        pass  # the failed attempt's tensors are free only after this block
+    raise out_of_memory(model, len(labels_B), image_bytes(model, decoder, precision, guided) + pixel_bytes)
+
+
+def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
+    """What to raise after so many images did not fit, a UserError; the model's decoders give their memory back."""
+    release_decoders(model)
+    free = free_bytes(model.lm_head.weight.device)
+    return too_large(images, min(fitting_batch(free, image_bytes), images // 2), images * image_bytes, free)
+
+
+def _plain(model, labels_B, uniform_BL, scales_L, position_offset, on_step, filters) -> Tensor:
+    """The loop over the network's own steps."""
     plain = PlainDecoder(model, labels_B, scales_L, position_offset)
-    codes_BL = torch.zeros(len(labels_B), model.config.num_tokens, dtype=torch.int64, device=device)
+    codes_BL = torch.zeros(uniform_BL.shape, dtype=torch.int64, device=uniform_BL.device)
+    bad = torch.zeros((), dtype=torch.bool, device=uniform_BL.device)
     for step in range(model.config.num_tokens):
         logits_BV = plain.logits(codes_BL[:, step - 1] if step else None, step)
-        codes_BL[:, step] = choose(logits_BV, uniform_BL[:, step], temperature, top_k, top_p)
+        bad |= diverged(logits_BV)
+        codes_BL[:, step] = choose(logits_BV, uniform_BL[:, step], **filters)
         if on_step is not None:
             on_step(step, codes_BL[:, : step + 1])
+    refuse_diverged(bad)
     return codes_BL
 
 

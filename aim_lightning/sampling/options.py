@@ -8,6 +8,9 @@ from typing import Literal
 from aim_lightning.sampling.guidance import check_guidance
 from aim_lightning.utils.errors import UserError
 
+# Not about the codes of a batch, but about batches and pixels.
+OF_THE_PIPELINE = ("batch_size", "pixel_precision", "pixel_compile")
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -19,13 +22,16 @@ class SamplingOptions:
         top_k: codes kept a step; 0 = all, 1 = argmax.
         top_p: probability kept a step; 1 = all.
         seed: of the images' random streams.
-        batch_size: images drawn at a time on one device.
+        batch_size: images drawn at a time on one device, always so many: the last ones are filled up. ``auto`` is a
+            power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
         position_offset: 1 = positions of the published decoder.
         cfg_schedule: guidance over the sequence (`aim_lightning.sampling.guidance`).
         cfg_power: exponent of the schedule ``power``.
         cfg_interval: begin and end of the schedule ``interval``, shares of the sequence, 0 to 1.
         decoder: ``plain``, or ``fast`` (docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
+        pixel_precision: in which the tokenizer turns codes into pixels.
+        pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
 
     Raises:
         UserError: a value of another type or out of range.
@@ -36,7 +42,7 @@ class SamplingOptions:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = 256
     position_offset: int = 0
     # Written out: the early check of configurations follows no aliases.
     cfg_schedule: Literal["constant", "linear", "cosine", "power", "interval"] = "constant"
@@ -44,13 +50,16 @@ class SamplingOptions:
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     decoder: Literal["plain", "fast"] = "plain"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    pixel_precision: Literal["float32", "bfloat16"] = "float32"
+    pixel_compile: bool = False
 
     def __post_init__(self) -> None:
         numbers = {"cfg_scale": self.cfg_scale, "temperature": self.temperature, "top_p": self.top_p}
         numbers |= {"cfg_power": self.cfg_power}
         interval = self.cfg_interval if isinstance(self.cfg_interval, list | tuple) else [self.cfg_interval]
         numbers |= {f"cfg_interval[{i}]": value for i, value in enumerate(interval)}
-        whole = {name: getattr(self, name) for name in ("top_k", "seed", "batch_size", "position_offset")}
+        whole = {name: getattr(self, name) for name in ("top_k", "seed", "position_offset")}
+        whole |= {} if self.batch_size == "auto" else {"batch_size": self.batch_size}
         for values, kind, what in ((numbers, Real, "number"), (whole, int, "whole number")):
             for name, value in values.items():
                 if not isinstance(value, kind) or isinstance(value, bool):
@@ -61,10 +70,11 @@ class SamplingOptions:
             ("cfg_scale", self.cfg_scale < inf, "finite"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (all codes) or more"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("batch_size", self.batch_size == "auto" or self.batch_size >= 1, "auto, or at least 1"),
             ("position_offset", self.position_offset in (0, 1), "0, or 1 for the published decoder"),
             ("decoder", self.decoder in ("plain", "fast"), "plain or fast"),
             ("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+            ("pixel_precision", self.pixel_precision in ("float32", "bfloat16"), "float32 or bfloat16"),
         ):
             if not fits:
                 raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
@@ -72,3 +82,7 @@ class SamplingOptions:
     def options(self) -> dict:
         """Keyword arguments of `AiMPipeline.generate`."""
         return asdict(self)
+
+    def code_options(self) -> dict:
+        """Keyword arguments of `generate`: those that decide which codes are drawn."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_THE_PIPELINE}

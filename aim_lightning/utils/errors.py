@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exceptions that are told in one line, without a traceback."""
 
 
 class UserError(Exception):
@@ -6,3 +6,12 @@ class UserError(Exception):
 
     The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+class PassingFault(UserError):
+    """What another start may mend by itself: a network, or a disk of several nodes, that fails for a while.
+
+    `fit` ends with `exit_code`, with which job.sbatch puts the job back into the queue.
+    """
+
+    exit_code = 74

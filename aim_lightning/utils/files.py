@@ -3,14 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.utils.errors import UserError
+
+ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file of another machine counts as left behind
 
 
 @contextmanager
@@ -22,7 +27,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of two nodes may share a number and a folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -30,6 +35,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Temporary files that `atomic_path` left in a folder: of dead processes of this machine, or an hour old."""
+    owner = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)-[0-9a-f]+\.tmp")
+    found = []
+    for path in folder.glob(".*.tmp"):
+        match = owner.fullmatch(path.name)
+        if (match and not _runs(int(match[1]))) or _age(path) > ABANDONED_AFTER:
+            found.append(path)
+    return found
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written to; 0 where it has become a whole file meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 @contextmanager
@@ -65,6 +99,19 @@ def _names(folder: Path) -> set[str]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give the name of a folder")
     return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What the system says when `path` cannot be written, as one line.
+
+    Raises:
+        UserError: no such place, no permission, no space, …
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error}); give another place") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

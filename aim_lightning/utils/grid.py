@@ -65,6 +65,14 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
 
 
+def save_gif(frames: list[Tensor], path, frame_ms: int = 150, last_ms: int = 2000) -> None:
+    """Write uint8 pictures (3, H, W) as one animation without end, atomically; the last one stays for longer."""
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    durations = [frame_ms] * (len(frames) - 1) + [last_ms]
+    with atomic_path(path) as temporary:
+        pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
 def save_png(image_CHW: Tensor, path) -> None:
     """Write a uint8 picture atomically."""
     with atomic_path(path) as temporary:

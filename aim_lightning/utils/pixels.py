@@ -34,5 +34,10 @@ def to_uint8(images: Tensor) -> Tensor:
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {images.dtype}")
     if images.isnan().any():
         raise NotFinite("pictures with NaN: the network that made them, or its input, has diverged")
+    return round_pixels(images)
+
+
+def round_pixels(images: Tensor) -> Tensor:
+    """`to_uint8` without its checks, for which a GPU would have to be waited for."""
     # float32 before the arithmetic: bfloat16 cannot tell neighbouring pixels apart near 255.
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 # Set by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
 RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+# Of every process that srun starts; the script that sbatch starts has the step's id alone at most.
+STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")
+INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # job names of `srun --pty bash`: a shell, not ranks
 
 
 def is_rank_zero() -> bool:
@@ -41,15 +44,15 @@ class Place:
 
 
 def launched_place() -> Place | None:
-    """What torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS) says; None without a launcher.
+    """What torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) says; None without a launcher.
 
-    A shell inside an interactive SLURM job is no launcher, as in Lightning.
+    No launchers: sbatch, whose script is one process whatever SLURM_NTASKS says, and a shell that srun gave.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        world = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
-        return _place("SLURM_PROCID", world, "SLURM_LOCALID")
+    by_hand = os.environ.get("SLURM_JOB_NAME") in INTERACTIVE
+    if all(name in os.environ for name in STEP) and not by_hand:
+        return _place("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return None
 
 

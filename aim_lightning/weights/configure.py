@@ -1,6 +1,7 @@
 """The configuration of a source's networks: what its shapes say, completed by what stands beside the weights."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 from aim_lightning.models import AiMConfig, VQConfig
@@ -24,7 +25,7 @@ def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
         UserError: no AiM in it, or weights and config.json contradict each other.
     """
     if source.run is not None:
-        return AiMConfig(**_network_options(source, AIM))
+        return _build(AiMConfig, _network_options(source, AIM), source.name)
     if not source.parts.aim:
         raise UserError(f"{source.name} holds no AiM, only a tokenizer")
     shapes = infer_aim(Shapes(source.parts.aim, "AiM", source.name))
@@ -33,7 +34,7 @@ def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
         options = _agree(options, {"num_tokens": num_tokens}, source.name, "the argument")
     if "num_tokens" not in options:
         raise UserError(f"{source.name} has no position embedding, so its shapes do not tell num_tokens; give it")
-    return AiMConfig(**options)
+    return _build(AiMConfig, options, source.name)
 
 
 def vq_config(source: Source, image_size: int | None = None, norm_groups: int | None = None) -> VQConfig:
@@ -49,7 +50,8 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
         UserError: no tokenizer in it, or weights and config.json contradict each other.
     """
     if source.run is not None:
-        return VQConfig(**{**_network_options(source, TOKENIZER), **_given(image_size, norm_groups)})
+        options = {**_network_options(source, TOKENIZER), **_given(image_size, norm_groups)}
+        return _build(VQConfig, options, source.name)
     if not source.parts.vq:
         raise UserError(f"{source.name} holds no tokenizer, only AiM; name the tokenizer's own file or run")
     shapes = infer_vq(Shapes(source.parts.vq, "VQ tokenizer", source.name))
@@ -60,7 +62,18 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
     codes = _num_tokens(source)
     if "image_size" not in options and codes:
         options["image_size"] = math.isqrt(codes) * 2 ** (len(options["channel_multipliers"]) - 1)
-    return VQConfig(**{**options, **_given(image_size, norm_groups)})
+    return _build(VQConfig, {**options, **_given(image_size, norm_groups)}, source.name)
+
+
+def _build(kind: type, options: dict[str, Any], name: str) -> Any:
+    """A configuration whose mistakes name the source that they stand in."""
+    unknown = sorted(options.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise UserError(f"{name} has unknown options of {kind.__name__}: {', '.join(unknown)}")
+    try:
+        return kind(**options)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _num_tokens(source: Source) -> int | None:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_folder, write_json
+from aim_lightning.utils.files import atomic_folder, write_json, writing
 from aim_lightning.weights.files import CONFIG, SAFETENSORS
 from aim_lightning.weights.names import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
 from aim_lightning.weights.published import to_published
@@ -28,7 +29,7 @@ def export_aim(
         class_names: by label; written where they are not just the labels' numbers.
 
     Raises:
-        UserError: another kind of tokenizer, or the folder holds something else.
+        UserError: another kind of tokenizer, or the folder holds something else or cannot be written.
     """
     if tokenizer is not None and not isinstance(tokenizer, VQModel):
         raise UserError(f"the published layout has a place for a VQModel, not for {type(tokenizer).__name__}")
@@ -44,7 +45,7 @@ def export_vq(tokenizer: VQModel, folder: str | Path) -> Path:
     """Write a tokenizer alone, under LlamaGen's names, which have no prefix.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else or cannot be written.
     """
     return _write(folder, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"})
 
@@ -56,9 +57,12 @@ def _weights(network: nn.Module) -> dict:
 
 
 def _write(folder: str | Path, tensors: dict, config: dict, metadata: dict[str, str]) -> Path:
-    with atomic_folder(folder) as temporary:
+    with writing(folder), atomic_folder(folder) as temporary:
         write_json(temporary / CONFIG, config)
-        save_file(tensors, temporary / SAFETENSORS, metadata=metadata)
+        try:
+            save_file(tensors, temporary / SAFETENSORS, metadata=metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
         # safetensors writes for the owner alone; others may read it as they may the configuration.
         (temporary / SAFETENSORS).chmod((temporary / CONFIG).stat().st_mode)
     return Path(folder)

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, sha256_file, write_json
+from aim_lightning.utils.files import read_json, sha256_file, write_json, writing
 from aim_lightning.weights.files import CONFIG, SAFETENSORS
 from aim_lightning.weights.hub import hub_mistake
 
@@ -45,7 +45,8 @@ def fetch(model: str, root: str | Path = "weights") -> Path:
         the folder, also when it was fetched before and its files are still what the record says.
 
     Raises:
-        UserError: not published, no connection, files that the hub does not have, or damaged ones.
+        UserError: not published, no connection, files that the hub does not have, damaged ones, or a disk that does not
+            take them.
     """
     if model not in PUBLISHED:
         raise UserError(f"{model} is not published; use one of {', '.join(PUBLISHED)}")
@@ -58,8 +59,9 @@ def fetch(model: str, root: str | Path = "weights") -> Path:
     rows = [_download(published, name, facts["files"], facts["revision"], part) for name in published.files]
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes about partial files
     head = {"format": FORMAT, "model": model, "repository": published.repository, "revision": facts["revision"]}
-    write_json(part / RECORD, {**head, "files": rows})
-    part.replace(folder)
+    with writing(folder):
+        write_json(part / RECORD, {**head, "files": rows})
+        part.replace(folder)
     return folder
 
 

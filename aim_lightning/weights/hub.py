@@ -1,5 +1,7 @@
 """Model repositories of the Hugging Face hub."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.files import CONFIG, INDEX, PICKLED, SAFETENSORS, is_model_folder
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 WANTED = (CONFIG, SAFETENSORS, INDEX, "model-*.safetensors")
 
 
@@ -56,6 +59,9 @@ def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...
 
 def hub_mistake(repository: str, error: Exception) -> str:
     """One line for what the hub's client raised."""
+    reason = _disk_error(error)
+    if reason:
+        return f"the files of {repository} could not be written here ({reason}); make room, or give another folder"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"
@@ -64,3 +70,19 @@ def hub_mistake(repository: str, error: Exception) -> str:
     if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
         return f"the hub refused {repository} ({first})"
     return f"{repository} is not on this machine and the hub cannot be reached ({first}); try again with a connection"
+
+
+def _disk_error(error: BaseException | None) -> str | None:
+    """The system's words where this machine's disk is to blame, wherever in the chain of causes; else None."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+        if number in DISK or (isinstance(error, OSError) and error.filename):
+            return os.strerror(number) if number else str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _number_in(text: str) -> int | None:
+    """Of the system's error in what the hub's client makes of it, which is partly written in Rust."""
+    found = re.search(r"os error (\d+)", text)
+    return int(found[1]) if found else None

@@ -15,7 +15,11 @@ from aim_lightning.weights.source import Source, read_source
 
 
 def import_aim(
-    source: str | Path | Mapping[str, Any] | Source, *, raw: bool = False, num_tokens: int | None = None
+    source: str | Path | Mapping[str, Any] | Source,
+    *,
+    raw: bool = False,
+    num_tokens: int | None = None,
+    backend: str = "auto",
 ) -> AiM:
     """The AiM of any source, in evaluation mode on the CPU, in float32; `.to(torch.bfloat16)` afterwards as wanted.
 
@@ -23,13 +27,14 @@ def import_aim(
         source: see `aim_lightning.weights.read_source`. A tokenizer beside it is left alone.
         raw: the trained weights themselves where the source has averaged ones too.
         num_tokens: codes an image; needed only where neither a position embedding nor a configuration tells it.
+        backend: of the network (see `AiM`); no source of weights decides it.
 
     Raises:
         UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
-            a head that is not the word embedding it is tied to.
+            a head that is not the word embedding it is tied to; a backend that cannot be had.
     """
     found = read_source(source, raw=raw)
-    model = AiM(aim_config(found, num_tokens))
+    model = AiM(aim_config(found, num_tokens), backend)
     load_weights(model, aim_weights(found), found.name)
     return model.eval()
 
@@ -64,5 +69,6 @@ def aim_weights(source: Source) -> dict[str, Tensor]:
 
 
 def vq_weights(source: Source, config: VQConfig) -> dict[str, Tensor]:
-    """The tokenizer's weights likewise; without a record of used codes, an empty one."""
-    return {USAGE_RECORD: torch.zeros(config.usage_window), **source.parts.vq, **source.parts.other}
+    """The tokenizer's weights likewise; without a record of used codes, an empty one. The record may be of any type."""
+    record = source.parts.vq.get(USAGE_RECORD, torch.zeros(config.usage_window))
+    return {**source.parts.vq, **source.parts.other, USAGE_RECORD: record.float()}

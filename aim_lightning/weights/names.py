@@ -30,18 +30,30 @@ class Parts:
     other: dict[str, Any] = field(default_factory=dict)
 
 
-def unwrap(content: Any, raw: bool, source: str) -> Mapping[str, Any]:
+def unwrap(content: Any, raw: bool, source: str) -> tuple[Mapping[str, Any], list[str]]:
     """The flat mapping inside a checkpoint: under `ema`, `model` or `state_dict`, or the content itself.
 
+    Returns:
+        (the mapping, keys beside it that are left unread).
+
     Raises:
-        UserError: it is no mapping by names.
+        UserError: it is no mapping by names, or weights of our networks stand beside it, which would be lost.
     """
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{source} holds {type(content).__name__}, no mapping from names to tensors")
     for key in (group for group in GROUPS if not (raw and group == "ema")):
         if isinstance(content.get(key), Mapping) and content[key]:
-            return unwrap(content[key], raw, source)
-    return {name: value for name, value in content.items() if not (raw and name == "ema")}
+            beside = {name: value for name, value in content.items() if name != key}
+            _check_beside(beside, key, source)
+            weights, deeper = unwrap(content[key], raw, source)
+            return weights, sorted(beside) + [f"{key}.{name}" for name in deeper]
+    return {name: value for name, value in content.items() if not (raw and name == "ema")}, []
+
+
+def _check_beside(beside: Mapping[str, Any], key: str, source: str) -> None:
+    lost = sorted(name for name, value in beside.items() if isinstance(value, Tensor) and _place(name)[0] != "other")
+    if lost:
+        raise UserError(f"{source} has weights under {key} and beside it; leave one of them out: {', '.join(lost)}")
 
 
 def split(content: Mapping[str, Any], source: str) -> Parts:

@@ -28,7 +28,7 @@ class Part:
         configuration: inferred options; empty where nothing could be inferred.
         parameters: of the network of that configuration (the tied head counted once).
         types: number of tensors by dtype.
-        faults: missing, surplus and misshapen names; empty where it can be imported.
+        faults: missing, surplus, misshapen and non-floating names, all of them; empty where it can be imported.
     """
 
     kind: str
@@ -40,11 +40,12 @@ class Part:
 
 @dataclass
 class Report:
-    """Origin of the weights, (path, bytes, sha256) of each file, and the networks in them."""
+    """Origin of the weights, (path, bytes, sha256) of each file, the networks in them, and names left unread."""
 
     origin: str
     files: list[tuple[str, int, str]]
     parts: list[Part]
+    unread: list[str] = field(default_factory=list)
 
 
 def inspect(path: str | Path, *, raw: bool = False) -> Report:
@@ -55,7 +56,7 @@ def inspect(path: str | Path, *, raw: bool = False) -> Report:
     """
     source = read_source(path, raw=raw)
     files = [(str(file), file.stat().st_size, sha256_file(file)) for file in _files(Path(path))]
-    return Report(_origin(source, raw), files, list(_parts(source)))
+    return Report(_origin(source, raw), files, list(_parts(source)), source.unread)
 
 
 def _parts(source: Source) -> Iterator[Part]:
@@ -74,7 +75,7 @@ def _part(kind: str, weights: Mapping[str, Tensor], build) -> Part:
         return part
     part.configuration = asdict(network.config)
     part.parameters = sum(parameter.numel() for parameter in network.parameters())
-    part.faults = misfits(network, complete)
+    part.faults = misfits(network, complete, limit=None)
     return part
 
 

@@ -1,12 +1,12 @@
 """One reading of any source of weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.runs.checkpoint import FORMAT, check_content
-from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint
+from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 from aim_lightning.weights.files import CONFIG, SAFETENSORS, is_model_folder, read_file, read_folder
@@ -23,12 +23,14 @@ class Source:
         parts: weights, shared out to AiM, the tokenizer and neither; names are those of our networks.
         published: config.json of a model folder, its fields checked; None without one.
         run: content of a checkpoint of ours (configuration, class_names, tokenizer_hash, …); None for others.
+        unread: what stands beside the weights in a larger checkpoint, such as an optimizer.
     """
 
     name: str
     parts: Parts
     published: dict[str, Any] | None = None
     run: dict[str, Any] | None = None
+    unread: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -54,7 +56,7 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
         return _from_content(source, "the mapping", raw)
     path = Path(source)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder")
+        raise UserError(missing_source(path))
     if path.name == SAFETENSORS and path.with_name(CONFIG).is_file():
         path = path.parent
     return _from_folder(path, raw) if path.is_dir() else _from_content(read_file(path), str(path), raw)
@@ -65,7 +67,9 @@ def _from_folder(path: Path, raw: bool) -> Source:
         newest = newest_checkpoint(path)
         return _from_content(read_file(newest), str(newest), raw)
     if not is_model_folder(path):
-        raise UserError(f"{path} is neither a run directory with checkpoints nor a Hugging Face folder")
+        raise UserError(
+            f"{path} is neither a run directory with checkpoints nor a Hugging Face folder; name a weights file itself"
+        )
     config = read_json(path / CONFIG, "configuration")
     check_fields(config, path / CONFIG)
     return _from_content(read_folder(path), str(path), raw, config)
@@ -77,8 +81,9 @@ def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] 
         check_content(content, name)
         averaged = content.get("ema")
         run, content = dict(content), content["network"] if raw or not averaged else averaged["network"]
-    parts = split(unwrap(content, raw, name), name)
+    weights, unread = unwrap(content, raw, name)
+    parts = split(weights, name)
     if not parts.aim and not parts.vq:
         some = ", ".join(sorted(parts.other)[:3]) or "nothing"
         raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {some})")
-    return Source(name, parts, published, run)
+    return Source(name, parts, published, run, unread)

@@ -3,25 +3,32 @@
 # Stopped at any point and started again, it continues. Further arguments are options of fit and validate.
 #   PYTHON  interpreter [.venv/bin/python]      SOURCE  folder of the four IDX .gz files [Debian's]
 #   RUNS    folder of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
-#   COMMIT  for the report, where there is no git
+#   AIM_COMMIT  what the results name as commit, where there is no git
 set -euo pipefail
 command="$0 $*"
 cd "$(dirname "$0")/../.."
 : "${PYTHON:=.venv/bin/python}" "${SOURCE:=/usr/share/datasets/fashion-mnist}" "${RUNS:=runs}"
 : "${REPORT:=experiments/fashion_mnist_tokenizer}"
 name=fashion_mnist_tokenizer
+# Seconds that calls of fit took, stopped ones included (kill -9 of this script loses its last call's), a line each.
+count_seconds() { [ ! -d "${folder:-}" ] || [ -z "${started:-}" ] || echo $((SECONDS - started)) >>"$folder/fit_seconds"; }
+trap count_seconds EXIT
 aim() { "$PYTHON" -m aim_lightning "$1" --config "experiments/$name.yaml" --runs_root "$RUNS" "${@:2}"; }
 
 if [ ! -f data/fashion_mnist/val/manifest.json ]; then
   "$PYTHON" -m aim_lightning.data.images.fashion_mnist --source "$SOURCE" --out data/fashion_mnist
 fi
 for run in adversarial plain; do
+  folder="$RUNS/$name/$run"
   options=(--run "$run" "$@")
   if [ "$run" = plain ]; then options+=(--model.adversarial null); fi
-  started=$SECONDS
-  aim fit "${options[@]}"
-  echo $((SECONDS - started)) >>"$RUNS/$name/$run/fit_seconds"
+  if [ "$(cat "$folder/fit_done" 2>/dev/null)" != "${options[*]}" ]; then
+    started=$SECONDS
+    aim fit "${options[@]}"
+    count_seconds
+    started=
+    echo "${options[*]}" >"$folder/fit_done"
+  fi
   aim validate "${options[@]}"
 done
-"$PYTHON" experiments/tokenizer_report.py "$RUNS/$name" adversarial plain --out "$REPORT" --command "$command" \
-  ${COMMIT:+--commit "$COMMIT"}
+"$PYTHON" experiments/tokenizer_report.py "$RUNS/$name" adversarial plain --out "$REPORT" --command "$command"

@@ -43,3 +43,7 @@ def test_the_untrained_network_is_always_the_same_and_leaves_no_trace():
     torch.set_rng_state(before)
     b = _untrained(AiM(TINY), torch.device("cpu"))
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
+
+
+def test_the_untrained_network_has_the_backend_that_was_asked_for():
+    assert _untrained(AiM(TINY, "torch"), torch.device("cpu")).wanted_backend == "torch"

@@ -205,15 +205,16 @@ def test_pictures_of_another_size_than_the_reference_are_noticed_before_training
     assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
 
 
-def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path):
+def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypatch):
     """A distance on fewer pictures is larger: the earlier ones would stay the best for ever."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
-    trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, **more: Path(path).touch())
+    module = "aim_lightning.callbacks.training_evaluation"
+    monkeypatch.setattr(f"{module}.write_or_tell", lambda trainer, path: Path(path).touch())
+    trainer = SimpleNamespace(is_global_zero=True)
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
         callback.num_samples, trainer.global_step = count, step
-        callback._forget_other_counts(trainer)
         callback._keep_best(trainer, {"fd": value})
     assert [entry[:2] for entry in callback.best] == [[8.0, 4], [8.5, 5]]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [

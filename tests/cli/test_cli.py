@@ -5,6 +5,10 @@ import time
 import pytest
 
 DEMO = "experiments/demo_aim.yaml"
+FINETUNE = [
+    *("--config", "experiments/imagenet256_tokenizer_finetune.yaml", "--tokenizer", "null"),
+    *("--pictures.train", "data", "--pictures.val", "data", "--model.loss.perceptual_weight", "0"),
+]
 SECONDS_TO_ANSWER = 6
 
 
@@ -52,6 +56,11 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
             ["callbacks.ema", "'fast'", "expected float"],
         ),
         (["fit", "--config", DEMO, "--nonsense.x", "1"], ["nonsense is not a known section"]),
+        (
+            ["fit", "--config", DEMO, "--trainer.limit_train_batches", "3"],
+            ["trainer.limit_train_batches is no option here", "use max_steps"],
+        ),
+        (["fit", "--config", DEMO, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "--run try"]),
         (["fit", "--config", DEMO, "--data.path", "???"], ["data.init_args.path", "to be given"]),
         (["fit", "--config", DEMO, "--model.class_path", "aim_lightning.modules.aim.Nothing"], ["Nothing"]),
         (["sample", "--config", DEMO, "--num", "few"], ["--num", "few"]),
@@ -77,6 +86,16 @@ def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
         ("sample", [], ["holds no checkpoint"]),
         ("tokenize", [], ["holds no checkpoint"]),
         (
+            "tokenize",
+            ["--tokenizer", "weights/x"],
+            ["weights/x does not exist; give a weights file", "make weights-vq"],
+        ),
+        (
+            "fit",
+            [*FINETUNE, "--model.init_from", "weights/x.pt"],
+            ["model.init_from weights/x.pt does not exist", "make weights-vq"],
+        ),
+        (
             "fit",
             ["--pictures.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],
             ["pictures.train nothing"],
@@ -100,6 +119,14 @@ def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, com
         (["--data.global_batch_size", "7000"], ["6000 rows, fewer than data.global_batch_size 7000"]),
         (["--trainer.accelerator", "gpu"], ["trainer: ", "No supported gpu backend"]),
         (["--trainer.devices", "3"], ["data.global_batch_size 16 does not divide over 3 devices"]),
+        (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps is 0"]),
+        (["--trainer.gradient_clip_val", "1"], ["set model.gradient_clip"]),
+        (["--model.optimizer.learning_rate", "-1"], ["model.optimizer.learning_rate is -1", "above 0"]),
+        (
+            ["--trainer.val_check_interval", "9000", "--trainer.check_val_every_n_epoch", "1"],
+            ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
+        ),
+        (["--runs_root", "/dev/null/runs"], ["/dev/null/runs", "choose another place"]),
     ],
 )
 def test_mistakes_found_later_are_one_line_too(aim_cli, tmp_path, options, words):

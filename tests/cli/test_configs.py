@@ -59,6 +59,41 @@ def test_every_component_fits_an_experiment(path):
     assert path.parent.name in document.values
 
 
+OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data/tokens", "trainer/gpu"]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_components_are_built_too(name, monkeypatch):
+    """Those that no shipped experiment includes, or only some do."""
+    from aim_lightning.cli.build import AimCLI
+
+    monkeypatch.chdir(ROOT)
+    files = [ROOT / "experiments/demo_aim.yaml", ROOT / f"configs/{name}.yaml"]
+    given = [("trainer.accelerator", "cpu"), ("trainer.devices", "1"), ("data.path", "data/tokens/x")]
+    with torch.device("meta"):
+        cli = AimCLI(compose_and_check(files, *given))
+    if name.startswith("callbacks"):
+        assert "TrainingEvaluation" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+    if name.startswith("cluster"):
+        assert type(cli.config_init["cluster"]).__name__ == "ClusterOptions"
+
+
+def test_every_component_is_built_by_some_test():
+    used = set().union(*(_included(path) for path in EXPERIMENTS))
+    shipped = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/**/*.yaml")}
+    assert sorted(shipped - used - set(OPTIONAL)) == ["model/vq8"]  # which has a test of its own
+
+
+def _included(path):
+    import yaml
+
+    includes = yaml.safe_load(path.read_text()).get("include") or []
+    found = {(path.parent / name).resolve() for name in includes}
+    inside = {file for file in found if file.is_relative_to(ROOT / "configs")}
+    names = {file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in inside}
+    return names.union(*(_included(file) for file in found))
+
+
 def test_published_tokenizer_recipe():
     """What LlamaGen's tokenizer was trained with."""
     values = compose_and_check(ROOT / "experiments/imagenet256_tokenizer.yaml").values
@@ -106,3 +141,12 @@ def test_paper_recipe():
         assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(
             model["optimizer"]["learning_rate"], 1e-4
         )
+
+
+def test_the_weights_to_go_on_from_are_those_that_make_weights_vq_fetches():
+    from aim_lightning.weights.fetch import PUBLISHED
+
+    document = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
+    published = PUBLISHED["VQ-16"]
+    fetched = f"weights/{published.folder}/{published.files[0]}"
+    assert document.values["model"]["init_args"]["init_from"] == fetched

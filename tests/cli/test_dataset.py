@@ -1,7 +1,9 @@
 """One's own pictures: a class-per-folder tree becomes shards and experiments that train."""
 
 import hashlib
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from conftest import ROOT
 from PIL import Image
 
 from aim_lightning.cli import main as cli
+from aim_lightning.cli.dataset_files import file_names
 from aim_lightning.data.images.sources import open_source
-from aim_lightning.data.images.split import name_hash
+from aim_lightning.data.images.split import make_shards, name_hash
+from aim_lightning.utils.files import read_json
 
 
 @pytest.fixture
@@ -58,6 +62,19 @@ def test_pictures_are_split_by_the_hash_of_their_names(checkout, capsys):
     assert by_content("data/birds/val").items() <= before.items()  # nothing changed sides
 
 
+def test_progress_tells_of_every_picture(checkout):
+    seen = []
+
+    def watch(rows, what):
+        for row in rows:
+            seen.append((what, len(rows)))
+            yield row
+
+    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32, watch=watch)
+    wanted = {"looking at the pictures": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
+    assert {what: seen.count((what, count)) for what, count in wanted.items()} == wanted
+
+
 def test_bytes_are_kept_where_the_shards_allow_them(checkout):
     assert dataset() == 0
     stored = set()
@@ -90,14 +107,53 @@ def test_unreadable_pictures(checkout, capsys):
     assert "1 unreadable pictures left out (first: blau/bad.png)" in capsys.readouterr().out
 
 
-def test_folders_of_others_and_edited_experiments_are_left_alone(checkout, capsys):
-    assert dataset() == 0 and dataset() == 0
-    edited = checkout / "experiments" / "birds_aim.yaml"
-    edited.write_text("# mine\n")
+def test_names_that_are_no_text(checkout, capsys):
+    folder = os.fsencode(checkout) + b"/mine/caf\xe9"
+    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    for name in (b"1.png", b"2\xff.png"):
+        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
+    Path(os.fsdecode(folder + b"/3\xff.png")).write_bytes(b"no picture")
+    assert dataset("--on_error", "skip") == 0
+    assert "1 unreadable pictures left out (first: caf\\udce9/3\\udcff.png)" in capsys.readouterr().out
+    assert open_source("data/birds/train").class_names == ["blau", "caf\\udce9", "red bird"]
+
+
+def test_folders_of_others_are_refused(checkout, capsys):
     assert dataset() == 0
-    assert edited.read_text() == "# mine\n" and "birds_aim.yaml exists and is left" in capsys.readouterr().out
     (checkout / "data" / "birds" / "LICENSE").write_text("x")
     assert dataset() == 2 and "holds LICENSE, which this command did not write" in capsys.readouterr().err
+
+
+def test_files_that_nobody_edited_follow_the_pictures_and_options(checkout):
+    assert dataset() == 0
+    files = [checkout / name for name in file_names("birds")]
+    before = [path.read_text() for path in files]
+    assert dataset() == 0 and [path.read_text() for path in files] == before
+    shutil.copy(checkout / "mine/blau/1.v1.jpg", checkout / "mine/blau/more.jpg")
+    assert dataset("--image_size", "32") == 0
+    pictures, tokenizer, aim = (path.read_text() for path in files)
+    assert "image_size: 32" in pictures and "32x32 pixels become 8x8" in tokenizer and "num_tokens: 64" in aim
+
+
+@pytest.mark.parametrize("path", file_names("birds"))
+def test_edited_files_are_refused_before_anything_changes(checkout, capsys, path):
+    assert dataset() == 0
+    (checkout / path).write_text((checkout / path).read_text() + "# mine\n")
+    manifest = (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert dataset("--image_size", "32") == 2
+    error = capsys.readouterr().err
+    assert f"{path} was edited since `make dataset` made it; rename it" in error and error.count("\n") == 1
+    assert (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns == manifest
+
+
+def test_shipped_experiments_are_never_taken_for_ones_own(checkout, capsys):
+    """`make stages NAME=demo` would otherwise train the demo in silence."""
+    shutil.copy(ROOT / "experiments/demo_tokenizer.yaml", checkout / "experiments")
+    assert cli.main(["dataset", "mine", "demo", "--image_size", "16"]) == 2
+    error = capsys.readouterr().err
+    assert "experiments/demo_tokenizer.yaml exists and is not one that `make dataset` made" in error
+    assert error.count("\n") == 1 and not (checkout / "data").exists()
 
 
 @pytest.mark.parametrize(
@@ -135,3 +191,20 @@ def test_experiments_are_built(checkout, stage):
     else:
         assert (network.num_tokens, network.vocab_size, network.num_classes) == (16, 512, 2)
         assert document.values["tokenizer"] == "runs/birds_tokenizer/main"
+
+
+@pytest.mark.slow
+def test_both_stages_train_on_ones_own_pictures(checkout, own_signals):
+    """The commands of `make stages`, and of `make validate` for each stage, for two steps each."""
+    few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"]
+    stage_1 = ["--config", "experiments/birds_tokenizer.yaml", *few, "--data.num_workers", "0"]
+    stage_2 = ["--config", "experiments/birds_aim.yaml", *few, "--callbacks.sample_metrics.num_samples", "4"]
+    assert dataset() == 0
+    assert cli.main(["fit", *stage_1]) == 0
+    assert cli.main(["validate", *stage_1]) == 0
+    assert cli.main(["tokenize", *stage_1, "--views", "ten_crop", "--crop_range", "1.1,1.05"]) == 0
+    assert cli.main(["fit", *stage_2]) == 0
+    assert cli.main(["validate", *stage_2]) == 0
+    scores = {stage: read_json(f"runs/birds_{stage}/main/results.json", "results") for stage in ("tokenizer", "aim")}
+    assert any(name.startswith("rfd_effnet_lite0_") for name in scores["tokenizer"]["metrics"])
+    assert "fd_effnet_lite0_4" in scores["aim"]["metrics"]

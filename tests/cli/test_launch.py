@@ -1,8 +1,14 @@
 """How many processes `tokenize` starts without a launcher."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from aim_lightning.cli.launch import local_processes, place_or_launch
 from aim_lightning.utils.errors import UserError
@@ -44,3 +50,50 @@ def test_what_cannot_be_launched(trainer, word):
 def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["aim-lightning", "tokenize", "--config", "nowhere.yaml"])
     assert place_or_launch({**CPU, "devices": 2}) == 2
+
+
+# Stands in for the interpreter of the children: each says that it runs and then works for a minute.
+CHILD = f"""#!{sys.executable}
+import os, pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from aim_lightning.cli.launch import place_or_launch
+place = place_or_launch({CPU!r})
+assert "AIM_LAUNCHER_PIPE" not in os.environ
+pathlib.Path(sys.argv[-1], str(place.rank)).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+LAUNCHER = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from aim_lightning.cli.launch import place_or_launch
+sys.executable = sys.argv[1]
+place_or_launch({{**{CPU!r}, "devices": 2}})
+"""
+
+
+def runs(process: int) -> bool:
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_children_end_with_a_launcher_that_was_killed(tmp_path):
+    child, told = tmp_path / "child", tmp_path / "told"
+    told.mkdir()
+    child.write_text(CHILD)
+    child.chmod(0o755)
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(child), str(told)])
+    until(lambda: len([path for path in told.iterdir() if path.read_text()]) == 2)
+    children = [int(path.read_text()) for path in told.iterdir()]
+    time.sleep(0.5)
+    assert launcher.poll() is None and all(map(runs, children))
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    until(lambda: not any(map(runs, children)), 10)

@@ -1,7 +1,12 @@
-"""Choosing classes by name."""
+"""`sample`: choosing classes by name, and the animation."""
 
+import numpy as np
 import pytest
+from conftest import ROOT
+from evaluation.small import config, place  # noqa: F401
+from PIL import Image
 
+from aim_lightning.cli.main import main
 from aim_lightning.cli.sample import choose_classes
 from aim_lightning.utils.errors import UserError
 
@@ -17,3 +22,17 @@ def test_names_and_numbers():
 def test_unknown_classes_name_the_known_ones(text):
     with pytest.raises(UserError, match="classes are t-shirt, ankle boot, bag"):
         choose_classes(text, NAMES)
+
+
+@pytest.mark.filterwarnings("ignore:.*Fabric.*")
+def test_an_animation_of_the_grid(place, config, tmp_path, monkeypatch):  # noqa: F811
+    """In several batches; its last frame is the grid."""
+    monkeypatch.chdir(ROOT)
+    options = ["--classes", "0,1", "--num", "3", "--animate", "--out", tmp_path, "--sampling.batch_size", "4"]
+    assert main([str(word) for word in ("sample", "--config", config, *options)]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2 * 3 + 1
+    with Image.open(tmp_path / "sampled.png") as grid, Image.open(tmp_path / "sampled.gif") as animation:
+        assert animation.size == grid.size and animation.n_frames > 1
+        animation.seek(animation.n_frames - 1)
+        difference = np.abs(np.asarray(animation.convert("RGB"), int) - np.asarray(grid.convert("RGB"), int))
+    assert difference.mean() < 8  # 256 colours

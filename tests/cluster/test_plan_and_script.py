@@ -1,6 +1,7 @@
 """What is submitted, as a function of plain values."""
 
 import dataclasses
+import os
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def test_torchrun_gets_one_task_a_node_with_the_processors_of_its_ranks():
     assert "--ntasks-per-node=1" in lines and "--cpus-per-task=12" in lines
     assert "srun --kill-on-bad-exit=1 --cpus-per-task=12 " in render(plan(launcher="torchrun"))
     assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM_NODEID" in render(plan(launcher="torchrun"))
+
+
+@pytest.mark.parametrize(("code", "trains"), [(0, True), (1, True), (120, True), (2, False), (69, False)])
+def test_only_a_verdict_keeps_a_job_from_training(tmp_path, code, trains):
+    """`slurm started` may fail for a full disk; that must not lose the job."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@"\ncase "$*" in *started*) exit {code};; esac\n')
+    (tmp_path / "srun").write_text("#!/bin/sh\necho srun; exit 7\n")
+    for file in (python, tmp_path / "srun"):
+        file.chmod(0o755)
+    (tmp_path / "job.sbatch").write_text(render(plan(where=tmp_path, python=str(python))))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True)
+    assert ("srun" in done.stdout, "ended" in done.stdout) == (trains, trains)
+    assert done.returncode == (7 if trains else code)
 
 
 def test_an_array_has_a_configuration_and_a_log_a_task():

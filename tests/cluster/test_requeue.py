@@ -1,5 +1,7 @@
 """Does a job come back: the decision, scontrol's words, the limit on starts."""
 
+import errno
+
 import pytest
 
 from aim_lightning.cluster import outcome, records, requeue, restarts, signals, timings
@@ -67,7 +69,7 @@ def test_a_crash_stays_down_where_that_is_wanted():
 @pytest.mark.parametrize(
     ("code", "cause"),
     [(0, None), (2, None), (69, None), (130, None), (75, "warning"), (138, "warning"), (143, "sigterm"), (1, "crash"),
-     (70, "crash"), (137, "crash"), (139, "crash")],
+     (70, "crash"), (74, "crash"), (137, "crash"), (139, "crash")],
 )  # fmt: skip
 def test_exit_codes(code, cause):
     assert cause_of(code, 1) == cause_of(code, 143) == cause
@@ -114,13 +116,31 @@ def test_the_job_of_this_process():
     assert Job.current(env | step | {"SLURM_JOB_NAME": "bash"}).tasks is None
 
 
+def job(name, starts=0):
+    return Job(name, starts, "n1")
+
+
 def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
     for expected in (1, 2):
-        assert restarts.register(tmp_path, "12", 40, limit=2)["starts"] == expected
+        assert restarts.register(tmp_path, job("12"), 40, limit=2)["starts"] == expected
     with pytest.raises(UserError, match="job 12 has started 2 times at step 40 without reaching a new checkpoint"):
-        restarts.register(tmp_path, "12", 40, limit=2)
-    assert restarts.register(tmp_path, "12", 44, limit=2)["starts"] == 1
-    assert restarts.register(tmp_path, "13", 44, limit=2)["starts"] == 1
+        restarts.register(tmp_path, job("12"), 40, limit=2)
+    assert restarts.register(tmp_path, job("12"), 44, limit=2)["starts"] == 1
+    assert restarts.register(tmp_path, job("13"), 44, limit=2)["starts"] == 1
+
+
+def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert restarts.register(tmp_path, job("12", 4), 40, limit=9)["starts"] == 5  # none of them was written down
+    assert restarts.register(tmp_path, job("12", 5), 44, limit=2)["starts"] == 1
+    monkeypatch.setattr(restarts, "write_json", full)
+    assert restarts.register(tmp_path, job("12", 6), 44, limit=2)["starts"] == 2
+    with pytest.raises(UserError, match="job 12 has started 2 times at step 44"):
+        restarts.register(tmp_path, job("12", 7), 44, limit=2)
+    assert restarts.register(tmp_path, job("12", 7), 48, limit=2)["starts"] == 2  # since the last one written down
+    assert capsys.readouterr().err.count("restarts.json cannot be written (No space left on device)") == 1
 
 
 def test_what_is_written_down_for_the_job_script(tmp_path):

@@ -1,5 +1,6 @@
 """The picture stream: order, crops and flips as functions of (seed, epoch, row)."""
 
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_a_picture_is_augmented_alike_whoever_reads_it(folder):
         assert all(torch.equal(other[row], expected[row]) for row in expected), options
 
 
+def test_validation_workers_outlive_the_signals_of_a_cluster(folder):
+    """SLURM sends SIGTERM to every process of a job; the rank must reach the end of its batch."""
+    batches = iter(module(folder, workers=1).val_dataloader())
+    rows = next(batches)["index"].tolist()
+    subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)  # not by the parent
+    assert rows + [row for batch in batches for row in batch["index"].tolist()] == list(range(14))
+
+
+def test_validation_draws_no_global_number(folder):
+    """A validation more or less must not change the dropout of training."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len(list(module(folder).val_dataloader())) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_epoch_and_seed_change_order_and_augmentation(folder):
     a, b = pixels_by_row(folder, epoch=0), pixels_by_row(folder, epoch=1)
     shared = a.keys() & b.keys()
@@ -84,5 +101,5 @@ def test_splits_with_other_classes_are_refused(folder, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.png")
     data = ImageDataModule(Pictures(str(folder / "train"), str(tmp_path), image_size=16), 6)
-    with pytest.raises(UserError, match=r"train has classes .* val"):
+    with pytest.raises(UserError, match=r"label 1 is 'dog' in train but no class in val \(2 and 1 classes\)"):
         data.setup("fit")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
+from tqdm import tqdm
 
 from aim_lightning.data.images.decode import UnreadablePicture
 from aim_lightning.data.images.imagenet import DEVKIT, ImageNetArchive
@@ -141,3 +142,19 @@ def test_a_damaged_picture_is_named(root):
     row = [source.key(r) for r in range(6)].index("n02119789/ILSVRC2012_val_00000002.JPEG")
     with pytest.raises(UnreadablePicture, match=r"img_val.tar, key n02119789/ILSVRC2012_val_00000002.JPEG is not a"):
         source[row]
+
+
+@pytest.mark.parametrize("name", [TRAIN, VAL])
+def test_opening_an_archive_shows_how_far_it_is(root, monkeypatch, name):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
+            bars.append((self, options["disable"]))
+
+    monkeypatch.setattr("aim_lightning.data.images.imagenet.tqdm", Bar)
+    ImageNetArchive(root / name)
+    ((bar, disabled),) = bars
+    size = (root / name).stat().st_size
+    assert bar.total == size and size / 2 < bar.n <= size and disabled is None  # None: on terminals alone

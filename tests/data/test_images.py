@@ -459,6 +459,26 @@ def test_adm_center_crop_is_the_published_one(size):
     assert np.array_equal(ours.permute(1, 2, 0).numpy(), published_center_crop(image, 8))
 
 
+def test_adm_random_crop_is_one_of_the_published_ones():
+    """openai/guided-diffusion, random_crop_arr: shorter side 8 to 10 of 8 pixels, halved by BOX, then BICUBIC."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (47, 60, 3), dtype=np.uint8))
+    published = {}
+    for side in range(8, 11):
+        small = image
+        while min(small.size) >= 2 * side:
+            small = small.resize((small.width // 2, small.height // 2), Image.Resampling.BOX)
+        scale = side / min(small.size)
+        small = small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
+        pixels = np.asarray(small)
+        for top in range(pixels.shape[0] - 7):
+            for left in range(pixels.shape[1] - 7):
+                published[pixels[top : top + 8, left : left + 8].tobytes()] = (side, top, left)
+    transform = ImageTransform(8, crop="adm_random")
+    found = [published[transform(image, seed).permute(1, 2, 0).numpy().tobytes()] for seed in range(200)]
+    assert {side for side, _, _ in found} == {8, 9, 10} and {top for _, top, _ in found} == {0, 1, 2}
+    assert len(set(found)) > 20
+
+
 def test_no_crop_wants_the_exact_size():
     assert ImageTransform(8, crop="none")(noise(0, (8, 8)), 0).shape == (3, 8, 8)
     refuses("12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0)

@@ -108,6 +108,16 @@ def test_any_flipped_bit_is_found_and_its_shard_named(tmp_path_factory, where, b
     assert any(fault.shard == path.name for fault in found)
 
 
+def test_a_failing_disk_is_a_fault_of_its_shard(folder):
+    """Reading /proc/self/mem from its beginning gives the error of a broken disk."""
+    path = folder / "tokens-000000.tar"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    found = texts(folder)
+    assert any("tokens-000000.tar: cannot be read to its end ([Errno 5] Input/output error" in t for t in found)
+    assert not any("tokens-000001.tar" in text for text in found)
+
+
 def test_missing_shard(folder):
     (folder / "tokens-000001.tar").unlink()
     assert texts(folder) == ["tokens-000001.tar: missing"]
@@ -168,8 +178,9 @@ def test_absent_class_wrong_tokenizer_and_a_picture_twice(folder):
     found = texts(folder, "f" * 64)
     assert any("another tokenizer wrote the codes: its weights hash is none" in text for text in found)
     assert "manifest.json: class 2 (class2) has no picture in any shard" in found
-    assert "tokens-000001.tar: picture row7 comes twice (also in tokens-000000.tar)" in found
-    assert "tokens-000001.tar: picture row1302 comes twice (also in tokens-000001.tar)" in found
+    here, there = "tokens-000001.tar, record tokens-000001-0000", "tokens-000000.tar, record tokens-000000-0000"
+    assert f"{here}: picture row7 comes twice (also in {there})" in found
+    assert f"{here}: picture row1302 comes twice (also in {here})" in found
 
 
 def test_folders_of_the_first_version_are_still_read(folder):
@@ -243,7 +254,9 @@ def parts(tmp_path):
 
 
 def test_merge_keeps_every_row_in_order_and_where_it_came_from(parts, tmp_path):
-    merged = merge_folders(parts[:2], tmp_path / "ab")
+    seen = []
+    merged = merge_folders(parts[:2], tmp_path / "ab", lambda shards, what: seen.append((len(shards), what)) or shards)
+    assert seen == [(3, f"merging into {tmp_path / 'ab'}")]
     assert merged == TokenManifest.load(tmp_path / "ab") and merged.rows == 26
     for column, expected in zip(rows_of(tmp_path / "ab"), zip(*map(rows_of, parts[:2]), strict=True), strict=True):
         assert (column == np.concatenate(expected)).all()
@@ -320,6 +333,25 @@ def test_info_verify_and_merge_of_sets(tmp_path, capsys):
     code, out, _ = shards(capsys, "verify", tmp_path / "ab")
     assert code == 1 and "ab/train/tokens-000003.tar: missing" in out and "78 rows, 1 fault\n" in out
     assert "val/manifest.json: another tokenizer_hash" in out
+
+
+@pytest.mark.parametrize(("there", "absent"), [("train", "val"), ("val", "train")])
+def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
+    for name, splits in (("half", [there]), ("whole", ["train", "val"])):
+        for split in splits:
+            write_tokens(tmp_path / name / split, [12])
+            path = tmp_path / name / split / "manifest.json"
+            path.write_text(path.read_text().replace("simulated", f"{name}{split}"))
+    code, out, _ = shards(capsys, "verify", tmp_path / "half")
+    assert code == 1 and f"half/{absent}: missing" in out and f"half/{there}: 12 rows, no faults" in out
+    for order in (["half", "whole"], ["whole", "half"]):
+        code, out, err = shards(capsys, "merge", *(tmp_path / name for name in order), "--out", tmp_path / "out")
+        assert code == 2 and f"half/{absent} does not exist, but another folder has that split" in err
+        assert err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert shards(capsys, "verify", tmp_path / "half" / there)[0] == 0  # one split, asked for by its name
+    (tmp_path / "half" / absent).mkdir()  # begun, not finished
+    code, out, _ = shards(capsys, "verify", tmp_path / "half")
+    assert code == 1 and f"half/{absent} is no finished folder" in out and f"half/{there}: 12 rows, no faults" in out
 
 
 @pytest.mark.parametrize(

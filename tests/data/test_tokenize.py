@@ -1,11 +1,13 @@
 """Tokenizing pictures into shards: what is stored, by how many processes, killed and continued."""
 
 import dataclasses
+import io
 import itertools
 import json
 import multiprocessing
 import os
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
 from aim_lightning.data.tokens.encode import Encoder, exact_products
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.records import read_records
+from aim_lightning.data.tokens.verify import verify_folder
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.models import VQModel
@@ -57,6 +61,12 @@ def tokenizer():
 
 def write(pictures, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
     return TokenizeJob(pictures, tokenizer, out, how, **options).run(on_rows)
+
+
+def png(grey: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -167,6 +177,14 @@ def test_a_kill_leaves_finished_shards_and_no_manifest(pictures, tokenizer, tmp_
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
 
 
+def test_what_another_process_writes_at_this_moment_stays(pictures, tokenizer, tmp_path):
+    """Two jobs on one folder, one of them late: it must still be able to rename its file."""
+    live = tmp_path / f".tokens-000000.tar.{socket.gethostname()}.{os.getppid()}-0a1b2c3d.tmp"
+    live.touch()
+    write(pictures, tokenizer, tmp_path)
+    assert live.exists()
+
+
 def test_loader_workers_change_nothing(pictures, tokenizer, tmp_path):
     write(pictures, tokenizer, tmp_path / "none")
     assert launch(pictures, tokenizer, tmp_path / "two", HOW, [None], workers=2) == [0]
@@ -252,6 +270,35 @@ def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pi
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
 
 
+def test_names_that_are_no_text(tokenizer, tmp_path):
+    """Paths on Linux are bytes: of a class folder, of a picture, and in the reason why it was skipped."""
+    folder = os.fsencode(tmp_path) + b"/p/caf\xe9"
+    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    for name in (b"fine.png", b"fine\xff.png", b"bad\xff.png"):
+        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
+    Path(os.fsdecode(folder + b"/bad\xff.png")).write_bytes(b"no picture")
+    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert pictures.class_names == ["caf\\udce9"]
+    manifest = write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    assert manifest == TokenManifest.load(tmp_path / "out") and manifest.rows == 2
+    assert manifest.skipped[0].key == "caf\\udce9/bad\\udcff.png" and "bad\\udcff.png" in manifest.skipped[0].reason
+    assert verify_folder(tmp_path / "out") == []
+
+
+def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path):
+    (tmp_path / "p").mkdir()
+    for number in range(2):
+        records = [(png(16 * number + 8 * i), "png", i, f"{i:06d}") for i in range(3)]
+        write_image_shards(records, tmp_path / "one", ["a", "b", "c"], 3)
+        (tmp_path / "one" / "images-000000.tar").rename(tmp_path / "p" / f"s{number}.tar")
+    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert [pictures.key(row) for row in (0, 5)] == ["s0/000000", "s1/000002"]
+    write(pictures, tokenizer, tmp_path / "out")
+    assert verify_folder(tmp_path / "out") == []
+    (tmp_path / "p" / "s1.tar").unlink()
+    assert Pictures(str(tmp_path / "p"), "", image_size=16).open("train").key(0) == "000000"  # unique as they are
+
+
 def test_a_job_that_one_picture_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
     with pytest.raises(UserError):
         write(damaged, tokenizer, tmp_path)
@@ -296,6 +343,7 @@ def test_too_large_a_codebook(pictures, tmp_path):
     [
         (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
         (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
+        (lambda: Views("center_flip", (1.1,)), "crop_range is of ten_crop alone, but views is center_flip"),
         (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
         (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
         (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),

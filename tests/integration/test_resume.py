@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
+from helpers import write_tokens
 from integration.tiny import scalars, write_experiment
 
 from aim_lightning.cli.main import main
-from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.checkpoint import read_checkpoint, write_checkpoint
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -146,7 +147,10 @@ def test_a_damaged_newest_one_is_named_and_set_aside(place, fit, whole, capfd, k
     shutil.copytree(whole, run_dir)
     (run_dir / "results.json").unlink()
     damage(newest_checkpoint(run_dir), kind)
+    half = run_dir / "checkpoints" / ".step=00000021.ckpt.77-abcd.tmp"  # of a save that was killed
+    half.touch()
     code, _ = fit(kind, *options(keep_last=1))
+    assert not half.exists()
     out = capfd.readouterr().out
     assert code == 0 and "ignoring damaged checkpoint" in out and "step=00000022.ckpt" in out
     assert "training from step 20" in out
@@ -166,6 +170,45 @@ def test_starts_and_changes_are_recorded(fit, whole):
     assert "trainer.log_every_n_steps was 1, is 2" in lines[1]["changes"]
 
 
+def test_other_rows_at_the_same_path_stop_a_run(tmp_path, capfd):
+    """Rows 61 -> 26: an epoch of 7 steps becomes one of 3, and the run stood at the 6th of the third."""
+    experiment, run_dir = write_experiment(tmp_path), tmp_path / "runs" / "tiny" / "main"
+
+    def fit(*more):
+        schedule = ("--model.optimizer.schedule", "constant", *options(every_n_steps=20))
+        return main(["fit", "--config", str(experiment), *schedule, *map(str, more)])
+
+    assert fit("--trainer.max_steps", 20) == 0
+    content = read_checkpoint(newest_checkpoint(run_dir))
+    assert content["data"]["rows"] == 61 and content["data"]["steps"] == 20 and content["cursor"]["batch"] == 6
+    shutil.rmtree(tmp_path / "tokens" / "train")
+    write_tokens(tmp_path / "tokens" / "train", [26], views=2, seed=5)
+    before = sorted(path.name for path in run_dir.rglob("*"))
+    assert fit("--trainer.max_steps", 27) == 2
+    err = capfd.readouterr().err
+    assert "data had 61 rows" in err and "has 26 rows" in err and "--allow_changes true" in err
+    assert sorted(path.name for path in run_dir.rglob("*")) == before
+    assert fit("--trainer.max_steps", 27, "--allow_changes", "true") == 0
+    assert [step for step, _ in scalars(run_dir)["train/loss"]] == list(range(27))
+    last = json.loads((run_dir / "history.jsonl").read_text().splitlines()[-1])
+    assert any(line.startswith("data had 61 rows") for line in last["changes"])
+    content = read_checkpoint(newest_checkpoint(run_dir))
+    assert content["cursor"] == {"epoch": 5, "batch": 1} and content["data"]["steps"] == 27
+
+
+def test_checkpoints_of_before_say_nothing_of_their_data_and_continue(fit, whole):
+    run_dir = whole.with_name("before")
+    shutil.copytree(whole, run_dir)
+    for path in list_checkpoints(run_dir):
+        content = read_checkpoint(path)
+        del content["format"], content["data"]
+        path.unlink()
+        if content["trainer"]["global_step"] < 22:
+            write_checkpoint(content, path)
+    assert fit("before")[0] == 0
+    assert_same(run_dir, whole)
+
+
 SCALED = """
 trainer:
   plugins:
@@ -181,7 +224,8 @@ def test_the_loss_scaler_continues(place, experiment, fit):
     """fp16 on processors, with a scale that overflows at first and grows later."""
     extra = place / "scaled.yaml"
     extra.write_text(SCALED)
-    code, run_dir = fit("scaled", "--config", extra)
+    every = options(keep_last=9)
+    code, run_dir = fit("scaled", "--config", extra, *every)
     assert code == 0
     scaler = [read_checkpoint(path)["trainer"]["MixedPrecision"] for path in reversed(list_checkpoints(run_dir))]
     assert len({state["scale"] for state in scaler}) > 1
@@ -189,7 +233,7 @@ def test_the_loss_scaler_continues(place, experiment, fit):
     shutil.copytree(run_dir, cut)
     for path in list_checkpoints(cut)[:-1]:
         path.unlink()
-    assert fit("scaled_cut", "--config", extra)[0] == 0
+    assert fit("scaled_cut", "--config", extra, *every)[0] == 0
     assert_same(cut, run_dir)
     assert read_checkpoint(newest_checkpoint(cut))["trainer"]["MixedPrecision"] == scaler[-1]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from helpers import write_random_vgg
 from integration.tiny import scalars
 from integration.tiny_tokenizer import write_experiment
 from PIL import Image
@@ -102,6 +103,7 @@ def test_curves(whole):
     for name in ("generator", "discriminator", "adaptive_weight", "logits_real", "grad_norm_discriminator"):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(2, STEPS)), name
     assert [step for step, _ in found["val/psnr"]] == [3, 7]
+    assert [step for step, rate in scalars(whole)["perf/model_tflops_per_s"] if rate > 0] == list(range(STEPS))
     revived = [int(value) for _, value in found["train/revived_codes"]]
     assert revived[2] > 0 and revived[5] > 0 and sum(revived) == revived[2] + revived[5]
 
@@ -187,16 +189,41 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     results = json.loads((whole / "results.json").read_text())
     metrics, protocol = results["metrics"], results["protocol"]["validate"]["reconstruction_metrics"]
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
+    for name in ("psnr", "ssim"):  # of 2 batches of 50, and said so
+        assert metrics[f"{name}_100"] == metrics[f"val/{name}"]
+    assert "pad=0" in results["protocol"]["reconstruction_scores"]["reference"]
     assert metrics["rfd_effnet_lite0_2k"] > 0 and protocol["features"]["input_size"] == 32
     assert len(list((place.experiment.parent / "cache").glob("*.safetensors"))) == 1
     assert "next: make tokenize EXP=tiny_tokenizer RUN=whole" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*compares with no other")
+def test_perceptual_loss_and_metric(place, tmp_path):
+    """Random weights in VGG16's file: LPIPS pulls, is validated with and without EMA, and is in no checkpoint."""
+    file = write_random_vgg(tmp_path / "vgg16.pth")
+    short = ("--trainer.max_steps", 4, "--trainer.val_check_interval", 2, "--data.val_batch_size", 10)
+    options = ("--model.loss.perceptual_weight", 1, "--model.loss.perceptual_file", file, *short)
+    whole = place.fit("lpips", *options)
+    found = series(whole)
+    assert [step for step, value in found["train/perceptual"] if value > 0] == [0, 1, 2, 3]
+    assert [step for step, value in found["val/lpips"] if value > 0] == [1, 3]
+    assert not [name for name in read_checkpoint(whole / "checkpoints/step=00000004.ckpt")["network"] if "vgg" in name]
+    place.cut("lpips", "lpips_cut", 2)
+    assert series(place.fit("lpips_cut", *options)) == found
+    alone = ("--model.lpips_file", file, "--callbacks.ema", "null", "--callbacks.reconstruction_metrics", "null")
+    alone += short
+    judged = place.fit("judged", *alone)
+    assert "train/perceptual" not in series(judged) and len(series(judged)["val/lpips"]) == 2
+    assert main(place.command("validate", "judged", *alone)) == 0
+    metrics = json.loads((judged / "results.json").read_text())["metrics"]
+    assert metrics["lpips_20_raw"] == metrics["val/lpips"] > 0 and metrics["psnr_20_raw"] == metrics["val/psnr"]
 
 
 def test_report(place, whole, tmp_path, monkeypatch):
     """What experiments/fashion_mnist_tokenizer/run.sh keeps of its runs."""
     pytest.importorskip("matplotlib")
     script = ROOT / "experiments" / "tokenizer_report.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(place.runs), "whole", "--out", str(tmp_path), "--commit", "abc"])
+    monkeypatch.setattr(sys, "argv", [str(script), str(place.runs), "whole", "--out", str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
     assert {p.name for p in tmp_path.iterdir()} == {
         "config_whole.yaml",
@@ -205,7 +232,8 @@ def test_report(place, whole, tmp_path, monkeypatch):
         "results.json",
     }
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["commit"] == "abc" and "val/psnr" in results["runs"]["whole"]["metrics"]
+    assert results["commit"] == results["runs"]["whole"]["commit"]
+    assert "val/psnr" in results["runs"]["whole"]["metrics"]
     assert Image.open(tmp_path / "reconstructions.png").size[0] > 500
 
 
@@ -237,6 +265,7 @@ def test_start_from_published_weights(place, whole, tmp_path):
             "perceptual_file nowhere.pth does not exist; save https",
         ),
         (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
+        (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),

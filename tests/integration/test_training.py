@@ -68,7 +68,7 @@ def copy_run(run_dir, name, keep=None):
 
 @pytest.fixture(scope="module")
 def plain(place, experiment):
-    """Without dropout, whose draws differ by rank and micro-batch: (its options, its folder)."""
+    """Without dropout, whose draws differ by the size of micro-batches: (its options, its folder)."""
     options = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
     code, output = fit(experiment, "plain", *options)
     assert code == 0, output
@@ -102,6 +102,7 @@ def test_checkpoint_has_explicit_keys_and_plain_names(whole):
         "optimizers",
         "schedulers",
         "cursor",
+        "data",
         "random_state",
         "configuration",
         "class_names",
@@ -187,6 +188,23 @@ def test_two_processes_agree_with_one(place, experiment, plain):
         assert torch.allclose(value, two["network"][name], atol=2e-3), name
     losses = [dict(series(run_dir)["val/loss"]) for run_dir in (one_dir, two_dir)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_another_number_of_processes_continues_with_the_same_rows_and_dropout(place, experiment):
+    """Micro-batches of two rows in both: only the order of the gradient's sum differs."""
+    small = ["--data.max_device_batch_size", "2"]
+    code, output = fit(experiment, "one", *small)
+    assert code == 0, output
+    one_dir = place / "runs" / "tiny" / "one"
+    two_dir = copy_run(one_dir, "one_then_two", keep=1)
+    code, output = fit(experiment, "one_then_two", *small, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    assert code == 0 and "training from step 16" in output and "trainer.devices" in output, output
+    one, two = final(one_dir), final(two_dir)
+    assert two["cursor"] == one["cursor"]
+    for name, value in one["network"].items():
+        assert torch.allclose(value, two["network"][name], atol=1e-4), name
+    curves = [[value for _, value in series(run_dir)["val/loss"]] for run_dir in (one_dir, two_dir)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_interrupted_two_processes_continue_to_the_bit(place, experiment):

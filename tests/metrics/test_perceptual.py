@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchmetrics
 import torchvision
+from helpers import write_random_vgg
 from torch.nn import functional as F
 
 from aim_lightning.metrics.perceptual import PerceptualDistance
@@ -17,17 +18,7 @@ JUDGED = (3, 8, 15, 22, 29)  # outputs of VGG16's features that LPIPS compares
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory):
-    """VGG16's convolutions with random weights, as torchvision's file names them."""
-    with torch.device("meta"):
-        shapes = torchvision.models.vgg16(weights=None).features.state_dict()
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, value in shapes.items():
-        fan_in = value[0].numel() if value.ndim > 1 else 10000
-        weights[f"features.{name}"] = torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
-    torch.save(weights, path)
-    return path
+    return write_random_vgg(tmp_path_factory.mktemp("vgg") / "vgg16.pth")
 
 
 @pytest.fixture(scope="module")

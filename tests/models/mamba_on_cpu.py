@@ -26,14 +26,19 @@ from aim_lightning.models.aim.scan import scan, scan_step_  # noqa: E402
 
 # mamba_split_conv1d_scan_ref ends in the CUDA scan of Mamba-1; the library's own reference of that stands in.
 selective_scan_interface.selective_scan_fn = selective_scan_interface.selective_scan_ref
-# in_proj is 296 wide for the fused path and 284 (no multiple of 8) for the unfused one.
-SIZES = {"fused": {"d_model": 64, "d_state": 16}, "unfused": {"d_model": 64, "d_state": 10}}
+# Widths of (in_proj, convolution): (296, 160) suit the fused path; in (284, 148) both are no multiples of 8, in
+# (280, 148) the convolution alone.
+SIZES = {
+    "fused": {"d_state": 16, "headdim": 16},
+    "unfused in_proj": {"d_state": 10, "headdim": 16},
+    "unfused convolution": {"d_state": 10, "headdim": 32},
+}
 LABELS = torch.tensor([1, 5])
 
 
 def config(**sizes) -> AiMConfig:
     return AiMConfig(
-        n_layer=2, vocab_size=40, num_classes=5, num_tokens=24, adaln="group", headdim=16, chunk_size=16, **sizes
+        d_model=64, n_layer=2, vocab_size=40, num_classes=5, num_tokens=24, adaln="group", chunk_size=16, **sizes
     )
 
 

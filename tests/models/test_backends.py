@@ -9,10 +9,11 @@ import mamba_reference
 import pytest
 import torch
 from conftest import ROOT
-from helpers import TINY
+from helpers import TINY, relative
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends import choose
+from aim_lightning.sampling import generate
 from aim_lightning.utils.errors import UserError
 
 
@@ -33,7 +34,7 @@ def test_plain_code_equals_mamba_ssm_references(differences, what):
     assert differences[what] <= 2e-6
 
 
-@pytest.mark.parametrize("path", ["fused", "unfused"])
+@pytest.mark.parametrize("path", ["fused", "unfused in_proj", "unfused convolution"])
 def test_kernels_equal_plain_code(differences, path):
     found = differences[path]
     assert found["backend"] == "mamba_ssm"
@@ -52,6 +53,19 @@ def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
     ]
+
+
+def test_auto_says_so_at_the_first_use_too(caplog):
+    codes, labels = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for use in (lambda model: model(codes, labels), lambda model: generate(model, labels)):
+        choose._log_once.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="aim_lightning"):
+            model = AiM(TINY).eval()
+            assert not caplog.records  # it may still be moved to a GPU
+            use(model)
+            use(model)
+        assert len(caplog.records) == 1 and "backend auto took torch" in caplog.text
 
 
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
@@ -81,6 +95,27 @@ def test_parameters_that_must_stay_exact_do_in_bf16():
     logits = AiM(TINY).to(torch.bfloat16)(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 1]))
     assert logits.dtype == torch.bfloat16
     assert model.double().backbone.layers[0].mixer.A_log.dtype == torch.float64
+
+
+def test_float64_and_back_is_float32_everywhere():
+    model = AiM(TINY).double().float()
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    mixer = AiM(TINY).double().to(torch.bfloat16).backbone.layers[0].mixer
+    assert (mixer.A_log.dtype, mixer.in_proj.weight.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(mixer.D, torch.ones(len(mixer.D)))
+
+
+def test_a_float64_network_decodes_in_float64():
+    torch.manual_seed(0)
+    model, labels = AiM(TINY).eval(), torch.tensor([0, 1, 2, 0])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5) if parameter.dim() > 1 else None
+    codes, wide = generate(model, labels, cfg_scale=2.0), model.double()
+    assert torch.equal(generate(wide, labels, cfg_scale=2.0), codes)
+    condition, states = wide.backbone.condition(labels), wide.new_states(4)
+    steps = [wide.step(codes[:, t - 1] if t else None, t - 1, condition, states) for t in range(4)]
+    assert relative(torch.stack(steps, 1), wide(codes[:, :-1], labels)) <= 1e-13
+    assert {state.ssm_BHPN.dtype for state in AiM(TINY).to(torch.bfloat16).new_states(1)} == {torch.float32}
 
 
 def test_presets():

@@ -1,8 +1,12 @@
 """The VQ tokenizer against the published fixture, and its own promises."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers import TINY_VQ, fixture, published_vq8, relative
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.utils.errors import UserError
@@ -27,6 +31,15 @@ def test_vq16_size():
         model = VQModel(VQConfig())
     assert sum(p.numel() for p in model.parameters()) == 71_883_403
     assert (model.grid, model.codebook_size) == ((16, 16), 16384)
+
+
+@pytest.mark.parametrize("multipliers", [(1, 2), (1, 1, 2), (2,)])
+def test_flops_are_those_that_torch_counts(multipliers):
+    model = VQModel(dataclasses.replace(TINY_VQ, channel_multipliers=multipliers, num_res_blocks=2))
+    images = torch.rand(1, 3, 16, 16, requires_grad=True)  # so that each layer has both of its gradients
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # not counted when fused
+        model(images).images_BCHW.sum().backward()
+    assert model.flops_per_image() == counter.get_total_flops()
 
 
 def test_codes_are_int64_in_raster_order():

@@ -2,6 +2,7 @@
 
 import pickle
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,12 +138,54 @@ def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
 
+def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(tmp_path):
+    run = RunDirectory("exp", "main", tmp_path)
+    stay = ["step=00000004.ckpt", "step=00000016.ckpt.damaged", "notes.txt", ".hidden"]
+    half = [".step=00000012.ckpt.77-abcd.tmp", "step=00000008.ckpt.damaged"]
+    for name in [*stay, *half]:
+        run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        (run.checkpoint_folder / name).touch()
+    (run.path / "best").mkdir()
+    (run.path / "best" / ".fd=1.0-step=00000008.ckpt.77-abcd.tmp").touch()
+    assert len(run.remove_leftovers()) == 3
+    assert sorted(path.name for path in run.checkpoint_folder.iterdir()) == sorted(stay)
+    assert not list((run.path / "best").iterdir()) and run.remove_leftovers() == []
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
-    with pytest.raises((AttributeError, pickle.PicklingError)):
+    with pytest.raises(UserError, match=r"trainer\.bad is a builtins\.function"):
         write_checkpoint({**CONTENT, "trainer": {"bad": lambda: 0}}, path)
     assert "network" in read_checkpoint(path) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (
+            {"callbacks": {"Best": {"scores": [1.0, np.float64(0.5)]}}},
+            "trainer.callbacks.Best.scores.1 is a numpy.float64",
+        ),
+        ({"callbacks": {"Best": {"file": Path("a.ckpt")}}}, "trainer.callbacks.Best.file is a pathlib."),
+        ({"counts": {np.int64(3): 1}}, "the key trainer.counts.3 is a numpy.int64"),
+        ({"table": np.zeros(2)}, "trainer.table is a numpy.ndarray"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_before_it_replaces_anything(tmp_path, state, words):
+    """torch writes these without a word and refuses them when it reads."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    with pytest.raises(UserError) as caught:
+        write_checkpoint({**CONTENT, "trainer": state}, path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert read_checkpoint(path)["trainer"] == {} and [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_content_without_a_key_that_reading_asks_for_is_refused(tmp_path):
+    with pytest.raises(UserError, match="lacks network"):
+        write_checkpoint({key: {} for key in KEYS if key != "network"}, tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_do_not_fit_are_listed():

@@ -1,11 +1,12 @@
 """What `fit` does with a run directory, as a function of its content."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from aim_lightning.runs.decide import Progress, RunContent, decide
+from aim_lightning.runs.decide import Progress, RunContent, decide, decide_on_data
 
 CONFIG = {
     "experiment": "x",
@@ -98,6 +99,23 @@ def test_longer_training_under_a_decaying_schedule_is_another_training():
 
 def test_more_steps_than_a_finished_run_had_continue_it():
     assert decide(content(changed("trainer.max_steps", 200), step=100)).action == "continue"
+
+
+@pytest.mark.parametrize("now", [{"rows": 57, "fingerprint": "abc"}, {"rows": 61, "fingerprint": "xyz"}])
+def test_other_rows_under_the_same_path_refuse_and_can_be_forced(now):
+    decision, before = decide(content()), {"rows": 61, "fingerprint": "abc", "steps": 40}
+    assert decide_on_data(decision, before, {**before, "steps": 0}) == decision
+    refused = decide_on_data(decision, before, now)
+    line = f"data had 61 rows (abc), has {now['rows']} rows ({now['fingerprint']})"
+    assert refused.action == "refuse" and line in refused.notes[-1] and "--allow_changes" in refused.notes[-1]
+    forced = decide_on_data(decision, before, now, allow_changes=True)
+    assert forced.action == "continue" and forced.changes == [line] and line in forced.notes[-1]
+    assert dataclasses.replace(forced, notes=[], changes=[]) == decision
+
+
+def test_checkpoints_that_do_not_know_their_data_continue():
+    decision = decide(content())
+    assert decide_on_data(decision, None, {"rows": 57, "fingerprint": "abc"}) == decision
 
 
 def test_damaged_checkpoints_are_named():

@@ -1,5 +1,6 @@
 """One training a run directory."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,8 +9,9 @@ import time
 
 import pytest
 
+from aim_lightning.runs import lease as module
 from aim_lightning.runs.lease import Lease
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 
 
 def test_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path):
@@ -36,7 +38,8 @@ def test_a_dead_process_on_this_host_frees_it(tmp_path):
 
 
 def other_host(path, age):
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "77", "heartbeat": time.time() - age}))
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "77"}))
+    os.utime(path, (time.time() - age,) * 2)
 
 
 def test_another_host_counts_until_its_heartbeat_is_old(tmp_path):
@@ -52,9 +55,79 @@ def test_another_host_counts_until_its_heartbeat_is_old(tmp_path):
 def test_the_heartbeat_beats(tmp_path):
     path = tmp_path / "lease.json"
     with Lease(path, beat_seconds=0.05):
-        first = json.loads(path.read_text())["heartbeat"]
+        first = path.stat().st_mtime
         time.sleep(0.3)
-        assert json.loads(path.read_text())["heartbeat"] > first
+        assert path.stat().st_mtime > first
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_no_lease(tmp_path, monkeypatch):
+    """Giving a sign of life writes nothing."""
+    path, lost = tmp_path / "lease.json", []
+    with Lease(path, beat_seconds=0.05, stale_seconds=0.4, on_lost=lost.append):
+        monkeypatch.setattr(module, "write_text", full)
+        monkeypatch.setattr(type(path), "write_text", full)
+        time.sleep(0.8)
+        with pytest.raises(UserError, match="is being trained by process"), Lease(path, stale_seconds=0.4):
+            pass
+    assert not lost
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_beat_that_fails_is_told_once_and_tried_again(tmp_path, monkeypatch, capfd):
+    path, lost, calls, utime = tmp_path / "lease.json", [], [], os.utime
+
+    def fails_three_times(*arguments):
+        calls.append(arguments)
+        if len(calls) <= 3:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        utime(*arguments)
+
+    monkeypatch.setattr(module.os, "utime", fails_three_times)
+    with Lease(path, beat_seconds=0.05, stale_seconds=30, on_lost=lost.append):
+        wait_for(lambda: len(calls) > 5)
+    err = capfd.readouterr().err
+    assert not lost and err.count("Stale file handle") == err.count("\n") == 1 and "trying again" in err
+
+
+def test_who_cannot_beat_ends_before_another_may_take_the_run(tmp_path, monkeypatch):
+    path, lost = tmp_path / "lease.json", []
+    monkeypatch.setattr(module.os, "utime", full)
+    start = time.monotonic()
+    with Lease(path, beat_seconds=0.05, stale_seconds=0.5, on_lost=lost.append):
+        wait_for(lambda: lost)
+        assert 0.4 <= time.monotonic() - start < 0.5 + 0.1
+    assert len(lost) == 1 and "No space left on device" in lost[0] and "another training may take the run" in lost[0]
+
+
+def test_by_default_it_ends_with_the_code_that_brings_the_job_back(tmp_path):
+    code = f"""
+import os, time
+from pathlib import Path
+from aim_lightning.runs import lease
+def utime(*_): raise OSError(5, "Input/output error")
+lease.os.utime = utime
+with lease.Lease(Path({str(tmp_path)!r}, "lease.json"), beat_seconds=0.05, stale_seconds=0.2):
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == PassingFault.exit_code == 74 and "Input/output error" in done.stderr
+
+
+def test_a_lease_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "_text", full)
+    with pytest.raises(PassingFault, match=r"lease.json cannot be written .No space left on device"):
+        Lease(tmp_path / "lease.json").__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_was_just_created_counts_as_held(tmp_path):
@@ -65,9 +138,7 @@ def test_a_file_that_was_just_created_counts_as_held(tmp_path):
 
 
 def earlier_start(path, starts):
-    path.write_text(
-        json.dumps({"host": "elsewhere", "pid": 1, "job": "77", "starts": starts, "heartbeat": time.time()})
-    )
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "77", "starts": starts}))
 
 
 def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(tmp_path, monkeypatch):
@@ -94,7 +165,7 @@ def test_a_patient_one_waits_for_a_dead_node_and_refuses_a_living_one(tmp_path):
 import json, time
 from pathlib import Path
 for _ in range(100):
-    text = json.dumps({{"host": "elsewhere", "pid": 1, "job": "5", "heartbeat": time.time()}})
+    text = json.dumps({{"host": "elsewhere", "pid": 1, "job": "5"}})
     Path({str(path)!r} + ".new").write_text(text)
     Path({str(path)!r} + ".new").rename({str(path)!r})
     time.sleep(0.1)

@@ -6,6 +6,7 @@ A process of its own, because the interpreter must be chosen before anything imp
 import json
 
 import torch
+from helpers import relative
 
 from aim_lightning.models import AiM, AiMConfig
 
@@ -69,6 +70,7 @@ def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple
         uniform,
         torch.full((3,), 2.0),
         *scalars,
+        torch.zeros((), dtype=torch.int32),
         vocabulary,
         3,
         images,
@@ -79,16 +81,127 @@ def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple
     return (codes[:, 1] == expected).float().mean().item(), int(step)
 
 
+def products() -> dict[str, float]:
+    """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
+    from aim_lightning.sampling.fast.triton_step import linear
+
+    found = {}
+    for rows, inner, cols, split in [
+        (3, 192, 40, 1),
+        (70, 96, 33, 1),
+        (5, 1536, 48, 4),
+        (66, 600, 20, 4),
+        (2, 7, 5, 4),
+    ]:
+        x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
+        out = torch.full((split, rows, cols), torch.nan)
+        linear(x, weight, out if split > 1 else out[0])
+        exact = x.double() @ weight.double().t()
+        found[f"{rows}x{inner}x{cols}/{split}"] = relative(out.double().sum(0), exact)
+    return found
+
+
+@torch.no_grad()
+def logits_in_bf16(d_model: int, heads: int) -> float:
+    """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16."""
+    from unittest import mock
+
+    from aim_lightning.sampling.fast import triton_step
+    from aim_lightning.sampling.fast.decoder import FastDecoder
+
+    model = network("group", num_tokens=4, n_layer=1, d_model=d_model)
+    labels, uniform = torch.tensor([1, 2]), torch.rand(2, 4, dtype=torch.float64)
+    options = {"scales": [2.0] * 4, "temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    decoder = FastDecoder(model, 2, True, torch.bfloat16)
+    plain, draw = [], decoder._step._choose
+    decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
+    decoder.run(model, labels, uniform, **options)
+    with mock.patch.object(triton_step, "mix_shape", lambda *_: (heads, 64, 2)):
+        decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
+    decoder.run(model, labels, uniform, **options)
+    return relative(decoder.buffers.logits_MV, plain[-1])
+
+
+def diverging() -> list[int]:
+    """The flag for NaN, infinities and, last, finite logits, under every kind of filter; codes always exist."""
+    flags = []
+    for value in (torch.nan, torch.inf, -torch.inf, 0.0):
+        logits = torch.randn(2, 60)
+        logits[:, 7] = value
+        flags += [choose(logits, **options)[2] for options in OPTIONS[:5]]
+    return flags
+
+
+def choose(logits, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple[torch.Tensor, int, int]:
+    """(codes of step 0, the step afterwards, whether logits were not finite); no guidance."""
+    from aim_lightning.sampling.fast import kernels
+
+    images, vocabulary = logits.shape
+    codes, counters = torch.full((images, 2), -1), [torch.zeros((), dtype=torch.int32) for _ in range(3)]
+    scalars = torch.tensor([temperature]), torch.tensor([top_k], dtype=torch.int32), torch.tensor([top_p])
+    step, done, bad = counters
+    kernels.choose_kernel[(images,)](
+        logits, codes, step, done, torch.rand(images, 2, dtype=torch.float64), torch.ones(2), *scalars, bad,
+        vocabulary, 2, images, GUIDED=False, BLOCK=64,
+    )  # fmt: skip
+    assert codes[:, 0].min() >= 0 and codes[:, 0].max() < vocabulary
+    return codes[:, 0], int(step), int(bad)
+
+
+def far_row() -> bool:
+    """The mixer writes a row whose inputs lie past 2^31 values where they belong; only touched pages take memory."""
+    from aim_lightning.sampling.fast import kernels
+
+    T, inner, N = 2**27, 16, 16
+    new = lambda *shape, dtype=torch.float32: torch.randn(shape).to(dtype)  # noqa: E731
+    xs = torch.empty(T * inner + inner, dtype=torch.bfloat16)
+    bs = torch.empty(T * N + N, dtype=torch.bfloat16)
+    gs = torch.empty(T + 1)
+    K = inner + 2 * N
+    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(K, 4), new(K))
+    ring, decay = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, 1)
+    heads = [new(1) for _ in range(3)]
+    out, squares = torch.empty(2, inner, dtype=torch.bfloat16), torch.empty(2, 1)
+    xs[-inner:] = 0
+    kernels.mix_kernel[(2, 1)](
+        zx, ring, xs, bs, gs, decay, *conv, *heads, new(inner), out, squares, torch.zeros((), dtype=torch.int32), 2, T,
+        zx.shape[1], INNER=inner, H=1, P=16, N=N, HEADS=1, STEPS=16, TAPS=4,
+    )  # fmt: skip
+    x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][:inner, 3])
+    return torch.allclose(xs[-inner:].float(), x, rtol=1e-2, atol=1e-3)
+
+
+def multiply_bfloat16() -> None:
+    """Triton's interpreter keeps bfloat16 as integers, and its dot multiplies those."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    builder = interpreter.InterpreterBuilder
+    dot = builder.create_dot
+    builder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+
+
 def main() -> None:
     import mamba_reference
 
     mamba_reference.interpret()
+    multiply_bfloat16()
     torch.set_num_threads(1)
     results = [drawn(**options) for options in OPTIONS]
     report = {
         "codes": [codes_equal("group", True), codes_equal("none", False)],
         "drawn": [share for share, _ in results],
         "steps": [step for _, step in results],
+        "products": products(),
+        "bf16": [logits_in_bf16(48, 1), logits_in_bf16(32, 2)],
+        "diverged": diverging(),
+        "far_row": far_row(),
     }
     print(json.dumps(report))
 

@@ -12,7 +12,8 @@ from helpers import TINY
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import cache, decoder_for
+from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for
+from aim_lightning.sampling.memory import fitting_batch
 from aim_lightning.utils.errors import UserError
 
 LABELS = torch.tensor([0, 2, 3])
@@ -82,7 +83,7 @@ def test_memory_is_counted():
     counted = cache.bytes_needed(model.config, 3, True, torch.bfloat16)
     assert counted <= sum(value.numel() * value.element_size() for value in held) <= 2 * counted
     big = replace(TINY, num_tokens=256, d_model=768, n_layer=24)
-    assert cache.fitting_batch(big, 10 * 2**30, True, torch.bfloat16) in range(100, 400)
+    assert fitting_batch(10 * 2**30, cache.bytes_needed(big, 1, True, torch.bfloat16)) in range(100, 400)
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,66 @@ def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
 def test_the_drawing_kernel_equals_the_filters_also_with_ties(interpreted):
     assert interpreted["drawn"] == [1.0] * len(OPTIONS)
     assert interpreted["steps"] == [2] * len(OPTIONS)
+
+
+def test_products_of_any_width(interpreted):
+    """Parts, odd widths and several row tiles, in bfloat16 with sums in float32."""
+    assert len(interpreted["products"]) == 5
+    assert max(interpreted["products"].values()) < 1e-6
+
+
+def test_a_step_in_bf16_with_one_and_two_heads_a_program(interpreted):
+    assert max(interpreted["bf16"]) < 3e-2
+
+
+def test_the_drawing_kernel_ends_and_tells_when_logits_are_not_finite(interpreted):
+    """A search over such values would never end."""
+    assert interpreted["diverged"] == [1] * 15 + [0] * 5
+
+
+def test_rows_past_two_to_the_31st_value(interpreted):
+    assert interpreted["far_row"]
+
+
+def test_logits_that_are_not_finite_end_in_one_line():
+    model = network("group")
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = torch.nan
+    for decoder in ("plain", "fast"):
+        for options in ({}, {"top_k": 1}, {"top_k": 5, "top_p": 0.9, "cfg_scale": 2.0}):
+            with pytest.raises(UserError, match="logits are not finite: the network's weights have diverged"):
+                generate(model, LABELS, decoder=decoder, **options)
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = 1
+    assert torch.equal(*both(model))  # the flag does not stay
+
+
+def test_a_decoder_made_in_inference_mode_serves_outside_it():
+    model = network("group")
+    with torch.inference_mode():
+        plain, fast = both(model, cfg_scale=2.0)
+        assert torch.equal(plain, fast)
+    assert torch.equal(generate(model, LABELS, seed=5, decoder="fast", cfg_scale=2.0), plain)
+
+
+def test_guidance_gets_logits_in_float32():
+    assert decoder_for(network("none"), 2, True, torch.bfloat16).buffers.logits_MV.dtype == torch.float32
+
+
+def test_steps_go_into_graphs_of_eight_and_ones(monkeypatch):
+    """Without a GPU the graphs are plain calls; every shape is captured once, previews take single steps."""
+    captured, model = [], network("group", num_tokens=19)
+
+    def capture(self, steps):
+        captured.append(steps)
+        return lambda: [self._step() for _ in range(steps)]
+
+    monkeypatch.setattr(FastDecoder, "_captured", capture)
+    decoder_for(model, 3, False, torch.float32)._capturing = True
+    for _ in range(2):
+        assert torch.equal(*both(model))
+    assert captured == [8, 1]
+    seen = []
+    fast = generate(model, LABELS, seed=5, decoder="fast", on_step=lambda t, codes: seen.append(codes.shape[1]))
+    assert seen == list(range(1, 20)) and captured == [8, 1]
+    assert torch.equal(fast, both(model)[0])

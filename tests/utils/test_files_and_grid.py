@@ -1,11 +1,15 @@
 """Atomic files and labelled grids."""
 
+import os
+import socket
+import subprocess
+
 import pytest
 import torch
 from PIL import Image
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_path, read_json, write_json
+from aim_lightning.utils.files import abandoned, atomic_path, read_json, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 
 
@@ -38,3 +42,23 @@ def test_grid_places_pictures_in_rows_and_enlarges_small_ones(tmp_path):
     assert labelled_grid(images, 3, []).shape[2] == 3 * 66
     save_png(grid, tmp_path / "x" / "grid.png")
     assert Image.open(tmp_path / "x" / "grid.png").size == (grid.shape[2], grid.shape[1])
+
+
+def test_temporary_files_are_abandoned_by_dead_processes_and_by_age(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host, alive = socket.gethostname(), os.getpid()
+    names = {
+        "dead": f".a.tar.{host}.{dead.pid}-0a1b2c3d.tmp",
+        "alive": f".a.tar.{host}.{alive}-0a1b2c3d.tmp",
+        "elsewhere": f".a.tar.other-{host}.{dead.pid}-0a1b2c3d.tmp",
+        "old": f".b.tar.elsewhere.{dead.pid}-0a1b2c3d.tmp",
+        "whole": "a.tar",
+    }
+    for name in names.values():
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names["old"], (0, 0))
+    assert set(abandoned(tmp_path)) == {tmp_path / names["dead"], tmp_path / names["old"]}
+    with atomic_path(tmp_path / "c.tar") as temporary:
+        temporary.touch()
+        assert temporary not in abandoned(tmp_path)

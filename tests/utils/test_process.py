@@ -2,9 +2,10 @@
 
 import pytest
 
-from aim_lightning.utils.process import RANKS, Place, is_rank_zero, launched_place
+from aim_lightning.utils.process import RANKS, STEP, Place, is_rank_zero, launched_place
 
-LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_NAME")
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
+LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
 
 
 @pytest.mark.parametrize(
@@ -32,9 +33,10 @@ def test_rank_zero(monkeypatch, environment, first):
     [
         ({}, None),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, Place(0, 2, 0)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": "interactive"}, None),
+        ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, Place(0, 2, 0)),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # the script that sbatch runs
         ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Place(1, 2, 0)),
         ({"LOCAL_RANK": "1"}, None),
     ],

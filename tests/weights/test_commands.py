@@ -74,6 +74,17 @@ def test_inspect_reports_faults_with_exit_code_one(tmp_path, capsys):
     assert "missing: backbone.cls_embed" in capsys.readouterr().out
 
 
+def test_inspect_names_what_it_does_not_read_and_every_fault(tmp_path, capsys):
+    content = {"model": published(aim()), "optimizer": {"state": {}}, "steps": 3, "extra": torch.zeros(2)}
+    torch.save(content, tmp_path / "a.pt")
+    assert "not read: extra, optimizer, steps" in succeeds(capsys, "weights", "inspect", tmp_path / "a.pt")
+    names = [f"mamba.more{i:02d}" for i in range(30)]
+    torch.save(content["model"] | {name: torch.zeros(1) for name in names}, tmp_path / "b.pt")
+    assert main(["weights", "inspect", str(tmp_path / "b.pt")]) == 1
+    text = capsys.readouterr().out
+    assert all(name.removeprefix("mamba.") in text for name in names) and "not read" not in text
+
+
 def test_import_makes_a_run(folder, experiment, tmp_path, capsys):
     text = succeeds(capsys, "weights", "import", folder, "--config", experiment, "--run", "published")
     assert f'next: make sample EXP=tiny RUN=published ARGS="--tokenizer {folder}"' in text

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from weights.makers import aim, published, run_content, vq, write_run
 
 from aim_lightning import AiMPipeline
-from aim_lightning.runs.checkpoint import write_checkpoint
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.runs.checkpoint import FORMAT, write_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
+from aim_lightning.weights.report import inspect
 
 
 def mistake(call, *args, **options) -> str:
@@ -52,6 +54,27 @@ def test_tokenizer_names_are_listed_too():
     weights["vqvae.decoder.more"] = torch.zeros(1)
     text = mistake(import_vq, weights, image_size=4, norm_groups=4)
     assert "missing: decoder.conv_out.bias" in text and "surplus: decoder.more" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_numbers(dtype):
+    weights = published(aim(), vq())
+    weights["mamba.backbone.norm_f.weight"] = torch.ones(32, dtype=dtype)
+    assert f"other type: backbone.norm_f.weight {dtype} for torch.float32" in mistake(import_aim, weights)
+    weights["vqvae.quant_conv.bias"] = torch.ones(8, dtype=dtype)
+    assert f"other type: quant_conv.bias {dtype}" in mistake(import_vq, weights, image_size=4, norm_groups=4)
+
+
+def test_the_record_of_used_codes_may_be_integers():
+    weights = {**vq().state_dict(), "quantize.codebook_used": torch.arange(64)}
+    assert torch.equal(import_vq(weights, image_size=4, norm_groups=4).quantize.codebook_used, torch.arange(64.0))
+
+
+def test_weights_beside_the_group_that_would_be_read():
+    for name in ("mamba.backbone.norm_f.weight", "lm_head.weight", "module.vqvae.quant_conv.bias"):
+        content = {"model": published(aim()), name: torch.zeros(1), "optimizer": {}}
+        text = mistake(import_aim, content)
+        assert f"has weights under model and beside it; leave one of them out: {name}" in text
 
 
 @pytest.mark.parametrize(
@@ -133,11 +156,60 @@ def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
     mistake(import_aim, path)
 
 
+def flip_a_weight(path):
+    """One bit of one number, where torch itself compares nothing: the exponent of a weight."""
+    content, number = bytearray(path.read_bytes()), torch.tensor([0.123456789])
+    place = content.index(number.numpy().tobytes())
+    content[place + 3] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["file", "run", "folder"])
+def test_one_flipped_bit(tmp_path, form):
+    model, tokenizer = aim(), vq()
+    with torch.no_grad():
+        model.backbone.norm_f.weight[5] = tokenizer.quant_conv.bias[1] = 0.123456789
+    if form == "run":
+        path = write_run(tmp_path / "run", model) / "checkpoints" / "step=00000001.ckpt"
+        source, text = tmp_path / "run", "its checksum differs"
+    else:
+        source = path = tmp_path / "weights.pt"
+        if form == "folder":
+            source = export_aim(model, tmp_path / "folder", tokenizer=tokenizer)
+            path = source / "pytorch_model.bin"
+            (source / "model.safetensors").unlink()
+        torch.save({"model": published(model, tokenizer)}, path)
+        text = "the checksum of"
+    import_aim(source)  # whole
+    flip_a_weight(path)
+    for read in (import_aim, load_tokenizer, inspect):
+        message = mistake(read, source)
+        assert f"weights file {path} is damaged or no weights file" in message and text in message
+
+
+def test_archives_without_checksums_can_be_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(published(aim()), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert import_aim(tmp_path / "a.pt").config == TINY
+
+
 def test_a_damaged_checkpoint_of_ours(tmp_path):
     content = run_content(aim())
     del content["cursor"]
-    write_checkpoint(content, tmp_path / "a.ckpt")
+    torch.save({"format": FORMAT, **content}, tmp_path / "a.ckpt")
     assert "lacks cursor" in mistake(import_aim, tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_whose_configuration_no_network_has(tmp_path):
+    for change, words in (({"depth": 3}, "unknown options of AiMConfig: depth"), ({"d_conv": 0}, "d_conv is 0")):
+        content = run_content(aim())
+        content["configuration"]["model"]["init_args"]["network"] |= change
+        write_checkpoint(content, tmp_path / "a.ckpt")
+        text = mistake(import_aim, tmp_path / "a.ckpt")
+        assert "a.ckpt" in text and words in text
 
 
 def test_paths_that_lead_nowhere(tmp_path):
@@ -170,7 +242,12 @@ def export_weights():
         ({"adaln_group": False}, "adaln 'layer' where the weights have 'group'"),
         ({"num_groups": 3}, "num_groups 3 where the weights have 2"),
         ({"token_drop": "much"}, "token_dropout 'much'; it must be a number"),
-        ({"token_drop": 2.0}, "token_dropout is 2.0"),
+        ({"token_drop": 2.0}, "out: AiMConfig.token_dropout is 2.0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 0}}, "out: AiMConfig.chunk_size is 0"),
+        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 64.5}}, "out: AiMConfig.chunk_size is 64.5"),
+        ({"ssm_cfg": {"layer": "Mamba2", "headdim": -16}}, "config.json says headdim -16"),
+        ({"vqvae": {"image_size": 4, "norm_groups": 0}}, "out: VQConfig.norm_groups is 0"),
+        ({"vqvae": {"image_size": 4, "norm_groups": 4, "dropout": 1.0}}, "out: VQConfig.dropout is 1.0"),
         ({"class_names": ["a"]}, "class_names"),
         ({"class_names": "abc"}, "class_names"),
     ],

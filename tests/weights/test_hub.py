@@ -1,9 +1,11 @@
 """The hub's own client against a hub on this machine, and without any."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from weights.hub_server import COMMIT, hub
@@ -88,6 +90,28 @@ def test_offline_is_one_clear_line(python, tmp_path):
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "error: FoundationVision/LlamaGen" in done.stderr and "hub cannot be reached" in done.stderr
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Data processing error: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_no_missing_connection(monkeypatch, tmp_path, error):
+    facts = {"revision": COMMIT, "files": {}}
+    monkeypatch.setattr("aim_lightning.weights.fetch._ask_hub", lambda published: facts)
+    monkeypatch.setattr("aim_lightning.weights.fetch.hf_hub_download", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"LlamaGen could not be written here \(No space left on device\); make room"):
+        fetch("VQ-16", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(python, repository):
+    with hub("hp-l33/aim-base", repository) as endpoint:
+        done = python(endpoint, "-m", "aim_lightning.weights.fetch", "AiM-B", "--out", "/proc/x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be reached" not in done.stderr
+    assert "the files of hp-l33/aim-base could not be written here (No such file or directory)" in done.stderr
 
 
 def test_what_is_not_published():

@@ -1,12 +1,15 @@
 """Export then import gives every bit back, under exactly the published names."""
 
+import errno
 import json
+import os
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from helpers import TINY, fixture, published_aim, published_vq8, relative
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from weights.makers import SMALL_VQ, aim, same, vq
 
@@ -121,13 +124,20 @@ def test_a_folder_is_complete_or_absent(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a file"):
         export_aim(aim(), out / "notes.txt")
 
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("aim_lightning.weights.export.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_aim(aim(), tmp_path / "new")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error in (full, SafetensorError("Error while serializing: I/O error: No space left on device")):
+        monkeypatch.setattr("aim_lightning.weights.export.save_file", mock.Mock(side_effect=error))
+        with pytest.raises(UserError, match=r"new could not be written .*No space left on device"):
+            export_aim(aim(), tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
+
+
+@pytest.mark.parametrize("place", ["/proc/x/y", "/proc/y", "/dev/null/x"])
+def test_a_place_that_cannot_be_made_is_one_line(place):
+    for export, network in ((export_aim, aim()), (export_vq, vq())):
+        with pytest.raises(UserError) as caught:
+            export(network, place)
+        assert str(caught.value).startswith(f"{place} could not be written (") and "\n" not in str(caught.value)
 
 
 def test_another_kind_of_tokenizer_has_no_published_layout(tmp_path):

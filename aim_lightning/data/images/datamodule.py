@@ -12,6 +12,7 @@ from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.loader import Batch, MicroBatches
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.utils.random import hash_seed, permutation
+from aim_lightning.utils.workers import outlive_signals
 
 
 class ImageMicroBatches(MicroBatches):
@@ -103,6 +104,11 @@ class ImageDataModule(StreamDataModule):
         return len(self.sets["train"])
 
     @property
+    def fingerprint(self) -> str:
+        """Of the pictures, whatever is cut from them."""
+        return self.sets["train"].source.fingerprint
+
+    @property
     def class_names(self) -> list[str]:
         return self.sets["train"].class_names
 
@@ -112,4 +118,10 @@ class ImageDataModule(StreamDataModule):
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = PictureRows(self.sets["val"], self.val_batch_size, rank, world)
-        return DataLoader(rows, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(
+            rows,
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # otherwise the iterator draws from the global one
+            worker_init_fn=outlive_signals,
+        )

@@ -8,14 +8,17 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.progress import track
 
 from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.progress import Watch, unwatched
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
@@ -31,6 +34,7 @@ def make(
     train_rows: int | None = None,
     val_rows: int | None = None,
     rows_per_shard: int = 1000,
+    watch: Watch = unwatched,
 ) -> None:
     """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
 
@@ -40,13 +44,14 @@ def make(
         train_rows: None for all; a number takes the first tenth of it from each class.
         val_rows: the same for val.
         rows_per_shard: pictures a shard.
+        watch: shows how far it is.
 
     Raises:
         UserError: files missing or damaged, or rows that ten classes cannot share.
     """
     for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
         pictures, labels = read_split(source, prefix)
-        chosen = choose_rows(labels, rows, f"{split}_rows")
+        chosen = watch(choose_rows(labels, rows, f"{split}_rows").tolist(), f"writing {split}")
         extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
         records = _records(pictures, labels, chosen, split)
         write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
@@ -111,9 +116,9 @@ def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
 
 
 def _records(
-    pictures: np.ndarray, labels: np.ndarray, rows: np.ndarray, split: str
+    pictures: np.ndarray, labels: np.ndarray, rows: Iterable[int], split: str
 ) -> Iterator[tuple[bytes, str, int, str]]:
-    for row in rows.tolist():
+    for row in rows:
         buffer = io.BytesIO()
         Image.fromarray(pictures[row]).save(buffer, "PNG", optimize=True)
         yield buffer.getvalue(), "png", int(labels[row]), f"{split}-{row:05d}"
@@ -138,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)
     try:
-        make(options.source, options.out, options.train_rows, options.val_rows)
+        watch = partial(track, transient=True)
+        make(options.source, options.out, options.train_rows, options.val_rows, watch=watch)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

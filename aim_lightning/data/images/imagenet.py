@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import imagenet
+from tqdm import tqdm
 
 from aim_lightning.data.images.source import sha256_json
 from aim_lightning.data.images.tar_source import TarSource
 from aim_lightning.data.tar import members
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import is_rank_zero
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _CLASS_TAR, _VAL_PICTURE = re.compile(r"(n\d{8})\.tar"), re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -76,7 +78,8 @@ def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
 
 
 def _is_val(path: Path) -> bool:
-    first = next((member.name for _, member in _read(path)), "")
+    with path.open("rb") as file:
+        first = next((member.name for _, member in _members(file, str(path))), "")
     if not (_CLASS_TAR.fullmatch(first) or _VAL_PICTURE.fullmatch(first)):
         raise UserError(f"{path} begins with {first!r}: it is neither ImageNet's training nor validation archive")
     return _VAL_PICTURE.fullmatch(first) is not None
@@ -112,8 +115,12 @@ def _val_places(path: Path, val_wnids: list[str]) -> list[Place]:
 
 
 def _read(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    with path.open("rb") as file:
-        yield from _members(file, str(path))
+    """All members; a bar shows how far it is, since the headers lie all over 138 GB."""
+    options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None if is_rank_zero() else True}
+    with path.open("rb") as file, tqdm(total=path.stat().st_size, desc=f"opening {path.name}", **options) as bar:
+        for tar, member in _members(file, str(path)):
+            yield tar, member
+            bar.update(member.offset_data + member.size - bar.n)
 
 
 def _members(file, where: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -91,5 +92,10 @@ class PictureSet:
 
 def same_classes(train: PictureSet, val: PictureSet, where: str) -> None:
     """Raises UserError unless both splits name the same classes in the same order."""
-    if train.class_names != val.class_names:
-        raise UserError(f"{where}: train has classes {train.class_names[:5]}…, val {val.class_names[:5]}…")
+    for label, names in enumerate(zip_longest(train.class_names, val.class_names)):
+        if len(set(names)) > 1:
+            ours, theirs = ("no class" if name is None else repr(name) for name in names)
+            counts = f"{len(train.class_names)} and {len(val.class_names)} classes"
+            raise UserError(
+                f"{where}: label {label} is {ours} in train but {theirs} in val ({counts}); give both the same classes"
+            )

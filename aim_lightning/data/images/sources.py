@@ -19,6 +19,7 @@ from aim_lightning.data.images.shards import (
 from aim_lightning.data.images.source import ImageSource, sha256_json
 from aim_lightning.data.images.tar_source import TarSource
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.text import printable
 
 # Pillow knows the names of these, but needs other programs to decode them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -47,7 +48,7 @@ class FolderSource(ImageSource):
                 raise UserError(f"class folder {self.root / name} holds no pictures; fill or remove it")
             paths += [os.fsencode(f"{name}/{path}") for path in found]
             labels += [label] * len(found)
-        super().__init__(classes, labels, paths)
+        super().__init__([printable(name) for name in classes], labels, paths)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,7 +81,8 @@ def _pictures_below(folder: Path) -> Iterator[str]:
 class ShardSource(TarSource):
     """A folder of picture shards (see `shards`), in the order of the manifest or else of the shards' names.
 
-    Without a manifest the classes are called "0" to "n-1", n being the largest label plus 1.
+    Without a manifest the classes are called "0" to "n-1", n being the largest label plus 1. Where two shards have a
+    key in common, all keys are those of the shards behind the shard's name: `images-000000/KEY`.
 
     Raises:
         UserError: damaged shard, wrong label, or manifest and shards disagree.
@@ -98,8 +100,8 @@ class ShardSource(TarSource):
         places = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
         names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
-        keys = (os.fsencode(row.key) for _, row in rows)
-        super().__init__(names, shards, places, (row.label for _, row in rows), keys)
+        keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
+        super().__init__(names, shards, places, (row.label for _, row in rows), map(os.fsencode, keys))
 
     def _listed(self) -> list[Path]:
         return [self.folder / shard["name"] for shard in self._manifest["shards"]]
@@ -126,6 +128,13 @@ class ShardSource(TarSource):
         if self._manifest:
             return sha256_json([self.class_names, *(shard["sha256"] for shard in self._manifest["shards"])])
         return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
+
+
+def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
+    """The keys themselves, or behind the names of their shards: WebDataset makes them unique within a shard only."""
+    if len(set(keys)) == len(keys):
+        return keys
+    return [f"{shard}/{key}" for shard, key in zip(shards, keys, strict=True)]
 
 
 def open_source(path: str | Path) -> ImageSource:

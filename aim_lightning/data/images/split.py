@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from aim_lightning.data.images.shards import EXTENSIONS, MANIFEST, write_image_s
 from aim_lightning.data.images.sources import FolderSource
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
+from aim_lightning.utils.progress import Watch, unwatched
+from aim_lightning.utils.text import printable
 
 ROWS_PER_SHARD = 1000
 MADE_BY = "aim-lightning dataset"
@@ -35,7 +37,12 @@ class SplitReport:
 
 
 def make_shards(
-    folder: Path, out: Path, val_fraction: float, largest_side: int, on_error: str = "error"
+    folder: Path,
+    out: Path,
+    val_fraction: float,
+    largest_side: int,
+    on_error: str = "error",
+    watch: Watch = unwatched,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
@@ -46,6 +53,7 @@ def make_shards(
         largest_side: a picture whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
             the others keep their bytes where the shards allow their format, and become PNG where not.
         on_error: ``error``, or ``skip`` to leave unreadable pictures out and list them.
+        watch: shows how far it is.
 
     Raises:
         UserError: an unreadable picture, or a class with fewer than two pictures.
@@ -55,12 +63,14 @@ def make_shards(
     refuse_foreign(out)
     source = FolderSource(folder)
     stored, skipped = _Stored(source, largest_side), []
-    kept = [row for row in range(len(source)) if _readable(stored, row, on_error, skipped)]
+    everything = watch(list(range(len(source))), "looking at the pictures")
+    kept = [row for row in everything if _readable(stored, row, on_error, skipped)]
     in_val = choose_val(source, kept, val_fraction)
     rows = {"train": [row for row in kept if row not in in_val], "val": [row for row in kept if row in in_val]}
     extra = {"made_by": MADE_BY, "skipped": [{"key": key, "reason": reason} for key, reason in skipped]}
     for split, chosen in rows.items():
-        write_image_shards(stored.records(chosen), out / split, source.class_names, ROWS_PER_SHARD, extra)
+        records = stored.records(watch(chosen, f"writing {split}"))
+        write_image_shards(records, out / split, source.class_names, ROWS_PER_SHARD, extra)
     per_class = np.bincount(source.labels[rows["train"]], minlength=len(source.class_names)).tolist()
     return SplitReport({split: len(chosen) for split, chosen in rows.items()}, source.class_names, per_class, skipped)
 
@@ -100,36 +110,41 @@ def name_hash(name: str) -> float:
 
 def _readable(stored: "_Stored", row: int, on_error: str, skipped: list[tuple[str, str]]) -> bool:
     try:
-        stored.image(row)
+        stored.look(row)
     except UnreadablePicture as error:
         if on_error == "error":
             raise UserError(f"{error}, or leave such pictures out with --on_error skip") from None
-        skipped.append((stored.source.key(row), str(error)))
+        skipped.append((printable(stored.source.key(row)), printable(str(error))))
         return False
     return True
 
 
 class _Stored:
-    """Pictures in the form in which shards hold them."""
+    """Pictures in the form in which shards hold them; `look` at each before its records are asked for."""
 
     def __init__(self, source: FolderSource, largest_side: int) -> None:
         self.source, self.largest_side = source, largest_side
+        self._scales: dict[int, float] = {}  # so that pictures which keep their bytes are decoded once
 
-    def image(self, row: int) -> Image.Image:
-        path = self.source.root / self.source.key(row)
-        return decode(path, str(path))
+    def look(self, row: int) -> None:
+        self._scales[row] = self.largest_side / min(self._image(row).size)
 
-    def records(self, rows: list[int]) -> Iterator[tuple[bytes, str, int, str]]:
+    def records(self, rows: Iterable[int]) -> Iterator[tuple[bytes, str, int, str]]:
         for row in rows:
             yield *self._encoded(row), int(self.source.labels[row]), self._key(row)
 
+    def _path(self, row: int) -> Path:
+        return self.source.root / self.source.key(row)
+
+    def _image(self, row: int) -> Image.Image:
+        return decode(self._path(row), str(self._path(row)))
+
     def _encoded(self, row: int) -> tuple[bytes, str]:
-        path, image = self.source.root / self.source.key(row), self.image(row)
+        path, scale, buffer = self._path(row), self._scales[row], io.BytesIO()
         extension = path.suffix[1:].lower()
-        scale = self.largest_side / min(image.size)
         if scale >= 1 and extension in EXTENSIONS:
             return path.read_bytes(), extension
-        buffer = io.BytesIO()
+        image = self._image(row)
         if scale >= 1:
             image.save(buffer, "PNG")
             return buffer.getvalue(), "png"

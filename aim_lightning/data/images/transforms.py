@@ -1,5 +1,6 @@
 """From a decoded picture to the network's size; random choices are a function of a seed that is handed in."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -11,7 +12,7 @@ from torchvision.transforms import v2
 from aim_lightning.utils.errors import UserError
 
 CROPS = ("center", "adm_center", "random", "adm_random", "none")
-ADM_SMALLEST_CROP = 0.8  # of the shorter side (openai/guided-diffusion, random_crop_arr)
+ADM_SMALLEST_CROP = 0.8  # of the shorter side
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ImageTransform:
         pad: black pixels added on each side.
         crop: where the square is cut out: ``center``, ``random``, ``none`` (the picture must fit already), or one
             that resizes in place of `resize`: ``adm_center`` makes the shorter side image_size (see `adm_resize`),
-            ``adm_random`` image_size to image_size / 0.8 pixels, drawn at random, then a random crop.
+            ``adm_random`` image_size to image_size / 0.8 pixels, drawn at random, then a random crop (ADM's own:
+            openai/guided-diffusion, image_datasets.py, random_crop_arr).
         flip: mirror half of the pictures.
 
     Raises:
@@ -82,10 +84,9 @@ class ImageTransform:
 
     @cached_property
     def _finish(self) -> v2.Compose:
-        largest = round(self.image_size / ADM_SMALLEST_CROP)
         crops = {
             "adm_random": [
-                v2.RandomResize(self.image_size, largest + 1, v2.InterpolationMode.LANCZOS),
+                v2.Lambda(partial(_adm_random_resize, smallest=self.image_size)),
                 v2.RandomCrop(self.image_size),
             ],
             "center": [v2.CenterCrop(self.image_size)],
@@ -113,6 +114,11 @@ def adm_resize(image: Image.Image, shorter_side: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = shorter_side / min(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _adm_random_resize(image: Image.Image, smallest: int) -> Image.Image:
+    largest = math.ceil(smallest / ADM_SMALLEST_CROP)
+    return adm_resize(image, int(torch.randint(smallest, largest + 1, ())))
 
 
 def _cut_center(image: Image.Image, size: int) -> Image.Image:

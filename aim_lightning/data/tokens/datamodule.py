@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from aim_lightning.data.datamodule import StreamDataModule
+from aim_lightning.data.images.source import sha256_json
 from aim_lightning.data.loader import Batch, MicroBatches
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.fetch import Fetcher
@@ -138,6 +139,11 @@ class TokenDataModule(StreamDataModule):
         return self.manifest.rows
 
     @property
+    def fingerprint(self) -> str:
+        """Of the shards' names, rows and hashes, in order."""
+        return sha256_json([shard.name, shard.rows, shard.sha256] for shard in self.manifest.shards)
+
+    @property
     def class_names(self) -> list[str]:
         return self.manifest.class_names
 
@@ -147,7 +153,8 @@ class TokenDataModule(StreamDataModule):
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = TokenRows(self.readers["val"], self.val_batch_size, rank, world)
-        return DataLoader(rows, batch_size=None)
+        # The loader would otherwise draw from the global generator: a validation more changed training's dropout.
+        return DataLoader(rows, batch_size=None, generator=torch.Generator())
 
 
 class ShardUrl:

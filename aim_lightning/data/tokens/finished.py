@@ -10,7 +10,7 @@ from pathlib import Path
 from aim_lightning.data.tokens.manifest import Skipped, TokenManifest, TokenShard
 from aim_lightning.data.tokens.plan import PlannedShard
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.files import abandoned, read_json, write_json
 
 FOLDER = "finished"
 
@@ -82,6 +82,6 @@ def write_manifest(folder: Path, manifest: TokenManifest, shards: list[PlannedSh
         devices=sorted({shard.device for shard in done}),
     )
     manifest.save(folder)
-    for leftover in [*folder.glob(".tokens-*.tmp"), *(folder / FOLDER).glob(".*.tmp")]:
-        leftover.unlink(missing_ok=True)  # of processes that were killed
+    for leftover in [*abandoned(folder), *abandoned(folder / FOLDER)]:
+        leftover.unlink(missing_ok=True)
     return manifest

@@ -30,11 +30,11 @@ class Fault:
 
 @dataclass
 class ShardContent:
-    """What could be read of a shard: labels (n,), keys, number of rows, and what is wrong with it."""
+    """What could be read of a shard: rows, labels (n,), the keys of each record by its name, and what is wrong."""
 
     rows: int = 0
     labels: list[np.ndarray] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    keys: dict[str, list[str]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -88,7 +88,7 @@ def _inspect_record(
     content.faults += [Fault(shard, key, text) for text in faults]
     content.rows += len(labels)
     content.labels.append(labels)
-    content.keys += keys
+    content.keys.setdefault(key, []).extend(keys)
 
 
 def _faults_of(codes: np.ndarray, labels: np.ndarray, keys: list[str], manifest: TokenManifest) -> Iterator[str]:

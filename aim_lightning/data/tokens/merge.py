@@ -9,13 +9,19 @@ from aim_lightning.data.tokens.manifest import Source, TokenManifest, TokenShard
 from aim_lightning.data.tokens.plan import claim
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
+from aim_lightning.utils.progress import Watch, unwatched
 
 # What the parts must have in common.
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_folders(folders: list[Path], out: Path) -> TokenManifest:
+def merge_folders(folders: list[Path], out: Path, watch: Watch = unwatched) -> TokenManifest:
     """Write the rows of all folders, one after the other, to `out`; stopped and started again, it continues.
+
+    Args:
+        folders: each with a manifest.json.
+        out: the new one.
+        watch: shows how far it is.
 
     Raises:
         UserError: fewer than two folders, folders that do not belong together, a shard that is not the one its
@@ -31,7 +37,7 @@ def merge_folders(folders: list[Path], out: Path) -> TokenManifest:
     claim(out, {"merged": facts}, [])
     pairs = zip(folders, manifests, strict=True)
     old = [folder / shard.name for folder, manifest in pairs for shard in manifest.shards]
-    for path, shard in zip(old, merged.shards, strict=True):
+    for path, shard in watch(list(zip(old, merged.shards, strict=True)), f"merging into {out}"):
         _take(path, out / shard.name, shard.sha256)
     merged.save(out)
     return merged

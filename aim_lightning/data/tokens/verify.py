@@ -8,6 +8,7 @@ import numpy as np
 from aim_lightning.data.tokens.inspect import Fault, ShardContent, inspect_shard
 from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
 from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.text import printable
 
 MANIFEST = "manifest.json"
 
@@ -62,7 +63,12 @@ def _verify_shard(path: Path, shard: TokenShard, manifest: TokenManifest) -> Sha
     content = inspect_shard(path, manifest)
     if content.rows != shard.rows:
         content.faults.append(Fault(shard.name, "", f"{content.rows} rows can be read, the manifest says {shard.rows}"))
-    if sha256_file(path) != shard.sha256:
+    try:
+        same = sha256_file(path) == shard.sha256
+    except OSError as error:
+        content.faults.append(Fault(shard.name, "", f"cannot be read to its end ({error}): look at the disk"))
+        return content
+    if not same:
         content.faults.append(Fault(shard.name, "", "its sha256 is not the manifest's: another file, or changed bytes"))
     return content
 
@@ -72,14 +78,16 @@ class _Keys:
 
     def __init__(self, manifest: TokenManifest) -> None:
         self.source = [number for number, source in enumerate(manifest.sources) for _ in range(source.shards)]
-        self.seen: dict[tuple[int, str], str] = {}
+        self.seen: list[dict[str, str]] = [{} for _ in manifest.sources]  # where each key was, by source
 
-    def repeated(self, number: int, shard: str, keys: list[str]) -> Iterator[Fault]:
-        for key in keys:
-            name = (self.source[number], key)
-            if name in self.seen:
-                yield Fault(shard, "", f"picture {key} comes twice (also in {self.seen[name]})")
-            self.seen[name] = shard
+    def repeated(self, number: int, shard: str, keys: dict[str, list[str]]) -> Iterator[Fault]:
+        seen = self.seen[self.source[number]]
+        for record, names in keys.items():
+            place = f"{shard}, record {record}"
+            for key in names:
+                if key in seen:
+                    yield Fault(shard, record, f"picture {printable(key)} comes twice (also in {seen[key]})")
+                seen[key] = place
 
 
 def _absent_classes(manifest: TokenManifest, counts: np.ndarray) -> Iterator[Fault]:

@@ -10,6 +10,7 @@ from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
 
 KINDS = ("center", "center_flip", "ten_crop")
+DEFAULT_RANGE = (1.1,)
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,24 @@ class Views:
         kind: ``center``: the picture as the experiment cuts it; ``center_flip``: and its mirror image;
             ``ten_crop``: for each crop range the four corners and the centre, then the same of the mirror image.
         crop_range: of ten_crop: the shorter side, as a multiple of the picture size, that the crops are cut from
-            (resized as ADM does). Two ranges give 20 views.
+            (resized as ADM does); None = 1.1. Two ranges give 20 views.
 
     Raises:
-        UserError: unknown kind, or a range outside 1 to 2.
+        UserError: unknown kind, a range outside 1 to 2, or one for another kind.
     """
 
     kind: str = "center"
-    crop_range: tuple[float, ...] = (1.1,)
+    crop_range: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"views is {self.kind!r}; use one of {', '.join(KINDS)}")
+        if self.kind != "ten_crop":
+            if self.crop_range is not None:
+                raise UserError(f"crop_range is of ten_crop alone, but views is {self.kind}; leave one of them away")
+            return
+        if self.crop_range is None:
+            object.__setattr__(self, "crop_range", DEFAULT_RANGE)
         wrong = [value for value in self.crop_range if not 1 < value <= 2]
         if wrong or not self.crop_range or len(set(self.crop_range)) < len(self.crop_range):
             raise UserError(f"crop_range is {list(self.crop_range)}; give different numbers above 1, 2 at most")
@@ -39,7 +46,7 @@ class Views:
     @property
     def count(self) -> int:
         """Views a picture."""
-        return {"center": 1, "center_flip": 2, "ten_crop": 10 * len(self.crop_range)}[self.kind]
+        return {"center": 1, "center_flip": 2}.get(self.kind) or 10 * len(self.crop_range)
 
     def transforms(self, center: ImageTransform) -> list[ImageTransform]:
         """What a picture is resized to before `cut`: one transform a base picture."""

@@ -23,6 +23,7 @@ from aim_lightning.data.tokens.records import Record, write_shard
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.process import Place
+from aim_lightning.utils.text import printable
 
 
 class TokenizeJob:
@@ -104,7 +105,8 @@ class TokenizeJob:
         slots = np.array(kept, dtype=np.int64) - shard.start
         keys = [self.pictures.key(row) for row in kept]
         record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.pictures.labels[kept], keys)
-        self._finish(shard, record, [Skipped(_printable(self.pictures.key(r)), why) for r, why in reasons.items()])
+        skipped = [Skipped(printable(self.pictures.key(row)), printable(why)) for row, why in reasons.items()]
+        self._finish(shard, record, skipped)
 
     def _encode(self, batch: LoadedBatch) -> torch.Tensor:
         """(rows, views, L) int32, left on the device so that the next batch need not wait for this one."""
@@ -119,11 +121,6 @@ class TokenizeJob:
             size, digest = path.stat().st_size, sha256_file(path)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         record_finished(self.out, FinishedShard(shard.name, len(record.keys), size, digest, name, skipped))
-
-
-def _printable(key: str) -> str:
-    """File names may be no text; JSON must be."""
-    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:

@@ -75,11 +75,11 @@ class Mamba2Mixer(nn.Module):
         return x, b, c, F.softplus(dt.to(dtype) + self.dt_bias.to(dtype)), self.negative_a().to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mamba2Mixer":
-        """Move or convert like any module, but never narrow the parameters that must stay exact."""
+        """Move or convert like any module, but keep the parameters that must stay exact in float32 at least."""
         before = {name: getattr(self, name).data for name in EXACT}
         super()._apply(fn, recurse)
         for name, value in before.items():
             moved = getattr(self, name)
-            if moved.dtype.is_floating_point and moved.element_size() < value.element_size():
-                moved.data = value.to(moved.device)
+            if moved.dtype.is_floating_point and moved.element_size() < torch.float32.itemsize:
+                moved.data = value.to(moved.device, torch.float32)
         return self

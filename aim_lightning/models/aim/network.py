@@ -125,7 +125,8 @@ class AiM(nn.Module):
     Args:
         config: sizes.
         backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it can be
-            had, else torch; the choice is logged). Taken anew whenever the network is moved; same parameters.
+            had, else torch; the choice is logged when it is first used). Taken anew whenever the network is moved; same
+            parameters.
 
     Raises:
         UserError: mamba_ssm is asked for and not installed; used where the weights cannot run on it.
@@ -134,12 +135,14 @@ class AiM(nn.Module):
     def __init__(self, config: AiMConfig, backend: str = "auto") -> None:
         super().__init__()
         require_backend(backend)
-        self.config, self._wanted = config, backend
+        self.config, self.wanted_backend = config, backend
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight
         if self.lm_head.weight.device.type != "meta":
             init_weights(self)
+        # auto waits for the first use where it may still be moved to a GPU, so that the log tells what is used.
+        self._settled = False
         if backend != "auto" or self.lm_head.weight.is_cuda:
             self._take_backend()
 
@@ -149,11 +152,17 @@ class AiM(nn.Module):
         return self.backbone.backend.name
 
     def _take_backend(self) -> None:
+        self._settled = True
         weight = self.lm_head.weight
-        taken = choose_backend(self._wanted, self.config, weight.device, weight.dtype)
+        taken = choose_backend(self.wanted_backend, self.config, weight.device, weight.dtype)
         for module in self.modules():
             if isinstance(module, Backbone | Block | Mamba2Mixer):
                 module.backend = taken
+
+    def _settle(self) -> None:
+        """Take the backend now, at the first use of a network that was never moved."""
+        if not self._settled and not torch.compiler.is_compiling():
+            self._take_backend()
 
     def _apply(self, fn, recurse: bool = True) -> "AiM":
         """Move or convert, then take the backend that fits the new device and type."""
@@ -167,16 +176,18 @@ class AiM(nn.Module):
         return self.config.num_classes
 
     def forward(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
+        self._settle()
         condition = self.backbone.condition(labels_B)
         positions_L = torch.arange(codes_BL.shape[1], device=codes_BL.device)
         codes_BLD = self.backbone.embeddings(codes_BL, positions_L)
         x_BLD = torch.cat((condition.start_BD[:, None], codes_BLD), dim=1)
         return self.lm_head(self.backbone(x_BLD, condition))
 
-    def new_states(self, batch_size: int, dtype: torch.dtype = torch.float32) -> list[MixerState]:
-        """Empty decoding states, one a layer, on the network's device."""
-        device = self.lm_head.weight.device
-        return [MixerState.empty(self.config, batch_size, device, dtype) for _ in self.backbone.layers]
+    def new_states(self, batch_size: int) -> list[MixerState]:
+        """Empty decoding states, one a layer, on the network's device; float32, or the network's wider type."""
+        weight = self.lm_head.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return [MixerState.empty(self.config, batch_size, weight.device, dtype) for _ in self.backbone.layers]
 
     def step(self, codes_B: Tensor | None, position: int, condition: Conditioning, states: list[MixerState]) -> Tensor:
         """One decoding step; `states` are updated in place.
@@ -188,6 +199,7 @@ class AiM(nn.Module):
         Returns:
             logits_BV of the next code.
         """
+        self._settle()
         x_BD = condition.start_BD
         if codes_B is not None:
             x_BD = self.backbone.embeddings(codes_B, torch.tensor(position, device=codes_B.device))

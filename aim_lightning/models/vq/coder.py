@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from aim_lightning.models.vq.config import VQConfig
-from aim_lightning.models.vq.layers import Downsample, Level, Upsample, group_norm, middle
+from aim_lightning.models.vq.layers import Downsample, Level, Upsample, group_norm, middle, products
 
 
 class Coder(nn.Module):
@@ -25,6 +25,14 @@ class Coder(nn.Module):
             again = self.gradient_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
+
+    def products(self, side: int) -> int:
+        """Multiplications a picture in convolutions and attention, for an input of side x side positions."""
+        count, lowest = products(self.conv_in, side), side
+        for level in self.conv_blocks:
+            more, side = level.products(side)
+            count, lowest = count + more, min(lowest, side)
+        return count + products(self.mid, lowest) + products(self.conv_out, side)
 
 
 class Encoder(Coder):

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
+from aim_lightning.models.bounds import check_dropouts, check_whole_numbers, is_whole_number
 from aim_lightning.utils.errors import UserError
+
+# The least value of every field that is a whole number.
+LEAST = {
+    **dict.fromkeys(("image_size", "codebook_size", "codebook_dim", "base_channels", "num_res_blocks"), 1),
+    **dict.fromkeys(("z_channels", "norm_groups", "usage_window"), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -37,21 +44,13 @@ class VQConfig:
     usage_window: int = 65536
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(
-                f"VQConfig.channel_multipliers is {self.channel_multipliers}; give one positive number a level"
-            )
-        for name in (
-            "image_size",
-            "codebook_size",
-            "codebook_dim",
-            "base_channels",
-            "num_res_blocks",
-            "usage_window",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"VQConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        levels = self.channel_multipliers
+        listed = isinstance(levels, list | tuple) and all(is_whole_number(one) and one >= 1 for one in levels)
+        if not levels or not listed:
+            raise UserError(f"VQConfig.channel_multipliers is {levels!r}; give one positive whole number a level")
+        object.__setattr__(self, "channel_multipliers", tuple(levels))
+        check_whole_numbers(self, LEAST)
+        check_dropouts(self, ("dropout",))
         if self.image_size % self.downsampling:
             raise UserError(
                 f"VQConfig.image_size {self.image_size} is no multiple of the downsampling {self.downsampling} "

@@ -88,6 +88,25 @@ class Level(nn.Module):
                 x = getattr(self, name)(x)
         return x
 
+    def products(self, side: int) -> tuple[int, int]:
+        """Products a picture for an input of side x side positions, and the side of the output."""
+        count = products(self.res, side) + products(self.attn, side)
+        for name, after in (("downsample", side // 2), ("upsample", side * 2)):
+            if hasattr(self, name):
+                return count + products(getattr(self, name), after), after
+        return count, side
+
+
+def products(part: nn.Module, side: int) -> int:
+    """Multiplications a picture of a part whose convolutions and attentions all give side x side positions."""
+    count = 0
+    for layer in part.modules():
+        if isinstance(layer, nn.Conv2d):
+            count += layer.weight.numel() * side**2
+        elif isinstance(layer, Attention):  # of queries with keys, and of their weights with values
+            count += 2 * side**4 * layer.q.out_channels
+    return count
+
 
 def middle(channels: int, groups: int, dropout: float) -> nn.ModuleList:
     """Residual, attention, residual at the lowest resolution."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aim_lightning.models.vq.coder import Decoder, Encoder
 from aim_lightning.models.vq.config import VQConfig
+from aim_lightning.models.vq.layers import products
 from aim_lightning.models.vq.quantizer import Quantized, VectorQuantizer
 
 USAGE_RECORD = "quantize.codebook_used"
@@ -67,6 +68,16 @@ class VQModel(nn.Module):
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, where the adaptive adversarial weight compares gradients."""
         return self.decoder.conv_out.weight
+
+    def flops_per_image(self) -> int:
+        """Floating-point operations of one picture, forward and backward.
+
+        6 per product of convolutions and attention; 2 in the search for the nearest codes, which has no backward pass.
+        """
+        side = self.grid[0]
+        ends = products(self.quant_conv, side) + products(self.post_quant_conv, side)
+        trained = self.encoder.products(self.image_size) + ends + self.decoder.products(side)
+        return 6 * trained + 2 * side**2 * self.config.codebook_size * self.config.codebook_dim
 
     def checkpoint_gradients(self, on: bool = True) -> None:
         """Trade time for memory in training (see `Coder`); values and gradients stay the same."""

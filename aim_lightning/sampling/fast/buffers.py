@@ -45,6 +45,7 @@ class Buffers:
         self.step = torch.zeros((), dtype=torch.int32, device=device)
         self.done = torch.zeros((), dtype=torch.int32, device=device)
         self.offset = torch.zeros((), dtype=torch.int32, device=device)
+        self.diverged = torch.zeros((), dtype=torch.int32, device=device)
         self.uniform_BT = empty(images, T, dtype=torch.float64)
         self.scale_T = empty(T, dtype=torch.float32)
         self.temperature, self.top_p = empty(1, dtype=torch.float32), empty(1, dtype=torch.float32)
@@ -58,7 +59,7 @@ class Buffers:
         self.y_MI = empty(M, config.d_inner)
         self.squares = empty(M, config.nheads, dtype=torch.float32)
         self.out_SMD = empty(4, M, config.d_model, dtype=torch.float32)
-        self.logits_MV = empty(M, config.vocab_size)
+        self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies what rounding leaves
         self.layers = [
             LayerCache(
                 empty(config.d_conv, M, config.conv_dim),
@@ -81,5 +82,5 @@ def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtyp
     stored = config.num_tokens * ((config.d_inner + config.d_state) * size + config.nheads * 2 * size)
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (
-        config.n_layer * (stored + modulation + config.d_conv * config.conv_dim * size) + config.vocab_size * size
+        config.n_layer * (stored + modulation + config.d_conv * config.conv_dim * size) + config.vocab_size * 4
     )

@@ -9,7 +9,7 @@ import torch
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.decoder import FastDecoder
-from aim_lightning.utils.errors import UserError
+from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 
 # Shapes a model: the block of a long series and one other (a grid of pictures).
 KEPT = 2
@@ -28,8 +28,15 @@ def obstacle(config: AiMConfig, device: torch.device) -> str | None:
     return f"its kernels need {odd[0]} to be a power of two" if odd else None
 
 
-def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype) -> FastDecoder:
+def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int = 0) -> FastDecoder:
     """The decoder of this shape, made at the first call; the longest unused of a model's decoders goes.
+
+    Args:
+        model: the network.
+        images: labels a call.
+        guided: whether the null-class branch runs.
+        dtype: of weights and stored inputs.
+        pixel_bytes: GPU memory an image that decoding to pixels will need beside it.
 
     Raises:
         UserError: the GPU's free memory does not suffice; the message names the batch that would fit.
@@ -40,8 +47,9 @@ def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype) -> Fa
     if key not in kept:
         while len(kept) >= KEPT:
             kept.popitem(last=False)
-        _check_memory(model, images, guided, dtype, device)
-        kept[key] = FastDecoder(model, images, guided, dtype)
+        _check_memory(model, images, guided, dtype, pixel_bytes)
+        with torch.inference_mode(False):  # tensors made inside it could not be written to outside
+            kept[key] = FastDecoder(model, images, guided, dtype)
     kept.move_to_end(key)
     return kept[key]
 
@@ -51,20 +59,9 @@ def release_decoders(model: AiM) -> None:
     _decoders.pop(model, None)
 
 
-def fitting_batch(config: AiMConfig, free: int, guided: bool, dtype: torch.dtype) -> int:
-    """Images that fit into so many bytes, 0 to any; a tenth is left for everything else."""
-    return int(0.9 * free / bytes_needed(config, 1, guided, dtype))
-
-
-def _check_memory(model: AiM, images: int, guided: bool, dtype: torch.dtype, device: torch.device) -> None:
-    if device.type != "cuda":
-        return
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0] - sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    fits = fitting_batch(model.config, free, guided, dtype)
+def _check_memory(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int) -> None:
+    each = bytes_needed(model.config, 1, guided, dtype) + pixel_bytes
+    free = free_bytes(model.lm_head.weight.device) - sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    fits = fitting_batch(free, each)
     if images > fits:
-        need = bytes_needed(model.config, images, guided, dtype) / 2**30
-        raise UserError(
-            f"sampling {images} images at a time needs {need:.1f} GiB of GPU memory, "
-            f"{max(0, free) / 2**30:.1f} GiB are free; a batch of {fits} would fit (sampling.batch_size)"
-        )
+        raise too_large(images, fits, images * each, free)

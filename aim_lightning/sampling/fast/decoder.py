@@ -1,6 +1,7 @@
 """The fast decoder: static memory, one captured graph a shape, options as tensors."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from aim_lightning.models import AiM
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.fast.weights import StaticWeights
+from aim_lightning.sampling.filters import refuse_diverged
+
+# Steps of one graph: between two graphs the GPU waits for Python a little.
+STEPS_A_GRAPH = 8
 
 
 class FastDecoder:
@@ -19,7 +24,7 @@ class FastDecoder:
         images: labels a call.
         guided: whether the null-class branch runs.
         dtype: bfloat16, or float32 for the plain decoder's codes.
-        graph: capture the step (GPU only).
+        graph: capture steps (GPU only).
     """
 
     def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype, graph: bool = True) -> None:
@@ -27,7 +32,7 @@ class FastDecoder:
         self.weights = StaticWeights(model, dtype)
         self.buffers = Buffers(model, images, guided, dtype)
         self._step = self._build_step()
-        self._replay: Callable[[], None] | None = None
+        self._replays: dict[int, Callable[[], None]] = {}
         self._capturing = graph and self.buffers.codes_BT.is_cuda
 
     def _build_step(self) -> Callable[[], None]:
@@ -56,16 +61,24 @@ class FastDecoder:
         Args:
             model: a network of the sizes that the decoder was built for.
             scales: guidance of each step; unused without guidance.
+
+        Raises:
+            UserError: the network's logits were not finite at some step.
         """
-        self.weights.refresh(model)
-        self._condition(model, labels_B)
-        self._set_options(uniform_BT, scales, temperature, top_k, top_p, position_offset)
-        step = self._captured() if self._capturing else self._step
-        for t in range(self.config.num_tokens):
-            step()
-            if on_step is not None:
-                on_step(t, self.buffers.codes_BT[:, : t + 1])
-        return self.buffers.codes_BT.clone()
+        codes_BT = self.buffers.codes_BT
+        # Kernels start on the current device, which need not be the network's.
+        with torch.cuda.device(codes_BT.device) if codes_BT.is_cuda else nullcontext():
+            self.weights.refresh(model)
+            self._condition(model, labels_B)
+            self._set_options(uniform_BT, scales, temperature, top_k, top_p, position_offset)
+            done = 0
+            for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_A_GRAPH):
+                self._advance(steps)
+                done += steps
+                if on_step is not None:
+                    on_step(done - 1, codes_BT[:, :done])
+            refuse_diverged(self.buffers.diverged)
+            return codes_BT.clone()
 
     def _condition(self, model: AiM, labels_B: Tensor) -> None:
         """Class embedding and modulation of every layer, once a sequence."""
@@ -87,19 +100,40 @@ class FastDecoder:
         buffers.top_p.fill_(top_p)
         buffers.offset.fill_(position_offset)
         buffers.step.zero_()
+        buffers.diverged.zero_()
 
-    def _captured(self) -> Callable[[], None]:
-        """The step as a graph, captured at the first call."""
-        if self._replay is None:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles the kernels and sets up cuBLAS outside the capture
+    def _advance(self, steps: int) -> None:
+        """So many more codes."""
+        if not self._capturing:
+            for _ in range(steps):
                 self._step()
+            return
+        if steps not in self._replays:
+            self._replays[steps] = self._captured(steps)
+        self._replays[steps]()
+
+    def _captured(self, steps: int) -> Callable[[], None]:
+        """So many steps as a graph, which reads from memory which ones they are."""
+        if not self._replays:
+            self._warm_up()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as a loader's that pins memory, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(steps):
                 self._step()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+        return graph.replay
+
+    def _warm_up(self) -> None:
+        """Compiles the kernels and sets up cuBLAS outside the capture, by the first step, which is then done again."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
                 self._step()
-            self._replay = graph.replay
-            self.buffers.step.zero_()
-        return self._replay
+                self.buffers.step.zero_()
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def portions(count: int, most: int) -> list[int]:
+    """`count` as so many times `most`, and ones for the rest."""
+    return [most] * (count // most) + [1] * (count % most)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import Buffers, LayerCache
 from aim_lightning.sampling.fast.weights import LayerWeights, StaticWeights
-from aim_lightning.sampling.filters import choose, guide
+from aim_lightning.sampling.filters import choose, diverged, guide
 
 EPS = 1e-5
 
@@ -29,7 +29,7 @@ class TorchStep:
             x = x if rows is None else x * rows[:, 2].float()
         h = _norm(_norm(residual + x, self.weights.norm_f), self.weights.norm_final)
         h = _modulate(h, None if buffers.final_rows is None else buffers.final_rows[0])
-        self._choose(F.linear(h.to(buffers.dtype), self.weights.words).float(), step)
+        self._choose(F.linear(h.to(buffers.dtype).float(), self.weights.words.float()), step)
         buffers.step += 1
 
     def _enter(self, step: int) -> Tensor:
@@ -60,6 +60,7 @@ class TorchStep:
             cond_BV, uncond_BV = logits_MV.chunk(2)
             scale = float(buffers.scale_T[step])
             logits_MV = cond_BV if scale == 1 else guide(cond_BV, uncond_BV, scale)
+        buffers.diverged |= diverged(logits_MV)
         options = float(buffers.temperature), int(buffers.top_k), float(buffers.top_p)
         buffers.codes_BT[:, step] = choose(logits_MV, buffers.uniform_BT[:, step], *options)
 

@@ -10,7 +10,7 @@ from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
-# Inner block of the linear kernel; d_model and d_inner / split must be multiples of it.
+# Inner block of the linear kernel.
 DEEP = 128
 
 
@@ -22,7 +22,7 @@ class TritonStep:
         self.block = triton.next_power_of_2(config.d_model)
         self.heads, self.steps, self.warps = mix_shape(config, buffers.rows)
         self.parts = config.nheads // self.heads
-        self.split = 4 if buffers.dtype == torch.bfloat16 and config.d_inner % (4 * DEEP) == 0 else 1
+        self.split = 4 if buffers.dtype == torch.bfloat16 and config.d_inner >= 4 * DEEP else 1
         self.out = buffers.out_SMD[: self.split]
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
 
@@ -79,17 +79,19 @@ class TritonStep:
         buffers, V = self.buffers, self.config.vocab_size
         kernels.choose_kernel[(buffers.images,)](
             buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, buffers.scale_T,
-            buffers.temperature, buffers.top_k, buffers.top_p, V, self.config.num_tokens, buffers.images,
-            GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V), num_warps=32 if V > 4096 else 4,
+            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, V, self.config.num_tokens,
+            buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V), num_warps=32 if V > 4096 else 4,
         )  # fmt: skip
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor) -> None:
-    """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N)."""
+    """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
+
+    In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.
+    """
     (rows, inner), cols = x_MK.shape, weight_NK.shape[0]
     split = out.shape[0] if out.dim() == 3 else 1
-    # cuBLAS is as fast where there are enough columns.
-    if x_MK.dtype == torch.float32 or cols > 8192 or inner % (split * DEEP):
+    if x_MK.dtype == torch.float32:
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
     tall = min(64, max(16, triton.next_power_of_2(rows)))

@@ -28,7 +28,8 @@ from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.state import MixerState
 
 log = logging.getLogger(__name__)
-# The convolution kernel reads rows of 16 bytes: widths of in_proj that are no multiple of this are refused.
+# The convolution kernel reads rows of 16 bytes: its own channels, and the width of in_proj whose slice they are, must
+# be multiples of this.
 FUSED_MULTIPLE = 8
 
 
@@ -118,8 +119,9 @@ def fused_refusal(config: AiMConfig) -> str | None:
     if causal_conv1d_fwd_function is None:
         return "causal-conv1d is not installed"
     width = config.d_inner + config.conv_dim + config.nheads
-    if width % FUSED_MULTIPLE:
-        return f"in_proj is {width} wide, no multiple of {FUSED_MULTIPLE}"
+    for what, size in (("in_proj", width), ("the convolution", config.conv_dim)):
+        if size % FUSED_MULTIPLE:
+            return f"{what} is {size} wide, no multiple of {FUSED_MULTIPLE}"
     if not 2 <= config.d_conv <= 4:
         return f"causal-conv1d has no kernel for d_conv {config.d_conv}"
     return None

@@ -23,10 +23,11 @@ def _threshold(x, mass, wanted, low, high, count):
     """The largest entry T for which the entries x >= T have at least the wanted mass; sorts nothing.
 
     All `count` entries are at least `low` and below `high`. A quarter of the interval is left after each round, until
-    it holds one entry, or two neighbouring floats where entries are equal.
+    it holds one entry, or two neighbouring floats where entries are equal. Bounds that are not finite end the search at
+    once: its comparisons fail.
     """
     count_high = 0.0
-    while count - count_high > 1:
+    while (count - count_high > 1) & (high > low):
         quarter = (high - low) / 4
         t1, t2, t3 = low + quarter, low + 2 * quarter, low + 3 * quarter
         m1, m2, m3, n1, n2, n3 = _above(x, mass, t1, t2, t3)
@@ -45,14 +46,15 @@ def _threshold(x, mass, wanted, low, high, count):
 
 @triton.jit
 def choose_kernel(
-    logits_ptr, codes_ptr, step_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr, V, T,
-    images, GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, codes_ptr, step_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
+    diverged_ptr, V, T, images, GUIDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Guidance, temperature, top-k, top-p and the draw of `aim_lightning.sampling.filters`, without sorting.
 
-    Filters are thresholds, found by search. The last program moves the step on.
+    Filters are thresholds, found by search. Logits that are not finite set the flag at diverged_ptr, and the code is
+    any that exists. The last program moves the step on.
     """
-    image, step = tl.program_id(0), tl.load(step_ptr)
+    image, step = tl.program_id(0).to(tl.int64), tl.load(step_ptr)
     cols = tl.arange(0, BLOCK)
     mask = cols < V
     x = tl.load(logits_ptr + image * V + cols, mask, float("-inf")).to(tl.float32)
@@ -60,11 +62,13 @@ def choose_kernel(
         null = tl.load(logits_ptr + (image + images) * V + cols, mask, float("-inf")).to(tl.float32)
         scale = tl.load(scale_ptr + step)
         x = tl.where(cols < tl.where(scale == 1, 0, V), null + scale * (x - null), x)  # 1 is the class's own, exactly
+    if tl.max(tl.where(mask & ~(tl.abs(x) < float("inf")), 1, 0), axis=0) > 0:
+        tl.store(diverged_ptr, 1)
     x = x / tl.load(temperature_ptr)
     top_k, top_p = tl.load(top_k_ptr), tl.load(top_p_ptr)
     best = tl.max(x, axis=0)
     if top_k == 1:
-        code = tl.min(tl.where(x == best, cols, V), axis=0)
+        code = tl.minimum(tl.min(tl.where(x == best, cols, V), axis=0), V - 1)
     else:
         low, count = tl.min(tl.where(mask, x, float("inf")), axis=0), V * 1.0
         high = best + tl.abs(best) * 1e-6 + 1e-30

@@ -32,12 +32,14 @@ def mix_kernel(
     y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each past code:
     x, B, and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never formed.
     """
-    row, part, step = tl.program_id(0), tl.program_id(1), tl.load(step_ptr)
+    row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     K: tl.constexpr = INNER + 2 * N
     zx = zxbcdt_ptr + row * ROW + INNER
     heads = part * HEADS + tl.arange(0, HEADS)
     wide_HP = heads[:, None] * P + tl.arange(0, P)[None, :]
     states = tl.arange(0, N)
+    # This row's memory: offsets within it are small, those over all rows may pass 2^31.
+    xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
     x_HP, raw_x = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, wide_HP, step, row, M, K, TAPS)
     b, raw_b = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, INNER + states, step, row, M, K, TAPS)
     c, raw_c = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, INNER + N + states, step, row, M, K, TAPS)
@@ -49,11 +51,11 @@ def mix_kernel(
     for first in range(0, step, STEPS):
         past = first + tl.arange(0, STEPS)
         known = past < step
-        b_SN = tl.load(bs_ptr + (row * T + past)[:, None] * N + states[None, :], known[:, None], 0.0).to(tl.float32)
+        b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known[:, None], 0.0).to(tl.float32)
         scores_S = tl.sum(b_SN * c[None, :], axis=1)
-        g_SH = tl.load(gs_ptr + (row * H + heads)[None, :] * T + past[:, None], known[:, None], float("-inf"))
+        g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known[:, None], float("-inf"))
         weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
-        x_SHP = tl.load(xs_ptr + (row * T + past)[:, None, None] * INNER + wide_HP[None], known[:, None, None], 0.0)
+        x_SHP = tl.load(xs_ptr + past[:, None, None] * INNER + wide_HP[None], known[:, None, None], 0.0)
         past_SHP += weight_SH[:, :, None] * x_SHP.to(tl.float32)
     y_HP = tl.sum(past_SHP, axis=0) + x_HP * (dt * tl.sum(b * c, axis=0) + tl.load(d_ptr + heads))[:, None]
     gated_HP = y_HP * _silu(tl.load(zxbcdt_ptr + row * ROW + wide_HP).to(tl.float32))
@@ -63,10 +65,10 @@ def mix_kernel(
 
     slot = ring_ptr + ((step % TAPS) * M + row) * K
     tl.store(slot + wide_HP, raw_x)
-    tl.store(xs_ptr + (row * T + step) * INNER + wide_HP, x_HP.to(xs_ptr.dtype.element_ty))
+    tl.store(xs_ptr + step * INNER + wide_HP, x_HP.to(xs_ptr.dtype.element_ty))
     tl.store(decay_ptr + row * H + heads, decay)
-    tl.store(gs_ptr + (row * H + heads) * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay)
+    tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay)
     if part == 0:
         tl.store(slot + INNER + states, raw_b)
         tl.store(slot + INNER + N + states, raw_c)
-        tl.store(bs_ptr + (row * T + step) * N + states, b.to(bs_ptr.dtype.element_ty))
+        tl.store(bs_ptr + step * N + states, b.to(bs_ptr.dtype.element_ty))

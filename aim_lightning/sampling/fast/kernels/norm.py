@@ -23,7 +23,7 @@ def enter_kernel(
     D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The step's input (class embedding, or the code before with its position) and the first layer's norm."""
-    row, step = tl.program_id(0), tl.load(step_ptr)
+    row, step = tl.program_id(0).to(tl.int64), tl.load(step_ptr)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     if step == 0:
@@ -49,7 +49,7 @@ def advance_kernel(
 
     FINAL: norm_f first, and the weights of the final layer's norm after it.
     """
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     parts = tl.arange(0, PARTS_BLOCK)

@@ -1,0 +1,111 @@
+"""From codes to pictures: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.pixels import round_pixels
+
+# Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one to
+# work with.
+AT_ONCE = 4
+
+
+class Pixels:
+    """Pictures that may still be in the making.
+
+    Args:
+        rounded: uint8 (b, 3, H, W).
+        bad: bool on the device, whether any pixel was NaN.
+        stream: where they are computed; None = in order with everything else.
+    """
+
+    def __init__(self, rounded: Tensor, bad: Tensor, stream: "torch.cuda.Stream | None") -> None:
+        self._rounded, self._bad, self._stream = rounded, bad, stream
+
+    def images(self) -> Tensor:
+        """uint8 (b, 3, H, W) on the device, for the current stream.
+
+        Raises:
+            UserError: the tokenizer's decoder gave NaN.
+        """
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._rounded.device)
+            current.wait_stream(self._stream)
+            for tensor in (self._rounded, self._bad):
+                tensor.record_stream(current)
+        if self._bad:
+            raise UserError("pixels are not finite: the tokenizer's weights have diverged; take an earlier checkpoint")
+        return self._rounded
+
+
+class PixelDecoder:
+    """Decodes batches of codes; on a GPU on a stream of its own, beside what follows.
+
+    Args:
+        tokenizer: with `decode` and `grid`, on its device.
+        precision: ``float32``, or ``bfloat16`` by autocast, which keeps the norms in float32.
+        fused: compile the decoder, on a GPU in channels-last layout. Uncompiled, PyTorch's group norm there takes the
+            plain layout only, and would copy before and after every convolution.
+    """
+
+    def __init__(self, tokenizer: nn.Module, precision: str = "float32", fused: bool = False) -> None:
+        self.tokenizer, self.precision, self.fused = tokenizer, precision, fused
+        self.decode = torch.compile(tokenizer.decode) if fused else tokenizer.decode
+        self._stream: torch.cuda.Stream | None = None
+        self._largest: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it decodes."""
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def behind(self) -> int:
+        """Batches that may be drawn before the first one's pictures are asked for."""
+        return 1 if self.device.type == "cuda" else 0
+
+    @torch.no_grad()
+    def start(self, codes_BL: Tensor) -> Pixels:
+        """Begin to decode; nothing waits for the device."""
+        if codes_BL.device.type != "cuda":
+            return self._decoded(codes_BL, None)
+        if self._stream is None:
+            if self.fused:
+                self.tokenizer.to(memory_format=torch.channels_last)
+            self._stream = torch.cuda.Stream(codes_BL.device)
+        self._stream.wait_stream(torch.cuda.current_stream(codes_BL.device))
+        codes_BL.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            return self._decoded(codes_BL, self._stream)
+
+    def _decoded(self, codes_BL: Tensor, stream) -> Pixels:
+        narrow = self.precision == "bfloat16"
+        with torch.autocast(codes_BL.device.type, torch.bfloat16) if narrow else nullcontext():
+            images_BCHW = self.decode(codes_BL)
+        return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
+
+    def image_bytes(self) -> int:
+        """GPU memory that one image takes while it is decoded, by the largest of what the tokenizer's modules give."""
+        if self.device.type != "cuda":
+            return 0
+        if self._largest is None:
+            self._largest = largest_output(self.tokenizer)
+        return AT_ONCE * self._largest * (2 if self.precision == "bfloat16" else 4)
+
+
+@torch.no_grad()
+def largest_output(tokenizer: nn.Module) -> int:
+    """Values of the largest tensor that any module of the tokenizer gives while it decodes one image."""
+    sizes: list[int] = []
+    record = lambda module, inputs, output: sizes.append(output.numel()) if isinstance(output, Tensor) else None  # noqa: E731
+    hooks = [module.register_forward_hook(record) for module in tokenizer.modules()]
+    rows, columns = tokenizer.grid
+    try:
+        codes = torch.zeros(1, rows * columns, dtype=torch.int64, device=next(tokenizer.parameters()).device)
+        return max(tokenizer.decode(codes).numel(), *sizes)
+    finally:
+        for hook in hooks:
+            hook.remove()

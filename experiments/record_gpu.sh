@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
+#   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100, all but the first estimated:
+#     tests (5)  sampling (5)  tokenizer (2 x 8)  tokenizing (5)  evaluate (8)  metrics (8)  interruptions (6)  backends (3)
+#   PYTHON       interpreter [.venv/bin/python]
+#   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for pictures and scores]
+#   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
+#   AIM_COMMIT   the commit, where there is no git
+#   DEVICES      GPUs of the part interruptions [1]; NUM: images of the part evaluate [10000]; ACCELERATOR [gpu]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${PYTHON:=.venv/bin/python}" "${WORK:=runs}" "${DEVICES:=1}" "${NUM:=10000}" "${ACCELERATOR:=gpu}"
+: "${OUT:=benchmarks/results}"
+mkdir -p "$OUT"
+export PYTHON BENCH_OUT=$OUT PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}." PYTHONUNBUFFERED=1
+device=(--runs_root "$WORK" --trainer.accelerator "$ACCELERATOR" --trainer.devices 1)
+aim() { "$PYTHON" -m aim_lightning "$@"; }
+
+tests() { PYTHONPATH="$PYTHONPATH:tests" "$PYTHON" -m pytest -m gpu -s tests/gpu | tee "$OUT/gpu_tests.txt"; }
+sampling() { "$PYTHON" benchmarks/sampling.py; }
+backends() { "$PYTHON" benchmarks/backends.py --models AiM-B,AiM-L --batches 64,32; }
+metrics() { "$PYTHON" benchmarks/evaluate.py; }
+interruptions() { "$PYTHON" benchmarks/interruptions.py --devices "$DEVICES"; }
+tokenizer() { RUNS=$WORK REPORT=$OUT/fashion_mnist_tokenizer bash experiments/fashion_mnist_tokenizer/run.sh; }
+
+tokenizing() { # random VQ-16 weights, then those of the part tokenizer
+  "$PYTHON" benchmarks/tokenizing.py --batch_sizes 64,256 --compiled 256
+  "$PYTHON" benchmarks/tokenizing.py --weights "$WORK/fashion_mnist_tokenizer/adversarial"
+}
+
+evaluate() { # both stages of the demo, 10,000 samples, a sweep of guidance
+  local one=experiments/demo_tokenizer.yaml two=experiments/demo_aim.yaml grid='cfg_scale=1,1.5,2,3,5 top_k=0,64'
+  aim fit --config $one "${device[@]}"
+  aim tokenize --config $one "${device[@]}" --views center_flip
+  aim fit --config $two "${device[@]}"
+  aim evaluate --config $two "${device[@]}" --num "$NUM" --record "demo_aim_$NUM"
+  aim sweep --config $two "${device[@]}" --num "$NUM" --grid "$grid" --record demo_aim_guidance
+  if [ "$OUT" != benchmarks/results ]; then cp -r experiments/results experiments/sweeps "$OUT"; fi
+}
+
+[ $# -gt 0 ] || { sed -n '2,9p' "$0" | cut -c3-; exit 2; }
+for part in "$@"; do
+  case $part in
+    tests | sampling | tokenizer | tokenizing | evaluate | metrics | interruptions | backends) echo "== $part" && $part ;;
+    *) echo "error: there is no part $part; bash experiments/record_gpu.sh lists them" >&2 && exit 2 ;;
+  esac
+done

@@ -1,0 +1,165 @@
+"""Labels to pictures: blocks of one size, `auto`, memory, and what stays behind."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import TINY, TINY_VQ
+
+from aim_lightning.models import AiM, VQModel
+from aim_lightning.pipeline import AiMPipeline, generator
+from aim_lightning.pipeline.pixels import largest_output
+from aim_lightning.sampling import SamplingOptions, generate, resolve
+from aim_lightning.sampling.fast import cache, decoder_for
+from aim_lightning.sampling.resolve import auto_batch
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.pixels import to_uint8
+
+LABELS = [0, 1, 2, 0, 1]
+GIB = 2**30
+
+
+def network(seed: int = 1) -> AiM:
+    torch.manual_seed(seed)
+    made = AiM(TINY).eval()
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+@pytest.fixture
+def pipeline() -> AiMPipeline:
+    torch.manual_seed(2)
+    return AiMPipeline(network(), VQModel(replace(TINY_VQ, image_size=4)).requires_grad_(False))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[int]:
+    """Sizes of the batches that the network draws."""
+    sizes = []
+
+    def counted(model, labels_B, **options):
+        sizes.append(len(labels_B))
+        return generate(model, labels_B, **options)
+
+    monkeypatch.setattr(generator, "generate", counted)
+    return sizes
+
+
+def test_every_block_has_the_size_that_was_asked_for(pipeline, drawn):
+    assert [len(batch) for batch in pipeline.batches(LABELS, batch_size=3)] == [3, 2]
+    assert len(pipeline.generate(LABELS, batch_size=8)) == 5
+    assert drawn == [3, 3, 8]
+
+
+@pytest.mark.parametrize("decoder", ["plain", "fast"])
+def test_the_same_seed_index_and_block_size_give_the_same_image(pipeline, decoder):
+    options = {"seed": 4, "batch_size": 4, "cfg_scale": 2.0, "top_k": 9, "decoder": decoder}
+    images = pipeline.generate(LABELS, **options)
+    for i, label in enumerate(LABELS):
+        assert torch.equal(pipeline.generate([label], indices=[i], **options)[0], images[i])
+
+
+@pytest.mark.parametrize("decoder", ["plain", "fast"])
+def test_codes_do_not_depend_on_the_block_size_in_float32(pipeline, decoder):
+    seen = {}
+    for size in (1, 2, 5, 7):
+        parts = []
+        on_step = lambda step, codes, parts=parts: parts.append(codes.clone()) if step == 3 else None  # noqa: E731
+        list(pipeline.batches(LABELS, batch_size=size, seed=1, cfg_scale=1.5, decoder=decoder, on_step=on_step))
+        seen[size] = torch.cat(parts)  # without those that fill a block up
+    assert all(torch.equal(codes, seen[1]) for codes in seen.values())
+
+
+def test_auto_on_a_cpu(pipeline, drawn):
+    """A fixed number, and no more than there are labels; a record names it."""
+    assert pipeline.resolve(SamplingOptions(batch_size="auto")).batch_size == 64
+    pipeline.generate(LABELS)
+    pipeline.generate([0] * 65, batch_size="auto")
+    assert drawn == [5, 64, 64]
+
+
+def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
+    assert [auto_batch(free * GIB, GIB) for free in (2, 3, 71, 72, 999)] == [1, 2, 32, 64, 256]
+    with pytest.raises(UserError, match=r"needs 1.0 GiB of GPU memory, 0.5 GiB are free; not even one image would fit"):
+        auto_batch(GIB // 2, GIB)
+
+
+def test_precision_is_resolved_for_the_record():
+    options, plain = SamplingOptions(decoder="fast"), SamplingOptions()
+    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=SimpleNamespace(is_cuda=True, device=torch.device("cuda"))))
+    assert resolve(options, network()).precision == "float32"
+    assert resolve(options, on_gpu).precision == "bfloat16"
+    assert resolve(replace(options, precision="float32"), on_gpu).precision == "float32"
+    assert resolve(plain, network()).precision == "float32"
+    assert resolve(plain, network().bfloat16()).precision == "bfloat16"  # the network's own
+
+
+def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
+    """Before anything is allocated, the pixels counted too."""
+    each = cache.bytes_needed(TINY, 1, True, torch.float32)
+    weights = 4 * sum(parameter.numel() for parameter in pipeline.aim.parameters())
+    monkeypatch.setattr(cache, "free_bytes", lambda device: weights + 40 * each)
+    options = {"cfg_scale": 2.0, "decoder": "fast"}
+    pipeline.generate(LABELS, batch_size=36, **options)
+    with pytest.raises(UserError, match=r"a batch of 36 would fit \(sampling.batch_size\)"):
+        pipeline.generate(LABELS, batch_size=37, **options)
+    with pytest.raises(UserError, match="a batch of 18 would fit"):
+        decoder_for(pipeline.aim, 19, True, torch.float32, pixel_bytes=each)
+
+
+@pytest.mark.parametrize("where", ["codes", "pixels"])
+def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, where):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if where == "codes":
+        monkeypatch.setattr(pipeline.aim, "step", fail)
+    else:
+        monkeypatch.setattr(pipeline.tokenizer, "decode", fail)
+    with pytest.raises(UserError, match=r"sampling 6 images at a time .* a batch of 3 would fit"):
+        pipeline.generate(LABELS, batch_size=6)
+
+
+def test_decoders_go_with_the_pipeline():
+    made = AiMPipeline(network(), VQModel(replace(TINY_VQ, image_size=4)))
+    aim = made.aim
+    batches = made.batches(LABELS, batch_size=2, decoder="fast")
+    del made
+    assert len(next(batches)) == 2 and aim in cache._decoders
+    list(batches)
+    assert aim not in cache._decoders
+
+
+def test_pixels_are_the_tokenizers_own_and_nan_is_told(pipeline):
+    images = pipeline.generate(LABELS, seed=3, batch_size=5)
+    codes = generate(pipeline.aim, torch.tensor(LABELS), seed=3)
+    assert torch.equal(images, to_uint8(pipeline.tokenizer.decode(codes)))
+    near = pipeline.generate(LABELS, seed=3, batch_size=5, pixel_precision="bfloat16")
+    assert 0 < (near.int() - images.int()).abs().max() <= 8
+    with torch.no_grad():
+        pipeline.tokenizer.decoder.conv_out.bias[0] = torch.nan
+    with pytest.raises(UserError, match="pixels are not finite: the tokenizer's weights have diverged"):
+        pipeline.generate(LABELS)
+
+
+def test_no_labels(pipeline):
+    with pytest.raises(UserError, match="there are no labels"):
+        pipeline.generate([])
+
+
+def test_memory_of_pixels_follows_the_largest_tensor(pipeline):
+    small, large = (largest_output(VQModel(replace(TINY_VQ, image_size=size))) for size in (16, 32))
+    assert large == 4 * small and small >= 8 * 16 * 16
+    assert not any(module._forward_hooks for module in pipeline.tokenizer.modules())
+
+
+def test_the_configuration_takes_auto(root):
+    from cli.test_configs import compose_and_check
+
+    demo = root / "experiments/demo_aim.yaml"
+    assert compose_and_check(demo, ("sampling.batch_size", "auto")).values["sampling"]["batch_size"] == "auto"
+    with pytest.raises(UserError, match="batch_size"):
+        compose_and_check(demo, ("sampling.batch_size", "many"))

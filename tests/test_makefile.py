@@ -1,0 +1,26 @@
+"""The Makefile's own answers; nothing is installed for them."""
+
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+
+def make(*words):
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_bare_make_lists_every_target():
+    listed = make().stdout
+    named = [
+        line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line and " ## " in line
+    ]
+    assert len(named) > 30 and all(f"  {target} " in listed for target in named)
+    assert make("help").stdout == listed
+
+
+@pytest.mark.parametrize("words", [["train"], ["validate", "EXP=nothing"], ["sweep"]])
+def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_path):
+    done = make(*words, f"VENV={tmp_path / 'venv'}")
+    assert done.returncode == 2 and "set EXP to one of:" in done.stderr and "demo_aim" in done.stderr
+    assert not (tmp_path / "venv").exists()
