@@ -189,12 +189,18 @@ def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on
     assert record["protocol"]["sampling"]["cfg_scale"] == 1.5 and record["protocol"]["reference"]["fingerprint"]
 
 
-def test_validate_leaves_it_alone(place, run, monkeypatch, capsys):
+def test_results_of_fit_tell_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
+    """The last step is 22, validated was at 18; a training evaluation takes no part in `validate`."""
     monkeypatch.chdir(ROOT)
+    results = json.loads((run / "results.json").read_text())
+    fit = results["protocol"]["fit"]
+    assert (results["protocol"]["step"], fit["step"]) == (22, 18) and "weights_sha256" not in fit
+    assert fit["metrics"] == sorted(results["metrics"]) and "val/loss" in fit["metrics"]
     assert main(["validate", "--config", str(place / "tiny.yaml"), "--run", "with"]) == 0
     protocol = json.loads((run / "results.json").read_text())["protocol"]
     assert protocol["step"] == protocol["validate"]["step"] == 22 and len(protocol["validate"]["weights_sha256"]) == 64
     assert "val/loss" in protocol["validate"]["metrics"] and "training_evaluation" not in protocol["validate"]
+    assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
 def test_pictures_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
