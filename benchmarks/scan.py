@@ -1,4 +1,4 @@
-"""The chunked scan against the step-by-step recurrence, forward and backward, in one run.
+"""The chunked scan against the step-by-step recurrence, forward and backward, in one run: seconds and memory.
 
 python benchmarks/scan.py [--repeats 3]
 """
@@ -8,10 +8,13 @@ import statistics
 import time
 
 import torch
+from record import hardware, save
 
 from aim_lightning.models.aim.scan import scan, scan_ref
 
 SHAPE = {"batch": 64, "heads": 8, "channels": 32, "state": 32}
+LENGTHS = (64, 256)
+CASES = {"recurrence": (scan_ref,)} | {f"chunks of {size}": (scan, size) for size in (16, 32, 64, 256)}
 
 
 def inputs(length: int, device: str) -> list[torch.Tensor]:
@@ -35,20 +38,45 @@ def seconds(function, values, *options) -> float:
     return time.perf_counter() - start
 
 
+def saved_bytes(function, values, *options) -> int:
+    """What the backward pass keeps; tensors that share their memory count once."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(*values, *options)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def measure(length: int, device: str, repeats: int) -> list[dict]:
+    """A row for each way to scan sequences of this length."""
+    values, rows = inputs(length, device), []
+    for name, (function, *size) in CASES.items():
+        seconds(function, values, *size)
+        median = statistics.median(seconds(function, values, *size) for _ in range(repeats))
+        row = {"steps": length, "case": name, "seconds": round(median, 4)}
+        row["times_faster"] = round((rows[0]["seconds"] if rows else row["seconds"]) / row["seconds"], 2)
+        rows.append({**row, "saved_bytes": saved_bytes(function, values, *size)})
+        print(
+            "{steps:4d} steps  {case:14s} {seconds:8.3f} s  x{times_faster:.1f}  {saved_bytes:13,d} bytes".format(
+                **rows[-1]
+            )
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{device}, {torch.get_num_threads()} threads, {SHAPE}; seconds forward and backward, medians")
-    for length in (64, 256):
-        values = inputs(length, device)
-        cases = {"recurrence": (scan_ref,)} | {f"chunks of {size}": (scan, size) for size in (16, 32, 64, 256)}
-        medians = {}
-        for name, (function, *size) in cases.items():
-            seconds(function, values, *size)
-            medians[name] = statistics.median(seconds(function, values, *size) for _ in range(options.repeats))
-            print(f"{length:4d} steps  {name:14s} {medians[name]:8.3f}  x{medians['recurrence'] / medians[name]:.1f}")
+    print(f"{hardware()}, {torch.get_num_threads()} threads, {SHAPE}; medians of forward and backward")
+    facts = {"threads": torch.get_num_threads(), **SHAPE}
+    rows = [{**facts, **row} for length in LENGTHS for row in measure(length, device, options.repeats)]
+    print(f"written to {save('scan', rows)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.torch import load_file
 
 from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
@@ -77,6 +76,8 @@ def published_vq8() -> VQModel:
 
 def write_random_vgg(path: Path) -> Path:
     """VGG16's convolutions with random weights, as torchvision's file names them."""
+    import torchvision  # brings triton along, which some tests must set up before
+
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).features.state_dict()
     generator, weights = torch.Generator().manual_seed(0), {}

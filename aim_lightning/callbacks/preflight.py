@@ -3,17 +3,19 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.cluster.job import Job
-from aim_lightning.cluster.preflight import RankFacts, configuration_hash, faults, versions
-from aim_lightning.utils.errors import UserError
+from aim_lightning.cluster.preflight import RankFacts, configuration_hash, faults, late_views, versions
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.process import node_name
 
 SHARED_SECONDS = 10.0  # network file systems show new files late
+MARK = ".preflight-"
 
 
 class Preflight(Callback):
@@ -25,7 +27,9 @@ class Preflight(Callback):
         start: name of the checkpoint that this rank has chosen.
 
     Raises:
-        UserError: on every rank, when anything differs; rank 0 names the nodes, a line a fault.
+        UserError: on rank 0, when anything differs: it names the nodes, a line a fault; the other ranks end with it.
+            On any rank for whom the first sum comes out wrong.
+        PassingFault: on each rank whose exchange with the others fails, or whose view of the shared folder is old.
     """
 
     def __init__(self, run_dir: str, configuration: dict, start: str) -> None:
@@ -35,17 +39,20 @@ class Preflight(Callback):
         if trainer.world_size == 1:
             return
         ranks = self._gather(trainer)
-        lines = faults(ranks, str(self.run_dir)) or _reduce(trainer, ranks)
-        if lines:
-            self._refuse(trainer, lines)
+        if lines := faults(ranks, str(self.run_dir)):
+            self._refuse(trainer, lines, UserError, 2)
+        if lines := late_views(ranks):
+            self._refuse(trainer, lines, PassingFault, PassingFault.exit_code)
+        _reduce(trainer, len(ranks))
 
     def _gather(self, trainer: Trainer) -> list[RankFacts]:
-        token = [None]
-        mark = self.run_dir / f".preflight-{Job.current().id if Job.current() else 'local'}"
+        name = [None]
         if trainer.is_global_zero:
-            token[0] = f"{os.getpid()} {time.time()}"
-            mark.write_text(token[0])
-        torch.distributed.broadcast_object_list(token, src=0)
+            name[0] = f"{MARK}{os.getpid()}-{time.time_ns()}"
+            _touch(self.run_dir / name[0])
+        with _network(trainer.global_rank, "the first broadcast"):
+            torch.distributed.broadcast_object_list(name, src=0)
+        mark = self.run_dir / name[0]
         mine = RankFacts(
             node=node_name(),
             rank=trainer.global_rank,
@@ -54,45 +61,62 @@ class Preflight(Callback):
             versions=versions(),
             configuration=configuration_hash(self.configuration),
             start=self.start,
-            sees_run_directory=_appears(mark, token[0]),
+            sees_run_directory=_appears(mark),
         )
         ranks: list = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(ranks, mine)
+        with _network(trainer.global_rank, "the first exchange"):
+            torch.distributed.all_gather_object(ranks, mine)
         if trainer.is_global_zero:
             mark.unlink(missing_ok=True)
         return ranks
 
-    def _refuse(self, trainer: Trainer, lines: list[str]) -> None:
-        """Rank 0 speaks, then all end: the first to end takes the others along."""
+    def _refuse(self, trainer: Trainer, lines: list[str], kind: type[UserError], code: int) -> None:
+        """All ranks know the lines: rank 0 speaks, then all end, the first to end taking the others along."""
         if trainer.is_global_zero:
             for line in lines[:-1]:
                 print(f"error: {line}", file=sys.stderr, flush=True)
-            raise UserError(lines[-1])
+            raise kind(lines[-1])
         time.sleep(5)
-        raise SystemExit(2)
+        raise SystemExit(code)
 
 
-def _reduce(trainer: Trainer, ranks: list[RankFacts]) -> list[str]:
-    """One all-reduce over the devices: the sum of (rank + 1) tells who is missing or counted twice."""
-    expected = len(ranks) * (len(ranks) + 1) // 2
-    total = torch.tensor([trainer.global_rank + 1], device=trainer.strategy.root_device)
+@contextmanager
+def _network(rank: int, what: str) -> Iterator[None]:
+    """Inside, ranks talk: the one that cannot names its node, whichever it is."""
     try:
+        yield
+    except RuntimeError as error:  # torch.distributed's errors are of this kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PassingFault(f"node {node_name()}, rank {rank}: {what} failed ({reason})") from error
+
+
+def _reduce(trainer: Trainer, ranks: int) -> None:
+    """One all-reduce over the devices: the sum of (rank + 1) tells who is missing or counted twice."""
+    expected = ranks * (ranks + 1) // 2
+    total = torch.tensor([trainer.global_rank + 1], device=trainer.strategy.root_device)
+    with _network(trainer.global_rank, "the first all-reduce"):
         torch.distributed.all_reduce(total)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        return [f"node {node_name()}, rank {trainer.global_rank}: the first all-reduce failed ({reason})"]
-    if int(total) == expected:
-        return []
-    return [f"node {node_name()}, rank {trainer.global_rank}: the first all-reduce gave {int(total)}, not {expected}"]
+        found = int(total)  # a GPU reports its errors here
+    if found != expected:
+        raise UserError(
+            f"node {node_name()}, rank {trainer.global_rank}: the first all-reduce gave {found}, not {expected}"
+        )
 
 
-def _appears(path: Path, text: str) -> bool:
+def _touch(mark: Path) -> None:
+    """A file without content: a full disk takes it. Those of starts that were killed go."""
+    try:
+        for old in mark.parent.glob(f"{MARK}*"):
+            old.unlink(missing_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise PassingFault(f"node {node_name()}: {mark} cannot be made ({error.strerror or error})") from error
+
+
+def _appears(path: Path) -> bool:
     deadline = time.monotonic() + SHARED_SECONDS
     while time.monotonic() < deadline:
-        try:
-            if path.read_text() == text:
-                return True
-        except OSError:
-            pass
+        if path.exists():
+            return True
         time.sleep(0.2)
     return False

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from aim_lightning.cli.config import run_directory
@@ -14,6 +15,7 @@ from aim_lightning.config import Document
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.data.stream import BatchPlan
+from aim_lightning.runs.decide import differences
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
@@ -29,7 +31,9 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
     for _, one in documents:
         check_files("fit", one.values)
         _check_ranks(one)
+        _check_shared(document, one)
     trainer, data = document.values["trainer"], document.values["data"].get("init_args") or {}
+    runs = [replace(directory, run=str(one.values["run"])) for _, one in documents]
     plan = JobPlan(
         name=f"{directory.experiment}/{directory.run}",
         folder=directory.path,
@@ -42,7 +46,7 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
         where=Path.cwd(),
         python=sys.executable,
         parallel=options.parallel,
-        timings=timings.read(directory.path),
+        timings=timings.longest([directory.path, *(run.path for run in runs)]),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
     )
     return plan, [one for _, one in documents]
@@ -103,6 +107,26 @@ def _check_ranks(document: Document) -> None:
         raise UserError("trainer.strategy is 'auto', which takes one rank on processors; set --trainer.strategy ddp")
     if "global_batch_size" in data:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
+
+
+def _check_shared(document: Document, task: Document) -> None:
+    """All tasks of an array have one job script: what it is made of cannot differ between them."""
+    for line in differences(_for_script(document.values), _for_script(task.values)).values():
+        raise UserError(
+            f"{task.values['run']}: {line}, but the tasks of an array share one job script; "
+            "submit what needs another one as a run of its own"
+        )
+
+
+def _for_script(values: dict) -> dict:
+    """What the job script is made of."""
+    trainer, data = values["trainer"], values["data"].get("init_args") or {}
+    names = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}
+    return {
+        "trainer": {name: trainer.get(name, default) for name, default in names.items()},
+        "data": {"num_workers": data.get("num_workers", 0)},
+        "cluster": asdict(ClusterOptions(**values["cluster"])),
+    }
 
 
 def write_configurations(plan: JobPlan, documents: list[Document]) -> None:

@@ -79,8 +79,6 @@ def faults(ranks: list[RankFacts], run_dir: str) -> list[str]:
                 lines.append(f"{who}: {package} is {here}, on node {first.node} it is {there}")
         if facts.configuration != first.configuration:
             lines.append(f"{who}: its configuration differs from that of node {first.node} (rank 0)")
-        if facts.start != first.start:
-            lines.append(f"{who}: it would start from {facts.start}, rank 0 on node {first.node} from {first.start}")
         if not facts.sees_run_directory:
             lines.append(
                 f"{who}: {run_dir} is not the folder that node {first.node} writes to; "
@@ -91,6 +89,17 @@ def faults(ranks: list[RankFacts], run_dir: str) -> list[str]:
         f"node {node}: {count} ranks share device {device}" for (node, device), count in devices.items() if count > 1
     ]
     return lines
+
+
+def late_views(ranks: list[RankFacts]) -> list[str]:
+    """One line for each rank that a shared file system shows an old state of the run: it passes, unlike a fault."""
+    first = min(ranks, key=lambda facts: facts.rank)
+    return [
+        f"node {facts.node}, rank {facts.rank}: it would start from {facts.start}, rank 0 on node {first.node} from "
+        f"{first.start}; the shared file system shows that node an old state"
+        for facts in ranks
+        if facts.start != first.start
+    ]
 
 
 def task_fault(job: Job | None, nodes: int, devices: int, visible_gpus: int | None) -> str | None:

@@ -1,6 +1,7 @@
 """Seconds that a run needed, kept beside it: the check before the next submission reads them."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from aim_lightning.utils.files import read_json, write_json
@@ -13,6 +14,14 @@ def read(run_dir: Path | str) -> dict[str, float]:
     """What is known; {} before the first job."""
     path = Path(run_dir) / FILE
     return read_json(path, "timings") if path.exists() else {}
+
+
+def longest(run_dirs: Iterable[Path]) -> dict[str, float]:
+    """The largest of every value over several runs, such as the tasks of an array."""
+    found: dict[str, float] = {}
+    for known in map(read, run_dirs):
+        found |= {name: max(value, found.get(name, value)) for name, value in known.items()}
+    return found
 
 
 def record(run_dir: Path | str, **values: float) -> dict[str, float]:

@@ -1,14 +1,22 @@
 """Starting from given weights."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY, TINY_VQ
+from integration.tiny import write_experiment
+from weights.makers import aim, vq
 
 from aim_lightning.cli.initial import start_from
+from aim_lightning.cli.main import main
 from aim_lightning.models import VQModel
+from aim_lightning.models.aim.transfer import CLASSES, POSITIONS
+from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
+from aim_lightning.weights import export_aim
 
 
 def test_a_published_file_is_loaded_strictly(tmp_path):
@@ -35,3 +43,29 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path):
     (tmp_path / "vq.pt").write_bytes(b"x")
     with pytest.raises(UserError, match="damaged"):
         start_from(SimpleNamespace(network=network), tmp_path / "vq.pt")
+
+
+def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_signals):
+    source = aim(replace(TINY, num_tokens=16, num_classes=5))
+    folder = export_aim(source, tmp_path / "published", tokenizer=vq())
+    still = ("--model.optimizer.learning_rate", "1e-12", "--trainer.max_steps", "1")
+    options = ("--config", write_experiment(tmp_path), "--model.init_from", folder, *still)
+    assert main([str(word) for word in ("fit", *options)]) == 0
+    text = capsys.readouterr().out
+    assert f"weights from {folder}" in text
+    assert f"  {CLASSES}: 3 fresh classes in place of 5, the null class is kept" in text
+    assert f"  {POSITIONS}: resized from 4x4 to 2x2 codes" in text
+    weights = read_checkpoint(newest_checkpoint(tmp_path / "runs" / "tiny" / "main"))["network"]
+    for name, value in source.state_dict().items():
+        if name not in (CLASSES, POSITIONS):
+            assert torch.allclose(weights[name], value, atol=1e-6), name
+    assert torch.allclose(weights[CLASSES][-1], source.state_dict()[CLASSES][-1], atol=1e-6)
+    assert (len(weights[CLASSES]), len(weights[POSITIONS])) == (4, 5)
+
+
+def test_fit_from_another_width_is_one_line(tmp_path, capsys, own_signals):
+    folder = export_aim(aim(replace(TINY, n_layer=1)), tmp_path / "published")
+    options = ("--config", write_experiment(tmp_path), "--model.init_from", folder)
+    assert main([str(word) for word in ("fit", *options)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "does not fit this AiM: missing: backbone.layers.1." in error

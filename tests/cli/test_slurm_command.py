@@ -83,6 +83,34 @@ def test_arrays_freeze_a_configuration_a_task(slurm):
     assert "run: s-7" in seventh and seventh.count("seed: 7") == 2  # interpolations follow
 
 
+def test_an_array_is_checked_against_what_its_tasks_have_measured(slurm):
+    call, place = slurm
+    for run, pause in (("main", 1.0), ("main-0", 90.0), ("main-1", 3.0)):
+        folder = place / "runs/tiny" / run
+        folder.mkdir(parents=True)
+        (folder / "timings.json").write_text(json.dumps({"longest_pause_seconds": pause, "checkpoint_seconds": 10.0}))
+    done = call("submit", "--seeds", "0-1")
+    assert done.returncode == 2 and "up to 90.0 s between two batches" in done.stderr
+    assert call("submit", "--seeds", "1", "--dry", "true").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--trainer.devices 2 --trainer.strategy ddp", "main-1: trainer.devices was 1, is 2"),
+        ("--trainer.num_nodes 2 --trainer.strategy ddp", "trainer.num_nodes was 1, is 2"),
+        ("--data.num_workers 3", "data.num_workers was 0, is 3"),
+        ("--cluster.signal_lead 60", "cluster.signal_lead was 120, is 60"),
+    ],
+)
+def test_lines_of_a_sweep_that_need_another_job_script_are_refused(slurm, line, words):
+    call, place = slurm
+    (place / "sweep").write_text(f"--model.label_dropout 0.5\n{line}\n")
+    done = call("submit", "--sweep", str(place / "sweep"))
+    assert done.returncode == 2 and words in done.stderr and "share one job script" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (place / "calls").exists()
+
+
 def test_the_job_script_s_own_two_calls(slurm):
     call, place = slurm
     for start in (1, 2, 3):

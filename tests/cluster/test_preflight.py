@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from aim_lightning.cluster.job import Job
-from aim_lightning.cluster.preflight import RankFacts, configuration_hash, faults, source_hash, task_fault
+from aim_lightning.cluster.preflight import (
+    RankFacts,
+    configuration_hash,
+    faults,
+    late_views,
+    source_hash,
+    task_fault,
+)
 
 FIRST = RankFacts("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
 SECOND = dataclasses.replace(FIRST, node="n2", rank=1)
@@ -22,10 +29,6 @@ def test_equal_ranks_have_no_faults():
         ({"configuration": "xyz"}, "node n2, rank 1: its configuration differs from that of node n1 (rank 0)"),
         ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
         (
-            {"start": "the beginning"},
-            "node n2, rank 1: it would start from the beginning, rank 0 on node n1 from step=0",
-        ),
-        (
             {"sees_run_directory": False},
             "node n2, rank 1: runs/x is not the folder that node n1 writes to; set runs_root",
         ),
@@ -35,6 +38,13 @@ def test_equal_ranks_have_no_faults():
 def test_each_fault_is_one_line_that_names_the_node(change, line):
     (found,) = faults([FIRST, dataclasses.replace(SECOND, **change)], "runs/x")
     assert found.startswith(line)
+
+
+def test_an_old_view_of_the_shared_folder_is_no_fault_but_passes():
+    late = dataclasses.replace(SECOND, start="the beginning")
+    assert faults([FIRST, late], "runs/x") == [] and late_views([FIRST, SECOND]) == []
+    (line,) = late_views([FIRST, late])
+    assert line.startswith("node n2, rank 1: it would start from the beginning, rank 0 on node n1 from step=00000004")
 
 
 def test_the_step_must_fit_the_configuration():

@@ -4,6 +4,7 @@ import errno
 import http.server
 import logging
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ SHARDS = [13, 9, 17, 5]
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; `trouble` maps a path to what happens to its next requests: a status, or "cut"."""
+    """Serves a folder; `trouble` maps a path to what happens to its next requests: a status, "cut" or "stall"."""
 
     def __init__(self, *args, trouble, asked, **options):
         self.trouble, self.asked = trouble, asked
@@ -33,6 +34,11 @@ class Server(http.server.SimpleHTTPRequestHandler):
         what = todo.pop(0) if todo else None
         if isinstance(what, int):
             self.send_error(what)
+        elif what == "stall":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            time.sleep(4)
         elif what == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "100000")
@@ -89,6 +95,30 @@ def test_what_fails_for_a_while_is_tried_again(stored, served, caplog):
     assert asked.count("/train/tokens-000002.tar") == 3 and asked.count("/train/tokens-000001.tar") == 1
     assert "tokens-000002.tar: its command ended with exit code 22; trying again in 0.01 s" in caplog.text
     assert "exit code 18; trying again in 0.02 s" in caplog.text
+
+
+def test_a_busy_server_is_asked_as_often_as_the_options_say(served, caplog):
+    """curl itself would go on for a minute at 503 before anybody hears of it."""
+    url, trouble, asked = served
+    path = "/train/tokens-000001.tar"
+    trouble[path] = [503, 503, 429]
+    with caplog.at_level(logging.WARNING):
+        assert len(Fetcher(retries=3, pause=0.01).fetch(url + path).data) > 1000
+    assert asked.count(path) == 4 and caplog.text.count("exit code 22; trying again") == 3
+    trouble[path] = [503] * 99
+    with pytest.raises(UserError, match="cannot be read in 2 attempts"):
+        Fetcher(retries=1, pause=0.01).fetch(url + path)
+    assert asked.count(path) == 6
+
+
+def test_a_transfer_that_stalls_is_broken_off_and_tried_again(served, monkeypatch, caplog):
+    url, trouble, asked = served
+    path = "/train/tokens-000001.tar"
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 1)
+    trouble[path] = ["stall"]
+    with caplog.at_level(logging.WARNING):
+        assert len(Fetcher(pause=0.01).fetch(url + path).data) > 1000
+    assert asked.count(path) == 2 and "exit code 28; trying again" in caplog.text
 
 
 def test_what_keeps_failing_is_one_clear_error(served):

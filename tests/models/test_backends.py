@@ -97,6 +97,13 @@ def test_parameters_that_must_stay_exact_do_in_bf16():
     assert model.double().backbone.layers[0].mixer.A_log.dtype == torch.float64
 
 
+@pytest.mark.parametrize("wanted", ["auto", "torch"])
+def test_a_device_without_float64_is_refused_at_use(wanted):
+    backend = choose.choose_backend(wanted, TINY, torch.device("mps"), torch.float32)
+    with pytest.raises(UserError, match="backend torch cannot be used: its scan needs float64, which MPS lacks"):
+        backend.add_norm(torch.zeros(1), None, torch.nn.Identity())
+
+
 def test_float64_and_back_is_float32_everywhere():
     model = AiM(TINY).double().float()
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}

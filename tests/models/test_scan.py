@@ -1,5 +1,7 @@
 """The chunked scan against the plain recurrence."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,3 +56,23 @@ def test_strong_decay_does_not_overflow():
     x, dt, a, b, c = inputs(200)
     result = scan(x, dt * 1000, a, b, c, 64)
     assert torch.isfinite(result).all()
+
+
+def saved_bytes(length: int) -> int:
+    """Memory that the backward pass keeps; tensors that share theirs count once."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage  # held, so that no address is used again
+        return tensor
+
+    values = [value.requires_grad_() for value in inputs(length, batch=1, heads=2, channels=16, state=16)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scan(*values, 64)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_memory_grows_linearly():
+    sizes = [saved_bytes(length) for length in (256, 512, 1024)]
+    assert all(longer <= 2.1 * shorter for shorter, longer in itertools.pairwise(sizes)), sizes

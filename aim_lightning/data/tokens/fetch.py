@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import logging
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import webdataset as wds
+from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.location import SCHEME
 from aim_lightning.utils.errors import UserError
@@ -18,6 +20,8 @@ from aim_lightning.utils.files import atomic_path
 
 # Trying again does not help.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+BY_CURL = re.compile(r"(https?|sftp|ftps|scp):", re.IGNORECASE)
+STALL_SECONDS = 30  # without a byte before a transfer counts as broken
 log = logging.getLogger(__name__)
 
 
@@ -104,8 +108,16 @@ def check(data: bytes, sha256: str | None) -> Fetched:
 
 
 def _read(url: str) -> bytes:
-    with wds.gopen(url) as stream:
+    with wds.gopen(_once(rewrite_url(url))) as stream:
         return stream.read()
+
+
+def _once(url: str) -> str:
+    """Webdataset's own opener lets curl try again 30 times without a word; attempts are counted here."""
+    if not BY_CURL.match(url):
+        return url
+    stall = f"--speed-time {STALL_SECONDS} --speed-limit 1"  # bytes a second
+    return f"pipe:curl -f -s -L --retry 0 --connect-timeout {STALL_SECONDS} {stall} {shlex.quote(url)}"
 
 
 def _cached(path: Path, sha256: str) -> Fetched | None:

@@ -32,15 +32,13 @@ class Backend(Protocol):
 
 
 class Refused:
-    """Stands where mamba_ssm was asked for and cannot run, so that weights may still be moved through a CPU."""
+    """Stands where a backend cannot run, so that weights may still be moved through such a device."""
 
-    name = "mamba_ssm"
-
-    def __init__(self, obstacle: str) -> None:
-        self.obstacle = obstacle
+    def __init__(self, name: str, obstacle: str) -> None:
+        self.name, self.obstacle = name, obstacle
 
     def _refuse(self, *_: object) -> None:
-        raise UserError(f"backend mamba_ssm cannot be used: {self.obstacle}")
+        raise UserError(f"backend {self.name} cannot be used: {self.obstacle}")
 
     mix = step = add_norm = _refuse
 
@@ -48,11 +46,13 @@ class Refused:
 def choose_backend(wanted: str, config: AiMConfig, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for weights of this type on this device; what `auto` took and why is logged once.
 
-    Where mamba_ssm was asked for and cannot run, every use of what is returned raises a UserError.
+    Where the backend cannot run on the device, every use of what is returned raises a UserError.
     """
     obstacle = _obstacle(device, dtype)
     if wanted == "mamba_ssm" and obstacle:
-        return Refused(obstacle)
+        return Refused(wanted, obstacle)
+    if device.type == "mps":
+        return Refused("torch", "its scan needs float64, which MPS lacks; use the CPU (--trainer.accelerator cpu)")
     if wanted == "torch" or obstacle:
         if wanted == "auto":
             _log_once(f"backend auto took torch: {obstacle}")

@@ -1,0 +1,96 @@
+"""Ranks that cannot reach each other, or do not see the same state, before the first batch."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aim_lightning.callbacks import preflight
+from aim_lightning.callbacks.preflight import Preflight
+from aim_lightning.cli import fit
+from aim_lightning.cli.main import main
+from aim_lightning.utils.errors import PassingFault, UserError
+
+
+def trainer(rank):
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """torch.distributed between two ranks of which this process is one; `other` changes what the other one says."""
+
+    def broadcast(values, src):
+        values[0] = values[0] or ".preflight-there"
+
+    def gather(ranks, mine):
+        ranks[:] = [dataclasses.replace(mine, rank=rank, **(network.other if rank else {})) for rank in (0, 1)]
+
+    def reduce(total):
+        total.fill_(network.total)
+
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setattr(preflight.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(preflight, "SHARED_SECONDS", 0.2)
+    for name, call in (("broadcast_object_list", broadcast), ("all_gather_object", gather), ("all_reduce", reduce)):
+        monkeypatch.setattr(torch.distributed, name, call)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    network = SimpleNamespace(other={}, total=3, fail=lambda name: monkeypatch.setattr(torch.distributed, name, fails))
+    return network
+
+
+def fails(*_, **__):
+    raise RuntimeError("connect: Connection refused\nmore")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / ".preflight-there").touch()
+    return tmp_path
+
+
+def test_ranks_that_agree_go_on_and_leave_nothing(network, run_dir):
+    for rank in (1, 0):
+        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
+    assert not list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("call", ["broadcast_object_list", "all_gather_object", "all_reduce"])
+def test_the_rank_whose_network_fails_names_its_node(network, run_dir, call, rank):
+    network.fail(call)
+    with pytest.raises(PassingFault, match=rf"node n7, rank {rank}: .* failed \(connect: Connection refused\)$"):
+        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
+
+
+def test_a_wrong_sum_is_told_by_the_rank_that_has_it(network, run_dir):
+    network.total = 4
+    with pytest.raises(UserError, match="node n7, rank 1: the first all-reduce gave 4, not 3"):
+        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(1), None, "fit")
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "code"),
+    [({"start": "old.ckpt"}, PassingFault, 74), ({"configuration": "x"}, UserError, 2)],
+)
+def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, run_dir, other, error, code):
+    network.other = {**other, "node": "n8"}
+    with pytest.raises(error, match="node n8, rank 1: ") as caught:
+        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(0), None, "fit")
+    assert type(caught.value) is error
+    (run_dir / ".preflight-there").touch()
+    with pytest.raises(SystemExit) as ended:
+        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(1), None, "fit")
+    assert ended.value.code == code
+
+
+def test_fit_ends_with_the_code_that_brings_the_job_back(root, monkeypatch, capsys, own_signals):
+    def refuse(*_):
+        raise PassingFault("node n7, rank 1: the first broadcast failed (timeout)")
+
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(fit, "_run", refuse)
+    assert main(["fit", "--config", "experiments/demo_tokenizer.yaml"]) == 74
+    assert capsys.readouterr().err == "error: node n7, rank 1: the first broadcast failed (timeout)\n"
