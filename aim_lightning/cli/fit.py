@@ -5,6 +5,8 @@ import contextlib
 import sys
 from pathlib import Path
 
+from torch.distributed import DistNetworkError, DistStoreError
+
 from aim_lightning.callbacks.checkpoint_io import from_file
 from aim_lightning.callbacks.preemption import own_signals
 from aim_lightning.callbacks.validated_step import ValidatedStep
@@ -25,7 +27,7 @@ from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
-from aim_lightning.utils.process import is_rank_zero, say
+from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
@@ -40,12 +42,20 @@ def run(document: Document, options: argparse.Namespace) -> int:
     except Stopped as stop:
         return leave(stop, directory)
     except PassingFault as fault:
-        remember_end(directory, fault.exit_code)
-        print(f"error: {fault}", file=sys.stderr, flush=True)
-        return fault.exit_code
+        return _passing(fault, directory)
+    except (DistNetworkError, DistStoreError) as error:
+        reason = str(error).strip().splitlines()[0]
+        fault = PassingFault(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        return _passing(fault, directory)
     except UserError:
         remember_end(directory, USER_ERROR)
         raise
+
+
+def _passing(fault: PassingFault, directory: RunDirectory) -> int:
+    remember_end(directory, fault.exit_code)
+    print(f"error: {fault}", file=sys.stderr, flush=True)
+    return fault.exit_code
 
 
 def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
