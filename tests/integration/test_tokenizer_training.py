@@ -191,7 +191,7 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
     for name in ("psnr", "ssim"):  # of 2 batches of 50, and said so
         assert metrics[f"{name}_100"] == metrics[f"val/{name}"]
-    assert "pad=0" in results["protocol"]["reconstruction_scores"]["reference"]
+    assert "pad=0" in results["protocol"]["validate"]["reconstruction_scores"]["reference"]
     assert metrics["rfd_effnet_lite0_2k"] > 0 and protocol["features"]["input_size"] == 32
     assert len(list((place.experiment.parent / "cache").glob("*.safetensors"))) == 1
     assert "next: make tokenize EXP=tiny_tokenizer RUN=whole" in capsys.readouterr().out
