@@ -1,24 +1,133 @@
 """Seconds for 256 codes with guidance: the fast decoder, the plain one, and the time the bytes alone would take.
 
-python benchmarks/sampling.py [--models AiM-B,AiM-B] [--batches 1,16] [--repeats 5] [--no_plain]
-Medians after warm-up; top_k 600, top_p 0.98, random weights. On a CPU: AiM-B batch 4.
+python benchmarks/sampling.py [--models AiM-B,AiM-B] [--batches 1,16] [--repeats 5] [--no_plain] [--no_pixels]
+Medians after warm-up; top_k 600, top_p 0.98, random weights. On a CPU: AiM-B batch 4. Then codes and pixels together,
+AiM-B with VQ-16. Writes benchmarks/results/sampling_HARDWARE_DATE.json and a table of the same name, after each row.
 """
 
 import argparse
+import os
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from record import hardware, save
 
-from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import generate, release_decoders
 
-# Seconds of the published code on one H100 80GB, torch 2.11.
-PUBLISHED = {("AiM-B", 1): 0.681, ("AiM-B", 16): 0.899, ("AiM-B", 64): 1.2, ("AiM-L", 16): 1.438, ("AiM-L", 64): 2.22}
-PUBLISHED[("AiM-XL", 16)] = 1.81
-GPU = [("AiM-B", 1), ("AiM-B", 16), ("AiM-B", 64), ("AiM-L", 16), ("AiM-L", 64), ("AiM-XL", 16)]
-CPU = [("AiM-B", 4)]
+# Seconds on one H100 80GB: (published code with torch 2.11, to reach, stretch).
+GOALS = {
+    ("AiM-B", 1): (0.681, 0.075, 0.050),
+    ("AiM-B", 16): (0.899, 0.110, 0.080),
+    ("AiM-B", 64): (1.200, 0.280, 0.190),
+    ("AiM-L", 16): (1.438, 0.280, 0.190),
+    ("AiM-L", 64): (2.220, 0.700, 0.500),
+    ("AiM-XL", 16): (1.810, 0.420, 0.330),
+}
+PIXEL_GOALS = (160, 250)  # images/s on an H100, AiM-B batch 64: to reach, stretch
+H200 = 0.75  # its times over an H100's, by their bandwidths
+OPTIONS = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98}
+BLOCKS = 5  # of the measurement with pixels on a GPU, where they overlap
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", help="presets, with commas (default: all that the device is meant for)")
+    parser.add_argument("--batches", help="images, one for each model")
+    parser.add_argument("--repeats", type=int, default=5, help="calls behind each median")
+    parser.add_argument("--no_plain", action="store_true", help="leave the plain decoder out")
+    parser.add_argument("--no_pixels", action="store_true", help="leave codes and pixels together out")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = list(GOALS) if device.type == "cuda" else [("AiM-B", 4)]
+    if options.models:
+        cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
+    rate, rows = bandwidth(device), []
+    print(f"{hardware()}: copies {rate / 1e12:.3f} TB/s; seconds for 256 codes, guidance on", flush=True)
+    for name, batch in cases:
+        keep(rows, codes(name, batch, device, options.repeats, not options.no_plain, rate))
+    if not options.no_pixels:
+        for how in pixel_options(device):
+            keep(rows, pixels(64 if device.type == "cuda" else 4, device, how))
+
+
+def keep(rows: list[Row], row: Row) -> None:
+    """Print one more row and write all so far."""
+    rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    path = save("sampling", rows)
+    write_table(path.with_suffix(".md"), rows)
+    print(f"written to {path} and {path.with_suffix('.md').name}", flush=True)
+
+
+def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool, rate: float) -> Row:
+    """Drawing alone. first_call_s includes compiling and capturing; peak_gib is the fast decoder's."""
+    model, labels = network(name, device), torch.arange(batch)
+    draw = lambda decoder: lambda: generate(model, labels, decoder=decoder, **OPTIONS)  # noqa: E731
+    reset_peak(device)
+    (first,) = timed(draw("fast"), device, 1, warm_up=0)
+    row = {"what": "codes", "model": name, "batch": batch, **load(device), "first_call_s": first}
+    row["fast_s"] = statistics.median(timed(draw("fast"), device, repeats))
+    row |= peak(device)
+    if plain:
+        row["plain_s"] = statistics.median(timed(draw("plain"), device, max(1, repeats // 3)))
+    size = 2 if device.type == "cuda" else 4
+    recurrent, dual = traffic(model.config, batch, size)
+    row |= {"dual_bytes_s": dual / rate, "recurrent_bytes_s": recurrent / rate, "images_per_s": batch / row["fast_s"]}
+    release_decoders(model)
+    return row | goals(name, batch)
+
+
+def pixels(batch: int, device: torch.device, how: dict) -> Row:
+    """Labels to pictures with VQ-16, in several blocks on a GPU, where decoding overlaps with drawing."""
+    model = network("AiM-B", device)
+    torch.manual_seed(0)
+    pipeline = AiMPipeline(model, VQModel(VQConfig()).requires_grad_(False))
+    labels = torch.arange(batch * (BLOCKS if device.type == "cuda" else 1)) % 1000
+
+    def work() -> None:
+        for _ in pipeline.batches(labels, batch_size=batch, decoder="fast", **OPTIONS, **how):
+            pass
+
+    reset_peak(device)
+    seconds = statistics.median(timed(work, device, 3 if device.type == "cuda" else 1))
+    row = {"what": "codes and pixels", "model": "AiM-B", "batch": batch, **load(device), **how, "fast_s": seconds}
+    row |= {"images_per_s": len(labels) / seconds, **peak(device)}
+    if gpu_factor() is not None and batch == 64:
+        row["goal_images_per_s"], row["stretch_images_per_s"] = (goal / gpu_factor() for goal in PIXEL_GOALS)
+    return row
+
+
+def pixel_options(device: torch.device) -> list[dict]:
+    """Ways to decode pixels worth a row."""
+    plain, narrow = {"pixel_precision": "float32"}, {"pixel_precision": "bfloat16"}
+    return [plain, narrow, narrow | {"pixel_compile": True}] if device.type == "cuda" else [plain]
+
+
+def network(name: str, device: torch.device) -> AiM:
+    """A preset with random weights."""
+    torch.manual_seed(0)
+    return AiM(AiMConfig.preset(name)).to(device).eval()
+
+
+def gpu_factor() -> float | None:
+    """What the goals' seconds are multiplied by here; None on other hardware."""
+    name = hardware()
+    return 1.0 if "H100" in name else H200 if "H200" in name else None
+
+
+def goals(name: str, batch: int) -> Row:
+    """The published code's time on an H100, and the goals for this machine."""
+    found, factor = GOALS.get((name, batch)), gpu_factor()
+    if found is None or factor is None:
+        return {}
+    return {"published_h100_s": found[0], "goal_s": found[1] * factor, "stretch_s": found[2] * factor}
 
 
 def bandwidth(device: torch.device) -> float:
@@ -28,16 +137,38 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() / statistics.median(timed(lambda: target.copy_(source), device, 10))
 
 
-def timed(work, device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each repeat, after one to warm up."""
+def timed(work: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 1) -> list[float]:
+    """Seconds of each repeat, everything finished."""
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm_up):
+        synchronize(device)
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+    return seconds[warm_up:]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: torch.device) -> Row:
+    """Most memory since the reset; nothing on a CPU."""
+    return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
+
+
+def load(device: torch.device) -> Row:
+    """Processes that ran on a CPU in the last minute: above one a core, others shared the machine."""
+    return {} if device.type == "cuda" else {"load_average": os.getloadavg()[0]}
 
 
 def traffic(config: AiMConfig, batch: int, size: int) -> tuple[float, float]:
@@ -53,44 +184,20 @@ def traffic(config: AiMConfig, batch: int, size: int) -> tuple[float, float]:
     return fixed + 2 * rows * state * steps * size, fixed + rows * stored * steps * steps / 2 * size
 
 
-def measure(name: str, batch: int, device: torch.device, repeats: int, plain: bool, rate: float) -> dict:
-    torch.manual_seed(0)
-    model = AiM(AiMConfig.preset(name)).to(device).eval()
-    labels, size = torch.arange(batch), 2 if device.type == "cuda" else 4
-    options = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98}
-    start = time.perf_counter()
-    generate(model, labels, decoder="fast", **options)
-    row = {"model": name, "batch": batch, "first_call": round(time.perf_counter() - start, 2)}
-    row["fast"] = statistics.median(timed(lambda: generate(model, labels, decoder="fast", **options), device, repeats))
-    if plain:
-        work = lambda: generate(model, labels, decoder="plain", **options)  # noqa: E731
-        row["plain"] = statistics.median(timed(work, device, max(1, repeats // 3)))
-    row["recurrent_bytes"], row["dual_bytes"] = (bytes_ / rate for bytes_ in traffic(model.config, batch, size))
-    row["published_h100"] = PUBLISHED.get((name, batch)) if device.type == "cuda" else None
-    row["images_per_second"] = batch / row["fast"]
-    if device.type == "cuda":
-        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    release_decoders(model)
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", help="presets, with commas (default: all that the device is meant for)")
-    parser.add_argument("--batches", help="images, one for each model")
-    parser.add_argument("--repeats", type=int, default=5, help="calls behind each median")
-    parser.add_argument("--no_plain", action="store_true", help="leave the plain decoder out")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = GPU if device.type == "cuda" else CPU
-    if options.models:
-        cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
-    rate, rows = bandwidth(device), []
-    print(f"{hardware()}: copies {rate / 1e12:.2f} TB/s; seconds for 256 codes, guidance on", flush=True)
-    for name, batch in cases:
-        rows.append(measure(name, batch, device, options.repeats, not options.no_plain, rate))
-        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    print(f"written to {save('sampling', rows)}")
+def write_table(path: Path, rows: list[Row]) -> None:
+    """The rows as Markdown, a table for each kind; a cell that has no value is empty."""
+    lines = [
+        f"# Sampling on {hardware()}",
+        "",
+        "Made by benchmarks/sampling.py; its .json has command and versions.",
+        "",
+    ]
+    for what in dict.fromkeys(row["what"] for row in rows):
+        own = [{key: value for key, value in row.items() if key != "what"} for row in rows if row["what"] == what]
+        names = list(dict.fromkeys(key for row in own for key in row))
+        lines += [f"## {what}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        lines += [f"| {' | '.join(str(row.get(name, '')) for name in names)} |" for row in own] + [""]
+    path.write_text("\n".join(lines[:-1]) + "\n")
 
 
 if __name__ == "__main__":

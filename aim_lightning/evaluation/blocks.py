@@ -1,5 +1,6 @@
 """Blocks of drawn images in files that appear by rename: what a killed evaluation continues from."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,12 +60,28 @@ def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: Ranks) -> 
     return replace(sampling, batch_size=min(ranks.all(sampling.batch_size)))
 
 
-@torch.no_grad()
-def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: SamplingOptions) -> Tensor:
-    """The images of one block, uint8 (images, 3, H, W), on the network's device; a short block is drawn filled up."""
-    numbers = torch.arange(rows.start, rows.stop)
+def draw_blocks(
+    pipeline: AiMPipeline, plan: SamplePlan, blocks: Sequence[range], sampling: SamplingOptions
+) -> Iterator[Tensor]:
+    """The images of block after block, uint8 (images, 3, H, W), on the network's device.
+
+    A short block is drawn filled up. On a GPU a block is decoded to pixels while the next one is drawn.
+
+    Args:
+        pipeline: draws.
+        plan: labels and block size.
+        blocks: of the plan, in ascending order: the short one, if any, is the last.
+        sampling: options; the block size is the plan's.
+    """
+    numbers = torch.cat([torch.arange(rows.start, rows.stop) for rows in blocks])
     options = {**sampling.options(), "batch_size": plan.block_size}
-    return torch.cat(list(pipeline.batches(plan.labels[numbers], indices=numbers, **options)))
+    return pipeline.batches(plan.labels[numbers], indices=numbers, **options)
+
+
+def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: SamplingOptions) -> Tensor:
+    """The images of one block."""
+    (images,) = draw_blocks(pipeline, plan, [rows], sampling)
+    return images
 
 
 def draw_missing(
@@ -75,7 +92,9 @@ def draw_missing(
     missing = ranks.from_first(folder.missing() if ranks.is_first else None)
     rows = plan.blocks()
     with Meter("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
-        for block in ranks.share(missing):
-            folder.write(block, draw_block(pipeline, plan, rows[block], sampling))
-            meter.advance(len(rows[block]))
+        own = ranks.share(missing)
+        drawn = draw_blocks(pipeline, plan, [rows[block] for block in own], sampling) if own else ()
+        for block, images in zip(own, drawn, strict=True):
+            folder.write(block, images)
+            meter.advance(len(images))
     return meter.performance()

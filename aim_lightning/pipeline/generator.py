@@ -191,7 +191,7 @@ class AiMPipeline:
         raise out_of_memory(self.aim, sampling.batch_size, each)
 
     def _pixel_decoder(self, sampling: SamplingOptions) -> PixelDecoder:
-        key = sampling.pixel_precision, sampling.pixel_compile
+        key = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
         if key not in self._pixels:
             self._pixels[key] = PixelDecoder(self.tokenizer, *key)
         return self._pixels[key]

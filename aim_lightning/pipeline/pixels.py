@@ -37,7 +37,7 @@ class Pixels:
             for tensor in (self._rounded, self._bad):
                 tensor.record_stream(current)
         if self._bad:
-            raise UserError("pixels are not finite: the tokenizer's weights have diverged; take an earlier checkpoint")
+            raise UserError("pixels are NaN: the tokenizer's weights have diverged; take an earlier checkpoint")
         return self._rounded
 
 
@@ -45,22 +45,20 @@ class PixelDecoder:
     """Decodes batches of codes; on a GPU on a stream of its own, beside what follows.
 
     Args:
-        tokenizer: with `decode` and `grid`, on its device.
+        tokenizer: with `decode` and `grid`.
+        device: where it is and the codes will be.
         precision: ``float32``, or ``bfloat16`` by autocast, which keeps the norms in float32.
         fused: compile the decoder, on a GPU in channels-last layout. Uncompiled, PyTorch's group norm there takes the
             plain layout only, and would copy before and after every convolution.
     """
 
-    def __init__(self, tokenizer: nn.Module, precision: str = "float32", fused: bool = False) -> None:
-        self.tokenizer, self.precision, self.fused = tokenizer, precision, fused
+    def __init__(
+        self, tokenizer: nn.Module, device: torch.device, precision: str = "float32", fused: bool = False
+    ) -> None:
+        self.tokenizer, self.device, self.precision, self.fused = tokenizer, device, precision, fused
         self.decode = torch.compile(tokenizer.decode) if fused else tokenizer.decode
         self._stream: torch.cuda.Stream | None = None
         self._largest: int | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it decodes."""
-        return next(self.tokenizer.parameters()).device
 
     @property
     def behind(self) -> int:
@@ -70,20 +68,20 @@ class PixelDecoder:
     @torch.no_grad()
     def start(self, codes_BL: Tensor) -> Pixels:
         """Begin to decode; nothing waits for the device."""
-        if codes_BL.device.type != "cuda":
+        if self.device.type != "cuda":
             return self._decoded(codes_BL, None)
         if self._stream is None:
             if self.fused:
                 self.tokenizer.to(memory_format=torch.channels_last)
-            self._stream = torch.cuda.Stream(codes_BL.device)
-        self._stream.wait_stream(torch.cuda.current_stream(codes_BL.device))
+            self._stream = torch.cuda.Stream(self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
         codes_BL.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             return self._decoded(codes_BL, self._stream)
 
     def _decoded(self, codes_BL: Tensor, stream) -> Pixels:
         narrow = self.precision == "bfloat16"
-        with torch.autocast(codes_BL.device.type, torch.bfloat16) if narrow else nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16) if narrow else nullcontext():
             images_BCHW = self.decode(codes_BL)
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
 
@@ -92,19 +90,19 @@ class PixelDecoder:
         if self.device.type != "cuda":
             return 0
         if self._largest is None:
-            self._largest = largest_output(self.tokenizer)
+            self._largest = largest_output(self.tokenizer, self.device)
         return AT_ONCE * self._largest * (2 if self.precision == "bfloat16" else 4)
 
 
 @torch.no_grad()
-def largest_output(tokenizer: nn.Module) -> int:
+def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
     """Values of the largest tensor that any module of the tokenizer gives while it decodes one image."""
     sizes: list[int] = []
     record = lambda module, inputs, output: sizes.append(output.numel()) if isinstance(output, Tensor) else None  # noqa: E731
     hooks = [module.register_forward_hook(record) for module in tokenizer.modules()]
     rows, columns = tokenizer.grid
     try:
-        codes = torch.zeros(1, rows * columns, dtype=torch.int64, device=next(tokenizer.parameters()).device)
+        codes = torch.zeros(1, rows * columns, dtype=torch.int64, device=device)
         return max(tokenizer.decode(codes).numel(), *sizes)
     finally:
         for hook in hooks:

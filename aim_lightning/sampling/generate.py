@@ -68,24 +68,26 @@ def generate(
     """
     _check(model, labels_B, temperature, top_k, top_p, position_offset)
     scales_L = guidance_scales(model.config.num_tokens, cfg_scale, cfg_schedule, cfg_power, cfg_interval)
-    device = model.lm_head.weight.device
-    labels_B = labels_B.to(device)
-    indices_B = torch.arange(len(labels_B)) if indices_B is None else indices_B
-    indices_B = indices_B.to(device)
-    steps_L = torch.arange(model.config.num_tokens, device=device)
-    uniform_BL = hash_uniform("sample", seed, indices_B[:, None], steps_L)
-    fast, precision = _takes_fast(decoder, model, device), resolve_precision(decoder, precision, model)
-    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    fast, precision = _takes_fast(decoder, model), resolve_precision(decoder, precision, model)
     guided = any(scale != 1 for scale in scales_L)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "position_offset": position_offset}
     try:
-        if not fast:
-            return _plain(model, labels_B, uniform_BL, scales_L, position_offset, on_step, filters)
-        more = {"scales": scales_L, "position_offset": position_offset, "on_step": on_step}
-        shape = len(labels_B), guided, getattr(torch, precision), pixel_bytes
-        return decoder_for(model, *shape).run(model, labels_B, uniform_BL, **more, **filters)
+        labels_B, uniform_BL = _inputs(model, labels_B, indices_B, seed)
+        draw = _plain
+        if fast:
+            draw = decoder_for(model, len(labels_B), guided, getattr(torch, precision), pixel_bytes).run
+        return draw(model, labels_B, uniform_BL, scales=scales_L, on_step=on_step, **options)
     except torch.OutOfMemoryError:
-        pass  # the failed attempt's tensors are free only after this block
+        draw = None  # the failed attempt's tensors are free only after this block
     raise out_of_memory(model, len(labels_B), image_bytes(model, decoder, precision, guided) + pixel_bytes)
+
+
+def _inputs(model: AiM, labels_B: Tensor, indices_B: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+    """labels_B and uniform_BL, the random number of each draw, on the network's device."""
+    device = model.lm_head.weight.device
+    indices_B = torch.arange(len(labels_B)) if indices_B is None else indices_B
+    steps_L = torch.arange(model.config.num_tokens, device=device)
+    return labels_B.to(device), hash_uniform("sample", seed, indices_B.to(device)[:, None], steps_L)
 
 
 def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
@@ -95,9 +97,9 @@ def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
     return too_large(images, min(fitting_batch(free, image_bytes), images // 2), images * image_bytes, free)
 
 
-def _plain(model, labels_B, uniform_BL, scales_L, position_offset, on_step, filters) -> Tensor:
+def _plain(model, labels_B, uniform_BL, *, scales, position_offset, on_step, **filters) -> Tensor:
     """The loop over the network's own steps."""
-    plain = PlainDecoder(model, labels_B, scales_L, position_offset)
+    plain = PlainDecoder(model, labels_B, scales, position_offset)
     codes_BL = torch.zeros(uniform_BL.shape, dtype=torch.int64, device=uniform_BL.device)
     bad = torch.zeros((), dtype=torch.bool, device=uniform_BL.device)
     for step in range(model.config.num_tokens):
@@ -110,10 +112,10 @@ def _plain(model, labels_B, uniform_BL, scales_L, position_offset, on_step, filt
     return codes_BL
 
 
-def _takes_fast(decoder: str, model: AiM, device: torch.device) -> bool:
+def _takes_fast(decoder: str, model: AiM) -> bool:
     if decoder not in ("plain", "fast"):
         raise UserError(f"decoder is {decoder!r}; use plain or fast")
-    reason = obstacle(model.config, device)
+    reason = obstacle(model.config, model.lm_head.weight.device)
     if reason and decoder == "fast":
         raise UserError(f"the fast decoder cannot be used: {reason}")
     return decoder == "fast"

@@ -198,6 +198,17 @@ def test_one_two_or_eight_processes_draw_the_same_set(tmp_path):
     np.testing.assert_array_equal(sets[1], sets[8])
 
 
+def test_a_block_is_the_same_however_many_images_are_drawn(tmp_path):
+    """The last block of a smaller set is filled up to the size of all."""
+    pipeline, sets = networks(), {}
+    for count in (50, 21):
+        plan = SamplePlan(PLAN.labels[:count], PLAN.block_size)
+        folder = BlockFolder(tmp_path / str(count), plan)
+        draw_missing(pipeline, folder, SAMPLING, Ranks())
+        sets[count] = np.concatenate([folder.read(block) for block in range(len(plan.blocks()))])
+    np.testing.assert_array_equal(sets[21], sets[50][:21])
+
+
 def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     folder, pipeline = BlockFolder(tmp_path, PLAN), networks()
     assert draw_missing(pipeline, folder, SAMPLING, Ranks())["images"] == 50

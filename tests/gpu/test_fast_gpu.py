@@ -9,6 +9,7 @@ from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate
 from aim_lightning.sampling.fast import decoder_for
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
 pytestmark = pytest.mark.gpu
@@ -27,16 +28,8 @@ def _exact_products():
 def network(adaln: str, seed: int = 0, num_tokens: int = 64, **sizes) -> AiM:
     """A network of the presets' head and state widths whose codes vary."""
     torch.manual_seed(seed)
-    config = AiMConfig(
-        d_model=256,
-        n_layer=4,
-        vocab_size=2000,
-        num_classes=10,
-        num_tokens=num_tokens,
-        adaln=adaln,
-        num_groups=2,
-        **sizes,
-    )
+    small = {"d_model": 256, "n_layer": 4, "vocab_size": 2000, "num_classes": 10, "num_groups": 2}
+    config = AiMConfig(num_tokens=num_tokens, adaln=adaln, **{**small, **sizes})
     model = AiM(config, backend="torch")
     for name, parameter in model.named_parameters():
         if "adaLN_modulation" in name:
@@ -99,18 +92,87 @@ def test_a_captured_graph_serves_no_stale_state():
                     parameter.mul_(1.02)
 
 
-def test_bf16_logits_stay_near_a_float32_state_at_every_step():
-    """The bf16 decoder's codes, replayed through teacher forcing in float32."""
-    model, seen = network("group", num_tokens=256), []
-    fast = decoder_for(model, len(LABELS), False, torch.bfloat16)
-    codes = generate(
-        model, LABELS, decoder="fast", seed=1, on_step=lambda *_: seen.append(fast.buffers.logits_MV.float().clone())
-    )
+def bf16_distance(model: AiM, labels: torch.Tensor, cfg_scale: float) -> float:
+    """Largest relative difference, over all steps, of bf16 logits from teacher forcing of the same codes in float32."""
+    seen, guided = [], cfg_scale != 1
+    buffers = decoder_for(model, len(labels), guided, torch.bfloat16).buffers
+    keep = lambda *_: seen.append(buffers.logits_MV.clone())  # noqa: E731
+    codes = generate(model, labels, decoder="fast", seed=1, cfg_scale=cfg_scale, top_k=600, on_step=keep)
+    rows = torch.cat((labels, torch.full_like(labels, model.null_class))) if guided else labels
     with torch.no_grad():
-        exact = model(codes[:, :-1], LABELS.cuda())
-    worst = max(relative(seen[t], exact[:, t]) for t in range(256))
-    print(f"largest relative difference of bf16 logits at any step {worst:.2e}")
-    assert worst <= LOGITS[torch.bfloat16]
+        exact = model(codes.repeat(2 if guided else 1, 1)[:, :-1], rows.cuda())
+    worst = max(relative(logits, exact[:, t]) for t, logits in enumerate(seen))
+    print(f"largest relative difference of bf16 logits at any step {worst:.2e}, guidance {cfg_scale}")
+    return worst
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.0])
+def test_bf16_logits_stay_near_a_float32_state_at_every_step(cfg_scale):
+    assert bf16_distance(network("group", num_tokens=256), LABELS, cfg_scale) <= LOGITS[torch.bfloat16]
+
+
+def test_the_widths_of_aim_b_at_batch_64():
+    """Two heads a program, two tiles of rows, 16384 codes; and in float32 the plain decoder's codes."""
+    from aim_lightning.sampling.fast.triton_step import mix_shape  # imports triton
+
+    model = network("layer", num_tokens=40, d_model=768, n_layer=3, vocab_size=16384)
+    labels = torch.arange(64) % 10
+    assert mix_shape(model.config, 2 * len(labels))[0] == 2
+    assert bf16_distance(model, labels, 2.0) <= LOGITS[torch.bfloat16]
+    assert_same(model, labels, cfg_scale=2.0, top_k=600, top_p=0.98)
+
+
+@pytest.mark.parametrize("d_model", [96, 64, 352])
+def test_bf16_at_widths_off_the_kernels_blocks(d_model):
+    assert bf16_distance(network("group", d_model=d_model), LABELS, 2.0) <= LOGITS[torch.bfloat16]
+
+
+def test_averaged_weights_swapped_in_and_out():
+    """As training does it: other tensors in the parameters' places."""
+    model, average = network("group"), network("group", seed=1)
+    options = {"cfg_scale": 2.0, "seed": 7, "decoder": "fast"}
+    own = [parameter.data for parameter in model.parameters()]
+    first, wanted = generate(model, LABELS, **options), generate(average, LABELS, **options)
+    for parameter, other in zip(model.parameters(), average.parameters(), strict=True):
+        parameter.data = other.data
+    assert torch.equal(generate(model, LABELS, **options), wanted)
+    for parameter, before in zip(model.parameters(), own, strict=True):
+        parameter.data = before
+    assert torch.equal(generate(model, LABELS, **options), first)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 19])
+def test_sequences_that_are_no_whole_number_of_graphs(tokens):
+    assert_same(network("layer", num_tokens=tokens), torch.arange(40) % 10, cfg_scale=2.0)
+
+
+def test_logits_that_are_not_finite_end_the_call():
+    """The filters' search would go on for ever."""
+    model = network("none")
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = torch.nan
+    for options in OPTIONS:
+        for decoder in ("plain", "fast"):
+            with pytest.raises(UserError, match="logits are not finite"):
+                generate(model, LABELS, decoder=decoder, cfg_scale=2.0, **options)
+
+
+def test_a_decoder_made_in_inference_mode_serves_outside_it():
+    model, options = network("layer"), {"cfg_scale": 2.0, "decoder": "fast"}
+    with torch.inference_mode():
+        inside = generate(model, LABELS, **options)
+    assert torch.equal(generate(model, LABELS, **options), inside)
+
+
+def test_more_images_than_fit_are_one_line():
+    model = network("group", num_tokens=1024)
+    with pytest.raises(UserError, match=r"needs .* GiB are free; a batch of \d+ would fit"):
+        generate(model, torch.zeros(50_000, dtype=torch.int64), decoder="fast")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_network_on_another_than_the_current_device():
+    assert_same(network("group").to("cuda:1"), cfg_scale=2.0)
 
 
 def test_a_call_is_repeatable():

@@ -266,6 +266,10 @@ def test_start_from_published_weights(place, whole, tmp_path):
         ),
         (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
         (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
+        (
+            ("--model.lpips_file", "README.md", "--model.loss", "{perceptual_weight: 1, perceptual_file: README.md}"),
+            "model.lpips_file is for a loss without LPIPS; set it null",
+        ),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),

@@ -6,7 +6,6 @@ A process of its own, because the interpreter must be chosen before anything imp
 import json
 
 import torch
-from helpers import relative
 
 from aim_lightning.models import AiM, AiMConfig
 
@@ -83,6 +82,8 @@ def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple
 
 def products() -> dict[str, float]:
     """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
+    from helpers import relative  # imports triton by many ways round
+
     from aim_lightning.sampling.fast.triton_step import linear
 
     found = {}
@@ -105,6 +106,8 @@ def products() -> dict[str, float]:
 def logits_in_bf16(d_model: int, heads: int) -> float:
     """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16."""
     from unittest import mock
+
+    from helpers import relative
 
     from aim_lightning.sampling.fast import triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder

@@ -53,6 +53,18 @@ def test_nothing_of_a_call_stays_for_the_next():
                     parameter.mul_(1.1)
 
 
+def test_averaged_weights_swapped_in_and_out():
+    """As training does it: other tensors in the parameters' places."""
+    model, average = network("group"), network("group", seed=1)
+    own = [parameter.data for parameter in model.parameters()]
+    first, wanted = both(model)[1], both(average)[1]
+    assert not torch.equal(first, wanted)
+    for values, expected in ((average.parameters(), wanted), (own, first)):
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            parameter.data = value.data
+        assert torch.equal(both(model)[1], expected)
+
+
 def test_one_decoder_a_shape_and_few_kept():
     model = network("group")
     made = [decoder_for(model, images, True, torch.float32) for images in (1, 2, 1, 3, 2)]

@@ -1,0 +1,61 @@
+"""Codes to pixels on an NVIDIA GPU: beside the drawing of the next batch, and what stays behind."""
+
+import gc
+
+import pytest
+import torch
+from gpu.test_fast_gpu import network
+
+from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.pixels import to_uint8
+
+pytestmark = pytest.mark.gpu
+
+
+def pipeline() -> AiMPipeline:
+    torch.manual_seed(0)
+    tokenizer = VQModel(VQConfig(image_size=128, base_channels=32, codebook_size=2000)).requires_grad_(False)
+    return AiMPipeline(network("group"), tokenizer)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
+    made, labels = pipeline(), torch.arange(22) % 10
+    options = {"batch_size": 4, "cfg_scale": 2.0, "decoder": "fast", "seed": 2, "pixel_precision": precision}
+    codes, last = [], made.aim.config.num_tokens - 1
+    keep = lambda step, sofar: codes.append(sofar.clone()) if step == last else None  # noqa: E731
+    images = list(made.batches(labels, on_step=keep, **options))
+    assert [len(batch) for batch in images] == [4, 4, 4, 4, 4, 2]
+    for batch, drawn in zip(images, codes, strict=True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            serial = to_uint8(made.tokenizer.decode(drawn))
+        assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
+    assert all(map(torch.equal, images, made.batches(labels, **options)))
+
+
+def test_a_compiled_decoder_gives_nearly_the_same_pictures():
+    made, options = pipeline(), {"batch_size": 4, "decoder": "fast", "seed": 2}
+    plain = made.generate([1, 2, 3, 4], **options)
+    fused = made.generate([1, 2, 3, 4], pixel_precision="bfloat16", pixel_compile=True, **options)
+    assert (plain.int() - fused.int()).abs().float().mean() <= 2
+
+
+def test_nothing_stays_on_the_device_after_the_pipeline():
+    model, before = network("group"), torch.cuda.memory_allocated()
+    made = AiMPipeline(model, pipeline().tokenizer)
+    made.generate([1, 2, 3], decoder="fast", cfg_scale=2.0)
+    assert torch.cuda.memory_allocated() > before
+    del made
+    gc.collect()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before + 2**26  # cuBLAS keeps a workspace
+
+
+def test_auto_is_a_power_of_two_and_stays():
+    made, options = pipeline(), SamplingOptions(batch_size="auto", decoder="fast")
+    size = made.resolve(options).batch_size
+    assert size in [2**i for i in range(9)] and made.resolve(options).precision == "bfloat16"
+    made.generate([1, 2], decoder="fast")
+    assert made.resolve(options).batch_size == size
