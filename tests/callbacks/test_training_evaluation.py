@@ -176,6 +176,23 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
     assert kept[0] == kept[1]
 
 
+def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that_step(place):
+    """Three blocks are two rounds: rank 1 hears it while it draws at step 12, both agree before the second round."""
+    (place / "signalling.yaml").write_text(
+        "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, draw: 2}}}\n"
+    )
+    ddp = ("--config", place / "signalling.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "aim_lightning", *words(place, "both", *ddp)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+    assert "evaluation given up" in done.stdout and "Traceback" not in done.stderr
+    run = place / "runs" / "tiny" / "both"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [5]
+
+
 def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
     from aim_lightning.callbacks import preemption
 
