@@ -10,8 +10,8 @@ SOURCE ?= /usr/share/datasets/fashion-mnist
 TEST_ARGS ?=
 N ?= 40
 # make slurm: ranks and time of one job, and the file of configs/cluster/ that describes the site
-NODES ?= 1
-GPUS ?= 1
+NODES ?=
+GPUS ?=
 TIME ?=
 PARTITION ?=
 CLUSTER ?= gpu
@@ -62,7 +62,7 @@ torture: install ## Hurt trainings N times in every way, compare with undisturbe
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)
 
 test-gpu: ## Tests that need an NVIDIA GPU, in the environment of PYTHON=…
-	$(PYTHON) -m pytest -m gpu $(TEST_ARGS)
+	$(PYTHON) -m pytest -m gpu tests/gpu $(TEST_ARGS)
 
 lint: install ## Check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -127,8 +127,8 @@ config: install ## Print the composed configuration of EXP (EXP, RUN, ARGS)
 	@$(call experiment,config)
 
 slurm: install ## Submit EXP to SLURM (EXP, RUN, NODES, GPUS a node, TIME, PARTITION, CLUSTER, SEEDS=0-3, SWEEP=file, DRY=1, ARGS)
-	@$(call experiment,slurm submit) --config configs/cluster/$(CLUSTER).yaml --trainer.num_nodes $(NODES) \
-		--trainer.devices $(GPUS) $(if $(TIME),--cluster.time '"$(TIME)"') $(if $(PARTITION),--cluster.partition $(PARTITION)) \
+	@$(call experiment,slurm submit) --config configs/cluster/$(CLUSTER).yaml $(if $(NODES),--trainer.num_nodes $(NODES)) \
+		$(if $(GPUS),--trainer.devices $(GPUS)) $(if $(TIME),--cluster.time '"$(TIME)"') $(if $(PARTITION),--cluster.partition $(PARTITION)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(filter-out 0,$(DRY)),--dry true)
 
 slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN)

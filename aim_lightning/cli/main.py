@@ -1,7 +1,6 @@
 """Entry point of `aim-lightning`. Help and mistakes in the configuration answer before torch is imported."""
 
 import argparse
-import errno
 import importlib
 import logging
 import sys
@@ -16,15 +15,12 @@ from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
 from aim_lightning.utils.process import is_rank_zero
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 # Their values stay the text that was typed: a run may be called 001.
 TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
-
-# A place where nothing can be written or read: the user's to mend.
-PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Options(argparse.ArgumentParser):
@@ -35,7 +31,7 @@ class Options(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 after a user's mistake, 74 for a full disk, 130 after Ctrl-C."""
     _show_log()
     try:
         return run(sys.argv[1:] if argv is None else argv)
@@ -44,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         if mistake is None:
             raise
         job = Job.current()
-        where = f"node {job.node}: " if job and (job.tasks or 1) > 1 and job.node not in mistake else ""
+        where = f"node {job.node}: " if job and (job.tasks or 1) > 1 and job.node not in str(mistake) else ""
         print(f"error: {where}{mistake}", file=sys.stderr)
-        return 2
+        return PassingFault.exit_code if isinstance(mistake, PassingFault) else 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -60,22 +56,20 @@ def _show_log() -> None:
         log.setLevel(logging.INFO)
 
 
-def _mistake(error: BaseException | None) -> str | None:
-    """Message of the user's mistake behind an exception, None where it is ours.
+def _mistake(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception, None where it is ours.
 
     Libraries wrap what a constructor or a loader worker raises; the system and Lightning name some mistakes themselves.
     """
-    if isinstance(error, OSError) and error.errno in PLACES:
-        return f"{error.filename or 'a file'}: {error.strerror}; make room, or choose another place"
+    if isinstance(error, OSError) and (mistake := disk_mistake(error)):
+        return mistake
     if type(error).__name__ == "MisconfigurationException":
-        return f"trainer: {' '.join(str(error).split())}"
-    while error is not None:
-        if isinstance(error, UserError):
-            text = str(error).strip()
-            # A worker's error arrives with its traceback in front; the last line is "package.Class: message".
-            return text.splitlines()[-1].partition(": ")[2] if "\n" in text else text
+        return UserError(f"trainer: {' '.join(str(error).split())}")
+    while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
-    return None
+    text = str(error).strip()
+    # A worker's error arrives with its traceback in front; the last line is "package.Class: message".
+    return UserError(text.splitlines()[-1].partition(": ")[2]) if error and "\n" in text else error
 
 
 def run(argv: list[str]) -> int:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from aim_lightning.runs.lease_file import Found, read_lease
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
 from aim_lightning.utils.files import write_text
 
 BEAT_SECONDS = 10.0
@@ -40,8 +40,8 @@ class Lease:
             once, before it can write anything.
 
     Raises:
-        UserError: somebody else holds it.
-        PassingFault: the file cannot be written.
+        UserError: somebody else holds it, or it lies where nothing can be written.
+        PassingFault: the file cannot be written now.
     """
 
     def __init__(
@@ -70,9 +70,8 @@ class Lease:
                     self._replace(self.path, dead)
                     break
         except OSError as error:
-            raise PassingFault(
-                f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk"
-            ) from error
+            fault = PassingFault(f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk")
+            raise (disk_mistake(error, self.path) or fault) from error
         self._thread.start()
         return self
 

@@ -1,5 +1,11 @@
 """The exceptions that are told in one line, without a traceback."""
 
+import errno
+
+# A place where this user can never write or read, and one that is full for now.
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class UserError(Exception):
     """A mistake of the user's or of their files: one line that says what, where and how to mend it.
@@ -15,3 +21,11 @@ class PassingFault(UserError):
     """
 
     exit_code = 74
+
+
+def disk_mistake(error: OSError, what: object = None) -> UserError | None:
+    """An error of the disk in one line: a mistake, or for a full disk a passing fault; None for anything else."""
+    place = f"{what or error.filename or 'a file'} cannot be used ({error.strerror})"
+    if error.errno in CLOSED:
+        return UserError(f"{place}; choose another place")
+    return PassingFault(f"{place}; make room") if error.errno in FULL else None

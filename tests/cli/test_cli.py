@@ -150,3 +150,14 @@ def test_doctor_says_which_kernels_can_be_used(aim_cli):
     assert done.returncode == 0
     for word in ("torch", "lightning", "plain PyTorch scan: usable", "mamba_ssm", "causal_conv1d"):
         assert word in done.stdout
+
+
+def test_a_full_disk_may_pass_a_closed_place_does_not():
+    """74 lets a job come back, 2 does not."""
+    import errno
+
+    from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
+
+    full, closed, other = (OSError(n, "reason", "file") for n in (errno.ENOSPC, errno.EACCES, errno.ENOENT))
+    assert type(disk_mistake(full)) is PassingFault and "file cannot be used (reason); make room" in str(disk_mistake(full))
+    assert type(disk_mistake(closed)) is UserError and disk_mistake(other) is None

@@ -125,7 +125,7 @@ with lease.Lease(Path({str(tmp_path)!r}, "lease.json"), beat_seconds=0.05, stale
 
 def test_a_lease_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Lease, "_text", full)
-    with pytest.raises(PassingFault, match=r"lease.json cannot be written .No space left on device"):
+    with pytest.raises(PassingFault, match=r"lease.json cannot be used .No space left on device"):
         Lease(tmp_path / "lease.json").__enter__()
     assert not list(tmp_path.iterdir())
 
