@@ -80,6 +80,14 @@ def _count_micro_batches(fit_loop: dict, data) -> None:
     for counters, steps in ((progress["total"], data.steps), (progress["current"], done)):
         for name in counters:
             counters[name] = steps * accumulate
+    if not at_end:
+        _reopen_epoch(fit_loop["epoch_progress"], data.cursor.epoch)
+
+
+def _reopen_epoch(progress: dict, epoch: int) -> None:
+    """A training that ended within an epoch has closed it for Lightning; going on, it is in the middle of it."""
+    for counters in (progress["total"], progress["current"]):
+        counters |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
 
 
 def random_state() -> dict:

@@ -1,29 +1,27 @@
 """The metrics of `evaluate` while training goes on, which never notices."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
 from aim_lightning.callbacks.checkpoints import write_or_tell
 from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.tensorboard import show_image
 from aim_lightning.cluster import signals
-from aim_lightning.evaluation.blocks import draw_block, resolved
-from aim_lightning.evaluation.plan import SamplePlan, balanced_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import score_record, write_record
 from aim_lightning.evaluation.reference import Reference
+from aim_lightning.evaluation.rounds import Rounds, Scored
 from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.names import metric_name
-from aim_lightning.metrics.scores import Scores, least_pictures
+from aim_lightning.metrics.scores import least_pictures
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.runs.results import hardware
 from aim_lightning.utils.errors import UserError
@@ -75,23 +73,23 @@ class TrainingEvaluation(Callback):
     ) -> None:
         if (every_n_steps > 0) == (every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
-        self.least = least_pictures(compare)
-        if num_samples < self.least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
-            limits = f"num_samples must be {self.least} or more, keep_best 0 or more, budget_seconds above 0"
+        least = least_pictures(compare)
+        if num_samples < least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
+            limits = f"num_samples must be {least} or more, keep_best 0 or more, budget_seconds above 0"
             raise UserError(f"training evaluation: {limits}")
         self.num_samples, self.every_n_steps, self.every_n_epochs = num_samples, every_n_steps, every_n_epochs
         self.budget_seconds, self.reference, self.compare = budget_seconds, reference, compare
         self.monitor, self.mode, self.keep_best, self.cache_dir = monitor, mode, keep_best, cache_dir
         self.evaluated_step, self.epoch_due, self.best = 0, False, []
-        self.scores: Scores | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Feature weights and reference, before training takes its time."""
         self.features.load().to(pl_module.device)
         real = Reference(self.reference, self.pictures)
         check_size(drawn_size(self.tokenizer), real.image_size())
-        self.real = real.statistics(self.features, Ranks(), self.cache_dir)
-        self.scores = self._new_scores()
+        statistics = real.statistics(self.features, Ranks(), self.cache_dir)
+        self.rounds = Rounds(self.features, statistics, self.sampling, self.compare, self.budget_seconds)
+        self.rounds.prepare(self.num_samples)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         step, whole_step = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
@@ -124,72 +122,28 @@ class TrainingEvaluation(Callback):
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _drawing(pl_module.network, ema) as network:
-            asked, values, images = self._scored(trainer, AiMPipeline(network, self.tokenizer))
-        if asked:
-            return asked
-        self.evaluated_step, self.epoch_due = trainer.global_step, False
-        names = {metric_name(name, self.num_samples, raw=ema is None): value for name, value in values.items()}
+            pipeline = AiMPipeline(network, self.tokenizer)
+            scored = self.rounds.score(pipeline, self.num_samples, partial(_asked, trainer))
+        if scored.asked:
+            return scored.asked
+        self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scored.num_images
+        record = self._record(trainer, scored, raw=ema is None)
         for logger in trainer.loggers:
-            logger.log_metrics({f"metrics/{name}": value for name, value in names.items()}, trainer.global_step - 1)
+            curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
+            logger.log_metrics(curves, trainer.global_step - 1)
         if trainer.is_global_zero:
-            grid = labelled_grid(images, GRID, [])
+            folder, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
             show_image(trainer, "evaluation", grid)
-            save_png(grid, Path(self.run_dir) / "samples" / "evaluation.png")
-            self._write_record(trainer, values, raw=ema is None)
-        self._keep_best(trainer, values)
+            save_png(grid, folder / "evaluation.png")
+            write_record(folder / "evaluation.json", record)
+        self._keep_best(trainer, scored.values)
         return signals.NONE
 
-    def _scored(self, trainer: Trainer, pipeline: AiMPipeline) -> tuple[int, dict[str, float], Tensor]:
-        """The signal that ended it or NONE, values by plain name (the same on all ranks), and the first images."""
-        ranks, first, start = Ranks(), torch.zeros(0), time.monotonic()
-        self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
-        blocks = self._plan(pipeline).blocks()
-        if self.scores.num_images != self.num_samples:
-            self.scores = self._new_scores()
-        self.scores.reset()
-        for begin in range(0, len(blocks), ranks.world_size):  # every rank goes round equally often
-            asked = _asked(trainer, f"block {begin} of {len(blocks)} of an evaluation")
-            if asked:
-                return asked, {}, first
-            for rows in blocks[begin : begin + ranks.world_size][ranks.rank : ranks.rank + 1]:
-                images = self._score_block(pipeline, rows)
-                first = images[: GRID * GRID].cpu() if begin == 0 else first
-            done = blocks[min(begin + ranks.world_size, len(blocks)) - 1].stop
-            if done >= self.least and self._out_of_time(start, ranks):
-                self.num_samples = done
-                break
-        values = ranks.from_first(self.scores.compute())
-        self.scores.reset()
-        return signals.NONE, values, first
-
-    def _score_block(self, pipeline: AiMPipeline, rows: range) -> Tensor:
-        """Draw and score the images of these numbers; uint8 (images, 3, H, W)."""
-        plan, numbers = self._plan(pipeline), torch.arange(rows.start, rows.stop)
-        images = draw_block(pipeline, plan, rows, self.sampling)
-        self.scores.update(images, numbers, plan.labels[numbers])
-        return images
-
-    def _plan(self, pipeline: AiMPipeline) -> SamplePlan:
-        labels = balanced_labels(self.num_samples, range(pipeline.aim.config.num_classes))
-        return SamplePlan(labels, self.sampling.batch_size)
-
-    def _new_scores(self) -> Scores:
-        return Scores(self.features, self.real, self.num_samples, compare=self.compare)
-
-    def _write_record(self, trainer: Trainer, values: dict[str, float], raw: bool) -> None:
-        """Beside the picture grid."""
-        protocol = {"sampling": asdict(self.sampling), "tokenizer": self.tokenizer.weights_hash}
-        protocol |= {**self.scores.protocol(), "num_images": self.num_samples}
+    def _record(self, trainer: Trainer, scored: Scored, raw: bool) -> dict[str, Any]:
+        protocol = {"tokenizer": self.tokenizer.weights_hash, **self.rounds.protocol(scored.num_images)}
         model = {"kind": "run", "step": trainer.global_step, "weights": "raw" if raw else "ema"}
         made_by = hardware(trainer.strategy.root_device, trainer.world_size)
-        record = score_record(model, {}, values, self.num_samples, protocol, {}, made_by, raw)
-        write_record(Path(self.run_dir) / "samples" / "evaluation.json", record)
-
-    def _out_of_time(self, start: float, ranks: Ranks) -> bool:
-        """The first rank's clock decides for all."""
-        if self.budget_seconds is None:
-            return False
-        return ranks.from_first(time.monotonic() - start > self.budget_seconds)
+        return score_record(model, {}, scored.values, scored.num_images, protocol, {}, made_by, raw)
 
     def _keep_best(self, trainer: Trainer, values: dict[str, float]) -> None:
         if not self.keep_best:

@@ -116,7 +116,7 @@ def refuse_files_of_others(name: str) -> None:
     for path in map(Path, file_names(name)):
         if not path.exists():
             continue
-        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        first, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
         mark = MARKED.fullmatch(first)
         if not mark:
             raise UserError(f"{path} exists and is not one that `make dataset` made; take another NAME, or remove it")

@@ -20,10 +20,11 @@ from aim_lightning.cli.scoring import (
 )
 from aim_lightning.config import Document
 from aim_lightning.evaluation.archive import write_preview
+from aim_lightning.evaluation.decoded import open_pictures
 from aim_lightning.evaluation.evaluate import PREVIEW, RECORD, Judge
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, score_record, write_record
-from aim_lightning.evaluation.sets import PictureList, open_pictures
+from aim_lightning.evaluation.sets import PictureList
 from aim_lightning.runs.results import record as record_results
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say

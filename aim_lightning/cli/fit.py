@@ -3,29 +3,31 @@
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 
-import torch
+from torch.distributed import DistNetworkError, DistStoreError
 
+from aim_lightning.callbacks.checkpoint_io import from_file
 from aim_lightning.callbacks.preemption import own_signals
 from aim_lightning.callbacks.validated_step import ValidatedStep
-from aim_lightning.cli.build import AimCLI, build, hardware_of, quiet, run_directory, scored_weights_hash, weights_kind
+from aim_lightning.cli.build import AimCLI, build, quiet, run_directory
+from aim_lightning.cli.ending import finish, finished
 from aim_lightning.cli.initial import start_from
 from aim_lightning.cli.job import check_step, guards, leave, remember_end, watchdog
-from aim_lightning.cli.validate import run as validate
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
+from aim_lightning.runs.checkpoint import misfits, read_checkpoint
 from aim_lightning.runs.content import read_content
 from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
-from aim_lightning.runs.results import record
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
-from aim_lightning.utils.process import is_rank_zero, say
+from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 
@@ -40,12 +42,20 @@ def run(document: Document, options: argparse.Namespace) -> int:
     except Stopped as stop:
         return leave(stop, directory)
     except PassingFault as fault:
-        remember_end(directory, fault.exit_code)
-        print(f"error: {fault}", file=sys.stderr, flush=True)
-        return fault.exit_code
+        return _passing(fault, directory)
+    except (DistNetworkError, DistStoreError) as error:
+        reason = str(error).strip().splitlines()[0]
+        fault = PassingFault(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        return _passing(fault, directory)
     except UserError:
         remember_end(directory, USER_ERROR)
         raise
+
+
+def _passing(fault: PassingFault, directory: RunDirectory) -> int:
+    remember_end(directory, fault.exit_code)
+    print(f"error: {fault}", file=sys.stderr, flush=True)
+    return fault.exit_code
 
 
 def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
@@ -54,7 +64,7 @@ def _run(document: Document, options: argparse.Namespace, directory: RunDirector
         decision = decide(content, options.allow_changes)
         _obey(decision, directory)
         if decision.action == "finished":
-            return _finished(document, directory, decision, options)
+            return finished(document, directory, decision, options)
         with watchdog(document):
             return _train(document, directory, decision, content, options)
 
@@ -80,16 +90,13 @@ def _train(
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
+    if decision.checkpoint:
+        _check_fit(cli, decision.checkpoint)
     if is_rank_zero():
-        said = len(decision.notes)
+        known = len(decision.notes)
         decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
-        _obey(decision, directory, said)
-        directory.set_aside_newer(decision.step)
-        for path in directory.remove_leftovers():
-            say(f"removed {path}, left by a save that was cut short or found damaged")
-        append_start(directory, decision)
-        with tolerate_disk_errors(directory.config):
-            write_text(directory.config, dump(document.values))
+        _obey(decision, directory, known)
+        _write_start(document, directory, decision)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
     if checkpoint is None and getattr(cli.model, "init_from", None):
         start_from(cli.model, cli.model.init_from)
@@ -100,35 +107,26 @@ def _train(
             raise
         say(f"stopped; the same command continues {directory.path}")
         return 130
-    _finish(cli, document, directory, validated.step)
+    if is_rank_zero():
+        finish(cli, document, directory, validated.step)
     return 0
 
 
-def _finished(document: Document, directory: RunDirectory, decision: Decision, options: argparse.Namespace) -> int:
-    """Nothing to train; a run that was stopped between its last checkpoint and its results gets them now."""
-    say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
-    return 0 if directory.results.exists() else validate(document, options)
+def _write_start(document: Document, directory: RunDirectory, decision: Decision) -> None:
+    """What a start leaves in the run directory before it trains."""
+    directory.set_aside_newer(decision.step)
+    for path in directory.remove_leftovers():
+        say(f"removed {path}, left by a save that was cut short or found damaged")
+    append_start(directory, decision)
+    with tolerate_disk_errors(directory.config):
+        write_text(directory.config, dump(document.values))
 
 
-def _finish(cli: AimCLI, document: Document, directory: RunDirectory, validated: int | None) -> None:
-    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")}
-    steps = cli.trainer.global_step
-    if is_rank_zero():
-        facts = {"step": validated, "seed": document.values["seed_everything"], "weights": weights_kind(cli)}
-        facts |= {"weights_sha256": scored_weights_hash(cli)} if validated == steps else {}
-        record(directory, "fit", steps, facts, metrics, hardware_of(cli))
-        parameters = sum(p.numel() for p in cli.model.network.parameters())
-        say(f"\n{directory.path} is complete: {steps} steps, {parameters:,} parameters")
-        for name, value in metrics.items():
-            say(f"  {name:28s}{value:.4f}")
-        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
-        if memory:
-            say(f"  peak GPU memory             {memory:.1f} GiB")
-        say(f"results: {directory.results}\nnext: {_next(document, directory)}")
-
-
-def _next(document: Document, directory: RunDirectory) -> str:
-    """The command that one would type now."""
-    names = f"EXP={directory.experiment} RUN={directory.run}"
-    tokenizer = document.values["model"]["class_path"].endswith("TokenizerModule")
-    return f"make {'tokenize' if tokenizer else 'validate'} {names}, or make tensorboard"
+def _check_fit(cli: AimCLI, checkpoint: Path) -> None:
+    """Before Lightning's strict loading, which lists every weight on lines of its own."""
+    parts = misfits(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
+    if parts:
+        raise UserError(
+            f"{checkpoint} does not fit the {type(cli.model).__name__} that is configured: {'; '.join(parts)}; "
+            "give it back its options, or train this one as another RUN"
+        )

@@ -10,14 +10,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from aim_lightning.cli.build import device
+from aim_lightning.cli.classes import choose_classes
 from aim_lightning.cli.config import backend_of, run_directory
 from aim_lightning.config import Document
 from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
-
-DEFAULT_CLASSES = 10
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -41,25 +40,6 @@ def run(document: Document, options: argparse.Namespace) -> int:
     grids = "sampled.png and sampled.gif" if options.animate else "sampled.png"
     print(f"{len(images)} pictures, {grids} in {out}; other guidance: --sampling.cfg_scale 3")
     return 0
-
-
-def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
-    """Labels for "sneaker,bag" or "7,8"; None means the first ten.
-
-    Raises:
-        UserError: no such class.
-    """
-    if text is None:
-        return list(range(min(len(class_names), DEFAULT_CLASSES)))
-    by_name = {name.lower(): label for label, name in enumerate(class_names)}
-    labels = []
-    for part in (part.strip() for part in text.split(",")):
-        label = by_name.get(part.lower(), int(part) if part.isdecimal() else -1)
-        if not 0 <= label < len(class_names):
-            known = ", ".join(class_names[:12]) + (", …" if len(class_names) > 12 else "")
-            raise UserError(f"--classes: there is no class {part!r}; classes are {known}")
-        labels.append(label)
-    return labels
 
 
 def _draw(

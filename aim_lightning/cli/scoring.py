@@ -10,8 +10,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from aim_lightning.cli.classes import choose_classes
 from aim_lightning.cli.config import backend_of
-from aim_lightning.cli.sample import choose_classes
 from aim_lightning.config import Document
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.blocks import resolved

@@ -93,7 +93,7 @@ def _status(document: Document, options: argparse.Namespace) -> int:
         one = RunDirectory(directory.experiment, folder.name, directory.root)
         if one.checkpoints():
             when = datetime.fromtimestamp(one.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
-            done = ", complete" if one.results.exists() else ""
+            done = ", results.json is there" if one.results.exists() else ""
             print(f"{one.path}: step {_step(one)}, saved {when}{done}")
     return 0
 

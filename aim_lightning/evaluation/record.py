@@ -67,13 +67,20 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first record with the mean of each metric, and `std` beside it (of a sample, 0 for one seed)."""
+    """The first record with the mean of each metric, and `std` beside it (of a sample, 0 for one seed).
+
+    With several, the protocol's sampling.seed is their list: a mean never passes for the values of one seed.
+    """
     names = records[0]["metrics"]
     columns = {name: [record["metrics"][name] for record in records] for name in names}
     spread = {name: statistics.stdev(column) if len(column) > 1 else 0.0 for name, column in columns.items()}
     seeds = [record["protocol"]["sampling"]["seed"] for record in records]
+    protocol = records[0]["protocol"]
+    if len(seeds) > 1:
+        protocol = {**protocol, "sampling": {**protocol["sampling"], "seed": seeds}}
     return {
         **records[0],
+        "protocol": protocol,
         "metrics": {name: statistics.fmean(column) for name, column in columns.items()},
         "std": spread,
         "seeds": seeds,

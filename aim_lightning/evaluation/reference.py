@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
 from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import SUFFIXES, FolderPictures, GeometryPictures, NpzPictures, PictureList
+from aim_lightning.evaluation.sets import NpzPictures, PictureList
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork

@@ -1,31 +1,21 @@
-"""Sets of pictures to be scored: drawn blocks, an .npz, a folder; all uint8, by number."""
+"""Sets of pictures to be scored: drawn blocks, an .npz (folders: `decoded`); all uint8, by number."""
 
-import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.decode import to_rgb
-from aim_lightning.data.images.pictures import PictureSet
 from aim_lightning.evaluation.blocks import BlockFolder
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
 
 Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,), numbers (B,)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-WORKERS = 16
-FEW = 256  # pictures: fewer are decoded without loader processes
 
 
 class PictureList(ABC):
@@ -115,128 +105,8 @@ class BlockPictures(PictureList):
         return {"kind": "drawn", "pictures": len(self)}
 
 
-class LoadedPictures(PictureList):
-    """Pictures that are decoded one by one, by loader processes where there are many."""
-
-    @abstractmethod
-    def picture(self, number: int) -> tuple[Tensor, int]:
-        """uint8 (3, H, W) and its label."""
-
-    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        workers = min(WORKERS, os.cpu_count() or 1) if sum(map(len, parts)) > FEW else 0
-        own = torch.Generator()  # the loader draws a seed for its workers, which training's own must not notice
-        options = {"num_workers": workers, "collate_fn": _stack, "generator": own}
-        loader = DataLoader(_Rows(self), batch_sampler=list(parts), **options)
-        for rows, (images, labels) in zip(parts, loader, strict=True):
-            yield images, labels if self.labels is not None else None, torch.arange(rows.start, rows.stop)
-
-
-class FolderPictures(LoadedPictures):
-    """All pictures below a folder, in the order of their paths; all of one size.
-
-    Raises:
-        UserError: no folder, or no pictures in it.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        self.paths = sorted(found)
-        if not self.paths:
-            raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-        self.size = self.picture(0, check=False)[0].shape
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def picture(self, number: int, check: bool = True) -> tuple[Tensor, int]:
-        path = self.paths[number]
-        try:
-            with Image.open(path) as image:
-                array = np.asarray(to_rgb(image))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({error}); restore or remove it") from None
-        tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-        if check and tensor.shape != self.size:
-            sizes = [f"{shape[2]}x{shape[1]}" for shape in (tensor.shape, self.size)]
-            raise UserError(f"{path} is {sizes[0]} pixels, {self.paths[0].name} {sizes[1]}; all must be of one size")
-        return tensor, 0
-
-    def source(self) -> dict[str, Any]:
-        return {"kind": "folder", "name": self.folder.name, "sha256": self._hash, "pictures": len(self)}
-
-    @cached_property
-    def _hash(self) -> str:
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-            for path, content in zip(self.paths, pool.map(sha256_file, self.paths), strict=True):
-                digest.update(f"{path.relative_to(self.folder).as_posix()} {content}\n".encode())
-        return digest.hexdigest()
-
-
-class GeometryPictures(LoadedPictures):
-    """A picture set of an experiment: class folders or shards, with its resizing and cropping."""
-
-    def __init__(self, pictures: PictureSet, name: str) -> None:
-        self.pictures, self.name = pictures, name
-        self.labels = torch.from_numpy(pictures.source.labels)
-        self.num_classes = len(pictures.class_names)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def picture(self, number: int) -> tuple[Tensor, int]:
-        images, labels = self.pictures.batch([number])
-        return images[0], int(labels[0])
-
-    def source(self) -> dict[str, Any]:
-        """`fingerprint`: of the shards' content where a manifest has it, else of the files' names and sizes."""
-        return {
-            "kind": "pictures",
-            "name": self.name,
-            "fingerprint": self.pictures.source.fingerprint,
-            "pictures": len(self),
-            "geometry": repr(self.pictures.transform),
-        }
-
-    def state(self) -> str:
-        """Hash of the files' modification times: a picture that was edited in place may have kept its size."""
-        digest = hashlib.sha256()
-        for path in self.pictures.source.files():
-            digest.update(f"{path.stat().st_mtime_ns} ".encode())
-        return digest.hexdigest()
-
-
-class _Rows(Dataset):
-    def __init__(self, pictures: LoadedPictures) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        return self.pictures.picture(number)
-
-
-def _stack(records: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*records, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
 def _batch(array: np.ndarray, labels: Tensor | None, rows: range) -> Batch:
     """From rows of an array, uint8 (B, H, W, 3)."""
     images = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
     numbers = torch.arange(rows.start, rows.stop)
     return images, None if labels is None else labels[numbers], numbers
-
-
-def open_pictures(path: str | Path) -> PictureList:
-    """An .npz or a folder of pictures.
-
-    Raises:
-        UserError: neither.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return FolderPictures(path)
-    return NpzPictures(path)

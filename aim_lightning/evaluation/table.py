@@ -8,8 +8,9 @@ from aim_lightning.evaluation.record import plain_metrics, read_record
 
 INTRODUCTION = """# Experiments and results
 
-Made by `make table` from the records in `experiments/results/`; do not edit. A record is what `evaluate --record NAME`
-or `make reproduce` wrote: a number is here because it was run. Which of them may be compared with which paper:
+Made by `make table` from the records in `experiments/results/` and `experiments/sweeps/`; do not edit. A record is what
+`evaluate --record NAME`, `sweep --record NAME` or `reproduce --record NAME` wrote: a number is here because it was run.
+Which of them may be compared with which paper:
 [docs/evaluation.md](../docs/evaluation.md).
 """
 PAPER_NOTE = """

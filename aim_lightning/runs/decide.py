@@ -114,7 +114,7 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     if harmful and not allow_changes:
         return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {ADVICE}"])
     notes += [f"changed since this run began: {line}" for line in changes.values()]
-    action = "finished" if _finished(newest, content.now.get("trainer") or {}) else "continue"
+    action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
 
 
@@ -165,7 +165,8 @@ def _under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _finished(newest: Progress, trainer: dict[str, Any]) -> bool:
+def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:
+    """Whether max_steps or max_epochs is reached."""
     max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
     steps_done = max_steps is not None and 0 <= max_steps <= newest.step
     epochs_done = max_epochs is not None and 0 <= max_epochs <= newest.epoch

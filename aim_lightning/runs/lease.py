@@ -14,34 +14,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from aim_lightning.runs.lease_file import Found, read_lease
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
-
-
-class Found(NamedTuple):
-    """What lies in the file of a lease, and when its holder last gave a sign of life (seconds since 1970)."""
-
-    text: str
-    sign: float
-
-    @property
-    def holder(self) -> dict:
-        """{} for a file that another process has made and not filled yet."""
-        try:
-            holder = json.loads(self.text)
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
-
-    @property
-    def age(self) -> float:
-        """Seconds since the last sign of life."""
-        return time.time() - self.sign
 
 
 class Lease:
@@ -101,7 +80,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):  # a broken disk must not hide how training ended; the lease ends by itself
-            found = _read(self.path)
+            found = read_lease(self.path)
             if found and self._is_mine(found.holder):  # nobody took it over meanwhile
                 self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no folder
@@ -122,8 +101,8 @@ class Lease:
 
     def _wait_until_free(self) -> Found | None:
         """The lease of a dead holder, None when it is gone; refuses when its holder is alive."""
-        first = _read(self.path)
-        while (found := _read(self.path)) is not None and not self._is_dead(found):
+        first = read_lease(self.path)
+        while (found := read_lease(self.path)) is not None and not self._is_dead(found):
             holder, beats = found.holder, first is None or found.sign != first.sign
             if not holder or beats or not self.patient or holder.get("host") == self.owner["host"]:
                 self._refuse(found)
@@ -137,12 +116,12 @@ class Lease:
         """
         claim = path.with_name(f".{path.name}.{hashlib.sha256(repr(dead).encode()).hexdigest()[:16]}")
         if not self._create(claim):
-            other = _read(claim)
+            other = read_lease(claim)
             if other is None or not self._is_dead(other):
                 self._refuse(other)
             self._replace(claim, other)
         try:
-            if (now := _read(path)) != dead:  # somebody was faster, or the holder has woken up
+            if (now := read_lease(path)) != dead:  # somebody was faster, or the holder has woken up
                 self._refuse(now)
             write_text(path, self._text())
         finally:
@@ -198,22 +177,13 @@ class Lease:
 
     def _sign_of_life(self) -> dict | None:
         """Set the time stamp; who holds the lease instead, if it is not this process any more."""
-        found = _read(self.path)
+        found = read_lease(self.path)
         if found is None:  # removed by hand
             self._create(self.path)
         elif found.holder and not self._is_mine(found.holder):
             return found.holder
         else:
             os.utime(self.path)
-        return None
-
-
-def _read(path: Path) -> Found | None:
-    """None when there is none. Opened first: a network file system then asks its server for the time stamp."""
-    try:
-        with path.open() as file:
-            return Found(file.read(), os.fstat(file.fileno()).st_mtime)
-    except FileNotFoundError:
         return None
 
 

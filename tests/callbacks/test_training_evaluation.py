@@ -152,9 +152,9 @@ def test_epochs_and_the_trained_weights_themselves(place):
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
     """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
-    from aim_lightning.callbacks import training_evaluation
+    from aim_lightning.evaluation import rounds
 
-    draw, drawn = training_evaluation.draw_block, []
+    draw, drawn = rounds.draw_block, []
 
     def interrupted(*arguments):
         drawn.append(arguments)
@@ -164,7 +164,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
 
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(training_evaluation, "draw_block", interrupted)
+        patch.setattr(rounds, "draw_block", interrupted)
         assert main(words(place, "signal")) == 128 + signal.SIGTERM
     other = place / "runs" / "tiny" / "signal"
     assert len(drawn) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
@@ -174,6 +174,23 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
         assert scalars(other)[tag] == scalars(run)[tag], tag
     kept = [sorted(path.name for path in (place / "best").iterdir()) for place in (other, run)]
     assert kept[0] == kept[1]
+
+
+def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that_step(place):
+    """Three blocks are two rounds: rank 1 hears it while it draws at step 12, both agree before the second round."""
+    (place / "signalling.yaml").write_text(
+        "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, draw: 2}}}\n"
+    )
+    ddp = ("--config", place / "signalling.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "aim_lightning", *words(place, "both", *ddp)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
+    assert "evaluation given up" in done.stdout and "Traceback" not in done.stderr
+    run = place / "runs" / "tiny" / "both"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [5]
 
 
 def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
@@ -189,12 +206,18 @@ def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on
     assert record["protocol"]["sampling"]["cfg_scale"] == 1.5 and record["protocol"]["reference"]["fingerprint"]
 
 
-def test_validate_leaves_it_alone(place, run, monkeypatch, capsys):
+def test_results_of_fit_tell_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
+    """The last step is 22, validated was at 18; a training evaluation takes no part in `validate`."""
     monkeypatch.chdir(ROOT)
+    results = json.loads((run / "results.json").read_text())
+    fit = results["protocol"]["fit"]
+    assert (results["protocol"]["step"], fit["step"]) == (22, 18) and "weights_sha256" not in fit
+    assert fit["metrics"] == sorted(results["metrics"]) and "val/loss" in fit["metrics"]
     assert main(["validate", "--config", str(place / "tiny.yaml"), "--run", "with"]) == 0
     protocol = json.loads((run / "results.json").read_text())["protocol"]
     assert protocol["step"] == protocol["validate"]["step"] == 22 and len(protocol["validate"]["weights_sha256"]) == 64
     assert "val/loss" in protocol["validate"]["metrics"] and "training_evaluation" not in protocol["validate"]
+    assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
 def test_pictures_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
@@ -205,12 +228,14 @@ def test_pictures_of_another_size_than_the_reference_are_noticed_before_training
     assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
 
 
-def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path):
+def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypatch):
     """A distance on fewer pictures is larger: the earlier ones would stay the best for ever."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
-    trainer = SimpleNamespace(is_global_zero=True, save_checkpoint=lambda path, **more: Path(path).touch())
+    module = "aim_lightning.callbacks.training_evaluation"
+    monkeypatch.setattr(f"{module}.write_or_tell", lambda trainer, path: Path(path).touch())
+    trainer = SimpleNamespace(is_global_zero=True)
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
         callback.num_samples, trainer.global_step = count, step
         callback._keep_best(trainer, {"fd": value})

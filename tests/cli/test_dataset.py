@@ -138,7 +138,7 @@ def test_files_that_nobody_edited_follow_the_pictures_and_options(checkout):
 @pytest.mark.parametrize("path", file_names("birds"))
 def test_edited_files_are_refused_before_anything_changes(checkout, capsys, path):
     assert dataset() == 0
-    (checkout / path).write_text((checkout / path).read_text() + "# mine\n")
+    (checkout / path).write_bytes((checkout / path).read_bytes() + b"# mine \xff\n")
     manifest = (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns
     capsys.readouterr()
     assert dataset("--image_size", "32") == 2

@@ -6,8 +6,8 @@ from conftest import ROOT
 from evaluation.small import config, place  # noqa: F401
 from PIL import Image
 
+from aim_lightning.cli.classes import choose_classes
 from aim_lightning.cli.main import main
-from aim_lightning.cli.sample import choose_classes
 from aim_lightning.utils.errors import UserError
 
 NAMES = ["t-shirt", "ankle boot", "bag"]
@@ -18,9 +18,16 @@ def test_names_and_numbers():
     assert choose_classes("Bag, ankle boot,0", NAMES) == [2, 1, 0]
 
 
+def test_names_with_commas_are_found_whole_and_by_a_part_of_their_own():
+    names = ["tench, Tinca tinca", "crane", "crane, lifting machine", "goldfish"]
+    assert choose_classes("Tench,  tinca tinca, goldfish, 1", names) == [0, 3, 1]
+    assert choose_classes("tench,lifting machine", names) == [0, 2]
+    assert choose_classes("crane, lifting machine, crane", names) == [2, 1]
+
+
 @pytest.mark.parametrize("text", ["shoe", "3", "-1", "bag,,", ""])
 def test_unknown_classes_name_the_known_ones(text):
-    with pytest.raises(UserError, match="classes are t-shirt, ankle boot, bag"):
+    with pytest.raises(UserError, match="classes are t-shirt; ankle boot; bag"):
         choose_classes(text, NAMES)
 
 

@@ -547,8 +547,9 @@ def test_pixel_conversions_are_inverse_round_and_clamp():
 
 
 def test_pixel_conversions_refuse_nan_and_other_dtypes():
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="NaN") as error:
         to_uint8(torch.tensor([0.0, float("nan")]))
+    assert isinstance(error.value, UserError)  # commands say it in one line
     with pytest.raises(ValueError, match="floats"):
         to_uint8(torch.tensor([1]))
     with pytest.raises(ValueError, match="uint8"):

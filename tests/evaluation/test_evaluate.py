@@ -17,10 +17,11 @@ from PIL import Image
 
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.decoded import FolderPictures, open_pictures
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
-from aim_lightning.evaluation.sets import FolderPictures, NpzPictures, open_pictures
+from aim_lightning.evaluation.sets import NpzPictures
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -366,3 +367,5 @@ def test_over_seeds():
     records = [{"metrics": {"fid_5k": v}, "protocol": {"sampling": {"seed": s}}} for s, v in enumerate((1.0, 2.0, 3.0))]
     record = over_seeds(records)
     assert (record["metrics"], record["std"], record["seeds"]) == ({"fid_5k": 2.0}, {"fid_5k": 1.0}, [0, 1, 2])
+    assert record["protocol"]["sampling"]["seed"] == [0, 1, 2] and records[0]["protocol"]["sampling"]["seed"] == 0
+    assert over_seeds(records[:1])["protocol"] == records[0]["protocol"]

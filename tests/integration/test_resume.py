@@ -196,6 +196,54 @@ def test_other_rows_at_the_same_path_stop_a_run(tmp_path, capfd):
     assert content["cursor"] == {"epoch": 5, "batch": 1} and content["data"]["steps"] == 27
 
 
+def test_another_model_in_spite_of_all_is_one_line(fit, whole, capfd):
+    run_dir = whole.with_name("other_model")
+    shutil.copytree(whole, run_dir)
+    newest_checkpoint(run_dir).unlink()
+    before = sorted(path.name for path in run_dir.rglob("*"))
+    code, _ = fit("other_model", "--model.network.n_layer", 1, "--model.network.d_state", 4, "--allow_changes", "true")
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert code == 2 and last.startswith("error: ") and "step=00000020.ckpt does not fit the AiMModule" in last
+    assert "surplus: network.backbone.layers.1." in last and "other shape: network.backbone.layers.0." in last
+    assert sorted(path.name for path in run_dir.rglob("*")) == before
+
+
+STOP = """
+callbacks:
+  stop:
+    class_path: lightning.pytorch.callbacks.EarlyStopping
+    init_args: {monitor: val/loss, mode: min, patience: 1, min_delta: 9.0}
+"""
+
+
+def test_a_training_that_ends_before_its_last_step_says_so_and_goes_on(place, fit, whole, capfd):
+    code, run_dir = fit("early", "--trainer.max_time", "00:00:00:00")
+    out = capfd.readouterr().out
+    assert code == 0 and "is complete" not in out and "early was ended by trainer.max_time after 0 steps" in out
+    assert "next: a longer --trainer.max_time, which counts all starts of a run; " in out
+    (place / "stop.yaml").write_text(STOP)
+    code, run_dir = fit("early", "--config", place / "stop.yaml")
+    out = capfd.readouterr().out
+    assert code == 0 and "is complete" not in out and steps(run_dir)[-1] == 12
+    assert "early was ended by a callback, such as early stopping, after 12 steps" in out
+    assert "next: make train EXP=tiny RUN=early goes on" in out
+    code, run_dir = fit("early", *options(keep_last=9))
+    assert code == 0 and "early is complete: 22 steps" in capfd.readouterr().out
+    assert_same(run_dir, whole)
+
+
+def test_results_of_an_earlier_step_do_not_count_as_those_of_the_end(fit, whole, capfd):
+    run_dir = whole.with_name("results")
+    shutil.copytree(whole, run_dir)
+    assert fit("results")[0] == 0 and "validating" not in capfd.readouterr().out
+    results = json.loads((run_dir / "results.json").read_text())
+    results["protocol"]["step"], results["metrics"]["val/loss"] = 20, 99.0
+    (run_dir / "results.json").write_text(json.dumps(results))
+    assert fit("results")[0] == 0 and "validating" in capfd.readouterr().out
+    assert json.loads((run_dir / "results.json").read_text())["metrics"]["val/loss"] < 10
+    assert fit("results")[0] == 0 and "validating" not in capfd.readouterr().out
+
+
 def test_checkpoints_of_before_say_nothing_of_their_data_and_continue(fit, whole):
     run_dir = whole.with_name("before")
     shutil.copytree(whole, run_dir)

@@ -191,7 +191,7 @@ def test_validate_scores_reconstructions(place, whole, capsys):
     assert {"val/psnr", "val/ssim", "val/codebook_usage", "val/codebook_perplexity"} <= set(metrics)
     for name in ("psnr", "ssim"):  # of 2 batches of 50, and said so
         assert metrics[f"{name}_100"] == metrics[f"val/{name}"]
-    assert "pad=0" in results["protocol"]["reconstruction_scores"]["reference"]
+    assert "pad=0" in results["protocol"]["validate"]["reconstruction_scores"]["reference"]
     assert metrics["rfd_effnet_lite0_2k"] > 0 and protocol["features"]["input_size"] == 32
     assert len(list((place.experiment.parent / "cache").glob("*.safetensors"))) == 1
     assert "next: make tokenize EXP=tiny_tokenizer RUN=whole" in capsys.readouterr().out
@@ -266,6 +266,10 @@ def test_start_from_published_weights(place, whole, tmp_path):
         ),
         (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
         (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
+        (
+            ("--model.lpips_file", "README.md", "--model.loss", "{perceptual_weight: 1, perceptual_file: README.md}"),
+            "model.lpips_file is for a loss without LPIPS; set it null",
+        ),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),

@@ -1,0 +1,95 @@
+"""The Inception of FID."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.weights_file import existing_file, read_weights
+from aim_lightning.utils.errors import UserError
+
+
+class InceptionFeatures(FeatureNetwork):
+    """The 2048 features of FID: torch-fidelity's port of the Inception of 2015-12-05, with its resizing.
+
+    Its other outputs: "spatial", the first 7 of the 192 channels of the 1x1 branch of the block mixed_6 on its 17x17
+    grid, position by position as sFID has them (arXiv 2103.03841; 2,023 values); "logits", 1,008 without the bias, as
+    the Inception Score takes them.
+
+    Args:
+        weights: file of the weights (see `SOURCE`); nothing is downloaded.
+    """
+
+    SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
+    # Of the file of published FIDs. Weights of another hash give other features, which get names of their own.
+    SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+    name = "inception_2015_12_05"
+    num_features = 2048
+    input_size = 299
+    recipe: ClassVar[dict[str, str]] = {
+        "resizing": "bilinear as TensorFlow 1, no antialias",
+        "rounding": "none",
+        "scaling": "(x - 128) / 128",
+        "features": "pool3",
+    }
+
+    def __init__(self, weights: str = "weights/pt_inception-2015-12-05-6726825d.pth") -> None:
+        super().__init__()
+        self.weights = weights
+
+    @property
+    def metric_name(self) -> str:
+        """``fid``; for any other weights than the published ones ``fd_inception_`` and how their hash begins.
+
+        Raises:
+            UserError: there is no weights file.
+        """
+        return "fid" if self.weights_hash == self.SHA256 else f"fd_inception_{self.weights_hash[:8]}"
+
+    def weights_path(self) -> Path:
+        """The constructor's `weights`. Raises UserError, saying where users get it, when it is missing."""
+        return existing_file(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
+
+    def _build(self) -> nn.Module:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = self.weights_path()
+        if self.weights_hash != self.SHA256:
+            warnings.warn(
+                f"{path} is not the Inception of published FIDs: its distances compare with none and are called "
+                f"{self.metric_name}",
+                stacklevel=3,
+            )
+        # torch-fidelity unpickles any file that it is given, so it gets a copy of what was read safely.
+        copy = io.BytesIO()
+        torch.save(read_weights(path), copy)
+        copy.seek(0)
+        try:
+            layers = ["2048", "logits_unbiased"]
+            network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=copy)
+        except (RuntimeError, TypeError):
+            raise UserError(f"{path} holds other weights than torch-fidelity's Inception; use {self.SOURCE}") from None
+        for module in network.modules():  # batch norms folded into the convolutions: less work
+            if hasattr(module, "conv") and hasattr(module, "bn"):
+                module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        return network
+
+    def output_sizes(self) -> dict[str, int]:
+        return {FEATURES: self.num_features, SPATIAL: 7 * 17 * 17, LOGITS: 1008}
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
+        self._spatial = result[:, :7].permute(0, 2, 3, 1).flatten(1).float()
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self._outputs(images)[FEATURES]
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        features, logits = self.network(images)
+        return {FEATURES: features, SPATIAL: self.__dict__.pop("_spatial"), LOGITS: logits}

@@ -1,0 +1,32 @@
+"""A callback for tests: one rank gets a signal in the middle of an evaluation."""
+
+import os
+import signal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from aim_lightning.evaluation import rounds
+
+
+class Signalling(Callback):
+    """SIGTERM to this process alone when it draws.
+
+    Args:
+        rank: which process.
+        draw: which of its blocks.
+    """
+
+    def __init__(self, rank: int, draw: int) -> None:
+        self.rank, self.draw, self.drawn = rank, draw, 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == self.rank:
+            original = rounds.draw_block
+
+            def draw_block(*arguments):
+                self.drawn += 1
+                if self.drawn == self.draw:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(*arguments)
+
+            rounds.draw_block = draw_block
