@@ -1,0 +1,45 @@
+"""The fast decoder's kernels compile for an H100 without one: Triton brings the whole compiler along."""
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
+BF16 = ("x_ptr", "weight_ptr", "zxbcdt_ptr", "ring_ptr", "xs_ptr", "bs_ptr", "y_ptr", "rows_ptr", "h_ptr", "words_ptr")
+TYPES = dict.fromkeys(BF16, "*bf16") | {
+    "codes_ptr": "*i64",
+    "uniform_ptr": "*fp64",
+    "eps": "fp32",
+    **dict.fromkeys(("step_ptr", "done_ptr", "offset_ptr", "top_k_ptr", "diverged_ptr"), "*i32"),
+}
+AIM_B = {"INNER": 1536, "H": 24, "P": 64, "N": 128, "STEPS": 64, "TAPS": 4}
+CASES = [
+    ("linear_kernel", {"INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32, "DEEP": 128}, {}),
+    ("linear_kernel", {"INNER": 1536, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128}, {}),
+    ("linear_kernel", {"INNER": 600, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128}, {}),
+    ("mix_kernel", {**AIM_B, "HEADS": 1}, {"num_warps": 2}),
+    ("mix_kernel", {**AIM_B, "HEADS": 2}, {"num_warps": 2}),
+    ("choose_kernel", {"GUIDED": True, "BLOCK": 1024}, {}),
+    ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024}, {}),
+    (
+        "advance_kernel",
+        {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
+        | {"BLOCK": 1024},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "constants", "options"), CASES)
+def test_it_compiles_for_sm_90(name, constants, options):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from aim_lightning.sampling.fast import kernels
+
+    kernel = getattr(kernels, name)
+    kinds = {arg: TYPES.get(arg, "*fp32" if arg.endswith("_ptr") else "i32") for arg in kernel.arg_names}
+    places = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(kernel.arg_names) if arg.endswith("_ptr")}
+    source = ASTSource(kernel, kinds | dict.fromkeys(constants, "constexpr"), places, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, **options})
+    assert made.asm["cubin"]
+    assert made.metadata.shared <= 227 * 1024  # bytes that a program may have there
