@@ -22,7 +22,8 @@ DRY ?=
 .DEFAULT_GOAL := help
 .PHONY: help install install-cuda demo test test-all test-gpu torture lint format train plan validate evaluate sweep \
 	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
-	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate clean
+	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
+	clean
 
 help: ## List the targets and their variables
 	@echo 'usage: make TARGET [VARIABLE=value …]'
@@ -100,10 +101,10 @@ sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.
 follow: install ## Evaluate new checkpoints of a live run beside it, into its TensorBoard (EXP, RUN, ARGS)
 	@$(call experiment,follow)
 
-reproduce: install ## Published weights to a row beside the paper's (MODEL=AiM-B, REFERENCE=file, ARGS)
+reproduce: install ## Published weights to a row beside the paper's (MODEL=AiM-B, REFERENCE=file [fetched], ARGS)
 	@$(AIM) reproduce --preset $(or $(MODEL),AiM-B) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
-table: install ## Render experiments/README.md from experiments/results/
+table: install ## Render experiments/README.md from experiments/results/ and experiments/sweeps/
 	@$(AIM) table
 
 tokenize: install ## Turn pictures into token shards with RUN's tokenizer (EXP, RUN, ARGS)
@@ -170,6 +171,9 @@ bench: install ## Measure data, resuming, scan and tokenizing speed on this mach
 
 bench-evaluate: install ## Measure metrics: features to FID, Inception features, evaluate against torch-fidelity's command
 	$(BIN)/python benchmarks/evaluate.py
+
+record-gpu: install ## Measure on a GPU what is recorded of one (PARTS="tests sampling"; none lists them)
+	@PYTHON=$(BIN)/python bash experiments/record_gpu.sh $(PARTS)
 
 clean: ## Remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache
