@@ -103,7 +103,7 @@ def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
     rows, columns = tokenizer.grid
     try:
         codes = torch.zeros(1, rows * columns, dtype=torch.int64, device=device)
-        return max(tokenizer.decode(codes).numel(), *sizes)
+        return max([tokenizer.decode(codes).numel(), *sizes])
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,6 +9,7 @@ import aim_lightning
 from aim_lightning.cli.main import main
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.pipeline.pixels import largest_output
 from aim_lightning.utils.errors import UserError
 
 MODULE = '''
@@ -130,6 +131,7 @@ def test_from_pictures_to_samples(root, call, own_signals):
         aim_lightning.load(run)  # a checkpoint runs no code
     tokenizer = load_tokenizer({"class_path": "mean_colour_of_tests.MeanColour"})
     assert aim_lightning.load(run, tokenizer=tokenizer).generate([0, 1]).shape == (2, 3, 16, 16)
+    assert largest_output(tokenizer, torch.device("cpu")) == 3 * 16 * 16  # it has no modules inside
     assert tokenizer.brightness.requires_grad is False and not tokenizer.training
     other = {"class_path": "mean_colour_of_tests.MeanColour", "init_args": {"levels": 8}}
     with pytest.raises(UserError, match="codes of another tokenizer"):
