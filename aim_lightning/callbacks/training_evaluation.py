@@ -27,6 +27,7 @@ from aim_lightning.runs.results import hardware
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.process import say
+from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 GRID = 8  # rows and columns of the picture grid
 
@@ -134,8 +135,9 @@ class TrainingEvaluation(Callback):
         if trainer.is_global_zero:
             folder, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
             show_image(trainer, "evaluation", grid)
-            save_png(grid, folder / "evaluation.png")
-            write_record(folder / "evaluation.json", record)
+            with tolerate_disk_errors(folder):
+                save_png(grid, folder / "evaluation.png")
+                write_record(folder / "evaluation.json", record)
         self._keep_best(trainer, scored.values)
         return signals.NONE
 

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # job names of `srun --pty bash`: a shell, not ranks
+from aim_lightning.utils.process import in_step
+
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
 
 
@@ -36,8 +37,7 @@ class Job:
             return None
         array = env.get("SLURM_ARRAY_JOB_ID")
         name = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
-        by_hand = env.get("SLURM_JOB_NAME") in INTERACTIVE
-        step = "SLURM_STEP_ID" in env and "SLURM_STEP_NUM_TASKS" in env and not by_hand
+        step = in_step(env)
         return cls(
             name,
             int(env.get("SLURM_RESTART_COUNT") or 0),

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Set by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
@@ -50,10 +51,14 @@ def launched_place() -> Place | None:
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    by_hand = os.environ.get("SLURM_JOB_NAME") in INTERACTIVE
-    if all(name in os.environ for name in STEP) and not by_hand:
+    if in_step(os.environ):
         return _place("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return None
+
+
+def in_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process as one of its ranks."""
+    return all(name in env for name in STEP) and env.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
 def _place(rank: str, world: str, local_rank: str) -> Place:

@@ -159,5 +159,7 @@ def test_a_full_disk_may_pass_a_closed_place_does_not():
     from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
 
     full, closed, other = (OSError(n, "reason", "file") for n in (errno.ENOSPC, errno.EACCES, errno.ENOENT))
-    assert type(disk_mistake(full)) is PassingFault and "file cannot be used (reason); make room" in str(disk_mistake(full))
+    assert type(disk_mistake(full)) is PassingFault and "file cannot be used (reason); make room" in str(
+        disk_mistake(full)
+    )
     assert type(disk_mistake(closed)) is UserError and disk_mistake(other) is None

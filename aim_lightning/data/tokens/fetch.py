@@ -16,7 +16,7 @@ from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.location import SCHEME
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_path
+from aim_lightning.utils.files import abandoned, atomic_path
 
 # Trying again does not help.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -92,7 +92,7 @@ class Fetcher:
         fetched = self._fetch(url, sha256, insist=True)
         if not fetched.intact:
             return fetched
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        for leftover in abandoned(path.parent):
             leftover.unlink(missing_ok=True)
         try:
             with atomic_path(path) as temporary:
