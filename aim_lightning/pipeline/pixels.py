@@ -37,7 +37,9 @@ class Pixels:
             for tensor in (self._rounded, self._bad):
                 tensor.record_stream(current)
         if self._bad:
-            raise UserError("pixels are NaN: the tokenizer's weights have diverged; take an earlier checkpoint")
+            raise UserError(
+                "pixels are not finite (NaN): the tokenizer's weights have diverged; take an earlier checkpoint"
+            )
         return self._rounded
 
 
