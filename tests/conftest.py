@@ -1,6 +1,7 @@
 """Shared by all tests: one thread a process (two on two cores slow each other down many times), small makers."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -50,7 +51,12 @@ def aim_cli():
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """In CI (AIM_CI is set by .ci/run) a skipped test is a failure: .ci/run installs what tests need."""
+    """In CI (AIM_CI is set by .ci/run) a skipped test is a failure: .ci/run installs what tests need.
+
+    Tests of a full disk limit the size of files: lifted here, since pytest itself writes to one before fixtures end.
+    """
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     outcome = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("AIM_CI") and not hasattr(report, "wasxfail"):
