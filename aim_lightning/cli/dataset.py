@@ -1,15 +1,13 @@
 """`aim-lightning dataset`: one's own pictures as shards, and an experiment for each stage on them."""
 
 import argparse
-from functools import partial
 from pathlib import Path
-
-from rich.progress import track
 
 from aim_lightning.cli.dataset_files import DOWNSAMPLING, experiment_files, refuse_files_of_others, write_marked
 from aim_lightning.data.images.split import make_shards
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.progress import watched
 
 
 def run(document: None, options: argparse.Namespace) -> int:
@@ -23,8 +21,8 @@ def run(document: None, options: argparse.Namespace) -> int:
         if not Path(needed).is_dir():
             raise UserError(f"there is no {needed} here; run this in the root of the checkout")
     refuse_files_of_others(name)
-    out, watch = Path("data") / name, partial(track, transient=True)
-    report = make_shards(Path(options.folder), out, options.val_fraction, 2 * size, options.on_error, watch)
+    out = Path("data") / name
+    report = make_shards(Path(options.folder), out, options.val_fraction, 2 * size, options.on_error, watched)
     train, val = report.rows["train"], report.rows["val"]
     fewest, most = min(report.train_per_class), max(report.train_per_class)
     print(f"{out}: {train} training and {val} validation pictures, {fewest} to {most} training pictures a class")

@@ -1,14 +1,14 @@
 """`aim-lightning shards info|verify|preview|merge PATH`."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, track
+from rich.progress import Progress
 
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.progress import watched
 
 SPLITS = ("train", "val")
 
@@ -108,7 +108,7 @@ def _preview(path: Path, options: argparse.Namespace) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(options.tokenizer).to(device)
-    for folder in track(_folders(path), "decoding", transient=True):
+    for folder in watched(_folders(path), "decoding"):
         out = Path(options.out) if options.out else folder / "preview.png"
         shown = preview(folder, tokenizer, options.num, options.seed, device)
         save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
@@ -134,7 +134,7 @@ def _merge(paths: list[Path], options: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{absent[0]} does not exist, but another folder has that split; merge complete sets")
     for split in splits:
-        manifest = merge_folders([path / split for path in paths], out / split, partial(track, transient=True))
+        manifest = merge_folders([path / split for path in paths], out / split, watched)
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} folders")
     print(f"next: make shards ARGS='verify {out}'")
     return 0

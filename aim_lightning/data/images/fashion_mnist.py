@@ -9,16 +9,14 @@ import io
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import Watch, unwatched
+from aim_lightning.utils.progress import Watch, unwatched, watched
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
@@ -143,8 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)
     try:
-        watch = partial(track, transient=True)
-        make(options.source, options.out, options.train_rows, options.val_rows, watch=watch)
+        make(options.source, options.out, options.train_rows, options.val_rows, watch=watched)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
