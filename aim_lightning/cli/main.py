@@ -30,6 +30,13 @@ class Options(argparse.ArgumentParser):
         raise UserError(f"command line: {message}; see aim-lightning {self.prog} --help")
 
 
+class Printer(logging.Handler):
+    """Prints, to what is standard output at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a user's mistake, 74 for a full disk, 130 after Ctrl-C."""
     _show_log()
@@ -52,7 +59,7 @@ def _show_log() -> None:
     """What the package logs, such as the backend that a network took: plain lines of the first process."""
     log = logging.getLogger("aim_lightning")
     if is_rank_zero() and not log.handlers:
-        log.addHandler(logging.StreamHandler(sys.stdout))
+        log.addHandler(Printer())
         log.setLevel(logging.INFO)
 
 

@@ -107,6 +107,7 @@ def test_a_continued_run_goes_on_as_if_nothing_had_happened(place, run):
     assert scalars(cut)[tag] == scalars(run)[tag]
 
 
+@pytest.mark.long
 def test_fifty_evaluations_leave_memory_as_it_was(place, monkeypatch):
     seen, evaluate = [], TrainingEvaluation._evaluate
 
@@ -176,6 +177,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
     assert kept[0] == kept[1]
 
 
+@pytest.mark.long
 def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that_step(place):
     """Three blocks are two rounds: rank 1 hears it while it draws at step 12, both agree before the second round."""
     (place / "signalling.yaml").write_text(

@@ -24,6 +24,7 @@ def train(root, experiment, run, compiled):
     return read_checkpoint(newest_checkpoint(root / "runs" / "tiny" / run))["network"]
 
 
+@pytest.mark.long
 def test_compiled_training_is_the_same(tmp_path, own_signals):
     experiment = write_experiment(tmp_path)
     frames = torch._dynamo.utils.counters["frames"]

@@ -159,6 +159,7 @@ def test_mixed_precision_continues_to_the_bit(place, precision):
         assert scalers[0]["_growth_tracker"] == STEPS
 
 
+@pytest.mark.long
 def test_two_processes(place):
     """Discriminator, batch norm, revival and record on two ranks: those of one process, and to the bit after a kill."""
     one, checkpoints = place.fit("one", *SMOOTH), place.runs / "two_killed" / "checkpoints"

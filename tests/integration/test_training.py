@@ -175,6 +175,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(place, ex
     assert_same_weights(final(run_dir), final(whole))
 
 
+@pytest.mark.long
 def test_two_processes_agree_with_one(place, experiment, plain):
     """Two gloo ranks, two micro-batches a step: the same rows in every global batch."""
     options, one_dir = plain

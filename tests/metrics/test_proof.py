@@ -109,6 +109,7 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs, monkeypatch):
     assert sorted(ours.values()) == pytest.approx(sorted({**random, "": ours["kid_std"]}.values()))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
 def test_any_batch_size_and_order(network, outputs):
     one = scored(network, outputs, batch=FAKE)
