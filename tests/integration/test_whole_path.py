@@ -45,17 +45,7 @@ def test_pictures_to_scores(aim_cli, runs):
     two = ("--trainer.devices", "2", "--data.num_workers", "1")  # two processes, as a training would have
     text = succeed(aim_cli("tokenize", "--config", TOKENIZER, *place, *small, *two))
     assert "process 1 of 2" in text and text.count("next: make shards") in (1, 2)  # whoever saw the end
-    text = succeed(aim_cli("shards", "verify", shards, "--tokenizer", tokenizer))
-    assert text.count("2,000 rows, no faults") == 2
-    succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))
-    assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
-    manifest = json.loads((shards / "train" / "manifest.json").read_text())
-    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (
-        2000,
-        1,
-        [8, 8],
-        2,
-    )
+    check_shards(aim_cli, shards, tokenizer)
 
     data = ("--data.path", shards)
     stage2 = (
@@ -96,6 +86,20 @@ def test_pictures_to_scores(aim_cli, runs):
     check_pictures_in_tensorboard(tokenizer, "reconstructions")
     check_load(aim)
     check_foreign_tokenizer(aim_cli, runs, place, data)
+
+
+def check_shards(aim_cli, shards, tokenizer):
+    text = succeed(aim_cli("shards", "verify", shards, "--tokenizer", tokenizer))
+    assert text.count("2,000 rows, no faults") == 2
+    succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))
+    assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
+    manifest = json.loads((shards / "train" / "manifest.json").read_text())
+    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (
+        2000,
+        1,
+        [8, 8],
+        2,
+    )
 
 
 def check_pictures_in_tensorboard(run_dir, tag):
