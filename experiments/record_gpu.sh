@@ -28,13 +28,12 @@ tokenizing() { # random VQ-16 weights, then those of the part tokenizer
   "$PYTHON" benchmarks/tokenizing.py --weights "$WORK/fashion_mnist_tokenizer/adversarial"
 }
 
-evaluate() { # both stages of the demo, 10,000 samples, a sweep of guidance
-  local one=experiments/demo_tokenizer.yaml two=experiments/demo_aim.yaml grid='cfg_scale=1,1.5,2,3,5 top_k=0,64'
-  aim fit --config $one "${device[@]}"
-  aim tokenize --config $one "${device[@]}" --views center_flip
-  aim fit --config $two "${device[@]}"
-  aim evaluate --config $two "${device[@]}" --num "$NUM" --record "demo_aim_$NUM"
-  aim sweep --config $two "${device[@]}" --num "$NUM" --grid "$grid" --record demo_aim_guidance
+evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a sweep of guidance
+  local two=(--config experiments/fashion_mnist_aim.yaml "${device[@]}") grid='cfg_scale=1,1.5,2,3,5 top_k=0,100'
+  aim tokenize --config experiments/fashion_mnist_tokenizer.yaml --run adversarial "${device[@]}" --views center_flip
+  aim fit "${two[@]}"
+  aim evaluate "${two[@]}" --num "$NUM" --record "fashion_mnist_aim_$NUM"
+  aim sweep "${two[@]}" --num "$NUM" --grid "$grid" --record fashion_mnist_aim_guidance
   if [ "$OUT" != benchmarks/results ]; then cp -r experiments/results experiments/sweeps "$OUT"; fi
 }
 

@@ -4,8 +4,9 @@
 #   PYTHON  interpreter [.venv/bin/python]      SOURCE  folder of the four IDX .gz files [Debian's]
 #   RUNS    folder of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
 #   AIM_COMMIT  what the results name as commit, where there is no git
+#   TOGETHER    1: both runs at the same time, on one card where there is one
 set -euo pipefail
-command="$0 $*"
+command="${TOGETHER:+TOGETHER=$TOGETHER }$0 $*"
 cd "$(dirname "$0")/../.."
 : "${PYTHON:=.venv/bin/python}" "${SOURCE:=/usr/share/datasets/fashion-mnist}" "${RUNS:=runs}"
 : "${REPORT:=experiments/fashion_mnist_tokenizer}"
@@ -18,9 +19,9 @@ aim() { "$PYTHON" -m aim_lightning "$1" --config "experiments/$name.yaml" --runs
 if [ ! -f data/fashion_mnist/val/manifest.json ]; then
   "$PYTHON" -m aim_lightning.data.images.fashion_mnist --source "$SOURCE" --out data/fashion_mnist
 fi
-for run in adversarial plain; do
+train() { # RUN OPTION …
+  local run=$1 options=(--run "$@")
   folder="$RUNS/$name/$run"
-  options=(--run "$run" "$@")
   if [ "$run" = plain ]; then options+=(--model.adversarial null); fi
   if [ "$(cat "$folder/fit_done" 2>/dev/null)" != "${options[*]}" ]; then
     started=$SECONDS
@@ -30,5 +31,13 @@ for run in adversarial plain; do
     echo "${options[*]}" >"$folder/fit_done"
   fi
   aim validate "${options[@]}"
-done
+}
+if [ "${TOGETHER:-0}" = 1 ]; then # each in a shell of its own, which counts its own seconds
+  (trap count_seconds EXIT && train adversarial "$@") & first=$!
+  (trap count_seconds EXIT && train plain "$@") & second=$!
+  wait $first
+  wait $second
+else
+  for run in adversarial plain; do train "$run" "$@"; done
+fi
 "$PYTHON" experiments/tokenizer_report.py "$RUNS/$name" adversarial plain --out "$REPORT" --command "$command"
