@@ -196,7 +196,8 @@ def main() -> None:
     aims = summary(encoding, loading)
     report(encoding, loading, aims)
     named = [{"of": "encoding", "path": name, **row} for name, row in encoding.items()]
-    print(save("tokenizing", [*named, *aims, *loading]))
+    what = f"tokenizing_{Path(options.weights).absolute().parent.name}" if options.weights else "tokenizing"
+    print(save(what, [*named, *aims, *loading]))
 
 
 def _encoding(options: argparse.Namespace) -> dict[str, dict[str, float]]:
