@@ -22,7 +22,7 @@ from record import save
 from tokens import simulate
 
 ROOT = Path(__file__).parents[1]
-STOPS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL)
+STOPS = {signal.SIGUSR1: 138, signal.SIGTERM: 143, signal.SIGKILL: -9}  # and the exit code that each must lead to
 
 
 class Trace(Callback):
@@ -92,7 +92,8 @@ class Run:
                 raise SystemExit(f"training ended with exit code {process.returncode} before step {step}")
             time.sleep(0.05)
         (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
-        process.wait()
+        if process.wait() != STOPS[number]:
+            raise SystemExit(f"{number.name} after step {step} stopped nothing: exit code {process.returncode}")
         print(f"{number.name} after step {step}: exit code {process.returncode}", flush=True)
 
     def rows(self) -> list[dict]:

@@ -28,6 +28,18 @@ def _nothing() -> None:
     """Stands in for what Lightning would have done."""
 
 
+def wake_llvm() -> None:
+    """Have LLVM take the signals now (see `signals.keep`), not in the first step, whose kernels may take minutes."""
+    try:
+        from triton._C.libtriton import ir
+
+        context = ir.context()
+        ir.load_dialects(context)
+        ir.pass_manager(context).run(ir.builder(context).create_module(), "signals")
+    except Exception:  # no Triton, or one that works otherwise: the boundary after the first step does it
+        return
+
+
 class Agreement:
     """The most urgent signal that any rank has seen, the same answer on all ranks at the same boundary.
 
@@ -80,6 +92,9 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.agreement = Agreement(trainer.world_size)
+        if trainer.strategy.root_device.type == "cuda":
+            wake_llvm()
+        signals.keep()
         beat("restoring, and the first batch")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
@@ -87,6 +102,7 @@ class Preemption(Callback):
             return
         self._measure(trainer)
         beat(f"the batch after step {trainer.global_step}")
+        signals.keep()
         agreed = self.agreement.exchange(signals.received())
         if agreed:
             self.stop(trainer, agreed)
@@ -114,6 +130,7 @@ class Preemption(Callback):
         """
         self._measure(trainer)
         beat(phase)
+        signals.keep()
         return self.agreement.now(signals.received())
 
     def stop(self, trainer: Trainer, agreed: int) -> None:

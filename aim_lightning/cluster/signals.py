@@ -19,6 +19,7 @@ NAMES = {TERM: "SIGTERM", USR1: "SIGUSR1"}
 EXITS = {TERM: 128 + signal.SIGTERM, USR1: 128 + signal.SIGUSR1}
 
 _received = NONE
+_installed = False
 
 
 class Stopped(BaseException):
@@ -37,13 +38,35 @@ class Stopped(BaseException):
 
 def install() -> None:
     """Set the handlers, and let through what the job script held back until now. May be called again."""
+    global _installed
     if threading.current_thread() is not threading.main_thread():
         return
     for signum in CODES:
         signal.signal(signum, _note)
-    # Stacks on demand: scancel --signal=USR2 JOB.
-    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+    _show_stacks()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+    _installed = True
+
+
+def keep() -> None:
+    """Set the handlers again, if this process has set them; ten microseconds.
+
+    LLVM takes these signals for itself when Triton first compiles a kernel in a process, without Python's knowing: from
+    then on SIGUSR1 would do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training on the spot.
+    """
+    if not _installed or threading.current_thread() is not threading.main_thread():
+        return
+    for signum in (*CODES, signal.SIGINT):
+        handler = signal.getsignal(signum)
+        if handler is not None:  # None: not Python's, from before Python began
+            signal.signal(signum, handler)
+    _show_stacks()
+
+
+def _show_stacks() -> None:
+    """Stacks on demand: scancel --signal=USR2 JOB."""
+    faulthandler.unregister(signal.SIGUSR2)  # or register would change nothing
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
 
 
 def received() -> int:

@@ -68,6 +68,33 @@ def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
     assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
 
 
+TAKEN = """
+import os, signal, time
+from aim_lightning.cluster import signals
+from aim_lightning.callbacks.preemption import wake_llvm
+def sent(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)
+    return signals.received()
+signals.install()
+wake_llvm()
+print("without", sent(signal.SIGUSR1), flush=True)
+signals.keep()
+print("with", sent(signal.SIGTERM), sent(signal.SIGUSR1), sent(signal.SIGUSR2), flush=True)
+try: sent(signal.SIGINT)
+except KeyboardInterrupt: print("interrupted", flush=True)
+"""
+
+
+def test_handlers_that_llvm_took_are_set_again():
+    """A kernel that Triton compiles costs us our handlers, which nothing in Python shows."""
+    pytest.importorskip("triton")
+    done = python(TAKEN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:3] == ["without 0", "with 1 2 2", "interrupted"]
+    assert "most recent call first" in done.stderr  # SIGUSR2: the stacks
+
+
 HANG = """
 import ctypes, sys, time
 from aim_lightning.cluster.watchdog import Watchdog

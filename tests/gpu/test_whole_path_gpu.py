@@ -1,8 +1,10 @@
 """The same promises on an NVIDIA GPU: `make test-gpu` in an environment with torch for CUDA."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -80,6 +82,22 @@ def test_training_in_bf16_is_continued(tmp_path):
     whole, cut = (dict(scalars(tmp_path / "runs" / "tiny" / run)["train/loss"]) for run in ("whole", "cut"))
     assert sorted(cut) == list(range(22))
     assert [cut[step] for step in range(22)] == pytest.approx([whole[step] for step in range(22)], rel=5e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_stops_training_at_a_boundary(tmp_path, number):
+    """Also after LLVM took the handlers, which it does when Triton compiles the first kernel."""
+    experiment, run = write_experiment(tmp_path), tmp_path / "runs/tiny/main"
+    options = ("--trainer.accelerator", "gpu", "--trainer.max_steps", "100000")
+    command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, output
+    assert f"stopped by {number.name}" in output
 
 
 def _tokenize(pictures, tokenizer, out, options, world=1):
