@@ -4,11 +4,13 @@ python benchmarks/evaluate.py [--rows 50000] [--images 50000 on a GPU, 500 on a 
 
 Weights: the published file, or without it random ones in its format (the same work). torch-fidelity's command computes
 FID, IS and KID of a folder against a folder; ours sFID, precision and recall too, on the same folders, from nothing
-cached. Both run as processes of their own; their start-up counts.
+cached. Both run as processes of their own; their start-up counts. torch-fidelity leaves PyTorch's default as it is,
+which is TF32 in convolutions on a GPU. Ours is measured in float32, its default, and in TF32.
 """
 
 import argparse
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +31,8 @@ from aim_lightning.metrics.features import InceptionFeatures
 from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DISTINCT = 10_000  # pictures a folder; more are hard links to these, which are decoded like others
+PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
 
 def synchronize() -> None:
@@ -67,9 +71,9 @@ def features_to_fid(rows: int, device: str) -> dict:
     }
 
 
-def inception_features(weights: Path, images: int, size: int) -> dict:
+def inception_features(weights: Path, images: int, size: int, precision: str) -> dict:
     """Pictures already in memory, batches of 250 on a GPU, 32 on a CPU."""
-    network = load(weights).to(DEVICE)
+    network = load(weights, precision).to(DEVICE)
     batch = 250 if DEVICE == "cuda" else 32
     pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
     network.outputs(pictures)
@@ -81,14 +85,14 @@ def inception_features(weights: Path, images: int, size: int) -> dict:
     synchronize()
     seconds = time.perf_counter() - start
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0
-    what = f"Inception features of {done} pictures, {DEVICE}"
+    what = f"Inception features of {done} pictures, {DEVICE}, {precision}"
     return {"what": what, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
 
 
-def load(weights: Path) -> InceptionFeatures:
+def load(weights: Path, precision: str) -> InceptionFeatures:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return InceptionFeatures(str(weights)).load()
+        return InceptionFeatures(str(weights), precision).load()
 
 
 def random_weights(path: Path) -> Path:
@@ -112,10 +116,10 @@ def random_weights(path: Path) -> Path:
 
 
 def write_pictures(folder: Path, count: int, size: int, seed: int) -> None:
-    """PNGs that compress about as photographs do: smooth shapes with some noise."""
+    """PNGs that compress about as photographs do: smooth shapes with noise, more of it for a higher seed."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 12, (size, size, 3), dtype=np.uint8)
+    noise = rng.integers(0, 6 + 6 * seed, (size, size, 3), dtype=np.uint8)
 
     def write(number: int) -> None:
         own = np.random.default_rng([seed, number])
@@ -124,41 +128,56 @@ def write_pictures(folder: Path, count: int, size: int, seed: int) -> None:
         Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number:06d}.png", compress_level=1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(write, range(count)))
+        list(pool.map(write, range(min(count, DISTINCT))))
+    for number in range(DISTINCT, count):
+        (folder / f"{number:06d}.png").hardlink_to(folder / f"{number % DISTINCT:06d}.png")
 
 
-def timed(command: list[str], place: Path) -> float:
+def timed(command: list[str], place: Path) -> tuple[float, str]:
+    """Seconds and what it printed."""
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     print(done.stdout.strip()[-600:])
-    return time.perf_counter() - start
+    return seconds, done.stdout
 
 
-def commands(weights: Path, images: int, size: int, place: Path) -> dict:
-    """Both whole commands on the same two folders."""
+def commands(weights: Path, images: int, size: int, place: Path, precisions: list[str]) -> list[dict]:
+    """torch-fidelity's whole command, and ours in each precision, on the same two folders."""
     for name, seed in (("samples", 1), ("real", 2)):
-        write_pictures(place / name, images, size, seed)
-    config = place / "features.yaml"
-    config.write_text(
-        "features:\n  class_path: aim_lightning.metrics.features.InceptionFeatures\n"
-        f"  init_args: {{weights: {weights}}}\n"
-    )
-    ours = [sys.executable, "-m", "aim_lightning", "evaluate", "--config", str(config), "--samples", "samples"]
-    ours += ["--reference", "real", "--out", "ours", "--cache", "cache", "--trainer.devices", "1"]
+        if not (place / name).exists():
+            write_pictures(place / name, images, size, seed)
     theirs = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--isc", "--kid", "--input1", "samples"]
     theirs += ["--input2", "real", "--no-cache", "--feature-extractor-weights-path", str(weights)]
     theirs += ["--gpu", "0"] if DEVICE == "cuda" else ["--cpu"]
     theirs += ["--kid-subset-size", str(min(1000, images))]
-    seconds = [timed(command, place) for command in (theirs, ours)]
-    return {
-        "what": f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}",
-        "seconds": seconds[1],
-        "torch_fidelity_seconds": seconds[0],
-        "ratio": seconds[0] / seconds[1],
-    }
+    other, text = timed(theirs, place)
+    their_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
+    rows = []
+    for precision in precisions:
+        seconds, _ = timed(our_command(weights, precision, place), place)
+        what = f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}, {precision}"
+        times = {"seconds": seconds, "torch_fidelity_seconds": other, "ratio": other / seconds}
+        scores = json.loads((place / "ours" / "scores.json").read_text())
+        fid = next(iter(scores["metrics"].values()))
+        values = {"fid": fid, "torch_fidelity_fid": their_fid, "relative_difference": abs(fid - their_fid) / their_fid}
+        speed = scores["performance"]["features"]["images_per_s"]
+        rows.append({"what": what, **times, "features_per_s": speed, **values})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def our_command(weights: Path, precision: str, place: Path) -> list[str]:
+    config = place / f"{precision}.yaml"
+    config.write_text(
+        "features:\n  class_path: aim_lightning.metrics.features.InceptionFeatures\n"
+        f"  init_args: {{weights: {weights}, precision: {precision}}}\n"
+    )
+    command = [sys.executable, "-m", "aim_lightning", "evaluate", "--config", str(config), "--samples", "samples"]
+    return [*command, "--reference", "real", "--out", "ours", "--cache", "cache", "--trainer.devices", "1"]
 
 
 def main() -> None:
@@ -167,22 +186,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000 if DEVICE == "cuda" else 500)
     parser.add_argument("--command_images", type=int, help="pictures for the two commands (default: --images)")
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument(
+        "--workdir", type=Path, help="stays, with its folders samples and real of the right size if there"
+    )
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of ours")
     parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands"])
     options = parser.parse_args()
-    place = Path(tempfile.mkdtemp())
+    place = (options.workdir or Path(tempfile.mkdtemp())).absolute()
     rows = []
     try:
         weights = options.weights if options.weights.is_file() else random_weights(place / "inception.pth")
         if "fid" not in options.skip:
             rows += [features_to_fid(options.rows, device) for device in dict.fromkeys(("cpu", DEVICE))]
         if "features" not in options.skip:
-            rows += [inception_features(weights.resolve(), options.images, options.size)]
+            inputs = weights.resolve(), options.images, options.size
+            rows += [inception_features(*inputs, precision) for precision in options.precisions]
         if "commands" not in options.skip:
             images = options.command_images or options.images
-            rows += [commands(weights.resolve(), images, options.size, place)]
+            rows += commands(weights.resolve(), images, options.size, place, options.precisions)
     finally:
-        shutil.rmtree(place)
+        if options.workdir is None:
+            shutil.rmtree(place)
     for row in rows:
         print({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
     print(save("evaluate", rows))

@@ -36,7 +36,8 @@ class LoadedPictures(PictureList):
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
         workers = min(WORKERS, os.cpu_count() or 1) if sum(map(len, parts)) > FEW else 0
         own = torch.Generator()  # the loader draws a seed for its workers, which training's own must not notice
-        options = {"num_workers": workers, "collate_fn": _stack, "generator": own}
+        pinned = torch.cuda.is_initialized()  # for `on_device`; a process that works on the CPU leaves GPUs alone
+        options = {"num_workers": workers, "collate_fn": _stack, "generator": own, "pin_memory": pinned}
         loader = DataLoader(_Rows(self), batch_sampler=list(parts), **options)
         for rows, (images, labels) in zip(parts, loader, strict=True):
             yield images, labels if self.labels is not None else None, torch.arange(rows.start, rows.stop)

@@ -15,7 +15,7 @@ from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import read_record, score_record, write_record
 from aim_lightning.evaluation.reference import BATCH
-from aim_lightning.evaluation.sets import BlockPictures, NpzPictures, PictureList
+from aim_lightning.evaluation.sets import BlockPictures, NpzPictures, PictureList, on_device
 from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.names import count_suffix
@@ -73,7 +73,7 @@ class Judge:
         scores = self._scores(len(pictures))
         parts = ranges(len(pictures), self.batch_size)
         with Meter("features", len(pictures), self.ranks) as meter:
-            for images, labels, numbers in pictures.batches(self.ranks.share(parts)):
+            for images, labels, numbers in on_device(pictures.batches(self.ranks.share(parts)), self.network.device):
                 check_size(tuple(images.shape[2:]), self.image_size)
                 scores.update(images, numbers, labels)
                 meter.advance(len(images))

@@ -9,7 +9,7 @@ from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryP
 from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import NpzPictures, PictureList
+from aim_lightning.evaluation.sets import NpzPictures, PictureList, on_device
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
@@ -112,7 +112,8 @@ class Reference:
             return RealPictures(gaussians, None, None, source)
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            for images, labels, numbers in self.list.batches(ranks.share(ranges(len(self.list), batch_size))):
+            parts = ranks.share(ranges(len(self.list), batch_size))
+            for images, labels, numbers in on_device(self.list.batches(parts), network.device):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
         return builder.finish(source, gaussians)

@@ -105,6 +105,30 @@ class BlockPictures(PictureList):
         return {"kind": "drawn", "pictures": len(self)}
 
 
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches with their pictures on the device; on a GPU the next ones travel while these are worked on."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream, before = torch.cuda.Stream(device), None
+    for images, labels, numbers in batches:
+        with torch.cuda.stream(stream):
+            moved = images.to(device, non_blocking=True)  # from pinned memory it returns at once
+            arrived = stream.record_event()
+        if before is not None:
+            yield _arrived(*before)
+        before = moved, labels, numbers, arrived
+    if before is not None:
+        yield _arrived(*before)
+
+
+def _arrived(images: Tensor, labels: Tensor | None, numbers: Tensor, arrived: torch.cuda.Event) -> Batch:
+    current = torch.cuda.current_stream(images.device)
+    current.wait_event(arrived)
+    images.record_stream(current)
+    return images, labels, numbers
+
+
 def _batch(array: np.ndarray, labels: Tensor | None, rows: range) -> Batch:
     """From rows of an array, uint8 (B, H, W, 3)."""
     images = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)

@@ -13,12 +13,15 @@ from gpu.tolerances import LOGITS
 from helpers import fixture, published_aim, published_vq8, relative
 from integration import tiny_tokenizer
 from integration.tiny import scalars, write_experiment
+from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.data.tokens.encode import Encoder
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.data.tokens.write import TokenizeJob
+from aim_lightning.evaluation.decoded import FolderPictures
+from aim_lightning.evaluation.sets import on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate
 from aim_lightning.utils.pixels import to_unit_range
@@ -84,7 +87,7 @@ def test_training_in_bf16_is_continued(tmp_path):
     assert [cut[step] for step in range(22)] == pytest.approx([whole[step] for step in range(22)], rel=5e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_stops_training_at_a_boundary(tmp_path, number):
     """Also after LLVM took the handlers, which it does when Triton compiles the first kernel."""
     experiment, run = write_experiment(tmp_path), tmp_path / "runs/tiny/main"
@@ -123,6 +126,19 @@ def test_tokenizing_gives_the_same_bytes_for_any_number_of_processes(tmp_path, p
     expected = plain.encode(to_unit_range(images))
     same = (Encoder(tokenizer, torch.device("cuda"), precision)(images).cpu() == expected).float().mean()
     assert same >= {"float32": 0.995, "tf32": 0.95, "bf16": 0.8}[precision]
+
+
+def test_pictures_that_travel_ahead_arrive_whole(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    images = torch.randint(0, 256, (300, 64, 64, 3), dtype=torch.uint8)  # enough for loader processes
+    for number, image in enumerate(images.numpy()):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+    torch.zeros(1, device="cuda")
+    batches = FolderPictures(folder).batches([range(start, start + 50) for start in range(0, 300, 50)])
+    seen = [(batch.clone(), numbers) for batch, _, numbers in on_device(batches, torch.device("cuda"))]
+    assert torch.equal(torch.cat([batch.cpu() for batch, _ in seen]), images.permute(0, 3, 1, 2))
+    assert torch.cat([numbers for _, numbers in seen]).tolist() == list(range(300))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

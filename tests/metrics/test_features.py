@@ -121,8 +121,8 @@ def test_without_load_or_in_another_dtype_it_refuses():
 
 def test_protocols_tell_networks_apart(small, inception_file):
     protocols = [small.protocol(), EfficientNetLite0Features(128).protocol()]
-    protocols.append(InceptionFeatures(str(inception_file)).protocol())
-    assert len({repr(sorted(p.items())) for p in protocols}) == 3
+    protocols += [InceptionFeatures(str(inception_file), precision).protocol() for precision in ("float32", "tf32")]
+    assert len({repr(sorted(p.items())) for p in protocols}) == 4
     assert all(len(p["weights_sha256"]) == 64 for p in protocols)
     assert small.metric_name == "fd_effnet_lite0"
 
@@ -148,6 +148,8 @@ def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
 
 
 def test_missing_inception_weights_give_one_line(tmp_path):
+    with pytest.raises(UserError, match="precision is 'bf16'; use float32 or tf32"):
+        InceptionFeatures(precision="bf16")
     network = InceptionFeatures(str(tmp_path / "none.pth"))  # the constructor reads nothing
     for use in (network.load, network.protocol):
         with pytest.raises(UserError) as error:

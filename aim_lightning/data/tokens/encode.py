@@ -11,7 +11,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 
 # Whether pictures and weights lie channels-last (benchmarks/tokenizing.py measures both).
-CHANNELS_LAST = {"float32": True, "tf32": True, "bf16": True}
+CHANNELS_LAST = {"float32": False, "tf32": False, "bf16": False}
 
 
 class Encoder:

@@ -3,7 +3,7 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,11 @@ class InceptionFeatures(FeatureNetwork):
 
     Args:
         weights: file of the weights (see `SOURCE`); nothing is downloaded.
+        precision: of the convolutions on NVIDIA GPUs: ``float32``, or ``tf32``, torch-fidelity's default there; faster,
+            and the protocol says so.
+
+    Raises:
+        UserError: no such precision.
     """
 
     SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
@@ -38,9 +43,15 @@ class InceptionFeatures(FeatureNetwork):
         "features": "pool3",
     }
 
-    def __init__(self, weights: str = "weights/pt_inception-2015-12-05-6726825d.pth") -> None:
+    def __init__(
+        self,
+        weights: str = "weights/pt_inception-2015-12-05-6726825d.pth",
+        precision: Literal["float32", "tf32"] = "float32",
+    ) -> None:
         super().__init__()
-        self.weights = weights
+        if precision not in ("float32", "tf32"):
+            raise UserError(f"InceptionFeatures.precision is {precision!r}; use float32 or tf32")
+        self.weights, self.precision = weights, precision
 
     @property
     def metric_name(self) -> str:

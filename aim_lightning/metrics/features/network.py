@@ -29,6 +29,7 @@ class FeatureNetwork(nn.Module, ABC):
     metric_name: str
     num_features: int
     input_size: int
+    precision: str = "float32"  # or "tf32", on NVIDIA GPUs
     recipe: ClassVar[dict[str, str]]
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class FeatureNetwork(nn.Module, ABC):
             "weights_sha256": self.weights_hash,
             "num_features": self.num_features,
         }
-        return values | {"input_size": self.input_size, "precision": "float32"} | self.recipe
+        return values | {"input_size": self.input_size, "precision": self.precision} | self.recipe
 
     def load(self) -> "FeatureNetwork":
         """Read the weights, once; returns self.
@@ -92,7 +93,7 @@ class FeatureNetwork(nn.Module, ABC):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features without gradients, in float32 whatever precision the caller trains in.
+        """Features without gradients, in `precision` whatever precision the caller trains in.
 
         Args:
             images: uint8 (B, 3, H, W), 0..255, any size; B may be 0.
@@ -113,7 +114,7 @@ class FeatureNetwork(nn.Module, ABC):
             sizes = self.output_sizes().items()
             return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
-        with torch.no_grad(), _full_precision(images.device.type):
+        with torch.no_grad(), _own_precision(images.device.type, self.precision):
             parts = [self._outputs(part) for part in images.split(chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -136,9 +137,9 @@ class FeatureNetwork(nn.Module, ABC):
 
 
 @contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TF32, so that the caller's precision settings leave the features alone."""
-    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+def _own_precision(device_type: str, precision: str) -> Iterator[None]:
+    """No autocast, and TF32 in convolutions alone, only if asked for: the caller's settings do not count."""
+    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=precision == "tf32")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
