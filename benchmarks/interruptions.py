@@ -80,8 +80,8 @@ class Run:
         command = [str(word) for word in self.command]
         return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
-    def finish(self) -> None:
-        if code := self.start().wait():
+    def finish(self, process: subprocess.Popen | None = None) -> None:
+        if code := (process or self.start()).wait():
             raise SystemExit(f"training ended with exit code {code}: {' '.join(map(str, self.command))}")
 
     def stop_at(self, step: int, number: signal.Signals) -> None:
@@ -105,6 +105,12 @@ class Run:
         return {row["step"]: row for row in self.rows()}
 
 
+def finish(runs: dict[Run, subprocess.Popen | None]) -> None:
+    """See them to their ends, and start those that are not running."""
+    for run, process in runs.items():
+        run.finish(process)
+
+
 def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
     """Relative differences of the loss, step by step."""
     steps = sorted(one)
@@ -118,6 +124,9 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each run, at least 12")
     parser.add_argument("--batch", type=int, default=128, help="images, all devices together")
+    parser.add_argument(
+        "--together", action="store_true", help="all three at the same time: sooner, three times the memory"
+    )
     parser.add_argument("fit", nargs="*", help="behind --: options of aim-lightning fit")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -126,14 +135,23 @@ def main() -> None:
             (folder / "tokens" / split).mkdir(parents=True)
             simulate(folder / "tokens" / split, rows, 1)
         first, second, cut = (Run(which, folder, options) for which in ("first", "second", "cut"))
-        first.finish()
-        second.finish()
+        beside = {run: run.start() if options.together else None for run in (first, second)}
+        if not options.together:
+            finish(beside)
         for part, number in zip((0.23, 0.48, 0.76), STOPS, strict=True):
             cut.stop_at(int(options.steps * part), number)
         cut.finish()
+        if options.together:
+            finish(beside)
         curves = [run.curve() for run in (first, second, cut)]
     same_rows = all(curves[0][step]["rows"] == curves[2].get(step, {}).get("rows") for step in curves[0])
-    row = {"devices": options.devices, "steps": options.steps, "batch": options.batch, "stops": len(STOPS)}
+    row = {
+        "together": options.together,
+        "devices": options.devices,
+        "steps": options.steps,
+        "batch": options.batch,
+        "stops": len(STOPS),
+    }
     row |= {"undisturbed_apart": distance(*curves[:2]), "interrupted_apart": distance(curves[0], curves[2])}
     row |= {"steps_of_interrupted": len(curves[2]), "same_rows_at_every_step": same_rows}
     print(json.dumps(row, indent=1))
