@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
-#   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100, all but the first estimated:
-#     tests (5)  sampling (5)  tokenizer (2 x 8)  tokenizing (5)  evaluate (8)  metrics (8)  interruptions (6)  backends (3)
+#   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100 (* estimated):
+#     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
+#     backends (3 *)
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for pictures and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
@@ -37,7 +38,7 @@ evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a s
   if [ "$OUT" != benchmarks/results ]; then cp -r experiments/results experiments/sweeps "$OUT"; fi
 }
 
-[ $# -gt 0 ] || { sed -n '2,9p' "$0" | cut -c3-; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,10p' "$0" | cut -c3-; exit 2; }
 for part in "$@"; do
   case $part in
     tests | sampling | tokenizer | tokenizing | evaluate | metrics | interruptions | backends) echo "== $part" && $part ;;
