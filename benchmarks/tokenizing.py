@@ -65,7 +65,7 @@ def encode_paths(
         for size, fused in [(size, False) for size in sizes] + [(size, True) for size in compiled]:
             for channels_last in (True, False):
                 name = f"{precision}, batch {size}{', compiled' if fused else ''}"
-                if channels_last != CHANNELS_LAST[precision]:
+                if channels_last != ((device.type, precision) in CHANNELS_LAST):
                     name += f", {'channels-last' if channels_last else 'contiguous'}{OTHER}"
                 encoder = Encoder(copy.deepcopy(tokenizer), device, precision, fused, channels_last)
                 paths[name] = (size, encoder)
