@@ -20,6 +20,14 @@ OPTIONS = [
 ]
 
 
+FEW = 16  # entries that the drawing kernel gathers: some of the options let more through, some fewer
+
+
+def scratch(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where it gathers them."""
+    return torch.full((images, FEW), torch.nan), torch.zeros(images, FEW, dtype=torch.int32)
+
+
 def network(adaln: str, seed: int = 0, **sizes) -> AiM:
     """A small network whose codes vary."""
     torch.manual_seed(seed)
@@ -70,11 +78,14 @@ def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple
         torch.full((3,), 2.0),
         *scalars,
         torch.zeros((), dtype=torch.int32),
+        *scratch(images),
         vocabulary,
         3,
         images,
         GUIDED=True,
         BLOCK=64,
+        FEW=FEW,
+        CHAINED=False,
     )
     expected = choose(guide(*logits.chunk(2), 2.0), uniform[:, 1], temperature, top_k, top_p)
     return (codes[:, 1] == expected).float().mean().item(), int(step)
@@ -96,7 +107,7 @@ def products() -> dict[str, float]:
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
         out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out if split > 1 else out[0])
+        linear(x, weight, out if split > 1 else out[0], {"CHAINED": False})
         exact = x.double() @ weight.double().t()
         found[f"{rows}x{inner}x{cols}/{split}"] = relative(out.double().sum(0), exact)
     return found
@@ -145,7 +156,7 @@ def choose(logits, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0)
     step, done, bad = counters
     kernels.choose_kernel[(images,)](
         logits, codes, step, done, torch.rand(images, 2, dtype=torch.float64), torch.ones(2), *scalars, bad,
-        vocabulary, 2, images, GUIDED=False, BLOCK=64,
+        *scratch(images), vocabulary, 2, images, GUIDED=False, BLOCK=64, FEW=FEW, CHAINED=False,
     )  # fmt: skip
     assert codes[:, 0].min() >= 0 and codes[:, 0].max() < vocabulary
     return codes[:, 0], int(step), int(bad)
@@ -159,18 +170,22 @@ def far_row() -> bool:
     new = lambda *shape, dtype=torch.float32: torch.randn(shape).to(dtype)  # noqa: E731
     xs = torch.empty(T * inner + inner, dtype=torch.bfloat16)
     bs = torch.empty(T * N + N, dtype=torch.bfloat16)
-    gs = torch.empty(T + 1)
     K = inner + 2 * N
-    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(K, 4), new(K))
-    ring, decay = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, 1)
-    heads = [new(1) for _ in range(3)]
-    out, squares = torch.empty(2, inner, dtype=torch.bfloat16), torch.empty(2, 1)
+    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(4, K), new(K))
+    ring, gate = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, inner, dtype=torch.bfloat16)
+    c, dt = torch.empty(2, N), torch.empty(2, 1)
+    step = torch.zeros((), dtype=torch.int32)
     xs[-inner:] = 0
+    kernels.activate_kernel[(1, 2)](
+        zx, ring, *conv, new(1), gate, xs, bs, c, dt, step, 2, T, INNER=inner, H=1, N=N, TAPS=4, WIDE=128
+    )
+    y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
-        zx, ring, xs, bs, gs, decay, *conv, *heads, new(inner), out, squares, torch.zeros((), dtype=torch.int32), 2, T,
-        zx.shape[1], INNER=inner, H=1, P=16, N=N, HEADS=1, STEPS=16, TAPS=4,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, INNER=inner, H=1,
+        P=16, N=N, HEADS=1, STEPS=16, AHEAD=0, CHAINED=False,
     )  # fmt: skip
-    x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][:inner, 3])
+    assert y.isfinite().all()
+    x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
     return torch.allclose(xs[-inner:].float(), x, rtol=1e-2, atol=1e-3)
 
 

@@ -10,8 +10,6 @@ from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
-# Inner block of the linear kernel.
-DEEP = 128
 
 
 class TritonStep:
@@ -21,22 +19,24 @@ class TritonStep:
         self.config, self.weights, self.buffers = config, weights, buffers
         self.block = triton.next_power_of_2(config.d_model)
         self.heads, self.steps, self.warps = mix_shape(config, buffers.rows)
+        self.ahead = steps_ahead(config, buffers.rows)
         self.parts = config.nheads // self.heads
-        self.split = 4 if buffers.dtype == torch.bfloat16 and config.d_inner >= 4 * DEEP else 1
+        self.split = parts_of_sum(config, buffers.rows) if buffers.dtype == torch.bfloat16 else 1
         self.out = buffers.out_SMD[: self.split]
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
+        self.launch = launch_options(buffers.codes_BT.device, buffers.dtype)
 
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights
         self._enter()
         for i, layer in enumerate(weights.layers):
-            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt)
+            self._project(i)
             self._mix(i)
-            linear(buffers.y_MI, layer.out_proj, self.out)
+            linear(buffers.y_MI, layer.out_proj, self.out, self.launch)
             if i + 1 < len(weights.layers):
                 self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
         self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
-        linear(buffers.h_MD, weights.words, buffers.logits_MV)
+        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.launch)
         self._choose()
 
     def _layer_rows(self, i: int) -> Tensor | None:
@@ -52,7 +52,7 @@ class TritonStep:
             buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
             buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
             self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
-            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block,
+            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
     def _advance(self, i: int, norm: Tensor, rows: Tensor | None, final: Tensor | None = None) -> None:
@@ -63,28 +63,58 @@ class TritonStep:
             self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
             PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.split, BLOCK=self.block,
+            **self.launch,
+        )  # fmt: skip
+
+    def _project(self, i: int) -> None:
+        """In bfloat16 one kernel; in float32 cuBLAS, which computes exact products, and one for the rest."""
+        buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
+        tensors = (
+            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, cache.x_MTI, cache.b_MTN,
+            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows, config.num_tokens,
+        )  # fmt: skip
+        sizes = {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state, "TAPS": config.d_conv}
+        cols = buffers.zxbcdt.shape[1]
+        if buffers.dtype == torch.float32:
+            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.launch)
+            grid = (triton.cdiv(cols, 512), buffers.rows)
+            kernels.activate_kernel[grid](buffers.zxbcdt, *tensors, **sizes, WIDE=512)
+            return
+        tall, wide, deep, stages, warps = linear_shape(buffers.rows, config.d_model, cols)
+        kernels.project_kernel[triton.cdiv(cols, wide), triton.cdiv(buffers.rows, tall)](
+            buffers.h_MD, layer.in_proj, *tensors, D=config.d_model, **sizes, ROWS=tall, WIDE=wide, DEEP=deep,
+            num_stages=stages, num_warps=warps, **self.launch,
         )  # fmt: skip
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
         kernels.mix_kernel[(buffers.rows, self.parts)](
-            buffers.zxbcdt, cache.ring, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, layer.conv_weight,
-            layer.conv_bias, layer.dt_bias, layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares,
-            buffers.step, buffers.rows, config.num_tokens, buffers.zxbcdt.shape[1], INNER=config.d_inner,
-            H=config.nheads, P=config.headdim, N=config.d_state, HEADS=self.heads, STEPS=self.steps, TAPS=config.d_conv,
-            num_warps=self.warps,
+            buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
+            layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
+            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, HEADS=self.heads,
+            STEPS=self.steps, AHEAD=self.ahead, num_warps=self.warps, **self.launch,
         )  # fmt: skip
 
     def _choose(self) -> None:
         buffers, V = self.buffers, self.config.vocab_size
         kernels.choose_kernel[(buffers.images,)](
             buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, buffers.scale_T,
-            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, V, self.config.num_tokens,
-            buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V), num_warps=32 if V > 4096 else 4,
+            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, buffers.values_BF, buffers.places_BF,
+            V, self.config.num_tokens, buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V),
+            FEW=buffers.values_BF.shape[1], num_warps=choose_warps(V), **self.launch,
         )  # fmt: skip
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor) -> None:
+def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
+    """How every kernel of a step is launched: from Hopper on, bfloat16 ones start while the one before ends.
+
+    In float32 cuBLAS's products stand between them, which know nothing of that.
+    """
+    chained = device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
+
+
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, launch: dict) -> None:
     """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
 
     In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.
@@ -94,17 +124,43 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor) -> None:
     if x_MK.dtype == torch.float32:
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
-    tall = min(64, max(16, triton.next_power_of_2(rows)))
-    wide = 16 if cols <= 1024 else 32
+    tall, wide, deep, stages, warps = linear_shape(rows, inner // split, cols)
     grid = (triton.cdiv(cols, wide), split, triton.cdiv(rows, tall))
     kernels.linear_kernel[grid](
-        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, ROWS=tall, WIDE=wide, DEEP=DEEP,
-        num_stages=4, num_warps=4,
+        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, ROWS=tall, WIDE=wide, DEEP=deep,
+        num_stages=stages, num_warps=warps, **launch,
     )  # fmt: skip
+
+
+def linear_shape(rows: int, inner: int, cols: int) -> tuple[int, int, int, int, int]:
+    """(rows, columns and inner values of a block, blocks in flight, warps) of a matrix product, as measured."""
+    tall = min(64, max(16, triton.next_power_of_2(rows)))
+    if cols > 8192:
+        return (128, 64, 64, 4, 8) if rows > 64 else (tall, 32, 128, 4, 4)
+    if rows <= 16:
+        return (tall, 32, 256, 3, 4) if inner > 512 else (tall, 32, 128, 3, 4)
+    return (tall, 32, 128, 4, 4) if inner > 512 or cols > 2048 else (tall, 16, 128, 6 if rows <= 32 else 4, 4)
+
+
+def parts_of_sum(config: AiMConfig, rows: int) -> int:
+    """Programs that share a column of out_proj: the fewer rows, the more are needed to fill the GPU."""
+    wanted = 3 if rows <= 16 else 4 if rows <= 64 else 2
+    return wanted if config.d_inner % (wanted * 128) == 0 else 1
 
 
 def mix_shape(config: AiMConfig, rows: int) -> tuple[int, int, int]:
     """(heads a program, steps a block, warps) of the mix kernel: many programs for few rows, wide ones for many."""
-    if rows * config.nheads <= 1024 or config.nheads % 2:
-        return 1, 64, 2
-    return 2, 64, 2
+    for heads, steps, warps, least in ((4, 8, 2, 2048), (2, 32, 4, 256)):
+        if rows * config.nheads >= least and config.nheads % heads == 0:
+            return heads, steps, warps
+    return 1, 128, 8
+
+
+def steps_ahead(config: AiMConfig, rows: int) -> int:
+    """Past steps of a layer that the mix kernel fetches before its turn: what half the L2 cache of 50 MB holds."""
+    return 25 * 2**20 // (rows * config.d_inner * 2)
+
+
+def choose_warps(vocab_size: int) -> int:
+    """Warps of the program that draws an image's code."""
+    return 16 if vocab_size > 4096 else 4
