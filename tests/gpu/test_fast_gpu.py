@@ -8,6 +8,7 @@ from helpers import relative
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
 from aim_lightning.sampling.fast import decoder_for
+from aim_lightning.sampling.fast.shapes import shapes_for
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -112,12 +113,10 @@ def test_bf16_logits_stay_near_a_float32_state_at_every_step(cfg_scale):
 
 
 def test_the_widths_of_aim_b_at_batch_64():
-    """Two heads a program, two tiles of rows, 16384 codes; and in float32 the plain decoder's codes."""
-    from aim_lightning.sampling.fast.triton_step import mix_shape  # imports triton
-
+    """Several heads a program, several tiles of rows, 16384 codes; and in float32 the plain decoder's codes."""
     model = network("layer", num_tokens=40, d_model=768, n_layer=3, vocab_size=16384)
     labels = torch.arange(64) % 10
-    assert mix_shape(model.config, 2 * len(labels))[0] == 2
+    assert shapes_for(model.config, 2 * len(labels), torch.bfloat16).mix.heads > 1
     assert bf16_distance(model, labels, 2.0) <= LOGITS[torch.bfloat16]
     assert_same(model, labels, cfg_scale=2.0, top_k=600, top_p=0.98)
 

@@ -24,13 +24,19 @@ TYPES = dict.fromkeys(BF16, "*bf16") | {
 }
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "CHAINED": True}
-MIX = {**AIM_B, "P": 64, "AHEAD": 256, "CHAINED": True}
+MIX = {**AIM_B, "P": 64, "CHAINED": True}
 CASES = [
     ("linear_kernel", {"INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32, "DEEP": 128, "CHAINED": True}, {}),
     ("linear_kernel", {"INNER": 1536, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "CHAINED": True}, {}),
     ("linear_kernel", {"INNER": 600, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "CHAINED": True}, {}),
     ("project_kernel", {**PROJECT, "ROWS": 16}, {}),
     ("project_kernel", {**PROJECT, "ROWS": 64}, {}),
+    (
+        "advance_project_kernel",
+        {**AIM_B, "D": 768, "TAPS": 4, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 3, "MODULATED": True, "WIDE": 32}
+        | {"BLOCK": 1024, "CHAINED": True},
+        {"num_warps": 8},
+    ),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "WIDE": 512}, {}),
     ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 64}, {}),
     ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16}, {"num_warps": 8}),

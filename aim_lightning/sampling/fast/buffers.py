@@ -55,7 +55,7 @@ class Buffers:
         self.start_MD = empty(M, config.d_model)
         self.layer_rows = self._rows(empty, config, config.n_layer, M, config.modulation_rows)
         self.final_rows = self._rows(empty, config, 1, M, 2)
-        self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
+        self.residual_2MD = empty(2, M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         self.zxbcdt = empty(M, config.d_inner + config.conv_dim + config.nheads)
         self.gate_MI = empty(M, config.d_inner)

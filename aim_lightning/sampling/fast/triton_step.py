@@ -7,6 +7,7 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
+from aim_lightning.sampling.fast.shapes import Product, shapes_for
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
@@ -18,25 +19,23 @@ class TritonStep:
     def __init__(self, config: AiMConfig, weights: StaticWeights, buffers: Buffers) -> None:
         self.config, self.weights, self.buffers = config, weights, buffers
         self.block = triton.next_power_of_2(config.d_model)
-        self.heads, self.steps, self.warps = mix_shape(config, buffers.rows)
-        self.ahead = steps_ahead(config, buffers.rows)
-        self.parts = config.nheads // self.heads
-        self.split = parts_of_sum(config, buffers.rows) if buffers.dtype == torch.bfloat16 else 1
-        self.out = buffers.out_SMD[: self.split]
+        self.shapes = shapes_for(config, buffers.rows, buffers.dtype)
+        self.parts = config.nheads // self.shapes.mix.heads
+        self.out = buffers.out_SMD[: self.shapes.split]
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
         self.launch = launch_options(buffers.codes_BT.device, buffers.dtype)
 
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights
         self._enter()
+        self._project(0)
         for i, layer in enumerate(weights.layers):
-            self._project(i)
             self._mix(i)
-            linear(buffers.y_MI, layer.out_proj, self.out, self.launch)
+            linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch)
             if i + 1 < len(weights.layers):
-                self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
+                self._next(i + 1)
         self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
-        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.launch)
+        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch)
         self._choose()
 
     def _layer_rows(self, i: int) -> Tensor | None:
@@ -50,49 +49,81 @@ class TritonStep:
         positions = weights.words if weights.positions is None else weights.positions
         kernels.enter_kernel[(buffers.rows,)](
             buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
-            buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
+            self._residual(0), weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
             self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
             MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
+    def _next(self, i: int) -> None:
+        """From the mixer's output of the layer before into the mixer of layer i."""
+        if self.shapes.few:
+            self._advance_project(i)
+        else:
+            self._advance(i - 1, self.weights.layers[i].norm, self._layer_rows(i))
+            self._project(i)
+
     def _advance(self, i: int, norm: Tensor, rows: Tensor | None, final: Tensor | None = None) -> None:
         buffers, gate = self.buffers, self._layer_rows(i)
         kernels.advance_kernel[(buffers.rows,)](
-            self.out, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
+            self.out, self.squares, self._residual(i), buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
             self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
-            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.split, BLOCK=self.block,
+            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.shapes.split, BLOCK=self.block,
             **self.launch,
         )  # fmt: skip
 
     def _project(self, i: int) -> None:
         """In bfloat16 one kernel; in float32 cuBLAS, which computes exact products, and one for the rest."""
-        buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
-        tensors = (
-            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, cache.x_MTI, cache.b_MTN,
-            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows, config.num_tokens,
-        )  # fmt: skip
-        sizes = {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state, "TAPS": config.d_conv}
+        buffers, layer, config = self.buffers, self.weights.layers[i], self.config
         cols = buffers.zxbcdt.shape[1]
         if buffers.dtype == torch.float32:
-            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.launch)
+            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.shapes.project, self.launch)
             grid = (triton.cdiv(cols, 512), buffers.rows)
-            kernels.activate_kernel[grid](buffers.zxbcdt, *tensors, **sizes, WIDE=512)
+            kernels.activate_kernel[grid](buffers.zxbcdt, *self._inner(i), **self._sizes(), WIDE=512)
             return
-        tall, wide, deep, stages, warps = linear_shape(buffers.rows, config.d_model, cols)
-        kernels.project_kernel[triton.cdiv(cols, wide), triton.cdiv(buffers.rows, tall)](
-            buffers.h_MD, layer.in_proj, *tensors, D=config.d_model, **sizes, ROWS=tall, WIDE=wide, DEEP=deep,
-            num_stages=stages, num_warps=warps, **self.launch,
+        shape = self.shapes.project
+        kernels.project_kernel[triton.cdiv(cols, shape.wide), triton.cdiv(buffers.rows, shape.tall)](
+            buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self._sizes(), **blocks(shape),
+            **self.launch,
         )  # fmt: skip
+
+    def _advance_project(self, i: int) -> None:
+        buffers, layer, config = self.buffers, self.weights.layers[i], self.config
+        gate, rows = self._layer_rows(i - 1), self._layer_rows(i)
+        wide, warps = self.shapes.few
+        kernels.advance_project_kernel[triton.cdiv(buffers.zxbcdt.shape[1], wide), buffers.rows](
+            self.out, self.squares, self._residual(i - 1), self._residual(i), buffers.h_MD if gate is None else gate,
+            layer.norm, buffers.h_MD if rows is None else rows, layer.in_proj, *self._inner(i), EPS, D=config.d_model,
+            **self._sizes(), PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.shapes.split,
+            MODULATED=rows is not None, WIDE=wide, BLOCK=self.block, num_warps=warps, **self.launch,
+        )  # fmt: skip
+
+    def _residual(self, i: int) -> Tensor:
+        """The residual stream at layer i: one tensor, or two by turns where several programs read what one renews."""
+        return self.buffers.residual_2MD[i % 2 if self.shapes.few else 0]
+
+    def _inner(self, i: int) -> tuple:
+        """What the way into mixer i reads and writes besides its product."""
+        buffers, layer, cache = self.buffers, self.weights.layers[i], self.buffers.layers[i]
+        return (
+            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, cache.x_MTI, cache.b_MTN,
+            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows, self.config.num_tokens,
+        )  # fmt: skip
+
+    def _sizes(self) -> dict:
+        config = self.config
+        return {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state, "TAPS": config.d_conv}
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
+        shape = self.shapes.mix
         kernels.mix_kernel[(buffers.rows, self.parts)](
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
             layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
-            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, HEADS=self.heads,
-            STEPS=self.steps, AHEAD=self.ahead, num_warps=self.warps, **self.launch,
+            self.shapes.ahead, INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state,
+            HEADS=shape.heads, STEPS=shape.steps, num_stages=shape.stages, num_warps=shape.warps,
+            **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 
     def _choose(self) -> None:
@@ -101,7 +132,7 @@ class TritonStep:
             buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, buffers.scale_T,
             buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, buffers.values_BF, buffers.places_BF,
             V, self.config.num_tokens, buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V),
-            FEW=buffers.values_BF.shape[1], num_warps=choose_warps(V), **self.launch,
+            FEW=buffers.values_BF.shape[1], num_warps=self.shapes.choose_warps, **self.launch,
         )  # fmt: skip
 
 
@@ -114,7 +145,13 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, launch: dict) -> None:
+def blocks(shape: Product) -> dict:
+    """A product's shape as its kernel takes it."""
+    sizes = {"ROWS": shape.tall, "WIDE": shape.wide, "DEEP": shape.deep}
+    return {**sizes, "num_stages": shape.stages, "num_warps": shape.warps}
+
+
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch: dict) -> None:
     """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
 
     In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.
@@ -124,43 +161,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, launch: dict) -> None:
     if x_MK.dtype == torch.float32:
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
-    tall, wide, deep, stages, warps = linear_shape(rows, inner // split, cols)
-    grid = (triton.cdiv(cols, wide), split, triton.cdiv(rows, tall))
+    grid = (triton.cdiv(cols, shape.wide), split, triton.cdiv(rows, shape.tall))
     kernels.linear_kernel[grid](
-        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, ROWS=tall, WIDE=wide, DEEP=deep,
-        num_stages=stages, num_warps=warps, **launch,
+        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **blocks(shape), **launch
     )  # fmt: skip
-
-
-def linear_shape(rows: int, inner: int, cols: int) -> tuple[int, int, int, int, int]:
-    """(rows, columns and inner values of a block, blocks in flight, warps) of a matrix product, as measured."""
-    tall = min(64, max(16, triton.next_power_of_2(rows)))
-    if cols > 8192:
-        return (128, 64, 64, 4, 8) if rows > 64 else (tall, 32, 128, 4, 4)
-    if rows <= 16:
-        return (tall, 32, 256, 3, 4) if inner > 512 else (tall, 32, 128, 3, 4)
-    return (tall, 32, 128, 4, 4) if inner > 512 or cols > 2048 else (tall, 16, 128, 6 if rows <= 32 else 4, 4)
-
-
-def parts_of_sum(config: AiMConfig, rows: int) -> int:
-    """Programs that share a column of out_proj: the fewer rows, the more are needed to fill the GPU."""
-    wanted = 3 if rows <= 16 else 4 if rows <= 64 else 2
-    return wanted if config.d_inner % (wanted * 128) == 0 else 1
-
-
-def mix_shape(config: AiMConfig, rows: int) -> tuple[int, int, int]:
-    """(heads a program, steps a block, warps) of the mix kernel: many programs for few rows, wide ones for many."""
-    for heads, steps, warps, least in ((4, 8, 2, 2048), (2, 32, 4, 256)):
-        if rows * config.nheads >= least and config.nheads % heads == 0:
-            return heads, steps, warps
-    return 1, 128, 8
-
-
-def steps_ahead(config: AiMConfig, rows: int) -> int:
-    """Past steps of a layer that the mix kernel fetches before its turn: what half the L2 cache of 50 MB holds."""
-    return 25 * 2**20 // (rows * config.d_inner * 2)
-
-
-def choose_warps(vocab_size: int) -> int:
-    """Warps of the program that draws an image's code."""
-    return 16 if vocab_size > 4096 else 4

@@ -9,6 +9,8 @@ except ImportError:  # another vendor's Triton: `chained` is never true there
     gdc_launch_dependents = gdc_wait = None
 
 
+LINE: tl.constexpr = tl.constexpr(64)  # bfloat16 values of a cache line
+
 # Programmatic dependent launch. A kernel may start once all programs of the one before have called `_start_next`, and
 # `_wait` returns when the one before has ended; since that one waited for its own predecessor, all older ones have
 # ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their

@@ -3,9 +3,7 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _wait
-
-LINE: tl.constexpr = tl.constexpr(64)  # bfloat16 values of a cache line
+from aim_lightning.sampling.fast.kernels.common import LINE, _prefetch, _start_next, _wait
 
 
 @triton.jit
@@ -33,16 +31,6 @@ def _product(
     xs = x_ptr + rows[:, None] * INNER + inner[None, :]
     row_known, col_known = rows[:, None] < M, cols[None, :] < COLS
     sums = tl.zeros((ROWS, WIDE), tl.float32)
-    if (INNER % (SPLIT * DEEP) == 0) & (BLOCKS % 2 == 0) & (ROWS < 64):
-        # Few rows: a chain of products is slower than reading what they multiply, so there are two of them.
-        HALF: tl.constexpr = BLOCKS // 2 * DEEP
-        others = tl.zeros((ROWS, WIDE), tl.float32)
-        for _ in range(BLOCKS // 2):
-            sums += tl.dot(tl.load(xs, row_known, 0.0), tl.load(weights, col_known, 0.0))
-            others += tl.dot(tl.load(xs + HALF, row_known, 0.0), tl.load(weights + HALF, col_known, 0.0))
-            weights += DEEP
-            xs += DEEP
-        return sums + others
     for _ in range(BLOCKS):
         if INNER % (SPLIT * DEEP) == 0:  # known when compiling: no test of the inner dimension in the common case
             x, weight = tl.load(xs, row_known, 0.0), tl.load(weights, col_known, 0.0)

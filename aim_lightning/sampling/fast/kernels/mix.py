@@ -3,67 +3,86 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.common import LINE, _prefetch, _start_next, _wait
+
+FEWEST: tl.constexpr = tl.constexpr(16)  # rows of a product, at least
 
 
 @triton.jit
-def _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER: tl.constexpr, N: tl.constexpr):
-    """Stored inputs of some past codes: x_SW, b_SN, g_SH; zero weight for codes to come."""
-    known = past[:, None] < step
-    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known, 0.0)
-    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known, 0.0)
-    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known, float("-inf"))
-    return x_SW, b_SN, g_SH
+def _fetch_ahead(xs_ptr, step, heads_first, INNER: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr, AHEAD):
+    """Send the inputs of the last AHEAD codes on their way to the L2 cache, W columns of each."""
+    lines = heads_first + tl.arange(0, (W + LINE - 1) // LINE) * LINE
+    for first in range(tl.maximum(step - AHEAD, 0), step, STEPS):
+        past = tl.minimum(first + tl.arange(0, STEPS), step - 1)
+        _prefetch(xs_ptr + past[:, None] * INNER + lines[None, :])
+
+
+@triton.jit
+def _past(
+    xs_ptr, bs_ptr, gs_ptr, c, decay_R, heads_R, wide, step, T, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
+    P: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Sum over past codes for W columns, as two products: scores C B^T, and scores times decay with x.
+
+    A product has 16 rows, one a head; of the sums that a head's row gives only the head's own columns count.
+    """
+    kind = xs_ptr.dtype.element_ty
+    states, steps = tl.arange(0, N), tl.arange(0, STEPS)
+    c_RN = tl.broadcast_to(c[None, :], (FEWEST, N)).to(kind)
+    sums_RW = tl.zeros((FEWEST, W), tl.float32)
+    for first in range(0, step, STEPS):
+        past = first + steps
+        known = past < step
+        b_NS = tl.load(bs_ptr + past[None, :] * N + states[:, None], known[None, :], 0.0)
+        x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known[:, None], 0.0)
+        g_RS = tl.load(gs_ptr + heads_R[:, None] * T + past[None, :], known[None, :], float("-inf"))
+        weight_RS = tl.exp((decay_R[:, None] + g_RS).to(tl.float32))
+        weight_RS *= tl.dot(c_RN, b_NS, input_precision="ieee")
+        sums_RW += tl.dot(weight_RS.to(kind), x_SW, input_precision="ieee")
+    own = tl.arange(0, FEWEST)[:, None] == (tl.arange(0, W) // P)[None, :]
+    return tl.sum(tl.where(own, sums_RW, 0.0), axis=0)
 
 
 @triton.jit
 def mix_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
-    step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
-    STEPS: tl.constexpr, AHEAD: tl.constexpr, CHAINED: tl.constexpr,
+    step_ptr, T, AHEAD, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
+    STEPS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads.
+    """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
     The norm itself needs the whole row: its sum of squares leaves in parts, and `advance_kernel` divides by it.
 
     y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
     (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
-    never formed. The first block of the past is read before the kernel before has ended, each other one ahead of use;
-    AHEAD steps are on their way to the cache by then.
+    never formed. CHAINED: the inputs of AHEAD codes are on their way to the cache before the kernel before has ended.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
-    heads, states = part * HEADS + tl.arange(0, HEADS), tl.arange(0, N)
-    wide = part * HEADS * P + tl.arange(0, HEADS * P)
-    wide_HP = heads[:, None] * P + tl.arange(0, P)[None, :]
+    W: tl.constexpr = HEADS * P
+    wide, states = part * W + tl.arange(0, W), tl.arange(0, N)
+    heads_W, heads_R = wide // P, part * HEADS + tl.minimum(tl.arange(0, FEWEST), HEADS - 1)
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
-    past = tl.arange(0, STEPS)
-    x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER, N)
-    decay = tl.load(decay_ptr + row * H + heads, mask=step + 0 * heads > 0, other=0.0)
-    a, skip = tl.exp(tl.load(a_log_ptr + heads)), tl.load(d_ptr + heads)
+    decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if CHAINED:
-        for first in range(STEPS, tl.minimum(step, AHEAD), STEPS):
-            lines = tl.minimum(first + past, step - 1)[:, None] * INNER + (heads * P)[None, :]
-            _prefetch(xs_ptr + lines)
+        _fetch_ahead(xs_ptr, step, part * W, INNER, W, STEPS, AHEAD)
+    before_R = tl.load(decay_ptr + heads_R, mask=step + 0 * heads_R > 0, other=0.0)
+    a_R, skip_W = tl.exp(tl.load(a_log_ptr + heads_R)), tl.load(d_ptr + heads_W)
+    norm_W = tl.load(norm_ptr + wide).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
 
     c, b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
-    dt = tl.load(dt_ptr + row * H + heads)
-    decay -= (dt * a).to(decay_ptr.dtype.element_ty)
-    past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
-    for _ in range(0, step, STEPS):
-        past += STEPS
-        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER, N)
-        scores_S = tl.sum(b_SN.to(tl.float32) * c[None, :], axis=1)
-        weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
-        past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P)).to(tl.float32)
-        x_SW, b_SN, g_SH = next_x, next_b, next_g
-    x_HP = tl.load(xs_ptr + step * INNER + wide_HP).to(tl.float32)
-    y_HP = tl.sum(past_SHP, axis=0) + x_HP * (dt * tl.sum(b * c, axis=0) + skip)[:, None]
-    gated_HP = y_HP * tl.load(gate_ptr + row * INNER + wide_HP).to(tl.float32)
-    y_HP = gated_HP * tl.load(norm_ptr + wide_HP).to(tl.float32)
-    tl.store(y_ptr + row * INNER + wide_HP, y_HP.to(y_ptr.dtype.element_ty))
-    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(tl.sum(gated_HP * gated_HP, axis=1), axis=0))
-    tl.store(decay_ptr + row * H + heads, decay)
-    tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay)
+    dt_R = tl.load(dt_ptr + heads_R)
+    decay_R = before_R - (dt_R * a_R).to(decay_ptr.dtype.element_ty)
+    gate_W = tl.load(gate_ptr + row * INNER + wide).to(tl.float32)
+    newest_W = tl.load(dt_ptr + heads_W) * tl.sum(b * c, axis=0) + skip_W
+    newest_W *= tl.load(xs_ptr + step * INNER + wide).to(tl.float32)
+    y_W = newest_W + _past(xs_ptr, bs_ptr, gs_ptr, c, decay_R, heads_R, wide, step, T, INNER, N, W, P, STEPS)
+    gated_W = y_W * gate_W
+    tl.store(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty))
+    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
+    # Rows beyond HEADS repeat the last head; each head is written once.
+    first = tl.arange(0, FEWEST) < HEADS
+    tl.store(decay_ptr + heads_R, decay_R, first)
+    tl.store(gs_ptr + heads_R * T + step, tl.log(dt_R).to(decay_ptr.dtype.element_ty) - decay_R, first)
