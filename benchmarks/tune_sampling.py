@@ -28,23 +28,27 @@ GAIN = 0.995  # what counts as better
 Case = tuple[str, int]
 
 
-def candidates(found: Shapes, rows: int) -> Iterator[dict]:
+def candidates(rows: int) -> Iterator[dict]:
     """Changes of one kind of kernel each, those that promise most first."""
     tall = min(64, max(16, rows))
     yield from ({"mix": Mix(*values)} for values in MIXES[rows])
-    if found.few:
-        yield from ({"few": few} for few in ((32, 4), (16, 4), (16, 8)))
-    else:
-        yield from ({"project": Product(tall, *values, 4)} for values in PROJECTS)
+    yield from ({"project": Product(tall, *values, 4)} for values in PROJECTS)
     for split, wide, deep, stages in OUTS:
         yield {"split": split, "out": Product(tall, wide, deep, stages, 4)}
     yield from ({"ahead": ahead} for ahead in (0, 64, 256))
 
 
+SUMS, PRODUCTS = (0, False), (0, True)  # most registers (any number), products
 MIXES = {
-    2: [(1, 32, 3, 4), (1, 64, 2, 4), (1, 32, 4, 2), (1, 32, 6, 4)],
-    32: [(2, 32, 3, 4), (4, 32, 3, 4), (4, 64, 2, 8), (8, 16, 3, 4), (4, 32, 4, 4), (2, 32, 3, 4, 128)],
-    128: [(8, 16, 3, 4, 168), (8, 16, 4, 4, 168), (8, 16, 3, 4, 128), (8, 16, 4, 4), (4, 16, 4, 4, 128)],
+    2: [(1, 128, 3, 8, *SUMS), (1, 64, 3, 4, *SUMS), (1, 32, 4, 4, *PRODUCTS), (1, 32, 6, 4, *PRODUCTS)],
+    32: [
+        *((2, 32, 3, 4, *SUMS), (2, 16, 3, 2, *SUMS), (4, 16, 3, 4, *SUMS), (4, 8, 3, 2, *SUMS)),
+        *((2, 32, 3, 4, *PRODUCTS), (4, 32, 3, 4, *PRODUCTS), (4, 64, 2, 8, *PRODUCTS), (4, 32, 4, 4, *PRODUCTS)),
+    ],
+    128: [
+        *((4, 8, 3, 2, *SUMS), (8, 8, 3, 2, *SUMS), (2, 8, 3, 1, *SUMS)),
+        *((8, 16, 3, 4, 168, True), (8, 16, 4, 4, 168, True), (8, 16, 3, 4, 128, True)),
+    ],
 }
 PROJECTS = [(32, 256, 4), (32, 256, 3), (64, 128, 4), (64, 128, 5), (64, 256, 3), (32, 128, 4)]
 OUTS = [(4, 16, 128, 4), (4, 32, 128, 4), (4, 32, 128, 5), (3, 32, 256, 3), (2, 16, 256, 4), (4, 32, 256, 3)]
@@ -68,7 +72,7 @@ def compile_all(case: Case) -> None:
     """Runs every candidate once, for Triton's cache."""
     model = network(case[0], torch.device("cuda"))
     found = shapes_for(model.config, 2 * case[1], torch.bfloat16)
-    for change in candidates(found, 2 * case[1]):
+    for change in candidates(2 * case[1]):
         seconds(model, case[1], replace(found, **change), repeats=1)
 
 
@@ -78,7 +82,7 @@ def tune(case: Case, until: float) -> tuple[Shapes, float]:
     found = shapes_for(model.config, 2 * batch, torch.bfloat16)
     best = seconds(model, batch, found)
     print(f"{case}: {best:.4f} s as it is", flush=True)
-    for change in candidates(found, 2 * batch):
+    for change in candidates(2 * batch):
         if time.monotonic() > until or all(getattr(found, name) == value for name, value in change.items()):
             continue
         took = seconds(model, batch, replace(found, **change))

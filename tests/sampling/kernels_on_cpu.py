@@ -116,7 +116,7 @@ def products() -> dict[str, float]:
 
 
 @torch.no_grad()
-def logits_in_bf16(d_model: int, images: int, heads: int) -> float:
+def logits_in_bf16(d_model: int, heads: int, products: bool) -> float:
     """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16."""
     from unittest import mock
 
@@ -126,17 +126,16 @@ def logits_in_bf16(d_model: int, images: int, heads: int) -> float:
     from aim_lightning.sampling.fast.decoder import FastDecoder
 
     model = network("group", num_tokens=4, n_layer=3, d_model=d_model)
-    labels, uniform = torch.arange(images), torch.rand(images, 4, dtype=torch.float64)
+    labels, uniform = torch.arange(2), torch.rand(2, 4, dtype=torch.float64)
     # So hot that rounding draws no other code.
     options = {"scales": [2.0] * 4, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
-    decoder = FastDecoder(model, images, True, torch.bfloat16)
+    decoder = FastDecoder(model, 2, True, torch.bfloat16)
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
-    small = replace(shapes.table()[768, 2 if images == 1 else 32], mix=shapes.Mix(heads, 16, 2, 2), split=1)
-    with mock.patch.object(shapes, "table", lambda: {(d_model, 2 * images): small}):
+    small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, products=products), split=1)
+    with mock.patch.object(shapes, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
-    assert (decoder._step.shapes.few is not None) == (images == 1)
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -187,7 +186,7 @@ def far_row() -> bool:
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
         gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, 0, INNER=inner,
-        H=1, P=16, N=N, HEADS=1, STEPS=16, CHAINED=False,
+        H=1, P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -222,7 +221,12 @@ def main() -> None:
         "drawn": [share for share, _ in results],
         "steps": [step for _, step in results],
         "products": products(),
-        "bf16": [logits_in_bf16(48, 2, heads=1), logits_in_bf16(32, 2, heads=2), logits_in_bf16(48, 1, heads=1)],
+        "bf16": [
+            logits_in_bf16(48, 1, True),
+            logits_in_bf16(32, 2, True),
+            logits_in_bf16(48, 1, False),
+            logits_in_bf16(32, 2, False),
+        ],
         "diverged": diverging(),
         "far_row": far_row(),
     }

@@ -31,15 +31,10 @@ CASES = [
     ("linear_kernel", {"INNER": 600, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "CHAINED": True}, {}),
     ("project_kernel", {**PROJECT, "ROWS": 16}, {}),
     ("project_kernel", {**PROJECT, "ROWS": 64}, {}),
-    (
-        "advance_project_kernel",
-        {**AIM_B, "D": 768, "TAPS": 4, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 3, "MODULATED": True, "WIDE": 32}
-        | {"BLOCK": 1024, "CHAINED": True},
-        {"num_warps": 8},
-    ),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "WIDE": 512}, {}),
-    ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 64}, {}),
-    ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16}, {"num_warps": 8}),
+    ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False}, {"num_warps": 8}),
+    ("mix_kernel", {**MIX, "HEADS": 4, "STEPS": 8, "PRODUCTS": False}, {"num_warps": 2}),
+    ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True}, {"num_warps": 8}),
     ("choose_kernel", {"GUIDED": True, "BLOCK": 1024, "FEW": 1024, "CHAINED": True}, {}),
     ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),
     (

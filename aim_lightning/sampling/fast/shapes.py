@@ -6,7 +6,7 @@ the size of a batch. So they are a table, and never measured while a decoder is 
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import torch
@@ -29,21 +29,25 @@ class Product:
 
 @dataclass(frozen=True)
 class Mix:
-    """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number)."""
+    """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number).
+
+    products: sums on tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding.
+    """
 
     heads: int
     steps: int
     stages: int
     warps: int
     registers: int = 0
+    products: bool = True
 
 
 @dataclass(frozen=True)
 class Shapes:
     """All kernels of a step.
 
-    split: programs that share the inner dimension of out_proj. few: columns and warps of the kernel that advances and
-    projects at once, None where two kernels do it. ahead: past codes that the mix kernel fetches before its turn.
+    split: programs that share the inner dimension of out_proj. ahead: past codes that the mix kernel fetches before its
+    turn.
     """
 
     project: Product
@@ -51,7 +55,6 @@ class Shapes:
     split: int
     head: Product
     mix: Mix
-    few: tuple[int, int] | None
     ahead: int
     choose_warps: int
 
@@ -65,33 +68,40 @@ def table() -> dict[tuple[int, int], Shapes]:
 def decode(value: dict) -> Shapes:
     """Shapes from JSON."""
     products = {name: Product(*value[name]) for name in ("project", "out", "head")}
-    few = tuple(value["few"]) if value["few"] else None
-    return Shapes(**{**value, **products, "mix": Mix(*value["mix"]), "few": few})
+    return Shapes(**{**value, **products, "mix": Mix(*value["mix"])})
 
 
 def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
     """The nearest measured shapes, cut to what this network allows."""
-    far = lambda key: abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))  # noqa: E731
-    nearest = min(known := table(), key=far)
-    found, exact = known[nearest], dtype == torch.float32
+    known = table()
+    found = known[min(known, key=lambda key: _distance(key, config, rows))]
     tall = max(16, 1 << (rows - 1).bit_length())
-    cut = lambda product: Product(min(product.tall, tall), *list(vars(product).values())[1:])  # noqa: E731
-    split = found.split if not exact and config.d_inner % (found.split * found.out.deep) == 0 else 1
-    return Shapes(
-        project=cut(found.project),
-        out=cut(found.out),
-        split=split,
-        head=cut(found.head),
-        mix=_fitting(Mix(2, 32, 2, 4) if exact else found.mix, config, dtype.itemsize),
-        few=found.few if rows <= 2 and not exact else None,
-        ahead=found.ahead,
+    exact = dtype == torch.float32
+    whole = exact or config.d_inner % (found.split * found.out.deep) != 0
+    return replace(
+        found,
+        project=replace(found.project, tall=min(found.project.tall, tall)),
+        out=replace(found.out, tall=min(found.out.tall, tall)),
+        head=replace(found.head, tall=min(found.head.tall, tall)),
+        split=1 if whole else found.split,
+        mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
         choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
     )
 
 
+def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
+    """How far a measured (d_model, rows) lies off; the rows decide more."""
+    return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
+
+
 def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:
     """With as many heads a program as divide the network's and as shared memory takes."""
-    heads, value = mix.heads, lambda heads: mix.steps * (heads * config.headdim + config.d_state) * size
-    while heads > 1 and (config.nheads % heads or value(heads) * (mix.stages - 1) > BUFFER_BYTES):
+    heads = mix.heads
+    while heads > 1 and (config.nheads % heads or _buffer_bytes(mix, heads, config, size) > BUFFER_BYTES):
         heads //= 2
-    return Mix(heads, mix.steps, mix.stages, mix.warps, mix.registers)
+    return replace(mix, heads=heads)
+
+
+def _buffer_bytes(mix: Mix, heads: int, config: AiMConfig, size: int) -> int:
+    """Of the blocks of x and B that are under way at a time."""
+    return (mix.stages - 1) * mix.steps * (heads * config.headdim + config.d_state) * size

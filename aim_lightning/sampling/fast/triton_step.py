@@ -28,12 +28,12 @@ class TritonStep:
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights
         self._enter()
-        self._project(0)
         for i, layer in enumerate(weights.layers):
+            self._project(i)
             self._mix(i)
             linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch)
             if i + 1 < len(weights.layers):
-                self._next(i + 1)
+                self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
         self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch)
         self._choose()
@@ -49,23 +49,15 @@ class TritonStep:
         positions = weights.words if weights.positions is None else weights.positions
         kernels.enter_kernel[(buffers.rows,)](
             buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
-            self._residual(0), weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
+            buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
             self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
             MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
-    def _next(self, i: int) -> None:
-        """From the mixer's output of the layer before into the mixer of layer i."""
-        if self.shapes.few:
-            self._advance_project(i)
-        else:
-            self._advance(i - 1, self.weights.layers[i].norm, self._layer_rows(i))
-            self._project(i)
-
     def _advance(self, i: int, norm: Tensor, rows: Tensor | None, final: Tensor | None = None) -> None:
         buffers, gate = self.buffers, self._layer_rows(i)
         kernels.advance_kernel[(buffers.rows,)](
-            self.out, self.squares, self._residual(i), buffers.h_MD if gate is None else gate, norm,
+            self.out, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
             self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
@@ -88,21 +80,6 @@ class TritonStep:
             **self.launch,
         )  # fmt: skip
 
-    def _advance_project(self, i: int) -> None:
-        buffers, layer, config = self.buffers, self.weights.layers[i], self.config
-        gate, rows = self._layer_rows(i - 1), self._layer_rows(i)
-        wide, warps = self.shapes.few
-        kernels.advance_project_kernel[triton.cdiv(buffers.zxbcdt.shape[1], wide), buffers.rows](
-            self.out, self.squares, self._residual(i - 1), self._residual(i), buffers.h_MD if gate is None else gate,
-            layer.norm, buffers.h_MD if rows is None else rows, layer.in_proj, *self._inner(i), EPS, D=config.d_model,
-            **self._sizes(), PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.shapes.split,
-            MODULATED=rows is not None, WIDE=wide, BLOCK=self.block, num_warps=warps, **self.launch,
-        )  # fmt: skip
-
-    def _residual(self, i: int) -> Tensor:
-        """The residual stream at layer i: one tensor, or two by turns where several programs read what one renews."""
-        return self.buffers.residual_2MD[i % 2 if self.shapes.few else 0]
-
     def _inner(self, i: int) -> tuple:
         """What the way into mixer i reads and writes besides its product."""
         buffers, layer, cache = self.buffers, self.weights.layers[i], self.buffers.layers[i]
@@ -122,8 +99,8 @@ class TritonStep:
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
             layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
             self.shapes.ahead, INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state,
-            HEADS=shape.heads, STEPS=shape.steps, num_stages=shape.stages, num_warps=shape.warps,
-            **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
+            HEADS=shape.heads, STEPS=shape.steps, PRODUCTS=shape.products, num_stages=shape.stages,
+            num_warps=shape.warps, **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 
     def _choose(self) -> None:

@@ -8,12 +8,11 @@ from aim_lightning.sampling.fast.kernels.choose import choose_kernel
 from aim_lightning.sampling.fast.kernels.linear import linear_kernel
 from aim_lightning.sampling.fast.kernels.mix import mix_kernel
 from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
-from aim_lightning.sampling.fast.kernels.project import activate_kernel, advance_project_kernel, project_kernel
+from aim_lightning.sampling.fast.kernels.project import activate_kernel, project_kernel
 
 __all__ = [
     "activate_kernel",
     "advance_kernel",
-    "advance_project_kernel",
     "choose_kernel",
     "enter_kernel",
     "linear_kernel",

@@ -47,36 +47,15 @@ def enter_kernel(
 
 
 @triton.jit
-def _mixed(
-    out_ptr, squares_ptr, row, cols, mask, D, INNER, M, eps, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
-    SPLIT: tl.constexpr,
-):  # fmt: skip
-    """The mixer's output of a row: the parts of out_proj's sum, normed by the squares that the mix kernel summed."""
-    parts = tl.arange(0, PARTS_BLOCK)
-    squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
-    x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
-    for part in tl.static_range(1, SPLIT):
-        x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
-    return x * tl.rsqrt(squares / INNER + eps)
-
-
-@triton.jit
-def _gate(gate_ptr, D, cols, mask, MODULATED: tl.constexpr):
-    """A row's gate, third of (shift, scale, gate); ones where the network has no modulation."""
-    if MODULATED:
-        gate = tl.load(gate_ptr + 2 * D + cols, mask, 0.0).to(tl.float32)
-    else:
-        gate = tl.full(cols.shape, 1.0, tl.float32)
-    return gate
-
-
-@triton.jit
 def advance_kernel(
     out_ptr, squares_ptr, residual_ptr, gate_ptr, weight_ptr, rows_ptr, final_weight_ptr, h_ptr, D, INNER, eps,
     M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
     PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """residual += gate * mixer output, then the next norm; FINAL: norm_f first, and the final layer's norm after it."""
+    """residual += gate * (mixer output, normed by the squares that the mix kernel summed), then the next norm.
+
+    FINAL: norm_f first, and the weights of the final layer's norm after it.
+    """
     _start_next(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
@@ -84,9 +63,18 @@ def advance_kernel(
     residual = tl.load(residual_ptr + row * D + cols, mask, 0.0)
     weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
     shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
-    gate = _gate(gate_ptr + row * GATE_ROWS * D, D, cols, mask, MODULATED)
+    if MODULATED:
+        gate = tl.load(gate_ptr + row * GATE_ROWS * D + 2 * D + cols, mask, 0.0).to(tl.float32)
     _wait(CHAINED)
-    x = _mixed(out_ptr, squares_ptr, row, cols, mask, D, INNER, M, eps, PARTS, PARTS_BLOCK, SPLIT) * gate + residual
+    parts = tl.arange(0, PARTS_BLOCK)
+    squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
+    x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
+    for part in tl.static_range(1, SPLIT):
+        x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
+    x *= tl.rsqrt(squares / INNER + eps)
+    if MODULATED:
+        x *= gate
+    x += residual
     tl.store(residual_ptr + row * D + cols, x, mask)
     if FINAL:
         x = x * _rms(x, D, eps) * tl.load(final_weight_ptr + cols, mask, 0.0).to(tl.float32)

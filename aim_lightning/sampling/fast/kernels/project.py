@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _rms, _silu, _softplus, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.common import _silu, _softplus, _start_next, _wait
 from aim_lightning.sampling.fast.kernels.linear import _prefetch_weights, _product
-from aim_lightning.sampling.fast.kernels.norm import _gate, _mixed, _modulation
 
 
 @triton.jit
@@ -75,45 +74,6 @@ def project_kernel(
     raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, ROWS, WIDE, DEEP)
     _activate(
         raw, before, newest, dt_bias, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
-        tl.program_id(0) * WIDE, step, M, T, INNER, H, N, TAPS, WIDE,
-    )  # fmt: skip
-
-
-@triton.jit
-def advance_project_kernel(
-    out_ptr, squares_ptr, residual_ptr, next_residual_ptr, gate_ptr, norm_ptr, rows_ptr, weight_ptr, ring_ptr,
-    conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, z_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, step_ptr, M, T, eps,
-    D: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, PARTS: tl.constexpr,
-    PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, MODULATED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr,
-):  # fmt: skip
-    """`advance_kernel` and `project_kernel` of a row in one, for few rows; one program a row and WIDE columns.
-
-    Every program of a row advances it by itself, which takes less time than a launch; the first one stores the result,
-    in other memory than the others still read. The weights are in registers before the kernel before has ended.
-    """
-    K: tl.constexpr = INNER + 2 * N
-    COLS: tl.constexpr = INNER + K + H
-    cols, inner = tl.program_id(0) * WIDE + tl.arange(0, WIDE), tl.arange(0, BLOCK)
-    row, mask, channels = tl.program_id(1).to(tl.int64), inner < D, cols - INNER
-    _start_next(CHAINED)
-    step, rows = tl.load(step_ptr), row + tl.arange(0, 1)
-    weight_WD = tl.load(weight_ptr + cols[:, None] * D + inner[None, :], (cols < COLS)[:, None] & mask[None, :], 0.0)
-    residual = tl.load(residual_ptr + row * D + inner, mask, 0.0)
-    norm = tl.load(norm_ptr + inner, mask, 0.0).to(tl.float32)
-    shift, scale = _modulation(rows_ptr + row * 3 * D, D, inner, mask, MODULATED)
-    gate = _gate(gate_ptr + row * 3 * D, D, inner, mask, MODULATED)
-    known = (channels >= 0) & (channels < K)
-    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
-    dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
-    _wait(CHAINED)
-    x = _mixed(out_ptr, squares_ptr, row, inner, mask, D, INNER, M, eps, PARTS, PARTS_BLOCK, SPLIT) * gate + residual
-    if tl.program_id(0) == 0:
-        tl.store(next_residual_ptr + row * D + inner, x, mask)
-    h = x * _rms(x, D, eps) * norm * (1 + scale) + shift
-    raw = tl.sum(weight_WD.to(tl.float32) * h[None, :], axis=1)[None, :]
-    _activate(
-        raw, before, newest, dt_bias, z_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
         tl.program_id(0) * WIDE, step, M, T, INNER, H, N, TAPS, WIDE,
     )  # fmt: skip
 
