@@ -6,8 +6,9 @@ from gpu.tolerances import LOGITS
 from helpers import relative
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.sampling import generate
+from aim_lightning.sampling import generate, release_decoders
 from aim_lightning.sampling.fast import decoder_for
+from aim_lightning.sampling.fast.shapes import shapes_for
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -112,12 +113,10 @@ def test_bf16_logits_stay_near_a_float32_state_at_every_step(cfg_scale):
 
 
 def test_the_widths_of_aim_b_at_batch_64():
-    """Two heads a program, two tiles of rows, 16384 codes; and in float32 the plain decoder's codes."""
-    from aim_lightning.sampling.fast.triton_step import mix_shape  # imports triton
-
+    """Several heads a program, several tiles of rows, 16384 codes; and in float32 the plain decoder's codes."""
     model = network("layer", num_tokens=40, d_model=768, n_layer=3, vocab_size=16384)
     labels = torch.arange(64) % 10
-    assert mix_shape(model.config, 2 * len(labels))[0] == 2
+    assert shapes_for(model.config, 2 * len(labels), torch.bfloat16).mix.heads > 1
     assert bf16_distance(model, labels, 2.0) <= LOGITS[torch.bfloat16]
     assert_same(model, labels, cfg_scale=2.0, top_k=600, top_p=0.98)
 
@@ -179,3 +178,18 @@ def test_a_call_is_repeatable():
     model = network("layer")
     calls = [generate(model, LABELS, cfg_scale=2.0, top_k=100, seed=7, decoder="fast") for _ in range(2)]
     assert torch.equal(*calls)
+
+
+@pytest.mark.parametrize("images", [1, 16, 64])
+def test_kernels_that_start_early_read_nothing_too_soon(images, monkeypatch):
+    """The same codes, to the last one, as when every kernel waits for the end of the one before."""
+    from aim_lightning.sampling.fast import triton_step  # imports triton
+
+    model, labels = network("group", num_tokens=256, d_model=768, vocab_size=16384), torch.arange(images) % 10
+    options = {"cfg_scale": 2.0, "seed": 7, "top_k": 600, "top_p": 0.98, "decoder": "fast"}
+    early = [generate(model, labels, **options) for _ in range(3)]
+    release_decoders(model)
+    monkeypatch.setattr(triton_step, "launch_options", lambda *_: {"CHAINED": False})
+    patient = generate(model, labels, **options)
+    assert len(patient.unique()) > 100
+    assert all(torch.equal(codes, patient) for codes in early)

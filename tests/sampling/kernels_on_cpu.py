@@ -4,6 +4,7 @@ A process of its own, because the interpreter must be chosen before anything imp
 """
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,14 @@ OPTIONS = [
     {"top_p": 0.05},
     {"top_k": 100, "top_p": 0.999, "temperature": 0.5},
 ]
+
+
+FEW = 16  # entries that the drawing kernel gathers: some of the options let more through, some fewer
+
+
+def scratch(images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where it gathers them."""
+    return torch.full((images, FEW), torch.nan), torch.zeros(images, FEW, dtype=torch.int32)
 
 
 def network(adaln: str, seed: int = 0, **sizes) -> AiM:
@@ -70,11 +79,14 @@ def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple
         torch.full((3,), 2.0),
         *scalars,
         torch.zeros((), dtype=torch.int32),
+        *scratch(images),
         vocabulary,
         3,
         images,
         GUIDED=True,
         BLOCK=64,
+        FEW=FEW,
+        CHAINED=False,
     )
     expected = choose(guide(*logits.chunk(2), 2.0), uniform[:, 1], temperature, top_k, top_p)
     return (codes[:, 1] == expected).float().mean().item(), int(step)
@@ -84,6 +96,7 @@ def products() -> dict[str, float]:
     """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
     from helpers import relative  # imports triton by many ways round
 
+    from aim_lightning.sampling.fast.shapes import Product
     from aim_lightning.sampling.fast.triton_step import linear
 
     found = {}
@@ -96,30 +109,32 @@ def products() -> dict[str, float]:
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
         out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out if split > 1 else out[0])
+        linear(x, weight, out if split > 1 else out[0], Product(16, 32, 128, 3, 4), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
         found[f"{rows}x{inner}x{cols}/{split}"] = relative(out.double().sum(0), exact)
     return found
 
 
 @torch.no_grad()
-def logits_in_bf16(d_model: int, heads: int) -> float:
+def logits_in_bf16(d_model: int, heads: int, products: bool) -> float:
     """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16."""
     from unittest import mock
 
     from helpers import relative
 
-    from aim_lightning.sampling.fast import triton_step
+    from aim_lightning.sampling.fast import shapes, triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder
 
-    model = network("group", num_tokens=4, n_layer=1, d_model=d_model)
-    labels, uniform = torch.tensor([1, 2]), torch.rand(2, 4, dtype=torch.float64)
-    options = {"scales": [2.0] * 4, "temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    model = network("group", num_tokens=4, n_layer=3, d_model=d_model)
+    labels, uniform = torch.arange(2), torch.rand(2, 4, dtype=torch.float64)
+    # So hot that rounding draws no other code.
+    options = {"scales": [2.0] * 4, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
     decoder = FastDecoder(model, 2, True, torch.bfloat16)
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
-    with mock.patch.object(triton_step, "mix_shape", lambda *_: (heads, 64, 2)):
+    small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, products=products), split=1)
+    with mock.patch.object(shapes, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
@@ -145,7 +160,7 @@ def choose(logits, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0)
     step, done, bad = counters
     kernels.choose_kernel[(images,)](
         logits, codes, step, done, torch.rand(images, 2, dtype=torch.float64), torch.ones(2), *scalars, bad,
-        vocabulary, 2, images, GUIDED=False, BLOCK=64,
+        *scratch(images), vocabulary, 2, images, GUIDED=False, BLOCK=64, FEW=FEW, CHAINED=False,
     )  # fmt: skip
     assert codes[:, 0].min() >= 0 and codes[:, 0].max() < vocabulary
     return codes[:, 0], int(step), int(bad)
@@ -159,18 +174,22 @@ def far_row() -> bool:
     new = lambda *shape, dtype=torch.float32: torch.randn(shape).to(dtype)  # noqa: E731
     xs = torch.empty(T * inner + inner, dtype=torch.bfloat16)
     bs = torch.empty(T * N + N, dtype=torch.bfloat16)
-    gs = torch.empty(T + 1)
     K = inner + 2 * N
-    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(K, 4), new(K))
-    ring, decay = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, 1)
-    heads = [new(1) for _ in range(3)]
-    out, squares = torch.empty(2, inner, dtype=torch.bfloat16), torch.empty(2, 1)
+    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(4, K), new(K))
+    ring, gate = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, inner, dtype=torch.bfloat16)
+    c, dt = torch.empty(2, N), torch.empty(2, 1)
+    step = torch.zeros((), dtype=torch.int32)
     xs[-inner:] = 0
+    kernels.activate_kernel[(1, 2)](
+        zx, ring, *conv, new(1), gate, xs, bs, c, dt, step, 2, T, INNER=inner, H=1, N=N, TAPS=4, WIDE=128
+    )
+    y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
-        zx, ring, xs, bs, gs, decay, *conv, *heads, new(inner), out, squares, torch.zeros((), dtype=torch.int32), 2, T,
-        zx.shape[1], INNER=inner, H=1, P=16, N=N, HEADS=1, STEPS=16, TAPS=4,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, 0, INNER=inner,
+        H=1, P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, CHAINED=False,
     )  # fmt: skip
-    x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][:inner, 3])
+    assert y.isfinite().all()
+    x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
     return torch.allclose(xs[-inner:].float(), x, rtol=1e-2, atol=1e-3)
 
 
@@ -202,7 +221,12 @@ def main() -> None:
         "drawn": [share for share, _ in results],
         "steps": [step for _, step in results],
         "products": products(),
-        "bf16": [logits_in_bf16(48, 1), logits_in_bf16(32, 2)],
+        "bf16": [
+            logits_in_bf16(48, 1, True),
+            logits_in_bf16(32, 2, True),
+            logits_in_bf16(48, 1, False),
+            logits_in_bf16(32, 2, False),
+        ],
         "diverged": diverging(),
         "far_row": far_row(),
     }

@@ -3,26 +3,44 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = ("x_ptr", "weight_ptr", "zxbcdt_ptr", "ring_ptr", "xs_ptr", "bs_ptr", "y_ptr", "rows_ptr", "h_ptr", "words_ptr")
+BF16 = (
+    "x_ptr",
+    "weight_ptr",
+    "zxbcdt_ptr",
+    "ring_ptr",
+    "xs_ptr",
+    "bs_ptr",
+    "y_ptr",
+    "gate_ptr",
+    "rows_ptr",
+    "h_ptr",
+    "words_ptr",
+)
 TYPES = dict.fromkeys(BF16, "*bf16") | {
     "codes_ptr": "*i64",
     "uniform_ptr": "*fp64",
     "eps": "fp32",
-    **dict.fromkeys(("step_ptr", "done_ptr", "offset_ptr", "top_k_ptr", "diverged_ptr"), "*i32"),
+    **dict.fromkeys(("step_ptr", "done_ptr", "offset_ptr", "top_k_ptr", "diverged_ptr", "places_ptr"), "*i32"),
 }
-AIM_B = {"INNER": 1536, "H": 24, "P": 64, "N": 128, "STEPS": 64, "TAPS": 4}
+AIM_B = {"INNER": 1536, "H": 24, "N": 128}
+PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "CHAINED": True}
+MIX = {**AIM_B, "P": 64, "CHAINED": True}
 CASES = [
-    ("linear_kernel", {"INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32, "DEEP": 128}, {}),
-    ("linear_kernel", {"INNER": 1536, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128}, {}),
-    ("linear_kernel", {"INNER": 600, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128}, {}),
-    ("mix_kernel", {**AIM_B, "HEADS": 1}, {"num_warps": 2}),
-    ("mix_kernel", {**AIM_B, "HEADS": 2}, {"num_warps": 2}),
-    ("choose_kernel", {"GUIDED": True, "BLOCK": 1024}, {}),
-    ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024}, {}),
+    ("linear_kernel", {"INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32, "DEEP": 128, "CHAINED": True}, {}),
+    ("linear_kernel", {"INNER": 1536, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "CHAINED": True}, {}),
+    ("linear_kernel", {"INNER": 600, "SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "CHAINED": True}, {}),
+    ("project_kernel", {**PROJECT, "ROWS": 16}, {}),
+    ("project_kernel", {**PROJECT, "ROWS": 64}, {}),
+    ("activate_kernel", {**AIM_B, "TAPS": 4, "WIDE": 512}, {}),
+    ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False}, {"num_warps": 8}),
+    ("mix_kernel", {**MIX, "HEADS": 4, "STEPS": 8, "PRODUCTS": False}, {"num_warps": 2}),
+    ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True}, {"num_warps": 8}),
+    ("choose_kernel", {"GUIDED": True, "BLOCK": 1024, "FEW": 1024, "CHAINED": True}, {}),
+    ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),
     (
         "advance_kernel",
         {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
-        | {"BLOCK": 1024},
+        | {"BLOCK": 1024, "CHAINED": True},
         {},
     ),
 ]

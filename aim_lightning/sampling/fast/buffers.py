@@ -7,6 +7,9 @@ from torch import Tensor
 
 from aim_lightning.models import AiM, AiMConfig
 
+FEW = 2048  # entries of an image's logits that the filters gather before they search on
+PARTS = 4  # of out_proj's sum, at most
+
 
 @dataclass
 class LayerCache:
@@ -56,10 +59,16 @@ class Buffers:
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         self.zxbcdt = empty(M, config.d_inner + config.conv_dim + config.nheads)
+        self.gate_MI = empty(M, config.d_inner)
+        self.c_MN = empty(M, config.d_state, dtype=torch.float32)
+        self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
         self.squares = empty(M, config.nheads, dtype=torch.float32)
-        self.out_SMD = empty(4, M, config.d_model, dtype=torch.float32)
+        self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies what rounding leaves
+        few = min(FEW, 1 << (config.vocab_size - 1).bit_length())
+        self.values_BF = empty(images, few, dtype=torch.float32)
+        self.places_BF = torch.zeros(images, few, dtype=torch.int32, device=device)
         self.layers = [
             LayerCache(
                 empty(config.d_conv, M, config.conv_dim),

@@ -24,8 +24,8 @@ def obstacle(config: AiMConfig, device: torch.device) -> str | None:
         return None
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return f"it needs Triton on an NVIDIA GPU, or a CPU, not {device.type}"
-    odd = [name for name in ("headdim", "d_state") if getattr(config, name) & (getattr(config, name) - 1)]
-    return f"its kernels need {odd[0]} to be a power of two" if odd else None
+    odd = [name for name in ("headdim", "d_state") if getattr(config, name) not in (16, 32, 64, 128, 256)]
+    return f"its kernels need {odd[0]} to be a power of two from 16 to 256" if odd else None
 
 
 def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int = 0) -> FastDecoder:

@@ -79,7 +79,7 @@ def _conv(xbc_MK: Tensor, weights: LayerWeights, cache: LayerCache, step: int) -
     cache.ring[step % taps] = xbc_MK
     y = weights.conv_bias
     for back in range(min(taps, step + 1)):
-        y = y + cache.ring[(step - back) % taps].float() * weights.conv_weight[:, 0, taps - 1 - back]
+        y = y + cache.ring[(step - back) % taps].float() * weights.conv_weight[taps - 1 - back]
     return F.silu(y)
 
 

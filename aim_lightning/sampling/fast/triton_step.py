@@ -7,11 +7,10 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
+from aim_lightning.sampling.fast.shapes import Product, shapes_for
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
-# Inner block of the linear kernel.
-DEEP = 128
 
 
 class TritonStep:
@@ -20,23 +19,23 @@ class TritonStep:
     def __init__(self, config: AiMConfig, weights: StaticWeights, buffers: Buffers) -> None:
         self.config, self.weights, self.buffers = config, weights, buffers
         self.block = triton.next_power_of_2(config.d_model)
-        self.heads, self.steps, self.warps = mix_shape(config, buffers.rows)
-        self.parts = config.nheads // self.heads
-        self.split = 4 if buffers.dtype == torch.bfloat16 and config.d_inner >= 4 * DEEP else 1
-        self.out = buffers.out_SMD[: self.split]
+        self.shapes = shapes_for(config, buffers.rows, buffers.dtype)
+        self.parts = config.nheads // self.shapes.mix.heads
+        self.out = buffers.out_SMD[: self.shapes.split]
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
+        self.launch = launch_options(buffers.codes_BT.device, buffers.dtype)
 
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights
         self._enter()
         for i, layer in enumerate(weights.layers):
-            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt)
+            self._project(i)
             self._mix(i)
-            linear(buffers.y_MI, layer.out_proj, self.out)
+            linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch)
             if i + 1 < len(weights.layers):
                 self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
         self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
-        linear(buffers.h_MD, weights.words, buffers.logits_MV)
+        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch)
         self._choose()
 
     def _layer_rows(self, i: int) -> Tensor | None:
@@ -52,7 +51,7 @@ class TritonStep:
             buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
             buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
             self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
-            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block,
+            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
     def _advance(self, i: int, norm: Tensor, rows: Tensor | None, final: Tensor | None = None) -> None:
@@ -62,29 +61,74 @@ class TritonStep:
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
             self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
-            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.split, BLOCK=self.block,
+            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.shapes.split, BLOCK=self.block,
+            **self.launch,
         )  # fmt: skip
+
+    def _project(self, i: int) -> None:
+        """In bfloat16 one kernel; in float32 cuBLAS, which computes exact products, and one for the rest."""
+        buffers, layer, config = self.buffers, self.weights.layers[i], self.config
+        cols = buffers.zxbcdt.shape[1]
+        if buffers.dtype == torch.float32:
+            linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.shapes.project, self.launch)
+            grid = (triton.cdiv(cols, 512), buffers.rows)
+            kernels.activate_kernel[grid](buffers.zxbcdt, *self._inner(i), **self._sizes(), WIDE=512)
+            return
+        shape = self.shapes.project
+        kernels.project_kernel[triton.cdiv(cols, shape.wide), triton.cdiv(buffers.rows, shape.tall)](
+            buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self._sizes(), **blocks(shape),
+            **self.launch,
+        )  # fmt: skip
+
+    def _inner(self, i: int) -> tuple:
+        """What the way into mixer i reads and writes besides its product."""
+        buffers, layer, cache = self.buffers, self.weights.layers[i], self.buffers.layers[i]
+        return (
+            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, cache.x_MTI, cache.b_MTN,
+            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows, self.config.num_tokens,
+        )  # fmt: skip
+
+    def _sizes(self) -> dict:
+        config = self.config
+        return {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state, "TAPS": config.d_conv}
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
+        shape = self.shapes.mix
         kernels.mix_kernel[(buffers.rows, self.parts)](
-            buffers.zxbcdt, cache.ring, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, layer.conv_weight,
-            layer.conv_bias, layer.dt_bias, layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares,
-            buffers.step, buffers.rows, config.num_tokens, buffers.zxbcdt.shape[1], INNER=config.d_inner,
-            H=config.nheads, P=config.headdim, N=config.d_state, HEADS=self.heads, STEPS=self.steps, TAPS=config.d_conv,
-            num_warps=self.warps,
+            buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
+            layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
+            self.shapes.ahead, INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state,
+            HEADS=shape.heads, STEPS=shape.steps, PRODUCTS=shape.products, num_stages=shape.stages,
+            num_warps=shape.warps, **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 
     def _choose(self) -> None:
         buffers, V = self.buffers, self.config.vocab_size
         kernels.choose_kernel[(buffers.images,)](
             buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, buffers.scale_T,
-            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, V, self.config.num_tokens,
-            buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V), num_warps=32 if V > 4096 else 4,
+            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, buffers.values_BF, buffers.places_BF,
+            V, self.config.num_tokens, buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V),
+            FEW=buffers.values_BF.shape[1], num_warps=self.shapes.choose_warps, **self.launch,
         )  # fmt: skip
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor) -> None:
+def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
+    """How every kernel of a step is launched: from Hopper on, bfloat16 ones start while the one before ends.
+
+    In float32 cuBLAS's products stand between them, which know nothing of that.
+    """
+    chained = device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
+
+
+def blocks(shape: Product) -> dict:
+    """A product's shape as its kernel takes it."""
+    sizes = {"ROWS": shape.tall, "WIDE": shape.wide, "DEEP": shape.deep}
+    return {**sizes, "num_stages": shape.stages, "num_warps": shape.warps}
+
+
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch: dict) -> None:
     """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
 
     In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.
@@ -94,17 +138,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor) -> None:
     if x_MK.dtype == torch.float32:
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
-    tall = min(64, max(16, triton.next_power_of_2(rows)))
-    wide = 16 if cols <= 1024 else 32
-    grid = (triton.cdiv(cols, wide), split, triton.cdiv(rows, tall))
+    grid = (triton.cdiv(cols, shape.wide), split, triton.cdiv(rows, shape.tall))
     kernels.linear_kernel[grid](
-        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, ROWS=tall, WIDE=wide, DEEP=DEEP,
-        num_stages=4, num_warps=4,
+        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **blocks(shape), **launch
     )  # fmt: skip
-
-
-def mix_shape(config: AiMConfig, rows: int) -> tuple[int, int, int]:
-    """(heads a program, steps a block, warps) of the mix kernel: many programs for few rows, wide ones for many."""
-    if rows * config.nheads <= 1024 or config.nheads % 2:
-        return 1, 64, 2
-    return 2, 64, 2

@@ -11,7 +11,7 @@ from aim_lightning.models import AiM
 
 @dataclass
 class LayerWeights:
-    """One block: names as in the mixer; `norm` is the block's, `gated_norm` the mixer's."""
+    """One block: `norm` is its own, the others are its mixer's; conv_weight is (taps, channels)."""
 
     norm: Tensor
     in_proj: Tensor
@@ -32,7 +32,8 @@ class StaticWeights:
 
     def __init__(self, model: AiM, dtype: torch.dtype) -> None:
         self._copies = [
-            torch.empty_like(value, dtype=dtype if wide else torch.float32) for value, wide in _sources(model)
+            torch.empty(value.shape, dtype=dtype if wide else torch.float32, device=value.device)
+            for value, wide in _sources(model)
         ]
         copies = iter(self._copies)
         self.words = next(copies)
@@ -58,6 +59,7 @@ def _sources(model: AiM) -> Iterator[tuple[Tensor, bool]]:
         mixer = layer.mixer
         yield layer.norm.weight.detach(), False
         yield mixer.in_proj.weight.detach(), True
-        for value in (mixer.conv1d.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight):
+        yield mixer.conv1d.weight.detach()[:, 0].t(), False
+        for value in (mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight):
             yield value.detach(), False
         yield mixer.out_proj.weight.detach(), True

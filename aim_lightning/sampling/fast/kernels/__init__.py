@@ -8,5 +8,14 @@ from aim_lightning.sampling.fast.kernels.choose import choose_kernel
 from aim_lightning.sampling.fast.kernels.linear import linear_kernel
 from aim_lightning.sampling.fast.kernels.mix import mix_kernel
 from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
+from aim_lightning.sampling.fast.kernels.project import activate_kernel, project_kernel
 
-__all__ = ["advance_kernel", "choose_kernel", "enter_kernel", "linear_kernel", "mix_kernel"]
+__all__ = [
+    "activate_kernel",
+    "advance_kernel",
+    "choose_kernel",
+    "enter_kernel",
+    "linear_kernel",
+    "mix_kernel",
+    "project_kernel",
+]

@@ -3,6 +3,39 @@
 import triton
 import triton.language as tl
 
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # another vendor's Triton: `chained` is never true there
+    gdc_launch_dependents = gdc_wait = None
+
+
+LINE: tl.constexpr = tl.constexpr(64)  # bfloat16 values of a cache line
+
+# Programmatic dependent launch. A kernel may start once all programs of the one before have called `_start_next`, and
+# `_wait` returns when the one before has ended; since that one waited for its own predecessor, all older ones have
+# ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their
+# `_wait`, the others at once: what was written before the last of those three started may be read ahead of `_wait`.
+
+
+@triton.jit
+def _start_next(CHAINED: tl.constexpr):
+    if CHAINED:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def _wait(CHAINED: tl.constexpr):
+    if CHAINED:
+        gdc_wait()
+
+
+@triton.jit
+def _prefetch(pointers):
+    """Bring the lines that hold these addresses into the L2 cache, without waiting for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )
+
 
 @triton.jit
 def _rms(x, count, eps):

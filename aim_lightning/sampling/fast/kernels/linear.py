@@ -3,19 +3,28 @@
 import triton
 import triton.language as tl
 
+from aim_lightning.sampling.fast.kernels.common import LINE, _prefetch, _start_next, _wait
+
 
 @triton.jit
-def linear_kernel(
-    x_ptr, weight_ptr, out_ptr, M, COLS, INNER: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
+def _prefetch_weights(weight_ptr, cols, part, COLS, INNER: tl.constexpr, SPLIT: tl.constexpr, DEEP: tl.constexpr):
+    """Send a program's weights on their way to the L2 cache."""
+    BLOCKS: tl.constexpr = (INNER + SPLIT * DEEP - 1) // (SPLIT * DEEP)
+    known_cols = tl.minimum(cols, COLS - 1)
+    for block in tl.static_range(BLOCKS):
+        lines = (part * BLOCKS + block) * DEEP + tl.arange(0, DEEP // LINE) * LINE
+        _prefetch(weight_ptr + known_cols[None, :] * INNER + tl.minimum(lines, INNER - 1)[:, None])
+
+
+@triton.jit
+def _product(
+    x_ptr, weight_ptr, rows, cols, part, M, COLS, INNER: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
     WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """out[part] = x weight^T over one of SPLIT parts of the inner dimension; few rows, so weights are read once.
+    """x weight^T over one of SPLIT parts of the inner dimension, (ROWS, WIDE) in float32.
 
     A part is whole blocks of DEEP; where they reach beyond INNER, what lies there counts as zero.
     """
-    cols = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
-    rows = tl.program_id(2).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(1)
     BLOCKS: tl.constexpr = (INNER + SPLIT * DEEP - 1) // (SPLIT * DEEP)
     inner = part * BLOCKS * DEEP + tl.arange(0, DEEP)
     weights = weight_ptr + cols[None, :] * INNER + inner[:, None]
@@ -32,5 +41,25 @@ def linear_kernel(
         inner += DEEP
         weights += DEEP
         xs += DEEP
+    return sums
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr, weight_ptr, out_ptr, M, COLS, INNER: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
+    WIDE: tl.constexpr, DEEP: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """out[part] = x weight^T over one of SPLIT parts of the inner dimension.
+
+    CHAINED: the weights are on their way to the cache while the kernel before still computes x.
+    """
+    cols = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    rows = tl.program_id(2).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    _start_next(CHAINED)
+    if CHAINED:
+        _prefetch_weights(weight_ptr, cols, part, COLS, INNER, SPLIT, DEEP)
+    _wait(CHAINED)
+    sums = _product(x_ptr, weight_ptr, rows, cols, part, M, COLS, INNER, SPLIT, ROWS, WIDE, DEEP)
     out = out_ptr + (part * M + rows[:, None]) * COLS + cols[None, :]
-    tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=row_known & col_known)
+    tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=(rows[:, None] < M) & (cols[None, :] < COLS))

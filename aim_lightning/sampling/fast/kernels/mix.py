@@ -3,72 +3,120 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _silu, _softplus
+from aim_lightning.sampling.fast.kernels.common import LINE, _prefetch, _start_next, _wait
 
 
 @triton.jit
-def _conv(zx_ptr, ring_ptr, weight_ptr, bias_ptr, channels, step, row, M, K, TAPS: tl.constexpr):
-    """Causal convolution and SiLU of some channels; returns the raw input too, which belongs into the ring."""
-    raw = tl.load(zx_ptr + channels)
-    y = tl.load(bias_ptr + channels).to(tl.float32)
-    y += raw.to(tl.float32) * tl.load(weight_ptr + channels * TAPS + TAPS - 1).to(tl.float32)
-    for back in tl.static_range(1, TAPS):
-        slot = (step - back + TAPS) % TAPS
-        past = tl.load(ring_ptr + (slot * M + row) * K + channels, mask=step + 0 * channels >= back, other=0.0)
-        y += past.to(tl.float32) * tl.load(weight_ptr + channels * TAPS + TAPS - 1 - back).to(tl.float32)
-    return _silu(y), raw
+def _fetch_ahead(xs_ptr, step, first_column, INNER: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr, AHEAD):
+    """Send the inputs of the last AHEAD codes on their way to the L2 cache, W columns of each."""
+    lines = first_column + tl.arange(0, (W + LINE - 1) // LINE) * LINE
+    for first in range(tl.maximum(step - AHEAD, 0), step, STEPS):
+        past = tl.minimum(first + tl.arange(0, STEPS), step - 1)
+        _prefetch(xs_ptr + past[:, None] * INNER + lines[None, :])
+
+
+@triton.jit
+def _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER: tl.constexpr, N: tl.constexpr):
+    """Stored inputs of some past codes: x_SW, b_SN, g_SH; zero weight for codes to come."""
+    known = past[:, None] < step
+    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known, 0.0)
+    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known, 0.0)
+    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known, float("-inf"))
+    return x_SW, b_SN, g_SH
+
+
+@triton.jit
+def _past_by_sums(
+    x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    HEADS: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Sum over past codes, block by block; the next block is read while one is added up."""
+    past, states = tl.arange(0, STEPS), tl.arange(0, N)
+    past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
+    for _ in range(0, step, STEPS):
+        past += STEPS
+        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER, N)
+        scores_S = tl.sum(b_SN.to(tl.float32) * c[None, :], axis=1)
+        weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
+        past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P)).to(tl.float32)
+        x_SW, b_SN, g_SH = next_x, next_b, next_g
+    return tl.reshape(tl.sum(past_SHP, axis=0), (HEADS * P,))
+
+
+@triton.jit
+def _past_by_products(
+    xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
+    P: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The same by two products: scores C B^T, and scores times decay with x.
+
+    A product has 16 rows, one a head; of the sums that a head's row gives only the head's own columns count.
+    """
+    kind = xs_ptr.dtype.element_ty
+    states, steps = tl.arange(0, N), tl.arange(0, STEPS)
+    c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(kind)
+    sums_RW = tl.zeros((ROWS, W), tl.float32)
+    for first in range(0, step, STEPS):
+        past = first + steps
+        known = past < step
+        b_NS = tl.load(bs_ptr + past[None, :] * N + states[:, None], known[None, :], 0.0)
+        x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known[:, None], 0.0)
+        g_RS = tl.load(gs_ptr + heads[:, None] * T + past[None, :], known[None, :], float("-inf"))
+        weight_RS = tl.exp((decay[:, None] + g_RS).to(tl.float32))
+        weight_RS *= tl.dot(c_RN, b_NS, input_precision="ieee")
+        sums_RW += tl.dot(weight_RS.to(kind), x_SW, input_precision="ieee")
+    own = tl.arange(0, ROWS)[:, None] == (tl.arange(0, W) // P)[None, :]
+    return tl.sum(tl.where(own, sums_RW, 0.0), axis=0)
 
 
 @triton.jit
 def mix_kernel(
-    zxbcdt_ptr, ring_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, a_log_ptr,
-    d_ptr, norm_ptr, y_ptr, squares_ptr, step_ptr, M, T, ROW, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
-    N: tl.constexpr, HEADS: tl.constexpr, STEPS: tl.constexpr, TAPS: tl.constexpr,
+    gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
+    step_ptr, T, AHEAD, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
+    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Convolution, dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads.
+    """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
     The norm itself needs the whole row: its sum of squares leaves in parts, and `advance_kernel` divides by it.
 
-    y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each past code:
-    x, B, and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never formed.
+    y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
+    (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
+    never formed. PRODUCTS: on tensor cores. Before the kernel before has ended the inputs of AHEAD codes are on their
+    way to the cache, or else those of the first STEPS codes in registers.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
-    K: tl.constexpr = INNER + 2 * N
-    zx = zxbcdt_ptr + row * ROW + INNER
-    heads = part * HEADS + tl.arange(0, HEADS)
-    wide_HP = heads[:, None] * P + tl.arange(0, P)[None, :]
-    states = tl.arange(0, N)
+    W: tl.constexpr = HEADS * P
+    ROWS: tl.constexpr = 16 if PRODUCTS else HEADS
+    wide, states = part * W + tl.arange(0, W), tl.arange(0, N)
+    heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)  # rows beyond HEADS repeat the last head
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
-    x_HP, raw_x = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, wide_HP, step, row, M, K, TAPS)
-    b, raw_b = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, INNER + states, step, row, M, K, TAPS)
-    c, raw_c = _conv(zx, ring_ptr, conv_weight_ptr, conv_bias_ptr, INNER + N + states, step, row, M, K, TAPS)
-    dt = _softplus(tl.load(zx + K + heads).to(tl.float32) + tl.load(dt_bias_ptr + heads))
-    decay = tl.load(decay_ptr + row * H + heads, mask=step + 0 * heads > 0, other=0.0)
-    decay -= (dt * tl.exp(tl.load(a_log_ptr + heads))).to(decay_ptr.dtype.element_ty)
+    decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
+    if not PRODUCTS:
+        x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, tl.arange(0, STEPS), step, heads, wide, states, T, INNER, N)
+    elif CHAINED:
+        _fetch_ahead(xs_ptr, step, part * W, INNER, W, STEPS, AHEAD)
+    before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
+    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), tl.load(d_ptr + wide // P)
+    norm_W = tl.load(norm_ptr + wide).to(tl.float32)
+    _wait(CHAINED)
+    _start_next(CHAINED)
 
-    past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
-    for first in range(0, step, STEPS):
-        past = first + tl.arange(0, STEPS)
-        known = past < step
-        b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known[:, None], 0.0).to(tl.float32)
-        scores_S = tl.sum(b_SN * c[None, :], axis=1)
-        g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known[:, None], float("-inf"))
-        weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
-        x_SHP = tl.load(xs_ptr + past[:, None, None] * INNER + wide_HP[None], known[:, None, None], 0.0)
-        past_SHP += weight_SH[:, :, None] * x_SHP.to(tl.float32)
-    y_HP = tl.sum(past_SHP, axis=0) + x_HP * (dt * tl.sum(b * c, axis=0) + tl.load(d_ptr + heads))[:, None]
-    gated_HP = y_HP * _silu(tl.load(zxbcdt_ptr + row * ROW + wide_HP).to(tl.float32))
-    y_HP = gated_HP * tl.load(norm_ptr + wide_HP).to(tl.float32)
-    tl.store(y_ptr + row * INNER + wide_HP, y_HP.to(y_ptr.dtype.element_ty))
-    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(tl.sum(gated_HP * gated_HP, axis=1), axis=0))
-
-    slot = ring_ptr + ((step % TAPS) * M + row) * K
-    tl.store(slot + wide_HP, raw_x)
-    tl.store(xs_ptr + step * INNER + wide_HP, x_HP.to(xs_ptr.dtype.element_ty))
-    tl.store(decay_ptr + row * H + heads, decay)
-    tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay)
-    if part == 0:
-        tl.store(slot + INNER + states, raw_b)
-        tl.store(slot + INNER + N + states, raw_c)
-        tl.store(bs_ptr + step * N + states, b.to(bs_ptr.dtype.element_ty))
+    c, b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
+    dt = tl.load(dt_ptr + heads)
+    decay = before - (dt * a).to(decay_ptr.dtype.element_ty)
+    gate_W = tl.load(gate_ptr + row * INNER + wide).to(tl.float32)
+    newest_W = tl.load(dt_ptr + wide // P) * tl.sum(b * c, axis=0) + skip_W
+    y_W = newest_W * tl.load(xs_ptr + step * INNER + wide).to(tl.float32)
+    if PRODUCTS:
+        y_W += _past_by_products(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER, N, W, P, STEPS, ROWS)
+    else:
+        y_W += _past_by_sums(
+            x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER, N, HEADS, P, STEPS
+        )
+    gated_W = y_W * gate_W
+    tl.store(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty))
+    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
+    once = tl.arange(0, ROWS) < HEADS
+    tl.store(decay_ptr + heads, decay, once)
+    tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay, once)

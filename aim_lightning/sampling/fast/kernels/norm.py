@@ -3,29 +3,36 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _rms
+from aim_lightning.sampling.fast.kernels.common import _rms, _start_next, _wait
 
 
 @triton.jit
-def _norm_modulate(residual, weight_ptr, rows_ptr, cols, mask, D, eps, MODULATED: tl.constexpr):
-    """RMSNorm, then * (1 + scale) + shift from rows (shift, scale, …) where the network has modulation."""
-    h = residual * _rms(residual, D, eps) * tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
+def _modulation(rows_ptr, D, cols, mask, MODULATED: tl.constexpr):
+    """(shift, scale) of a row (shift, scale, …); zeros where the network has no modulation."""
     if MODULATED:
         shift = tl.load(rows_ptr + cols, mask, 0.0).to(tl.float32)
         scale = tl.load(rows_ptr + D + cols, mask, 0.0).to(tl.float32)
-        h = h * (1 + scale) + shift
-    return h
+    else:
+        shift = tl.zeros(cols.shape, tl.float32)
+        scale = tl.zeros(cols.shape, tl.float32)
+    return shift, scale
 
 
 @triton.jit
 def enter_kernel(
     codes_ptr, step_ptr, offset_ptr, words_ptr, positions_ptr, start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
     D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The step's input (class embedding, or the code before with its position) and the first layer's norm."""
-    row, step = tl.program_id(0).to(tl.int64), tl.load(step_ptr)
+    row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
+    weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
+    shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
+    _wait(CHAINED)
+    _start_next(CHAINED)
+    step = tl.load(step_ptr)
     if step == 0:
         x = tl.load(start_ptr + row * D + cols, mask, 0.0).to(tl.float32)
     else:
@@ -35,7 +42,7 @@ def enter_kernel(
             position = step - 1 + tl.load(offset_ptr)
             x += tl.load(positions_ptr + position * D + cols, mask, 0.0).to(tl.float32)
     tl.store(residual_ptr + row * D + cols, x, mask)
-    h = _norm_modulate(x, weight_ptr, rows_ptr + row * ROWS * D, cols, mask, D, eps, MODULATED)
+    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
     tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)
 
 
@@ -43,15 +50,22 @@ def enter_kernel(
 def advance_kernel(
     out_ptr, squares_ptr, residual_ptr, gate_ptr, weight_ptr, rows_ptr, final_weight_ptr, h_ptr, D, INNER, eps,
     M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
-    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """residual += gate * (mixer output, normed by the squares that the mix kernel summed), then the next norm.
 
     FINAL: norm_f first, and the weights of the final layer's norm after it.
     """
+    _start_next(CHAINED)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
+    residual = tl.load(residual_ptr + row * D + cols, mask, 0.0)
+    weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
+    shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
+    if MODULATED:
+        gate = tl.load(gate_ptr + row * GATE_ROWS * D + 2 * D + cols, mask, 0.0).to(tl.float32)
+    _wait(CHAINED)
     parts = tl.arange(0, PARTS_BLOCK)
     squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
     x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
@@ -59,10 +73,10 @@ def advance_kernel(
         x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
     x *= tl.rsqrt(squares / INNER + eps)
     if MODULATED:
-        x *= tl.load(gate_ptr + row * GATE_ROWS * D + 2 * D + cols, mask, 0.0).to(tl.float32)
-    x += tl.load(residual_ptr + row * D + cols, mask, 0.0)
+        x *= gate
+    x += residual
     tl.store(residual_ptr + row * D + cols, x, mask)
     if FINAL:
         x = x * _rms(x, D, eps) * tl.load(final_weight_ptr + cols, mask, 0.0).to(tl.float32)
-    h = _norm_modulate(x, weight_ptr, rows_ptr + row * ROWS * D, cols, mask, D, eps, MODULATED)
+    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
     tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)

@@ -1,0 +1,99 @@
+"""The way into the mixer: in_proj, and of its result z gated, x B C convolved, dt made positive."""
+
+import triton
+import triton.language as tl
+
+from aim_lightning.sampling.fast.kernels.common import _silu, _softplus, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.linear import _prefetch_weights, _product
+
+
+@triton.jit
+def _past_taps(ring_ptr, weight_ptr, bias_ptr, rows, channels, known, step, M, K, TAPS: tl.constexpr):
+    """(all taps of the causal convolution but the newest, and bias; the newest tap's weight).
+
+    Of columns that are not `known` channels (0, 1), so that both kinds go on alike.
+    """
+    before = tl.load(bias_ptr + channels, known, 0.0)[None, :]
+    for back in tl.static_range(1, TAPS):
+        slot = (step - back + TAPS) % TAPS
+        there = (rows[:, None] < M) & known[None, :] & (step >= back)
+        past = tl.load(ring_ptr + (slot * M + rows[:, None]) * K + channels[None, :], there, 0.0)
+        before += past.to(tl.float32) * tl.load(weight_ptr + (TAPS - 1 - back) * K + channels, known, 0.0)[None, :]
+    return before, tl.load(weight_ptr + (TAPS - 1) * K + channels, known, 1.0)[None, :]
+
+
+@triton.jit
+def _activate(
+    raw, before, newest, dt_bias, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows, first, step, M, T,
+    INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Store WIDE columns of in_proj's result (z, x, B, C, dt side by side) from `first` on where the mixer wants them.
+
+    A program skips the kinds that it has no column of.
+    """
+    K: tl.constexpr = INNER + 2 * N
+    rows, cols = rows[:, None], (first + tl.arange(0, WIDE))[None, :]
+    last, known = first + WIDE - 1, rows < M
+    kind = xs_ptr.dtype.element_ty
+    channels, states, heads = cols - INNER, cols - 2 * INNER, cols - INNER - K
+    values = _silu(before + raw * newest)
+    if first < INNER:
+        tl.store(gate_ptr + rows * INNER + cols, values.to(kind), known & (cols < INNER))
+    if (last >= INNER) & (first < INNER + K):
+        ring = ring_ptr + ((step % TAPS) * M + rows) * K + channels
+        tl.store(ring, raw.to(kind), known & (channels >= 0) & (channels < K))
+    if (last >= INNER) & (first < 2 * INNER):
+        xs = xs_ptr + (rows * T + step) * INNER + channels
+        tl.store(xs, values.to(kind), known & (channels >= 0) & (channels < INNER))
+    if (last >= 2 * INNER) & (first < INNER + K):
+        tl.store(bs_ptr + (rows * T + step) * N + states, values.to(kind), known & (states >= 0) & (states < N))
+        tl.store(c_ptr + rows * N + states - N, values, known & (states >= N) & (states < 2 * N))
+    if last >= INNER + K:
+        tl.store(dt_ptr + rows * H + heads, _softplus(raw + dt_bias[None, :]), known & (heads >= 0) & (heads < H))
+
+
+@triton.jit
+def project_kernel(
+    x_ptr, weight_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr,
+    step_ptr, M, T, D: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """in_proj of ROWS rows, WIDE columns a program, and `_activate` on them."""
+    K: tl.constexpr = INNER + 2 * N
+    COLS: tl.constexpr = INNER + K + H
+    cols = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    _start_next(CHAINED)
+    step, channels = tl.load(step_ptr), cols - INNER
+    if CHAINED:
+        _prefetch_weights(weight_ptr, cols, 0, COLS, D, 1, DEEP)
+    known = (channels >= 0) & (channels < K)
+    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
+    dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
+    _wait(CHAINED)
+    raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, ROWS, WIDE, DEEP)
+    _activate(
+        raw, before, newest, dt_bias, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        tl.program_id(0) * WIDE, step, M, T, INNER, H, N, TAPS, WIDE,
+    )  # fmt: skip
+
+
+@triton.jit
+def activate_kernel(
+    zxbcdt_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr,
+    step_ptr, M, T, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """`_activate` on a product that has been stored; one program a row and WIDE columns."""
+    K: tl.constexpr = INNER + 2 * N
+    COLS: tl.constexpr = INNER + K + H
+    cols = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    rows = tl.program_id(1).to(tl.int64) + tl.arange(0, 1)
+    step, channels = tl.load(step_ptr), cols - INNER
+    known = (channels >= 0) & (channels < K)
+    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
+    dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
+    raw = tl.load(zxbcdt_ptr + rows[:, None] * COLS + cols[None, :], (cols < COLS)[None, :], 0.0).to(tl.float32)
+    _activate(
+        raw, before, newest, dt_bias, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        tl.program_id(0) * WIDE, step, M, T, INNER, H, N, TAPS, WIDE,
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""Shapes in which the kernels run: blocks, warps and buffers, as benchmarks/tune_sampling.py found them on an H100.
+
+They decide about speed, and about rounding: in bfloat16 a draw at the edge of two codes depends on them, as it does on
+the size of a batch. So they are a table, and never measured while a decoder is made.
+"""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from importlib.resources import files
+
+import torch
+
+from aim_lightning.models import AiMConfig
+
+BUFFER_BYTES = 100 * 1024  # shared memory that a mix kernel's blocks may take: two programs fit a multiprocessor
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product: rows, columns and inner values of a block, stages of the pipeline, warps."""
+
+    tall: int
+    wide: int
+    deep: int
+    stages: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number).
+
+    products: sums on tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding.
+    """
+
+    heads: int
+    steps: int
+    stages: int
+    warps: int
+    registers: int = 0
+    products: bool = True
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """All kernels of a step.
+
+    split: programs that share the inner dimension of out_proj. ahead: past codes that the mix kernel fetches before its
+    turn.
+    """
+
+    project: Product
+    out: Product
+    split: int
+    head: Product
+    mix: Mix
+    ahead: int
+    choose_warps: int
+
+
+def table() -> dict[tuple[int, int], Shapes]:
+    """What was measured, by (d_model, rows): images, twice as many with guidance."""
+    stored = json.loads((files(__package__) / "shapes.json").read_text())
+    return {tuple(map(int, key.split("x"))): decode(value) for key, value in stored.items()}
+
+
+def decode(value: dict) -> Shapes:
+    """Shapes from JSON."""
+    products = {name: Product(*value[name]) for name in ("project", "out", "head")}
+    return Shapes(**{**value, **products, "mix": Mix(*value["mix"])})
+
+
+def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
+    """The nearest measured shapes, cut to what this network allows."""
+    known = table()
+    found = known[min(known, key=lambda key: _distance(key, config, rows))]
+    tall = max(16, 1 << (rows - 1).bit_length())
+    exact = dtype == torch.float32
+    whole = exact or config.d_inner % (found.split * found.out.deep) != 0
+    return replace(
+        found,
+        project=replace(found.project, tall=min(found.project.tall, tall)),
+        out=replace(found.out, tall=min(found.out.tall, tall)),
+        head=replace(found.head, tall=min(found.head.tall, tall)),
+        split=1 if whole else found.split,
+        mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
+        choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
+    )
+
+
+def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
+    """How far a measured (d_model, rows) lies off; the rows decide more."""
+    return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
+
+
+def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:
+    """With as many heads a program as divide the network's and as shared memory takes."""
+    heads = mix.heads
+    while heads > 1 and (config.nheads % heads or _buffer_bytes(mix, heads, config, size) > BUFFER_BYTES):
+        heads //= 2
+    return replace(mix, heads=heads)
+
+
+def _buffer_bytes(mix: Mix, heads: int, config: AiMConfig, size: int) -> int:
+    """Of the blocks of x and B that are under way at a time."""
+    return (mix.stages - 1) * mix.steps * (heads * config.headdim + config.d_state) * size

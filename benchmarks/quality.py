@@ -1,0 +1,61 @@
+"""Does the fast decoder in bfloat16 cost quality? Fréchet distances of both decoders' samples from one more plain set.
+
+python benchmarks/quality.py --weights FOLDER [--num 5000] [--seeds 3] [--cfg_scale 1.5]
+FOLDER: published layout with a trained network and its tokenizer (`aim-lightning weights export`). The first two groups
+of sets differ in seeds too, the third has the first one's seeds. Writes benchmarks/results/quality_HARDWARE_DATE.json.
+"""
+
+import argparse
+import statistics
+
+import torch
+from record import save
+from torch import Tensor
+
+from aim_lightning.metrics.features.effnet import EfficientNetLite0Features
+from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.pipeline import AiMPipeline
+
+
+def samples(pipeline: AiMPipeline, decoder: str, seed: int, options: argparse.Namespace) -> Tensor:
+    """uint8 (num, 3, H, W), classes balanced."""
+    labels = torch.arange(options.num) % pipeline.aim.config.num_classes
+    how = {"decoder": decoder, "seed": seed, "cfg_scale": options.cfg_scale, "top_k": options.top_k}
+    return pipeline.generate(labels, batch_size=options.batch, **how)
+
+
+def distance(metric: FrechetDistance, images: Tensor) -> float:
+    """From the metric's reference."""
+    metric.reset()
+    for block in images.split(250):
+        metric.update_fake(block.to(metric.device))
+    return float(metric.compute())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="folder in the published layout")
+    parser.add_argument("--num", type=int, default=5000, help="samples of a set")
+    parser.add_argument("--seeds", type=int, default=3, help="sets of each decoder")
+    parser.add_argument("--cfg_scale", type=float, default=1.5)
+    parser.add_argument("--top_k", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=500, help="images at a time")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = AiMPipeline.from_pretrained(options.weights, backend="torch").to(device)
+    network = EfficientNetLite0Features().to(device)
+    network.load()
+    metric = FrechetDistance(network).to(device)
+    for block in samples(pipeline, "plain", 1000, options).split(250):
+        metric.update_real(block.to(device))
+    row = {**vars(options), "precision": "bfloat16" if device.type == "cuda" else "float32"}
+    for decoder, first in (("plain", 0), ("fast", 100), ("fast", 0)):
+        found = [distance(metric, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)]
+        name = f"fd_effnet_lite0_{decoder}_seeds_from_{first}"
+        row |= {name: found, f"{name}_mean": statistics.mean(found), f"{name}_stdev": statistics.stdev(found)}
+        print(f"{name}: {statistics.mean(found):.2f} +- {statistics.stdev(found):.2f} {found}", flush=True)
+    print(f"written to {save('quality', [row])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Shapes of the fast decoder's kernels: the table is sound, and every network gets something that its sizes allow."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aim_lightning.models import AiMConfig
+from aim_lightning.sampling.fast.buffers import PARTS
+from aim_lightning.sampling.fast.shapes import BUFFER_BYTES, shapes_for, table
+
+SHARED = 227 * 1024  # bytes that a program may have on an H100
+
+
+@pytest.mark.parametrize(
+    ("preset", "images"), [("AiM-B", 1), ("AiM-B", 16), ("AiM-B", 64), ("AiM-L", 64), ("AiM-XL", 16)]
+)
+def test_the_presets_have_rows_of_their_own(preset, images):
+    config = AiMConfig.preset(preset)
+    own = table()[config.d_model, 2 * images]
+    found = shapes_for(config, 2 * images, torch.bfloat16)
+    assert found == own
+    assert config.nheads % found.mix.heads == 0
+
+
+def test_every_row_of_the_table_can_run():
+    for shapes in table().values():
+        assert shapes.split <= PARTS
+        for product in (shapes.project, shapes.out, shapes.head):
+            assert (product.tall + product.wide) * product.deep * 2 * (product.stages - 1) <= SHARED
+            assert product.tall >= 16
+        assert not shapes.mix.products or shapes.mix.heads <= 16 <= shapes.mix.steps
+
+
+@given(
+    st.sampled_from([64, 96, 352, 768, 1024, 2048]),
+    st.integers(1, 600),
+    st.sampled_from([torch.bfloat16, torch.float32]),
+    st.sampled_from([16, 64, 128]),
+)
+def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
+    if 2 * d_model % headdim:
+        return
+    config = AiMConfig(d_model=d_model, n_layer=2, headdim=headdim, num_classes=10)
+    shapes = shapes_for(config, rows, dtype)
+    assert shapes == shapes_for(config, rows, dtype)
+    assert config.nheads % shapes.mix.heads == 0
+    assert shapes.project.tall <= max(16, 2 * rows)
+    assert shapes.split == 1 or config.d_inner % (shapes.split * shapes.out.deep) == 0
+    block = shapes.mix.steps * (shapes.mix.heads * headdim + config.d_state) * dtype.itemsize * (shapes.mix.stages - 1)
+    assert block <= BUFFER_BYTES or shapes.mix.heads == 1
+    assert dtype == torch.bfloat16 or shapes.split == 1
