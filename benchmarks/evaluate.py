@@ -158,6 +158,8 @@ def commands(weights: Path, images: int, size: int, place: Path, precisions: lis
     their_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
     rows = []
     for precision in precisions:
+        for left in ("ours", "cache"):  # of a run before
+            shutil.rmtree(place / left, ignore_errors=True)
         seconds, _ = timed(our_command(weights, precision, place), place)
         what = f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}, {precision}"
         times = {"seconds": seconds, "torch_fidelity_seconds": other, "ratio": other / seconds}
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands"])
     options = parser.parse_args()
     place = (options.workdir or Path(tempfile.mkdtemp())).absolute()
+    place.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
         weights = options.weights if options.weights.is_file() else random_weights(place / "inception.pth")

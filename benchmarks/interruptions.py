@@ -118,6 +118,25 @@ def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
     return {"largest": float(apart.max()), "mean": float(apart.mean())}
 
 
+def train(folder: Path, options: argparse.Namespace) -> list[dict[int, dict]]:
+    """Curves of two undisturbed trainings and the interrupted one; none outlives a failure of another."""
+    first, second, cut = (Run(which, folder, options) for which in ("first", "second", "cut"))
+    beside = {run: run.start() if options.together else None for run in (first, second)}
+    try:
+        if not options.together:
+            finish(beside)
+        for part, number in zip((0.23, 0.48, 0.76), STOPS, strict=True):
+            cut.stop_at(int(options.steps * part), number)
+        cut.finish()
+        if options.together:
+            finish(beside)
+    finally:
+        for process in filter(None, beside.values()):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return [run.curve() for run in (first, second, cut)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", default="imagenet256_aim_b", help="of 16x16 codes of 16,384, 1,000 classes")
@@ -134,16 +153,7 @@ def main() -> None:
         for split, rows in (("train", max(20000, 4 * options.batch)), ("val", 1024)):
             (folder / "tokens" / split).mkdir(parents=True)
             simulate(folder / "tokens" / split, rows, 1)
-        first, second, cut = (Run(which, folder, options) for which in ("first", "second", "cut"))
-        beside = {run: run.start() if options.together else None for run in (first, second)}
-        if not options.together:
-            finish(beside)
-        for part, number in zip((0.23, 0.48, 0.76), STOPS, strict=True):
-            cut.stop_at(int(options.steps * part), number)
-        cut.finish()
-        if options.together:
-            finish(beside)
-        curves = [run.curve() for run in (first, second, cut)]
+        curves = train(folder, options)
     same_rows = all(curves[0][step]["rows"] == curves[2].get(step, {}).get("rows") for step in curves[0])
     row = {
         "together": options.together,

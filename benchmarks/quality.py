@@ -7,6 +7,7 @@ of sets differ in seeds too, the third has the first one's seeds. Writes benchma
 
 import argparse
 import statistics
+from pathlib import Path
 
 import torch
 from record import save
@@ -41,6 +42,8 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--batch", type=int, default=500, help="images at a time")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds must be 2 or more: one set has no deviation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = AiMPipeline.from_pretrained(options.weights, backend="torch").to(device)
     network = EfficientNetLite0Features().to(device)
@@ -48,7 +51,11 @@ def main() -> None:
     metric = FrechetDistance(network).to(device)
     for block in samples(pipeline, "plain", 1000, options).split(250):
         metric.update_real(block.to(device))
-    row = {**vars(options), "precision": "bfloat16" if device.type == "cuda" else "float32"}
+    row = {
+        **vars(options),
+        "weights": Path(options.weights).name,
+        "precision": "bfloat16" if device.type == "cuda" else "float32",
+    }
     for decoder, first in (("plain", 0), ("fast", 100), ("fast", 0)):
         found = [distance(metric, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)]
         name = f"fd_effnet_lite0_{decoder}_seeds_from_{first}"

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from sampling import GOALS, OPTIONS, network, timed
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
 from aim_lightning.sampling.fast import shapes
 from aim_lightning.sampling.fast.shapes import Mix, Product, Shapes, shapes_for
@@ -31,7 +31,7 @@ Case = tuple[str, int]
 def candidates(rows: int) -> Iterator[dict]:
     """Changes of one kind of kernel each, those that promise most first."""
     tall = min(64, max(16, rows))
-    yield from ({"mix": Mix(*values)} for values in MIXES[rows])
+    yield from ({"mix": Mix(*values)} for values in MIXES[min(MIXES, key=lambda known: abs(known - rows))])
     yield from ({"project": Product(tall, *values, 4)} for values in PROJECTS)
     for split, wide, deep, stages in OUTS:
         yield {"split": split, "out": Product(tall, wide, deep, stages, 4)}
@@ -76,11 +76,11 @@ def compile_all(case: Case) -> None:
         seconds(model, case[1], replace(found, **change), repeats=1)
 
 
-def tune(case: Case, until: float) -> tuple[Shapes, float]:
-    """Better shapes, and their time."""
+def tune(case: Case, until: float) -> tuple[Shapes, float, bool]:
+    """The best shapes, their time, and whether they are others than before."""
     model, batch = network(case[0], torch.device("cuda")), case[1]
     found = shapes_for(model.config, 2 * batch, torch.bfloat16)
-    best = seconds(model, batch, found)
+    before, best = found, seconds(model, batch, found)
     print(f"{case}: {best:.4f} s as it is", flush=True)
     for change in candidates(2 * batch):
         if time.monotonic() > until or all(getattr(found, name) == value for name, value in change.items()):
@@ -90,7 +90,7 @@ def tune(case: Case, until: float) -> tuple[Shapes, float]:
         print(f"{case}: {took:.4f} s {change}{' *' if better else ''}", flush=True)
         if better:
             found, best = replace(found, **change), took
-    return found, best
+    return found, best, found != before
 
 
 def store(key: str, found: Shapes) -> None:
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="time for all of it")
     options = parser.parse_args()
     until, cases = time.monotonic() + options.seconds, list(GOALS)
+    if bool(options.models) != bool(options.batches):
+        parser.error("--models and --batches belong together")
     if options.models:
         cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
     spawn = multiprocessing.get_context("spawn")
@@ -119,8 +121,9 @@ def main() -> None:
         worker.kill()
     for done, case in enumerate(cases):
         now = time.monotonic()
-        found, best = tune(case, now + max(0, until - now) / (len(cases) - done))
-        store(f"{network(case[0], torch.device('meta')).config.d_model}x{2 * case[1]}", found)
+        found, best, better = tune(case, now + max(0, until - now) / (len(cases) - done))
+        if better:
+            store(f"{AiMConfig.preset(case[0]).d_model}x{2 * case[1]}", found)
         print(f"{case}: {best:.4f} s with {found}", flush=True)
     print(f"written to {PATH}; next: python benchmarks/sampling.py")
 

@@ -6,7 +6,7 @@
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for pictures and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
-#   AIM_COMMIT   the commit, where there is no git
+#   AIM_COMMIT   the commit, where git is missing or another tree's
 #   DEVICES      GPUs of the part interruptions [1]; NUM: images of the part evaluate [10000]; ACCELERATOR [gpu]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -43,6 +43,7 @@ def install() -> None:
         return
     for signum in CODES:
         signal.signal(signum, _note)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # what unregister puts back for the moment until register
     _show_stacks()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
     _installed = True

@@ -72,12 +72,17 @@ def recorded_step(directory: RunDirectory) -> int | None:
 
 
 def commit() -> str:
-    """Commit of the source tree, with -dirty for uncommitted changes; outside a checkout AIM_COMMIT, or `unknown`."""
+    """AIM_COMMIT where it is set: a copy of the tree need not have the right git, or any.
+
+    Else git's commit of the source tree, with -dirty for uncommitted changes; `unknown` where there is none.
+    """
+    if given := os.environ.get("AIM_COMMIT"):
+        return given
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("AIM_COMMIT") or "unknown"
+        return "unknown"
     return done.stdout.strip()
 
 

@@ -3,7 +3,7 @@
 # Stopped at any point and started again, it continues. Further arguments are options of fit and validate.
 #   PYTHON  interpreter [.venv/bin/python]      SOURCE  folder of the four IDX .gz files [Debian's]
 #   RUNS    folder of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
-#   AIM_COMMIT  what the results name as commit, where there is no git
+#   AIM_COMMIT  what the results name as commit, where git cannot tell
 #   TOGETHER    1: both runs at the same time, on one card where there is one
 set -euo pipefail
 command="${TOGETHER:+TOGETHER=$TOGETHER }$0 $*"
@@ -35,6 +35,8 @@ train() { # RUN OPTION …
 if [ "${TOGETHER:-0}" = 1 ]; then # each in a shell of its own, which counts its own seconds
   (trap count_seconds EXIT && train adversarial "$@") & first=$!
   (trap count_seconds EXIT && train plain "$@") & second=$!
+  # An interrupt or the failure of one ends the other too: shells in the background hear no interrupt.
+  trap 'pkill -TERM -P $first 2>/dev/null; pkill -TERM -P $second 2>/dev/null' EXIT
   wait $first
   wait $second
 else

@@ -64,6 +64,13 @@ def test_numbers_of_another_step_go(place):
         recorded_step(place)
 
 
+def test_the_commit_that_is_given_goes_before_that_of_git(monkeypatch):
+    monkeypatch.delenv("AIM_COMMIT", raising=False)
+    assert commit() not in ("unknown", "abc123")
+    monkeypatch.setenv("AIM_COMMIT", "abc123")
+    assert commit() == "abc123"
+
+
 def test_the_commit_where_there_is_no_git(monkeypatch):
     monkeypatch.setattr(results.subprocess, "run", lambda *words, **more: (_ for _ in ()).throw(OSError))
     monkeypatch.delenv("AIM_COMMIT", raising=False)

@@ -116,8 +116,11 @@ def products() -> dict[str, float]:
 
 
 @torch.no_grad()
-def logits_in_bf16(d_model: int, heads: int, products: bool) -> float:
-    """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16."""
+def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4) -> float:
+    """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16.
+
+    Blocks of the past have 16 codes: more tokens make several.
+    """
     from unittest import mock
 
     from helpers import relative
@@ -125,10 +128,10 @@ def logits_in_bf16(d_model: int, heads: int, products: bool) -> float:
     from aim_lightning.sampling.fast import shapes, triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder
 
-    model = network("group", num_tokens=4, n_layer=3, d_model=d_model)
-    labels, uniform = torch.arange(2), torch.rand(2, 4, dtype=torch.float64)
+    model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
+    labels, uniform = torch.arange(2), torch.rand(2, tokens, dtype=torch.float64)
     # So hot that rounding draws no other code.
-    options = {"scales": [2.0] * 4, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
+    options = {"scales": [2.0] * tokens, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
     decoder = FastDecoder(model, 2, True, torch.bfloat16)
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
@@ -226,6 +229,8 @@ def main() -> None:
             logits_in_bf16(32, 2, True),
             logits_in_bf16(48, 1, False),
             logits_in_bf16(32, 2, False),
+            logits_in_bf16(16, 2, True, tokens=35),
+            logits_in_bf16(16, 2, False, tokens=35),
         ],
         "diverged": diverging(),
         "far_row": far_row(),

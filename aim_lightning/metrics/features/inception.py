@@ -70,6 +70,10 @@ class InceptionFeatures(FeatureNetwork):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = self.weights_path()
+        if self.precision == "tf32" and self.device.type != "cuda":
+            raise UserError(
+                f"InceptionFeatures.precision is tf32, which needs an NVIDIA GPU, not {self.device.type}; use float32"
+            )
         if self.weights_hash != self.SHA256:
             warnings.warn(
                 f"{path} is not the Inception of published FIDs: its distances compare with none and are called "

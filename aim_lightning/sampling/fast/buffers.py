@@ -58,7 +58,8 @@ class Buffers:
         self.final_rows = self._rows(empty, config, 1, M, 2)
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
-        self.zxbcdt = empty(M, config.d_inner + config.conv_dim + config.nheads)
+        columns = config.d_inner + config.conv_dim + config.nheads
+        self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # bfloat16 goes on without storing it
         self.gate_MI = empty(M, config.d_inner)
         self.c_MN = empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)

@@ -68,7 +68,7 @@ class TritonStep:
     def _project(self, i: int) -> None:
         """In bfloat16 one kernel; in float32 cuBLAS, which computes exact products, and one for the rest."""
         buffers, layer, config = self.buffers, self.weights.layers[i], self.config
-        cols = buffers.zxbcdt.shape[1]
+        cols = layer.in_proj.shape[0]
         if buffers.dtype == torch.float32:
             linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.shapes.project, self.launch)
             grid = (triton.cdiv(cols, 512), buffers.rows)

@@ -1,4 +1,4 @@
-"""Triton kernels of the fast decoder: one step of AiM in four launches a layer.
+"""Triton kernels of the fast decoder: one step of AiM in four launches a layer (float32: five).
 
 All take the step from memory, so that one captured graph serves every step. Sums are in float32; what passes between
 kernels has the weights' type.

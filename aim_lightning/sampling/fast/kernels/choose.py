@@ -108,12 +108,13 @@ def choose_kernel(
     cols = tl.arange(0, BLOCK)
     mask = cols < V
     x = _guided(logits_ptr, scale_ptr, image, images, step, V, cols, mask, GUIDED)
-    x = x / tl.load(temperature_ptr)
     bad = tl.where(mask & ~(tl.abs(x) < float("inf")), 1, 0)
+    top_k = tl.load(top_k_ptr)
+    x = x / tl.where(top_k == 1, 1.0, tl.load(temperature_ptr))  # argmax is of the logits as they are
     low, best, bad = tl.reduce((tl.where(mask, x, float("inf")), x, bad), 0, _least_and_most)
     if bad > 0:
         tl.store(diverged_ptr, 1)
-    top_k, top_p, uniform = tl.load(top_k_ptr), tl.load(top_p_ptr), tl.load(uniform_ptr + image * T + step)
+    top_p, uniform = tl.load(top_p_ptr), tl.load(uniform_ptr + image * T + step)
     if top_k == 1:
         code = tl.min(tl.where(x == best, cols, V), axis=0)
     else:

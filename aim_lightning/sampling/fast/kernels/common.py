@@ -13,8 +13,8 @@ LINE: tl.constexpr = tl.constexpr(64)  # bfloat16 values of a cache line
 
 # Programmatic dependent launch. A kernel may start once all programs of the one before have called `_start_next`, and
 # `_wait` returns when the one before has ended; since that one waited for its own predecessor, all older ones have
-# ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their
-# `_wait`, the others at once: what was written before the last of those three started may be read ahead of `_wait`.
+# ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their own
+# `_wait`, the others at once: so what the kernels before the last of those three wrote may be read ahead of `_wait`.
 
 
 @triton.jit
