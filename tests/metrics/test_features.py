@@ -147,9 +147,14 @@ def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
-def test_missing_inception_weights_give_one_line(tmp_path):
+def test_precisions_that_cannot_be_had(inception_file):
     with pytest.raises(UserError, match="precision is 'bf16'; use float32 or tf32"):
         InceptionFeatures(precision="bf16")
+    with pytest.raises(UserError, match="precision is tf32, which needs an NVIDIA GPU, not cpu"):
+        InceptionFeatures(str(inception_file), "tf32").load()
+
+
+def test_missing_inception_weights_give_one_line(tmp_path):
     network = InceptionFeatures(str(tmp_path / "none.pth"))  # the constructor reads nothing
     for use in (network.load, network.protocol):
         with pytest.raises(UserError) as error:
