@@ -76,6 +76,7 @@ def sent(number):
     os.kill(os.getpid(), number)
     time.sleep(0.1)
     return signals.received()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without
 signals.install()
 wake_llvm()
 print("without", sent(signal.SIGUSR1), flush=True)
