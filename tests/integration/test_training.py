@@ -191,6 +191,7 @@ def test_two_processes_agree_with_one(place, experiment, plain):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.long
 def test_another_number_of_processes_continues_with_the_same_rows_and_dropout(place, experiment):
     """Micro-batches of two rows in both: only the order of the gradient's sum differs."""
     small = ["--data.max_device_batch_size", "2"]
@@ -279,6 +280,7 @@ def test_sigterm_is_no_success(place, experiment):
     assert not (folder.parent / "lease.json").exists()
 
 
+@pytest.mark.long
 def test_validate_refuses_what_does_not_belong(place, experiment, aim_cli):
     code, output = fit(experiment, "without_ema", "--callbacks.ema", "null", "--trainer.max_steps", "4")
     assert code == 0, output

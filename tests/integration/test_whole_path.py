@@ -21,6 +21,7 @@ def succeed(done):
     return done.stdout
 
 
+@pytest.mark.long  # `make demo` goes the same way
 def test_pictures_to_scores(aim_cli, runs):
     place = (
         "--runs_root",
