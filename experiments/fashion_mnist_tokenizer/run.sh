@@ -36,7 +36,7 @@ if [ "${TOGETHER:-0}" = 1 ]; then # each in a shell of its own, which counts its
   (trap count_seconds EXIT && train adversarial "$@") & first=$!
   (trap count_seconds EXIT && train plain "$@") & second=$!
   # An interrupt or the failure of one ends the other too: shells in the background hear no interrupt.
-  trap 'pkill -TERM -P $first 2>/dev/null; pkill -TERM -P $second 2>/dev/null' EXIT
+  trap 'pkill -TERM -P $first,$second || true' EXIT
   wait $first
   wait $second
 else
