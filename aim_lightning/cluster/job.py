@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from aim_lightning.cluster import signals
 from aim_lightning.utils.process import in_step
 
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
@@ -98,13 +99,14 @@ class NoCommand(SlurmError):
 
 
 def command(*words: str, timeout: float = 30) -> str:
-    """Output of a SLURM command.
+    """Output of a SLURM command, which a signal to the whole job does not end.
 
     Raises:
         SlurmError: it is not there, does not answer, or says no.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+        with signals.held():
+            done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     except FileNotFoundError:
         raise NoCommand(f"the command {words[0]} does not exist here") from None
     except subprocess.TimeoutExpired:

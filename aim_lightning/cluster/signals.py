@@ -5,11 +5,13 @@ had happened; training looks at the flag between two batches. Imports nothing bu
 handlers are there before anything slow begins.
 """
 
+import contextlib
 import faulthandler
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 BORN = time.time()  # of this process, nearly
 # How urgent: ranks agree on the highest. USR1 says that the job is to come back, TERM alone does not.
@@ -62,6 +64,19 @@ def keep() -> None:
         if handler is not None:  # None: not Python's, from before Python began
             signal.signal(signum, handler)
     _show_stacks()
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Keep the signals back from this thread, and from the processes that it starts meanwhile, for good.
+
+    SLURM sends SIGTERM to every process of a job it requeues: to the `scontrol requeue` inside it as well.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show_stacks() -> None:

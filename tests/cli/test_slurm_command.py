@@ -13,7 +13,8 @@ COMMANDS = {
     "sbatch": 'echo "$@" >> "$CALLS"; echo 41',
     "scancel": 'echo "scancel $@" >> "$CALLS"',
     "scontrol": (
-        'echo "scontrol $@" >> "$CALLS"; case "$2" in job) [ -n "$STATE" ] && '
+        'echo "scontrol $@" >> "$CALLS"; [ "$1$REQUEUE_KILLS" = requeue1 ] && kill -TERM $PPID $$; '
+        'case "$2" in job) [ -n "$STATE" ] && '
         'echo "JobId=$3 JobState=$STATE Reason=None Requeue=1 Restarts=0 NodeList=n1" || '
         '{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; };; esac'
     ),
@@ -125,6 +126,14 @@ def test_the_job_script_s_own_two_calls(slurm):
     outcome = {"job": "41", "starts": 0, "code": 2}
     (place / "runs/tiny/main/outcome.json").write_text(json.dumps(outcome))
     assert call("ended", "--code", "1", SLURM_JOB_ID="41", state="RUNNING").stdout == ""
+
+
+def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
+    """SLURM then sends SIGTERM to every process of the job."""
+    call, place = slurm
+    done = call("ended", "--code", "137", SLURM_JOB_ID="41", state="RUNNING", REQUEUE_KILLS="1")
+    assert done.returncode == 0 and "job 41 is requeued: its processes ended" in done.stdout
+    assert "scontrol requeue 41" in (place / "calls").read_text()
 
 
 @pytest.mark.parametrize(

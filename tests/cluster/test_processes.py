@@ -68,6 +68,23 @@ def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
     assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
 
 
+ASKED = """
+import time
+from aim_lightning.cluster import signals
+from aim_lightning.cluster.job import command
+signals.install()
+print(command("sh", "-c", "kill -TERM $PPID $$; kill -USR1 $PPID $$; echo answered"))
+time.sleep(0.1)
+print("received", signals.received())
+"""
+
+
+def test_a_signal_to_the_whole_job_does_not_end_the_command_that_asks_slurm():
+    """`scontrol requeue` gets SIGTERM like every process of the job that it requeues."""
+    done = python(ASKED)
+    assert done.returncode == 0 and done.stdout.split() == ["answered", "received", "2"], done.stderr
+
+
 TAKEN = """
 import os, signal, time
 from aim_lightning.cluster import signals
