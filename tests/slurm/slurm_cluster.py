@@ -153,6 +153,17 @@ class Run:
             time.sleep(0.1)
         raise AssertionError(f"{self.name} (job {self.job}): {self.facts}\n{self.log}")
 
+    def matches(self, pattern: str) -> re.Match:
+        """The first place of its log that fits; fails with the whole log."""
+        found = re.search(pattern, self.log)
+        assert found, f"{self.name} (job {self.job}) does not say {pattern}:\n{self.log}"
+        return found
+
+    def says(self, *words: str) -> None:
+        """Fails with the whole log where any of these is not in it."""
+        for one in words:
+            self.matches(re.escape(one))
+
     def trace(self, rank: int = 0) -> list[tuple[int, str, int, int, float]]:
         """(start of the job, phase, step, pid, time) so far."""
         path = self.folder / f"trace-{rank}"

@@ -1,7 +1,5 @@
 """The everyday part of SLURM: a requeued run on two nodes, a cancelled one, a refused one, a warning at start-up."""
 
-import re
-
 
 def case_a_warning_requeues_and_the_run_is_the_same_to_the_bit(cluster):
     """Two nodes, and a loader process that gets the signal as well."""
@@ -14,10 +12,10 @@ def case_a_warning_requeues_and_the_run_is_the_same_to_the_bit(cluster):
 def test_a_warning_requeues_and_the_run_is_the_same_to_the_bit(case):
     run, facts, reference = case
     assert facts.restarts == 1
-    stopped = int(re.search(r"SIGUSR1: stopping before the next batch, at step (\d+)", run.log)[1])
-    assert f"step {stopped} is in a checkpoint; job {run.job} is requeued: its time runs out (SIGUSR1)" in run.log
-    assert f"training from step {stopped} " in run.log
-    assert re.search(r"first batch [\d.]+ s after the stop; [\d.]+ s of them since this process began", run.log)
+    stopped = int(run.matches(r"SIGUSR1: stopping before the next batch, at step (\d+)")[1])
+    run.says(f"step {stopped} is in a checkpoint; job {run.job} is requeued: its time runs out (SIGUSR1)")
+    run.says(f"training from step {stopped} ")
+    run.matches(r"first batch [\d.]+ s after the stop; [\d.]+ s of them since this process began")
     steps = [step for _, phase, step, *_ in run.trace() if phase == "batch"]
     assert steps == [*range(stopped), *range(stopped, 22)]  # no step of the first start was lost
     run.is_like(reference)
@@ -35,7 +33,7 @@ def test_a_cancelled_job_does_not_come_back(case):
     run.until(
         lambda: "is not requeued by itself: it was cancelled; to go on: make slurm EXP=tiny RUN=cancelled" in run.log
     )
-    stopped = int(re.search(r"SIGTERM: stopping before the next batch, at step (\d+)", run.log)[1])
+    stopped = int(run.matches(r"SIGTERM: stopping before the next batch, at step (\d+)")[1])
     assert (run.folder / "checkpoints" / f"step={stopped:08d}.ckpt").exists()
     assert not (run.folder / "lease.json").exists()
 
@@ -53,8 +51,9 @@ def test_a_requeue_that_is_refused(case):
     words = (
         f"SLURM did not requeue job {run.job}: it was submitted with --no-requeue; the checkpoint is kept, submit again"
     )
-    assert words in run.log and f"job {run.job}: FAILED" in status and facts.restarts == 0
-    step = int(re.search(r"step (\d+) is in a checkpoint", run.log)[1])
+    assert f"job {run.job}: FAILED" in status and facts.restarts == 0
+    run.says(words)
+    step = int(run.matches(r"step (\d+) is in a checkpoint")[1])
     assert f"step {step}, saved" in status
 
 
@@ -67,5 +66,6 @@ def case_a_signal_while_python_is_still_importing(cluster):
 
 def test_a_signal_while_python_is_still_importing(case):
     run, facts, reference = case
-    assert facts.restarts == 1 and "SIGUSR1: stopping before the next batch, at step 0" in run.log
+    assert facts.restarts == 1
+    run.says("SIGUSR1: stopping before the next batch, at step 0")
     run.is_like(reference)

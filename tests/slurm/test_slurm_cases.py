@@ -86,7 +86,7 @@ def test_a_signal_during_the_restore(case):
     run, facts, reference = case
     first, second = stopped_at(run)
     assert facts.restarts == 2 and first == second
-    assert "start 2 of 3 without a new checkpoint" in run.log
+    run.says("start 2 of 3 without a new checkpoint")
     run.is_like(reference)
 
 
@@ -111,11 +111,11 @@ def case_preemption_without_and_with_grace(cluster):
 def test_preemption_without_and_with_grace(case):
     (bare, bare_facts, reference), (grace, grace_facts, _) = case
     assert bare_facts.restarts == grace_facts.restarts == 1
-    assert f"job {bare.job} is requeued: SLURM has already put it back into the queue" in bare.log
-    assert f"job {grace.job} is requeued: it was preempted" in grace.log
+    bare.says(f"job {bare.job} is requeued: SLURM has already put it back into the queue")
+    grace.says(f"job {grace.job} is requeued: it was preempted")
     for run in (bare, grace):
         (step,) = stopped_at(run, "SIGTERM")
-        assert f"training from step {step} " in run.log
+        run.says(f"training from step {step} ")
         run.is_like(reference)
 
 
@@ -145,7 +145,8 @@ def case_a_time_limit_without_a_warning(cluster):
 
 def test_a_time_limit_without_a_warning(case):
     run, facts, reference = case
-    assert facts.restarts == 1 and f"job {run.job} is requeued: its time ran out" in run.log
+    assert facts.restarts == 1
+    run.says(f"job {run.job} is requeued: its time ran out")
     run.is_like(reference)
 
 
@@ -158,7 +159,8 @@ def case_somebody_sends_sigterm(cluster):
 
 def test_somebody_sends_sigterm(case):
     run, facts = case
-    assert facts.restarts == 0 and "so somebody wants it to end; to go on: make slurm EXP=tiny" in run.log
+    assert facts.restarts == 0
+    run.says("so somebody wants it to end; to go on: make slurm EXP=tiny")
 
 
 # What breaks -------------------------------------------------------------------------------------------------------
@@ -175,7 +177,8 @@ def case_a_node_dies(cluster):
 
 def test_a_node_dies(case):
     run, facts, reference = case
-    assert facts.restarts == 1 and "training from step 4 " in run.log
+    assert facts.restarts == 1
+    run.says("training from step 4 ")
     run.is_like(reference)
 
 
@@ -188,7 +191,7 @@ def case_a_rank_is_killed(cluster):
 def test_a_rank_is_killed(case):
     run, facts, reference = case
     assert facts.restarts == 1
-    assert re.search(rf"training ended with exit code \d+; job {run.job} is requeued: its processes ended", run.log)
+    run.matches(rf"training ended with exit code \d+; job {run.job} is requeued: its processes ended")
     run.is_like(reference)
 
 
@@ -201,7 +204,7 @@ def case_a_crash_loop_ends(cluster):
 def test_a_crash_loop_ends(case):
     run, facts = case
     assert facts.restarts == 3 and run.log.count("broken on purpose") >= 3
-    assert f"job {run.job} has started 2 times at step 4 without reaching a new checkpoint; it gives up" in run.log
+    run.says(f"job {run.job} has started 2 times at step 4 without reaching a new checkpoint; it gives up")
 
 
 def case_a_rank_that_hangs(cluster):
@@ -213,9 +216,9 @@ def case_a_rank_that_hangs(cluster):
 def test_a_rank_that_hangs(case):
     run, facts, reference = case
     assert facts.restarts == 1
-    assert re.search(r"error: node n\d, rank 1: no progress for 25 s in the batch after step 7; the stacks", run.log)
-    assert re.search(r'File ".*slurm_probe.py", line \d+ in _break', run.log)
-    assert f"job {run.job} is requeued: its processes ended" in run.log
+    run.matches(r"error: node n\d, rank 1: no progress for 25 s in the batch after step 7; the stacks")
+    run.matches(r'File ".*slurm_probe.py", line \d+ in _break')
+    run.says(f"job {run.job} is requeued: its processes ended")
     run.is_like(reference)
 
 
@@ -227,8 +230,9 @@ def case_a_rank_that_hangs_inside_a_library(cluster):
 
 def test_a_rank_that_hangs_inside_a_library(case):
     run, facts, reference = case
-    assert facts.restarts == 1 and "Timeout (0:00:30)!" in run.log
-    assert re.search(r'File ".*slurm_probe.py", line \d+ in _break', run.log)
+    assert facts.restarts == 1
+    run.says("Timeout (0:00:30)!")
+    run.matches(r'File ".*slurm_probe.py", line \d+ in _break')
     run.is_like(reference)
 
 
@@ -249,7 +253,7 @@ def case_two_jobs_on_one_run(cluster):
 def test_two_jobs_on_one_run(case):
     run, again, intruder, facts, reference = case
     assert f"has job {run.job} already (RUNNING)" in again
-    assert re.search(rf"error: .*twice is being trained by process \d+ on n\d \(job {run.job}\)", intruder.log)
+    intruder.matches(rf"error: .*twice is being trained by process \d+ on n\d \(job {run.job}\)")
     assert facts.restarts == 0
     run.is_like(reference)
 
@@ -280,9 +284,8 @@ def case_a_container_without_scontrol(cluster):
 
 def test_a_container_without_scontrol(case):
     run, facts, reference = case
-    assert (
-        facts.restarts == 1 and f"job {run.job} is left to job.sbatch: the command scontrol does not exist" in run.log
-    )
+    assert facts.restarts == 1
+    run.says(f"job {run.job} is left to job.sbatch: the command scontrol does not exist")
     run.is_like(reference)
 
 
