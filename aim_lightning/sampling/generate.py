@@ -71,6 +71,8 @@ def generate(
     fast, precision = _takes_fast(decoder, model), resolve_precision(decoder, precision, model)
     guided = any(scale != 1 for scale in scales_L)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "position_offset": position_offset}
+    if not len(labels_B):
+        return torch.zeros(0, model.config.num_tokens, dtype=torch.int64, device=model.lm_head.weight.device)
     try:
         labels_B, uniform_BL = _inputs(model, labels_B, indices_B, seed)
         draw = _plain

@@ -7,7 +7,7 @@ import torch
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import state_bytes
-from aim_lightning.sampling.fast import bytes_needed
+from aim_lightning.sampling.fast import bytes_needed, kept_bytes, release_decoders
 from aim_lightning.sampling.guidance import guidance_scales
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 from aim_lightning.sampling.options import SamplingOptions
@@ -35,7 +35,10 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
     if device.type != "cuda":
         return replace(options, batch_size=AUTO_ON_CPU)
     each = image_bytes(model, options.decoder, options.precision, _guided(options, model)) + pixel_bytes()
-    free = free_bytes(device) - weight_bytes(model, options.decoder, options.precision)
+    if options.decoder == "plain":
+        release_decoders(model)  # of no use to it
+    # Kept decoders go when a new one needs their memory: the number does not depend on what was drawn before.
+    free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options.decoder, options.precision)
     return replace(options, batch_size=auto_batch(free, each))
 
 

@@ -12,7 +12,8 @@ from helpers import TINY
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for
+from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for, kept_bytes
+from aim_lightning.sampling.fast.buffers import exponent_type
 from aim_lightning.sampling.memory import fitting_batch
 from aim_lightning.utils.errors import UserError
 
@@ -76,15 +77,68 @@ def test_one_decoder_a_shape_and_few_kept():
 
 
 def test_previews_and_refusals():
-    seen = []
+    seen, kept = [], []
     model = network("none")
-    codes = generate(model, LABELS, decoder="fast", on_step=lambda t, codes: seen.append((t, codes.clone())))
+
+    def on_step(step, codes):
+        seen.append((step, codes.clone()))
+        kept.append(codes)
+
+    codes = generate(model, LABELS, decoder="fast", on_step=on_step)
     assert [t for t, _ in seen] == list(range(model.config.num_tokens))
     assert all(torch.equal(sofar, codes[:, : t + 1]) for t, sofar in seen)
+    generate(model, LABELS, decoder="fast", seed=1)
+    assert torch.equal(kept[-1], codes)  # the next call does not write to what a caller keeps
     with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
         generate(network("none", d_intermediate=8), LABELS, decoder="fast")
     with pytest.raises(UserError, match="decoder is 'slow'; use plain or fast"):
         generate(model, LABELS, decoder="slow")
+
+
+def test_kept_decoders_make_room(monkeypatch):
+    """They go where a new one would not fit beside them, and only there."""
+    model, dtype = network("group"), torch.float32
+    each, weights = cache.bytes_needed(model.config, 1, True, dtype), 4 * sum(p.numel() for p in model.parameters())
+    total = 2 * weights + 30 * each
+    monkeypatch.setattr(cache, "free_bytes", lambda device: total - kept_bytes(model))
+    decoder_for(model, 10, True, dtype)
+    decoder_for(model, 11, True, dtype)
+    assert len(cache._decoders[model]) == 2
+    decoder_for(model, 25, True, dtype)
+    assert len(cache._decoders[model]) == 1
+    with pytest.raises(UserError, match=r"a batch of \d\d would fit"):
+        decoder_for(model, 100, True, dtype)
+
+
+def test_float32_takes_no_tf32_whatever_the_process_allows():
+    """A captured graph would keep it."""
+    model, seen = network("none"), []
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            decoder = decoder_for(model, 3, False, dtype)
+            step = decoder._step
+            decoder._step = lambda step=step: (seen.append(torch.get_float32_matmul_precision()), step())
+            generate(model, LABELS, decoder="fast", precision=str(dtype).removeprefix("torch."))
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"] * 9 + ["high"] * 9
+
+
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_weights_of_the_past_do_not_drift(tokens):
+    """exp(L_t - L_s) by a running sum in the buffers' type, for a head that forgets until the last quarter."""
+    late, generator = tokens * 3 // 4, torch.Generator().manual_seed(0)
+    dt = torch.where(torch.arange(tokens) < late, 1.0, 1e-3) * (0.8 + 0.4 * torch.rand(tokens, generator=generator))
+    rate = dt * 16
+    sums = torch.zeros(tokens, dtype=exponent_type(replace(TINY, num_tokens=tokens), torch.bfloat16))
+    for t in range(1, tokens):
+        sums[t] = sums[t - 1] - rate[t].to(sums.dtype)
+    weights = (sums[-1] - sums[late:]).float().exp()
+    exact = torch.stack([-rate[s + 1 :].double().sum() for s in range(late, tokens)]).exp()
+    assert (weights / exact - 1).abs().max() < 2e-3
 
 
 def test_memory_is_counted():

@@ -78,6 +78,13 @@ def test_options_out_of_range(model, options, word):
         generate(model, torch.tensor([0]), **options)
 
 
+@pytest.mark.parametrize("decoder", ["plain", "fast"])
+def test_more_codes_than_there_are_and_no_labels(model, decoder):
+    options = {"seed": 3, "decoder": decoder}
+    assert torch.equal(*(generate(model, torch.tensor([0, 1]), top_k=k, **options) for k in (10**10, 0)))
+    assert generate(model, torch.zeros(0, dtype=torch.int64), **options).shape == (0, model.config.num_tokens)
+
+
 def test_labels_out_of_range_and_training_mode(model):
     generate(model, torch.tensor([3]))  # the null class
     with pytest.raises(UserError, match="labels must be 0 to 3"):

@@ -1,5 +1,6 @@
 """Labels to pictures: blocks of one size, `auto`, memory, and what stays behind."""
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -85,6 +86,18 @@ def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
     assert [auto_batch(free * GIB, GIB) for free in (2, 3, 71, 72, 999)] == [1, 2, 32, 64, 256]
     with pytest.raises(UserError, match=r"needs 1.0 GiB of GPU memory, 0.5 GiB are free; not even one image would fit"):
         auto_batch(GIB // 2, GIB)
+
+
+def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
+    """They give their memory back when a new one needs it."""
+    weight, module = SimpleNamespace(is_cuda=True, device=torch.device("cuda")), sys.modules[resolve.__module__]
+    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY, parameters=list)
+    each, found = cache.bytes_needed(TINY, 1, False, torch.bfloat16), []
+    for kept in (0, 60 * each):
+        monkeypatch.setattr(module, "kept_bytes", lambda model, kept=kept: kept)
+        monkeypatch.setattr(module, "free_bytes", lambda device, kept=kept: 75 * each - kept)
+        found.append(resolve(SamplingOptions(decoder="fast", batch_size="auto"), on_gpu).batch_size)
+    assert found == [64, 64]
 
 
 def test_precision_is_resolved_for_the_record():

@@ -1,7 +1,7 @@
 """Decoding at the speed of memory: dual form over stored inputs, static memory, one captured graph."""
 
 from aim_lightning.sampling.fast.buffers import bytes_needed
-from aim_lightning.sampling.fast.cache import decoder_for, obstacle, release_decoders
+from aim_lightning.sampling.fast.cache import decoder_for, kept_bytes, obstacle, release_decoders
 from aim_lightning.sampling.fast.decoder import FastDecoder
 
-__all__ = ["FastDecoder", "bytes_needed", "decoder_for", "obstacle", "release_decoders"]
+__all__ = ["FastDecoder", "bytes_needed", "decoder_for", "kept_bytes", "obstacle", "release_decoders"]

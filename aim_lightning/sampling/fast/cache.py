@@ -47,7 +47,7 @@ def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel
     if key not in kept:
         while len(kept) >= KEPT:
             kept.popitem(last=False)
-        _check_memory(model, images, guided, dtype, pixel_bytes)
+        _make_room(kept, model, images, guided, dtype, pixel_bytes)
         with torch.inference_mode(False):  # tensors made inside it could not be written to outside
             kept[key] = FastDecoder(model, images, guided, dtype)
     kept.move_to_end(key)
@@ -59,9 +59,26 @@ def release_decoders(model: AiM) -> None:
     _decoders.pop(model, None)
 
 
-def _check_memory(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int) -> None:
+def kept_bytes(model: AiM) -> int:
+    """Device memory of the model's decoders, which they give back when a new one needs it."""
+    return sum(
+        bytes_needed(config, images, guided, dtype) + _weight_bytes(model, dtype)
+        for images, guided, dtype, _, config in _decoders.get(model, ())
+    )
+
+
+def _weight_bytes(model: AiM, dtype: torch.dtype) -> int:
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def _make_room(kept: OrderedDict, model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int) -> None:
+    """Drop the kept decoders where the new one does not fit beside them; an error where it does not fit alone."""
     each = bytes_needed(model.config, 1, guided, dtype) + pixel_bytes
-    free = free_bytes(model.lm_head.weight.device) - sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    device, weights = model.lm_head.weight.device, _weight_bytes(model, dtype)
+    free = free_bytes(device) - weights
+    if images > fitting_batch(free, each):
+        kept.clear()
+        free = free_bytes(device) - weights
     fits = fitting_batch(free, each)
     if images > fits:
         raise too_large(images, fits, images * each, free)

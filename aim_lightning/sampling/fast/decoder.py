@@ -1,7 +1,7 @@
 """The fast decoder: static memory, one captured graph a shape, options as tensors."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -69,14 +69,15 @@ class FastDecoder:
         # Kernels start on the current device, which need not be the network's.
         with torch.cuda.device(codes_BT.device) if codes_BT.is_cuda else nullcontext():
             self.weights.refresh(model)
-            self._condition(model, labels_B)
+            with exact_products(self.buffers.dtype):
+                self._condition(model, labels_B)
             self._set_options(uniform_BT, scales, temperature, top_k, top_p, position_offset)
             done = 0
             for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_A_GRAPH):
                 self._advance(steps)
                 done += steps
                 if on_step is not None:
-                    on_step(done - 1, codes_BT[:, :done])
+                    on_step(done - 1, codes_BT[:, :done].clone())  # the next call overwrites the memory
             refuse_diverged(self.buffers.diverged)
             return codes_BT.clone()
 
@@ -96,7 +97,7 @@ class FastDecoder:
         buffers.uniform_BT.copy_(uniform_BT)
         buffers.scale_T.copy_(torch.tensor(scales, dtype=torch.float32))
         buffers.temperature.fill_(temperature)
-        buffers.top_k.fill_(top_k)
+        buffers.top_k.fill_(min(top_k, self.config.vocab_size))
         buffers.top_p.fill_(top_p)
         buffers.offset.fill_(position_offset)
         buffers.step.zero_()
@@ -105,11 +106,13 @@ class FastDecoder:
     def _advance(self, steps: int) -> None:
         """So many more codes."""
         if not self._capturing:
-            for _ in range(steps):
-                self._step()
+            with exact_products(self.buffers.dtype):
+                for _ in range(steps):
+                    self._step()
             return
         if steps not in self._replays:
-            self._replays[steps] = self._captured(steps)
+            with exact_products(self.buffers.dtype):  # a graph keeps the precision it was captured with
+                self._replays[steps] = self._captured(steps)
         self._replays[steps]()
 
     def _captured(self, steps: int) -> Callable[[], None]:
@@ -132,6 +135,18 @@ class FastDecoder:
                 self._step()
                 self.buffers.step.zero_()
         torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """In float32 no product takes TF32, whatever the process allows elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    if dtype == torch.float32:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def portions(count: int, most: int) -> list[int]:

@@ -12,6 +12,7 @@ from importlib.resources import files
 import torch
 
 from aim_lightning.models import AiMConfig
+from aim_lightning.sampling.fast.buffers import PARTS
 
 BUFFER_BYTES = 80 * 1024  # shared memory that a mix kernel's blocks may take: all fits smaller GPUs' 99 KiB too
 
@@ -77,13 +78,12 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
     found = known[min(known, key=lambda key: _distance(key, config, rows))]
     tall = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
-    whole = exact or config.d_inner % (found.split * found.out.deep) != 0
     return replace(
         found,
         project=replace(found.project, tall=min(found.project.tall, tall)),
         out=replace(found.out, tall=min(found.out.tall, tall)),
         head=replace(found.head, tall=min(found.head.tall, tall)),
-        split=1 if whole else found.split,
+        split=1 if exact else _fitting_split(found, config),
         mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
         choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
     )
@@ -92,6 +92,14 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
 def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
     """How far a measured (d_model, rows) lies off; the rows decide more."""
     return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
+
+
+def _fitting_split(found: Shapes, config: AiMConfig) -> int:
+    """The measured number of parts of out_proj's sum, or the largest that divides this network's blocks."""
+    for split in (found.split, *range(PARTS, 1, -1)):
+        if config.d_inner % (split * found.out.deep) == 0:
+            return split
+    return 1
 
 
 def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:

@@ -42,7 +42,7 @@ def _search(x, mass, wanted, low, high, count, count_high, enough, COUNTING: tl.
     `enough` entries are at least `low`. Bounds that are not finite end the search at once: its comparisons fail.
     """
     while (count - count_high > 1) & (high > low) & (count > enough):
-        quarter = (high - low) / 4
+        quarter = (high - low) * 0.25
         t1, t2, t3 = low + quarter, low + 2 * quarter, low + 3 * quarter
         m1, m2, m3, n1, n2, n3 = _above(x, mass, t1, t2, t3, COUNTING)
         if (t1 <= low) | (t3 >= high):
