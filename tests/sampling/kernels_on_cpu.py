@@ -100,45 +100,54 @@ def products() -> dict[str, float]:
     from aim_lightning.sampling.fast.triton_step import linear
 
     found = {}
-    for rows, inner, cols, split in [
-        (3, 192, 40, 1),
-        (70, 96, 33, 1),
-        (5, 1536, 48, 4),
-        (66, 600, 20, 4),
-        (2, 7, 5, 4),
+    for rows, inner, cols, split, early in [
+        (3, 192, 40, 1, False),
+        (70, 96, 33, 1, False),
+        (5, 1536, 48, 4, False),
+        (66, 600, 20, 4, False),
+        (2, 7, 5, 4, False),
+        (5, 1536, 48, 4, True),
+        (70, 384, 33, 1, True),
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
         out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out if split > 1 else out[0], Product(16, 32, 128, 3, 4), {"CHAINED": False})
+        linear(x, weight, out if split > 1 else out[0], Product(16, 32, 128, 3, 4, early), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
-        found[f"{rows}x{inner}x{cols}/{split}"] = relative(out.double().sum(0), exact)
+        found[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
     return found
 
 
 @torch.no_grad()
-def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4) -> float:
+def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256) -> float:
     """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16.
 
-    Blocks of the past have 16 codes: more tokens make several.
+    Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
+    long: tokens beyond which exponents are float64.
     """
     from unittest import mock
 
     from helpers import relative
 
-    from aim_lightning.sampling.fast import shapes, triton_step
+    from aim_lightning.sampling.fast import buffers, shapes, triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder
 
     model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
     labels, uniform = torch.arange(2), torch.rand(2, tokens, dtype=torch.float64)
     # So hot that rounding draws no other code.
     options = {"scales": [2.0] * tokens, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
-    decoder = FastDecoder(model, 2, True, torch.bfloat16)
+    with mock.patch.object(buffers, "LONG", long):
+        decoder = FastDecoder(model, 2, True, torch.bfloat16)
+    assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
     small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, products=products), split=1)
+    if deep:
+        early = shapes.Product(16, 32, deep, 3, 4, early=True)
+        small = replace(small, project=early, out=early)
     with mock.patch.object(shapes, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
+    assert decoder._step.shapes.out.early == bool(deep)
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -188,12 +197,44 @@ def far_row() -> bool:
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
-        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, 0, INNER=inner,
-        H=1, P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, CHAINED=False,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, 0, 0, INNER=inner,
+        H=1, P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
     return torch.allclose(xs[-inner:].float(), x, rtol=1e-2, atol=1e-3)
+
+
+def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
+    """Codes of row 1 of which the mix kernel fetches all of x, and all of B, before its turn; nothing else.
+
+    x of the last 20 codes, B of the last 30, in blocks of 16; two programs a row.
+    """
+    from unittest import mock
+
+    from aim_lightning.sampling.fast.kernels import mix
+
+    T, N, inner, seen = 64, 32, 64, set()
+    new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
+    xs, bs, gate, y = new(2, T, inner), new(2, T, N), new(2, inner), new(2, inner)
+    gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
+    note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
+    nothing = lambda chained: None  # noqa: E731
+    with mock.patch.multiple(mix, _prefetch=note, _wait=nothing, _start_next=nothing):
+        mix.mix_kernel[(2, 2)](
+            gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
+            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, 20, 30, INNER=inner, H=4,
+            P=16, N=N, HEADS=2, STEPS=16, PRODUCTS=products, LINE=line, CHAINED=True,
+        )  # fmt: skip
+    found, counted = [], 0
+    for values in (xs, bs):
+        places = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
+        counted += len(places)
+        width = values.shape[2]
+        codes = [(place - values[1].data_ptr()) // (2 * width) for place in places]
+        found.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
+    assert counted == len(seen)
+    return found
 
 
 def multiply_bfloat16() -> None:
@@ -231,7 +272,11 @@ def main() -> None:
             logits_in_bf16(32, 2, False),
             logits_in_bf16(16, 2, True, tokens=35),
             logits_in_bf16(16, 2, False, tokens=35),
+            logits_in_bf16(32, 2, True, deep=32),
+            logits_in_bf16(32, 2, True, deep=16),
+            *(logits_in_bf16(16, 2, products, tokens=35, long=30) for products in (True, False)),
         ],
+        "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
         "diverged": diverging(),
         "far_row": far_row(),
     }

@@ -173,12 +173,20 @@ def test_the_drawing_kernel_equals_the_filters_also_with_ties(interpreted):
 
 def test_products_of_any_width(interpreted):
     """Parts, odd widths and several row tiles, in bfloat16 with sums in float32."""
-    assert len(interpreted["products"]) == 5
+    assert len(interpreted["products"]) == 7
     assert max(interpreted["products"].values()) < 1e-6
 
 
 def test_a_step_in_bf16_with_one_and_two_heads_a_program(interpreted):
     assert max(interpreted["bf16"]) < 3e-2
+
+
+def test_the_past_is_fetched_where_it_lies(interpreted):
+    """By sums the first 16 codes are read already."""
+    products, sums, early = interpreted["fetched"]
+    assert products == [list(range(20, 40)), list(range(10, 40))]
+    assert sums == [list(range(20, 40)), list(range(16, 40))]
+    assert early == [[], []]
 
 
 def test_the_drawing_kernel_ends_and_tells_when_logits_are_not_finite(interpreted):

@@ -14,18 +14,24 @@ import torch
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
 
+SHARED_BYTES = 200 * 1024  # that a program's early weights and its x may take; an H100 has 227 KiB
 BUFFER_BYTES = 80 * 1024  # shared memory that a mix kernel's blocks may take: all fits smaller GPUs' 99 KiB too
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product: rows, columns and inner values of a block, stages of the pipeline, warps."""
+    """A matrix product: rows, columns and inner values of a block, stages of the pipeline, warps.
+
+    early: all of a program's weights are read before its turn, where its part is a whole number of blocks that fit into
+    shared memory; else they are on their way to the cache by then, and read block by block.
+    """
 
     tall: int
     wide: int
     deep: int
     stages: int
     warps: int
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class Mix:
 class Shapes:
     """All kernels of a step.
 
-    split: programs that share the inner dimension of out_proj. ahead: past codes that the mix kernel fetches before its
-    turn.
+    split: programs that share the inner dimension of out_proj. ahead: past codes whose x the mix kernel fetches before
+    its turn; ahead_b: those whose B it fetches. line: values between two addresses that are fetched.
     """
 
     project: Product
@@ -58,6 +64,8 @@ class Shapes:
     mix: Mix
     ahead: int
     choose_warps: int
+    ahead_b: int = 0
+    line: int = 64
 
 
 def table() -> dict[tuple[int, int], Shapes]:
@@ -78,12 +86,13 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
     found = known[min(known, key=lambda key: _distance(key, config, rows))]
     tall = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
+    split = 1 if exact else _fitting_split(found, config)
     return replace(
         found,
-        project=replace(found.project, tall=min(found.project.tall, tall)),
-        out=replace(found.out, tall=min(found.out.tall, tall)),
-        head=replace(found.head, tall=min(found.head.tall, tall)),
-        split=1 if exact else _fitting_split(found, config),
+        project=_fitting_product(found.project, tall, config.d_model),
+        out=_fitting_product(found.out, tall, config.d_inner / split),
+        head=_fitting_product(found.head, tall, config.d_model),
+        split=split,
         mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
         choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
     )
@@ -92,6 +101,13 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
 def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
     """How far a measured (d_model, rows) lies off; the rows decide more."""
     return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
+
+
+def _fitting_product(product: Product, tall: int, inner: float) -> Product:
+    """With no more rows than there are, and weights read early only where all `inner` values of a part fit."""
+    product = replace(product, tall=min(product.tall, tall))
+    fits = inner % product.deep == 0 and (product.tall + product.wide) * inner * 2 <= SHARED_BYTES
+    return replace(product, early=product.early and fits)
 
 
 def _fitting_split(found: Shapes, config: AiMConfig) -> int:

@@ -31,11 +31,11 @@ class TritonStep:
         for i, layer in enumerate(weights.layers):
             self._project(i)
             self._mix(i)
-            linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch)
+            linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch, self.shapes.line)
             if i + 1 < len(weights.layers):
                 self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
         self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
-        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch)
+        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch, self.shapes.line)
         self._choose()
 
     def _layer_rows(self, i: int) -> Tensor | None:
@@ -77,7 +77,7 @@ class TritonStep:
         shape = self.shapes.project
         kernels.project_kernel[triton.cdiv(cols, shape.wide), triton.cdiv(buffers.rows, shape.tall)](
             buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self._sizes(), **blocks(shape),
-            **self.launch,
+            LINE=self.shapes.line, **self.launch,
         )  # fmt: skip
 
     def _inner(self, i: int) -> tuple:
@@ -98,9 +98,10 @@ class TritonStep:
         kernels.mix_kernel[(buffers.rows, self.parts)](
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
             layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
-            self.shapes.ahead, INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state,
-            HEADS=shape.heads, STEPS=shape.steps, PRODUCTS=shape.products, num_stages=shape.stages,
-            num_warps=shape.warps, **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
+            self.shapes.ahead, self.shapes.ahead_b, INNER=config.d_inner, H=config.nheads, P=config.headdim,
+            N=config.d_state, HEADS=shape.heads, STEPS=shape.steps, PRODUCTS=shape.products, LINE=self.shapes.line,
+            num_stages=shape.stages, num_warps=shape.warps,
+            **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 
     def _choose(self) -> None:
@@ -124,11 +125,11 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
 
 def blocks(shape: Product) -> dict:
     """A product's shape as its kernel takes it."""
-    sizes = {"ROWS": shape.tall, "WIDE": shape.wide, "DEEP": shape.deep}
+    sizes = {"ROWS": shape.tall, "WIDE": shape.wide, "DEEP": shape.deep, "EARLY": shape.early}
     return {**sizes, "num_stages": shape.stages, "num_warps": shape.warps}
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch: dict) -> None:
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch: dict, line: int = 64) -> None:
     """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
 
     In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.
@@ -140,5 +141,5 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch:
         return
     grid = (triton.cdiv(cols, shape.wide), split, triton.cdiv(rows, shape.tall))
     kernels.linear_kernel[grid](
-        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **blocks(shape), **launch
+        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **blocks(shape), LINE=line, **launch
     )  # fmt: skip

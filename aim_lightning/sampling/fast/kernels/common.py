@@ -9,8 +9,6 @@ except ImportError:  # another vendor's Triton: `chained` is never true there
     gdc_launch_dependents = gdc_wait = None
 
 
-LINE: tl.constexpr = tl.constexpr(64)  # bfloat16 values of a cache line
-
 # Programmatic dependent launch. A kernel may start once all programs of the one before have called `_start_next`, and
 # `_wait` returns when the one before has ended; since that one waited for its own predecessor, all older ones have
 # ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their own
@@ -31,7 +29,10 @@ def _wait(CHAINED: tl.constexpr):
 
 @triton.jit
 def _prefetch(pointers):
-    """Bring the lines that hold these addresses into the L2 cache, without waiting for them."""
+    """Bring what lies at these addresses into the L2 cache, without waiting for it.
+
+    A cache line is 128 bytes, but fewer may come: how far apart the addresses lie is a shape's `line`.
+    """
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
     )

@@ -3,16 +3,19 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import LINE, _prefetch, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _wait
 
 
 @triton.jit
-def _fetch_ahead(xs_ptr, step, first_column, INNER: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr, AHEAD):
-    """Send the inputs of the last AHEAD codes on their way to the L2 cache, W columns of each."""
+def _fetch_ahead(
+    values_ptr, begin, end, first_column, STRIDE: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr,
+    LINE: tl.constexpr,
+):  # fmt: skip
+    """Send W columns of the codes from `begin` to `end` on their way to the L2 cache, STEPS codes at a time."""
     lines = first_column + tl.arange(0, (W + LINE - 1) // LINE) * LINE
-    for first in range(tl.maximum(step - AHEAD, 0), step, STEPS):
-        past = tl.minimum(first + tl.arange(0, STEPS), step - 1)
-        _prefetch(xs_ptr + past[:, None] * INNER + lines[None, :])
+    for first in range(begin, end, STEPS):
+        past = tl.minimum(first + tl.arange(0, STEPS), end - 1)
+        _prefetch(values_ptr + past[:, None] * STRIDE + lines[None, :])
 
 
 @triton.jit
@@ -72,8 +75,8 @@ def _past_by_products(
 @triton.jit
 def mix_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
-    step_ptr, T, AHEAD, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
-    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, CHAINED: tl.constexpr,
+    step_ptr, T, AHEAD, AHEAD_B, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    HEADS: tl.constexpr, STEPS: tl.constexpr, PRODUCTS: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
@@ -81,8 +84,9 @@ def mix_kernel(
 
     y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
     (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
-    never formed. PRODUCTS: on tensor cores. Before the kernel before has ended the inputs of AHEAD codes are on their
-    way to the cache, or else those of the first STEPS codes in registers.
+    never formed. PRODUCTS: on tensor cores. Before the kernel before has ended x of the last AHEAD codes and B of the
+    last AHEAD_B, of which each program of a row sends a share, are on their way to the cache; without PRODUCTS the
+    inputs of the first STEPS codes are in registers.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
@@ -94,8 +98,13 @@ def mix_kernel(
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if not PRODUCTS:
         x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, tl.arange(0, STEPS), step, heads, wide, states, T, INNER, N)
-    elif CHAINED:
-        _fetch_ahead(xs_ptr, step, part * W, INNER, W, STEPS, AHEAD)
+    if CHAINED:
+        PARTS: tl.constexpr = H // HEADS
+        known = 0 if PRODUCTS else STEPS  # codes that are there already
+        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, known), step, part * W, INNER, W, STEPS, LINE)
+        begin, share = tl.maximum(step - AHEAD_B, known), tl.cdiv(AHEAD_B, PARTS)
+        begin += part * share
+        _fetch_ahead(bs_ptr, begin, tl.minimum(begin + share, step), 0, N, N, STEPS, LINE)
     before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
     a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), tl.load(d_ptr + wide // P)
     norm_W = tl.load(norm_ptr + wide).to(tl.float32)

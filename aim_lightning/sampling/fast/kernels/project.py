@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.common import _silu, _softplus, _start_next, _wait
-from aim_lightning.sampling.fast.kernels.linear import _prefetch_weights, _product
+from aim_lightning.sampling.fast.kernels.linear import _prefetch_weights, _product, _product_with, _weights
 
 
 @triton.jit
@@ -56,22 +56,28 @@ def _activate(
 def project_kernel(
     x_ptr, weight_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr,
     step_ptr, M, T, D: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, CHAINED: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, EARLY: tl.constexpr, LINE: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """in_proj of ROWS rows, WIDE columns a program, and `_activate` on them."""
+    """in_proj of ROWS rows, WIDE columns a program, and `_activate` on them; EARLY as in `linear_kernel`."""
     K: tl.constexpr = INNER + 2 * N
     COLS: tl.constexpr = INNER + K + H
     cols = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     _start_next(CHAINED)
     step, channels = tl.load(step_ptr), cols - INNER
-    if CHAINED:
-        _prefetch_weights(weight_ptr, cols, 0, COLS, D, 1, DEEP)
+    if EARLY:
+        weights = _weights(weight_ptr, cols, 0, COLS, D, 1, DEEP)
+    elif CHAINED:
+        _prefetch_weights(weight_ptr, cols, 0, COLS, D, 1, DEEP, LINE)
     known = (channels >= 0) & (channels < K)
     before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     _wait(CHAINED)
-    raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, ROWS, WIDE, DEEP)
+    if EARLY:
+        raw = _product_with(x_ptr, weights, rows, 0, M, D, 1, ROWS, WIDE, DEEP)
+    else:
+        raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, ROWS, WIDE, DEEP)
     _activate(
         raw, before, newest, dt_bias, gate_ptr, xs_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
         tl.program_id(0) * WIDE, step, M, T, INNER, H, N, TAPS, WIDE,
