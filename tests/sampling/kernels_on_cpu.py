@@ -197,8 +197,8 @@ def far_row() -> bool:
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
-        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, 0, 0, INNER=inner,
-        H=1, P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, LINE=64, CHAINED=False,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, INNER=inner, H=1,
+        P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -223,8 +223,8 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     with mock.patch.multiple(mix, _prefetch=note, _wait=nothing, _start_next=nothing):
         mix.mix_kernel[(2, 2)](
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
-            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, 20, 30, INNER=inner, H=4,
-            P=16, N=N, HEADS=2, STEPS=16, PRODUCTS=products, LINE=line, CHAINED=True,
+            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
+            N=N, HEADS=2, STEPS=16, PRODUCTS=products, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
         )  # fmt: skip
     found, counted = [], 0
     for values in (xs, bs):

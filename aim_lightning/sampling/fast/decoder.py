@@ -88,8 +88,7 @@ class FastDecoder:
         condition = model.backbone.condition(labels_B)
         self.buffers.start_MD.copy_(condition.start_BD)
         if self.buffers.layer_rows is not None:
-            for own, rows in zip(self.buffers.layer_rows, condition.layers, strict=True):
-                own.copy_(rows)
+            self.buffers.layer_rows.copy_(torch.stack(condition.layers))
             self.buffers.final_rows[0].copy_(condition.final_B2D)
 
     def _set_options(self, uniform_BT, scales, temperature, top_k, top_p, position_offset) -> None:

@@ -98,9 +98,9 @@ class TritonStep:
         kernels.mix_kernel[(buffers.rows, self.parts)](
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
             layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
-            self.shapes.ahead, self.shapes.ahead_b, INNER=config.d_inner, H=config.nheads, P=config.headdim,
-            N=config.d_state, HEADS=shape.heads, STEPS=shape.steps, PRODUCTS=shape.products, LINE=self.shapes.line,
-            num_stages=shape.stages, num_warps=shape.warps,
+            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, HEADS=shape.heads,
+            STEPS=shape.steps, PRODUCTS=shape.products, AHEAD=self.shapes.ahead, AHEAD_B=self.shapes.ahead_b,
+            LINE=self.shapes.line, num_stages=shape.stages, num_warps=shape.warps,
             **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 

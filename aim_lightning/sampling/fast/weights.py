@@ -1,6 +1,5 @@
 """A model's weights in the decoder's type, at addresses that never change."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,35 +30,64 @@ class StaticWeights:
     """
 
     def __init__(self, model: AiM, dtype: torch.dtype) -> None:
-        self._copies = [
-            torch.empty(value.shape, dtype=dtype if wide else torch.float32, device=value.device)
-            for value, wide in _sources(model)
+        self._wide, self._narrow = ([_empty(value, kind) for value in found] for found, kind in _kinds(model, dtype))
+        self._taps = _empty(_taps(model), torch.float32)  # one copy for all layers
+        wide, narrow = iter(self._wide), iter(self._narrow)
+        self.words = next(wide)
+        self.positions = next(wide) if model.config.position_embedding else None
+        self.norm_f, self.norm_final = next(narrow), next(narrow)
+        self.layers = [
+            LayerWeights(
+                conv_weight=taps,
+                in_proj=next(wide),
+                out_proj=next(wide),
+                **{name: next(narrow) for name in ("norm", "conv_bias", "dt_bias", "a_log", "d", "gated_norm")},
+            )
+            for taps in self._taps
         ]
-        copies = iter(self._copies)
-        self.words = next(copies)
-        self.positions = next(copies) if model.config.position_embedding else None
-        self.norm_f, self.norm_final = next(copies), next(copies)
-        self.layers = [LayerWeights(*(next(copies) for _ in range(9))) for _ in model.backbone.layers]
 
     @torch.no_grad()
     def refresh(self, model: AiM) -> None:
-        """Copy everything anew: cheaper than being sure that nothing changed (EMA swaps, optimizer steps)."""
-        torch._foreach_copy_(self._copies, [value for value, _ in _sources(model)])
+        """Copy everything anew: cheaper than being sure that nothing changed (EMA swaps, optimizer steps).
+
+        Grouped by type and layout, so that a GPU takes a few kernels and not one for each tensor.
+        """
+        torch._foreach_copy_(self._wide, _matrices(model))
+        torch._foreach_copy_(self._narrow, _vectors(model))
+        self._taps.copy_(_taps(model))
 
 
-def _sources(model: AiM) -> Iterator[tuple[Tensor, bool]]:
-    """(weight, whether it takes the decoder's type), in the order of StaticWeights' fields."""
+def _empty(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(value.shape, dtype=dtype, device=value.device)
+
+
+def _kinds(model: AiM, dtype: torch.dtype) -> tuple:
+    return (_matrices(model), dtype), (_vectors(model), torch.float32)
+
+
+def _matrices(model: AiM) -> list[Tensor]:
+    """Those that take the decoder's type: embeddings, then in_proj and out_proj of each layer."""
     backbone = model.backbone
-    yield backbone.embeddings.word_embeddings.weight.detach(), True
+    found = [backbone.embeddings.word_embeddings.weight]
     if model.config.position_embedding:
-        yield backbone.embeddings.position_embeddings.weight.detach(), True
-    yield backbone.norm_f.weight.detach(), False
-    yield backbone.final_layer.norm_final.weight.detach(), False
+        found.append(backbone.embeddings.position_embeddings.weight)
+    for layer in backbone.layers:
+        found += [layer.mixer.in_proj.weight, layer.mixer.out_proj.weight]
+    return found
+
+
+def _vectors(model: AiM) -> list[Tensor]:
+    """Those that stay float32, but for the convolutions' weights."""
+    backbone = model.backbone
+    found = [backbone.norm_f.weight, backbone.final_layer.norm_final.weight]
     for layer in backbone.layers:
         mixer = layer.mixer
-        yield layer.norm.weight.detach(), False
-        yield mixer.in_proj.weight.detach(), True
-        yield mixer.conv1d.weight.detach()[:, 0].t(), False
-        for value in (mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight):
-            yield value.detach(), False
-        yield mixer.out_proj.weight.detach(), True
+        found += [layer.norm.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight]
+    return found
+
+
+@torch.no_grad()
+def _taps(model: AiM) -> Tensor:
+    """Weights of the convolutions, (layers, taps, channels); their own layout has the taps last."""
+    weights = [layer.mixer.conv1d.weight[:, 0] for layer in model.backbone.layers]
+    return torch.stack(weights).transpose(1, 2)

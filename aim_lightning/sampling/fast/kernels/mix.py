@@ -75,8 +75,9 @@ def _past_by_products(
 @triton.jit
 def mix_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
-    step_ptr, T, AHEAD, AHEAD_B, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, STEPS: tl.constexpr, PRODUCTS: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+    step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
+    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
@@ -98,13 +99,13 @@ def mix_kernel(
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if not PRODUCTS:
         x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, tl.arange(0, STEPS), step, heads, wide, states, T, INNER, N)
-    if CHAINED:
-        PARTS: tl.constexpr = H // HEADS
-        known = 0 if PRODUCTS else STEPS  # codes that are there already
-        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, known), step, part * W, INNER, W, STEPS, LINE)
-        begin, share = tl.maximum(step - AHEAD_B, known), tl.cdiv(AHEAD_B, PARTS)
-        begin += part * share
-        _fetch_ahead(bs_ptr, begin, tl.minimum(begin + share, step), 0, N, N, STEPS, LINE)
+    FIRST: tl.constexpr = 0 if PRODUCTS else STEPS  # codes that are there already
+    if CHAINED and AHEAD > 0:
+        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, FIRST), step, part * W, INNER, W, STEPS, LINE)
+    if CHAINED and AHEAD_B > 0:
+        SHARE: tl.constexpr = (AHEAD_B * HEADS + H - 1) // H
+        begin = tl.maximum(step - AHEAD_B, FIRST) + part * SHARE
+        _fetch_ahead(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
     before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
     a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), tl.load(d_ptr + wide // P)
     norm_W = tl.load(norm_ptr + wide).to(tl.float32)
