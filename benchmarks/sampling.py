@@ -3,11 +3,14 @@
 python benchmarks/sampling.py [--models AiM-B,AiM-B] [--batches 1,16] [--repeats 5] [--no_plain] [--no_pixels]
 Medians after warm-up; top_k 600, top_p 0.98, random weights. On a CPU: AiM-B batch 4. Then codes and pixels together,
 AiM-B with VQ-16. Writes benchmarks/results/sampling_HARDWARE_DATE.json and a table of the same name, after each row.
+Kernels and the pixels' decoder are compiled into empty caches: compile_s is the first call of a row, capture_s the
+first one of a decoder made anew (a kernel that an earlier row has compiled is not compiled again).
 """
 
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +51,8 @@ def main() -> None:
     cases = list(GOALS) if device.type == "cuda" else [("AiM-B", 4)]
     if options.models:
         cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
+    empty = tempfile.TemporaryDirectory(prefix="compiled_")
+    os.environ |= {"TRITON_CACHE_DIR": f"{empty.name}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{empty.name}/inductor"}
     rate, rows = bandwidth(device), []
     print(f"{hardware()}: copies {rate / 1e12:.3f} TB/s; seconds for 256 codes, guidance on", flush=True)
     for name, batch in cases:
@@ -67,12 +72,14 @@ def keep(rows: list[Row], row: Row) -> None:
 
 
 def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool, rate: float) -> Row:
-    """Drawing alone. first_call_s includes compiling and capturing; peak_gib is the fast decoder's."""
+    """Drawing alone. compile_s: first call, capture_s: first call of a second decoder; peak_gib: the fast decoder's."""
     model, labels = network(name, device), torch.arange(batch)
     draw = lambda decoder: lambda: generate(model, labels, decoder=decoder, **OPTIONS)  # noqa: E731
     reset_peak(device)
-    (first,) = timed(draw("fast"), device, 1, warm_up=0)
-    row = {"what": "codes", "model": name, "batch": batch, **load(device), "first_call_s": first}
+    row: Row = {"what": "codes", "model": name, "batch": batch, **load(device)}
+    for first in ("compile_s", "capture_s"):
+        release_decoders(model)
+        (row[first],) = timed(draw("fast"), device, 1, warm_up=0)
     row["fast_s"] = statistics.median(timed(draw("fast"), device, repeats))
     row |= peak(device)
     if plain:
@@ -96,8 +103,10 @@ def pixels(batch: int, device: torch.device, how: dict) -> Row:
             pass
 
     reset_peak(device)
-    seconds = statistics.median(timed(work, device, 3 if device.type == "cuda" else 1))
+    first, *rest = timed(work, device, 4 if device.type == "cuda" else 2, warm_up=0)
+    seconds = statistics.median(rest)
     row = {"what": "codes and pixels", "model": "AiM-B", "batch": batch, **load(device), **how, "fast_s": seconds}
+    row |= {"compile_s": max(0.0, first - seconds)} if how.get("pixel_compile") else {}
     row |= {"images_per_s": len(labels) / seconds, **peak(device)}
     if gpu_factor() is not None and batch == 64:
         row["goal_images_per_s"], row["stretch_images_per_s"] = (goal / gpu_factor() for goal in PIXEL_GOALS)

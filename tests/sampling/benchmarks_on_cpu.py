@@ -1,0 +1,98 @@
+"""The benchmarks of sampling with tiny sizes on a CPU; prints one JSON object.
+
+A process of its own: a benchmark and a folder of tests are both called `sampling`.
+"""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import forms
+import record
+import sampling
+import torch
+import tune_sampling as tune
+from kernels_on_cpu import network
+
+from aim_lightning.models import AiMConfig
+from aim_lightning.sampling.fast.shapes import shapes_for, table
+
+CPU = torch.device("cpu")
+
+
+def searched(folder: Path) -> dict:
+    """A search of three changes: one is slower, one draws something else, one is faster.
+
+    On a CPU the logits do not lie in the buffers: those here stand in.
+    """
+    model = network("group", num_tokens=6)
+    found, seconds = shapes_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
+    wanted = [{"choose_warps": count} for count in (4, 32, 16)]
+    found, kept = replace(found, choose_warps=8), []
+    drawn = tune.Sequence.drawn
+
+    class Fake(tune.Sequence):
+        def __init__(self, model, batch, wanted, graph=True):
+            super().__init__(model, batch, wanted, graph)
+            self.warps = wanted.choose_warps
+
+        def drawn(self):
+            return replace(drawn(self), logits_MV=torch.full((4, 40), 1.5 if self.warps == 32 else 1.0))
+
+        def seconds(self):
+            return seconds[self.warps]
+
+    def keep(best):
+        kept.append(best.choose_warps)
+        tune.store(folder / "shapes.json", (16, 4), best)
+
+    with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
+        best = tune.tune(model, 2, found, wanted, time.monotonic() + 100, keep)
+        late = tune.tune(model, 2, found, wanted, time.monotonic() - 1, keep)
+    stored = json.loads((folder / "shapes.json").read_text())
+    with mock.patch.object(tune.shapes, "files", lambda package: folder):
+        again = table()
+    return {
+        "best": best.choose_warps, "late": late.choose_warps, "kept": kept, "log": log.getvalue(),
+        "rows": len(stored), "read": again[16, 4] == best, "others": all(again[k] == v for k, v in table().items()),
+    }  # fmt: skip
+
+
+def alike() -> list:
+    """What is taken for the same: itself, other codes where rounding decides, and not: far logits, other codes."""
+    model = network("group", num_tokens=6)
+    mine = tune.Sequence(model, 40, shapes_for(model.config, 80, torch.bfloat16)).drawn()
+    mine.logits_MV.fill_(1.0)
+    one, all_ = mine.codes_BT.clone(), mine.codes_BT + 1
+    one[0] += 1
+    return [
+        tune.fault(mine, mine, True),
+        tune.fault(replace(mine, codes_BT=one), mine, False),
+        tune.fault(replace(mine, logits_MV=mine.logits_MV * 1.1), mine, False),
+        tune.fault(replace(mine, logits_MV=mine.logits_MV * torch.nan), mine, False),
+        tune.fault(replace(mine, hot_BT=all_), mine, False),
+        tune.fault(replace(mine, codes_BT=all_), mine, False),
+    ]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(dir=os.environ["FOLDER"]))
+    record.RESULTS = folder
+    tiny = AiMConfig(d_model=32, n_layer=1, headdim=16, d_state=16, num_tokens=16, num_classes=3)
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        measured = forms.measure(tiny, 2, CPU, 1)
+        with mock.patch.object(sampling, "network", lambda name, device: network("group")):
+            row = sampling.codes("AiM-B", 2, CPU, 1, False, 1e9)
+    report = {"searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
