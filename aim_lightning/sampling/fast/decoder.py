@@ -1,7 +1,7 @@
 """The fast decoder: static memory, one captured graph a shape, options as tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.fast.weights import StaticWeights
 from aim_lightning.sampling.filters import refuse_diverged
+from aim_lightning.utils.precision import exact_products
 
 # Steps of one graph: between two graphs the GPU waits for Python a little.
 STEPS_A_GRAPH = 8
@@ -69,7 +70,7 @@ class FastDecoder:
         # Kernels start on the current device, which need not be the network's.
         with torch.cuda.device(codes_BT.device) if codes_BT.is_cuda else nullcontext():
             self.weights.refresh(model)
-            with exact_products(self.buffers.dtype):
+            with _products(self.buffers.dtype):
                 self._condition(model, labels_B)
             self._set_options(uniform_BT, scales, temperature, top_k, top_p, position_offset)
             done = 0
@@ -105,12 +106,12 @@ class FastDecoder:
     def _advance(self, steps: int) -> None:
         """So many more codes."""
         if not self._capturing:
-            with exact_products(self.buffers.dtype):
+            with _products(self.buffers.dtype):
                 for _ in range(steps):
                     self._step()
             return
         if steps not in self._replays:
-            with exact_products(self.buffers.dtype):  # a graph keeps the precision it was captured with
+            with _products(self.buffers.dtype):  # a graph keeps the precision it was captured with
                 self._replays[steps] = self._captured(steps)
         self._replays[steps]()
 
@@ -136,16 +137,9 @@ class FastDecoder:
         torch.cuda.current_stream().wait_stream(stream)
 
 
-@contextmanager
-def exact_products(dtype: torch.dtype) -> Iterator[None]:
+def _products(dtype: torch.dtype) -> AbstractContextManager:
     """In float32 no product takes TF32, whatever the process allows elsewhere."""
-    before = torch.get_float32_matmul_precision()
-    if dtype == torch.float32:
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return exact_products() if dtype == torch.float32 else nullcontext()
 
 
 def portions(count: int, most: int) -> list[int]:
