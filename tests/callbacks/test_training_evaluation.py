@@ -93,18 +93,26 @@ def test_curves_grid_and_best_checkpoints(run):
 
 
 def test_a_continued_run_goes_on_as_if_nothing_had_happened(place, run):
-    """Cut back to the checkpoint of step 12: values, best ones and steps come out as without the break."""
+    """Cut back to the checkpoint of step 12: values, best ones and steps come out as without the break.
+
+    With the fast decoder, which draws the plain one's images in float32, averaged weights in the trained ones' place;
+    and with a grid of samples after each validation.
+    """
     import shutil
 
     cut = place / "runs" / "tiny" / "cut"
-    fit(place, "cut", "--callbacks.checkpoints.keep_last", "9")
+    grid = "{class_path: aim_lightning.callbacks.pictures.SampleGrid, init_args: {classes: 2, columns: 2}}"
+    (place / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
+    fast = ("--callbacks.checkpoints.keep_last", "9", "--config", place / "fast.yaml")
+    fit(place, "cut", *fast)
     for path in (cut / "checkpoints").iterdir():
         if int(path.stem.split("=")[1]) > 12:
             path.unlink()
     shutil.rmtree(cut / "best")
-    fit(place, "cut", "--callbacks.checkpoints.keep_last", "9")
+    fit(place, "cut", *fast)
     tag = "metrics/fd_effnet_lite0_40"
     assert scalars(cut)[tag] == scalars(run)[tag]
+    assert (cut / "samples" / "grid.png").is_file()
 
 
 @pytest.mark.long
@@ -132,16 +140,22 @@ def test_fifty_evaluations_leave_memory_as_it_was(place, monkeypatch):
 
 
 def test_two_ranks_with_uneven_shares_and_a_budget_end(place):
-    """49 images are four blocks for two ranks; the budget is used up at once, so both stop after the first round."""
+    """49 images are four blocks for two ranks; the budget is used up at once, so both stop after the first round.
+
+    With the fast decoder, as on two GPUs.
+    """
     budget = ("--callbacks.training_evaluation.num_samples", 49, "--callbacks.training_evaluation.budget_seconds", 1e-3)
     ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.max_steps", 8)
-    command = [sys.executable, "-m", "aim_lightning", *words(place, "two", *ddp, *budget)]
+    fast = ("--sampling.decoder", "fast")
+    command = [sys.executable, "-m", "aim_lightning", *words(place, "two", *ddp, *budget, *fast)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     found = scalars(place / "runs" / "tiny" / "two")
     assert [step for step, _ in found["metrics/fd_effnet_lite0_32"]] == [5, 7]
     assert not any(tag.endswith("_49") for tag in found)
+    record = read_record(place / "runs" / "tiny" / "two" / "samples" / "evaluation.json")
+    assert record["protocol"]["sampling"]["decoder"] == "fast"
 
 
 def test_epochs_and_the_trained_weights_themselves(place):
