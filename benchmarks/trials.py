@@ -28,6 +28,7 @@ def _choose(warps: int) -> Change:
     return {"choose_warps": warps}
 
 
+VECTORS: Change = {"vectors": True}
 ONE = [  # AiM-B, one image
     _choose(16),
     _project(16, 32, 256, 3, 4, *EARLY),
@@ -36,6 +37,7 @@ ONE = [  # AiM-B, one image
     _mix(1, 64, 3, 8, *SUMS, ahead=256, ahead_b=256),
     _project(16, 32, 256, 3, 8),
     _out(4, 16, 32, 128, 3, 4, *EARLY),
+    VECTORS,
     _choose(32),
     _mix(1, 64, 3, 4, *SUMS),
     _out(4, 16, 16, 128, 4, 4),
@@ -46,6 +48,7 @@ B16 = [
     _project(32, 32, 256, 4, 8),
     _out(4, 16, 32, 128, 3, 4, *EARLY),
     _choose(16),
+    VECTORS,
     _mix(2, 16, 3, 4, *SUMS, ahead=64, ahead_b=64),
     _out(4, 32, 32, 128, 5, 8),
     _mix(4, 32, 3, 4, *PRODUCTS),
@@ -63,6 +66,7 @@ B64 = [
     _out(2, 64, 32, 128, 4, 8),
     _mix(4, 8, 3, 2, *SUMS, ahead=32, ahead_b=32),
     _choose(16),
+    VECTORS,
     _project(64, 64, 128, 3, 8),
     _out(2, 64, 16, 128, 4, 8),
     _project(32, 32, 256, 3, 8),
@@ -71,6 +75,7 @@ B64 = [
     _mix(4, 16, 3, 4, *SUMS),
 ]
 L16 = [
+    VECTORS,
     _project(32, 64, 128, 4, 8),
     _mix(4, 32, 3, 4, *PRODUCTS),
     _out(4, 32, 32, 512, 3, 8, *EARLY),
@@ -89,6 +94,7 @@ L64 = [
     _project(64, 64, 128, 3, 8),
     _mix(8, 8, 3, 2, *SUMS),
     _out(2, 64, 32, 128, 4, 8),
+    VECTORS,
     _choose(16),
     _mix(8, 16, 3, 8, *PRODUCTS),
     _mix(4, 8, 3, 2, 144, False),
@@ -99,6 +105,8 @@ L64 = [
     _mix(4, 16, 3, 4, *PRODUCTS),
 ]
 XL16 = [
+    VECTORS,
+    VECTORS,
     _mix(4, 32, 3, 4, *PRODUCTS),
     _project(32, 64, 128, 4, 8),
     _out(4, 32, 32, 128, 4, 4),

@@ -99,7 +99,7 @@ def tune(
     tries: Iterable[Change],
     until: float,
     keep: Callable[[Shapes], None],
-    repeats: int = 5,
+    repeats: int = 3,
 ) -> Shapes:
     """The best shapes that the changes lead to, each `keep`t when it is found."""
     best = Sequence(model, batch, found)

@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import forms
+import kernels
 import record
 import sampling
 import torch
@@ -90,7 +91,10 @@ def main() -> None:
         measured = forms.measure(tiny, 2, CPU, 1)
         with mock.patch.object(sampling, "network", lambda name, device: network("group")):
             row = sampling.codes("AiM-B", 2, CPU, 1, False, 1e9)
-    report = {"searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
+    # Two steps of two kernels that overlap, a pause between them, and something once before and after.
+    events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
+    report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
+    report |= {"searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
     print(json.dumps(report))
 
 

@@ -197,8 +197,9 @@ def far_row() -> bool:
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
-        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, INNER=inner, H=1,
-        P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, y, y, y, T,
+        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, AHEAD=0,
+        AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -217,23 +218,32 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
     xs, bs, gate, y = new(2, T, inner), new(2, T, N), new(2, inner), new(2, inner)
+    D, gate_rows, next_rows, norm = 40, new(2, 3, 40), new(2, 2, 40), torch.rand(40)
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
     with mock.patch.multiple(mix, _prefetch=note, _wait=nothing, _start_next=nothing):
         mix.mix_kernel[(2, 2)](
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
-            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
-            N=N, HEADS=2, STEPS=16, PRODUCTS=products, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
+            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
+            T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,
+            AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
         )  # fmt: skip
-    found, counted = [], 0
+    found, past = [], set()
     for values in (xs, bs):
         places = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
-        counted += len(places)
+        past |= places
         width = values.shape[2]
         codes = [(place - values[1].data_ptr()) // (2 * width) for place in places]
         found.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
-    assert counted == len(seen)
+    starts = [gate_rows.data_ptr() + 2 * D * kind for kind in (2, 5)]
+    starts += [next_rows.data_ptr() + 2 * D * kind for kind in range(4)]
+    vectors = {start + 2 * i for start in starts for i in range(0, D, line)}
+    vectors |= {norm.data_ptr() + 4 * i for i in range(0, D, line // 2)}
+    assert vectors <= seen
+    # A share of five places in two is three each: the last ones are taken once more.
+    rest = {start + 2 * (D - 1) for start in starts} | {norm.data_ptr() + 4 * (D - 1)}
+    assert seen - vectors - rest <= past
     return found
 
 

@@ -13,6 +13,8 @@ BF16 = (
     "y_ptr",
     "gate_ptr",
     "rows_ptr",
+    "gate_rows_ptr",
+    "next_rows_ptr",
     "h_ptr",
     "words_ptr",
 )
@@ -25,7 +27,8 @@ TYPES = dict.fromkeys(BF16, "*bf16") | {
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 LINEAR = {"SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
-MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
+MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "VECTORS": False, "LINE": 64, "CHAINED": True}
+MIX |= {"D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
 CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32}, {}),
     ("linear_kernel", {**LINEAR, "INNER": 1536}, {}),
@@ -37,7 +40,11 @@ CASES = [
     ("project_kernel", {**PROJECT, "ROWS": 16, "DEEP": 256, "EARLY": True}, {}),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "WIDE": 512}, {}),
     ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False}, {"num_warps": 8}),
-    ("mix_kernel", {**MIX, "HEADS": 4, "STEPS": 8, "PRODUCTS": False, "AHEAD": 64, "AHEAD_B": 64}, {"num_warps": 2}),
+    (
+        "mix_kernel",
+        {**MIX, "HEADS": 4, "STEPS": 8, "PRODUCTS": False, "AHEAD": 64, "AHEAD_B": 64, "VECTORS": True},
+        {"num_warps": 2},
+    ),
     ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "AHEAD": 128}, {"num_warps": 8}),
     ("choose_kernel", {"GUIDED": True, "BLOCK": 16384, "FEW": 2048, "CHAINED": True}, {"num_warps": 8}),
     ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),

@@ -49,6 +49,15 @@ def test_every_form_is_measured(report):
     assert all(row["us"] > 0 for row in forms.values())
 
 
+def test_kernels_count_from_end_to_end(report):
+    assert report["kernels"] == [
+        {"kernel": "a, then b", "launches_a_step": 0.5, "us": 4.0},
+        {"kernel": "b, then b", "launches_a_step": 1.0, "us": 2.0},
+        {"kernel": "b, then a", "launches_a_step": 0.5, "us": 4.0},
+        {"kernel": "b, then copy", "launches_a_step": 0.5, "us": 4.0},
+    ]
+
+
 def test_a_row_tells_the_first_calls_apart(report):
     row = report["row"]
     assert row["capture_s"] > 0 and row["compile_s"] > 0 and row["fast_s"] > 0

@@ -54,7 +54,8 @@ class Shapes:
     """All kernels of a step.
 
     split: programs that share the inner dimension of out_proj. ahead: past codes whose x the mix kernel fetches before
-    its turn; ahead_b: those whose B it fetches. line: values between two addresses that are fetched.
+    its turn; ahead_b: those whose B it fetches; vectors: whether it also fetches what the norm and the modulation after
+    it multiply by. line: values between two addresses that are fetched.
     """
 
     project: Product
@@ -66,6 +67,7 @@ class Shapes:
     choose_warps: int
     ahead_b: int = 0
     line: int = 64
+    vectors: bool = False
 
 
 def table() -> dict[tuple[int, int], Shapes]:

@@ -32,17 +32,19 @@ class TritonStep:
             self._project(i)
             self._mix(i)
             linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch, self.shapes.line)
-            if i + 1 < len(weights.layers):
-                self._advance(i, weights.layers[i + 1].norm, self._layer_rows(i + 1))
-        self._advance(i, weights.norm_final, self._final_rows(), final=weights.norm_f)
+            self._advance(i)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch, self.shapes.line)
         self._choose()
 
     def _layer_rows(self, i: int) -> Tensor | None:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
 
-    def _final_rows(self) -> Tensor | None:
-        return None if self.buffers.final_rows is None else self.buffers.final_rows[0]
+    def _after(self, i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What follows layer i: weights of the next norm, its modulation, and after the last layer norm_f before it."""
+        weights, final = self.weights, self.buffers.final_rows
+        if i + 1 < len(weights.layers):
+            return weights.layers[i + 1].norm, self._layer_rows(i + 1), None
+        return weights.norm_final, None if final is None else final[0], weights.norm_f
 
     def _enter(self) -> None:
         buffers, weights, rows = self.buffers, self.weights, self._layer_rows(0)
@@ -54,8 +56,8 @@ class TritonStep:
             MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
-    def _advance(self, i: int, norm: Tensor, rows: Tensor | None, final: Tensor | None = None) -> None:
-        buffers, gate = self.buffers, self._layer_rows(i)
+    def _advance(self, i: int) -> None:
+        buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
         kernels.advance_kernel[(buffers.rows,)](
             self.out, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
@@ -94,13 +96,16 @@ class TritonStep:
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
-        shape = self.shapes.mix
+        shape, gate, (norm, rows, _) = self.shapes.mix, self._layer_rows(i), self._after(i)
         kernels.mix_kernel[(buffers.rows, self.parts)](
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
-            layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, config.num_tokens,
-            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, HEADS=shape.heads,
+            layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step,
+            buffers.h_MD if gate is None else gate, buffers.h_MD if rows is None else rows, norm, config.num_tokens,
+            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, D=config.d_model,
+            GATE_ROWS=config.modulation_rows, NEXT_ROWS=1 if rows is None else rows.shape[1], HEADS=shape.heads,
             STEPS=shape.steps, PRODUCTS=shape.products, AHEAD=self.shapes.ahead, AHEAD_B=self.shapes.ahead_b,
-            LINE=self.shapes.line, num_stages=shape.stages, num_warps=shape.warps,
+            VECTORS=self.shapes.vectors and gate is not None, LINE=self.shapes.line,
+            num_stages=shape.stages, num_warps=shape.warps,
             **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip
 

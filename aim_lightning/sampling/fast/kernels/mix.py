@@ -19,6 +19,19 @@ def _fetch_ahead(
 
 
 @triton.jit
+def _fetch_vectors(gate_ptr, rows_ptr, norm_ptr, part, D: tl.constexpr, PARTS: tl.constexpr, LINE: tl.constexpr):
+    """Send a share of what `advance_kernel` will want on its way to the L2 cache: gate, shift, scale, norm weight."""
+    LINES: tl.constexpr = (D + LINE - 1) // LINE
+    own = part + PARTS * tl.arange(0, triton.next_power_of_2((LINES + PARTS - 1) // PARTS))
+    cols = tl.minimum(own * LINE, D - 1)
+    _prefetch(gate_ptr + 2 * D + cols)
+    _prefetch(rows_ptr + cols)
+    _prefetch(rows_ptr + D + cols)
+    _prefetch(norm_ptr + cols)  # float32: twice as many bytes
+    _prefetch(norm_ptr + tl.minimum(own * LINE + LINE // 2, D - 1))
+
+
+@triton.jit
 def _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER: tl.constexpr, N: tl.constexpr):
     """Stored inputs of some past codes: x_SW, b_SN, g_SH; zero weight for codes to come."""
     known = past[:, None] < step
@@ -75,9 +88,10 @@ def _past_by_products(
 @triton.jit
 def mix_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
-    step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
-    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
-    CHAINED: tl.constexpr,
+    step_ptr, gate_rows_ptr, next_rows_ptr, next_norm_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, GATE_ROWS: tl.constexpr, NEXT_ROWS: tl.constexpr, HEADS: tl.constexpr,
+    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, VECTORS: tl.constexpr,
+    LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
@@ -86,8 +100,8 @@ def mix_kernel(
     y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
     (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
     never formed. PRODUCTS: on tensor cores. Before the kernel before has ended x of the last AHEAD codes and B of the
-    last AHEAD_B, of which each program of a row sends a share, are on their way to the cache; without PRODUCTS the
-    inputs of the first STEPS codes are in registers.
+    last AHEAD_B, of which each program of a row sends a share, are on their way to the cache (VECTORS: also what
+    `advance_kernel` multiplies by); without PRODUCTS the inputs of the first STEPS codes are in registers.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
@@ -102,6 +116,9 @@ def mix_kernel(
     FIRST: tl.constexpr = 0 if PRODUCTS else STEPS  # codes that are there already
     if CHAINED and AHEAD > 0:
         _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, FIRST), step, part * W, INNER, W, STEPS, LINE)
+    if CHAINED and VECTORS:
+        gate_rows, next_rows = gate_rows_ptr + row * GATE_ROWS * D, next_rows_ptr + row * NEXT_ROWS * D
+        _fetch_vectors(gate_rows, next_rows, next_norm_ptr, part, D, H // HEADS, LINE)
     if CHAINED and AHEAD_B > 0:
         SHARE: tl.constexpr = (AHEAD_B * HEADS + H - 1) // H
         begin = tl.maximum(step - AHEAD_B, FIRST) + part * SHARE
