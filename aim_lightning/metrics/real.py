@@ -104,12 +104,14 @@ class RealPicturesBuilder:
         outputs = self.network.outputs(images.to(self.network.device))
         for name, sums in self.sums.items():
             sums.update_features(outputs[name], real=True)
-        features, kept = outputs[FEATURES], self.kept[indices]
-        self.rows.update(features[kept.to(features.device)], indices[kept])
+        features = outputs[FEATURES]
+        kept = self.kept[indices].nonzero()[:, 0]
+        self.rows.update(features[kept.to(features.device, non_blocking=True)], indices[kept])
         if self.probed is not None:
-            chosen = self.probed[indices]
-            rows = torch.cat((features, labels.to(features)[:, None]), 1)
-            self.probe_rows.update(rows[chosen.to(rows.device)], indices[chosen])
+            chosen = self.probed[indices].nonzero()[:, 0]
+            place = chosen.to(features.device, non_blocking=True)
+            own = labels[chosen].to(features.device, features.dtype, non_blocking=True)
+            self.probe_rows.update(torch.cat((features[place], own[:, None]), 1), indices[chosen])
 
     def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> RealPictures:
         """Over all processes, every one of which must call it; the same on all."""

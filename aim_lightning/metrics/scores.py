@@ -66,7 +66,7 @@ class Scores(nn.Module):
         """Add pictures, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
 
         Raises:
-            ValueError: anything but uint8 pictures, or features that are not finite.
+            ValueError: anything but uint8 pictures.
         """
         outputs = self.network.outputs(images.to(self.network.device))
         for output, distance in self.distances.items():
@@ -79,11 +79,16 @@ class Scores(nn.Module):
         if self.agreement is not None:
             known = 0 if labels is None else len(labels)  # without labels the metric stays empty
             asked = torch.zeros(0, dtype=torch.int64) if labels is None else labels
-            self.agreement.update(outputs[FEATURES][:known], asked.to(outputs[FEATURES].device))
+            place = outputs[FEATURES].device
+            self.agreement.update(outputs[FEATURES][:known], asked.to(place, non_blocking=True))
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        """Every value by its name without the number of pictures; every process must call it."""
+        """Every value by its name without the number of pictures; every process must call it.
+
+        Raises:
+            UserError: features were not finite; on all processes.
+        """
         values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
         if self.inception is not None:
             score, ending = self.inception.compute(), self.network.name_ending
