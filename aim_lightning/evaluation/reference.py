@@ -1,12 +1,12 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
-from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.sets import NpzPictures, PictureList, on_device
@@ -14,6 +14,7 @@ from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, cache_values
+from aim_lightning.utils.background import in_background
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
@@ -42,6 +43,7 @@ class Reference:
             raise UserError("there is nothing to compare with: give --reference, or an experiment with pictures")
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
         self.list = self._open(path, pictures, split)
+        self._identity: Future[tuple] | None = None
 
     def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
         if path is None:
@@ -64,6 +66,13 @@ class Reference:
         if self.list is None:
             return {"kind": "npz", "name": self.file.path.name, "sha256": sha256_file(self.file.path)}
         return self.list.source()
+
+    def begin(self) -> None:
+        """Work out in a thread what `statistics` looks up in its cache: for a folder the hash of all its files."""
+        self._identity = in_background(self._identify)
+
+    def _identify(self) -> tuple[dict[str, Any], str]:
+        return self.source(), "" if self.list is None else self.list.state()
 
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of its pictures; None where it has statistics alone."""
@@ -90,8 +99,9 @@ class Reference:
         Raises:
             UserError: pictures that cannot be read, or fewer than two.
         """
-        known = (self.source(), "" if self.list is None else self.list.state()) if ranks.is_first else None
-        source, state = ranks.from_first(known)
+        if ranks.is_first and self._identity is None:
+            self.begin()
+        source, state = ranks.from_first(self._identity.result() if ranks.is_first else None)
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.list, "num_classes", 0) if probe else 0
         entry = TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
@@ -112,8 +122,7 @@ class Reference:
             return RealPictures(gaussians, None, None, source)
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            parts = ranks.share(ranges(len(self.list), batch_size))
-            for images, labels, numbers in on_device(self.list.batches(parts), network.device):
+            for images, labels, numbers in on_device(self.list.share(ranks, batch_size), network.device):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
         return builder.finish(source, gaussians)

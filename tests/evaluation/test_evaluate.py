@@ -1,6 +1,7 @@
 """`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of pictures."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -115,6 +116,24 @@ def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys)
     assert metrics["fd_effnet_lite0"] == pytest.approx(0, abs=1e-3) and metrics["precision_effnet_lite0"] == 1
     assert main([str(word) for word in ["evaluate", *words, "--trainer.accelerator", "cpu"]]) == 2
     assert "inception" in capsys.readouterr().err.lower()  # no weights file here: one line
+
+
+def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, config, place, monkeypatch, capsys):
+    """The reference is in the cache; of the pictures only the last ones' features are NaN."""
+    from aim_lightning.metrics.features import EfficientNetLite0Features
+
+    monkeypatch.chdir(ROOT)
+    features = EfficientNetLite0Features._features
+
+    def diverging(self, images):
+        return features(self, images) * (float("nan") if len(images) < 32 else 1)
+
+    monkeypatch.setattr(EfficientNetLite0Features, "_features", diverging)
+    words = ("--samples", scored[0] / "samples.npz", "--out", place / "nan")
+    assert main(evaluate(config, *words)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "not finite (NaN): the feature network's weights" in error
+    assert not (place / "nan").exists()
 
 
 def test_given_archives_of_one_name_have_folders_of_their_own(config, place, monkeypatch):
@@ -319,7 +338,10 @@ def test_many_pictures_by_loader_processes(tmp_path):
     for i in range(300):
         Image.new("RGB", (4, 4), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03d}.png")
     pictures = FolderPictures(tmp_path)
-    batches = list(pictures.batches([range(0, 128), range(128, 300)]))
+    begun = pictures.batches([range(0, 128), range(128, 300)])
+    assert multiprocessing.active_children(), "decoding begins before the first batch is asked for"
+    batches = list(begun)
+    assert [len(images) for images, _, _ in batches] == [128, 172]
     images = torch.cat([images for images, _, _ in batches])
     assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
 
