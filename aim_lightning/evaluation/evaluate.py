@@ -160,8 +160,10 @@ class Evaluation:
         blocks, ranks = BlockFolder(folder / "blocks", plan), self.judge.ranks
         if ranks.from_first((folder / ARCHIVE).is_file()):
             return NpzPictures(folder / ARCHIVE), {}
-        if ranks.is_first and len(blocks.missing()) < len(plan.blocks()):
-            self.say(f"continuing {folder}: {len(blocks.missing())} of {len(plan.blocks())} blocks to draw")
+        if ranks.is_first:
+            blocks.clear()
+            if (missing := len(blocks.missing())) < len(plan.blocks()):
+                self.say(f"continuing {folder}: {missing} of {len(plan.blocks())} blocks to draw")
         speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
         ranks.from_first(None)  # all blocks are there
         return BlockPictures(blocks), speed

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,26 @@ def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     for block in range(7):
         np.testing.assert_array_equal(folder.read(block), whole[block])
     assert folder.file(0).stat().st_mtime_ns == kept
+
+
+def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, monkeypatch):
+    """Half a block and half an archive: of a dead process here, and one of another machine, whose fate is not known."""
+    from aim_lightning.evaluation import archive
+
+    monkeypatch.chdir(ROOT)
+    write_step(place, networks().aim, 7, "leftovers")
+    command = evaluate(config, "--num", 20, "--run", "leftovers")
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(archive, "write_npz", lambda *_: {}["the power fails here"])
+        main(command)
+    (folder,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, host in (("blocks/.block-000001.npy", socket.gethostname()), ("blocks/.block-000000.npy", "elsewhere")):
+        (folder / f"{name}.{host}.{dead.pid}-0a1b2c3d.tmp").touch()
+    (folder / f".samples.npz.{socket.gethostname()}.{dead.pid}-0a1b2c3d.tmp").touch()
+    assert main(command) == 0
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
 
 
 @pytest.mark.slow
