@@ -81,7 +81,7 @@ class SampleMetrics(Scoring):
     def _score(self, batches: Scored, reference: RealPictures, device) -> tuple[Tensor, Tensor, int]:
         """Both metrics from one pass over the features; every rank gets the value over all ranks."""
         frechet = FrechetDistance(self.features).to(device)
-        frechet.load_gaussian(*reference.gaussians[FEATURES])
+        frechet.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         agreement = ClassAgreement(LinearProbe.from_state(*reference.probe)).to(device)
         for images, labels in batches:
             beat("scoring samples")

@@ -49,13 +49,14 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` alone
         self._reference_loaded = False
         self._gaussian: tuple[Tensor, Tensor] | None = None
+        self._gaussian_count: int | None = None
         self._root: Tensor | None = None
         self._warned = False
 
     @property
     def real_count(self) -> int:
-        """Real samples of this process, or those of the loaded reference."""
-        return int(self.real_features_num_samples)
+        """Real samples of this process, or those of the loaded reference, 0 where it does not tell."""
+        return int(self.real_features_num_samples) if self._gaussian is None else self._gaussian_count or 0
 
     @property
     def fake_count(self) -> int:
@@ -95,13 +96,17 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             UserError: features were not finite.
         """
         self.check()
-        count = self.fake_count if self._gaussian else min(self.real_count, self.fake_count)
+        counts = {"generated": self.fake_count, "real": self.real_count}
+        if self._gaussian is not None and self._gaussian_count is None:
+            del counts["real"]
+        side = min(counts, key=counts.get)
+        count = counts[side]
         if count < 2:
             raise RuntimeError("FrechetDistance needs at least two pictures on either side")
         if count < self.inception.num_features and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"FrechetDistance: {count} pictures for {self.inception.num_features} features; "
+                f"FrechetDistance: {count} {side} pictures for {self.inception.num_features} features; "
                 "the covariance is singular and the distance too high. Compare it only at this count."
             )
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
@@ -117,8 +122,13 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             return tuple(value.to(self.device) for value in self._gaussian)
         return mean_and_covariance(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
 
-    def load_gaussian(self, mean: Tensor, covariance: Tensor) -> None:
-        """Take the real side from published statistics: mean (F,) and covariance (F, F).
+    def load_gaussian(self, mean: Tensor, covariance: Tensor, count: int | None = None) -> None:
+        """Take the real side from statistics: mean (F,) and covariance (F, F).
+
+        Args:
+            mean: of the features.
+            covariance: of the features.
+            count: pictures that they are of; None = not known.
 
         Raises:
             ValueError: other shapes.
@@ -128,7 +138,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
             raise ValueError(f"reference statistics have shapes {shapes}; ({features},) and its square were expected")
         self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
-        self._reference_loaded, self._root = True, None
+        self._reference_loaded, self._root, self._gaussian_count = True, None, count
         self._computed = None
 
     def reference_state(self) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def test_stand_in_ranks_damage(small):
         distance.update_features(features[:80], real=False)
         return float(distance.compute())
 
-    with pytest.warns(UserWarning, match="80 pictures for 1280 features"):
+    with pytest.warns(UserWarning, match="80 generated pictures for 1280 features"):
         base = distance_of(clean)
     blurred = [distance_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
     noised = [distance_of(small(noisy(images[:80], scale))) for scale in (8, 32)]

@@ -150,7 +150,7 @@ def test_reference_round_trip_survives_reset(network):
 
 def test_fewer_pictures_than_features_warns_once(network):
     distance = filled(network, gaussian(10, 1), gaussian(5, 2))
-    with pytest.warns(UserWarning, match="5 pictures for 6 features") as seen:
+    with pytest.warns(UserWarning, match="5 generated pictures for 6 features") as seen:
         distance.compute()
         distance.update_features(gaussian(1, 3)[:0], real=False)
         distance.compute()

@@ -218,8 +218,10 @@ def test_wrong_pictures_are_refused():
 
 def test_fewer_pictures_than_features_names_the_bias():
     network = Complete().load()
-    with pytest.warns(UserWarning, match="singular and the distance too high"):
-        score(network, real_of(network, pictures(40)), pictures(5))
+    for real, fake, words in ((40, 5, "5 generated pictures for 6"), (5, 40, "5 real pictures for 6")):
+        kept = real_of(network, pictures(real)).tensors()  # as they come from the cache
+        with pytest.warns(UserWarning, match=f"{words} features; the covariance is singular and the distance too high"):
+            score(network, RealPictures.from_tensors(kept, {}), pictures(fake))
 
 
 def test_names_never_take_a_stand_in_for_the_real_thing():
@@ -260,8 +262,20 @@ def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
     with pytest.raises(UserError, match="sigma: float64"):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, sigma=np.full((6, 6), np.nan)), network)
-    with pytest.raises(UserError, match="Inception features, which means"):
-        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), Means().load())
+
+
+def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
+    """Other weights have features of the same shape: for them the file's pictures are worked out."""
+    network = Complete().load()
+    file, other = adm_file(tmp_path / "ref.npz", network, real_of(network, pictures(40))), Complete().load()
+    other.metric_name = "fd_inception_1a2b3c4d"
+    assert set(adm_gaussians(file, network)) == {"features", "spatial"}
+    assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
+    np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
+    with pytest.raises(
+        UserError, match=r"published Inception alone, and no pictures \(arr_0\) for fd_inception_1a2b3c4d"
+    ):
+        adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
 
 
 def test_npz_rows_mapped_unpacked_and_written(tmp_path):
