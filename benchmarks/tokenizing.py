@@ -56,7 +56,7 @@ def encode_paths(
 
     @torch.no_grad()
     def plain_encode(images: torch.Tensor) -> torch.Tensor:
-        with exact_products(False, False):
+        with exact_products(False):
             torch.backends.cudnn.deterministic = False  # put back by exact_products
             return plain.encode(to_unit_range(images))
 

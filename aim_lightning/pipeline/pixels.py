@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import round_pixels
-from aim_lightning.utils.products import exact_products
+from aim_lightning.utils.precision import exact_products
 
 # Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one to
 # work with.
@@ -95,8 +95,7 @@ class PixelDecoder:
     def _products(self) -> AbstractContextManager:
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
-        tf32 = self.precision == "tf32"
-        return exact_products(tf32, tf32)
+        return exact_products(self.precision == "tf32")
 
     def image_bytes(self) -> int:
         """GPU memory that one image takes while it is decoded, by the largest of what the tokenizer's modules give."""

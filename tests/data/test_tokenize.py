@@ -372,7 +372,7 @@ def test_precision_is_set_for_the_encoding_alone(tokenizer):
     assert seen == [(False, False, torch.float32), (False, True, torch.float32)] and formats == [True, False]
     Encoder(Spy(TINY_VQ), torch.device("cpu"), channels_last=False)(images)
     assert not formats[-1]
-    with exact_products(True, True):
+    with exact_products(True):
         assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 

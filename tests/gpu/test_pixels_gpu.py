@@ -10,7 +10,7 @@ from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.pixels import to_uint8
-from aim_lightning.utils.products import exact_products
+from aim_lightning.utils.precision import exact_products
 
 pytestmark = pytest.mark.gpu
 
@@ -30,8 +30,8 @@ def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
     images = list(made.batches(labels, on_step=keep, **options))
     assert [len(batch) for batch in images] == [4, 4, 4, 4, 4, 2]
     for batch, drawn in zip(images, codes, strict=True):
-        tf32, narrow = precision == "tf32", precision == "bfloat16"
-        with torch.autocast("cuda", torch.bfloat16, enabled=narrow), exact_products(tf32, tf32):
+        narrow = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16")
+        with narrow, exact_products(precision == "tf32"):
             serial = to_uint8(made.tokenizer.decode(drawn))
         assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
     assert all(map(torch.equal, images, made.batches(labels, **options)))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
-from aim_lightning.utils.products import exact_products
+from aim_lightning.utils.precision import exact_products
 
 PRECISIONS = ("float32", "tf32", "bf16")
 # Where pictures and weights lie channels-last because it is faster (benchmarks/tokenizing.py measures both formats).
@@ -52,8 +52,7 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """uint8 pictures to codes_BL, int32 on the device."""
-        tf32 = self.precision == "tf32"
-        with exact_products(tf32, tf32), self._autocast():
+        with exact_products(self.precision == "tf32"), self._autocast():
             x = to_unit_range(images_BCHW.to(self.device, non_blocking=True))
             return self._encode(x.contiguous(memory_format=self.memory_format)).to(torch.int32)
 

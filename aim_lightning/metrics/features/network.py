@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.utils.files import sha256_file
-from aim_lightning.utils.products import exact_products
+from aim_lightning.utils.precision import exact_products
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 CPU_CHUNK = 32  # pictures at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
@@ -114,7 +114,7 @@ class FeatureNetwork(nn.Module, ABC):
             return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
         # TF32 in convolutions alone, as torch-fidelity's command has it; the caller's settings do not count.
-        exact = exact_products(convolutions_tf32=self.precision == "tf32", matmul_tf32=False)
+        exact = exact_products(self.precision == "tf32", in_matmul=False)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
             parts = [self._outputs(part) for part in images.split(chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aim_lightning.utils.products import exact_products
+from aim_lightning.utils.precision import exact_products
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,9 @@ def newer() -> tuple[str, str]:
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_what_was_set_by_older_names_comes_back(precision):
     torch.set_float32_matmul_precision(precision)
-    with exact_products(False, True):
-        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "high")
-        assert torch.backends.cudnn.deterministic and newer() == ("ieee", "tf32")
+    with exact_products():
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
+        assert torch.backends.cudnn.deterministic and newer() == ("ieee", "ieee")
     assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, precision)
     assert not torch.backends.cudnn.deterministic
 
@@ -30,8 +30,10 @@ def test_what_was_set_by_older_names_comes_back(precision):
 @pytest.mark.parametrize(("conv", "matmul"), [("ieee", "tf32"), ("tf32", "tf32"), ("ieee", "ieee")])
 def test_what_was_set_by_newer_names_comes_back_and_is_no_error(conv, matmul):
     torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
-    with exact_products(True, False):
-        assert newer()[0] == "tf32" and newer()[1] != "tf32"
+    with exact_products(True):
+        assert newer() == ("tf32", "tf32")
+    with exact_products(True, in_matmul=False):
+        assert newer() == ("tf32", "ieee")
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "highest")
     assert newer() == (conv, matmul)
 
@@ -40,7 +42,7 @@ def test_a_precision_for_everything_does_not_reach_inside():
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.fp32_precision = "tf32"
     try:
-        with exact_products(False, False):
+        with exact_products():
             assert newer() == ("ieee", "ieee")
         assert torch.backends.fp32_precision == "tf32"
     finally:
@@ -48,6 +50,6 @@ def test_a_precision_for_everything_does_not_reach_inside():
 
 
 def test_everything_comes_back_after_an_error():
-    with pytest.raises(ValueError), exact_products(False, False):
+    with pytest.raises(ValueError), exact_products():
         raise ValueError
     assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.deterministic

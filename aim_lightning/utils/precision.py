@@ -10,10 +10,14 @@ CUDNN = {"enabled": True, "benchmark": False, "deterministic": True}
 
 
 @contextmanager
-def exact_products(convolutions_tf32: bool, matmul_tf32: bool) -> Iterator[None]:
+def exact_products(allow_tf32: bool = False, in_matmul: bool = True) -> Iterator[None]:
     """TF32 on or truly off (PyTorch's default is on in convolutions), deterministic kernels chosen without timing.
 
     Everything is put back afterwards, also what was set by torch's newer names (`fp32_precision`).
+
+    Args:
+        allow_tf32: in convolutions and in products of matrices.
+        in_matmul: False = in convolutions alone.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     with ExitStack() as after:
@@ -23,9 +27,9 @@ def exact_products(convolutions_tf32: bool, matmul_tf32: bool) -> Iterator[None]
         after.callback(*_restoring(lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v), cudnn.conv))
         after.callback(*_restoring(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, matmul))
         # The older names set the newer ones too, not the other way round; only off leaves convolutions to the default.
-        cudnn.allow_tf32 = convolutions_tf32
-        cudnn.conv.fp32_precision = "tf32" if convolutions_tf32 else "ieee"
-        torch.set_float32_matmul_precision("high" if matmul_tf32 else "highest")
+        cudnn.allow_tf32 = allow_tf32
+        cudnn.conv.fp32_precision = "tf32" if allow_tf32 else "ieee"
+        torch.set_float32_matmul_precision("high" if allow_tf32 and in_matmul else "highest")
         yield
 
 
