@@ -73,14 +73,16 @@ def from_published(source: str, device, backend: str = "auto") -> Generator:
 
 
 def identity(pipeline: AiMPipeline) -> dict[str, Any]:
-    """Hashes of the weights, their number and the type that they are kept in; the sampling options tell in which type
-    codes are drawn (`AiMPipeline.resolve`)."""
+    """Hashes of the weights, their number and the type that they are kept in, backend and kind of device: each may
+    change single codes. The sampling options tell in which type codes are drawn (`AiMPipeline.resolve`)."""
     weights = next(pipeline.aim.parameters())
     return {
         "weights_sha256": weights_hash(pipeline.aim),
         "tokenizer": pipeline.tokenizer.weights_hash,
         "parameters": sum(parameter.numel() for parameter in pipeline.aim.parameters()),
         "weights_dtype": str(weights.dtype).removeprefix("torch."),
+        "backend": pipeline.aim.backend,
+        "device": weights.device.type,
     }
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
 from aim_lightning.evaluation.decoded import FolderPictures, open_pictures
+from aim_lightning.evaluation.evaluate import Evaluation
+from aim_lightning.evaluation.generator import Generator, identity
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
@@ -63,6 +65,17 @@ def test_files_and_record(scored, place):
     entry = results["protocol"]["evaluate_fd_effnet_lite0_100"]
     assert entry["sampling"] == protocol["sampling"] and entry["weights_sha256"] == record["model"]["weights_sha256"]
     assert (entry["seeds"], entry["metrics"]) == ([0], sorted(record["metrics"]))
+
+
+def test_a_set_begun_on_another_device_or_backend_is_another_set(scored, tmp_path):
+    """The folder's name follows the facts: blocks of two kinds of arithmetic never meet in one."""
+    _, record = scored
+    assert (record["model"]["backend"], record["model"]["device"]) == ("torch", "cpu")
+    pipeline, plan, folders = networks(), SamplePlan(balanced_labels(50, range(3)), 8), set()
+    for change in ({}, {"device": "cuda"}, {"backend": "mamba_ssm"}):
+        generator = Generator(pipeline, "x", identity(pipeline) | change)
+        folders.add(Evaluation(generator, None, tmp_path, {}).folder(plan, SAMPLING))
+    assert len(folders) == 3
 
 
 def test_the_archive_is_what_adm_reads(scored):
