@@ -23,6 +23,7 @@ from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.background import in_background
 from aim_lightning.utils.files import write_bytes
 
 ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
@@ -129,7 +130,11 @@ class Evaluation:
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
         check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
         pictures, speed = self._pictures(folder, plan, sampling)
+        # An archive of before is compared with its checksums meanwhile.
+        whole = in_background(pictures.source) if ranks.is_first else None
         values, features = self.judge.score(pictures)
+        if whole:
+            whole.result()
         performance = {"sampling": speed, "features": features, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
         made_by = self.judge.hardware()

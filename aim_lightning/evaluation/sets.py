@@ -15,7 +15,6 @@ from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.utils.background import ahead
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
 
 Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,), numbers (B,)
@@ -92,7 +91,7 @@ class NpzPictures(PictureList):
 
     @cached_property
     def _hash(self) -> str:
-        return sha256_file(self.file.path)
+        return self.file.sha256()
 
 
 class BlockPictures(PictureList):

@@ -14,6 +14,7 @@ from metrics.test_frechet import Means
 from torch import nn
 from torchmetrics import Metric
 
+from aim_lightning.evaluation.sets import NpzPictures
 from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS
 from aim_lightning.metrics.gaussian import frechet_distance
@@ -305,14 +306,35 @@ def test_truncated_npz_is_one_line(tmp_path, compress, keep):
     assert "\n" not in str(error.value)
 
 
-def test_damage_inside_an_npz_is_noticed(tmp_path):
+@pytest.mark.parametrize("place", [150, 1000, 20_000, 30_000])
+def test_damage_inside_an_npz_is_noticed(tmp_path, place):
+    """Wherever it is: in the packed stream's tables, in its data, or in what unpacks to something else."""
     path = tmp_path / "x.npz"
-    np.savez_compressed(path, arr_0=np.random.default_rng(0).random(5000))
+    np.savez_compressed(path, arr_0=np.random.default_rng(0).integers(0, 99, (500, 10, 10, 3), dtype=np.uint8))
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    content[place : place + 8] = bytes(byte ^ 255 for byte in content[place : place + 8])
     path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        NpzFile(path).array("arr_0")
+    file = NpzFile(path)
+    for read in (file.array, lambda name: list(file.rows(name).batches([range(0, 500)]))):
+        with pytest.raises(UserError, match="damaged"):
+            read("arr_0")
+
+
+@pytest.mark.filterwarnings("error:.*not writable")
+def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
+    """Its rows are mapped from the disk, so that nothing else would notice."""
+    path, rows = tmp_path / "x.npz", np.zeros((100, 10, 10, 3), np.uint8)
+    np.savez(path, arr_0=rows)
+    whole = NpzPictures(path)
+    assert len(whole.source()["sha256"]) == 64
+    content = bytearray(path.read_bytes())
+    content[5000:5064] = bytes(64 * [255])
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.npz, array arr_0, is truncated, damaged"):
+        NpzPictures(path).source()
+    np.savez_compressed(path, arr_0=rows)
+    ((images, _, _),) = NpzPictures(path).batches([range(0, 100)])
+    assert images.shape == (100, 3, 10, 10)
 
 
 def test_pickled_objects_are_refused_and_never_run(tmp_path):
