@@ -306,7 +306,7 @@ def test_truncated_npz_is_one_line(tmp_path, compress, keep):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("place", [150, 1000, 20_000, 30_000])
+@pytest.mark.parametrize("place", [60, 124, 166, 243, 400, 100_000])
 def test_damage_inside_an_npz_is_noticed(tmp_path, place):
     """Wherever it is: in the packed stream's tables, in its data, or in what unpacks to something else."""
     path = tmp_path / "x.npz"
