@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.pipeline import AiMPipeline, load
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
@@ -31,7 +32,7 @@ class Generator:
 
 
 def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> Generator:
-    """The newest checkpoint of a run directory, or a checkpoint file itself.
+    """The newest checkpoint of a run directory, or a checkpoint file itself. Every process must call it.
 
     Args:
         source: run directory or checkpoint.
@@ -43,7 +44,7 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
     Raises:
         UserError: no checkpoint, one of another model, or a backend that cannot be had.
     """
-    path = newest_checkpoint(source)
+    path = Ranks().ask_first(lambda: newest_checkpoint(source))  # training may write one between two looks
     content = read_checkpoint(path)
     pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
     kind = "ema" if content["ema"] and not raw else "raw"

@@ -101,13 +101,13 @@ class Reference:
         """
         if ranks.is_first and self._identity is None:
             self.begin()
-        source, state = ranks.from_first(self._identity.result() if ranks.is_first else None)
+        source, state = ranks.ask_first(lambda: self._identity.result())
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.list, "num_classes", 0) if probe else 0
         entry = TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
-        tensors = entry.read() if ranks.is_first else None
-        if ranks.from_first(tensors is not None):
-            return RealPictures.from_tensors(tensors or entry.read(), source)
+        tensors = ranks.ask_first(entry.read)  # the cache of another node may be another one
+        if tensors is not None:
+            return RealPictures.from_tensors(tensors, source)
         real = self._work_out(network, ranks, source, classes, batch_size)
         if ranks.is_first:
             entry.write(real.tensors())
