@@ -150,7 +150,12 @@ class Evaluation:
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())
         balanced = int(plan.labels.bincount().max()) - int(plan.labels.bincount()[classes].min()) <= 1
-        labels = {"classes": len(classes), "balanced": balanced}
+        labels = {
+            "classes": len(classes),
+            "balanced": balanced,
+            "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
+            "chosen": None if len(classes) == len(self.generator.pipeline.class_names) else classes,
+        }
         values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
         return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
 

@@ -89,16 +89,30 @@ class Scores(nn.Module):
         Raises:
             UserError: features were not finite; on all processes.
         """
-        values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
+        values = [distance.compute() for distance in self.distances.values()]
         if self.inception is not None:
-            score, ending = self.inception.compute(), self.network.name_ending
-            values |= {f"is{ending}": float(score["mean"]), f"is_std{ending}": float(score["std"])}
+            values += self.inception.compute().values()
         if self.kernel is not None:
-            values |= self._comparisons()
+            kernel, shares = self.kernel.compute(), self.neighbours.compute()
+            values += [*list(kernel.values())[: 1 if self.network.name_ending else 2], *shares.values()]
         if self.agreement is not None:
-            agreement = float(self.agreement.compute())
-            values |= {"class_agreement": agreement} if agreement == agreement else {}
-        return values
+            values.append(self.agreement.compute())
+        named = dict(zip(self.names(), map(float, values), strict=True))
+        if named.get("class_agreement") != named.get("class_agreement"):  # NaN: there were no labels
+            del named["class_agreement"]
+        return named
+
+    def names(self) -> list[str]:
+        """Of the values; class agreement falls away without labels. Names of features other than the published
+        Inception's say so: a stand-in is never taken for the real."""
+        ending = self.network.name_ending
+        found = [self._name(output) for output in self.distances]
+        if self.inception is not None:
+            found += [f"is{ending}", f"is_std{ending}"]
+        if self.kernel is not None:
+            kernel = [f"kd{ending}"] if ending else ["kid", "kid_std"]
+            found += [*kernel, f"precision{ending}", f"recall{ending}"]
+        return [*found, *(["class_agreement"] if self.agreement is not None else [])]
 
     def reset(self) -> None:
         """Forget the pictures, not the real ones. Use one object again and again: torchmetrics' objects are held by
@@ -108,13 +122,18 @@ class Scores(nn.Module):
             if metric is not None:
                 metric.reset()
 
-    def protocol(self) -> dict[str, Any]:
-        """Plain values that fix every number, but for the pictures themselves."""
-        values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": self.num_images}
+    def protocol(self, num_images: int | None = None) -> dict[str, Any]:
+        """Plain values that fix every number, but for the pictures themselves.
+
+        Args:
+            num_images: that were scored, where it was ended before all of them.
+        """
+        count = num_images or self.num_images
+        values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": count}
         if self.inception is not None:
             values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
         if self.kernel is not None:
-            values |= {"kernel_distance": self.kernel.protocol(self.num_images)}
+            values |= {"kernel_distance": self.kernel.protocol(count)}
             values |= {"precision_recall": self.neighbours.protocol()}
         if self.agreement is not None:
             values["class_agreement"] = LinearProbe().settings()
@@ -122,15 +141,6 @@ class Scores(nn.Module):
 
     def _name(self, output: str) -> str:
         return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
-
-    def _comparisons(self) -> dict[str, float]:
-        """Names of features other than the published Inception's say so: a stand-in is never taken for the real."""
-        kernel = {name: float(value) for name, value in self.kernel.compute().items()}
-        shares = {name: float(value) for name, value in self.neighbours.compute().items()}
-        ending = self.network.name_ending
-        if not ending:
-            return {"kid": kernel["mean"], "kid_std": kernel["std"], **shares}
-        return {f"kd{ending}": kernel["mean"]} | {f"{share}{ending}": value for share, value in shares.items()}
 
 
 def _check_numbers(num_images: int, real: int | None) -> None:

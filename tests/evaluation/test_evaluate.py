@@ -26,6 +26,7 @@ from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labe
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
 from aim_lightning.evaluation.sets import NpzPictures
+from aim_lightning.evaluation.table import render
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -54,7 +55,9 @@ def test_files_and_record(scored, place):
     assert set(record["metrics"]) == names | {"class_agreement_100"}
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
-    assert protocol["sampling"]["cfg_scale"] == 1.5 and protocol["labels"] == {"classes": 3, "balanced": True}
+    labels = protocol["labels"]
+    assert protocol["sampling"]["cfg_scale"] == 1.5 and (labels["classes"], labels["balanced"]) == (3, True)
+    assert labels["chosen"] is None and len(labels["sha256"]) == 64
     assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
@@ -184,6 +187,31 @@ def test_an_older_checkpoint_leaves_results_as_they_are(config, place, monkeypat
     before = path.read_text()
     assert new.name in before and main(evaluate(config, "--run", "two", "--checkpoint", old, "--num", "5")) == 0
     assert path.read_text() == before and "step=00000003.ckpt is not the newest" in capsys.readouterr().out
+
+
+def test_some_classes_and_given_labels_are_told(config, place, monkeypatch):
+    """A value on some of the classes has a name of its own; two files of labels give two protocols."""
+    monkeypatch.chdir(ROOT)
+    write_step(place, networks().aim, 7, "labels")
+    root = place / "runs" / "small" / "labels"
+    assert main(evaluate(config, "--run", "labels", "--num", 6, "--classes", "red,blue")) == 0
+    (path,) = root.glob("evaluations/*/scores.json")
+    record = read_record(path)
+    assert record["protocol"]["labels"]["chosen"] == [0, 2] and "fd_effnet_lite0" in plain_metrics(record)
+    assert {name.rpartition("_")[2] for name in record["metrics"]} == {"2classes"}
+    assert "fd_effnet_lite0_6_2classes" in json.loads((root / "results.json").read_text())["metrics"]
+    row = render({"some": record}, {})
+    assert "| 6 of 2 classes |" in row
+    hashes = set()
+    for text in ("0 1 2 0 1 2", "0 0 1 1 2 2"):
+        (place / "labels.txt").write_text(text)
+        out = place / f"labels-{text[:3]}"
+        assert main(evaluate(config, "--run", "labels", "--labels", place / "labels.txt", "--out", out)) == 0
+        (path,) = out.glob("*/scores.json")
+        labels = read_record(path)["protocol"]["labels"]
+        hashes.add(labels.pop("sha256"))
+        assert labels == {"classes": 3, "balanced": True, "chosen": None}
+    assert len(hashes) == 2
 
 
 def test_published_weights_and_seeds(config, place, monkeypatch, capsys):

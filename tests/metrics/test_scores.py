@@ -233,6 +233,24 @@ def test_names_never_take_a_stand_in_for_the_real_thing():
     assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
 
 
+@pytest.mark.parametrize("network", [Complete, Means])
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 2])
+@pytest.mark.parametrize("compare", [True, False])
+def test_names_are_known_before_anything_is_scored(network, labels, compare):
+    network = network().load()
+    real = real_of(network, pictures(40), labels)
+    assert Scores(network, real, 30, compare=compare).names() == list(
+        score(network, real, pictures(30), compare=compare)
+    )
+
+
+def test_a_protocol_of_fewer_pictures_than_planned_is_that_of_so_many():
+    network = Complete().load()
+    scores, few = (Scores(network, real_of(network, pictures(40)), count) for count in (30, 12))
+    assert scores.protocol()["kernel_distance"]["subset_size"] == 30
+    assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
+
+
 def test_real_pictures_survive_a_file():
     network = Complete().load()
     real = real_of(network, pictures(40), torch.arange(40) % 2)
