@@ -125,4 +125,4 @@ class Reference:
             for images, labels, numbers in on_device(self.list.share(ranks, batch_size), network.device):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
-        return builder.finish(source, gaussians)
+        return builder.finish(source | self.list.content(ranks), gaussians)

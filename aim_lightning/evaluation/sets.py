@@ -44,6 +44,10 @@ class PictureList(ABC):
     def source(self) -> dict[str, Any]:
         """Plain values that identify the pictures, for the protocol; no paths of this machine."""
 
+    def content(self, ranks: Ranks) -> dict[str, str]:
+        """What more identifies them once the processes have read all; every one of which must call it."""
+        return {}
+
     def state(self) -> str:
         """Changes with the files even where `source` does not; for caches of this machine."""
         return ""

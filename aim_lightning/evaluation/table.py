@@ -105,7 +105,7 @@ def _protocol(name: str, record: dict[str, Any]) -> str:
     model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
     step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
     size = f"{reference['pictures']:,} pictures of " if "pictures" in reference else ""
-    hashed = next(kind for kind in ("sha256", "fingerprint") if kind in reference)
+    hashed = next(kind for kind in ("sha256", "pixels_sha256", "fingerprint") if kind in reference)
     return (
         f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "
         f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…); features: {features['network']} "

@@ -18,6 +18,7 @@ from aim_lightning.utils.random import hash_int64
 FORMAT = 2  # raise it when the same inputs give other values
 NEIGHBOUR_PICTURES = 10_000  # real pictures for precision, recall and kernel distances, as in ADM's reference files
 PROBE_PICTURES = 50_000
+PIXELS = "pixels_sha256"  # in `source`: known once the pictures were read, so that it is kept with the statistics
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,16 @@ class RealPictures:
         }
         named |= {"rows": self.features} if self.features is not None else {}
         named |= {"probe_weight": self.probe[0], "probe_bias": self.probe[1]} if self.probe else {}
+        if PIXELS in self.source:
+            named[PIXELS] = torch.tensor(list(bytes.fromhex(self.source[PIXELS])), dtype=torch.uint8)
         named |= {} if self.count is None else {"count": torch.tensor(self.count)}
         return {name: value.cpu().contiguous() for name, value in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "RealPictures":
-        """Back from `tensors`."""
+        """Back from `tensors`; `source` gets the hash of the pixels that they hold."""
+        if PIXELS in tensors:
+            source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
         outputs = [name.removeprefix("mean.") for name in tensors if name.startswith("mean.")]
         gaussians = {name: tuple(tensors[f"{part}.{name}"] for part in _PARTS) for name in outputs}
         probe = (tensors["probe_weight"], tensors["probe_bias"]) if "probe_bias" in tensors else None

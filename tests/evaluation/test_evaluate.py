@@ -59,6 +59,7 @@ def test_files_and_record(scored, place):
     assert protocol["sampling"]["cfg_scale"] == 1.5 and (labels["classes"], labels["balanced"]) == (3, True)
     assert labels["chosen"] is None and len(labels["sha256"]) == 64
     assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
+    assert len(protocol["reference"]["pixels_sha256"]) == 64
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100

@@ -90,7 +90,9 @@ def test_a_picture_edited_in_place_is_noticed_although_names_and_sizes_stay(clas
     Image.new("RGB", (20, 30), "blue").save(path)
     after = statistics(classes, network, tmp_path / "cache")
     assert not torch.equal(before.features, after.features)
+    assert before.source.pop("pixels_sha256") != after.source.pop("pixels_sha256")
     assert before.source == after.source and "sha256" not in after.source  # a fingerprint is no hash of content
+    assert len(statistics(classes, network, tmp_path / "cache").source["pixels_sha256"]) == 64, "kept in the cache"
 
 
 def test_statistics_do_not_depend_on_batches(classes, network, tmp_path):
@@ -133,7 +135,7 @@ def _rank(rank, folder, classes, caches):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     network = Network().load()
     real = statistics(classes, network, caches[rank], 2)
-    torch.save([getattr(network, "asked", 0), real.tensors(), _newest(folder, rank)], f"{folder}/{rank}.pt")
+    torch.save([getattr(network, "asked", 0), with_source(real), _newest(folder, rank)], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -155,6 +157,10 @@ def _listed(place, rank):
     return f"newest of {place}"
 
 
+def with_source(real):
+    return real.tensors() | {"source": real.source}
+
+
 def two_processes(tmp_path, classes, caches):
     arguments = (str(tmp_path), classes, [str(tmp_path / cache) for cache in caches])
     processes = [torch.multiprocessing.Process(target=_rank, args=(rank, *arguments)) for rank in (0, 1)]
@@ -167,17 +173,19 @@ def two_processes(tmp_path, classes, caches):
 
 
 def test_two_processes_share_the_work(classes, network, tmp_path):
-    alone = statistics(classes, network, tmp_path / "alone").tensors()
+    alone = with_source(statistics(classes, network, tmp_path / "alone"))
     shares = []
     for asked, tensors, _ in two_processes(tmp_path, classes, ("cache", "cache")):
-        torch.testing.assert_close(tensors, alone)
+        assert tensors.pop("source") == alone["source"]
+        torch.testing.assert_close(tensors, {name: alone[name] for name in tensors})
         shares.append(asked)
     assert sorted(shares) == [2, 4]
 
 
 def test_the_first_process_looks_for_all_of_them(classes, network, tmp_path):
     """A cache, and checkpoints, on a disk that the others do not see."""
-    first = statistics(classes, network, tmp_path / "own").tensors()
+    first = with_source(statistics(classes, network, tmp_path / "own"))
     for asked, tensors, told in two_processes(tmp_path, classes, ("own", "other")):
-        torch.testing.assert_close(tensors, first)
+        assert tensors.pop("source") == first["source"]
+        torch.testing.assert_close(tensors, {name: first[name] for name in tensors})
         assert asked == 0 and told == [f"newest of {tmp_path}", "nothing there"]
