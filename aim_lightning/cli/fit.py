@@ -92,14 +92,14 @@ def _train(
     own_signals(cli.trainer)
     if decision.checkpoint:
         _check_fit(cli, decision.checkpoint)
+    elif getattr(cli.model, "init_from", None):
+        start_from(cli.model, cli.model.init_from, getattr(cli.datamodule, "manifest", None))
     if is_rank_zero():
         known = len(decision.notes)
         decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
         _obey(decision, directory, known)
         _write_start(document, directory, decision)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
-    if checkpoint is None and getattr(cli.model, "init_from", None):
-        start_from(cli.model, cli.model.init_from)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except SystemExit as stop:

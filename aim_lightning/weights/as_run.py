@@ -12,7 +12,7 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.configure import AIM, TOKENIZER, aim_config, vq_config
 from aim_lightning.weights.infer import POSITIONS
-from aim_lightning.weights.load import aim_weights, import_vq, vq_weights
+from aim_lightning.weights.load import aim_weights, vq_weights
 from aim_lightning.weights.source import Source
 
 # The weights do not tell these: the configuration decides.
@@ -37,7 +37,6 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
     if directory.checkpoints():
         raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
     network = _network(source, configuration)
-    run = source.run or {}
     content = {
         "network": network.state_dict(),
         "ema": None,
@@ -47,7 +46,7 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
         "random_state": [],
         "configuration": configuration,
         "class_names": source.class_names,
-        "tokenizer_hash": run.get("tokenizer_hash") or _tokenizer_hash(source),
+        "tokenizer_hash": source.tokenizer_hash,
         "trainer": _progress(source, lightning),
     }
     path = directory.checkpoint_folder / "step=00000000.ckpt"
@@ -93,8 +92,3 @@ def _check_same(source: Source, found: AiMConfig | VQConfig, wanted: AiMConfig |
     changes = [f"{key} is {there[key]} there and {here[key]} here" for key in there if there[key] != here[key]]
     if changes:
         raise UserError(f"{source.name} is another network than model.network: {'; '.join(changes)}")
-
-
-def _tokenizer_hash(source: Source) -> str | None:
-    """Hash of the tokenizer beside an AiM, which samples must be decoded with."""
-    return import_vq(source).weights_hash if source.parts.aim and source.parts.vq else None

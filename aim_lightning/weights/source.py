@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.checkpoint import FORMAT, check_content
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
@@ -36,6 +37,12 @@ class Source:
     def class_names(self) -> list[str] | None:
         """Names by label, where the source has them."""
         return (self.run or self.published or {}).get("class_names")
+
+    @property
+    def tokenizer_hash(self) -> str | None:
+        """weights_hash of the tokenizer whose codes the AiM was trained on, by its run or as it stands beside it."""
+        beside = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None
+        return (self.run or {}).get("tokenizer_hash") or beside
 
 
 def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:

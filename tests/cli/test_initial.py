@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ
+from helpers import TINY, TINY_VQ, write_tokens
 from integration.tiny import write_experiment
-from weights.makers import aim, vq
+from weights.makers import aim, same, vq, write_run
 
 from aim_lightning.cli.initial import start_from
 from aim_lightning.cli.main import main
@@ -49,7 +49,8 @@ def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_si
     source = aim(replace(TINY, num_tokens=16, num_classes=5))
     folder = export_aim(source, tmp_path / "published", tokenizer=vq())
     still = ("--model.optimizer.learning_rate", "1e-12", "--trainer.max_steps", "1")
-    options = ("--config", write_experiment(tmp_path), "--model.init_from", folder, *still)
+    experiment = write_experiment(tmp_path, tokenizer_hash=vq().weights_hash)
+    options = ("--config", experiment, "--model.init_from", folder, *still)
     assert main([str(word) for word in ("fit", *options)]) == 0
     text = capsys.readouterr().out
     assert f"weights from {folder}" in text
@@ -69,3 +70,32 @@ def test_fit_from_another_width_is_one_line(tmp_path, capsys, own_signals):
     assert main([str(word) for word in ("fit", *options)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and "does not fit this AiM: missing: backbone.layers.1." in error
+
+
+@pytest.mark.parametrize("form", ["folder", "run"])
+def test_fit_on_codes_of_another_tokenizer_is_refused(tmp_path, capsys, own_signals, form):
+    source = export_aim(aim(), tmp_path / "published", tokenizer=vq())
+    if form == "run":
+        source = write_run(tmp_path / "before" / "main", aim(), tokenizer_hash=vq().weights_hash)
+    experiment = write_experiment(tmp_path, tokenizer_hash=vq(seed=9).weights_hash)
+    assert main(["fit", "--config", str(experiment), "--model.init_from", str(source)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    theirs, ours = vq().weights_hash[:12], vq(seed=9).weights_hash[:12]
+    assert f"was trained on the codes of another tokenizer (weights hash {theirs}…)" in error
+    assert f"wrote the token shards ({ours}…); tokenize the pictures with that one" in error
+    assert not (tmp_path / "runs" / "tiny" / "main" / "config.yaml").exists()
+
+
+def test_weights_that_do_not_name_their_tokenizer_are_taken(tmp_path):
+    manifest, network = write_tokens(tmp_path, [4], tokenizer_hash=vq().weights_hash), aim(seed=2)
+    start_from(SimpleNamespace(network=network), export_aim(aim(), tmp_path / "published"), manifest)
+    assert same(network, aim())
+
+
+def test_other_names_for_as_many_classes_are_told(tmp_path, capsys):
+    manifest = write_tokens(tmp_path, [4])
+    for names in (manifest.class_names, ["class0", "cat", "dog"]):
+        source = write_run(tmp_path / names[1], aim(), class_names=names)
+        start_from(SimpleNamespace(network=aim(seed=2)), source, manifest)
+        told = f"  {CLASSES}: kept, though class 1 is 'cat' there and 'class1' here" in capsys.readouterr().out
+        assert told == (names[1] == "cat")
