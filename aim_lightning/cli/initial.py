@@ -10,7 +10,11 @@ from aim_lightning.runs.checkpoint import load_weights
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import say
 from aim_lightning.weights import Source, read_source
+from aim_lightning.weights.compare import check_same
 from aim_lightning.weights.load import aim_weights, vq_weights
+
+# The tables that follow these are made to fit.
+REPLACED = ("num_classes", "num_tokens")
 
 
 def start_from(module: LightningModule, source: str, manifest: TokenManifest | None = None) -> None:
@@ -25,6 +29,7 @@ def start_from(module: LightningModule, source: str, manifest: TokenManifest | N
         UserError: no such source, weights that do not fit, or an AiM of another tokenizer's codes.
     """
     found, network = read_source(source), module.network
+    check_same(found, network.config, REPLACED)
     if isinstance(network, AiM):
         if manifest is not None:
             _check_tokenizer(found, manifest)

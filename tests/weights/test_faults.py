@@ -126,6 +126,18 @@ def test_the_other_network_alone(tmp_path):
     assert "expected aim_lightning.modules.aim.AiMModule" in mistake(import_aim, write_run(tmp_path / "r", vq()))
 
 
+def test_arguments_that_contradict_the_source(tmp_path):
+    """A wrong number of groups fits all weights and gives other pictures."""
+    folder, run = export_aim(aim(), tmp_path / "out", tokenizer=vq()), write_run(tmp_path / "vq", vq())
+    for source in (folder, run):
+        assert "has norm_groups 4, the argument says 2; leave norm_groups out" in mistake(
+            import_vq, source, norm_groups=2
+        )
+        assert import_vq(source, norm_groups=4, image_size=8).grid == (4, 4)
+    for source in (folder, write_run(tmp_path / "aim", aim()), published(aim())):
+        assert "has num_tokens 4, the argument says 9" in mistake(import_aim, source, num_tokens=9)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this code must not run",))
