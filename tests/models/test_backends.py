@@ -18,6 +18,9 @@ from aim_lightning.models.aim.backends import choose
 from aim_lightning.sampling import generate
 from aim_lightning.utils.errors import UserError
 
+TOOK_TORCH = "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
+CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
 
 @pytest.fixture(scope="module")
 def differences() -> dict:
@@ -31,7 +34,7 @@ def differences() -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer"])
+@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer", "mlp"])
 def test_plain_code_equals_mamba_ssm_references(differences, what):
     assert differences[what] <= 2e-6
 
@@ -46,8 +49,14 @@ def test_kernels_equal_plain_code(differences, path):
     assert found["gradients"] <= 5e-5
 
 
-TOOK_TORCH = "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
-CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+def test_where_the_fused_path_is_not_taken(differences):
+    assert differences["refusals"] == {
+        "d_conv 1": "causal-conv1d has no kernel for d_conv 1",
+        "d_conv 2": None,
+        "d_conv 4": None,
+        "d_conv 5": "causal-conv1d has no kernel for d_conv 5",
+        "not installed": "causal-conv1d is not installed",
+    }
 
 
 def step(model):
