@@ -26,6 +26,7 @@ from aim_lightning.modules.ranks import rows_of_ranks
 from aim_lightning.modules.scores import ReconstructionScores
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_float32
 from aim_lightning.utils.random import hash_seed
 
 
@@ -199,9 +200,11 @@ class TokenizerModule(LightningModule):
         return revive(self.network.quantize, latent, self.seed, self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Reconstruct and score in float32: numbers to compare by may not depend on `trainer.precision`."""
         images = self._images(batch)
-        result = self.network(images)
-        self.scores.update(images, result, self._terms(images, result))
+        with exact_float32(images.device.type):
+            result = self.network(images)
+            self.scores.update(images, result, self._terms(images, result))
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.scores.compute().items():

@@ -21,7 +21,7 @@ from PIL import Image
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
-from aim_lightning.data.tokens.encode import Encoder, exact_products
+from aim_lightning.data.tokens.encode import Encoder
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.records import read_records
@@ -31,6 +31,7 @@ from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_products
 from aim_lightning.utils.process import Place
 
 FLIP = Views("center_flip")
