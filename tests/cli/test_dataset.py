@@ -80,7 +80,7 @@ def test_bytes_are_kept_where_the_shards_allow_them(checkout):
     stored = set()
     for split in ("train", "val"):
         source = open_source(checkout / "data/birds" / split)
-        stored |= {source._open(row).read() for row in range(len(source))}
+        stored |= {source._content(row) for row in range(len(source))}
     for path in (checkout / "mine").rglob("*.*"):
         small = path.name[:2] != "0."
         assert (path.read_bytes() in stored) == (small and path.suffix != ".bmp"), path
@@ -105,6 +105,13 @@ def test_unreadable_pictures(checkout, capsys):
     assert not (checkout / "data").exists() and error.count("\n") == 1
     assert dataset("--on_error", "skip") == 0
     assert "1 unreadable pictures left out (first: blau/bad.png)" in capsys.readouterr().out
+
+
+def test_pictures_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
+    (checkout / "mine" / "blau" / "gone.png").symlink_to("nowhere.png")
+    assert dataset("--on_error", "skip") == 2
+    assert "blau/gone.png was listed but is not there; restore it, or remove the link" in capsys.readouterr().err
+    assert not (checkout / "data").exists()
 
 
 def test_names_that_are_no_text(checkout, capsys):

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -269,6 +270,16 @@ def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pi
     kept = [row for row in range(7, 20) if row != 11]
     some_codes, some_labels = stored(tmp_path / "skip")
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
+
+
+def test_a_picture_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
+    shutil.copytree(tree, tmp_path / "p")
+    pictures, path = Pictures(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
+    job = TokenizeJob(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    path.unlink()
+    with pytest.raises(UserError, match=r"cat/8.png was listed but is not there; restore it"):
+        job.run()
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_names_that_are_no_text(tokenizer, tmp_path):
