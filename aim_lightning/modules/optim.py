@@ -92,11 +92,11 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
 
 
-def total_steps(trainer) -> int:
+def total_steps(trainer, datamodule) -> int:
     """Optimizer steps of the whole training, -1 where it has no end."""
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        ends.append(trainer.max_epochs * trainer.datamodule.batches_per_epoch)
+        ends.append(trainer.max_epochs * datamodule.batches_per_epoch)
     return min(ends, default=-1)
 
 

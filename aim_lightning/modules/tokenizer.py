@@ -109,6 +109,11 @@ class TokenizerModule(LightningModule):
         if self.perceptual:
             self.perceptual.load()
 
+    def check_length(self, steps: int) -> None:
+        """Raises UserError if a training of so many steps (-1 = without end) has no place for what is configured."""
+        if self.adversary:
+            self.adversary.config.check_length(steps)
+
     def configure_model(self) -> None:
         if self.adversary and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             use_torch_sync(self.discriminator)
@@ -212,11 +217,12 @@ class TokenizerModule(LightningModule):
         self.scores.reset()
 
     def configure_optimizers(self) -> tuple[list, list]:
-        steps, size, scaled = total_steps(self.trainer), self.global_batch_size, self._scaler is not None
+        steps = total_steps(self.trainer, self.trainer.datamodule)
+        size, scaled = self.global_batch_size, self._scaler is not None
         pairs = [build_optimizer(self.network, self.optimizer_config, size, steps, scaled)]
         if self.adversary:
             config = self.adversary.config
-            after = max(steps - config.start_step, 1) if steps >= 0 else steps
+            after = max(steps - config.start_step, 1) if steps >= 0 else steps  # a weight of 0 may never begin
             settings = config.optimizer or self.optimizer_config
             pairs.append(build_optimizer(self.discriminator, settings, size, after, scaled))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]

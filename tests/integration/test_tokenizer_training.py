@@ -273,6 +273,14 @@ def test_start_from_published_weights(place, whole, tmp_path):
         ),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
+        (
+            ("--model.adversarial.start_step", "8"),
+            "start_step is 8, but training ends after 8 steps: its loss would never",
+        ),
+        (
+            ("--trainer.max_steps", "-1", "--trainer.max_epochs", "1", "--model.adversarial.start_step", "251"),
+            "start_step is 251, but training ends after 250 steps",
+        ),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),
     ],
 )
