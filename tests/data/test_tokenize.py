@@ -204,14 +204,16 @@ def test_the_last_process_writes_the_manifest(pictures, tokenizer, tmp_path):
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
 
-@pytest.mark.parametrize("loss", ["missing", "truncated"])
+@pytest.mark.parametrize("loss", ["missing", "truncated", "changed"])
 def test_a_lost_shard_is_made_again(pictures, tokenizer, tmp_path, loss):
     write(pictures, tokenizer, tmp_path)
     before, path = contents(tmp_path), tmp_path / "tokens-000001.tar"
     if loss == "missing":
         path.unlink()
-    else:
+    elif loss == "truncated":
         path.write_bytes(path.read_bytes()[:-700])
+    else:
+        path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
     job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
     assert [shard.name for shard in job.todo] == [path.name]
     job.run()
