@@ -370,6 +370,19 @@ def test_options_out_of_range(make, match):
         make()
 
 
+@pytest.mark.parametrize(
+    ("ranges", "match"),
+    [
+        ((1.3, 1.05), "crop_range 1.05 cuts pictures of 16 pixels from 16, which leaves no room"),
+        ((1.1, 1.12), "crop_range 1.1 cuts pictures of 16 pixels from 17, as does 1.12"),
+    ],
+)
+def test_crops_that_would_be_alike_are_refused_before_anything_is_written(pictures, tokenizer, tmp_path, ranges, match):
+    with pytest.raises(UserError, match=match):
+        TokenizeJob(pictures, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_precision_is_set_for_the_encoding_alone(tokenizer):
     torch.backends.cudnn.allow_tf32 = True
     seen, formats = [], []

@@ -41,7 +41,8 @@ class TokenizeJob:
         watch: shows how far the check of finished shards is.
 
     Raises:
-        UserError: codebook too large, pictures of another size, or `out` begun from something else.
+        UserError: codebook too large, pictures of another size, views that they cannot have, or `out` begun from
+            something else.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class TokenizeJob:
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
         self.manifest = _empty_manifest(pictures, tokenizer, options)
         _check_size(pictures.transform.image_size, tokenizer, self.device)
+        options.views.transforms(pictures.transform)  # a range that does not fit is told before anything is written
         self.shards = plan_shards(len(pictures), options.rows_per_shard)
         facts = {"source": self.manifest.source, "class_names": self.manifest.class_names}
         facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
