@@ -19,6 +19,7 @@ from aim_lightning.modules.optim import (
     OptimizerConfig,
     build_optimizer,
     check_finite,
+    check_scale,
     clip_gradients,
     total_steps,
 )
@@ -83,6 +84,7 @@ class TokenizerModule(LightningModule):
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
         self.grad_norm: Tensor | None = None  # of the present step, before clipping
+        self.terms_so_far: list[dict[str, Tensor]] = []  # of the present step, a micro-batch each
         vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
         self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
@@ -141,15 +143,25 @@ class TokenizerModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Backward passes of both networks on one micro-batch; steps after the last one."""
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
+        last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
         self.network.quantize.remember(rows_of_ranks(result.quantized.codes_BL))
         terms = self._terms(images, result)
         playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, playing)
-        if (batch_idx + 1) % accumulate == 0:
-            self.log("train/loss", terms.loss, prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in (terms.each | logs).items()})
+        self._log_terms({"loss": terms.loss, **terms.each, **logs}, last)
+        if last:
             self._steps(result, playing)
+
+    def _log_terms(self, terms: dict[str, Tensor], last: bool) -> None:
+        """Means over the micro-batches of a step, after its last one."""
+        self.terms_so_far.append({name: value.detach().float() for name, value in terms.items()})
+        if not last:
+            return
+        for name in terms:
+            mean = torch.stack([each[name] for each in self.terms_so_far]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == "loss")
+        self.terms_so_far.clear()
 
     def _backward(
         self, images: Tensor, result: Reconstruction, terms: Terms, accumulate: int, playing: bool
@@ -175,6 +187,8 @@ class TokenizerModule(LightningModule):
             self.log("train/grad_norm_discriminator", norm)
         optimizer, schedule = _first(self.optimizers()), _first(self.lr_schedulers())
         optimizer.step()  # counted by Lightning; in fp16 it unscales and moves the scaler on for both
+        if self._scaler:
+            check_scale(self._scaler.get_scale(), self.global_step)
         self.log("train/grad_norm", self.grad_norm)
         optimizer.zero_grad()
         schedule.step()
