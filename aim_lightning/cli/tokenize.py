@@ -56,7 +56,7 @@ def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
 def _run(job: TokenizeJob, split: str, place: Place) -> None:
     title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
     todo = sum(shard.rows for shard in job.todo)
-    with Report(title, job.rows, done=job.rows - todo, shown=place.rank == 0) as report:
+    with Report(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
         manifest = job.run(report.advance)
     if manifest and manifest.skipped:
         number, first = len(manifest.skipped), manifest.skipped[0].key

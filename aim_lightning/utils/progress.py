@@ -37,22 +37,27 @@ class Report:
         unit: of the numbers, plural.
         done: how much was there before; the speed is that of the rest.
         shown: False on all processes but the one that speaks.
+        leave: the bar stays when it is over; in a log there is a last line.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "pictures", done: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, what: str, total: int, unit: str = "pictures", done: int = 0, shown: bool = True, leave: bool = False
+    ) -> None:
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
-        self.shown = shown
+        self.shown, self.leave = shown, leave
 
     def __enter__(self) -> "Report":
         in_terminal = self.shown and sys.stdout.isatty()
         self._lines = self.shown and not in_terminal
-        options = {"initial": self.done, "unit": f" {self.unit}", "leave": False, "file": sys.stdout}
+        options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}
         self._bar = tqdm(desc=self.what, total=self.total, disable=not in_terminal, **options)
         self._begun = self._told = monotonic()
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
+        if self._lines and self.leave and self.done > self.before:
+            print(self._line(""), flush=True)
 
     def advance(self, count: int, note: str = "") -> None:
         """So much more is done; `note` is shown behind the numbers."""

@@ -40,6 +40,16 @@ def test_a_slow_job_and_a_note(clock, capsys):
     assert capsys.readouterr().out == "sampling: 50 of 50,000 images, 0.5 images/s, 27.8 h left, peak 1.0 GiB\n"
 
 
+def test_the_last_line_stays_where_asked_for(clock, capsys):
+    for done in (0, 10):
+        with Report("val", 10, done=done, leave=True) as report:
+            clock[0] += 2
+            report.advance(10 - done)
+    assert (
+        capsys.readouterr().out == "val: 10 of 10 pictures, 5 pictures/s, 0 s left\n"
+    )  # nothing to do, nothing to say
+
+
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     with Report("train", 10, done=4) as report:
