@@ -19,6 +19,7 @@ from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
+from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.checkpoint import misfits, read_checkpoint
 from aim_lightning.runs.content import read_content
 from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
@@ -90,6 +91,8 @@ def _train(
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
+    if hasattr(cli.model, "check_length"):
+        cli.model.check_length(total_steps(cli.trainer, cli.datamodule))
     if decision.checkpoint:
         _check_fit(cli, decision.checkpoint)
     elif getattr(cli.model, "init_from", None):
