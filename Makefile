@@ -25,6 +25,9 @@ DRY ?=
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	clean
 
+# For experiments that `make dataset` wrote before it chose views by the size of the pictures.
+CROPS := --views ten_crop --crop_range 1.1,1.05
+
 help: ## List the targets and their variables
 	@echo 'usage: make TARGET [VARIABLE=value …]'
 	@echo
@@ -120,7 +123,8 @@ dataset: install ## Your own pictures: FOLDER/CLASS/* as shards, and experiments
 stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
 	@test -n '$(NAME)' || { echo 'set NAME to the name given to make dataset'; exit 2; }
 	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml
-	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml --views ten_crop --crop_range 1.1,1.05
+	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml \
+		$$(sed -n 's/^# tokenize: //p' experiments/$(NAME)_tokenizer.yaml | grep . || echo '$(CROPS)')
 	$(AIM) fit --config experiments/$(NAME)_aim.yaml
 	$(AIM) validate --config experiments/$(NAME)_aim.yaml
 

@@ -1,5 +1,6 @@
 """The Makefile's own answers; nothing is installed for them."""
 
+import re
 import subprocess
 
 import pytest
@@ -17,6 +18,13 @@ def test_bare_make_lists_every_target():
     ]
     assert len(named) > 30 and all(f"  {target} " in listed for target in named)
     assert make("help").stdout == listed
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_pages_name_the_command_where_make_install_puts_it(page):
+    assert not re.search(r"(?<!\.venv/bin/)\baim-lightning [a-zC]", page.read_text())
 
 
 @pytest.mark.parametrize("words", [["train"], ["validate", "EXP=nothing"], ["sweep"]])

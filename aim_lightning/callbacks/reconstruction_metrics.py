@@ -14,14 +14,15 @@ from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
+from aim_lightning.utils.precision import exact_float32
 
 
 class ReconstructionMetrics(Scoring):
     """Fréchet distance between all validation pictures and their reconstructions.
 
     Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Pictures are encoded
-    and decoded in the weights' own precision, whatever autocast training uses. Runs in `validate`, and during
-    training every `every_n_validations` validations.
+    and decoded in float32, whatever precision training uses. Runs in `validate`, and during training every
+    `every_n_validations` validations.
 
     Args:
         every_n_validations: 0 = in `validate` alone.
@@ -58,5 +59,5 @@ class ReconstructionMetrics(Scoring):
     @torch.no_grad()
     def _reconstructed(pl_module: LightningModule, images: Tensor) -> Tensor:
         network, device = pl_module.network, pl_module.device
-        with torch.autocast(device.type, enabled=False):
+        with exact_float32(device.type):
             return to_uint8(network(to_unit_range(images.to(device))).images_BCHW)

@@ -19,6 +19,7 @@ from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
+from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.checkpoint import misfits, read_checkpoint
 from aim_lightning.runs.content import read_content
 from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
@@ -90,16 +91,18 @@ def _train(
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
+    if hasattr(cli.model, "check_length"):
+        cli.model.check_length(total_steps(cli.trainer, cli.datamodule))
     if decision.checkpoint:
         _check_fit(cli, decision.checkpoint)
+    elif getattr(cli.model, "init_from", None):
+        start_from(cli.model, cli.model.init_from, getattr(cli.datamodule, "manifest", None))
     if is_rank_zero():
         known = len(decision.notes)
         decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
         _obey(decision, directory, known)
         _write_start(document, directory, decision)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
-    if checkpoint is None and getattr(cli.model, "init_from", None):
-        start_from(cli.model, cli.model.init_from)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except SystemExit as stop:

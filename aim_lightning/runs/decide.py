@@ -16,6 +16,7 @@ HARMLESS = (
     "model.init_args.compile",
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",
+    "model.init_args.init_from",  # read at step 0 alone
     "model.init_args.loss.perceptual_file",
     "model.init_args.lpips_file",
     "data.init_args.num_workers",

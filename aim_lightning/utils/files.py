@@ -73,9 +73,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     An empty folder, or one that holds only files of the names just written (an earlier version), is replaced.
 
     Raises:
-        UserError: `path` is a file, or a folder with anything else in it.
+        UserError: `path` is a file, a folder with anything else in it, or the one that we stand in.
     """
-    path = Path(path)
+    path, here = Path(path), Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise UserError(f"{path} is the present folder or above it, which cannot be replaced; give a folder of its own")
     present = _names(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

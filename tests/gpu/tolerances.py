@@ -4,5 +4,6 @@ import torch
 
 LOGITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 GRADIENTS = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
-# Mean distance of two smoothed loss curves over the mean loss, after 200 steps of training.
-CURVE = 5e-3
+# Mean distance of two smoothed loss curves over the mean loss, after 200 steps of training; both measured
+# 5e-5 to 7e-5 (docs/backends.md).
+CURVE = 3e-4

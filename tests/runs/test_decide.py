@@ -55,6 +55,7 @@ def test_fresh_continue_finished():
         ("data.init_args.max_device_batch_size", 4),
         ("data.init_args.on_corrupt", "skip"),
         ("data.init_args.cache_dir", "cache"),
+        ("model.init_args.init_from", "elsewhere"),
         ("logger", {"tensorboard": {"class_path": "L"}}),
     ],
 )

@@ -302,6 +302,45 @@ def test_torchrun_is_warned(case):
     run.is_like(reference)
 
 
+# Tokenizing --------------------------------------------------------------------------------------------------------
+
+TOKENIZE = """
+experiment: tokens
+pictures: {train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 16, resize: 16}
+tokenizer: {class_path: slurm_tokenizer.SlowTokenizer}
+data:
+  class_path: aim_lightning.data.images.datamodule.ImageDataModule
+  init_args: {pictures: "${pictures}", global_batch_size: 8}
+trainer: {accelerator: cpu}
+"""
+
+
+def case_tokenize_on_two_nodes(cluster):
+    """As docs/slurm.md has it, put back into the queue in the middle; beside it one process without SLURM."""
+    file, one, two = (cluster.place / name for name in ("tokenize.yaml", "tokens_one", "tokens_two"))
+    file.write_text(TOKENIZE)
+    command = [sys.executable, "-m", "aim_lightning", "tokenize", "--config", file, "--batch_size", 20]
+    command = [str(word) for word in (*command, "--rows_per_shard", 100, "--data.out")]
+    lines = (f"cd {ROOT}", "export TOKENIZER_PAUSE=0.1", f"srun {' '.join(command)} {two}")
+    run = cluster.script("tokenize", "#SBATCH --requeue --open-mode=append", *lines)
+    run.until(lambda: len(list((two / "train" / "finished").glob("*.json"))) > 3)
+    cluster.sh("scontrol", "requeue", run.job)
+    facts = run.ends()
+    cluster.sh(*command, one)
+    return run, facts, one, two
+
+
+def test_tokenize_on_two_nodes(case):
+    run, facts, one, two = case
+    assert facts.restarts == 1
+    run.says("token shards: ")
+    mine, theirs = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (two, one)
+    )
+    assert len([path for path in mine if path.suffix == ".tar"]) == 40 and mine == theirs
+
+
 # Before the first batch --------------------------------------------------------------------------------------------
 
 FIT = f"{sys.executable} -m aim_lightning fit --config {{experiment}} --config {{section}} --trainer.num_nodes 2"

@@ -3,13 +3,14 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, atomic_path, read_json, write_json
+from aim_lightning.utils.files import abandoned, atomic_folder, atomic_path, read_json, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 
 
@@ -21,6 +22,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert read_json(path, "file") == {"ä": 1}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "", "{here}", "inner/.."])
+def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch, place):
+    (tmp_path / "a" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UserError, match="the present folder or above it"), atomic_folder(place.format(here=Path.cwd())):
+        pytest.fail("must be refused before anything is written")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "inner"]
 
 
 def test_reading_json_names_role_and_file(tmp_path):
