@@ -96,7 +96,7 @@ def _train(
         known = len(decision.notes)
         decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
         _obey(decision, directory, known)
-        _write_start(document, directory, decision)
+        _write_start(document, directory, decision, content)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
     if checkpoint is None and getattr(cli.model, "init_from", None):
         start_from(cli.model, cli.model.init_from)
@@ -112,9 +112,9 @@ def _train(
     return 0
 
 
-def _write_start(document: Document, directory: RunDirectory, decision: Decision) -> None:
+def _write_start(document: Document, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
     """What a start leaves in the run directory before it trains."""
-    directory.set_aside_newer(decision.step)
+    directory.set_aside_newer(decision.step, content.damaged)
     for path in directory.remove_leftovers():
         say(f"removed {path}, left by a save that was cut short or found damaged")
     append_start(directory, decision)

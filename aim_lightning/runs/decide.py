@@ -72,7 +72,7 @@ class RunContent:
 
     Args:
         newest: newest readable checkpoint, or None.
-        damaged: checkpoints newer than it that cannot be read, with the reason.
+        damaged: checkpoints newer than it that are not whole, each with the reason.
         before: configuration in that checkpoint.
         now: configuration asked for.
         imported_from: where the newest checkpoint's weights are from, if they were imported.
@@ -80,7 +80,7 @@ class RunContent:
     """
 
     newest: Progress | None
-    damaged: list[str]
+    damaged: dict[Path, str]
     before: dict[str, Any]
     now: dict[str, Any]
     imported_from: str | None = None
@@ -100,7 +100,7 @@ class Decision:
 
 def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     """Fresh, continue, finished or refuse."""
-    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged]
+    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
     if newest is None:
         if content.damaged:
