@@ -64,7 +64,7 @@ def _run(document: Document, options: argparse.Namespace, directory: RunDirector
         decision = decide(content, options.allow_changes)
         _obey(decision, directory)
         if decision.action == "finished":
-            return finished(document, directory, decision, options)
+            return finished(document, directory, decision)
         with watchdog(document):
             return _train(document, directory, decision, content, options)
 

@@ -1,5 +1,6 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryP
 from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, on_device
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
@@ -76,6 +77,7 @@ class Reference:
         cache: str | Path = CACHE,
         batch_size: int = BATCH,
         probe: bool | None = None,
+        between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     ) -> RealPictures:
         """Read from the cache, or worked out and written there. Every process must call it.
 
@@ -86,6 +88,7 @@ class Reference:
             batch_size: pictures at once on a device.
             probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
                 logits of its own.
+            between: given each process's batches, hands them on; what it does between them can end the work.
 
         Raises:
             UserError: pictures that cannot be read, or fewer than two.
@@ -98,13 +101,13 @@ class Reference:
         tensors = entry.read() if ranks.is_first else None
         if ranks.from_first(tensors is not None):
             return RealPictures.from_tensors(tensors or entry.read(), source)
-        real = self._work_out(network, ranks, source, classes, batch_size)
+        real = self._work_out(network, ranks, source, classes, batch_size, between)
         if ranks.is_first:
             entry.write(real.tensors())
         ranks.from_first(None)  # nobody asks again before the file is there
         return real
 
-    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int) -> RealPictures:
+    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int, between) -> RealPictures:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
@@ -113,7 +116,7 @@ class Reference:
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
             parts = ranks.share(ranges(len(self.list), batch_size))
-            for images, labels, numbers in on_device(self.list.batches(parts), network.device):
+            for images, labels, numbers in between(on_device(self.list.batches(parts), network.device)):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
         return builder.finish(source, gaussians)
