@@ -33,6 +33,7 @@ class Interruption(Callback):
         if trainer.strategy.root_device.type == "cuda":
             wake_llvm()
         signals.keep()
+        beat("what comes before the first validation batch")
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         self.look(f"validation batch {batch_idx}")

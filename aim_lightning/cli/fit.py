@@ -27,6 +27,7 @@ from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
+from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
@@ -59,14 +60,14 @@ def _passing(fault: PassingFault, directory: RunDirectory) -> int:
 
 
 def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
-    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext():
+    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext(), watchdog(document):
+        beat("reading checkpoints")
         content = read_content(directory, document.values)
         decision = decide(content, options.allow_changes)
         _obey(decision, directory)
         if decision.action == "finished":
             return finished(document, directory, decision)
-        with watchdog(document):
-            return _train(document, directory, decision, content, options)
+        return _train(document, directory, decision, content, options)
 
 
 def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:

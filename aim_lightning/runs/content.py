@@ -7,6 +7,7 @@ from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.decide import Progress, RunContent
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.reading import UnreadableFile
+from aim_lightning.utils.heartbeat import beat
 
 
 def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
@@ -17,6 +18,7 @@ def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
     """
     damaged: dict[Path, str] = {}
     for path in directory.checkpoints():
+        beat(f"reading {path.name}")
         try:
             content = read_checkpoint(path)
         except UnreadableFile as error:

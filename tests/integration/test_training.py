@@ -328,6 +328,29 @@ def test_a_signal_while_results_are_made_later_is_no_success(whole, place, name,
     assert "step 22 is in a checkpoint; the same command continues" in output
 
 
+HANGS = """
+import sys, time
+from aim_lightning.cli import {module}
+from aim_lightning.cli.main import main
+{module}.{name} = lambda *_, **__: time.sleep(100)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "phase"),
+    [("fit", "read_content", "reading checkpoints"), ("validate", "build", "reading step=00000022.ckpt")],
+)
+def test_a_hang_before_training_or_after_it_is_noticed(whole, module, name, phase):
+    """A shared disk that does not answer, or the results of a finished run."""
+    run_dir = copy_run(whole, f"hang_in_{module}")
+    (run_dir / "results.json").unlink(missing_ok=True)
+    words = [sys.executable, "-c", HANGS.format(module=module, name=name), "fit", "--config", run_dir / "config.yaml"]
+    words += ["--run", run_dir.name, "--cluster.hang_seconds", "3"]
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70 and f"no progress for 3 s in {phase}" in done.stderr, done.stdout + done.stderr
+
+
 def test_validate_that_is_stopped_is_no_success_either(whole, place):
     ended, output = signalled(whole, place, "SIGTERM", 0, command="validate")
     assert ended == 143 and "no results were recorded" in output, output
