@@ -1,7 +1,6 @@
 """`aim-lightning slurm`: submit a run, show its jobs, cancel them; `started` and `ended` are for job.sbatch."""
 
 import argparse
-import signal
 import sys
 from datetime import datetime
 
@@ -127,7 +126,6 @@ def _started(document: Document, options: argparse.Namespace) -> int:
 
 def _ended(document: Document, options: argparse.Namespace) -> int:
     """Last line of job.sbatch: bring back what training could not bring back itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what SLURM sends here too as soon as it requeues the job
     directory, job = run_directory(document), _job()
     told = outcome.read(directory.path, job)
     code = options.code if told is None else told

@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 from integration.tiny import write_experiment
 
+from aim_lightning.cluster.script import DEAF
+
 COMMANDS = {
     "sbatch": 'echo "$@" >> "$CALLS"; echo 41',
     "scancel": 'echo "scancel $@" >> "$CALLS"',
@@ -31,9 +33,10 @@ def slurm(tmp_path):
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
 
-    def call(*words, state="", **more):
+    def call(*words, state="", before=(), **more):
         command = [sys.executable, "-m", "aim_lightning", "slurm", words[0], "--config", str(experiment), *words[1:]]
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
+        command = [*before, *command]
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
 
     return call, tmp_path
@@ -129,9 +132,10 @@ def test_the_job_script_s_own_two_calls(slurm):
 
 
 def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
-    """SLURM then sends SIGTERM to every process of the job."""
+    """SLURM then sends SIGTERM to every process of the job; job.sbatch has them ignore it."""
     call, place = slurm
-    done = call("ended", "--code", "137", SLURM_JOB_ID="41", state="RUNNING", REQUEUE_KILLS="1")
+    job = {"SLURM_JOB_ID": "41", "state": "RUNNING", "REQUEUE_KILLS": "1"}
+    done = call("ended", "--code", "137", before=["bash", "-c", f'{DEAF}; "$@"', "-"], **job)
     assert done.returncode == 0 and "job 41 is requeued: its processes ended" in done.stdout
     assert "scontrol requeue 41" in (place / "calls").read_text()
 
