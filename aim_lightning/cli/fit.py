@@ -13,7 +13,7 @@ from aim_lightning.callbacks.validated_step import ValidatedStep
 from aim_lightning.cli.build import AimCLI, build, quiet, run_directory
 from aim_lightning.cli.ending import finish, finished
 from aim_lightning.cli.initial import start_from
-from aim_lightning.cli.job import check_step, guards, leave, remember_end, watchdog
+from aim_lightning.cli.job import after_rank_zero, check_step, guards, leave, remember_end, watchdog
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
@@ -21,7 +21,7 @@ from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.runs.checkpoint import misfits, read_checkpoint
 from aim_lightning.runs.content import read_content
-from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
+from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
@@ -41,7 +41,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
         check_step(document)
         return _run(document, options, directory)
     except Stopped as stop:
-        return leave(stop, directory)
+        return leave(stop, directory, options.given)
     except PassingFault as fault:
         return _passing(fault, directory)
     except (DistNetworkError, DistStoreError) as error:
@@ -74,10 +74,11 @@ def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
     """Print the notes but the first `said`.
 
     Raises:
-        UserError: the decision is to refuse.
+        UserError: the decision is to refuse; rank 0 says so for all.
     """
     if decision.action == "refuse":
-        raise UserError(f"{directory.path} is left as it is: {' '.join(decision.notes)}")
+        fault = UserError(refusal(directory, decision))
+        raise fault if is_rank_zero() else after_rank_zero(fault)
     for note in decision.notes[said:]:
         say(note)
 

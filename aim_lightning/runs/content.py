@@ -10,8 +10,8 @@ from aim_lightning.runs.reading import UnreadableFile
 from aim_lightning.utils.heartbeat import beat
 
 
-def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
-    """The newest checkpoint that is whole, and what lies in the way.
+def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = True) -> RunContent:
+    """The newest checkpoint that is whole, and what lies in the way; without `verify` checksums are not compared.
 
     Raises:
         PassingFault: one of them cannot be read now, so that nobody knows whether it is whole.
@@ -20,7 +20,7 @@ def read_content(directory: RunDirectory, now: dict[str, Any]) -> RunContent:
     for path in directory.checkpoints():
         beat(f"reading {path.name}")
         try:
-            content = read_checkpoint(path)
+            content = read_checkpoint(path, verify)
         except UnreadableFile as error:
             damaged[path] = str(error)
             continue

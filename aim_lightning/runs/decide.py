@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from aim_lightning.runs.directory import RunDirectory
+
 # Changes that leave the training itself as it is. Everything else stops a run from being continued.
 HARMLESS = (
     "run",
@@ -116,6 +118,11 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     notes += [f"changed since this run began: {line}" for line in changes.values()]
     action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
+
+
+def refusal(directory: RunDirectory, decision: Decision) -> str:
+    """Why a run is not continued, in one line."""
+    return f"{directory.path} is left as it is: {' '.join(decision.notes)}"
 
 
 def decide_on_data(

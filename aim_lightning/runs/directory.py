@@ -62,6 +62,12 @@ class RunDirectory:
         """Checkpoint files, newest (highest step) first."""
         return list_checkpoints(self.path)
 
+    @property
+    def latest_step(self) -> int:
+        """Of the newest checkpoint; 0 without one."""
+        found = self.checkpoints()
+        return step_of(found[0]) if found else 0
+
     def set_aside_newer(self, step: int, damaged: Collection[Path]) -> list[Path]:
         """Rename checkpoints after `step`, all of which must be `damaged`: they would count among those that are kept.
 
