@@ -126,15 +126,16 @@ def _measured(
         return measure(document, batch.micro_batch_size, options.steps, Path(folder), simulate)
 
 
-def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None]:
-    """Seconds for a checkpoint, where they are from, and seconds to a batch boundary."""
+def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
+    """Seconds for a checkpoint, where they are from, seconds to a batch boundary, and for a step until ranks agree."""
     timings = run_directory(document).path / "timings.json"
     known = read_json(timings, "timings") if timings.exists() else {}
     save, how = known.get("checkpoint_seconds"), "measured in this run"
     if save is None:
         save, how = _save_seconds(Path(document.values["runs_root"]), training.checkpoint_bytes)
-    pause = known.get("longest_pause_seconds")
-    return save, how, training.step_seconds(rate) if pause is None and rate else pause
+    expected = training.step_seconds(rate) if rate else None
+    pause, step = known.get("longest_pause_seconds", expected), known.get("step_seconds", expected)
+    return save, how, pause, (step or 0.0) if training.devices > 1 else 0.0
 
 
 def _save_seconds(folder: Path, size: int) -> tuple[float, str]:

@@ -27,6 +27,9 @@ PLAN = JobPlan(
 )
 
 
+MEASURED = {"longest_pause_seconds": 90.0, "step_seconds": 4.0, "checkpoint_seconds": 10.0}
+
+
 def plan(**changes) -> JobPlan:
     options = {name: changes.pop(name) for name in list(changes) if name in ClusterOptions.__dataclass_fields__}
     return dataclasses.replace(PLAN, options=dataclasses.replace(PLAN.options, **options), **changes)
@@ -135,8 +138,12 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
         ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
         ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
         (
-            {"timings": {"longest_pause_seconds": 90.0, "checkpoint_seconds": 10.0}},
-            "up to 90.0 s between two batches .* 10.0 s for a checkpoint; set at least 150",
+            {"timings": MEASURED, "nodes": 1, "devices": 1},
+            "up to 90.0 s between two batches .* included\\), 10.0 s for a checkpoint; set at least 150",
+        ),
+        (
+            {"timings": MEASURED},
+            "90.0 s between two batches .* 4.0 s for a step until all ranks know, 10.0 s .*; set at least 156",
         ),
     ],
 )
