@@ -106,10 +106,16 @@ def _training(values: dict, module: LightningModule, batch: BatchPlan, rows: int
         global_batch_size=batch.global_batch_size,
         devices=batch.world_size,
         steps=min(ends),
-        kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0),
+        kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0) + _kept_by_evaluation(callbacks),
         every_n_steps=policy.get("every_n_steps", 1000),
         every_n_minutes=policy.get("every_n_minutes"),
     )
+
+
+def _kept_by_evaluation(callbacks: dict[str, Any]) -> int:
+    """Checkpoints in `best/`, of evaluations during training."""
+    found = [one for one in callbacks.values() if one and one["class_path"].endswith("TrainingEvaluation")]
+    return sum((one.get("init_args") or {}).get("keep_best", 1) for one in found)
 
 
 def _measured(
