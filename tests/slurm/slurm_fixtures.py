@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 AT_ONCE = 5  # cases: most of their time is importing
+# Those that wait for minutes while nothing computes come first.
+WAITING = ("a_rank_that_hangs_inside_a_library", "a_rank_that_hangs", "the_warning_before_a_real_time_limit")
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -33,8 +35,8 @@ def cases(request, cluster):
     """
     pool, futures = ThreadPoolExecutor(AT_ONCE), {}
     references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
-    for item in request.session.items:
-        name = getattr(item, "originalname", item.name).removeprefix("test_")
+    names = [(item, getattr(item, "originalname", item.name).removeprefix("test_")) for item in request.session.items]
+    for item, name in sorted(names, key=lambda pair: pair[1] not in WAITING):
         scenario = getattr(getattr(item, "module", None), f"case_{name}", None)
         if scenario is not None and name not in futures:
             futures[name] = pool.submit(scenario, cluster)
