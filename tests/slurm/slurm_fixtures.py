@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 AT_ONCE = 5  # cases: most of their time is importing
-# Those that wait for minutes while nothing computes come first.
+# Beside them: those that wait for minutes while nothing computes.
 WAITING = ("a_rank_that_hangs_inside_a_library", "a_rank_that_hangs", "the_warning_before_a_real_time_limit")
 
 
@@ -33,17 +33,18 @@ def cases(request, cluster):
 
     Tests named test_NAME look at what came out; a scenario that fails fails its test.
     """
-    pool, futures = ThreadPoolExecutor(AT_ONCE), {}
+    pool, waiting, futures = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(len(WAITING)), {}
     references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
-    names = [(item, getattr(item, "originalname", item.name).removeprefix("test_")) for item in request.session.items]
-    for item, name in sorted(names, key=lambda pair: pair[1] not in WAITING):
+    for item in request.session.items:
+        name = getattr(item, "originalname", item.name).removeprefix("test_")
         scenario = getattr(getattr(item, "module", None), f"case_{name}", None)
         if scenario is not None and name not in futures:
-            futures[name] = pool.submit(scenario, cluster)
+            futures[name] = (waiting if name in WAITING else pool).submit(scenario, cluster)
     yield futures
     for future in [*references, *futures.values()]:
         future.cancel()
     pool.shutdown()
+    waiting.shutdown()
 
 
 @pytest.fixture
