@@ -32,3 +32,11 @@ def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_p
     done = make(*words, f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 2 and "set EXP to one of:" in done.stderr and "demo_aim" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("target", ["slurm", "slurm-status", "slurm-cancel"])
+def test_everything_about_jobs_reads_the_site_s_file(target):
+    """It may set runs_root: without it there would be no jobs."""
+    for words, name in (([], "gpu"), (["CLUSTER=site"], "site")):
+        shown = make("-n", target, "EXP=demo_aim", "RUN=a", "ARGS=--seed_everything 1", *words).stdout
+        assert "--run a --seed_everything 1 " in shown and f"--config configs/cluster/{name}.yaml" in shown

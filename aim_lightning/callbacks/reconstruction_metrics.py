@@ -7,12 +7,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from aim_lightning.callbacks.interruption import between
 from aim_lightning.callbacks.scoring import Scoring, has_ema
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
-from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 from aim_lightning.utils.precision import exact_float32
 
@@ -38,10 +38,11 @@ class ReconstructionMetrics(Scoring):
     def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
         """Every rank reconstructs its share of the validation set and gets the value over all."""
         distance = FrechetDistance(self.features).to(pl_module.device)
-        distance.load_gaussian(*self.reference("val", probe=False).gaussians[FEATURES])
+        reference = self.reference(trainer, "val", probe=False)
+        distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         loader = trainer.datamodule.val_dataloader()
-        for batch in tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero):
-            beat("scoring reconstructions")
+        shown = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
+        for batch in between(trainer, shown, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.pictures.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))

@@ -1,5 +1,6 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, on_device
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
@@ -85,6 +86,7 @@ class Reference:
         cache: str | Path = CACHE,
         batch_size: int = BATCH,
         probe: bool | None = None,
+        between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     ) -> RealPictures:
         """Read from the cache, or worked out and written there. Every process must call it.
 
@@ -95,6 +97,7 @@ class Reference:
             batch_size: pictures at once on a device.
             probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
                 logits of its own.
+            between: given each process's batches, hands them on; what it does between them can end the work.
 
         Raises:
             UserError: pictures that cannot be read, or fewer than two.
@@ -108,13 +111,13 @@ class Reference:
         tensors = ranks.ask_first(entry.read)  # the cache of another node may be another one
         if tensors is not None:
             return RealPictures.from_tensors(tensors, source)
-        real = self._work_out(network, ranks, source, classes, batch_size)
+        real = self._work_out(network, ranks, source, classes, batch_size, between)
         if ranks.is_first:
             entry.write(real.tensors())
         ranks.from_first(None)  # nobody asks again before the file is there
         return real
 
-    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int) -> RealPictures:
+    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int, between) -> RealPictures:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
@@ -122,7 +125,8 @@ class Reference:
             return RealPictures(gaussians, None, None, source)
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            for images, labels, numbers in on_device(self.list.share(ranks, batch_size), network.device):
+            batches = on_device(self.list.share(ranks, batch_size), network.device)
+            for images, labels, numbers in between(batches):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
         return builder.finish(source | self.list.content(ranks), gaussians)

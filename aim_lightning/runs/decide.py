@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from aim_lightning.runs.directory import RunDirectory
+
 # Changes that leave the training itself as it is. Everything else stops a run from being continued.
 HARMLESS = (
     "run",
@@ -73,7 +75,7 @@ class RunContent:
 
     Args:
         newest: newest readable checkpoint, or None.
-        damaged: checkpoints newer than it that cannot be read, with the reason.
+        damaged: checkpoints newer than it that are not whole, each with the reason.
         before: configuration in that checkpoint.
         now: configuration asked for.
         imported_from: where the newest checkpoint's weights are from, if they were imported.
@@ -81,7 +83,7 @@ class RunContent:
     """
 
     newest: Progress | None
-    damaged: list[str]
+    damaged: dict[Path, str]
     before: dict[str, Any]
     now: dict[str, Any]
     imported_from: str | None = None
@@ -101,7 +103,7 @@ class Decision:
 
 def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     """Fresh, continue, finished or refuse."""
-    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged]
+    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
     if newest is None:
         if content.damaged:
@@ -117,6 +119,11 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     notes += [f"changed since this run began: {line}" for line in changes.values()]
     action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
+
+
+def refusal(directory: RunDirectory, decision: Decision) -> str:
+    """Why a run is not continued, in one line."""
+    return f"{directory.path} is left as it is: {' '.join(decision.notes)}"
 
 
 def decide_on_data(

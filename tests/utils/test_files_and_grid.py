@@ -1,7 +1,9 @@
 """Atomic files and labelled grids."""
 
+import errno
 import os
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -31,6 +33,26 @@ def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch, place):
     with pytest.raises(UserError, match="the present folder or above it"), atomic_folder(place.format(here=Path.cwd())):
         pytest.fail("must be refused before anything is written")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "inner"]
+
+
+def test_the_new_name_is_on_disk_when_the_file_is_said_to_be_written(tmp_path, monkeypatch):
+    """Older checkpoints are removed right after it."""
+    path, flushed, error = tmp_path / "a.json", [], None
+
+    def fsync(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((folder, path.exists()))
+        if folder and error:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(path, 1)
+    assert flushed == [(False, False), (True, True)]
+    error = errno.EINVAL  # a file system that cannot flush folders
+    write_json(path, 2)
+    error = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_json(path, 3)
 
 
 def test_reading_json_names_role_and_file(tmp_path):
