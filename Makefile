@@ -25,6 +25,9 @@ DRY ?=
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	clean
 
+# For experiments that `make dataset` wrote before it chose views by the size of the pictures.
+CROPS := --views ten_crop --crop_range 1.1,1.05
+
 help: ## List the targets and their variables
 	@echo 'usage: make TARGET [VARIABLE=value …]'
 	@echo
@@ -120,23 +123,27 @@ dataset: install ## Your own pictures: FOLDER/CLASS/* as shards, and experiments
 stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
 	@test -n '$(NAME)' || { echo 'set NAME to the name given to make dataset'; exit 2; }
 	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml
-	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml --views ten_crop --crop_range 1.1,1.05
+	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml \
+		$$(sed -n 's/^# tokenize: //p' experiments/$(NAME)_tokenizer.yaml | grep . || echo '$(CROPS)')
 	$(AIM) fit --config experiments/$(NAME)_aim.yaml
 	$(AIM) validate --config experiments/$(NAME)_aim.yaml
 
 config: install ## Print the composed configuration of EXP (EXP, RUN, ARGS)
 	@$(call experiment,config)
 
+# The site's file may say where runs are (runs_root), so everything about jobs reads it.
+site = --config configs/cluster/$(CLUSTER).yaml
+
 slurm: install ## Submit EXP to SLURM (EXP, RUN, NODES, GPUS a node, TIME, PARTITION, CLUSTER, SEEDS=0-3, SWEEP=file, DRY=1, ARGS)
-	@$(call experiment,slurm submit) --config configs/cluster/$(CLUSTER).yaml $(if $(NODES),--trainer.num_nodes $(NODES)) \
+	@$(call experiment,slurm submit) $(site) $(if $(NODES),--trainer.num_nodes $(NODES)) \
 		$(if $(GPUS),--trainer.devices $(GPUS)) $(if $(TIME),--cluster.time '"$(TIME)"') $(if $(PARTITION),--cluster.partition $(PARTITION)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(filter-out 0,$(DRY)),--dry true)
 
-slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN)
-	@$(call experiment,slurm status)
+slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN, CLUSTER as for make slurm)
+	@$(call experiment,slurm status) $(site)
 
-slurm-cancel: install ## End the jobs of RUN for good; checkpoints stay (EXP, RUN)
-	@$(call experiment,slurm cancel)
+slurm-cancel: install ## End the jobs of RUN for good; checkpoints stay (EXP, RUN, CLUSTER as for make slurm)
+	@$(call experiment,slurm cancel) $(site)
 
 tensorboard: install ## Show curves and pictures of all runs (PORT)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)

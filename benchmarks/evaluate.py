@@ -5,7 +5,7 @@ python benchmarks/evaluate.py [--rows 50000] [--images 50000 on a GPU, 500 on a 
 Weights: the published file, or without it random ones in its format (the same work). torch-fidelity's command computes
 FID, IS and KID of a folder against a folder; ours sFID, precision and recall too, on the same folders, from nothing
 cached. Both run as processes of their own; their start-up counts. torch-fidelity leaves PyTorch's default as it is,
-which is TF32 in convolutions on a GPU. Ours is measured in float32, its default, and in TF32.
+which is TF32 in convolutions on a GPU. Ours is measured in float32, its default, and in TF32 (equal precision).
 """
 
 import argparse
@@ -32,6 +32,7 @@ from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT = 10_000  # pictures a folder; more are hard links to these, which are decoded like others
+IMPORTED = {"our": "aim_lightning.cli.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
 
@@ -71,9 +72,11 @@ def features_to_fid(rows: int, device: str) -> dict:
     }
 
 
-def inception_features(weights: Path, images: int, size: int, precision: str) -> dict:
+def inception_features(weights: Path, images: int, size: int, precision: str, channels_last: bool) -> dict:
     """Pictures already in memory, batches of 250 on a GPU, 32 on a CPU."""
     network = load(weights, precision).to(DEVICE)
+    if channels_last:  # the convolutions follow their weights' layout
+        network.network.to(memory_format=torch.channels_last)
     batch = 250 if DEVICE == "cuda" else 32
     pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
     network.outputs(pictures)
@@ -85,7 +88,7 @@ def inception_features(weights: Path, images: int, size: int, precision: str) ->
     synchronize()
     seconds = time.perf_counter() - start
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0
-    what = f"Inception features of {done} pictures, {DEVICE}, {precision}"
+    what = f"Inception features of {done} pictures, {DEVICE}, {precision}{', channels-last' if channels_last else ''}"
     return {"what": what, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
 
 
@@ -156,20 +159,29 @@ def commands(weights: Path, images: int, size: int, place: Path, precisions: lis
     theirs += ["--kid-subset-size", str(min(1000, images))]
     other, text = timed(theirs, place)
     their_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
+    imports = {f"{name}_import_s": import_seconds(module) for name, module in IMPORTED.items()}
     rows = []
     for precision in precisions:
         for left in ("ours", "cache"):  # of a run before
             shutil.rmtree(place / left, ignore_errors=True)
         seconds, _ = timed(our_command(weights, precision, place), place)
         what = f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}, {precision}"
-        times = {"seconds": seconds, "torch_fidelity_seconds": other, "ratio": other / seconds}
+        times = {"seconds": seconds, "torch_fidelity_seconds": other, "ratio": other / seconds, **imports}
         scores = json.loads((place / "ours" / "scores.json").read_text())
         fid = next(iter(scores["metrics"].values()))
         values = {"fid": fid, "torch_fidelity_fid": their_fid, "relative_difference": abs(fid - their_fid) / their_fid}
-        speed = scores["performance"]["features"]["images_per_s"]
-        rows.append({"what": what, **times, "features_per_s": speed, **values})
+        if rows:
+            values["relative_difference_to_float32"] = abs(fid - rows[0]["fid"]) / rows[0]["fid"]
+        features = scores["performance"]["features"]
+        speed = {"features_per_s": features["images_per_s"], "samples_pass_s": features["seconds"]}
+        rows.append({"what": what, **times, **speed, **values})
         print(rows[-1], flush=True)
     return rows
+
+
+def import_seconds(module: str) -> float:
+    """Of a process that imports it and does nothing, with a warm file cache: the best of three."""
+    return min(timed([sys.executable, "-c", f"import {module}"], Path.cwd())[0] for _ in range(3))
 
 
 def our_command(weights: Path, precision: str, place: Path) -> list[str]:
@@ -193,6 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of ours")
+    parser.add_argument("--channels_last", action="store_true", help="also Inception's features in that layout")
     parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands"])
     options = parser.parse_args()
     place = (options.workdir or Path(tempfile.mkdtemp())).absolute()
@@ -203,8 +216,10 @@ def main() -> None:
         if "fid" not in options.skip:
             rows += [features_to_fid(options.rows, device) for device in dict.fromkeys(("cpu", DEVICE))]
         if "features" not in options.skip:
-            inputs = weights.resolve(), options.images, options.size
-            rows += [inception_features(*inputs, precision) for precision in options.precisions]
+            inputs, layouts = (weights.resolve(), options.images, options.size), {False, options.channels_last}
+            rows += [
+                inception_features(*inputs, one, layout) for one in options.precisions for layout in sorted(layouts)
+            ]
         if "commands" not in options.skip:
             images = options.command_images or options.images
             rows += commands(weights.resolve(), images, options.size, place, options.precisions)

@@ -115,8 +115,8 @@ def pixels(batch: int, device: torch.device, how: dict) -> Row:
 
 def pixel_options(device: torch.device) -> list[dict]:
     """Ways to decode pixels worth a row."""
-    plain, narrow = {"pixel_precision": "float32"}, {"pixel_precision": "bfloat16"}
-    return [plain, narrow, narrow | {"pixel_compile": True}] if device.type == "cuda" else [plain]
+    plain, tf32, narrow = ({"pixel_precision": name} for name in ("float32", "tf32", "bfloat16"))
+    return [plain, tf32, narrow, narrow | {"pixel_compile": True}] if device.type == "cuda" else [plain]
 
 
 def network(name: str, device: torch.device) -> AiM:

@@ -25,13 +25,14 @@ from record import commit, hardware, save
 from aim_lightning.data.images.pictures import Pictures, PictureSet
 from aim_lightning.data.images.sources import open_source
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.data.tokens.encode import CHANNELS_LAST, Encoder, exact_products
+from aim_lightning.data.tokens.encode import CHANNELS_LAST, Encoder
 from aim_lightning.data.tokens.loading import PictureBatches
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.views import Views
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_products
 
 PLAIN_BATCH = 64
 AIMS = {"bf16": 2.5, "tf32": 1.5, "float32": 1.0}

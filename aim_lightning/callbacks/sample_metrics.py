@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from aim_lightning.callbacks.interruption import between
 from aim_lightning.callbacks.scoring import Scoring, has_ema
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.features import FEATURES
@@ -17,7 +18,6 @@ from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
 from aim_lightning.metrics.real import RealPictures
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.random import hash_seed
 
 Scored = Iterable[tuple[Tensor, Tensor]]  # (uint8 pictures, labels that were asked for)
@@ -53,13 +53,13 @@ class SampleMetrics(Scoring):
     def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
         """Score samples; in `validate` the baselines too."""
         device = pl_module.device
-        reference = self.reference("train", probe=True)
+        reference = self.reference(trainer, "train", probe=True)
         scored = {"": self._samples(trainer, pl_module.network, "samples")}
         if alone and self.baselines:
             scored["_untrained"] = self._samples(trainer, _untrained(pl_module.network, device), "untrained")
             scored["_real"] = self._real(trainer)
         for suffix, batches in scored.items():
-            distance, agreement, count = self._score(batches, reference, device)
+            distance, agreement, count = self._score(trainer, batches, reference, device)
             for base, value in ((self._distance_name, distance), ("class_agreement", agreement)):
                 name = metric_name(base, count, raw=not has_ema(trainer) and not suffix) + suffix
                 self.log(f"metrics/{name}", value, rank_zero_only=False)
@@ -78,13 +78,14 @@ class SampleMetrics(Scoring):
     def _distance_name(self) -> str:
         return self.features.metric_name
 
-    def _score(self, batches: Scored, reference: RealPictures, device) -> tuple[Tensor, Tensor, int]:
+    def _score(
+        self, trainer: Trainer, batches: Scored, reference: RealPictures, device: torch.device
+    ) -> tuple[Tensor, Tensor, int]:
         """Both metrics from one pass over the features; every rank gets the value over all ranks."""
         frechet = FrechetDistance(self.features).to(device)
-        frechet.load_gaussian(*reference.gaussians[FEATURES])
+        frechet.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         agreement = ClassAgreement(LinearProbe.from_state(*reference.probe)).to(device)
-        for images, labels in batches:
-            beat("scoring samples")
+        for images, labels in between(trainer, batches, "the next samples to score"):
             features = self.features(images.to(device))
             frechet.update_features(features, real=False)
             agreement.update(features, labels.to(device))

@@ -1,10 +1,12 @@
 """What callbacks that score pictures by a feature network share: when they run, and their reference."""
 
 from abc import abstractmethod
+from functools import partial
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.ema import EMA
+from aim_lightning.callbacks.interruption import between
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.real import RealPictures
@@ -49,10 +51,11 @@ class Scoring(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.validations = state["validations"]
 
-    def reference(self, split: str, probe: bool) -> RealPictures:
+    def reference(self, trainer: Trainer, split: str, probe: bool) -> RealPictures:
         """Statistics of the real pictures of a split, from the cache or shared out over the ranks; all call it."""
         reference = Reference(None, self.pictures, split)
-        return reference.statistics(self.features, Ranks(), self.cache_dir, self.batch_size, probe)
+        looking = partial(between, trainer, phase="the next pictures of the reference")
+        return reference.statistics(self.features, Ranks(), self.cache_dir, self.batch_size, probe, looking)
 
 
 def has_ema(trainer: Trainer) -> bool:

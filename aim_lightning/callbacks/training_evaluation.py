@@ -15,8 +15,9 @@ from aim_lightning.callbacks.ema import EMA
 from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.tensorboard import show_image
 from aim_lightning.cluster import signals
+from aim_lightning.evaluation.generator import identity
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.record import score_record, write_record
+from aim_lightning.evaluation.record import append_record, score_record, write_record
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.rounds import Rounds, Scored
 from aim_lightning.evaluation.size import check_size, drawn_size
@@ -38,7 +39,8 @@ class TrainingEvaluation(Callback):
     Images are those that `evaluate` would draw: by number, in blocks of sampling.batch_size. Acts between two batches
     as checkpoints do; put it before `checkpoints`, so that a checkpoint of the same step knows of it. Between blocks it
     asks for signals: told to stop it gives up, training stops at that step, and the next start evaluates it again.
-    samples/evaluation.json has the latest values with all that they depend on.
+    samples/evaluation.json has the latest values with all that they depend on, samples/evaluations.jsonl those of every
+    evaluation, a line each (a step that was evaluated again after a break has two).
 
     Args:
         num_samples: images an evaluation; 4 or more, without `compare` 2.
@@ -54,7 +56,8 @@ class TrainingEvaluation(Callback):
         cache_dir: where reference statistics are kept.
 
     Raises:
-        UserError: neither or both of steps and epochs, or a number out of range.
+        UserError: neither or both of steps and epochs, or a number out of range; at the start of training a `monitor`
+            that is none of the metrics.
     """
 
     needs = ("tokenizer", "features", "pictures", "sampling", "run_dir")
@@ -90,7 +93,9 @@ class TrainingEvaluation(Callback):
         check_size(drawn_size(self.tokenizer), real.image_size())
         statistics = real.statistics(self.features, Ranks(), self.cache_dir)
         self.rounds = Rounds(self.features, statistics, self.sampling, self.compare, self.budget_seconds)
-        self.rounds.prepare(self.num_samples)
+        names = self.rounds.prepare(self.num_samples).names()
+        if self.monitor is not None and self.monitor not in names:
+            raise UserError(f"training evaluation: monitor is {self.monitor!r}; use one of {', '.join(names)}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         step, whole_step = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
@@ -128,7 +133,7 @@ class TrainingEvaluation(Callback):
         if scored.asked:
             return scored.asked
         self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scored.num_images
-        record = self._record(trainer, scored, raw=ema is None)
+        record = self._record(trainer, scored, pipeline, raw=ema is None)
         for logger in trainer.loggers:
             curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
             logger.log_metrics(curves, trainer.global_step - 1)
@@ -138,12 +143,15 @@ class TrainingEvaluation(Callback):
             with tolerate_disk_errors(folder):
                 save_png(grid, folder / "evaluation.png")
                 write_record(folder / "evaluation.json", record)
+                append_record(folder / "evaluations.jsonl", record)
         self._keep_best(trainer, scored.values)
         return signals.NONE
 
-    def _record(self, trainer: Trainer, scored: Scored, raw: bool) -> dict[str, Any]:
+    def _record(self, trainer: Trainer, scored: Scored, pipeline: AiMPipeline, raw: bool) -> dict[str, Any]:
         protocol = {"tokenizer": self.tokenizer.weights_hash, **self.rounds.protocol(scored.num_images)}
-        model = {"kind": "run", "step": trainer.global_step, "weights": "raw" if raw else "ema"}
+        run = Path(self.run_dir)
+        model = {"kind": "run", "experiment": run.parent.name, "run": run.name, "step": trainer.global_step}
+        model |= {"weights": "raw" if raw else "ema"} | (identity(pipeline) if trainer.is_global_zero else {})
         made_by = hardware(trainer.strategy.root_device, trainer.world_size)
         return score_record(model, {}, scored.values, scored.num_images, protocol, {}, made_by, raw)
 
@@ -151,8 +159,6 @@ class TrainingEvaluation(Callback):
         if not self.keep_best:
             return
         monitor = self.monitor or self.features.metric_name
-        if monitor not in values:
-            raise UserError(f"training evaluation: monitor is {monitor!r}; there are {', '.join(values)}")
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
         # Distances of another number of pictures, or another metric, cannot be ranked with this one.

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.cli.dataset_files import DOWNSAMPLING, experiment_files, refuse_files_of_others, write_marked
+from aim_lightning.cli.dataset_files import (
+    DOWNSAMPLING,
+    experiment_files,
+    refuse_files_of_others,
+    views_of,
+    write_marked,
+)
 from aim_lightning.data.images.split import make_shards
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
@@ -34,6 +40,6 @@ def run(document: None, options: argparse.Namespace) -> int:
         print(f"wrote {path}")
     print(f"next: make stages NAME={name} trains both stages, or one by one:")
     print(f"  make train EXP={name}_tokenizer")
-    print(f"  make tokenize EXP={name}_tokenizer ARGS='--views ten_crop --crop_range 1.1,1.05'")
+    print(f"  make tokenize EXP={name}_tokenizer ARGS='{views_of(size)}'")
     print(f"  make train EXP={name}_aim")
     return 0

@@ -18,7 +18,9 @@ pictures:
   image_size: {size}
   crop: adm_center
 """
+# `make stages` finds the options of `tokenize` behind "# tokenize:".
 TOKENIZER = """# Stage 1 on {name}: {size}x{size} pixels become {side}x{side} codes.
+# tokenize: {views}
 include:
   - ../configs/pictures/{name}.yaml
   - ../configs/model/vq_tiny.yaml
@@ -97,6 +99,11 @@ def file_names(name: str) -> tuple[str, str, str]:
     return f"configs/pictures/{name}.yaml", f"experiments/{name}_tokenizer.yaml", f"experiments/{name}_aim.yaml"
 
 
+def views_of(size: int) -> str:
+    """Options of `tokenize` that give 20 different crops of pictures of so many pixels a side, 8 at least."""
+    return f"--views ten_crop --crop_range {'1.1,1.05' if size >= 20 else '1.25,1.125'}"
+
+
 def experiment_files(name: str, size: int, report: SplitReport) -> dict[str, str]:
     """Text of the picture section and of one experiment a stage, with sizes for some hundred pictures a class."""
     train, side = report.rows["train"], size // DOWNSAMPLING
@@ -105,7 +112,7 @@ def experiment_files(name: str, size: int, report: SplitReport) -> dict[str, str
     facts = {
         **{"name": name, "size": size, "side": side, "tokens": side**2, "rows": report.rows},
         **{"classes": len(report.class_names), "codebook": 512, "shown": min(16, report.rows["val"])},
-        **{"batch": batch, "steps": steps, "every": steps // 5},
+        **{"batch": batch, "steps": steps, "every": steps // 5, "views": views_of(size)},
     }
     texts = (template.format(**facts) for template in (PICTURES, TOKENIZER, AIM))
     return dict(zip(file_names(name), texts, strict=True))

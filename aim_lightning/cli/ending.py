@@ -1,12 +1,10 @@
 """How a training that was not stopped by a signal ends: results, and what one would do next."""
 
-import argparse
-
 import torch
 from lightning.pytorch.callbacks import Timer
 
 from aim_lightning.cli.build import AimCLI, hardware_of, scored_weights_hash, weights_kind
-from aim_lightning.cli.validate import run as validate
+from aim_lightning.cli.validate import score
 from aim_lightning.config import Document
 from aim_lightning.runs.decide import Decision, Progress, is_finished
 from aim_lightning.runs.directory import RunDirectory
@@ -17,10 +15,14 @@ from aim_lightning.utils.process import say
 MAX_TIME = "trainer.max_time"
 
 
-def finished(document: Document, directory: RunDirectory, decision: Decision, options: argparse.Namespace) -> int:
-    """Nothing to train; a run that was stopped between its last checkpoint and its results gets them now."""
+def finished(document: Document, directory: RunDirectory, decision: Decision) -> int:
+    """Nothing to train; a run that was stopped between its last checkpoint and its results gets them now.
+
+    Raises:
+        Stopped: by a signal before they were there.
+    """
     say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
-    return 0 if recorded_step(directory) == decision.step else validate(document, options)
+    return 0 if recorded_step(directory) == decision.step else score(document)
 
 
 def finish(cli: AimCLI, document: Document, directory: RunDirectory, validated: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from aim_lightning.cli.build import quiet
 from aim_lightning.cli.scoring import (
+    check_feature_batch,
     directory,
     make_evaluation,
     make_generator,
@@ -19,14 +20,16 @@ from aim_lightning.cli.scoring import (
     start,
 )
 from aim_lightning.config import Document
-from aim_lightning.evaluation.archive import write_preview
+from aim_lightning.evaluation.archive import preview_png
 from aim_lightning.evaluation.decoded import open_pictures
 from aim_lightning.evaluation.evaluate import PREVIEW, RECORD, Judge
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, score_record, write_record
 from aim_lightning.evaluation.sets import PictureList
 from aim_lightning.runs.results import record as record_results
+from aim_lightning.utils.background import in_background
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_bytes
 from aim_lightning.utils.process import say
 
 RESULTS = Path("experiments/results")
@@ -82,15 +85,19 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
 
 
 def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
+    check_feature_batch(options)
     ranks, device = start(document)
+    batches = pictures.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
+    source = in_background(pictures.source) if ranks.is_first else None
+    preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
     judge = make_judge(document, options, ranks, device)
-    values, speed = judge.score(pictures)
+    values, speed = judge.score(pictures, batches)
     if ranks.is_first:
-        name = f"{Path(options.samples).stem}-{pictures.source()['sha256'][:8]}"  # every archive is called samples
+        name = f"{Path(options.samples).stem}-{source.result()['sha256'][:8]}"  # every archive is called samples
         folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
-        record = _given_record(judge, pictures, values, speed, ranks)
+        record = _given_record(judge, source.result(), values, speed, ranks)
+        write_bytes(folder / PREVIEW, preview.result())
         write_record(folder / RECORD, record)
-        write_preview(folder / PREVIEW, pictures, None)
         keep(record, options.record)
         show(record)
         say(f"results: {folder / RECORD}, {folder / PREVIEW}")
@@ -98,12 +105,12 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
 
 
 def _given_record(
-    judge: Judge, pictures: PictureList, values: dict[str, float], speed: dict[str, float], ranks: Ranks
+    judge: Judge, source: dict[str, Any], values: dict[str, float], speed: dict[str, float], ranks: Ranks
 ) -> dict[str, Any]:
-    source = pictures.source()
-    protocol = {"pictures": source, **judge.protocol(len(pictures))}
+    count = source["pictures"]
+    protocol = {"pictures": source, **judge.protocol(count)}
     performance = {"features": speed, "processes": ranks.world_size}
-    return score_record(source, {}, values, len(pictures), protocol, performance, judge.hardware())
+    return score_record(source, {}, values, count, protocol, performance, judge.hardware())
 
 
 def check_record_name(name: str | None, folder: Path = RESULTS) -> None:

@@ -13,20 +13,22 @@ from aim_lightning.callbacks.validated_step import ValidatedStep
 from aim_lightning.cli.build import AimCLI, build, quiet, run_directory
 from aim_lightning.cli.ending import finish, finished
 from aim_lightning.cli.initial import start_from
-from aim_lightning.cli.job import check_step, guards, leave, remember_end, watchdog
+from aim_lightning.cli.job import after_rank_zero, check_step, guards, leave, remember_end, watchdog
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.config.yaml_text import dump
+from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.checkpoint import misfits, read_checkpoint
 from aim_lightning.runs.content import read_content
-from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data
+from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import write_text
+from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
@@ -40,7 +42,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
         check_step(document)
         return _run(document, options, directory)
     except Stopped as stop:
-        return leave(stop, directory)
+        return leave(stop, directory, options.given)
     except PassingFault as fault:
         return _passing(fault, directory)
     except (DistNetworkError, DistStoreError) as error:
@@ -59,24 +61,25 @@ def _passing(fault: PassingFault, directory: RunDirectory) -> int:
 
 
 def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
-    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext():
+    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext(), watchdog(document):
+        beat("reading checkpoints")
         content = read_content(directory, document.values)
         decision = decide(content, options.allow_changes)
         _obey(decision, directory)
         if decision.action == "finished":
-            return finished(document, directory, decision, options)
-        with watchdog(document):
-            return _train(document, directory, decision, content, options)
+            return finished(document, directory, decision)
+        return _train(document, directory, decision, content, options)
 
 
 def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
     """Print the notes but the first `said`.
 
     Raises:
-        UserError: the decision is to refuse.
+        UserError: the decision is to refuse; rank 0 says so for all.
     """
     if decision.action == "refuse":
-        raise UserError(f"{directory.path} is left as it is: {' '.join(decision.notes)}")
+        fault = UserError(refusal(directory, decision))
+        raise fault if is_rank_zero() else after_rank_zero(fault)
     for note in decision.notes[said:]:
         say(note)
 
@@ -90,16 +93,18 @@ def _train(
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
     own_signals(cli.trainer)
+    if hasattr(cli.model, "check_length"):
+        cli.model.check_length(total_steps(cli.trainer, cli.datamodule))
     if decision.checkpoint:
         _check_fit(cli, decision.checkpoint)
+    elif getattr(cli.model, "init_from", None):
+        start_from(cli.model, cli.model.init_from, getattr(cli.datamodule, "manifest", None))
     if is_rank_zero():
         known = len(decision.notes)
         decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
         _obey(decision, directory, known)
-        _write_start(document, directory, decision)
+        _write_start(document, directory, decision, content)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
-    if checkpoint is None and getattr(cli.model, "init_from", None):
-        start_from(cli.model, cli.model.init_from)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except SystemExit as stop:
@@ -112,9 +117,9 @@ def _train(
     return 0
 
 
-def _write_start(document: Document, directory: RunDirectory, decision: Decision) -> None:
+def _write_start(document: Document, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
     """What a start leaves in the run directory before it trains."""
-    directory.set_aside_newer(decision.step)
+    directory.set_aside_newer(decision.step, content.damaged)
     for path in directory.remove_leftovers():
         say(f"removed {path}, left by a save that was cut short or found damaged")
     append_start(directory, decision)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from aim_lightning.callbacks.preemption import Preemption
 from aim_lightning.callbacks.preflight import Preflight
+from aim_lightning.cli.slurm_jobs import resubmission
 from aim_lightning.cluster import outcome, signals, timings
 from aim_lightning.cluster.job import Job
 from aim_lightning.cluster.options import ClusterOptions
@@ -16,6 +17,7 @@ from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, Ver
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.cluster.watchdog import Watchdog
 from aim_lightning.config import Document
+from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.decide import Decision
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
@@ -51,6 +53,15 @@ def _wait_for_rank_zero() -> int:
     return 2
 
 
+def after_rank_zero(fault: UserError) -> BaseException:
+    """What another rank raises for a fault that rank 0 has met too: nothing to read, where rank 0 has ended the job.
+
+    Where nobody ended it, this rank alone sees things so, such as an old state of a shared disk.
+    """
+    code = _wait_for_rank_zero()
+    return SystemExit(code) if signals.received() else fault
+
+
 def watchdog(document: Document) -> Watchdog:
     """Notices when this process hangs."""
     return Watchdog(cluster_options(document).hang_seconds, rank())
@@ -63,10 +74,11 @@ def guards(document: Document, directory: RunDirectory, decision: Decision) -> l
     return [Preflight(path, document.values, start), Preemption(path)]
 
 
-def leave(stop: Stopped, directory: RunDirectory) -> int:
+def leave(stop: Stopped, directory: RunDirectory, given: Arguments) -> int:
     """After a stop at a batch boundary: put the job back into the queue where that is wanted; the exit code.
 
-    Only rank 0 ends with a code that is not 0: srun ends all ranks at the first one.
+    `given` is the command line, which knows the job script. Only rank 0 ends with a code that is not 0: srun ends all
+    ranks at the first one.
     """
     if not is_rank_zero():
         return 0
@@ -80,7 +92,7 @@ def leave(stop: Stopped, directory: RunDirectory) -> int:
     if verdict.action in ("requeue", "already", "outside"):
         timings.record(directory.path, stopped_at=stopped_at)
     outcome.write(directory.path, job, code)
-    say(f"{kept}; {_explain(verdict, job, directory)}")
+    say(f"{kept}; {_explain(verdict, job, resubmission(directory, given))}")
     return code
 
 
@@ -103,8 +115,7 @@ def _code(verdict: Verdict, stop: Stopped) -> int:
     return signals.EXITS[stop.code]
 
 
-def _explain(verdict: Verdict, job: Job, directory: RunDirectory) -> str:
-    again = f"make slurm EXP={directory.experiment} RUN={directory.run}"
+def _explain(verdict: Verdict, job: Job, again: str) -> str:
     if verdict.action == "outside":
         return f"job {job.id} is left to job.sbatch: {verdict.why}"
     if verdict.action in ("requeue", "already"):

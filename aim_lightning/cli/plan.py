@@ -106,10 +106,16 @@ def _training(values: dict, module: LightningModule, batch: BatchPlan, rows: int
         global_batch_size=batch.global_batch_size,
         devices=batch.world_size,
         steps=min(ends),
-        kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0),
+        kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0) + _kept_by_evaluation(callbacks),
         every_n_steps=policy.get("every_n_steps", 1000),
         every_n_minutes=policy.get("every_n_minutes"),
     )
+
+
+def _kept_by_evaluation(callbacks: dict[str, Any]) -> int:
+    """Checkpoints in `best/`, of evaluations during training."""
+    found = [one for one in callbacks.values() if one and one["class_path"].endswith("TrainingEvaluation")]
+    return sum((one.get("init_args") or {}).get("keep_best", 1) for one in found)
 
 
 def _measured(
@@ -126,15 +132,16 @@ def _measured(
         return measure(document, batch.micro_batch_size, options.steps, Path(folder), simulate)
 
 
-def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None]:
-    """Seconds for a checkpoint, where they are from, and seconds to a batch boundary."""
+def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
+    """Seconds for a checkpoint, where they are from, seconds to a batch boundary, and for a step until ranks agree."""
     timings = run_directory(document).path / "timings.json"
     known = read_json(timings, "timings") if timings.exists() else {}
     save, how = known.get("checkpoint_seconds"), "measured in this run"
     if save is None:
         save, how = _save_seconds(Path(document.values["runs_root"]), training.checkpoint_bytes)
-    pause = known.get("longest_pause_seconds")
-    return save, how, training.step_seconds(rate) if pause is None and rate else pause
+    expected = training.step_seconds(rate) if rate else None
+    pause, step = known.get("longest_pause_seconds", expected), known.get("step_seconds", expected)
+    return save, how, pause, (step or 0.0) if training.devices > 1 else 0.0
 
 
 def _save_seconds(folder: Path, size: int) -> tuple[float, str]:

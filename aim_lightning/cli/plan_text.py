@@ -66,13 +66,14 @@ def _duration(seconds: float) -> str:
 
 
 def window_lines(
-    training: Training, rate: float | None, lead: int, save: float, how: str, pause: float | None
+    training: Training, rate: float | None, lead: int, save: float, how: str, pause: float | None, step: float
 ) -> Lines:
     """When SLURM must warn, and what a kill without warning costs."""
     if pause is None:
         return [("requeue window", f"{save:.1f} s for a checkpoint ({how}), and a batch whose time is unknown")]
-    needs = f"{save:.1f} s for a checkpoint ({how}), {pause:.1f} s to a boundary, x 1.5"
-    window = requeue_window(save, pause)
+    more = f", {step:.1f} s for a step until all ranks know" if step else ""
+    needs = f"{save:.1f} s for a checkpoint ({how}), {pause:.1f} s to a boundary{more}, x 1.5"
+    window = requeue_window(save, pause, step)
     enough = "enough" if lead >= window else "TOO SHORT"
     text = f"warn {window:.0f} s before the limit: {needs} (cluster.signal_lead {lead} s: {enough})"
     if rate:

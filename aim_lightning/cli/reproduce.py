@@ -67,15 +67,7 @@ def _fetch_missing(document: Document, options: argparse.Namespace, model: str, 
     Raises:
         UserError: no connection, or another file than was published; on all processes.
     """
-    problem = None
-    if ranks.is_first:
-        try:
-            _fetch(options, model, inception=document.values["features"] is None)
-        except UserError as error:
-            problem = str(error)
-    problem = ranks.from_first(problem)
-    if problem:
-        raise UserError(problem)
+    ranks.ask_first(lambda: _fetch(options, model, inception=document.values["features"] is None))
     options.weights = options.weights or str(_folder(model))
     options.reference = options.reference or DOWNLOADS["adm"].path
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from aim_lightning.cli.build import device
@@ -17,6 +16,7 @@ from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
+from aim_lightning.utils.progress import Report
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -54,11 +54,10 @@ def _draw(
     sampling = pipeline.resolve(sampling)
     sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
     blocks = -(-len(wanted) // sampling.batch_size)
-    with Progress() as progress:
-        bar = progress.add_task("sampling", total=blocks * pipeline.aim.config.num_tokens)
+    with Report("sampling", blocks * pipeline.aim.config.num_tokens, "steps") as report:
 
         def on_step(step: int, codes_BT: Tensor) -> None:
-            progress.advance(bar)
+            report.advance(1)
             if seen is not None:
                 seen(step, codes_BT)
 

@@ -56,13 +56,21 @@ def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) ->
 
 def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Judge:
     """Feature network and reference of the document and the command line."""
-    if options.feature_batch < 1:
-        raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
-    network = _features(document).load().to(device)
-    values = document.values["pictures"]
+    check_feature_batch(options)
+    network, values = _features(document), document.values["pictures"]
+    network.weights_path()  # without weights nothing else need begin
     reference = Reference(options.reference, Pictures(**values) if values else None)
+    if ranks.is_first:
+        reference.begin()
+    network.load().to(device)
     real = reference.statistics(network, ranks, options.cache, options.feature_batch)
     return Judge(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
+
+
+def check_feature_batch(options: argparse.Namespace) -> None:
+    """Raises UserError for no pictures at once."""
+    if options.feature_batch < 1:
+        raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
 
 
 def _features(document: Document) -> FeatureNetwork:

@@ -4,11 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import watched
+from aim_lightning.utils.progress import Report, watched
 
 SPLITS = ("train", "val")
 
@@ -89,9 +87,8 @@ def _verify_folder(folder: Path, tokenizer_hash: str | None) -> int:
     from aim_lightning.data.tokens.verify import verify_folder
 
     rows = TokenManifest.load(folder).rows
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"verifying {folder}", total=rows)
-        faults = verify_folder(folder, tokenizer_hash, lambda n: bar.advance(task, n))
+    with Report(f"verifying {folder}", rows, "rows") as report:
+        faults = verify_folder(folder, tokenizer_hash, report.advance)
     for fault in faults:
         print(f"{folder}/{fault}")
     print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")

@@ -15,7 +15,7 @@ from aim_lightning.config import Document
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.yaml_text import dump
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.runs.decide import differences
+from aim_lightning.runs.decide import decide, differences, refusal
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
@@ -32,6 +32,7 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
         check_files("fit", one.values)
         _check_ranks(one)
         _check_shared(document, one)
+        _check_unchanged(one, options.allow_changes)
     trainer, data = document.values["trainer"], document.values["data"].get("init_args") or {}
     runs = [replace(directory, run=str(one.values["run"])) for _, one in documents]
     plan = JobPlan(
@@ -107,6 +108,18 @@ def _check_ranks(document: Document) -> None:
         raise UserError("trainer.strategy is 'auto', which takes one rank on processors; set --trainer.strategy ddp")
     if "global_batch_size" in data:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
+
+
+def _check_unchanged(document: Document, allow_changes: bool) -> None:
+    """What `fit` would refuse, now instead of after the job has waited; tensors stay on the disk."""
+    directory = run_directory(document)
+    if not directory.checkpoints():
+        return  # before torch is imported
+    from aim_lightning.runs.content import read_content
+
+    decision = decide(read_content(directory, document.values, verify=False), allow_changes)
+    if decision.action == "refuse":
+        raise UserError(refusal(directory, decision))
 
 
 def _check_shared(document: Document, task: Document) -> None:

@@ -4,16 +4,6 @@ import argparse
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from aim_lightning.cli.build import run_directory
 from aim_lightning.cli.launch import device_of, place_or_launch
@@ -25,6 +15,7 @@ from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import Place, say
+from aim_lightning.utils.progress import Report, unwatched, watched
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -38,12 +29,15 @@ def run(document: Document, options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
-    jobs, worked = [], place.rank == 0
-    for split, pictures in data.sets.items():
-        jobs.append(TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers))
-        worked = worked or bool(jobs[-1].todo)
-        _run(jobs[-1], split, place)
-    if not all(job.complete() for job in jobs):  # asked at the end: others may have finished a split meanwhile
+    watch = watched if place.rank == 0 else unwatched
+    jobs = {  # both before the first picture: what is wrong with val is not to be told after hours of train
+        split: TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers, watch)
+        for split, pictures in data.sets.items()
+    }
+    worked = place.rank == 0 or any(job.todo for job in jobs.values())
+    for split, job in jobs.items():
+        _run(job, split, place)
+    if not all(job.complete() for job in jobs.values()):  # asked at the end: others may have finished a split meanwhile
         say("this process's shards are finished; the process that finishes last writes the manifests")
     elif worked:
         print(f"token shards: {out}/train and {out}/val")
@@ -61,11 +55,9 @@ def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
 
 def _run(job: TokenizeJob, split: str, place: Place) -> None:
     title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, disable=place.rank > 0) as bar:
-        todo = sum(shard.rows for shard in job.todo)
-        task = bar.add_task(title, total=job.rows, completed=job.rows - todo)
-        manifest = job.run(lambda rows: bar.advance(task, rows))
+    todo = sum(shard.rows for shard in job.todo)
+    with Report(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
+        manifest = job.run(report.advance)
     if manifest and manifest.skipped:
         number, first = len(manifest.skipped), manifest.skipped[0].key
         print(f"{split}: {number} unreadable pictures left out (first: {first}); {job.out}/manifest.json lists them")
@@ -77,10 +69,3 @@ def _image_data(section: dict) -> ImageDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data")
     return parser.instantiate_classes(parser.parse_object({"data": section.get("init_args") or {}}))["data"]
-
-
-class Speed(ProgressColumn):
-    """Pictures a second so far."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} images/s" if task.speed else "")

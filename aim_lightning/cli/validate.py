@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
+from aim_lightning.callbacks.interruption import Interruption
+from aim_lightning.callbacks.preemption import own_signals
 from aim_lightning.cli.build import build, hardware_of, quiet, run_directory, scored_weights_hash, weights_kind
+from aim_lightning.cluster import signals
+from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config import Document
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.decide import differences
@@ -16,14 +20,30 @@ from aim_lightning.utils.process import is_rank_zero, say
 def run(document: Document, options: argparse.Namespace) -> int:
     """Loss and every metric callback on the whole validation set; results.json gets the numbers."""
     quiet()
+    signals.install()
+    try:
+        return score(document)
+    except Stopped as stop:
+        say(f"stopped by {signals.NAMES[stop.code]}, no results were recorded; the same command begins anew")
+        return signals.EXITS[stop.code] if is_rank_zero() else 0  # the first process to end takes the others along
+
+
+def score(document: Document) -> int:
+    """The same as a part of `fit`, which knows what becomes of a job that is stopped.
+
+    Raises:
+        Stopped: by a signal, between two batches; nothing has been recorded.
+    """
     directory = run_directory(document)
     checkpoint = newest_checkpoint(directory.path)
     content = read_checkpoint(checkpoint)
     _check_belongs(content, document, checkpoint)
     say(f"validating {checkpoint}")
-    cli = build(document, purge_step=None)
+    step = content["trainer"]["global_step"]
+    cli = build(document, purge_step=None, guards=[Interruption(step)])
+    own_signals(cli.trainer)
     # TensorBoard's x-axis: where training stood, not 0.
-    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(content["trainer"]["global_step"] - 1, 0)
+    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
@@ -35,7 +55,6 @@ def run(document: Document, options: argparse.Namespace) -> int:
             "weights": weights_kind(cli),
             "weights_sha256": scored_weights_hash(cli),
         }
-        step = content["trainer"]["global_step"]
         record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
         for name, value in names.items():
             say(f"  {name:36s}{value:10.4f}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aim_lightning.cluster import signals
 from aim_lightning.utils.process import in_step
 
+TASKS = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
 
 
@@ -67,6 +68,15 @@ class Facts:
     def waiting_or_running(self) -> bool:
         """Whether it is still SLURM's business."""
         return self.state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
+
+    def holds(self, task: int) -> bool:
+        """Whether this is that task of an array, or those that wait, such as 9_0-3,7%2, have it among them."""
+        text = self.id.partition("_")[2].partition("%")[0]
+        parts = [TASKS.fullmatch(part) for part in text.split(",")]
+        if not all(parts):
+            return bool(text)  # SLURM cuts long lists short
+        spans = [(int(part[1]), int(part[2] or part[1]), int(part[3] or 1)) for part in parts]
+        return any(task in range(first, last + 1, step) for first, last, step in spans)
 
 
 def parse_jobs(text: str) -> list[Facts]:

@@ -1,5 +1,6 @@
 """What is about to be submitted, and whether it can work: pure functions of plain values."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,20 +120,26 @@ def check(plan: JobPlan) -> list[str]:
 
 
 def _check_lead(plan: JobPlan) -> list[str]:
-    """The warning must come early enough for the longest pause between two batches and a checkpoint."""
+    """The warning must come early enough for the longest pause between two batches and a checkpoint.
+
+    Several ranks hear what one of them has seen a boundary later, so that an ordinary step comes on top.
+    """
     pause, save = plan.timings.get("longest_pause_seconds"), plan.timings.get("checkpoint_seconds")
     if pause is None or save is None:
         return [
             "not measured yet for this run: seconds to a batch boundary and for a checkpoint; "
             f"cluster.signal_lead {plan.options.signal_lead} s is taken as it is"
         ]
-    needed = MARGIN * (pause + save)
-    if plan.options.signal_lead < needed:
+    step = plan.timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
+    seconds = pause + step + save
+    if plan.options.signal_lead < MARGIN * seconds:
+        more = f"{step:.1f} s for a step until all ranks know, " if step else ""
         raise UserError(
             f"cluster.signal_lead is {plan.options.signal_lead} s; measured in this run: up to {pause:.1f} s between "
-            f"two batches (validation and sampling included), {save:.1f} s for a checkpoint; set at least {needed:.0f}"
+            f"two batches (validation and sampling included), {more}{save:.1f} s for a checkpoint; "
+            f"set at least {math.ceil(MARGIN * seconds)}"
         )
-    return [f"signal lead {plan.options.signal_lead} s; {pause + save:.1f} s were needed at most so far"]
+    return [f"signal lead {plan.options.signal_lead} s; {seconds:.1f} s were needed at most so far"]
 
 
 def seconds(text: str) -> int:

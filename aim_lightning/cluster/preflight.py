@@ -12,7 +12,10 @@ from typing import Any
 
 from aim_lightning.cluster.job import Job
 
-PACKAGES = ("torch", "lightning", "numpy")
+PACKAGES = (
+    *("torch", "lightning", "numpy", "torchvision", "webdataset"),
+    *("triton", "mamba-ssm", "causal-conv1d"),  # each process chooses its backend by what it finds
+)
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,25 @@ def jobs(run_dir: Path) -> list[str]:
 
 def add(run_dir: Path, job_id: str) -> None:
     """A job was submitted."""
-    write_json(run_dir / FILE, [*_read(run_dir), {"job": job_id, "submitted": round(time.time()), "cancelled": False}])
+    write_json(run_dir / FILE, [*_read(run_dir), _entry(job_id)])
 
 
 def mark_cancelled(run_dir: Path, job_id: str) -> None:
-    """The user has cancelled it."""
-    entries = [{**entry, "cancelled": entry["cancelled"] or entry["job"] == job_id} for entry in _read(run_dir)]
-    write_json(run_dir / FILE, entries)
+    """The user has cancelled it, or this one task (ARRAY_TASK) of an array, which need not be known here."""
+    others = [entry for entry in _read(run_dir) if entry["job"] != job_id]
+    mine = next((entry for entry in _read(run_dir) if entry["job"] == job_id), _entry(job_id))
+    write_json(run_dir / FILE, [*others, {**mine, "cancelled": True}])
 
 
 def is_cancelled(experiment_dir: Path, job_id: str) -> bool:
     """Whether a job, or the array that it belongs to, was cancelled; looks at all runs of the experiment."""
-    number = job_id.split("_")[0]
+    names = (job_id, job_id.split("_")[0])
     entries = [entry for path in experiment_dir.glob(f"*/{FILE}") for entry in _read(path.parent)]
-    return any(entry["job"] == number and entry["cancelled"] for entry in entries)
+    return any(entry["job"] in names and entry["cancelled"] for entry in entries)
+
+
+def _entry(job_id: str) -> dict:
+    return {"job": job_id, "submitted": round(time.time()), "cancelled": False}
 
 
 def _read(run_dir: Path) -> list[dict]:

@@ -11,10 +11,22 @@ HOLD = (
     'sh -c \'trap "" USR1; env --block-signal=USR1 true 2>/dev/null && '
     'exec env --default-signal=USR1 --block-signal=USR1,TERM "$@"; exec "$@"\' -'
 )
-# A container may lack scontrol: `ended` says with these codes that the job is to come back, the second one only where
-# it was preempted.
+# SLURM sends SIGTERM to every process of a job that it requeues: also to the ones that ask for it.
+DEAF = "trap '' TERM USR1"
+# A container may lack scontrol: `ended` says with 75 and 143 that the job is to come back, with 143 only where it was
+# preempted. It may not even start here, where python is in srun's container alone: training's own code decides then,
+# but crashes stay down, since nothing counts how often the job has started.
 OUTSIDE = [
-    "case $? in 75) sign=JobState=RUNNING ;; 143) sign='JobState=RUNNING.* PreemptTime=[0-9]' ;; *) exit $code ;; esac",
+    "verdict=$?",
+    "case $verdict in 0) exit $code ;; 75 | 143) ;; *)",
+    '  echo "slurm ended gave no answer (exit code $verdict); exit code $code of training decides"',
+    "  verdict=$code ;;",
+    "esac",
+    "case $verdict in",
+    "  75 | 138) sign=JobState=RUNNING ;;",
+    "  143) sign='JobState=RUNNING.* PreemptTime=[0-9]' ;;",
+    "  *) exit $code ;;",
+    "esac",
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} job=${job:-$SLURM_JOB_ID}",
     'if scontrol show job "$job" | tr \'\\n\' \' \' | grep -Eq "$sign"; then scontrol requeue "$job"; fi',
     "exit $code",
@@ -98,14 +110,21 @@ def _start(plan: JobPlan) -> list[str]:
 
 def _training(plan: JobPlan) -> list[str]:
     ranks = plan.devices if plan.options.launcher == "torchrun" else 1
+    # --wait=0: after a stop rank 0 still asks SLURM when the others have ended, however short a site's WaitTime is.
     # srun does not take --cpus-per-task over from sbatch (since SLURM 22.05)
-    words = ["srun", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus_per_task * ranks}", *plan.options.srun]
+    words = [
+        "srun",
+        "--kill-on-bad-exit=1",
+        "--wait=0",
+        f"--cpus-per-task={plan.cpus_per_task * ranks}",
+        *plan.options.srun,
+    ]
     fit = " ".join(["fit", '--config "$config"', *map(shlex.quote, plan.fit_options)])
     if plan.options.launcher == "srun":
         return [f"{' '.join(words)} {HOLD} {_python(plan)} -m aim_lightning {fit}", "code=$?"]
     launch = TORCHRUN.format(nodes=plan.nodes, devices=plan.devices)
     return [
-        'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        f'MASTER_ADDR=$({DEAF}; scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "MASTER_PORT=$((15000 + SLURM_JOB_ID % 10000))",
         "export MASTER_ADDR MASTER_PORT config python",
         f"{' '.join(words)} {HOLD} bash -c {shlex.quote(f'exec {_python(plan)} {launch} {fit}')}",
@@ -116,8 +135,9 @@ def _training(plan: JobPlan) -> list[str]:
 def _end(plan: JobPlan) -> list[str]:
     return [
         "# Puts the job back into the queue where training could not do it itself: a crash, a hang, a lost rank.",
+        DEAF,
         f'{_python(plan)} -m aim_lightning slurm ended --config "$config" --code $code',
-        *(OUTSIDE if plan.options.container else ["exit $code"]),
+        *OUTSIDE,
     ]
 
 

@@ -18,7 +18,8 @@ class Watchdog:
     """Context manager: inside, the process must call `utils.heartbeat.beat` often enough.
 
     A thread of Python watches; should the interpreter itself be stuck (a library that holds its lock),
-    faulthandler's own thread does the same after twice the time, with exit code 1.
+    faulthandler's own thread does the same after twice the time, with exit code 1. A process that was suspended gets
+    the whole time anew; suspended for longer than twice the time it ends, since faulthandler cannot know of it.
 
     Args:
         seconds: without a beat before the process counts as hung; None = never.
@@ -48,11 +49,16 @@ class Watchdog:
         faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=self.log)
 
     def _watch(self) -> None:
-        while not self._end.wait(min(self.seconds / 4, 5.0)):
+        pause, woken = min(self.seconds / 4, 5.0), time.monotonic()
+        while not self._end.wait(pause):
+            late = time.monotonic() - woken - pause
             self._arm()
             silent, phase = heartbeat.last()
-            if silent > self.seconds:
+            if late > self.seconds / 2:  # the whole process was suspended: scontrol suspend, gang scheduling
+                heartbeat.beat(phase)
+            elif silent > self.seconds:
                 self._end_process(phase)
+            woken = time.monotonic()
 
     def _end_process(self, phase: str) -> None:
         head = f"error: node {node_name()}, rank {self.rank}: no progress for {self.seconds:g} s in {phase}"

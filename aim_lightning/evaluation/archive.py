@@ -6,7 +6,7 @@ import torch
 
 from aim_lightning.evaluation.blocks import BlockFolder
 from aim_lightning.evaluation.sets import PictureList
-from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.grid import labelled_grid, png_bytes
 from aim_lightning.utils.npz import write_npz
 
 ROWS, COLUMNS = 10, 8
@@ -21,7 +21,7 @@ def write_archive(path: Path, folder: BlockFolder) -> None:
     write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", map(folder.read, blocks))})
 
 
-def write_preview(path: Path, pictures: PictureList, class_names: list[str] | None) -> None:
+def preview_png(pictures: PictureList, class_names: list[str] | None) -> bytes:
     """One PNG: a row a class for the first classes; without labels the first pictures."""
     labels, names = pictures.labels, []
     if labels is None:
@@ -35,4 +35,4 @@ def write_preview(path: Path, pictures: PictureList, class_names: list[str] | No
     columns = len(numbers) // len(names) if names else COLUMNS
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     images = pictures.images([numbers[i] for i in order])[torch.tensor(order).argsort()]
-    save_png(labelled_grid(images, columns, names), path)
+    return png_bytes(labelled_grid(images, columns, names))

@@ -1,5 +1,6 @@
 """Blocks of drawn images in files that appear by rename: what a killed evaluation continues from."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.files import atomic_path
+from aim_lightning.utils.files import abandoned, atomic_path
 
 
 class BlockFolder:
@@ -39,12 +40,15 @@ class BlockFolder:
         """uint8 (images, H, W, 3), mapped from the disk."""
         return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
 
+    def clear(self) -> None:
+        """Delete what a kill in the middle of a write left, also beside the folder, where the archive is written."""
+        for leftover in (*abandoned(self.path), *abandoned(self.path.parent)):
+            leftover.unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Delete all blocks."""
-        for file in self.path.glob("block-*.npy"):
-            file.unlink()
+        """Delete all blocks, and whatever a kill left beside them."""
         if self.path.is_dir():
-            self.path.rmdir()
+            shutil.rmtree(self.path)
 
     def _whole(self, block: int, rows: int) -> bool:
         try:

@@ -17,30 +17,46 @@ from torch.utils.data import DataLoader, Dataset
 
 from aim_lightning.data.images.decode import to_rgb
 from aim_lightning.data.images.pictures import PictureSet
-from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, joined
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WORKERS = 16
 FEW = 256  # pictures: fewer are decoded without loader processes
+PIECE = 50  # pictures that a loader process hands over at once: small, so that the first batch is soon there
+AHEAD = 4000  # pictures that are decoded before they are asked for: 0.8 GB at 256 pixels
 
 
 class LoadedPictures(PictureList):
     """Pictures that are decoded one by one, by loader processes where there are many."""
+
+    digests: np.ndarray | None = None  # (pictures, 32) uint8: sha256 of the pixels of those that were read
 
     @abstractmethod
     def picture(self, number: int) -> tuple[Tensor, int]:
         """uint8 (3, H, W) and its label."""
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        workers = min(WORKERS, os.cpu_count() or 1) if sum(map(len, parts)) > FEW else 0
+        """As in `PictureList`. Loader processes begin to decode at the call."""
+        pieces = [rows[start : start + PIECE] for rows in parts for start in range(0, len(rows), PIECE)]
+        options: dict[str, Any] = {}
+        if sum(map(len, parts)) > FEW:
+            workers = min(WORKERS, os.cpu_count() or 1)
+            options = {"num_workers": workers, "prefetch_factor": max(2, AHEAD // (workers * PIECE))}
         own = torch.Generator()  # the loader draws a seed for its workers, which training's own must not notice
-        pinned = torch.cuda.is_initialized()  # for `on_device`; a process that works on the CPU leaves GPUs alone
-        options = {"num_workers": workers, "collate_fn": _stack, "generator": own, "pin_memory": pinned}
-        loader = DataLoader(_Rows(self), batch_sampler=list(parts), **options)
-        for rows, (images, labels) in zip(parts, loader, strict=True):
-            yield images, labels if self.labels is not None else None, torch.arange(rows.start, rows.stop)
+        loader = DataLoader(_Rows(self), batch_sampler=pieces, collate_fn=_stack, generator=own, **options)
+        return self._joined(parts, iter(loader))
+
+    def _joined(self, parts: Sequence[range], pieces: Iterator[tuple]) -> Iterator[Batch]:
+        """Batches of the parts from their pieces."""
+        for rows in parts:
+            images, labels, digests = zip(*(next(pieces) for _ in range(0, len(rows), PIECE)), strict=True)
+            if self.digests is not None:
+                self.digests[rows.start : rows.stop] = np.concatenate(digests)
+            known = None if self.labels is None else torch.cat(labels)
+            yield joined(images), known, torch.arange(rows.start, rows.stop)
 
 
 class FolderPictures(LoadedPictures):
@@ -93,6 +109,7 @@ class GeometryPictures(LoadedPictures):
         self.pictures, self.name = pictures, name
         self.labels = torch.from_numpy(pictures.source.labels)
         self.num_classes = len(pictures.class_names)
+        self.digests = np.zeros((len(pictures), hashlib.sha256().digest_size), np.uint8)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -111,6 +128,11 @@ class GeometryPictures(LoadedPictures):
             "geometry": repr(self.pictures.transform),
         }
 
+    def content(self, ranks: Ranks) -> dict[str, str]:
+        """Hash of all pixels, after resizing and cropping: names and sizes stay when a picture is edited."""
+        read = np.bitwise_or.reduce(ranks.all(self.digests))  # zeros where another process has read
+        return {"pixels_sha256": hashlib.sha256(read.tobytes()).hexdigest()}
+
     def state(self) -> str:
         """Hash of the files' modification times: a picture that was edited in place may have kept its size."""
         digest = hashlib.sha256()
@@ -126,13 +148,15 @@ class _Rows(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        return self.pictures.picture(number)
+    def __getitem__(self, number: int) -> tuple[Tensor, int, bytes]:
+        image, label = self.pictures.picture(number)
+        hashed = self.pictures.digests is not None
+        return image, label, hashlib.sha256(image.numpy().tobytes()).digest() if hashed else b""
 
 
-def _stack(records: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*records, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+def _stack(records: list[tuple[Tensor, int, bytes]]) -> tuple[Tensor, Tensor, np.ndarray]:
+    images, labels, digests = zip(*records, strict=True)
+    return torch.stack(images), torch.tensor(labels), np.array([list(digest) for digest in digests], np.uint8)
 
 
 def open_pictures(path: str | Path) -> PictureList:

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.evaluation.archive import write_archive, write_preview
+from aim_lightning.evaluation.archive import preview_png, write_archive
 from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
 from aim_lightning.evaluation.generator import Generator
-from aim_lightning.evaluation.plan import SamplePlan, ranges
+from aim_lightning.evaluation.plan import SamplePlan
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import read_record, score_record, write_record
 from aim_lightning.evaluation.reference import BATCH
-from aim_lightning.evaluation.sets import BlockPictures, NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.sets import Batch, BlockPictures, NpzPictures, PictureList, on_device
 from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.names import count_suffix
@@ -23,6 +23,8 @@ from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.background import in_background
+from aim_lightning.utils.files import write_bytes
 
 ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
 
@@ -64,16 +66,22 @@ class Judge:
         self.scores.reset()
         return self.scores
 
-    def score(self, pictures: PictureList) -> tuple[dict[str, float], dict[str, float]]:
+    def score(
+        self, pictures: PictureList, batches: Iterator[Batch] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """Values by plain name, and the speed. Every process must call it.
 
+        Args:
+            pictures: to be scored.
+            batches: this process's share of them, where its reading has begun before.
+
         Raises:
-            UserError: pictures of another size than the real ones.
+            UserError: pictures of another size than the real ones, or features that are not finite.
         """
         scores = self._scores(len(pictures))
-        parts = ranges(len(pictures), self.batch_size)
+        batches = batches or pictures.share(self.ranks, self.batch_size)
         with Meter("features", len(pictures), self.ranks) as meter:
-            for images, labels, numbers in on_device(pictures.batches(self.ranks.share(parts)), self.network.device):
+            for images, labels, numbers in on_device(batches, self.network.device):
                 check_size(tuple(images.shape[2:]), self.image_size)
                 scores.update(images, numbers, labels)
                 meter.advance(len(images))
@@ -122,7 +130,11 @@ class Evaluation:
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
         check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
         pictures, speed = self._pictures(folder, plan, sampling)
+        # An archive of before is compared with its checksums meanwhile.
+        whole = in_background(pictures.source) if ranks.is_first else None
         values, features = self.judge.score(pictures)
+        if whole:
+            whole.result()
         performance = {"sampling": speed, "features": features, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
         made_by = self.judge.hardware()
@@ -138,7 +150,12 @@ class Evaluation:
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())
         balanced = int(plan.labels.bincount().max()) - int(plan.labels.bincount()[classes].min()) <= 1
-        labels = {"classes": len(classes), "balanced": balanced}
+        labels = {
+            "classes": len(classes),
+            "balanced": balanced,
+            "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
+            "chosen": None if len(classes) == len(self.generator.pipeline.class_names) else classes,
+        }
         values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
         return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
 
@@ -153,8 +170,10 @@ class Evaluation:
         blocks, ranks = BlockFolder(folder / "blocks", plan), self.judge.ranks
         if ranks.from_first((folder / ARCHIVE).is_file()):
             return NpzPictures(folder / ARCHIVE), {}
-        if ranks.is_first and len(blocks.missing()) < len(plan.blocks()):
-            self.say(f"continuing {folder}: {len(blocks.missing())} of {len(plan.blocks())} blocks to draw")
+        if ranks.is_first:
+            blocks.clear()
+            if (missing := len(blocks.missing())) < len(plan.blocks()):
+                self.say(f"continuing {folder}: {missing} of {len(plan.blocks())} blocks to draw")
         speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
         ranks.from_first(None)  # all blocks are there
         return BlockPictures(blocks), speed
@@ -163,6 +182,6 @@ class Evaluation:
         blocks = BlockFolder(folder / "blocks", plan)
         if self.keep_images and not (folder / ARCHIVE).is_file():
             write_archive(folder / ARCHIVE, blocks)
-        write_preview(folder / PREVIEW, pictures, self.generator.pipeline.class_names)
+        write_bytes(folder / PREVIEW, preview_png(pictures, self.generator.pipeline.class_names))
         write_record(folder / RECORD, record)
         blocks.remove()

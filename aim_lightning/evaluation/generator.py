@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.pipeline import AiMPipeline, load
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
@@ -31,7 +32,7 @@ class Generator:
 
 
 def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> Generator:
-    """The newest checkpoint of a run directory, or a checkpoint file itself.
+    """The newest checkpoint of a run directory, or a checkpoint file itself. Every process must call it.
 
     Args:
         source: run directory or checkpoint.
@@ -43,7 +44,7 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
     Raises:
         UserError: no checkpoint, one of another model, or a backend that cannot be had.
     """
-    path = newest_checkpoint(source)
+    path = Ranks().ask_first(lambda: newest_checkpoint(source))  # training may write one between two looks
     content = read_checkpoint(path)
     pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
     kind = "ema" if content["ema"] and not raw else "raw"
@@ -73,14 +74,16 @@ def from_published(source: str, device, backend: str = "auto") -> Generator:
 
 
 def identity(pipeline: AiMPipeline) -> dict[str, Any]:
-    """Hashes of the weights, their number and the type that they are kept in; the sampling options tell in which type
-    codes are drawn (`AiMPipeline.resolve`)."""
+    """Hashes of the weights, their number and the type that they are kept in, backend and kind of device: each may
+    change single codes. The sampling options tell in which type codes are drawn (`AiMPipeline.resolve`)."""
     weights = next(pipeline.aim.parameters())
     return {
         "weights_sha256": weights_hash(pipeline.aim),
         "tokenizer": pipeline.tokenizer.weights_hash,
         "parameters": sum(parameter.numel() for parameter in pipeline.aim.parameters()),
         "weights_dtype": str(weights.dtype).removeprefix("torch."),
+        "backend": pipeline.aim.backend,
+        "device": weights.device.type,
     }
 
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.progress import Report
 
 
 class Meter:
-    """Context manager: a bar on the first process, signs of life for the watchdog, and the speed afterwards.
+    """Context manager: a `Report` on the first process, signs of life for the watchdog, and the speed afterwards.
 
     Args:
         what: word before the bar.
@@ -23,28 +23,24 @@ class Meter:
 
     def __init__(self, what: str, total: int, ranks: Ranks) -> None:
         self.what, self.total, self.ranks, self.done = what, total, ranks, 0
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-        self.bar = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not ranks.is_first)
-        self.task = self.bar.add_task(what, total=total, speed="")
+        self.report = Report(what, total, "images", shown=ranks.is_first)
 
     def __enter__(self) -> "Meter":
         reset_peak_memory()
         self.start = time.perf_counter()
-        self.bar.start()
+        self.report.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
         self.seconds = time.perf_counter() - self.start
-        self.bar.stop()
+        self.report.__exit__()
 
     def advance(self, images: int) -> None:
         """So many images are done on this process."""
         self.done += images
         beat(f"{self.what}, after {self.done} images")
         everywhere = min(self.total, self.done * self.ranks.world_size)
-        speed = everywhere / max(1e-9, time.perf_counter() - self.start)
-        text = f"{speed:.1f} images/s, peak {peak_memory():.1f} GiB"
-        self.bar.update(self.task, completed=everywhere, speed=text)
+        self.report.advance(everywhere - self.report.done, f"peak {peak_memory():.1f} GiB")
 
     def performance(self) -> dict[str, float]:
         """Seconds, images a second of all processes, and the largest peak memory; every process must call it."""

@@ -1,9 +1,11 @@
 """The processes that share an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+from aim_lightning.utils.errors import UserError
 
 Item = TypeVar("Item")
 
@@ -32,6 +34,24 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def ask_first(self, work: Callable[[], Item]) -> Item:
+        """What `work` gives on the first process, in all of them, every one of which must call it; for what depends on
+        the disk, which need not look alike everywhere.
+
+        Raises:
+            UserError: that of `work`, in all of them.
+        """
+        answer, problem = None, None
+        if self.is_first:
+            try:
+                answer = work()
+            except UserError as error:
+                problem = error
+        answer, problem = self.from_first((answer, problem))
+        if problem is not None:
+            raise problem
+        return answer
 
     def all(self, value: Any) -> list[Any]:
         """The values of all processes in order; every process must call it."""

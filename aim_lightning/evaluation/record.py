@@ -1,5 +1,6 @@
 """scores.json: the numbers of one set of pictures with all that is needed to believe them."""
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def score_record(
     Args:
         model: what drew the pictures, or the file they are from.
         data: what the model was trained on, as far as it is known.
-        values: by plain name; the record's names carry the number of images.
+        values: by plain name; the record's names carry the number of images, and of classes where not all were drawn.
         num_images: scored.
         protocol: everything that the values depend on.
         performance: speeds and memory.
@@ -39,7 +40,7 @@ def score_record(
         "model": model,
         "data": data,
         "num_images": num_images,
-        "metrics": {metric_name(name, num_images, raw=raw): value for name, value in values.items()},
+        "metrics": {f"{name}{_ending(num_images, raw, protocol)}": value for name, value in values.items()},
         "protocol": protocol,
         "performance": performance,
         "hardware": hardware,
@@ -50,12 +51,22 @@ def score_record(
 def plain_metrics(record: dict[str, Any]) -> dict[str, float]:
     """Values by name without the number of images."""
     count = record["num_images"]
-    suffixes = [metric_name("", count, raw=raw) for raw in (True, False)]
+    suffixes = [_ending(count, raw, record.get("protocol", {})) for raw in (True, False)]
     found = {}
     for name, value in record["metrics"].items():
         suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), "")
         found[name.removesuffix(suffix)] = value
     return found
+
+
+def _ending(num_images: int, raw: bool, protocol: dict[str, Any]) -> str:
+    chosen = chosen_classes(protocol)
+    return metric_name("", num_images, raw=raw) + ("" if chosen is None else f"_{len(chosen)}classes")
+
+
+def chosen_classes(protocol: dict[str, Any]) -> list[int] | None:
+    """The classes that were drawn; None for all of them, or where there were no labels."""
+    return protocol.get("labels", {}).get("chosen")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -85,6 +96,13 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
         "std": spread,
         "seeds": seeds,
     }
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """One more line of JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

@@ -1,19 +1,21 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
-from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, on_device
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, cache_values
+from aim_lightning.utils.background import in_background
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
@@ -42,6 +44,7 @@ class Reference:
             raise UserError("there is nothing to compare with: give --reference, or an experiment with pictures")
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
         self.list = self._open(path, pictures, split)
+        self._identity: Future[tuple] | None = None
 
     def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
         if path is None:
@@ -65,6 +68,13 @@ class Reference:
             return {"kind": "npz", "name": self.file.path.name, "sha256": sha256_file(self.file.path)}
         return self.list.source()
 
+    def begin(self) -> None:
+        """Work out in a thread what `statistics` looks up in its cache: for a folder the hash of all its files."""
+        self._identity = in_background(self._identify)
+
+    def _identify(self) -> tuple[dict[str, Any], str]:
+        return self.source(), "" if self.list is None else self.list.state()
+
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of its pictures; None where it has statistics alone."""
         return None if self.list is None else tuple(self.list.images([0]).shape[2:])
@@ -76,6 +86,7 @@ class Reference:
         cache: str | Path = CACHE,
         batch_size: int = BATCH,
         probe: bool | None = None,
+        between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     ) -> RealPictures:
         """Read from the cache, or worked out and written there. Every process must call it.
 
@@ -86,25 +97,27 @@ class Reference:
             batch_size: pictures at once on a device.
             probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
                 logits of its own.
+            between: given each process's batches, hands them on; what it does between them can end the work.
 
         Raises:
             UserError: pictures that cannot be read, or fewer than two.
         """
-        known = (self.source(), "" if self.list is None else self.list.state()) if ranks.is_first else None
-        source, state = ranks.from_first(known)
+        if ranks.is_first and self._identity is None:
+            self.begin()
+        source, state = ranks.ask_first(lambda: self._identity.result())
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.list, "num_classes", 0) if probe else 0
         entry = TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
-        tensors = entry.read() if ranks.is_first else None
-        if ranks.from_first(tensors is not None):
-            return RealPictures.from_tensors(tensors or entry.read(), source)
-        real = self._work_out(network, ranks, source, classes, batch_size)
+        tensors = ranks.ask_first(entry.read)  # the cache of another node may be another one
+        if tensors is not None:
+            return RealPictures.from_tensors(tensors, source)
+        real = self._work_out(network, ranks, source, classes, batch_size, between)
         if ranks.is_first:
             entry.write(real.tensors())
         ranks.from_first(None)  # nobody asks again before the file is there
         return real
 
-    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int) -> RealPictures:
+    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int, between) -> RealPictures:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
@@ -112,8 +125,8 @@ class Reference:
             return RealPictures(gaussians, None, None, source)
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            parts = ranks.share(ranges(len(self.list), batch_size))
-            for images, labels, numbers in on_device(self.list.batches(parts), network.device):
+            batches = on_device(self.list.share(ranks, batch_size), network.device)
+            for images, labels, numbers in between(batches):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
-        return builder.finish(source, gaussians)
+        return builder.finish(source | self.list.content(ranks), gaussians)

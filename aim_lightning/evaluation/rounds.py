@@ -103,7 +103,7 @@ class Rounds:
 
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Everything that values of so many images depend on, but for the networks that draw."""
-        return {"sampling": asdict(self.sampling), **self.scores.protocol(), "num_images": num_images}
+        return {"sampling": asdict(self.sampling), **self.scores.protocol(num_images)}
 
     def _out_of_time(self, start: float, ranks: Ranks) -> bool:
         """The first process's clock decides for all."""

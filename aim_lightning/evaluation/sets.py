@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from aim_lightning.evaluation.blocks import BlockFolder
+from aim_lightning.evaluation.plan import ranges
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.utils.background import ahead
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
 
 Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,), numbers (B,)
+DEPTH = 2  # batches that lie ready in pinned memory
 
 
 class PictureList(ABC):
@@ -28,11 +31,22 @@ class PictureList(ABC):
 
     @abstractmethod
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """The pictures of each range, ranges in rising order; raises UserError for what is no picture."""
+        """The pictures of each range, ranges in rising order; raises UserError for what is no picture.
+
+        What takes time may begin at the call: call it early.
+        """
+
+    def share(self, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
+        """This process's share of all pictures, in batches that are the same whoever gets them."""
+        return self.batches(ranks.share(ranges(len(self), batch_size)))
 
     @abstractmethod
     def source(self) -> dict[str, Any]:
         """Plain values that identify the pictures, for the protocol; no paths of this machine."""
+
+    def content(self, ranks: Ranks) -> dict[str, str]:
+        """What more identifies them once the processes have read all; every one of which must call it."""
+        return {}
 
     def state(self) -> str:
         """Changes with the files even where `source` does not; for caches of this machine."""
@@ -81,7 +95,7 @@ class NpzPictures(PictureList):
 
     @cached_property
     def _hash(self) -> str:
-        return sha256_file(self.file.path)
+        return self.file.sha256()
 
 
 class BlockPictures(PictureList):
@@ -106,12 +120,12 @@ class BlockPictures(PictureList):
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches with their pictures on the device; on a GPU the next ones travel while these are worked on."""
+    """Batches with their pictures on the device; on a GPU the next ones are read and sent while these are worked on."""
     if device.type != "cuda":
         yield from batches
         return
     stream, before = torch.cuda.Stream(device), None
-    for images, labels, numbers in batches:
+    for images, labels, numbers in ahead(map(_pinned, batches), DEPTH):
         with torch.cuda.stream(stream):
             moved = images.to(device, non_blocking=True)  # from pinned memory it returns at once
             arrived = stream.record_event()
@@ -120,6 +134,17 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         before = moved, labels, numbers, arrived
     if before is not None:
         yield _arrived(*before)
+
+
+def joined(images: Sequence[Tensor]) -> Tensor:
+    """One after the other; for a process that works on a GPU in pinned memory."""
+    shape = sum(map(len, images)), *images[0].shape[1:]
+    # A process that works on the CPU leaves GPUs alone.
+    return torch.cat(images, out=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized()))
+
+
+def _pinned(batch: Batch) -> Batch:
+    return batch[0].pin_memory(), *batch[1:]
 
 
 def _arrived(images: Tensor, labels: Tensor | None, numbers: Tensor, arrived: torch.cuda.Event) -> Batch:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.paper import AIM, OTHERS, PaperRow
-from aim_lightning.evaluation.record import plain_metrics, read_record
+from aim_lightning.evaluation.record import chosen_classes, plain_metrics, read_record
 
 INTRODUCTION = """# Experiments and results
 
@@ -71,12 +71,12 @@ def _table(records: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> str:
 
 def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[str]:
     values, spread = plain_metrics(record), plain_metrics({**record, "metrics": record.get("std") or {}})
-    seeds = record.get("seeds") or []
+    seeds, chosen = record.get("seeds") or [], chosen_classes(record["protocol"])
     data = record["data"].get("pictures") or record["model"].get("name") or "–"
     return [
         name,
         data,
-        f"{record['num_images']:,}",
+        f"{record['num_images']:,}" + ("" if chosen is None else f" of {len(chosen)} classes"),
         *(_number(values.get(metric), spread.get(metric) if len(seeds) > 1 else None) for metric in metrics),
         _guidance(record["protocol"].get("sampling") or {}),
         ", ".join(map(str, seeds)) or "–",
@@ -105,7 +105,7 @@ def _protocol(name: str, record: dict[str, Any]) -> str:
     model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
     step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
     size = f"{reference['pictures']:,} pictures of " if "pictures" in reference else ""
-    hashed = next(kind for kind in ("sha256", "fingerprint") if kind in reference)
+    hashed = next(kind for kind in ("sha256", "pixels_sha256", "fingerprint") if kind in reference)
     return (
         f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "
         f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…); features: {features['network']} "

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from aim_lightning.metrics.finite import FiniteValues
+
 Splitting = Literal["adm", "torch_fidelity"]
 ADM_SPLIT, TORCH_FIDELITY_SPLITS, TORCH_FIDELITY_SEED = 5000, 10, 2020
 
@@ -27,7 +29,7 @@ def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
     return numbers
 
 
-class InceptionScore(Metric):
+class InceptionScore(FiniteValues, Metric):
     """exp of the mean divergence of p(class | picture) from p(class): mean and standard deviation over splits.
 
     The divergence of a split is (sum of p log p) / n - q log q with q = (sum of p) / n, so that sums by split are all
@@ -46,6 +48,7 @@ class InceptionScore(Metric):
 
     def __init__(self, num_images: int, splitting: Splitting = "adm", num_classes: int = 1008, **kwargs) -> None:
         super().__init__(**kwargs)
+        self.watch()
         self.splits = split_numbers(num_images, splitting)
         count = int(self.splits.max()) + 1
         self.add_state("inner", torch.zeros(count, dtype=torch.float64), dist_reduce_fx="sum")
@@ -56,15 +59,14 @@ class InceptionScore(Metric):
         """Add logits (B, C) of the pictures with these numbers (B,); B may be 0.
 
         Raises:
-            ValueError: shapes that do not fit, numbers out of range, or values that are not finite.
+            ValueError: shapes that do not fit, or numbers out of range.
         """
         if logits.ndim != 2 or logits.shape[1] != self.marginal.shape[1] or indices.shape != logits.shape[:1]:
             raise ValueError(f"InceptionScore was given {tuple(logits.shape)} for {tuple(indices.shape)} pictures")
-        if not logits.isfinite().all():
-            raise ValueError("InceptionScore was given logits that are not finite")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.splits):
             raise ValueError(f"InceptionScore is for pictures 0 to {len(self.splits) - 1}")
-        split = self.splits[indices.cpu()].to(logits.device)
+        self.note(logits)
+        split = self.splits[indices.cpu()].to(logits.device, non_blocking=True)  # a wait would stop the GPU
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         self.inner.index_add_(0, split, (p * log_p).sum(1))
@@ -72,7 +74,12 @@ class InceptionScore(Metric):
         self.counts.index_add_(0, split, torch.ones_like(split))
 
     def compute(self) -> dict[str, Tensor]:
-        """{"mean", "std"}, float64 scalars, over the splits that have pictures; NaN without any."""
+        """{"mean", "std"}, float64 scalars, over the splits that have pictures; NaN without any.
+
+        Raises:
+            UserError: logits were not finite.
+        """
+        self.check()
         filled = self.counts > 0
         counts, q = self.counts[filled], self.marginal[filled] / self.counts[filled, None]
         scores = (self.inner[filled] / counts - torch.xlogy(q, q).sum(1)).exp()

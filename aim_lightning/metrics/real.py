@@ -15,9 +15,10 @@ from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_int64
 
-FORMAT = 1  # raise it when the same inputs give other values
+FORMAT = 2  # raise it when the same inputs give other values
 NEIGHBOUR_PICTURES = 10_000  # real pictures for precision, recall and kernel distances, as in ADM's reference files
 PROBE_PICTURES = 50_000
+PIXELS = "pixels_sha256"  # in `source`: known once the pictures were read, so that it is kept with the statistics
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RealPictures:
         features: (M, F) float32 of single pictures; None where only statistics are known.
         probe: weight (C, F) and bias (C,) of a `LinearProbe`; None without labels.
         source: where they come from, plain values for the protocol.
+        count: pictures that the gaussians are of; None for published ones, which do not tell.
         memo: what is worked out from them once, such as the radii of their manifold.
     """
 
@@ -36,6 +38,7 @@ class RealPictures:
     features: Tensor | None
     probe: tuple[Tensor, Tensor] | None
     source: dict[str, Any] = field(default_factory=dict)
+    count: int | None = None
     memo: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -47,15 +50,21 @@ class RealPictures:
         }
         named |= {"rows": self.features} if self.features is not None else {}
         named |= {"probe_weight": self.probe[0], "probe_bias": self.probe[1]} if self.probe else {}
+        if PIXELS in self.source:
+            named[PIXELS] = torch.tensor(list(bytes.fromhex(self.source[PIXELS])), dtype=torch.uint8)
+        named |= {} if self.count is None else {"count": torch.tensor(self.count)}
         return {name: value.cpu().contiguous() for name, value in named.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "RealPictures":
-        """Back from `tensors`."""
+        """Back from `tensors`; `source` gets the hash of the pixels that they hold."""
+        if PIXELS in tensors:
+            source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
         outputs = [name.removeprefix("mean.") for name in tensors if name.startswith("mean.")]
         gaussians = {name: tuple(tensors[f"{part}.{name}"] for part in _PARTS) for name in outputs}
         probe = (tensors["probe_weight"], tensors["probe_bias"]) if "probe_bias" in tensors else None
-        return cls(gaussians, tensors.get("rows"), probe, source)
+        count = int(tensors["count"]) if "count" in tensors else None
+        return cls(gaussians, tensors.get("rows"), probe, source, count)
 
 
 _PARTS = ("mean", "covariance")
@@ -90,7 +99,7 @@ class RealPicturesBuilder:
     ) -> None:
         if num_pictures < 2:
             raise UserError(f"reference statistics need at least two pictures; the data gave {num_pictures}")
-        self.network, self.num_classes = network, num_classes
+        self.network, self.num_pictures, self.num_classes = network, num_pictures, num_classes
         sizes = {name: size for name, size in network.output_sizes().items() if name in (FEATURES, SPATIAL)}
         device = network.device
         self.sums = {name: FrechetDistance(network, size).to(device) for name, size in sizes.items() if gaussian}
@@ -104,12 +113,14 @@ class RealPicturesBuilder:
         outputs = self.network.outputs(images.to(self.network.device))
         for name, sums in self.sums.items():
             sums.update_features(outputs[name], real=True)
-        features, kept = outputs[FEATURES], self.kept[indices]
-        self.rows.update(features[kept.to(features.device)], indices[kept])
+        features = outputs[FEATURES]
+        kept = self.kept[indices].nonzero()[:, 0]
+        self.rows.update(features[kept.to(features.device, non_blocking=True)], indices[kept])
         if self.probed is not None:
-            chosen = self.probed[indices]
-            rows = torch.cat((features, labels.to(features)[:, None]), 1)
-            self.probe_rows.update(rows[chosen.to(rows.device)], indices[chosen])
+            chosen = self.probed[indices].nonzero()[:, 0]
+            place = chosen.to(features.device, non_blocking=True)
+            own = labels[chosen].to(features.device, features.dtype, non_blocking=True)
+            self.probe_rows.update(torch.cat((features[place], own[:, None]), 1), indices[chosen])
 
     def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> RealPictures:
         """Over all processes, every one of which must call it; the same on all."""
@@ -118,7 +129,7 @@ class RealPicturesBuilder:
             state = sums.reference_state()
             own[name] = tuple(v.cpu() for v in mean_and_covariance(state["sum"], state["outer_sum"], state["count"]))
         features = self.rows.compute().cpu()
-        return RealPictures(gaussians or own, features, self._probe(), source)
+        return RealPictures(gaussians or own, features, self._probe(), source, None if gaussians else self.num_pictures)
 
     def _probe(self) -> tuple[Tensor, Tensor] | None:
         if self.probed is None:

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from aim_lightning.metrics.finite import FiniteValues
 
-class SampleFeatures(Metric):
+
+class SampleFeatures(FiniteValues, Metric):
     """Gathers features from all processes and puts them in the order of the pictures' numbers.
 
     The order decides which pictures a random subset holds, so results depend on neither processes nor batches.
@@ -21,6 +23,7 @@ class SampleFeatures(Metric):
 
     def __init__(self, num_features: int, **kwargs) -> None:
         super().__init__(**kwargs)
+        self.watch()
         self.num_features = num_features
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("indices", [], dist_reduce_fx="cat")
@@ -29,14 +32,13 @@ class SampleFeatures(Metric):
         """Add features (B, F) of the pictures with these numbers (B,); B may be 0.
 
         Raises:
-            ValueError: shapes that do not fit, or values that are not finite.
+            ValueError: shapes that do not fit.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features or indices.shape != features.shape[:1]:
             raise ValueError(f"SampleFeatures was given {tuple(features.shape)} for {tuple(indices.shape)} pictures")
-        if not features.isfinite().all():
-            raise ValueError("SampleFeatures was given features that are not finite")
+        self.note(features)
         self.features.append(features.detach().float())
-        self.indices.append(indices.to(features.device))
+        self.indices.append(indices.to(features.device, non_blocking=True))  # a wait would stop the GPU
 
     def sync(self, *args, **kwargs) -> None:
         """torchmetrics leaves a process without pictures out of the gathering, where the others would wait for it."""
@@ -50,6 +52,7 @@ class SampleFeatures(Metric):
 
         Raises:
             ValueError: a picture came twice.
+            UserError: features were not finite.
         """
         return self.in_order()
 
@@ -58,7 +61,9 @@ class SampleFeatures(Metric):
 
         Raises:
             ValueError: a picture came twice.
+            UserError: features were not finite.
         """
+        self.check()
         features, indices = (_joined(state) for state in (self.features, self.indices))
         order = indices.argsort()
         if len(order) > 1 and not (indices[order].diff() > 0).all():

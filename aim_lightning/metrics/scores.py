@@ -53,7 +53,7 @@ class Scores(nn.Module):
         self.distances = nn.ModuleDict()
         for output, (mean, covariance) in real.gaussians.items():
             self.distances[output] = FrechetDistance(network, sizes[output])
-            self.distances[output].load_gaussian(mean, covariance)
+            self.distances[output].load_gaussian(mean, covariance, real.count)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None
         _check_numbers(num_images, len(real.features) if compare else None)
@@ -66,7 +66,7 @@ class Scores(nn.Module):
         """Add pictures, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
 
         Raises:
-            ValueError: anything but uint8 pictures, or features that are not finite.
+            ValueError: anything but uint8 pictures.
         """
         outputs = self.network.outputs(images.to(self.network.device))
         for output, distance in self.distances.items():
@@ -79,21 +79,40 @@ class Scores(nn.Module):
         if self.agreement is not None:
             known = 0 if labels is None else len(labels)  # without labels the metric stays empty
             asked = torch.zeros(0, dtype=torch.int64) if labels is None else labels
-            self.agreement.update(outputs[FEATURES][:known], asked.to(outputs[FEATURES].device))
+            place = outputs[FEATURES].device
+            self.agreement.update(outputs[FEATURES][:known], asked.to(place, non_blocking=True))
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        """Every value by its name without the number of pictures; every process must call it."""
-        values = {self._name(output): float(distance.compute()) for output, distance in self.distances.items()}
+        """Every value by its name without the number of pictures; every process must call it.
+
+        Raises:
+            UserError: features were not finite; on all processes.
+        """
+        values = [distance.compute() for distance in self.distances.values()]
         if self.inception is not None:
-            score, ending = self.inception.compute(), self.network.name_ending
-            values |= {f"is{ending}": float(score["mean"]), f"is_std{ending}": float(score["std"])}
+            values += self.inception.compute().values()
         if self.kernel is not None:
-            values |= self._comparisons()
+            kernel, shares = self.kernel.compute(), self.neighbours.compute()
+            values += [*list(kernel.values())[: 1 if self.network.name_ending else 2], *shares.values()]
         if self.agreement is not None:
-            agreement = float(self.agreement.compute())
-            values |= {"class_agreement": agreement} if agreement == agreement else {}
-        return values
+            values.append(self.agreement.compute())
+        named = dict(zip(self.names(), map(float, values), strict=True))
+        if named.get("class_agreement") != named.get("class_agreement"):  # NaN: there were no labels
+            del named["class_agreement"]
+        return named
+
+    def names(self) -> list[str]:
+        """Of the values; class agreement falls away without labels. Names of features other than the published
+        Inception's say so: a stand-in is never taken for the real."""
+        ending = self.network.name_ending
+        found = [self._name(output) for output in self.distances]
+        if self.inception is not None:
+            found += [f"is{ending}", f"is_std{ending}"]
+        if self.kernel is not None:
+            kernel = [f"kd{ending}"] if ending else ["kid", "kid_std"]
+            found += [*kernel, f"precision{ending}", f"recall{ending}"]
+        return [*found, *(["class_agreement"] if self.agreement is not None else [])]
 
     def reset(self) -> None:
         """Forget the pictures, not the real ones. Use one object again and again: torchmetrics' objects are held by
@@ -103,13 +122,18 @@ class Scores(nn.Module):
             if metric is not None:
                 metric.reset()
 
-    def protocol(self) -> dict[str, Any]:
-        """Plain values that fix every number, but for the pictures themselves."""
-        values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": self.num_images}
+    def protocol(self, num_images: int | None = None) -> dict[str, Any]:
+        """Plain values that fix every number, but for the pictures themselves.
+
+        Args:
+            num_images: that were scored, where it was ended before all of them.
+        """
+        count = num_images or self.num_images
+        values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": count}
         if self.inception is not None:
             values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
         if self.kernel is not None:
-            values |= {"kernel_distance": self.kernel.protocol(self.num_images)}
+            values |= {"kernel_distance": self.kernel.protocol(count)}
             values |= {"precision_recall": self.neighbours.protocol()}
         if self.agreement is not None:
             values["class_agreement"] = LinearProbe().settings()
@@ -117,15 +141,6 @@ class Scores(nn.Module):
 
     def _name(self, output: str) -> str:
         return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
-
-    def _comparisons(self) -> dict[str, float]:
-        """Names of features other than the published Inception's say so: a stand-in is never taken for the real."""
-        kernel = {name: float(value) for name, value in self.kernel.compute().items()}
-        shares = {name: float(value) for name, value in self.neighbours.compute().items()}
-        ending = self.network.name_ending
-        if not ending:
-            return {"kid": kernel["mean"], "kid_std": kernel["std"], **shares}
-        return {f"kd{ending}": kernel["mean"]} | {f"{share}{ending}": value for share, value in shares.items()}
 
 
 def _check_numbers(num_images: int, real: int | None) -> None:

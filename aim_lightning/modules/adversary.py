@@ -53,6 +53,14 @@ class AdversarialConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"model.adversarial.{name} is {getattr(self, name)}; it must be 0 or more")
 
+    def check_length(self, steps: int) -> None:
+        """Raises UserError if a training of so many steps (-1 = without end) is over before the game begins."""
+        if self.weight and 0 <= steps <= self.start_step:
+            raise UserError(
+                f"model.adversarial.start_step is {self.start_step}, but training ends after {steps} steps: its loss "
+                "would never begin; set a smaller start_step, train longer, or set model.adversarial null"
+            )
+
 
 class Adversary:
     """Both sides of the game around a discriminator; the LightningModule owns the network and its optimizer.

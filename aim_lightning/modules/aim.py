@@ -93,7 +93,7 @@ class AiMModule(LightningModule):
             check_finite(norm, "the gradient norm", self.global_step)
 
     def configure_optimizers(self) -> dict:
-        steps = total_steps(self.trainer)
+        steps = total_steps(self.trainer, self.trainer.datamodule)
         optimizer, schedule = build_optimizer(
             self.network, self.optimizer_config, self.global_batch_size, steps, self._scaled
         )

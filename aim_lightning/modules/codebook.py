@@ -33,7 +33,8 @@ class RevivalConfig:
 
     def due(self, step: int) -> bool:
         """Whether to look after so many optimizer steps."""
-        return bool(self.every_n_steps) and step % self.every_n_steps == 0 and step <= (self.until_step or step)
+        over = self.until_step is not None and step > self.until_step
+        return bool(self.every_n_steps) and step % self.every_n_steps == 0 and not over
 
 
 class CodeCounts(Metric):

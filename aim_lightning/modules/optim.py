@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from aim_lightning.utils.errors import UserError
 
 NEVER_DECAYED = ("A_log", "dt_bias", "D")
+# fp16's scale of the loss, 65536 at first and halved by every step whose gradients are not finite.
+SMALLEST_SCALE = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,11 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
 
 
-def total_steps(trainer) -> int:
+def total_steps(trainer, datamodule) -> int:
     """Optimizer steps of the whole training, -1 where it has no end."""
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        ends.append(trainer.max_epochs * trainer.datamodule.batches_per_epoch)
+        ends.append(trainer.max_epochs * datamodule.batches_per_epoch)
     return min(ends, default=-1)
 
 
@@ -122,4 +124,18 @@ def check_finite(value: torch.Tensor, what: str, step: int) -> None:
         raise UserError(
             f"{what} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
             "lower model.optimizer.learning_rate or look at train/grad_norm before this step"
+        )
+
+
+def check_scale(scale: float, step: int) -> None:
+    """Stop a training in fp16 whose steps are all skipped; every rank has the same scale.
+
+    Raises:
+        UserError: the scale is so small that no gradient can have overflowed by it.
+    """
+    if scale < SMALLEST_SCALE:
+        raise UserError(
+            f"fp16's scale of the loss fell to {scale:g} at step {step}: gradients are not finite at any scale and "
+            "every step is skipped; training stops, the last checkpoint is kept; set trainer.precision bf16-mixed or "
+            "lower the learning rates"
         )

@@ -19,6 +19,7 @@ from aim_lightning.modules.optim import (
     OptimizerConfig,
     build_optimizer,
     check_finite,
+    check_scale,
     clip_gradients,
     total_steps,
 )
@@ -26,6 +27,7 @@ from aim_lightning.modules.ranks import rows_of_ranks
 from aim_lightning.modules.scores import ReconstructionScores
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_float32
 from aim_lightning.utils.random import hash_seed
 
 
@@ -82,6 +84,7 @@ class TokenizerModule(LightningModule):
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
         self.grad_norm: Tensor | None = None  # of the present step, before clipping
+        self.terms_so_far: list[dict[str, Tensor]] = []  # of the present step, a micro-batch each
         vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
         self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
@@ -107,6 +110,11 @@ class TokenizerModule(LightningModule):
         """Read VGG16 before anything takes time."""
         if self.perceptual:
             self.perceptual.load()
+
+    def check_length(self, steps: int) -> None:
+        """Raises UserError if a training of so many steps (-1 = without end) has no place for what is configured."""
+        if self.adversary:
+            self.adversary.config.check_length(steps)
 
     def configure_model(self) -> None:
         if self.adversary and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
@@ -135,15 +143,25 @@ class TokenizerModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Backward passes of both networks on one micro-batch; steps after the last one."""
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
+        last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
         self.network.quantize.remember(rows_of_ranks(result.quantized.codes_BL))
         terms = self._terms(images, result)
         playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, playing)
-        if (batch_idx + 1) % accumulate == 0:
-            self.log("train/loss", terms.loss, prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in (terms.each | logs).items()})
+        self._log_terms({"loss": terms.loss, **terms.each, **logs}, last)
+        if last:
             self._steps(result, playing)
+
+    def _log_terms(self, terms: dict[str, Tensor], last: bool) -> None:
+        """Means over the micro-batches of a step, after its last one."""
+        self.terms_so_far.append({name: value.detach().float() for name, value in terms.items()})
+        if not last:
+            return
+        for name in terms:
+            mean = torch.stack([each[name] for each in self.terms_so_far]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == "loss")
+        self.terms_so_far.clear()
 
     def _backward(
         self, images: Tensor, result: Reconstruction, terms: Terms, accumulate: int, playing: bool
@@ -169,6 +187,8 @@ class TokenizerModule(LightningModule):
             self.log("train/grad_norm_discriminator", norm)
         optimizer, schedule = _first(self.optimizers()), _first(self.lr_schedulers())
         optimizer.step()  # counted by Lightning; in fp16 it unscales and moves the scaler on for both
+        if self._scaler:
+            check_scale(self._scaler.get_scale(), self.global_step)
         self.log("train/grad_norm", self.grad_norm)
         optimizer.zero_grad()
         schedule.step()
@@ -199,9 +219,11 @@ class TokenizerModule(LightningModule):
         return revive(self.network.quantize, latent, self.seed, self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Reconstruct and score in float32: numbers to compare by may not depend on `trainer.precision`."""
         images = self._images(batch)
-        result = self.network(images)
-        self.scores.update(images, result, self._terms(images, result))
+        with exact_float32(images.device.type):
+            result = self.network(images)
+            self.scores.update(images, result, self._terms(images, result))
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.scores.compute().items():
@@ -209,11 +231,12 @@ class TokenizerModule(LightningModule):
         self.scores.reset()
 
     def configure_optimizers(self) -> tuple[list, list]:
-        steps, size, scaled = total_steps(self.trainer), self.global_batch_size, self._scaler is not None
+        steps = total_steps(self.trainer, self.trainer.datamodule)
+        size, scaled = self.global_batch_size, self._scaler is not None
         pairs = [build_optimizer(self.network, self.optimizer_config, size, steps, scaled)]
         if self.adversary:
             config = self.adversary.config
-            after = max(steps - config.start_step, 1) if steps >= 0 else steps
+            after = max(steps - config.start_step, 1) if steps >= 0 else steps  # a weight of 0 may never begin
             settings = config.optimizer or self.optimizer_config
             pairs.append(build_optimizer(self.discriminator, settings, size, after, scaled))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]

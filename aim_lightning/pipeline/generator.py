@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from aim_lightning.models import AiM
 from aim_lightning.pipeline.pixels import PixelDecoder, Pixels
 from aim_lightning.pipeline.preview import preview
+from aim_lightning.pipeline.tokenizer import check_hash
 from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
@@ -51,6 +52,7 @@ class AiMPipeline:
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        tokenizer: Any = None,
         backend: str = "auto",
     ) -> "AiMPipeline":
         """The generator of a folder in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
@@ -61,15 +63,24 @@ class AiMPipeline:
             cache_dir: where the hub's files are kept; its own default otherwise.
             token: for repositories that need one.
             local_files_only: take the copy on this machine, ask nobody.
+            tokenizer: use this one; by default the one in the source.
             backend: of the network, see `AiM`.
 
         Raises:
-            UserError: no such folder or repository, no connection, unknown fields in config.json, no tokenizer in it,
-                names that are missing, surplus or misshapen, or a backend that cannot be had.
+            UserError: no such folder or repository, no connection, unknown fields in config.json, no tokenizer in it or
+                another one than the network was trained with, names that are missing, surplus or misshapen, a run of
+                ours, or a backend that cannot be had.
         """
         asked = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         found = read_source(local_folder(source, **asked))
-        aim, tokenizer = import_aim(found, backend=backend), import_vq(found).requires_grad_(False)
+        if found.run is not None:
+            raise UserError(f"{source} is a run or a checkpoint of this project; use aim_lightning.load for it")
+        aim = import_aim(found, backend=backend)
+        if tokenizer is None:
+            if not found.parts.vq:
+                raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
+            tokenizer = import_vq(found).requires_grad_(False)
+        check_hash(found, tokenizer)
         return cls(aim, tokenizer, found.class_names)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -90,13 +101,13 @@ class AiMPipeline:
         """The options without `auto`, as they act here; the block size stays the same once it was asked for.
 
         Raises:
-            UserError: not even one image fits into the GPU's free memory.
+            UserError: not even one image fits into the GPU's free memory, or TF32 without a GPU.
         """
+        pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
         key = sampling.decoder, sampling.precision, sampling.cfg_scale != 1, sampling.pixel_precision
         if key not in self._auto:
-            pixels = self._pixel_decoder(sampling)
             self._auto[key] = resolve(sampling, self.aim, pixels.image_bytes).batch_size
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
 

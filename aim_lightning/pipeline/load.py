@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.pipeline.generator import AiMPipeline
-from aim_lightning.pipeline.tokenizer import load_tokenizer
+from aim_lightning.pipeline.tokenizer import check_hash, load_tokenizer
 from aim_lightning.runs.checkpoint import check_content
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
@@ -30,9 +30,7 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backe
     content, aim = found.run, import_aim(found, backend=backend)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
-    trained_on = content.get("tokenizer_hash")
-    if trained_on and tokenizer.weights_hash != trained_on:
-        raise UserError(f"{path} was trained on the codes of another tokenizer (weights hash {trained_on[:12]}…)")
+    check_hash(found, tokenizer)
     return AiMPipeline(aim, tokenizer, content.get("class_names"))
 
 
@@ -44,7 +42,15 @@ def _tokenizer_source(configuration: dict, path: Path) -> Path:
     if isinstance(source, dict):  # a checkpoint must run no code
         kind = source.get("class_path")
         raise UserError(f"{path} was trained with a tokenizer of class {kind}; pass tokenizer=, or set it by --config")
-    root = Path(configuration["runs_root"])
-    if not Path(source).exists() and Path(source).is_relative_to(root):
-        return path.resolve().parents[3] / Path(source).relative_to(root)
-    return Path(source)
+    places = [Path(source), *_beside(source, configuration["runs_root"], path.resolve())]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise UserError(f"{path} names the tokenizer {source}, which is not here; pass tokenizer= (or --tokenizer)")
+    return found
+
+
+def _beside(source: str, runs_root: str, checkpoint: Path) -> list[Path]:
+    """Where a tokenizer below runs_root lies as seen from RUNS/EXPERIMENT/RUN/checkpoints/FILE; nothing elsewhere."""
+    below = Path(source).is_relative_to(runs_root)
+    in_run = checkpoint.parent.name in ("checkpoints", "best") and len(checkpoint.parents) > 3
+    return [checkpoint.parents[3] / Path(source).relative_to(runs_root)] if below and in_run else []

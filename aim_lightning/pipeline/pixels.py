@@ -1,12 +1,13 @@
 """From codes to pictures: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import round_pixels
+from aim_lightning.utils.precision import exact_products
 
 # Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one to
 # work with.
@@ -49,14 +50,19 @@ class PixelDecoder:
     Args:
         tokenizer: with `decode` and `grid`.
         device: where it is and the codes will be.
-        precision: ``float32``, or ``bfloat16`` by autocast, which keeps the norms in float32.
+        precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16`` by autocast, which keeps the norms in float32.
         fused: compile the decoder, on a GPU in channels-last layout. Uncompiled, PyTorch's group norm there takes the
             plain layout only, and would copy before and after every convolution.
+
+    Raises:
+        UserError: TF32 without an NVIDIA GPU.
     """
 
     def __init__(
         self, tokenizer: nn.Module, device: torch.device, precision: str = "float32", fused: bool = False
     ) -> None:
+        if precision == "tf32" and device.type != "cuda":
+            raise UserError("sampling.pixel_precision tf32 needs an NVIDIA GPU; use float32 here")
         self.tokenizer, self.device, self.precision, self.fused = tokenizer, device, precision, fused
         self.decode = torch.compile(tokenizer.decode) if fused else tokenizer.decode
         self._stream: torch.cuda.Stream | None = None
@@ -82,10 +88,14 @@ class PixelDecoder:
             return self._decoded(codes_BL, self._stream)
 
     def _decoded(self, codes_BL: Tensor, stream) -> Pixels:
-        narrow = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if narrow else nullcontext():
+        with self._products():
             images_BCHW = self.decode(codes_BL)
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
+
+    def _products(self) -> AbstractContextManager:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return exact_products(self.precision == "tf32")
 
     def image_bytes(self) -> int:
         """GPU memory that one image takes while it is decoded, by the largest of what the tokenizer's modules give."""

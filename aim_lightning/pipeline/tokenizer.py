@@ -8,7 +8,7 @@ from torch import nn
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.objects import build_object
-from aim_lightning.weights import import_vq
+from aim_lightning.weights import Source, import_vq
 
 PROTOCOL = ("encode", "decode", "grid", "codebook_size", "weights_hash")
 
@@ -28,6 +28,20 @@ def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False)
     foreign = isinstance(source, Mapping) and "class_path" in source
     tokenizer = _foreign(source) if foreign else import_vq(source, raw=raw)
     return tokenizer.eval().requires_grad_(False)
+
+
+def check_hash(source: Source, tokenizer: Any) -> None:
+    """Whether the tokenizer is the one whose codes the source's AiM was trained on, where it tells.
+
+    Raises:
+        UserError: it is another one.
+    """
+    trained_on = source.tokenizer_hash
+    if trained_on and tokenizer.weights_hash != trained_on:
+        raise UserError(
+            f"{source.name} was trained on the codes of another tokenizer (weights hash {trained_on[:12]}…); "
+            "give that one: tokenizer= or --tokenizer"
+        )
 
 
 def _foreign(section: Mapping[str, Any]) -> nn.Module:

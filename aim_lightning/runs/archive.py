@@ -3,6 +3,7 @@
 Such a file is a zip archive; its comment, the last bytes of all, takes a CRC-32 of everything before.
 """
 
+import errno
 import os
 import re
 import struct
@@ -44,6 +45,7 @@ def verify_archive(path: Path) -> None:
 
     Raises:
         DamagedArchive: truncated, or bytes have changed.
+        OSError: the system cannot read it, which says nothing of the file and is not remembered.
     """
     state = path.stat()
     fault = _fault(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
@@ -67,8 +69,12 @@ def _fault(path: str, size: int, *_state: int) -> str | None:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip() if any(member.CRC for member in archive.infolist()) else None
         return bad and f"the checksum of {bad} differs"
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
         return str(error) or type(error).__name__
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place before the file's begin, where changed bytes have sent us
+            raise
+        return str(error)
 
 
 def _checksum(file, size: int) -> int:

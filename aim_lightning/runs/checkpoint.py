@@ -8,8 +8,6 @@ by rank, states of callbacks). Names of weights are those of the unwrapped modul
 
 import pickle
 import shutil
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ import torch
 
 from aim_lightning.runs.archive import DamagedArchive, drop_from_cache, seal_archive, verify_archive
 from aim_lightning.runs.plain import find_foreign
-from aim_lightning.utils.errors import UserError
+from aim_lightning.runs.reading import UnreadableFile, read_pickle, system_fault
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import atomic_path
 
 FORMAT = "aim_lightning.checkpoint/1"
@@ -44,7 +43,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
             drop_from_cache(temporary)
             verify_archive(temporary)
             _load_again(content, temporary, path)
-    except (OSError, RuntimeError, DamagedArchive) as error:
+    except (OSError, MemoryError, RuntimeError, DamagedArchive, PassingFault) as error:
         reason = _disk_error(error)
         if reason is None:
             raise
@@ -62,8 +61,8 @@ def _save(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
 def _load_again(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
     """What a later start does with the file; weights stay on disk, so that this takes no time."""
     try:
-        loaded = read_pickle(temporary, "checkpoint")
-    except UserError as error:
+        loaded = read_pickle(temporary, "checkpoint", archive=True)
+    except UnreadableFile as error:
         raise _unfit(content, path, str(error)) from error
     check_content(loaded, path)
 
@@ -81,8 +80,8 @@ def _disk_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, DamagedArchive):
             return f"read back, it was damaged: {error}"
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
+        if words := system_fault(error):
+            return words
         error = error.__cause__ or error.__context__
     return None
 
@@ -94,55 +93,29 @@ def _free(path: str | Path) -> str:
         return "nothing known to be"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read and check a checkpoint onto the CPU; no code in it is run.
+def read_checkpoint(path: str | Path, verify: bool = True) -> dict[str, Any]:
+    """Read and check a checkpoint onto the CPU; no code in it is run. Without `verify` checksums are not compared.
 
     Raises:
-        UserError: missing, damaged, or not one of ours.
+        UnreadableFile: missing, damaged, or not one of ours.
+        PassingFault: the system cannot read it now.
     """
-    content = read_pickle(path, "checkpoint", archive=True)
+    content = read_pickle(path, "checkpoint", archive=True, verify=verify)
     check_content(content, path)
     return content
-
-
-def read_pickle(path: str | Path, what: str, archive: bool = False) -> Any:
-    """What torch.save wrote, its checksums compared, onto the CPU; no code in it is run.
-
-    Args:
-        path: the file.
-        what: its role, for errors.
-        archive: whether it must be a zip archive; files of torch before 1.6 are none, and have no checksums.
-
-    Raises:
-        UserError: missing, damaged or foreign.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{what} {path} does not exist")
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if archive or zipped:
-            verify_archive(path)
-        with warnings.catch_warnings(action="ignore"):  # torch's remarks about foreign pickles
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "Weights only" in reason:  # torch would advise to run the code
-            reason = "it holds something else than tensors and plain values"
-        raise UserError(f"{what} {path} is damaged or no {what} ({reason})") from None
 
 
 def check_content(content: Any, source: str | Path) -> None:
     """Whether this is the whole content of a checkpoint of ours.
 
     Raises:
-        UserError: of something else, or keys are missing.
+        UnreadableFile: of something else, or keys are missing.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"checkpoint {source} was not written by this project (format {FORMAT!r} expected)")
+        raise UnreadableFile(f"checkpoint {source} was not written by this project (format {FORMAT!r} expected)")
     missing = [key for key in KEYS if key not in content]
     if missing:
-        raise UserError(f"checkpoint {source} lacks {', '.join(missing)}: it is damaged")
+        raise UnreadableFile(f"checkpoint {source} lacks {', '.join(missing)}: it is damaged")
 
 
 def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from aim_lightning.runs.directory import RunDirectory
+
 # Changes that leave the training itself as it is. Everything else stops a run from being continued.
 HARMLESS = (
     "run",
@@ -16,6 +18,7 @@ HARMLESS = (
     "model.init_args.compile",
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",
+    "model.init_args.init_from",  # read at step 0 alone
     "model.init_args.loss.perceptual_file",
     "model.init_args.lpips_file",
     "data.init_args.num_workers",
@@ -72,7 +75,7 @@ class RunContent:
 
     Args:
         newest: newest readable checkpoint, or None.
-        damaged: checkpoints newer than it that cannot be read, with the reason.
+        damaged: checkpoints newer than it that are not whole, each with the reason.
         before: configuration in that checkpoint.
         now: configuration asked for.
         imported_from: where the newest checkpoint's weights are from, if they were imported.
@@ -80,7 +83,7 @@ class RunContent:
     """
 
     newest: Progress | None
-    damaged: list[str]
+    damaged: dict[Path, str]
     before: dict[str, Any]
     now: dict[str, Any]
     imported_from: str | None = None
@@ -100,7 +103,7 @@ class Decision:
 
 def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     """Fresh, continue, finished or refuse."""
-    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged]
+    notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
     if newest is None:
         if content.damaged:
@@ -116,6 +119,11 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     notes += [f"changed since this run began: {line}" for line in changes.values()]
     action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
+
+
+def refusal(directory: RunDirectory, decision: Decision) -> str:
+    """Why a run is not continued, in one line."""
+    return f"{directory.path} is left as it is: {' '.join(decision.notes)}"
 
 
 def decide_on_data(

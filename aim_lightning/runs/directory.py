@@ -1,10 +1,12 @@
 """Paths in runs/EXPERIMENT/RUN/: they depend on the two names alone, never on time or job."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.process import node_name
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -60,9 +62,22 @@ class RunDirectory:
         """Checkpoint files, newest (highest step) first."""
         return list_checkpoints(self.path)
 
-    def set_aside_newer(self, step: int) -> list[Path]:
-        """Rename checkpoints after `step`, which were found damaged: they would count among those that are kept."""
+    @property
+    def latest_step(self) -> int:
+        """Of the newest checkpoint; 0 without one."""
+        found = self.checkpoints()
+        return step_of(found[0]) if found else 0
+
+    def set_aside_newer(self, step: int, damaged: Collection[Path]) -> list[Path]:
+        """Rename checkpoints after `step`, all of which must be `damaged`: they would count among those that are kept.
+
+        Raises:
+            PassingFault: there is one that nobody has looked into, and nothing is renamed.
+        """
         newer = [path for path in self.checkpoints() if step_of(path) > step]
+        if unknown := [path for path in newer if path not in damaged]:
+            late = "the shared file system showed this node an old state"
+            raise PassingFault(f"node {node_name()}: {unknown[0]} has appeared since the start; {late}")
         return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
 
     def remove_leftovers(self) -> list[Path]:

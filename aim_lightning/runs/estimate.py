@@ -61,9 +61,12 @@ class Training:
         return min(by_steps, by_time)
 
 
-def requeue_window(checkpoint_seconds: float, pause_seconds: float) -> float:
-    """Seconds before the limit at which the warning must come: the longest pause between two batches and a save."""
-    return MARGIN * (checkpoint_seconds + pause_seconds)
+def requeue_window(checkpoint_seconds: float, pause_seconds: float, step_seconds: float = 0.0) -> float:
+    """Seconds before the limit at which the warning must come: the longest pause between two batches and a save.
+
+    With several ranks an ordinary step comes on top: they hear what one of them has seen a boundary later.
+    """
+    return MARGIN * (checkpoint_seconds + pause_seconds + step_seconds)
 
 
 def shard_bytes(rows: int, views: int, tokens: int) -> int:

@@ -10,6 +10,7 @@ from aim_lightning.utils.errors import UserError
 
 # Not about the codes of a batch, but about batches and pixels.
 OF_THE_PIPELINE = ("batch_size", "pixel_precision", "pixel_compile")
+PIXEL_PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SamplingOptions:
         cfg_interval: begin and end of the schedule ``interval``, shares of the sequence, 0 to 1.
         decoder: ``plain``, or ``fast`` (docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
-        pixel_precision: in which the tokenizer turns codes into pixels.
+        pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU.
         pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
 
     Raises:
@@ -50,7 +51,7 @@ class SamplingOptions:
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     decoder: Literal["plain", "fast"] = "plain"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    pixel_precision: Literal["float32", "bfloat16"] = "float32"
+    pixel_precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     pixel_compile: bool = False
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class SamplingOptions:
             ("position_offset", self.position_offset in (0, 1), "0, or 1 for the published decoder"),
             ("decoder", self.decoder in ("plain", "fast"), "plain or fast"),
             ("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-            ("pixel_precision", self.pixel_precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("pixel_precision", self.pixel_precision in PIXEL_PRECISIONS, "float32, tf32 or bfloat16"),
         ):
             if not fits:
                 raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and hashes of them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 from aim_lightning.utils.errors import UserError
 
+# Folders of some file systems cannot be flushed; a folder may let its files be written but not listed.
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file of another machine counts as left behind
 
 
@@ -22,7 +25,8 @@ ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file o
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; renamed to it on success, removed on any error.
 
-    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one.
+    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one; the folder
+    after it, so that what is removed next cannot be gone while the new name is not there yet.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +37,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, where its file system can do so."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
 
 
 def abandoned(folder: Path) -> list[Path]:
@@ -73,9 +91,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     An empty folder, or one that holds only files of the names just written (an earlier version), is replaced.
 
     Raises:
-        UserError: `path` is a file, or a folder with anything else in it.
+        UserError: `path` is a file, a folder with anything else in it, or the one that we stand in.
     """
-    path = Path(path)
+    path, here = Path(path), Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise UserError(f"{path} is the present folder or above it, which cannot be replaced; give a folder of its own")
     present = _names(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -91,6 +111,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if present:
             shutil.rmtree(path)
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -118,6 +139,12 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,11 +1,13 @@
 """Picture grids with names beside the rows."""
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from aim_lightning.utils.files import atomic_path
+from aim_lightning.utils.files import atomic_path, write_bytes
 
 SMALLEST_TILE = 64  # pixels: smaller pictures are enlarged by whole factors, so that one can see them
 CAPTIONED_TILE = 96  # likewise, wide enough for a class name
@@ -75,5 +77,11 @@ def save_gif(frames: list[Tensor], path, frame_ms: int = 150, last_ms: int = 200
 
 def save_png(image_CHW: Tensor, path) -> None:
     """Write a uint8 picture atomically."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    write_bytes(path, png_bytes(image_CHW))
+
+
+def png_bytes(image_CHW: Tensor) -> bytes:
+    """A uint8 picture as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, format="PNG")
+    return file.getvalue()

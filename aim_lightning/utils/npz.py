@@ -1,16 +1,19 @@
 """.npz files of pictures, read and written a few rows at a time and never unpickled."""
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_path
+from aim_lightning.utils.files import atomic_path, sha256_file
 
-_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, NotImplementedError)
+# What zipfile, the unpacking and NumPy's parsing of headers raise.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, TokenError, OSError, EOFError, ValueError, KeyError, NotImplementedError)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
@@ -50,6 +53,25 @@ class NpzFile:
     def rows(self, name: str) -> "NpzRows":
         """An array whose rows are read when they are asked for."""
         return NpzRows(self, name)
+
+    def sha256(self) -> str:
+        """Hex sha256 of the file, whose plainly stored arrays, which are mapped unread, match their checksums.
+
+        Raises:
+            UserError: an array is not what was written.
+        """
+        for name, info in self.members.items():
+            if info.compress_type == zipfile.ZIP_STORED:
+                self._compare_checksum(name)
+        return sha256_file(self.path)
+
+    def _compare_checksum(self, name: str) -> None:
+        with self._open(name) as file:
+            try:
+                while file.read(1 << 20):
+                    pass
+            except _DAMAGE as error:
+                raise self._damaged(error, name) from None
 
     def _open(self, name: str) -> IO[bytes]:
         if name not in self.members:
@@ -117,7 +139,9 @@ class NpzRows:
                         at += len(stream.read(step * size)) // size or _fail()
                     content = stream.read(len(rows) * size)
                     at = rows.stop
-                    yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
+                    if at == len(self):
+                        stream.read(1)  # at the end zipfile compares the checksum
+                    yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:]).copy()
             except _DAMAGE as error:
                 raise self.file._damaged(error, self.name) from None
 

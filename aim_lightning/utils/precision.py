@@ -1,4 +1,4 @@
-"""In which precision NVIDIA GPUs multiply float32, whatever was set before."""
+"""Products in float32 that are float32: not what autocast or TF32 make of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,3 +39,13 @@ def _restoring(read: Callable[[], Any], write: Callable[[Any], None], newer: Any
         return write, read()
     except RuntimeError:
         return setattr, newer, "fp32_precision", newer.fp32_precision
+
+
+@contextmanager
+def exact_float32(device_type: str) -> Iterator[None]:
+    """Inside, float32 tensors are computed with in float32, whatever `trainer.precision` and TF32 say outside.
+
+    For numbers to compare by: in bfloat16, SSIM's variances E[x²] - E[x]² cancel to nothing but rounding.
+    """
+    with torch.autocast(device_type, enabled=False), exact_products():
+        yield

@@ -1,7 +1,7 @@
 """The configuration of a source's networks: what its shapes say, completed by what stands beside the weights."""
 
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from aim_lightning.models import AiMConfig, VQConfig
@@ -14,6 +14,20 @@ from aim_lightning.weights.source import Source
 AIM, TOKENIZER = "aim_lightning.modules.aim.AiMModule", "aim_lightning.modules.tokenizer.TokenizerModule"
 
 
+def known_aim(source: Source) -> dict[str, Any]:
+    """The options of AiMConfig that the source tells; all of them where it is a run.
+
+    Raises:
+        UserError: no AiM in it, or weights and config.json contradict each other.
+    """
+    if source.run is not None:
+        return asdict(_build(AiMConfig, _network_options(source, AIM), source.name))
+    if not source.parts.aim:
+        raise UserError(f"{source.name} holds no AiM, only a tokenizer")
+    shapes = infer_aim(Shapes(source.parts.aim, "AiM", source.name))
+    return _agree(shapes, aim_options(source.published or {}), source.name)
+
+
 def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
     """Configuration of the source's AiM.
 
@@ -22,36 +36,22 @@ def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
         num_tokens: codes an image, for weights without position embedding that come without a configuration.
 
     Raises:
-        UserError: no AiM in it, or weights and config.json contradict each other.
+        UserError: no AiM in it, or weights, config.json and argument contradict each other.
     """
-    if source.run is not None:
-        return _build(AiMConfig, _network_options(source, AIM), source.name)
-    if not source.parts.aim:
-        raise UserError(f"{source.name} holds no AiM, only a tokenizer")
-    shapes = infer_aim(Shapes(source.parts.aim, "AiM", source.name))
-    options = _agree(shapes, aim_options(source.published or {}), source.name)
-    if num_tokens is not None:
-        options = _agree(options, {"num_tokens": num_tokens}, source.name, "the argument")
+    options = _complete(known_aim(source), source.name, num_tokens=num_tokens)
     if "num_tokens" not in options:
         raise UserError(f"{source.name} has no position embedding, so its shapes do not tell num_tokens; give it")
     return _build(AiMConfig, options, source.name)
 
 
-def vq_config(source: Source, image_size: int | None = None, norm_groups: int | None = None) -> VQConfig:
-    """Configuration of the source's tokenizer.
-
-    Args:
-        source: what was read.
-        image_size: height and width of its pictures, pixels; by default what config.json says, else what fits the
-            number of codes of the AiM beside it, else 256 as published.
-        norm_groups: groups of its GroupNorms; by default what config.json says, else 32 as published.
+def known_vq(source: Source) -> dict[str, Any]:
+    """The options of VQConfig that the source tells; all of them where it is a run.
 
     Raises:
         UserError: no tokenizer in it, or weights and config.json contradict each other.
     """
     if source.run is not None:
-        options = {**_network_options(source, TOKENIZER), **_given(image_size, norm_groups)}
-        return _build(VQConfig, options, source.name)
+        return asdict(_build(VQConfig, _network_options(source, TOKENIZER), source.name))
     if not source.parts.vq:
         raise UserError(f"{source.name} holds no tokenizer, only AiM; name the tokenizer's own file or run")
     shapes = infer_vq(Shapes(source.parts.vq, "VQ tokenizer", source.name))
@@ -62,7 +62,26 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
     codes = _num_tokens(source)
     if "image_size" not in options and codes:
         options["image_size"] = math.isqrt(codes) * 2 ** (len(options["channel_multipliers"]) - 1)
-    return _build(VQConfig, {**options, **_given(image_size, norm_groups)}, source.name)
+    return options
+
+
+def vq_config(source: Source, image_size: int | None = None, norm_groups: int | None = None) -> VQConfig:
+    """Configuration of the source's tokenizer.
+
+    Args:
+        source: what was read.
+        image_size: height and width of its pictures, pixels; by default what the source says, else what fits the
+            number of codes of the AiM beside it, else 256 as published. The same weights take pictures of any size,
+            so that an argument overrides the source.
+        norm_groups: groups of its GroupNorms, where the source does not tell them (32 as published).
+
+    Raises:
+        UserError: no tokenizer in it, or weights, config.json and argument contradict each other.
+    """
+    options = _complete(known_vq(source), source.name, norm_groups=norm_groups)
+    if image_size is not None:
+        options["image_size"] = image_size
+    return _build(VQConfig, options, source.name)
 
 
 def _build(kind: type, options: dict[str, Any], name: str) -> Any:
@@ -82,12 +101,21 @@ def _num_tokens(source: Source) -> int | None:
     return (source.published or {}).get("num_tokens") if positions is None else len(positions) - 1
 
 
-def _given(image_size: int | None, norm_groups: int | None) -> dict[str, int]:
-    arguments = {"image_size": image_size, "norm_groups": norm_groups}
-    return {name: value for name, value in arguments.items() if value is not None}
+def _complete(known: dict[str, Any], name: str, **arguments: int | None) -> dict[str, Any]:
+    """What the source tells, and of the arguments what it leaves open.
+
+    Raises:
+        UserError: an argument contradicts the source.
+    """
+    given = {key: value for key, value in arguments.items() if value is not None}
+    wrong = [key for key, value in given.items() if known.get(key, value) != value]
+    if wrong:
+        key = wrong[0]
+        raise UserError(f"{name} has {key} {known[key]!r}, the argument says {given[key]!r}; leave {key} out")
+    return {**known, **given}
 
 
-def _agree(shapes: dict[str, Any], said: dict[str, Any], name: str, who: str = "config.json") -> dict[str, Any]:
+def _agree(shapes: dict[str, Any], said: dict[str, Any], name: str) -> dict[str, Any]:
     """Both together; what config.json says must be what the weights are.
 
     Raises:
@@ -99,11 +127,11 @@ def _agree(shapes: dict[str, Any], said: dict[str, Any], name: str, who: str = "
         if key in shapes and shapes[key] != value
     ]
     if wrong:
-        raise UserError(f"{name}: {who} says {'; '.join(wrong)}")
+        raise UserError(f"{name}: config.json says {'; '.join(wrong)}")
     rest = {key: value for key, value in said.items() if key not in shapes}
     odd = [key for key, value in rest.items() if isinstance(value, bool) or not isinstance(value, int | float)]
     if odd:
-        raise UserError(f"{name}: {who} has {odd[0]} {rest[odd[0]]!r}; it must be a number")
+        raise UserError(f"{name}: config.json has {odd[0]} {rest[odd[0]]!r}; it must be a number")
     return {**shapes, **rest}
 
 

@@ -16,6 +16,7 @@ from aim_lightning.weights.hub import hub_mistake
 
 RECORD = "fetched.json"
 FORMAT = "aim_lightning.fetched/1"
+FIELDS = {"name", "bytes", "sha256"}  # of each file in it
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,27 @@ def _download(published: Published, name: str, files: dict[str, Any], revision: 
 
 def _check_record(folder: Path) -> None:
     """The files must be those that were fetched."""
-    record = read_json(folder / RECORD, "record")
-    for row in record["files"]:
+    for row in _rows(folder):
         path = folder / row["name"]
         if not path.is_file() or path.stat().st_size != row["bytes"] or sha256_file(path) != row["sha256"]:
             raise UserError(f"{path} is not the file that was fetched; remove {folder} and fetch again")
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """name, bytes and sha256 of each file that was fetched into the folder.
+
+    Raises:
+        UserError: it has no such record.
+    """
+    record = read_json(folder / RECORD, "record") if (folder / RECORD).is_file() else None
+    rows = record.get("files") if isinstance(record, dict) and record.get("format") == FORMAT else None
+    known = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= FIELDS for row in rows)
+    if not known or not rows:
+        raise UserError(
+            f"{folder} holds files that were not fetched by this command (no whole {RECORD}); use them as they are, or "
+            "remove it and fetch again"
+        )
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for row in read_json(folder / RECORD, "record")["files"]:
+    for row in _rows(folder):
         print(f"{folder / row['name']}  {row['bytes']:,} bytes  sha256 {row['sha256']}")
     print(f"next: aim-lightning weights inspect {folder / row['name']}")
     return 0

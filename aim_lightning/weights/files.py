@@ -1,5 +1,6 @@
 """Files that hold weights, read onto the CPU without running any code that they contain."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from aim_lightning.runs.checkpoint import read_pickle
+from aim_lightning.runs.reading import read_pickle
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
-SAFETENSORS, INDEX, PICKLED, CONFIG = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "config.json",
-)
+CONFIG = "config.json"
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+INDEX, PICKLED_INDEX = f"{SAFETENSORS}.index.json", f"{PICKLED}.index.json"
+MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model folder, in the order of preference
 
 
 def read_file(path: Path) -> Any:
@@ -40,54 +39,57 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights file {path} is damaged or no safetensors file ({reason})") from None
 
 
-def is_model_folder(path: Path) -> bool:
-    """Whether a folder has the layout of the Hugging Face hub."""
-    return any((path / name).is_file() for name in (CONFIG, *_KINDS))
+def main_file(folder: Path) -> Path | None:
+    """The file or index that a model folder keeps its weights under; None where there is none."""
+    return next((folder / name for name in MAIN if (folder / name).is_file()), None)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that hold its weights.
-
-    Raises:
-        UserError: there are none, or an index names something else than files beside it.
-    """
-    if (folder / SAFETENSORS).is_file():
-        return [folder / SAFETENSORS]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
-    if (folder / PICKLED).is_file():
-        return [folder / PICKLED]
-    raise UserError(f"model folder {folder} holds none of {', '.join(_KINDS)}")
-
-
-_KINDS = (SAFETENSORS, INDEX, PICKLED)
-
-
-def read_folder(folder: Path) -> Any:
-    """Weights of a model folder, its shards put together.
+def weight_files(path: Path) -> list[Path]:
+    """The file itself, or the shards that an index names.
 
     Raises:
-        UserError: no weights, or shards that do not hold what their index promises.
+        UserError: an index names something else than files beside it.
     """
-    files = weight_files(folder)
-    if len(files) == 1 and files[0].name in (SAFETENSORS, PICKLED):
-        return read_file(files[0])
-    promised, found = _weight_map(folder), {}
-    for file in files:
-        for name, value in read_file(file).items():
+    if not _is_index(path):
+        return [path]
+    return [path.with_name(name) for name in sorted(set(_weight_map(path).values()))]
+
+
+def read_weights(path: Path) -> Any:
+    """Content of a weights file, or of an index's shards put together.
+
+    Raises:
+        UserError: as `read_file`, or shards that do not hold what their index promises.
+    """
+    if not _is_index(path):
+        return read_file(path)
+    promised, found = _weight_map(path), {}
+    for file in weight_files(path):
+        for name, value in _shard(file).items():
             if promised.get(name) != file.name:
-                raise UserError(f"{folder / INDEX} does not say that {name} is in {file.name}")
+                raise UserError(f"{path} does not say that {name} is in {file.name}")
             found[name] = value
     absent = sorted(promised.keys() - found.keys())
     if absent:
-        raise UserError(f"{folder / INDEX} promises {absent[0]} ({len(absent)} such names), which no shard holds")
+        raise UserError(f"{path} promises {absent[0]} ({len(absent)} such names), which no shard holds")
     return found
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    index = read_json(folder / INDEX, "index")
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
+
+
+def _shard(file: Path) -> Mapping[str, Any]:
+    content = read_file(file)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} holds {type(content).__name__}, no mapping from names to tensors")
+    return content
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    index = read_json(path, "index")
     names = index.get("weight_map") if isinstance(index, dict) else None
     plain = isinstance(names, dict) and all(isinstance(f, str) and Path(f).name == f for f in names.values())
     if not plain or not names:
-        raise UserError(f"index {folder / INDEX} has no weight_map from names to files beside it")
+        raise UserError(f"index {path} has no weight_map from names to files beside it")
     return names

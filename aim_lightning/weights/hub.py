@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights.files import CONFIG, INDEX, PICKLED, SAFETENSORS, is_model_folder
+from aim_lightning.weights.files import CONFIG, INDEX, PICKLED, PICKLED_INDEX, SAFETENSORS, main_file
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -37,7 +37,7 @@ def local_folder(source: str | Path, **options: Any) -> Path:
         return Path(source)
     if not REPOSITORY.fullmatch(str(source)):
         raise UserError(f"{source} does not exist, and it is no hub id (OWNER/NAME)")
-    return download(str(source), WANTED, or_else=(PICKLED,), **options)
+    return download(str(source), WANTED, or_else=(PICKLED, PICKLED_INDEX, "pytorch_model-*.bin"), **options)
 
 
 def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...] = (), **options: Any) -> Path:
@@ -52,7 +52,7 @@ def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...
             folder = Path(snapshot_download(repository, allow_patterns=[*patterns, *or_else], **options))
     except Exception as error:  # the HTTP library below it has errors of its own, another one in every release
         raise UserError(hub_mistake(repository, error)) from None
-    if or_else and not is_model_folder(folder):
+    if or_else and main_file(folder) is None:
         raise UserError(f"the hub's {repository} holds no {SAFETENSORS} and no {PICKLED}")
     return folder
 

@@ -31,7 +31,8 @@ def import_aim(
 
     Raises:
         UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
-            a head that is not the word embedding it is tied to; a backend that cannot be had.
+            a head that is not the word embedding it is tied to; an argument that contradicts the source; a backend
+            that cannot be had.
     """
     found = read_source(source, raw=raw)
     model = AiM(aim_config(found, num_tokens), backend)
@@ -51,11 +52,12 @@ def import_vq(
     Args:
         source: see `aim_lightning.weights.read_source`; also a published AiM, whose tokenizer is taken.
         raw: the trained weights themselves where the source has averaged ones too.
-        image_size: height and width of its pictures, pixels, where the source does not tell (256 as published).
+        image_size: height and width of its pictures, pixels; by default what the source says, else 256 as published.
         norm_groups: groups of its GroupNorms, where the source does not tell (32 as published).
 
     Raises:
-        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line.
+        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
+            an argument that contradicts the source.
     """
     found = read_source(source, raw=raw)
     model = VQModel(vq_config(found, image_size, norm_groups))

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.runs.checkpoint import misfits
-from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.weights.configure import aim_config, vq_config
 from aim_lightning.weights.files import weight_files
 from aim_lightning.weights.load import aim_weights, vq_weights
-from aim_lightning.weights.source import Source, read_source
+from aim_lightning.weights.source import Source, find_file, read_source
 
 
 @dataclass
@@ -92,9 +91,7 @@ def _vq(source: Source) -> tuple[VQModel, Mapping[str, Tensor]]:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return [newest_checkpoint(path)] if list_checkpoints(path) else weight_files(path)
+    return weight_files(find_file(path))
 
 
 def _origin(source: Source, raw: bool) -> str:

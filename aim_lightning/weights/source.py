@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.checkpoint import FORMAT, check_content
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
-from aim_lightning.weights.files import CONFIG, SAFETENSORS, is_model_folder, read_file, read_folder
+from aim_lightning.weights.files import CONFIG, MAIN, main_file, read_weights
 from aim_lightning.weights.names import Parts, split, unwrap
 from aim_lightning.weights.published import check_fields
 
@@ -37,14 +38,20 @@ class Source:
         """Names by label, where the source has them."""
         return (self.run or self.published or {}).get("class_names")
 
+    @property
+    def tokenizer_hash(self) -> str | None:
+        """weights_hash of the tokenizer whose codes the AiM was trained on, by its run or as it stands beside it."""
+        beside = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None
+        return (self.run or {}).get("tokenizer_hash") or beside
+
 
 def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:
     """Read weights onto the CPU; no code in them is run.
 
     Args:
-        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face folder (config.json with
-            model.safetensors, shards with their index, or pytorch_model.bin); or a mapping from names to tensors.
-            model.safetensors with a config.json beside it stands for its folder.
+        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face folder (model.safetensors or
+            pytorch_model.bin or shards of either with their index, and config.json, without which the shapes tell the
+            network), or one of its files; or a mapping from names to tensors.
         raw: the trained weights themselves where the source has averaged ones too.
 
     Raises:
@@ -57,22 +64,37 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
     path = Path(source)
     if not path.exists():
         raise UserError(missing_source(path))
-    if path.name == SAFETENSORS and path.with_name(CONFIG).is_file():
-        path = path.parent
-    return _from_folder(path, raw) if path.is_dir() else _from_content(read_file(path), str(path), raw)
+    file = find_file(path)
+    return _from_content(read_weights(file), str(path if file.name in MAIN else file), raw, _published(file))
 
 
-def _from_folder(path: Path, raw: bool) -> Source:
+def find_file(path: Path) -> Path:
+    """A file itself, the newest checkpoint of a run, or the file (or index) that a folder keeps its weights under.
+
+    Raises:
+        UserError: a folder of another kind.
+    """
+    if not path.is_dir():
+        return path
     if list_checkpoints(path):
-        newest = newest_checkpoint(path)
-        return _from_content(read_file(newest), str(newest), raw)
-    if not is_model_folder(path):
+        return newest_checkpoint(path)
+    file = main_file(path)
+    if file is None:
         raise UserError(
-            f"{path} is neither a run directory with checkpoints nor a Hugging Face folder; name a weights file itself"
+            f"{path} is neither a run directory with checkpoints nor a Hugging Face folder (it holds none of "
+            f"{', '.join(MAIN)}); name a weights file itself"
         )
-    config = read_json(path / CONFIG, "configuration")
-    check_fields(config, path / CONFIG)
-    return _from_content(read_folder(path), str(path), raw, config)
+    return file
+
+
+def _published(file: Path) -> dict[str, Any] | None:
+    """config.json beside the weights of a Hugging Face folder."""
+    path = file.with_name(CONFIG)
+    if file.name not in MAIN or not path.is_file():
+        return None
+    config = read_json(path, "configuration")
+    check_fields(config, path)
+    return config
 
 
 def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] | None = None) -> Source:

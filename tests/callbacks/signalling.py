@@ -30,3 +30,19 @@ class Signalling(Callback):
                 return original(*arguments)
 
             rounds.draw_block = draw_block
+
+
+class SignallingValidation(Callback):
+    """A signal to this process alone, at its first validation batch or just before the scores.
+
+    Args:
+        rank: which process.
+        name: of the signal.
+    """
+
+    def __init__(self, rank: int, name: str) -> None:
+        self.rank, self.number = rank, signal.Signals[name]
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if trainer.global_rank == self.rank and batch_idx == 0:
+            os.kill(os.getpid(), self.number)

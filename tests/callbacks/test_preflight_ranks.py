@@ -8,8 +8,11 @@ import torch
 
 from aim_lightning.callbacks import preflight
 from aim_lightning.callbacks.preflight import Preflight
-from aim_lightning.cli import fit
+from aim_lightning.cli import fit, job
 from aim_lightning.cli.main import main
+from aim_lightning.cluster import signals
+from aim_lightning.runs.decide import Decision
+from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import PassingFault, UserError
 
 
@@ -106,3 +109,19 @@ def test_fit_ends_with_the_code_that_brings_the_job_back(root, monkeypatch, caps
     monkeypatch.setattr(fit, "_run", refuse)
     assert main(["fit", "--config", "experiments/demo_tokenizer.yaml"]) == 74
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_run_that_is_refused_is_told_once(monkeypatch, tmp_path):
+    """By rank 0; another rank speaks only where nobody has ended the job meanwhile: it alone sees the run so."""
+    refused, directory = Decision("refuse", notes=["the configuration changed"]), RunDirectory("x", "main", tmp_path)
+    slept = []
+    monkeypatch.setattr(job.time, "sleep", slept.append)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    for seen, end in ((signals.TERM, SystemExit), (signals.NONE, UserError)):
+        monkeypatch.setattr(signals, "_received", seen)
+        with pytest.raises(end):
+            fit._obey(refused, directory)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(UserError, match="main is left as it is: the configuration changed"):
+        fit._obey(refused, directory)
+    assert len(slept) == 2

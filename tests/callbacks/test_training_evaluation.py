@@ -220,6 +220,10 @@ def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on
     assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(scalars(run)["metrics/fd_effnet_lite0_40"][-1][1])
     assert (record["model"]["step"], record["model"]["weights"], record["num_images"]) == (22, "ema", 40)
     assert record["protocol"]["sampling"]["cfg_scale"] == 1.5 and record["protocol"]["reference"]["fingerprint"]
+    assert (record["model"]["experiment"], record["model"]["run"]) == ("tiny", "with")
+    lines = [json.loads(line) for line in (run / "samples" / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["model"]["step"] for line in lines] == [6, 12, 18, 22] and lines[-1] == record
+    assert len({line["model"]["weights_sha256"] for line in lines}) == 4
 
 
 def test_results_of_fit_tell_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
@@ -242,6 +246,14 @@ def test_pictures_of_another_size_than_the_reference_are_noticed_before_training
     reference = ("--callbacks.training_evaluation.reference", place / "large.npz")
     assert main(words(place, "size", *reference)) == 2
     assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
+
+
+def test_a_mistyped_monitor_is_noticed_before_training(place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(words(place, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "monitor is 'fid'; use one of fd_effnet_lite0, kd_effnet_lite0, precision" in error
+    assert not list((place / "runs" / "tiny" / "monitor" / "checkpoints").glob("*"))
 
 
 def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from conftest import ROOT
 from PIL import Image
 
 from aim_lightning.cli import main as cli
-from aim_lightning.cli.dataset_files import file_names
+from aim_lightning.cli.dataset_files import DOWNSAMPLING, file_names, views_of
 from aim_lightning.data.images.sources import open_source
 from aim_lightning.data.images.split import make_shards, name_hash
+from aim_lightning.data.tokens.views import Views
 from aim_lightning.utils.files import read_json
 
 
@@ -80,7 +82,7 @@ def test_bytes_are_kept_where_the_shards_allow_them(checkout):
     stored = set()
     for split in ("train", "val"):
         source = open_source(checkout / "data/birds" / split)
-        stored |= {source._open(row).read() for row in range(len(source))}
+        stored |= {source._content(row) for row in range(len(source))}
     for path in (checkout / "mine").rglob("*.*"):
         small = path.name[:2] != "0."
         assert (path.read_bytes() in stored) == (small and path.suffix != ".bmp"), path
@@ -105,6 +107,13 @@ def test_unreadable_pictures(checkout, capsys):
     assert not (checkout / "data").exists() and error.count("\n") == 1
     assert dataset("--on_error", "skip") == 0
     assert "1 unreadable pictures left out (first: blau/bad.png)" in capsys.readouterr().out
+
+
+def test_pictures_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
+    (checkout / "mine" / "blau" / "gone.png").symlink_to("nowhere.png")
+    assert dataset("--on_error", "skip") == 2
+    assert "blau/gone.png was listed but is not there; restore it, or remove the link" in capsys.readouterr().err
+    assert not (checkout / "data").exists()
 
 
 def test_names_that_are_no_text(checkout, capsys):
@@ -193,6 +202,12 @@ def test_experiments_are_built(checkout, stage):
         assert document.values["tokenizer"] == "runs/birds_tokenizer/main"
 
 
+def test_pictures_of_any_size_have_20_different_crops():
+    for size in range(2 * DOWNSAMPLING, 300, DOWNSAMPLING):
+        _, kind, _, ranges = views_of(size).split()
+        assert len(Views(kind, tuple(map(float, ranges.split(",")))).sizes(size)) == 2
+
+
 @pytest.mark.slow
 def test_both_stages_train_on_ones_own_pictures(checkout, own_signals):
     """The commands of `make stages`, and of `make validate` for each stage, for two steps each."""
@@ -202,7 +217,8 @@ def test_both_stages_train_on_ones_own_pictures(checkout, own_signals):
     assert dataset() == 0
     assert cli.main(["fit", *stage_1]) == 0
     assert cli.main(["validate", *stage_1]) == 0
-    assert cli.main(["tokenize", *stage_1, "--views", "ten_crop", "--crop_range", "1.1,1.05"]) == 0
+    how = re.search("^# tokenize: (.*)$", Path("experiments/birds_tokenizer.yaml").read_text(), re.M)[1]
+    assert cli.main(["tokenize", *stage_1, *how.split()]) == 0
     assert cli.main(["fit", *stage_2]) == 0
     assert cli.main(["validate", *stage_2]) == 0
     scores = {stage: read_json(f"runs/birds_{stage}/main/results.json", "results") for stage in ("tokenizer", "aim")}

@@ -62,6 +62,17 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert "not measured" in lines["memory a device"] and lines["memory a device"].startswith("2.75 GiB")
 
 
+def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
+    options = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000)
+    both = ("--config", root / "configs/callbacks/training_evaluation.yaml")
+    _, lines, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
+    _, more, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *both, *options)
+    keeps = ("--callbacks.training_evaluation.keep_best", 3)
+    _, most, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *both, *options, *keeps)
+    kept = [int(re.search(r"(\d+) kept", found["checkpoints"])[1]) for found in (lines, more, most)]
+    assert kept == [kept[0], kept[0] + 2, kept[0] + 3]
+
+
 def test_what_cannot_be_known_is_said(plan, root):
     code, lines, _ = plan(root / "experiments" / "imagenet256_tokenizer.yaml", "--rows", 1281167, "--steps", 0)
     assert code == 0 and lines["images/s"].startswith("unknown: give --images_per_s")

@@ -6,8 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT
 from integration.tiny import write_experiment
+
+from aim_lightning.cli.slurm_jobs import resubmission
+from aim_lightning.cluster.script import DEAF
+from aim_lightning.config.arguments import Arguments
+from aim_lightning.runs.checkpoint import KEYS, write_checkpoint
+from aim_lightning.runs.directory import RunDirectory
 
 COMMANDS = {
     "sbatch": 'echo "$@" >> "$CALLS"; echo 41',
@@ -15,7 +22,7 @@ COMMANDS = {
     "scontrol": (
         'echo "scontrol $@" >> "$CALLS"; [ "$1$REQUEUE_KILLS" = requeue1 ] && kill -TERM $PPID $$; '
         'case "$2" in job) [ -n "$STATE" ] && '
-        'echo "JobId=$3 JobState=$STATE Reason=None Requeue=1 Restarts=0 NodeList=n1" || '
+        'echo "JobId=$3 $ARRAY JobState=$STATE Reason=None Requeue=1 Restarts=0 NodeList=n1" || '
         '{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; };; esac'
     ),
 }
@@ -31,9 +38,11 @@ def slurm(tmp_path):
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
 
-    def call(*words, state="", **more):
-        command = [sys.executable, "-m", "aim_lightning", "slurm", words[0], "--config", str(experiment), *words[1:]]
+    def call(*words, state="", before=(), **more):
+        action = ["config"] if words[0] == "config" else ["slurm", words[0]]
+        command = [sys.executable, "-m", "aim_lightning", *action, "--config", experiment, *words[1:]]
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
+        command = [*before, *command]
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
 
     return call, tmp_path
@@ -84,6 +93,68 @@ def test_arrays_freeze_a_configuration_a_task(slurm):
     assert "run: s-7" in seventh and seventh.count("seed: 7") == 2  # interpolations follow
 
 
+def test_a_task_s_own_run_knows_of_the_array_that_trains_it(slurm):
+    call, place = slurm
+    assert call("submit", "--seeds", "0-1", "--run", "arr").returncode == 0
+    waits = {"state": "PENDING", "ARRAY": "ArrayJobId=41 ArrayTaskId=0-1%1"}
+    array = f"job 41_1 (a task of the array of {place}/runs/tiny/arr)"
+    assert f"{array}: PENDING" in call("status", "--run", "arr-1", **waits).stdout
+    assert "has no jobs" in call("status", "--run", "arr-2", **waits).stdout
+    for double in (["--run", "arr-1"], ["--run", "arr"], ["--run", "arr", "--seeds", "1"]):
+        done = call("submit", *double, **waits)
+        assert done.returncode == 2 and "has job 41" in done.stderr and "already (PENDING)" in done.stderr
+    assert f"arr-1 has {array} already (PENDING)" in call("submit", "--run", "arr-1", **waits).stderr
+    assert f"{array} is cancelled and will not come back" in call("cancel", "--run", "arr-1", **waits).stdout
+    assert "scancel 41_1\n" in (place / "calls").read_text()
+    task = {"SLURM_JOB_ID": "43", "SLURM_ARRAY_JOB_ID": "41"}
+    for number, code in (("0", 0), ("1", 69)):  # the other tasks are not cancelled
+        assert call("started", "--run", f"arr-{number}", SLURM_ARRAY_TASK_ID=number, **task).returncode == code
+
+
+def test_a_run_that_an_array_would_train_too_is_found_before(slurm):
+    call = slurm[0]
+    assert call("submit", "--run", "arr-1").returncode == 0
+    done = call("submit", "--run", "arr", "--seeds", "0-1", state="RUNNING")
+    assert done.returncode == 2 and "arr-1 has job 41 already (RUNNING)" in done.stderr
+
+
+def test_a_job_that_was_given_to_sbatch_by_hand_is_the_run_s_own(slurm):
+    call, place = slurm
+    run = place / "runs/tiny/main"
+    call("submit")
+    for _ in range(2):
+        assert call("started", "--config", run / "job.yaml", SLURM_JOB_ID="55").returncode == 0
+    assert [entry["job"] for entry in json.loads((run / "jobs.json").read_text())] == ["41", "55"]
+    assert "job 55: RUNNING" in call("status", state="RUNNING").stdout
+
+
+def test_what_fit_would_refuse_is_refused_before_the_job_waits(slurm):
+    """Of any task; no tensor is read for it."""
+    call, place = slurm
+    document = yaml.safe_load(call("config").stdout)
+    content = {key: {} for key in KEYS} | {"configuration": document, "cursor": {"epoch": 0}}
+    content["trainer"] = {"global_step": 4}
+    write_checkpoint(content, place / "runs/tiny/main-1/checkpoints/step=00000004.ckpt")
+    done = call("submit", "--seeds", "1-2")
+    assert done.returncode == 2 and "main-1 is left as it is: the configuration changed: " in done.stderr
+    assert "seed_everything was 3, is 1" in done.stderr and done.stderr.count("\n") == 1
+    assert not (place / "calls").exists() and not (place / "runs/tiny/main").exists()
+    assert call("submit", "--seeds", "1-2", "--allow_changes", "true").returncode == 0
+
+
+def test_the_way_to_go_on_is_the_script_that_was_submitted(tmp_path):
+    """`make slurm` would take another seed for a task of an array, and leave ARGS out."""
+    folder = tmp_path / "arr"
+    folder.mkdir()
+    (folder / "job.sbatch").touch()
+    for run, config, command in (
+        ("arr-3", folder / "job-3.yaml", f"sbatch --array=3 {folder}/job.sbatch"),
+        ("arr", folder / "job.yaml", f"sbatch {folder}/job.sbatch"),
+        ("arr", tmp_path / "x.yaml", "make slurm EXP=x RUN=arr"),
+    ):
+        assert resubmission(RunDirectory("x", run, tmp_path), Arguments([config])) == command
+
+
 def test_an_array_is_checked_against_what_its_tasks_have_measured(slurm):
     call, place = slurm
     for run, pause in (("main", 1.0), ("main-0", 90.0), ("main-1", 3.0)):
@@ -129,9 +200,10 @@ def test_the_job_script_s_own_two_calls(slurm):
 
 
 def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
-    """SLURM then sends SIGTERM to every process of the job."""
+    """SLURM then sends SIGTERM to every process of the job; job.sbatch has them ignore it."""
     call, place = slurm
-    done = call("ended", "--code", "137", SLURM_JOB_ID="41", state="RUNNING", REQUEUE_KILLS="1")
+    job = {"SLURM_JOB_ID": "41", "state": "RUNNING", "REQUEUE_KILLS": "1"}
+    done = call("ended", "--code", "137", before=["bash", "-c", f'{DEAF}; "$@"', "-"], **job)
     assert done.returncode == 0 and "job 41 is requeued: its processes ended" in done.stdout
     assert "scontrol requeue 41" in (place / "calls").read_text()
 

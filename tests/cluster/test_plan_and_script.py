@@ -27,6 +27,9 @@ PLAN = JobPlan(
 )
 
 
+MEASURED = {"longest_pause_seconds": 90.0, "step_seconds": 4.0, "checkpoint_seconds": 10.0}
+
+
 def plan(**changes) -> JobPlan:
     options = {name: changes.pop(name) for name in list(changes) if name in ClusterOptions.__dataclass_fields__}
     return dataclasses.replace(PLAN, options=dataclasses.replace(PLAN.options, **options), **changes)
@@ -45,21 +48,57 @@ def test_one_task_a_rank_and_everything_that_was_asked_for():
 def test_torchrun_gets_one_task_a_node_with_the_processors_of_its_ranks():
     lines = directives(plan(launcher="torchrun"))
     assert "--ntasks-per-node=1" in lines and "--cpus-per-task=12" in lines
-    assert "srun --kill-on-bad-exit=1 --cpus-per-task=12 " in render(plan(launcher="torchrun"))
+    assert "srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 " in render(plan(launcher="torchrun"))
     assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM_NODEID" in render(plan(launcher="torchrun"))
+
+
+def run_job(tmp_path, **programs):
+    """job.sbatch of a plan, with the words of small programs in the place of those that it calls."""
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "job.sbatch").write_text(render(plan(where=tmp_path, python=str(tmp_path / "python"))))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41"}
+    return subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "preempted", "requeued"),
+    [
+        (0, 75, False, False),  # `ended` has done it
+        (75, 1, False, True),  # torchrun's code; `ended` knows better, but lacks scontrol
+        (143, 143, True, True),
+        (143, 143, False, False),
+        *((lost, 75, False, True) for lost in (1, 126, 127)),  # no such python on this host
+        (127, 138, False, True),
+        (127, 143, True, True),
+        (127, 143, False, False),
+        (127, 1, True, False),  # a crash, and nobody counts them
+        (127, 2, True, False),
+        (127, 0, True, False),
+    ],
+)
+def test_the_script_brings_the_job_back_where_python_cannot(tmp_path, ended, code, preempted, requeued):
+    """Inside a container, and where it is srun's alone. Everything gets SIGTERM with the requeue, python before it."""
+    when = "2026-11-24T13:26:40" if preempted else "None"
+    started = 127 if ended == 127 else 0
+    shows = f"case $1 in show) printf 'JobId=41\\nJobState=RUNNING Reason=None\\n PreemptTime={when}\\n';; "
+    done = run_job(
+        tmp_path,
+        python=f'case "$*" in *ended*) kill -TERM $$; exit {ended};; *started*) exit {started};; esac',
+        srun=f"exit {code}",
+        scontrol=f"{shows} requeue) kill -TERM $PPID $$; echo requeued $2;; esac",
+    )
+    assert ("requeued 41" in done.stdout) == requeued, done.stdout + done.stderr
+    assert done.returncode == code
+    assert ("gave no answer" in done.stdout) == (ended in (1, 126, 127))
 
 
 @pytest.mark.parametrize(("code", "trains"), [(0, True), (1, True), (120, True), (2, False), (69, False)])
 def test_only_a_verdict_keeps_a_job_from_training(tmp_path, code, trains):
     """`slurm started` may fail for a full disk; that must not lose the job."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@"\ncase "$*" in *started*) exit {code};; esac\n')
-    (tmp_path / "srun").write_text("#!/bin/sh\necho srun; exit 7\n")
-    for file in (python, tmp_path / "srun"):
-        file.chmod(0o755)
-    (tmp_path / "job.sbatch").write_text(render(plan(where=tmp_path, python=str(python))))
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True)
+    python = f'echo "$@"; case "$*" in *started*) exit {code};; esac'
+    done = run_job(tmp_path, python=python, srun="echo srun; exit 7")
     assert ("srun" in done.stdout, "ended" in done.stdout) == (trains, trains)
     assert done.returncode == (7 if trains else code)
 
@@ -99,8 +138,12 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
         ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
         ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
         (
-            {"timings": {"longest_pause_seconds": 90.0, "checkpoint_seconds": 10.0}},
-            "up to 90.0 s between two batches .* 10.0 s for a checkpoint; set at least 150",
+            {"timings": MEASURED, "nodes": 1, "devices": 1},
+            "up to 90.0 s between two batches .* included\\), 10.0 s for a checkpoint; set at least 150",
+        ),
+        (
+            {"timings": MEASURED},
+            "90.0 s between two batches .* 4.0 s for a step until all ranks know, 10.0 s .*; set at least 156",
         ),
     ],
 )

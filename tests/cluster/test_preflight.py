@@ -12,6 +12,7 @@ from aim_lightning.cluster.preflight import (
     late_views,
     source_hash,
     task_fault,
+    versions,
 )
 
 FIRST = RankFacts("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
@@ -20,6 +21,16 @@ SECOND = dataclasses.replace(FIRST, node="n2", rank=1)
 
 def test_equal_ranks_have_no_faults():
     assert faults([FIRST, SECOND], "runs/x") == []
+
+
+def test_what_a_backend_is_chosen_by_is_compared_installed_or_not():
+    """`auto` takes mamba-ssm where it is: one node without it would compute something else."""
+    here = versions()
+    assert {"triton", "mamba-ssm", "causal-conv1d", "torchvision", "webdataset"} <= here.keys()
+    there = {**here, "mamba-ssm": "2.3.1"}
+    ranks = [dataclasses.replace(one, versions=found) for one, found in ((FIRST, there), (SECOND, here))]
+    (line,) = faults(ranks, "runs/x")
+    assert line == f"node n2, rank 1: mamba-ssm is {here['mamba-ssm']}, on node n1 it is 2.3.1"
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,10 @@ from aim_lightning.utils.heartbeat import beat
 def work():
     beat("the batch after step 3")
     time.sleep(100) if sys.argv[1] == "python" else ctypes.PyDLL(None).sleep(100)
-with Watchdog(0.4, rank=5):
+with Watchdog(2, rank=5):
     for _ in range(6):
         beat("a busy phase")
-        time.sleep(0.2)
+        time.sleep(0.5)
     if sys.argv[1] != "none": work()
 """
 
@@ -131,7 +131,7 @@ with Watchdog(0.4, rank=5):
 @pytest.mark.parametrize(
     ("where", "code", "words"),
     [
-        ("python", 70, "rank 5: no progress for 0.4 s in the batch after step 3"),
+        ("python", 70, "rank 5: no progress for 2 s in the batch after step 3"),
         ("library", 1, "Timeout"),
         ("none", 0, ""),
     ],
@@ -140,6 +140,32 @@ def test_a_hang_ends_with_the_stacks_and_work_does_not(where, code, words):
     done = python(HANG, where)
     assert done.returncode == code and words in done.stderr, done.stderr
     assert ('File "<string>", line 7 in work' in done.stderr) == (where != "none")
+
+
+SUSPENDED = """
+import time
+from aim_lightning.cluster.watchdog import Watchdog
+from aim_lightning.utils.heartbeat import beat
+with Watchdog(2):
+    beat("work")
+    print("up", flush=True)
+    end = time.process_time() + 1  # does not pass while the process is suspended
+    while time.process_time() < end: pass
+    beat("a hang")
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_was_suspended_does_not_count_as_hung_but_is_watched_afterwards():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 70 and "no progress for 2 s in a hang" in error, error
 
 
 WORKER = """

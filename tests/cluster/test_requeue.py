@@ -43,6 +43,14 @@ def test_reading_scontrol():
 
 
 @pytest.mark.parametrize(
+    ("name", "tasks"),
+    [("9_4", {4}), ("9_0-3,7%2", {0, 1, 2, 3, 7}), ("9_0-6:3", {0, 3, 6}), ("9_1,5,...", set(range(9))), ("9", set())],
+)
+def test_tasks_that_wait_are_one_record(name, tasks):
+    assert {task for task in range(9) if Facts(name, "PENDING").holds(task)} == tasks
+
+
+@pytest.mark.parametrize(
     ("cause", "facts", "action"),
     [
         ("warning", {"state": "RUNNING"}, "requeue"),
@@ -158,6 +166,8 @@ def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
     records.mark_cancelled(tmp_path / "a", "9")
     assert records.jobs(tmp_path / "a") == ["9"]
     assert records.is_cancelled(tmp_path, "9_3") and not records.is_cancelled(tmp_path, "10")
+    records.mark_cancelled(tmp_path / "b", "10_2")  # one task alone
+    assert records.is_cancelled(tmp_path, "10_2") and not records.is_cancelled(tmp_path, "10_3")
 
 
 def test_timings_keep_the_longest(tmp_path):

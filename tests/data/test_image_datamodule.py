@@ -1,5 +1,6 @@
 """The picture stream: order, crops and flips as functions of (seed, epoch, row)."""
 
+import pickle
 import subprocess
 from types import SimpleNamespace
 
@@ -35,6 +36,15 @@ def module(folder, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, see
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     data.cursor.epoch, data.cursor.batch = epoch, start
     return data
+
+
+def test_a_set_is_opened_once_and_not_sent_to_other_processes(folder):
+    """Validations ask for it again and again, and listing a million pictures takes long."""
+    pictures = Pictures(str(folder / "train"), str(folder / "val"), image_size=16)
+    fresh = pickle.dumps(pictures)
+    assert pictures.open("val") is pictures.open("val") is not pictures.open("train")
+    assert pickle.dumps(pictures) == fresh and pickle.loads(fresh) == pictures
+    assert len(pickle.loads(fresh).open("val")) == 14 and repr(pictures) == repr(pickle.loads(fresh))
 
 
 def pixels_by_row(folder, **options):

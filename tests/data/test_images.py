@@ -1,5 +1,6 @@
 """Picture sources, shards, transforms, pixel conversions and the embedded Fashion-MNIST."""
 
+import errno
 import gzip
 import io
 import json
@@ -15,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aim_lightning.data.images import fashion_mnist
-from aim_lightning.data.images.decode import to_rgb
+from aim_lightning.data.images import decode, fashion_mnist
+from aim_lightning.data.images.decode import UnreadablePicture, to_rgb
 from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.data.images.sources import FolderSource, ShardSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
@@ -260,11 +261,12 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
 # --- errors of sources
 
 
-def refuses(match: str, act, *arguments) -> None:
-    """The call raises a UserError of one line."""
+def refuses(match: str, act, *arguments) -> UserError:
+    """The call raises a UserError of one line, which is returned."""
     with pytest.raises(UserError, match=match) as caught:
         act(*arguments)
     assert "\n" not in str(caught.value)
+    return caught.value
 
 
 def test_missing_or_empty_folders(tmp_path, tree):
@@ -285,10 +287,33 @@ def test_unreadable_pictures_are_named(tree, shards):
     refuses("dog/p03.png is not a readable picture", source.__getitem__, 3)
     path.write_bytes(b"hello")
     refuses("no picture format", source.__getitem__, 3)
-    path.unlink()
-    refuses("dog/p03.png", source.__getitem__, 3)
     write_tar(shards / "images-000002.tar", {"p06.png": b"hello", "p06.cls": b"2"})
     refuses(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
+
+
+def test_faults_of_the_disk_are_no_fault_of_the_picture(tree, monkeypatch):
+    """Nobody may leave a picture out for them."""
+    source = FolderSource(tree)
+
+    def fails(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    error = refuses(r"dog/p03.png cannot be read \(Stale file handle\); mend the disk", source.__getitem__, 3)
+    assert not isinstance(error, UnreadablePicture)
+    monkeypatch.undo()
+    (tree / "dog" / "p03.png").unlink()
+    refuses("dog/p03.png was listed but is not there; restore it", source.__getitem__, 3)
+    refuses("dog/p03.png was listed but is not there", lambda: source.fingerprint)
+
+
+def test_lack_of_memory_is_no_fault_of_the_picture(tree, monkeypatch):
+    def fails(image):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "to_rgb", fails)
+    with pytest.raises(MemoryError):
+        FolderSource(tree)[3]
 
 
 def test_shard_that_vanishes_or_shrinks_later(shards):

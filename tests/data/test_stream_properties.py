@@ -1,5 +1,7 @@
 """The stream over random sizes, shard counts, worlds, workers and cut points, read as ranks and workers read it."""
 
+import math
+
 import pytest
 from helpers import write_tokens
 from hypothesis import HealthCheck, given, settings
@@ -10,18 +12,21 @@ from aim_lightning.data.tokens.datamodule import ShardUrl, TokenMicroBatches
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.reader import ShardReader
 
-SHARD_SETS = ([3], [41], [1, 1, 1, 30], [13, 9, 17, 5], [7] * 12, [2, 60, 2])
-
 
 @pytest.fixture(scope="module")
-def readers(tmp_path_factory):
-    """One reader a set of shards: rows in one shard up to many small ones."""
-    made = []
-    for number, shards in enumerate(SHARD_SETS):
-        root = tmp_path_factory.mktemp(f"shards{number}")
-        write_tokens(root / "train", shards, views=3, seed=number)
-        made.append(ShardReader(TokenManifest.load(root / "train"), ShardUrl(str(root), "train")))
-    return made
+def reader_of(tmp_path_factory):
+    """A reader of shards of so many rows each."""
+    made = {}
+
+    def reader(shards):
+        key = tuple(shards)
+        if key not in made:
+            root = tmp_path_factory.mktemp("shards")
+            write_tokens(root / "train", list(shards), views=3, seed=len(made))
+            made[key] = ShardReader(TokenManifest.load(root / "train"), ShardUrl(str(root), "train"))
+        return made[key]
+
+    return reader
 
 
 def read(reader, plan, *, window, seed, epoch, start, workers):
@@ -40,23 +45,28 @@ def read(reader, plan, *, window, seed, epoch, start, workers):
     return {batch: [row for _, row in sorted(rows)] for batch, rows in found.items()}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RANKS = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))  # world, accumulation steps, workers
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    which=st.integers(0, len(SHARD_SETS) - 1),
-    window=st.integers(1, 70),
-    each=st.integers(1, 4),
-    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    workers=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    shards=st.lists(st.integers(1, 40), min_size=1, max_size=12),  # often fewer than workers
+    window=st.integers(1, 90),
+    each=st.integers(1, 6),
+    first=RANKS,
+    second=RANKS,
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
     cut=st.integers(0, 60),
 )
-def test_any_world_and_workers_continue_at_any_cut(readers, which, window, each, worlds, workers, seed, epoch, cut):
+def test_any_ranks_and_workers_continue_at_any_cut(reader_of, shards, window, each, first, second, seed, epoch, cut):
     """Begun by one set of ranks and workers, continued by another: together every row once, each in its batch."""
-    reader, rows = readers[which], sum(SHARD_SETS[which])
-    batch = min(each * 12, rows // 12 * 12) or 1  # divides by every world
-    worlds = worlds if batch > 1 else (1, 1)
-    plans = [BatchPlan(batch, world, 1) for world in worlds]
+    reader, rows = reader_of(shards), sum(shards)
+    unit = math.lcm(first[0] * first[1], second[0] * second[1])  # divides over both
+    batch = min(each * unit, rows // unit * unit)
+    if not batch:  # too few rows for so many ranks
+        batch, first, second = 1, (1, 1, first[2]), (1, 1, second[2])
+    plans, workers = [BatchPlan(batch, *ranks[:2]) for ranks in (first, second)], (first[2], second[2])
     options = {"window": window, "seed": seed, "epoch": epoch}
     whole = read(reader, plans[0], start=0, workers=workers[0], **options)
     assert sorted(whole) == list(range(rows // batch))
@@ -67,17 +77,16 @@ def test_any_world_and_workers_continue_at_any_cut(readers, which, window, each,
     assert rest == {number: content for number, content in whole.items() if number >= cut}
 
 
-def test_the_tail_is_other_rows_every_epoch(readers):
-    reader, rows, plan = readers[3], sum(SHARD_SETS[3]), BatchPlan(12, 1, 1)
-    tails = []
+def test_the_tail_is_other_rows_every_epoch(reader_of):
+    reader, rows, plan, tails = reader_of([13, 9, 17, 5]), 44, BatchPlan(12, 1, 1), []
     for epoch in range(4):
         whole = read(reader, plan, window=20, seed=0, epoch=epoch, start=0, workers=1)
         tails.append(frozenset(range(rows)) - {row for batch in whole.values() for row, _, _ in batch})
     assert all(len(tail) == rows % 12 for tail in tails) and len(set(tails)) > 1
 
 
-def test_only_the_window_of_the_position_is_read(readers):
-    reader, plan, read_shards = readers[4], BatchPlan(7, 1, 1), []
+def test_only_the_window_of_the_position_is_read(reader_of):
+    reader, plan, read_shards = reader_of([7] * 12), BatchPlan(7, 1, 1), []
 
     class Counting(ShardReader):
         def read(self, shard, choose_view):

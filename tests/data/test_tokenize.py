@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.data.images.shards import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
-from aim_lightning.data.tokens.encode import Encoder, exact_products
+from aim_lightning.data.tokens.encode import Encoder
 from aim_lightning.data.tokens.manifest import TokenManifest
 from aim_lightning.data.tokens.plan import TokenizeOptions
 from aim_lightning.data.tokens.records import read_records
@@ -31,6 +32,7 @@ from aim_lightning.data.tokens.write import TokenizeJob
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_products
 from aim_lightning.utils.process import Place
 
 FLIP = Views("center_flip")
@@ -202,14 +204,16 @@ def test_the_last_process_writes_the_manifest(pictures, tokenizer, tmp_path):
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
 
-@pytest.mark.parametrize("loss", ["missing", "truncated"])
+@pytest.mark.parametrize("loss", ["missing", "truncated", "changed"])
 def test_a_lost_shard_is_made_again(pictures, tokenizer, tmp_path, loss):
     write(pictures, tokenizer, tmp_path)
     before, path = contents(tmp_path), tmp_path / "tokens-000001.tar"
     if loss == "missing":
         path.unlink()
-    else:
+    elif loss == "truncated":
         path.write_bytes(path.read_bytes()[:-700])
+    else:
+        path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
     job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
     assert [shard.name for shard in job.todo] == [path.name]
     job.run()
@@ -268,6 +272,16 @@ def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pi
     kept = [row for row in range(7, 20) if row != 11]
     some_codes, some_labels = stored(tmp_path / "skip")
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
+
+
+def test_a_picture_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
+    shutil.copytree(tree, tmp_path / "p")
+    pictures, path = Pictures(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
+    job = TokenizeJob(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    path.unlink()
+    with pytest.raises(UserError, match=r"cat/8.png was listed but is not there; restore it"):
+        job.run()
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_names_that_are_no_text(tokenizer, tmp_path):
@@ -354,6 +368,19 @@ def test_too_large_a_codebook(pictures, tmp_path):
 def test_options_out_of_range(make, match):
     with pytest.raises(UserError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "match"),
+    [
+        ((1.3, 1.05), "crop_range 1.05 cuts pictures of 16 pixels from 16, which leaves no room"),
+        ((1.1, 1.12), "crop_range 1.1 cuts pictures of 16 pixels from 17, as does 1.12"),
+    ],
+)
+def test_crops_that_would_be_alike_are_refused_before_anything_is_written(pictures, tokenizer, tmp_path, ranges, match):
+    with pytest.raises(UserError, match=match):
+        TokenizeJob(pictures, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_precision_is_set_for_the_encoding_alone(tokenizer):

@@ -1,9 +1,11 @@
 """`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of pictures."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +20,13 @@ from PIL import Image
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
 from aim_lightning.evaluation.decoded import FolderPictures, open_pictures
+from aim_lightning.evaluation.evaluate import Evaluation
+from aim_lightning.evaluation.generator import Generator, identity
 from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
 from aim_lightning.evaluation.sets import NpzPictures
+from aim_lightning.evaluation.table import render
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 
@@ -50,8 +55,11 @@ def test_files_and_record(scored, place):
     assert set(record["metrics"]) == names | {"class_agreement_100"}
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
-    assert protocol["sampling"]["cfg_scale"] == 1.5 and protocol["labels"] == {"classes": 3, "balanced": True}
+    labels = protocol["labels"]
+    assert protocol["sampling"]["cfg_scale"] == 1.5 and (labels["classes"], labels["balanced"]) == (3, True)
+    assert labels["chosen"] is None and len(labels["sha256"]) == 64
     assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
+    assert len(protocol["reference"]["pixels_sha256"]) == 64
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100
@@ -61,6 +69,17 @@ def test_files_and_record(scored, place):
     entry = results["protocol"]["evaluate_fd_effnet_lite0_100"]
     assert entry["sampling"] == protocol["sampling"] and entry["weights_sha256"] == record["model"]["weights_sha256"]
     assert (entry["seeds"], entry["metrics"]) == ([0], sorted(record["metrics"]))
+
+
+def test_a_set_begun_on_another_device_or_backend_is_another_set(scored, tmp_path):
+    """The folder's name follows the facts: blocks of two kinds of arithmetic never meet in one."""
+    _, record = scored
+    assert (record["model"]["backend"], record["model"]["device"]) == ("torch", "cpu")
+    pipeline, plan, folders = networks(), SamplePlan(balanced_labels(50, range(3)), 8), set()
+    for change in ({}, {"device": "cuda"}, {"backend": "mamba_ssm"}):
+        generator = Generator(pipeline, "x", identity(pipeline) | change)
+        folders.add(Evaluation(generator, None, tmp_path, {}).folder(plan, SAMPLING))
+    assert len(folders) == 3
 
 
 def test_the_archive_is_what_adm_reads(scored):
@@ -117,6 +136,24 @@ def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys)
     assert "inception" in capsys.readouterr().err.lower()  # no weights file here: one line
 
 
+def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, config, place, monkeypatch, capsys):
+    """The reference is in the cache; of the pictures only the last ones' features are NaN."""
+    from aim_lightning.metrics.features import EfficientNetLite0Features
+
+    monkeypatch.chdir(ROOT)
+    features = EfficientNetLite0Features._features
+
+    def diverging(self, images):
+        return features(self, images) * (float("nan") if len(images) < 32 else 1)
+
+    monkeypatch.setattr(EfficientNetLite0Features, "_features", diverging)
+    words = ("--samples", scored[0] / "samples.npz", "--out", place / "nan")
+    assert main(evaluate(config, *words)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "not finite (NaN): the feature network's weights" in error
+    assert not (place / "nan").exists()
+
+
 def test_given_archives_of_one_name_have_folders_of_their_own(config, place, monkeypatch):
     """Whoever scores our archives scores files that are all called samples.npz."""
     monkeypatch.chdir(ROOT)
@@ -151,6 +188,31 @@ def test_an_older_checkpoint_leaves_results_as_they_are(config, place, monkeypat
     before = path.read_text()
     assert new.name in before and main(evaluate(config, "--run", "two", "--checkpoint", old, "--num", "5")) == 0
     assert path.read_text() == before and "step=00000003.ckpt is not the newest" in capsys.readouterr().out
+
+
+def test_some_classes_and_given_labels_are_told(config, place, monkeypatch):
+    """A value on some of the classes has a name of its own; two files of labels give two protocols."""
+    monkeypatch.chdir(ROOT)
+    write_step(place, networks().aim, 7, "labels")
+    root = place / "runs" / "small" / "labels"
+    assert main(evaluate(config, "--run", "labels", "--num", 6, "--classes", "red,blue")) == 0
+    (path,) = root.glob("evaluations/*/scores.json")
+    record = read_record(path)
+    assert record["protocol"]["labels"]["chosen"] == [0, 2] and "fd_effnet_lite0" in plain_metrics(record)
+    assert {name.rpartition("_")[2] for name in record["metrics"]} == {"2classes"}
+    assert "fd_effnet_lite0_6_2classes" in json.loads((root / "results.json").read_text())["metrics"]
+    row = render({"some": record}, {})
+    assert "| 6 of 2 classes |" in row
+    hashes = set()
+    for text in ("0 1 2 0 1 2", "0 0 1 1 2 2"):
+        (place / "labels.txt").write_text(text)
+        out = place / f"labels-{text[:3]}"
+        assert main(evaluate(config, "--run", "labels", "--labels", place / "labels.txt", "--out", out)) == 0
+        (path,) = out.glob("*/scores.json")
+        labels = read_record(path)["protocol"]["labels"]
+        hashes.add(labels.pop("sha256"))
+        assert labels == {"classes": 3, "balanced": True, "chosen": None}
+    assert len(hashes) == 2
 
 
 def test_published_weights_and_seeds(config, place, monkeypatch, capsys):
@@ -222,6 +284,26 @@ def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     for block in range(7):
         np.testing.assert_array_equal(folder.read(block), whole[block])
     assert folder.file(0).stat().st_mtime_ns == kept
+
+
+def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, monkeypatch):
+    """Half a block and half an archive: of a dead process here, and one of another machine, whose fate is not known."""
+    from aim_lightning.evaluation import archive
+
+    monkeypatch.chdir(ROOT)
+    write_step(place, networks().aim, 7, "leftovers")
+    command = evaluate(config, "--num", 20, "--run", "leftovers")
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(archive, "write_npz", lambda *_: {}["the power fails here"])
+        main(command)
+    (folder,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, host in (("blocks/.block-000001.npy", socket.gethostname()), ("blocks/.block-000000.npy", "elsewhere")):
+        (folder / f"{name}.{host}.{dead.pid}-0a1b2c3d.tmp").touch()
+    (folder / f".samples.npz.{socket.gethostname()}.{dead.pid}-0a1b2c3d.tmp").touch()
+    assert main(command) == 0
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
 
 
 @pytest.mark.slow
@@ -319,7 +401,10 @@ def test_many_pictures_by_loader_processes(tmp_path):
     for i in range(300):
         Image.new("RGB", (4, 4), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03d}.png")
     pictures = FolderPictures(tmp_path)
-    batches = list(pictures.batches([range(0, 128), range(128, 300)]))
+    begun = pictures.batches([range(0, 128), range(128, 300)])
+    assert multiprocessing.active_children(), "decoding begins before the first batch is asked for"
+    batches = list(begun)
+    assert [len(images) for images, _, _ in batches] == [128, 172]
     images = torch.cat([images for images, _, _ in batches])
     assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
 

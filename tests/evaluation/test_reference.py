@@ -90,7 +90,9 @@ def test_a_picture_edited_in_place_is_noticed_although_names_and_sizes_stay(clas
     Image.new("RGB", (20, 30), "blue").save(path)
     after = statistics(classes, network, tmp_path / "cache")
     assert not torch.equal(before.features, after.features)
+    assert before.source.pop("pixels_sha256") != after.source.pop("pixels_sha256")
     assert before.source == after.source and "sha256" not in after.source  # a fingerprint is no hash of content
+    assert len(statistics(classes, network, tmp_path / "cache").source["pixels_sha256"]) == 64, "kept in the cache"
 
 
 def test_statistics_do_not_depend_on_batches(classes, network, tmp_path):
@@ -128,25 +130,62 @@ def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
-def _rank(rank, folder, classes):
+def _rank(rank, folder, classes, caches):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     network = Network().load()
-    real = statistics(classes, network, f"{folder}/cache", 2)
-    torch.save([network.asked, real.tensors()], f"{folder}/{rank}.pt")
+    real = statistics(classes, network, caches[rank], 2)
+    torch.save([getattr(network, "asked", 0), with_source(real), _newest(folder, rank)], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_work(classes, network, tmp_path):
-    alone = statistics(classes, network, tmp_path / "alone").tensors()
-    processes = [torch.multiprocessing.Process(target=_rank, args=(rank, str(tmp_path), classes)) for rank in (0, 1)]
+def _newest(folder, rank):
+    """Of a folder that only the first process sees, and the mistake that only it notices."""
+    told = []
+    for place in (folder, "/nowhere"):
+        try:
+            told.append(Ranks().ask_first(lambda place=place: _listed(place, rank)))
+        except UserError as error:
+            told.append(str(error))
+    return told
+
+
+def _listed(place, rank):
+    assert rank == 0
+    if place == "/nowhere":
+        raise UserError("nothing there")
+    return f"newest of {place}"
+
+
+def with_source(real):
+    return real.tensors() | {"source": real.source}
+
+
+def two_processes(tmp_path, classes, caches):
+    arguments = (str(tmp_path), classes, [str(tmp_path / cache) for cache in caches])
+    processes = [torch.multiprocessing.Process(target=_rank, args=(rank, *arguments)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
+        process.kill()
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_share_the_work(classes, network, tmp_path):
+    alone = with_source(statistics(classes, network, tmp_path / "alone"))
     shares = []
-    for rank in (0, 1):
-        asked, tensors = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(tensors, alone)
+    for asked, tensors, _ in two_processes(tmp_path, classes, ("cache", "cache")):
+        assert tensors.pop("source") == alone["source"]
+        torch.testing.assert_close(tensors, {name: alone[name] for name in tensors})
         shares.append(asked)
     assert sorted(shares) == [2, 4]
+
+
+def test_the_first_process_looks_for_all_of_them(classes, network, tmp_path):
+    """A cache, and checkpoints, on a disk that the others do not see."""
+    first = with_source(statistics(classes, network, tmp_path / "own"))
+    for asked, tensors, told in two_processes(tmp_path, classes, ("own", "other")):
+        assert tensors.pop("source") == first["source"]
+        torch.testing.assert_close(tensors, {name: first[name] for name in tensors})
+        assert asked == 0 and told == [f"newest of {tmp_path}", "nothing there"]

@@ -10,6 +10,7 @@ from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.pixels import to_uint8
+from aim_lightning.utils.precision import exact_products
 
 pytestmark = pytest.mark.gpu
 
@@ -20,7 +21,7 @@ def pipeline() -> AiMPipeline:
     return AiMPipeline(network("group"), tokenizer)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
     made, labels = pipeline(), torch.arange(22) % 10
     options = {"batch_size": 4, "cfg_scale": 2.0, "decoder": "fast", "seed": 2, "pixel_precision": precision}
@@ -29,7 +30,8 @@ def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
     images = list(made.batches(labels, on_step=keep, **options))
     assert [len(batch) for batch in images] == [4, 4, 4, 4, 4, 2]
     for batch, drawn in zip(images, codes, strict=True):
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+        narrow = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16")
+        with narrow, exact_products(precision == "tf32"):
             serial = to_uint8(made.tokenizer.decode(drawn))
         assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
     assert all(map(torch.equal, images, made.batches(labels, **options)))

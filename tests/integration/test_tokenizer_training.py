@@ -133,20 +133,35 @@ def test_accumulation_continues_to_the_bit(place):
     assert_same(place.fit("accumulated_cut", *options), whole)
 
 
+def test_curves_are_means_over_the_micro_batches_of_a_step(place):
+    options = (*SMOOTH, "--model.adversarial", "null", "--model.codebook_init", "random", "--trainer.max_steps", "1")
+    at_once, parts = (
+        series(place.fit(f"step_of_{size}", *options, "--data.max_device_batch_size", size)) for size in (8, 2)
+    )
+    for name in ("loss", "reconstruction", "codebook", "commitment"):
+        ((_, one),), ((_, mean),) = at_once[f"train/{name}"], parts[f"train/{name}"]
+        assert mean == pytest.approx(one, rel=1e-5), name
+
+
 def test_gradient_checkpointing_changes_nothing(place, whole):
     """Dropout included; and it may be switched on for a run that does not fit any more."""
     place.cut("whole", "checkpointed", 4)
     assert_same(place.fit("checkpointed", "--model.gradient_checkpointing", "true"), whole)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_continues_to_the_bit(place, precision):
-    """As a plugin: Lightning's flag refuses fp16 on a CPU. The scaler of fp16 travels along."""
+def fit_in(place, precision: str) -> list[str]:
+    """The command but for the run; precision as a plugin, since Lightning's flag refuses fp16 on a CPU."""
     plugin = {"class_path": "lightning.pytorch.plugins.MixedPrecision"}
     plugin["init_args"] = {"precision": precision, "device": "cpu"}
     file = place.experiment.with_name(f"{precision}.yaml")
     file.write_text(f"include: [{place.experiment}]\ntrainer: {json.dumps({'plugins': [plugin]})}\n")
-    fit = ("fit", "--config", str(file), "--run")
+    return ["fit", "--config", str(file), "--run"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_continues_to_the_bit(place, precision):
+    """The scaler of fp16 travels along."""
+    fit = fit_in(place, precision)
     assert main([*fit, precision]) == 0
     place.cut(precision, f"{precision}_cut", 5)
     assert main([*fit, f"{precision}_cut"]) == 0
@@ -157,6 +172,15 @@ def test_mixed_precision_continues_to_the_bit(place, precision):
     assert scalers[0] == scalers[1]
     if precision == "16-mixed":
         assert scalers[0]["_growth_tracker"] == STEPS
+
+
+def test_lasting_nan_in_fp16_is_one_line(place, capsys, monkeypatch):
+    """The scaler skips every step and says nothing; here the game alone is broken: the checked loss is finite."""
+    monkeypatch.setattr("aim_lightning.modules.adversary.generator_loss", lambda kind, fake: fake.mean() * float("nan"))
+    monkeypatch.setattr("aim_lightning.modules.optim.SMALLEST_SCALE", 2.0**13)  # 8 steps cannot get to the real one
+    assert main([*fit_in(place, "16-mixed"), "broken_game"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: fp16's scale of the loss fell to 4096 at step 6: gradients are not finite at any")
 
 
 @pytest.mark.long
@@ -273,6 +297,14 @@ def test_start_from_published_weights(place, whole, tmp_path):
         ),
         (("--model.init_from", "configs"), "set model.codebook_init random"),
         (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
+        (
+            ("--model.adversarial.start_step", "8"),
+            "start_step is 8, but training ends after 8 steps: its loss would never",
+        ),
+        (
+            ("--trainer.max_steps", "-1", "--trainer.max_epochs", "1", "--model.adversarial.start_step", "251"),
+            "start_step is 251, but training ends after 250 steps",
+        ),
         (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),
     ],
 )

@@ -302,6 +302,67 @@ def test_a_run_stopped_before_its_results_gets_them_later(whole, experiment):
     assert "val/loss" in json.loads((whole / "results.json").read_text())["metrics"]
 
 
+def signalled(whole, place, name, rank, *options, command="fit"):
+    """(exit code, output) of a command on a finished run without results; one rank gets a signal in the validation."""
+    run_dir = copy_run(whole, f"{command}_{name}_{rank}")
+    (run_dir / "results.json").unlink(missing_ok=True)
+    extra = place / f"{name}{rank}.yaml"
+    extra.write_text(
+        "callbacks: {signalling: {class_path: callbacks.signalling.SignallingValidation, "
+        f"init_args: {{rank: {rank}, name: {name}}}}}}}\n"
+    )
+    words = [sys.executable, "-m", "aim_lightning", command, "--config", place / "tiny.yaml", "--config", extra]
+    words += ["--run", run_dir.name, "--data.val_batch_size", 5, *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    assert not (run_dir / "results.json").exists() and not (run_dir / "lease.json").exists(), done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
+def test_a_signal_while_results_are_made_later_is_no_success(whole, place, name, code):
+    """Exit 0 without results would have told job.sbatch that all is done."""
+    ended, output = signalled(whole, place, name, 0)
+    assert ended == code and f"{name}: stopping before validation batch 1, without results" in output, output
+    assert "step 22 is in a checkpoint; the same command continues" in output
+
+
+HANGS = """
+import sys, time
+from aim_lightning.cli import {module}
+from aim_lightning.cli.main import main
+{module}.{name} = lambda *_, **__: time.sleep(100)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "phase"),
+    [("fit", "read_content", "reading checkpoints"), ("validate", "build", "reading step=00000022.ckpt")],
+)
+def test_a_hang_before_training_or_after_it_is_noticed(whole, module, name, phase):
+    """A shared disk that does not answer, or the results of a finished run."""
+    run_dir = copy_run(whole, f"hang_in_{module}")
+    (run_dir / "results.json").unlink(missing_ok=True)
+    words = [sys.executable, "-c", HANGS.format(module=module, name=name), "fit", "--config", run_dir / "config.yaml"]
+    words += ["--run", run_dir.name, "--cluster.hang_seconds", "3"]
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70 and f"no progress for 3 s in {phase}" in done.stderr, done.stdout + done.stderr
+
+
+def test_validate_that_is_stopped_is_no_success_either(whole, place):
+    ended, output = signalled(whole, place, "SIGTERM", 0, command="validate")
+    assert ended == 143 and "no results were recorded" in output, output
+
+
+def test_ranks_with_other_numbers_of_batches_stop_together(whole, place):
+    """19 rows: two batches for each rank at 5 rows a batch, but 2 and 1 at 9; rank 1 alone gets the signal."""
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.val_batch_size", 9)
+    ended, output = signalled(whole, place, "SIGUSR1", 1, *ddp)
+    assert ended == 138 and output.count("stopping before validation batch 1, without results") == 1, output
+
+
 def test_a_run_starts_from_another_with_other_classes(whole, place, experiment):
     for split, rows in (("train", [40]), ("val", [8])):
         write_tokens(place / "five" / split, rows, config=replace(TINY, num_classes=5))

@@ -42,10 +42,10 @@ trainer:
 """
 
 
-def write_experiment(root: Path, views: int = 2) -> Path:
+def write_experiment(root: Path, views: int = 2, tokenizer_hash: str = "none") -> Path:
     """Token shards (61 rows: 7 steps an epoch) and the experiment's file."""
-    write_tokens(root / "tokens" / "train", [25, 20, 16], views=views, config=TINY)
-    write_tokens(root / "tokens" / "val", [19], views=views, config=TINY, seed=1)
+    write_tokens(root / "tokens" / "train", [25, 20, 16], views=views, config=TINY, tokenizer_hash=tokenizer_hash)
+    write_tokens(root / "tokens" / "val", [19], views=views, config=TINY, tokenizer_hash=tokenizer_hash, seed=1)
     path = root / "tiny.yaml"
     path.write_text(CONFIG.format(root=root))
     return path

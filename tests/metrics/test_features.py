@@ -65,7 +65,7 @@ def test_stand_in_ranks_damage(small):
         distance.update_features(features[:80], real=False)
         return float(distance.compute())
 
-    with pytest.warns(UserWarning, match="80 pictures for 1280 features"):
+    with pytest.warns(UserWarning, match="80 generated pictures for 1280 features"):
         base = distance_of(clean)
     blurred = [distance_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
     noised = [distance_of(small(noisy(images[:80], scale))) for scale in (8, 32)]
@@ -137,14 +137,20 @@ def test_inception_of_other_weights_is_never_called_fid(inception_file, monkeypa
 
 def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
     seen = []
-    monkeypatch.setattr(small, "_features", lambda images: seen.append(torch.get_float32_matmul_precision()) or images)
+    now = lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(small, "_features", lambda images: seen.append(now()) or images)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+        assert seen == [("highest", False)] and now() == ("medium", True)
+        small.precision = "tf32"
+        small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        assert seen[1] == ("highest", True)
     finally:
         torch.set_float32_matmul_precision(before)
+        del small.precision
 
 
 def test_precisions_that_cannot_be_had(inception_file):

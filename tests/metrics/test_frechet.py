@@ -12,6 +12,7 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.frechet import FrechetDistance
 from aim_lightning.metrics.gaussian import mean_and_covariance
 from aim_lightning.metrics.names import count_suffix, metric_name
+from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)
 FEATURES = 6
@@ -149,7 +150,7 @@ def test_reference_round_trip_survives_reset(network):
 
 def test_fewer_pictures_than_features_warns_once(network):
     distance = filled(network, gaussian(10, 1), gaussian(5, 2))
-    with pytest.warns(UserWarning, match="5 pictures for 6 features") as seen:
+    with pytest.warns(UserWarning, match="5 generated pictures for 6 features") as seen:
         distance.compute()
         distance.update_features(gaussian(1, 3)[:0], real=False)
         distance.compute()
@@ -160,12 +161,23 @@ def test_wrong_features_and_casts_are_refused(network):
     distance = FrechetDistance(network)
     with pytest.raises(ValueError, match=r"\(B, 6\)"):
         distance.update_features(torch.zeros(3, 5), real=True)
-    with pytest.raises(ValueError, match="finite"):
-        distance.update_features(torch.full((3, 6), math.nan), real=True)
     with pytest.raises(ValueError, match="uint8"):
         distance.update_fake(torch.rand(1, 3, 8, 8))
     with pytest.raises(RuntimeError, match="float64"):
         distance.to(torch.bfloat16).update_features(torch.zeros(3, 6), real=True)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_features_that_are_not_finite_give_no_distance(network, real):
+    distance = filled(network, gaussian(10, 1), gaussian(10, 2))
+    distance.update_features(torch.full((3, 6), math.nan), real=real)
+    with pytest.raises(UserError, match=r"not finite \(NaN\): the feature network's weights are damaged"):
+        distance.compute()
+    with pytest.raises(UserError, match="not finite"):
+        distance.reference_state()
+    distance = filled(network, gaussian(10, 1), gaussian(10, 2))
+    distance.reset()
+    assert distance.not_finite == 0
 
 
 def test_names():

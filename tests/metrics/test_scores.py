@@ -14,6 +14,7 @@ from metrics.test_frechet import Means
 from torch import nn
 from torchmetrics import Metric
 
+from aim_lightning.evaluation.sets import NpzPictures
 from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS
 from aim_lightning.metrics.gaussian import frechet_distance
@@ -132,8 +133,9 @@ def test_inception_score_in_a_batch_or_apart_and_its_bounds():
         assert float(score.compute()["mean"]) == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="0 to 39"):
         score.update(certain[:1], torch.tensor([40]))
-    with pytest.raises(ValueError, match="finite"):
-        score.update(certain[:1] * float("nan"), torch.tensor([1]))
+    score.update(certain[:1] * float("nan"), torch.tensor([1]))
+    with pytest.raises(UserError, match="not finite"):
+        score.compute()
 
 
 def compared(metric, features):
@@ -179,8 +181,9 @@ def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metri
     one.update(x[:1], torch.tensor([3]))
     with pytest.raises(ValueError, match="twice"):
         one.compute()
-    with pytest.raises(ValueError, match="finite"):
-        one.update(x[:1] * float("nan"), torch.tensor([41]))
+    one.update(x[:1] * float("nan"), torch.tensor([41]))
+    with pytest.raises(UserError, match="not finite"):
+        one.compute()
 
 
 def test_kept_rows_follow_their_number_alone():
@@ -216,8 +219,10 @@ def test_wrong_pictures_are_refused():
 
 def test_fewer_pictures_than_features_names_the_bias():
     network = Complete().load()
-    with pytest.warns(UserWarning, match="singular and the distance too high"):
-        score(network, real_of(network, pictures(40)), pictures(5))
+    for real, fake, words in ((40, 5, "5 generated pictures for 6"), (5, 40, "5 real pictures for 6")):
+        kept = real_of(network, pictures(real)).tensors()  # as they come from the cache
+        with pytest.warns(UserWarning, match=f"{words} features; the covariance is singular and the distance too high"):
+            score(network, RealPictures.from_tensors(kept, {}), pictures(fake))
 
 
 def test_names_never_take_a_stand_in_for_the_real_thing():
@@ -226,6 +231,24 @@ def test_names_never_take_a_stand_in_for_the_real_thing():
     assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
     light = score(network, real_of(network, pictures(40)), pictures(30), compare=False)
     assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
+
+
+@pytest.mark.parametrize("network", [Complete, Means])
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 2])
+@pytest.mark.parametrize("compare", [True, False])
+def test_names_are_known_before_anything_is_scored(network, labels, compare):
+    network = network().load()
+    real = real_of(network, pictures(40), labels)
+    assert Scores(network, real, 30, compare=compare).names() == list(
+        score(network, real, pictures(30), compare=compare)
+    )
+
+
+def test_a_protocol_of_fewer_pictures_than_planned_is_that_of_so_many():
+    network = Complete().load()
+    scores, few = (Scores(network, real_of(network, pictures(40)), count) for count in (30, 12))
+    assert scores.protocol()["kernel_distance"]["subset_size"] == 30
+    assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 
 
 def test_real_pictures_survive_a_file():
@@ -258,8 +281,20 @@ def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
     with pytest.raises(UserError, match="sigma: float64"):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, sigma=np.full((6, 6), np.nan)), network)
-    with pytest.raises(UserError, match="Inception features, which means"):
-        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), Means().load())
+
+
+def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
+    """Other weights have features of the same shape: for them the file's pictures are worked out."""
+    network = Complete().load()
+    file, other = adm_file(tmp_path / "ref.npz", network, real_of(network, pictures(40))), Complete().load()
+    other.metric_name = "fd_inception_1a2b3c4d"
+    assert set(adm_gaussians(file, network)) == {"features", "spatial"}
+    assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
+    np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
+    with pytest.raises(
+        UserError, match=r"published Inception alone, and no pictures \(arr_0\) for fd_inception_1a2b3c4d"
+    ):
+        adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
 
 
 def test_npz_rows_mapped_unpacked_and_written(tmp_path):
@@ -289,14 +324,35 @@ def test_truncated_npz_is_one_line(tmp_path, compress, keep):
     assert "\n" not in str(error.value)
 
 
-def test_damage_inside_an_npz_is_noticed(tmp_path):
+@pytest.mark.parametrize("place", [60, 124, 166, 243, 400, 100_000])
+def test_damage_inside_an_npz_is_noticed(tmp_path, place):
+    """Wherever it is: in the packed stream's tables, in its data, or in what unpacks to something else."""
     path = tmp_path / "x.npz"
-    np.savez_compressed(path, arr_0=np.random.default_rng(0).random(5000))
+    np.savez_compressed(path, arr_0=np.random.default_rng(0).integers(0, 99, (500, 10, 10, 3), dtype=np.uint8))
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    content[place : place + 8] = bytes(byte ^ 255 for byte in content[place : place + 8])
     path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        NpzFile(path).array("arr_0")
+    file = NpzFile(path)
+    for read in (file.array, lambda name: list(file.rows(name).batches([range(0, 500)]))):
+        with pytest.raises(UserError, match="damaged"):
+            read("arr_0")
+
+
+@pytest.mark.filterwarnings("error:.*not writable")
+def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
+    """Its rows are mapped from the disk, so that nothing else would notice."""
+    path, rows = tmp_path / "x.npz", np.zeros((100, 10, 10, 3), np.uint8)
+    np.savez(path, arr_0=rows)
+    whole = NpzPictures(path)
+    assert len(whole.source()["sha256"]) == 64
+    content = bytearray(path.read_bytes())
+    content[5000:5064] = bytes(64 * [255])
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.npz, array arr_0, is truncated, damaged"):
+        NpzPictures(path).source()
+    np.savez_compressed(path, arr_0=rows)
+    ((images, _, _),) = NpzPictures(path).batches([range(0, 100)])
+    assert images.shape == (100, 3, 10, 10)
 
 
 def test_pickled_objects_are_refused_and_never_run(tmp_path):

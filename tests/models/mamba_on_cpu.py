@@ -4,6 +4,7 @@ A process of its own, because Triton's interpreter must be chosen before anythin
 """
 
 import json
+from unittest import mock
 
 import mamba_reference
 
@@ -13,6 +14,7 @@ mamba_reference.fake_causal_conv1d()
 
 import torch  # noqa: E402
 from helpers import relative  # noqa: E402
+from mamba_ssm.modules import mlp as reference_mlp  # noqa: E402
 from mamba_ssm.ops import selective_scan_interface  # noqa: E402
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref  # noqa: E402
 from mamba_ssm.ops.triton.ssd_combined import (  # noqa: E402
@@ -21,6 +23,8 @@ from mamba_ssm.ops.triton.ssd_combined import (  # noqa: E402
 )
 
 from aim_lightning.models import AiM, AiMConfig  # noqa: E402
+from aim_lightning.models.aim.backends import mamba  # noqa: E402
+from aim_lightning.models.aim.block import GatedMLP  # noqa: E402
 from aim_lightning.models.aim.mixer import Mamba2Mixer  # noqa: E402
 from aim_lightning.models.aim.scan import scan, scan_step_  # noqa: E402
 
@@ -66,7 +70,7 @@ def references() -> dict[str, float]:
     )
     found["step"] = relative(scan_step_(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state), expected)
     found["step_state"] = relative(state, expected_state)
-    return found | {"mixer": mixer_reference()}
+    return found | {"mixer": mixer_reference(), "mlp": mlp_reference()}
 
 
 def mixer_reference() -> float:
@@ -88,6 +92,14 @@ def mixer_reference() -> float:
         norm_before_gate=False,
     )
     return relative(mixer(u), expected)
+
+
+def mlp_reference() -> float:
+    """The gated MLP, loaded by its names."""
+    ours, u = random_weights(GatedMLP(64, 48)), torch.randn(2, 5, 64)
+    theirs = reference_mlp.GatedMLP(64, 48, multiple_of=48)
+    theirs.load_state_dict(ours.state_dict())
+    return relative(ours(u), theirs(u))
 
 
 def random_weights(module: torch.nn.Module) -> torch.nn.Module:
@@ -125,7 +137,15 @@ def decode(network: AiM, codes_BL: torch.Tensor) -> torch.Tensor:
     return torch.stack(steps, 1)
 
 
+def refusals() -> dict[str, str | None]:
+    """Why the fused path is not taken."""
+    found = {f"d_conv {taps}": mamba.fused_refusal(config(d_conv=taps, **SIZES["fused"])) for taps in (1, 2, 4, 5)}
+    with mock.patch.object(mamba, "causal_conv1d_fwd_function", None):
+        return found | {"not installed": mamba.fused_refusal(config(**SIZES["fused"]))}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(json.dumps(references() | {path: kernels(sizes) for path, sizes in SIZES.items()}))
+    paths = {path: kernels(sizes) for path, sizes in SIZES.items()}
+    print(json.dumps(references() | paths | {"refusals": refusals()}))

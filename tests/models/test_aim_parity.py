@@ -101,17 +101,12 @@ def test_prefix_of_no_codes_and_causality():
 
 
 @pytest.mark.parametrize(
-    ("options", "count"),
-    [
-        ({}, 147_622_080),
-        ({"d_model": 1024, "n_layer": 48, "adaln": "group"}, 349_760_000),
-        ({"d_model": 1536, "n_layer": 48, "adaln": "group"}, 763_291_392),
-        ({"d_model": 2048, "n_layer": 48, "adaln": "group"}, 1_335_944_192),
-    ],
+    ("name", "count"),
+    [("AiM-B", 147_622_080), ("AiM-L", 349_760_000), ("AiM-XL", 763_291_392), ("AiM-1B", 1_335_944_192)],
 )
-def test_published_sizes(options, count):
+def test_published_sizes(name, count):
     with torch.device("meta"):
-        assert sum(p.numel() for p in AiM(AiMConfig(**options)).parameters()) == count
+        assert sum(p.numel() for p in AiM(AiMConfig.preset(name)).parameters()) == count
 
 
 def test_flops_count_modulation_once_an_image():

@@ -4,6 +4,8 @@ import json
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import mamba_reference
 import pytest
@@ -15,6 +17,9 @@ from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends import choose
 from aim_lightning.sampling import generate
 from aim_lightning.utils.errors import UserError
+
+TOOK_TORCH = "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
+CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def differences() -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer"])
+@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer", "mlp"])
 def test_plain_code_equals_mamba_ssm_references(differences, what):
     assert differences[what] <= 2e-6
 
@@ -44,28 +49,86 @@ def test_kernels_equal_plain_code(differences, path):
     assert found["gradients"] <= 5e-5
 
 
-def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog):
+def test_where_the_fused_path_is_not_taken(differences):
+    assert differences["refusals"] == {
+        "d_conv 1": "causal-conv1d has no kernel for d_conv 1",
+        "d_conv 2": None,
+        "d_conv 4": None,
+        "d_conv 5": "causal-conv1d has no kernel for d_conv 5",
+        "not installed": "causal-conv1d is not installed",
+    }
+
+
+def step(model):
+    return model.step(None, -1, model.backbone.condition(LABELS), model.new_states(1))
+
+
+USES = {
+    "forward": lambda model: model(CODES, LABELS),
+    "step": step,
+    "sampling": lambda model: generate(model, LABELS),
+    "compiled": lambda model: (model.compile(backend="eager"), model(CODES, LABELS)),
+}
+
+
+@pytest.fixture
+def told(caplog):
+    """What is logged from here on."""
     choose._log_once.cache_clear()
-    with caplog.at_level(logging.INFO, logger="aim_lightning"):
-        model = AiM(TINY).to("cpu")
-        model.to("cpu")
-    assert model.backend == "torch"
-    assert [record.getMessage() for record in caplog.records] == [
-        "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
-    ]
+    caplog.set_level(logging.INFO, logger="aim_lightning")
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_auto_says_so_at_the_first_use_too(caplog):
-    codes, labels = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    for use in (lambda model: model(codes, labels), lambda model: generate(model, labels)):
-        choose._log_once.cache_clear()
-        caplog.clear()
-        with caplog.at_level(logging.INFO, logger="aim_lightning"):
-            model = AiM(TINY).eval()
-            assert not caplog.records  # it may still be moved to a GPU
-            use(model)
-            use(model)
-        assert len(caplog.records) == 1 and "backend auto took torch" in caplog.text
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_auto_says_once_at_the_first_use_what_it_took(told, use):
+    model = AiM(TINY).eval().to(torch.bfloat16).to("cpu").float()
+    assert model.backend == "torch" and not told()  # it may still be moved to a GPU
+    use(model)
+    use(model)
+    assert model.backend == "torch" and told() == [TOOK_TORCH]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """A stand-in for the backend on mamba-ssm, as if that were installed."""
+    backend = SimpleNamespace(name="mamba_ssm", fused=True)
+    monkeypatch.setattr(choose, "missing", lambda: None)
+    monkeypatch.setattr(choose, "_mamba", lambda config: backend)
+    return backend
+
+
+def test_auto_on_a_gpu(told, kernels):
+    backend = choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16)
+    assert backend is kernels
+    assert told() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "missing", "reason"),
+    [
+        (torch.float32, "mamba-ssm is not usable (no module); install it", "mamba-ssm is not usable (no module)"),
+        (torch.float64, None, "it has no kernels for torch.float64"),
+    ],
+)
+def test_auto_on_a_gpu_without_the_kernels_is_never_silent(told, monkeypatch, dtype, missing, reason):
+    monkeypatch.setattr(choose, "missing", lambda: missing)
+    for _ in range(2):
+        assert choose.choose_backend("auto", TINY, torch.device("cuda"), dtype).name == "torch"
+    assert len(told()) == 1 and told()[0].startswith(f"backend auto took torch: {reason}")
+
+
+def test_moved_to_a_gpu_it_logs_that_choice_alone(told, monkeypatch, kernels):
+    model = AiM(TINY).to(torch.bfloat16)
+    on_gpu = mock.PropertyMock(return_value=torch.device("cuda"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Parameter, "device", on_gpu, raising=False)
+        model.to(torch.float32)
+        assert model.backend == "mamba_ssm"
+        assert told() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
+    model.to("cpu")
+    assert model.backend == "torch" and len(told()) == 1
+    model(CODES, LABELS)
+    assert told()[1:] == [TOOK_TORCH]
 
 
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
@@ -80,8 +143,8 @@ def test_mamba_ssm_on_a_cpu_is_refused_at_use(monkeypatch):
     monkeypatch.setattr(choose, "missing", lambda: None)
     model = AiM(TINY, backend="mamba_ssm")
     assert model.backend == "mamba_ssm"
-    with pytest.raises(UserError, match="the weights are on the CPU, its kernels need an NVIDIA GPU"):
-        model(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"CPU, its kernels need an NVIDIA GPU; use it on .* or choose backend: torch"):
+        model(CODES, LABELS)
 
 
 def test_parameters_that_must_stay_exact_do_in_bf16():

@@ -11,17 +11,14 @@ from aim_lightning.utils.errors import UserError
 OPTIONS = {"d_model": 64, "n_layer": 4, "vocab_size": 50, "num_classes": 6, "num_tokens": 9, "num_groups": 2}
 
 
-def block_outputs(model):
-    rows = model.backbone.condition(torch.arange(3)).layers
-    x = torch.randn(3, 5, 64)
-    return [layer(x, None, rows[i])[0] for i, layer in enumerate(model.backbone.layers)]
-
-
-def test_plain_adaln_is_the_identity_through_every_block():
+@pytest.mark.parametrize("d_intermediate", [0, 48])
+def test_plain_adaln_is_the_identity_through_every_block(d_intermediate):
     torch.manual_seed(0)
-    assert all(
-        torch.equal(out, torch.zeros_like(out)) for out in block_outputs(AiM(AiMConfig(adaln="layer", **OPTIONS)))
-    )
+    model = AiM(AiMConfig(adaln="layer", d_intermediate=d_intermediate, **OPTIONS))
+    rows, x = model.backbone.condition(torch.arange(3)).layers, torch.randn(3, 5, 64)
+    for i, layer in enumerate(model.backbone.layers):
+        out, residual = layer(x, None, rows[i])
+        assert not out.any() and torch.equal(residual, x)
 
 
 def test_group_adaln_starts_with_small_gates():

@@ -63,6 +63,7 @@ def test_when_it_is_due():
     config = RevivalConfig(every_n_steps=50, until_step=100)
     assert [step for step in range(1, 300) if config.due(step)] == [50, 100]
     assert RevivalConfig(every_n_steps=50).due(1000)
+    assert not any(RevivalConfig(every_n_steps=50, until_step=0).due(step) for step in (50, 100))
     with pytest.raises(UserError, match="every_n_steps"):
         RevivalConfig(every_n_steps=-1)
 

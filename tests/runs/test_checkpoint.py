@@ -1,5 +1,7 @@
 """The checkpoint file and what can be wrong with it."""
 
+import errno
+import os
 import pickle
 import resource
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from helpers import TINY
 
 from aim_lightning.models import AiM
-from aim_lightning.runs import checkpoint
+from aim_lightning.runs import archive, checkpoint, reading
 from aim_lightning.runs.checkpoint import (
     KEYS,
     CheckpointNotWritten,
@@ -18,8 +20,9 @@ from aim_lightning.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from aim_lightning.runs.content import read_content
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
 
@@ -134,7 +137,11 @@ def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     run.checkpoint_folder.mkdir(parents=True)
     for step in (4, 8, 12):
         (run.checkpoint_folder / f"step={step:08d}.ckpt").touch()
-    assert [path.name for path in run.set_aside_newer(8)] == ["step=00000012.ckpt.damaged"]
+    with pytest.raises(PassingFault, match=r"step=00000012\.ckpt has appeared since the start"):
+        run.set_aside_newer(4, [run.checkpoint_folder / "step=00000008.ckpt"])
+    assert len(run.checkpoints()) == 3
+    names = run.set_aside_newer(8, [run.checkpoint_folder / "step=00000012.ckpt"])
+    assert [path.name for path in names] == ["step=00000012.ckpt.damaged"]
     assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
 
@@ -150,6 +157,65 @@ def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(tmp_path):
     assert len(run.remove_leftovers()) == 3
     assert sorted(path.name for path in run.checkpoint_folder.iterdir()) == sorted(stay)
     assert not list((run.path / "best").iterdir()) and run.remove_leftovers() == []
+
+
+SYSTEM = [OSError(code, os.strerror(code)) for code in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EMFILE)]
+MAPPED = RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)")
+
+
+def failing(original, faults):
+    """`original`, which raises the first of `faults` instead, as long as there are any."""
+
+    def patched(*arguments, **options):
+        if faults:
+            raise faults.pop(0)
+        return original(*arguments, **options)
+
+    return patched
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault"),
+    [*((archive, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
+)
+def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch, owner, name, fault):
+    """Called damaged, whole checkpoints were renamed, and removed later."""
+    run = RunDirectory("exp", "main", tmp_path)
+    for step in (4, 8):
+        write_checkpoint(
+            {**CONTENT, "trainer": {"global_step": step}, "cursor": {"epoch": 0}},
+            run.checkpoint_folder / f"step={step:08d}.ckpt",
+        )
+    archive._fault.cache_clear()  # writing has compared the checksums in this process
+    monkeypatch.setattr(reading, "WAITS", (0.0, 0.0))
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, failing(original, [fault] * 9))
+    with pytest.raises(PassingFault, match=r"node .*step=00000008.ckpt cannot be read now \("):
+        read_content(run, {})
+    monkeypatch.setattr(owner, name, failing(original, [fault] * 2))
+    content = read_content(run, {})
+    assert content.newest.step == 8 and not content.damaged
+
+
+def test_a_checkpoint_that_may_not_be_read_is_the_user_s_to_mend(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    archive._fault.cache_clear()
+    monkeypatch.setattr(archive, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
+    with pytest.raises(UserError, match=r"a.ckpt cannot be used \(Permission denied\)") as caught:
+        read_checkpoint(path)
+    assert not isinstance(caught.value, PassingFault | reading.UnreadableFile)
+
+
+def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(CONTENT, path)
+    monkeypatch.setattr(reading, "WAITS", ())
+    monkeypatch.setattr(torch, "load", failing(None, [OSError(errno.EIO, "Input/output error")]))
+    with pytest.raises(CheckpointNotWritten, match=r"could not be written \(Input/output error"):
+        write_checkpoint(CONTENT, path)
+    monkeypatch.undo()
+    assert read_checkpoint(path)["cursor"] == {}
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

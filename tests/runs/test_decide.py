@@ -29,11 +29,12 @@ def changed(path, value, base=CONFIG):
 
 
 def content(now=CONFIG, step=40, epoch=2, damaged=(), before=CONFIG):
-    return RunContent(Progress(Path("a.ckpt"), step, epoch), list(damaged), before, now)
+    reasons = {Path(line.split()[0]): line for line in damaged}
+    return RunContent(Progress(Path("a.ckpt"), step, epoch), reasons, before, now)
 
 
 def test_fresh_continue_finished():
-    assert decide(RunContent(None, [], {}, CONFIG)).action == "fresh"
+    assert decide(RunContent(None, {}, {}, CONFIG)).action == "fresh"
     decision = decide(content())
     assert (decision.action, decision.step, decision.checkpoint) == ("continue", 40, Path("a.ckpt"))
     assert decide(content(step=100)).action == "finished"
@@ -55,6 +56,7 @@ def test_fresh_continue_finished():
         ("data.init_args.max_device_batch_size", 4),
         ("data.init_args.on_corrupt", "skip"),
         ("data.init_args.cache_dir", "cache"),
+        ("model.init_args.init_from", "elsewhere"),
         ("logger", {"tensorboard": {"class_path": "L"}}),
     ],
 )
@@ -121,5 +123,5 @@ def test_checkpoints_that_do_not_know_their_data_continue():
 def test_damaged_checkpoints_are_named():
     decision = decide(content(damaged=["b.ckpt is damaged"]))
     assert decision.action == "continue" and "b.ckpt is damaged" in decision.notes[0]
-    decision = decide(RunContent(None, ["b.ckpt is damaged"], {}, CONFIG))
+    decision = decide(RunContent(None, {Path("b.ckpt"): "b.ckpt is damaged"}, {}, CONFIG))
     assert decision.action == "refuse" and "move the run away" in decision.notes[-1]

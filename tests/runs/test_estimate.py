@@ -33,3 +33,4 @@ def test_time():
 
 def test_the_warning_comes_before_the_longest_pause_and_a_checkpoint():
     assert requeue_window(20, 10) == 45
+    assert requeue_window(20, 10, step_seconds=2) == 48  # several ranks

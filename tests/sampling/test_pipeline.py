@@ -10,7 +10,7 @@ from helpers import TINY, TINY_VQ
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline, generator
-from aim_lightning.pipeline.pixels import largest_output
+from aim_lightning.pipeline.pixels import PixelDecoder, largest_output
 from aim_lightning.sampling import SamplingOptions, generate, resolve
 from aim_lightning.sampling.fast import cache, decoder_for
 from aim_lightning.sampling.resolve import auto_batch
@@ -156,6 +156,19 @@ def test_pixels_are_the_tokenizers_own_and_nan_is_told(pipeline):
         pipeline.tokenizer.decoder.conv_out.bias[0] = torch.nan
     with pytest.raises(UserError, match=r"pixels are not finite \(NaN\): the tokenizer's weights have diverged"):
         pipeline.generate(LABELS)
+
+
+def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
+    """PyTorch's default is TF32 in convolutions on NVIDIA GPUs."""
+    seen, decode = [], pipeline.tokenizer.decode
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(
+        pipeline.tokenizer, "decode", lambda codes: seen.append(torch.backends.cudnn.allow_tf32) or decode(codes)
+    )
+    PixelDecoder(pipeline.tokenizer, torch.device("cpu"), "float32").start(torch.zeros(1, 4, dtype=torch.int64))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+    with pytest.raises(UserError, match="pixel_precision tf32 needs an NVIDIA GPU; use float32 here"):
+        pipeline.resolve(SamplingOptions(pixel_precision="tf32"))
 
 
 def test_no_labels(pipeline):

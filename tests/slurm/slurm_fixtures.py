@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 AT_ONCE = 5  # cases: most of their time is importing
+# Beside them: those that wait for minutes while nothing computes.
+WAITING = ("a_rank_that_hangs_inside_a_library", "a_rank_that_hangs", "the_warning_before_a_real_time_limit")
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -31,17 +33,18 @@ def cases(request, cluster):
 
     Tests named test_NAME look at what came out; a scenario that fails fails its test.
     """
-    pool, futures = ThreadPoolExecutor(AT_ONCE), {}
+    pool, waiting, futures = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(len(WAITING)), {}
     references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
     for item in request.session.items:
         name = getattr(item, "originalname", item.name).removeprefix("test_")
         scenario = getattr(getattr(item, "module", None), f"case_{name}", None)
         if scenario is not None and name not in futures:
-            futures[name] = pool.submit(scenario, cluster)
+            futures[name] = (waiting if name in WAITING else pool).submit(scenario, cluster)
     yield futures
     for future in [*references, *futures.values()]:
         future.cancel()
     pool.shutdown()
+    waiting.shutdown()
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
+from aim_lightning.utils.heartbeat import beat
+
 
 class Probe(Callback):
-    """Writes a line a phase into `trace-RANK` of the run directory.
+    """Writes a line a phase into `trace-RANK` of the run directory; goes on only when there is no file `hold` in it.
 
     Args:
         pause: seconds before each batch, in the first start of a job.
@@ -52,6 +54,9 @@ class Probe(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.trace(trainer, "batch")
+        while Path(f"{self.run_dir}/hold").exists():
+            beat("what the test does meanwhile")
+            time.sleep(0.1)
         late = self.pause_of_rank.get(str(trainer.global_rank), 0)
         time.sleep(self.pause + late if self.starts == 0 else 0)
         here = trainer.global_step == self.break_at and trainer.global_rank == self.break_rank

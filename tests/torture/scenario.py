@@ -20,8 +20,8 @@ from torture.rows import Seen, compare, record_steps
 SHARDS = [90, 70, 53]
 STEPS_A_FAULT = 5  # what a run may gain on average between two faults
 GRACE = 10.0  # seconds for the other ranks after one has ended, and for a stop at a batch boundary
-HANG = 5  # seconds after which a training is to notice a hang itself
-STALL = 20.0  # seconds without a sign after which everything is killed: nothing has noticed
+HANG = 15  # seconds after which a training is to notice a hang itself
+STALL = 45.0  # seconds without a sign after which everything is killed: nothing has noticed
 KINDS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR1", "full disk", "flip", "truncate")
 HANGS = 12  # every so many faults there is a hang, which takes seconds to be noticed
 

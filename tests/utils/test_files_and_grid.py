@@ -1,15 +1,18 @@
 """Atomic files and labelled grids."""
 
+import errno
 import os
 import socket
+import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, atomic_path, read_json, write_json
+from aim_lightning.utils.files import abandoned, atomic_folder, atomic_path, read_json, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 
 
@@ -21,6 +24,35 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert read_json(path, "file") == {"ä": 1}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "", "{here}", "inner/.."])
+def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch, place):
+    (tmp_path / "a" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UserError, match="the present folder or above it"), atomic_folder(place.format(here=Path.cwd())):
+        pytest.fail("must be refused before anything is written")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "inner"]
+
+
+def test_the_new_name_is_on_disk_when_the_file_is_said_to_be_written(tmp_path, monkeypatch):
+    """Older checkpoints are removed right after it."""
+    path, flushed, error = tmp_path / "a.json", [], None
+
+    def fsync(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((folder, path.exists()))
+        if folder and error:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(path, 1)
+    assert flushed == [(False, False), (True, True)]
+    error = errno.EINVAL  # a file system that cannot flush folders
+    write_json(path, 2)
+    error = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_json(path, 3)
 
 
 def test_reading_json_names_role_and_file(tmp_path):

@@ -119,6 +119,15 @@ def test_import_into_another_network_is_refused(folder, experiment, tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+def test_import_of_a_tokenizer_with_other_groups_is_refused(tmp_path, capsys):
+    small = ("--model.network", "{base_channels: 8, channel_multipliers: [1, 1], num_res_blocks: 1, z_channels: 8}")
+    options = (*small, "--model.network.codebook_size", 16, "--model.network.codebook_dim", 8)
+    options += ("--model.network.norm_groups", 2, "--runs_root", tmp_path / "runs")
+    folder = export_vq(vq(), tmp_path / "vq")
+    text = fails(capsys, "weights", "import", folder, "--config", "experiments/demo_tokenizer.yaml", *options)
+    assert "is another network than model.network: norm_groups is 4 there and 2 here" in text
+
+
 def test_dropouts_are_the_configurations(folder, experiment, tmp_path, capsys):
     succeeds(capsys, "weights", "import", folder, "--config", experiment)
     assert import_aim(tmp_path / "runs" / "tiny" / "main").config.token_dropout == 0.2

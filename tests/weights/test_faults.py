@@ -126,6 +126,18 @@ def test_the_other_network_alone(tmp_path):
     assert "expected aim_lightning.modules.aim.AiMModule" in mistake(import_aim, write_run(tmp_path / "r", vq()))
 
 
+def test_arguments_that_contradict_the_source(tmp_path):
+    """A wrong number of groups fits all weights and gives other pictures."""
+    folder, run = export_aim(aim(), tmp_path / "out", tokenizer=vq()), write_run(tmp_path / "vq", vq())
+    for source in (folder, run):
+        assert "has norm_groups 4, the argument says 2; leave norm_groups out" in mistake(
+            import_vq, source, norm_groups=2
+        )
+        assert import_vq(source, norm_groups=4, image_size=8).grid == (4, 4)
+    for source in (folder, write_run(tmp_path / "aim", aim()), published(aim())):
+        assert "has num_tokens 4, the argument says 9" in mistake(import_aim, source, num_tokens=9)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this code must not run",))
@@ -217,9 +229,6 @@ def test_paths_that_lead_nowhere(tmp_path):
     assert "neither a run directory" in mistake(import_aim, tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "holds none of model.safetensors" in mistake(import_aim, tmp_path)
-    (tmp_path / "config.json").unlink()
-    save_file(export_weights(), tmp_path / "model.safetensors")
-    assert "config.json does not exist" in mistake(import_aim, tmp_path)
 
 
 def export_weights():
@@ -271,7 +280,7 @@ def test_from_pretrained_is_strict(tmp_path):
     assert "surplus: surplus" in mistake(AiMPipeline.from_pretrained, folder)
 
 
-@pytest.mark.parametrize("problem", ["no map", "outside", "absent", "surplus", "missing file"])
+@pytest.mark.parametrize("problem", ["no map", "outside", "absent", "surplus", "missing file", "foreign shard"])
 def test_a_wrong_index_of_shards(tmp_path, problem):
     folder, weights = export_aim(aim(), tmp_path / "out", tokenizer=vq()), export_weights()
     (folder / "model.safetensors").unlink()
@@ -285,6 +294,9 @@ def test_a_wrong_index_of_shards(tmp_path, problem):
         names.popitem()
     elif problem == "missing file":
         names["mamba.more"] = "model-2.safetensors"
+    elif problem == "foreign shard":
+        torch.save([1], folder / "model-1.bin")
+        names = dict.fromkeys(weights, "model-1.bin")
     index = {} if problem == "no map" else {"weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     words = {
@@ -292,6 +304,7 @@ def test_a_wrong_index_of_shards(tmp_path, problem):
         "outside": "no weight_map",
         "absent": "promises mamba.more",
         "surplus": "does not say that",
+        "foreign shard": "model-1.bin holds list, no mapping from names to tensors",
         "missing file": "model-2.safetensors does not exist",
     }
     assert words[problem] in mistake(import_aim, folder)

@@ -14,7 +14,7 @@ from weights.makers import aim, vq
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.weights import export_aim
-from aim_lightning.weights.fetch import PUBLISHED, fetch
+from aim_lightning.weights.fetch import FORMAT, PUBLISHED, fetch, main
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -55,6 +55,23 @@ def test_fetch_records_sizes_and_hashes(python, repository, tmp_path):
     (out / "aim_b" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="is not the file that was fetched"):
         fetch("AiM-B", out)
+
+
+RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha256": "x"}]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, [], {}, {**RECORD, "format": "other"}, {**RECORD, "files": []}, {**RECORD, "files": [{"name": "a"}]}],
+)
+def test_a_folder_that_was_not_fetched(tmp_path, capsys, record):
+    (tmp_path / "aim_b").mkdir()
+    if record is not None:
+        (tmp_path / "aim_b" / "fetched.json").write_text(json.dumps(record))
+    assert main(["AiM-B", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{tmp_path / 'aim_b'} holds files that were not fetched by this command" in error
+    assert "use them as they are, or remove it and fetch again" in error
 
 
 def test_a_download_that_is_not_what_the_hub_says(python, repository, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.configure import aim_config, vq_config
+from aim_lightning.weights.files import MAIN
+from aim_lightning.weights.report import inspect
 
 SMALL = {"image_size": 4, "norm_groups": 4}
 
@@ -126,30 +129,50 @@ def test_tokenizer_of_a_run_or_of_a_published_aim_serves_a_run(tmp_path):
     assert same(pipeline.aim, aim()) and pipeline.class_names == ["a", "b", "c"]
 
 
-def test_folders_with_shards_or_pickles(tmp_path):
-    model, tokenizer = aim(), vq()
-    whole = export_aim(model, tmp_path / "whole", tokenizer=tokenizer)
+def published_folder(folder, main: str, config=TINY):
+    """A Hugging Face folder whose weights are under `main`, a file or the index of two shards."""
+    model, tokenizer = aim(config), vq()
+    export_aim(model, folder, tokenizer=tokenizer)
+    (folder / "model.safetensors").unlink()
     weights = separate(published(model, tokenizer, head=False))
+    save = save_file if ".safetensors" in main else torch.save
+    if not main.endswith(".index.json"):
+        save(weights, folder / main)
+        return folder
+    stem, suffix = main.removesuffix(".index.json").split(".")
     names = sorted(weights)
-    for kind in ("shards", "pickle"):
-        folder = tmp_path / kind
-        folder.mkdir()
-        (folder / "config.json").write_text((whole / "config.json").read_text())
-        if kind == "pickle":
-            torch.save(weights, folder / "pytorch_model.bin")
-        else:
-            halves = {"model-1.safetensors": names[:40], "model-2.safetensors": names[40:]}
-            for file, part in halves.items():
-                save_file({name: weights[name] for name in part}, folder / file)
-            index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert same(import_aim(folder), model) and same(import_vq(folder), tokenizer)
+    shards = {f"{stem}-00001-of-00002.{suffix}": names[:40], f"{stem}-00002-of-00002.{suffix}": names[40:]}
+    for file, part in shards.items():
+        save({name: weights[name] for name in part}, folder / file)
+    (folder / main).write_text(json.dumps({"weight_map": {name: file for file in shards for name in shards[file]}}))
+    return folder
 
 
-def test_the_file_of_a_folder_stands_for_the_folder(tmp_path):
-    folder = export_aim(aim(replace(TINY, token_dropout=0.25)), tmp_path / "out", tokenizer=vq())
-    assert import_aim(folder / "model.safetensors").config.token_dropout == 0.25
-    assert import_vq(folder / "model.safetensors").config == SMALL_VQ
+@pytest.mark.parametrize("main", MAIN)
+def test_folders_and_their_files(tmp_path, main):
+    """The file named itself stands for its folder, configuration and all."""
+    folder = published_folder(tmp_path / "out", main, replace(TINY, token_dropout=0.25))
+    for source in (folder, folder / main):
+        assert import_aim(source).config.token_dropout == 0.25
+        assert same(import_aim(source), aim()) and same(import_vq(source), vq())
+        files = {Path(name) for name, _, _ in inspect(source).files}
+        assert files == {path for path in folder.iterdir() if path.suffix != ".json"}
+
+
+@pytest.mark.parametrize("main", MAIN)
+def test_without_config_json_the_shapes_tell_the_network(tmp_path, main):
+    folder = published_folder(tmp_path / "out", main)
+    (folder / "config.json").unlink()
+    for source in (folder, folder / main):
+        assert same(import_aim(source), aim()) and import_aim(source).config == TINY
+        assert import_vq(source, norm_groups=4).config == SMALL_VQ
+
+
+def test_a_file_that_is_named_is_the_one_that_is_read(tmp_path):
+    folder = export_aim(aim(seed=1), tmp_path / "out", tokenizer=vq())
+    torch.save(published(aim(seed=2)), folder / "pytorch_model.bin")
+    assert same(import_aim(folder), aim(seed=1))
+    assert same(import_aim(folder / "pytorch_model.bin"), aim(seed=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

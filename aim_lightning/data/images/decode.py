@@ -1,7 +1,9 @@
 """From a picture file of any kind to pixels in mode RGB."""
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -10,20 +12,48 @@ from aim_lightning.utils.errors import UserError
 
 
 class UnreadablePicture(UserError):
-    """One picture that cannot be decoded; the others may be fine."""
+    """One picture whose bytes cannot be decoded; the others may be fine."""
 
 
-def decode(file: Path | BinaryIO, where: str) -> Image.Image:
-    """Read a picture as RGB; `where` names it in errors.
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Inside, an error of the disk names the picture; it is no UnreadablePicture, which may be left out.
 
     Raises:
-        UnreadablePicture: missing, damaged or no picture.
+        UserError: the file is gone or cannot be read now.
     """
     try:
-        with Image.open(file) as image:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} was listed but is not there; restore it, or remove the link, and start again"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be read ({reason}); mend the disk or its permissions, and start again"
+        ) from error
+
+
+def read_picture(path: Path) -> bytes:
+    """Bytes of a picture file; raises UserError as `opening` does."""
+    with opening(path):
+        return path.read_bytes()
+
+
+def decode(content: bytes, where: str) -> Image.Image:
+    """A picture file's bytes as RGB; `where` names it in errors.
+
+    Raises:
+        UnreadablePicture: damaged or no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
         reason = "no picture format that Pillow knows"
+    except MemoryError:
+        raise  # the machine's, not the picture's
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         reason = str(error) or type(error).__name__
     raise UnreadablePicture(f"{where} is not a readable picture ({reason}); restore or remove it")

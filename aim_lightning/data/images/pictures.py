@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,15 +35,21 @@ class Pictures:
     crop: str = "center"
 
     def open(self, split: str) -> "PictureSet":
-        """`train` or `val`, each picture cut from its centre.
+        """`train` or `val`, each picture cut from its centre; opened once, later calls give the same set.
 
         Raises:
             UserError: the folder is missing or holds no pictures, or there is no such crop.
         """
-        if self.crop not in ("center", "adm_center"):
-            raise UserError(f"pictures.crop is {self.crop!r}; use center or adm_center")
-        transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
-        return PictureSet(open_source(getattr(self, split)), transform)
+        opened = self.__dict__.setdefault("_opened", {})  # not a field: no part of what compares and is printed
+        if split not in opened:
+            if self.crop not in ("center", "adm_center"):
+                raise UserError(f"pictures.crop is {self.crop!r}; use center or adm_center")
+            transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
+            opened[split] = PictureSet(open_source(getattr(self, split)), transform)
+        return opened[split]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
 
 class PictureSet:

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -49,7 +48,7 @@ class ImageSource(ABC):
             UnreadablePicture: it cannot be decoded.
             UserError: the file that it lies in cannot be read.
         """
-        return ImageRecord(decode(self._open(row), self._where(row)), int(self._labels[row]), self.key(row))
+        return ImageRecord(decode(self._content(row), self._where(row)), int(self._labels[row]), self.key(row))
 
     def key(self, row: int) -> str:
         """The row's name: path below the root, or key in the shard."""
@@ -75,8 +74,8 @@ class ImageSource(ABC):
         """What the pictures lie in, in order."""
 
     @abstractmethod
-    def _open(self, row: int) -> Path | BinaryIO:
-        """What Pillow can open."""
+    def _content(self, row: int) -> bytes:
+        """The encoded picture. Raises UserError where its file cannot be read."""
 
     @abstractmethod
     def _where(self, row: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from aim_lightning.data.images.decode import opening, read_picture
 from aim_lightning.data.images.imagenet import ImageNetArchive
 from aim_lightning.data.images.shards import (
     MANIFEST,
@@ -53,15 +54,19 @@ class FolderSource(ImageSource):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over every picture's path below the root and its size in bytes."""
-        lines = ([self.key(row), (self.root / self.key(row)).stat().st_size] for row in range(len(self)))
-        return sha256_json(lines)
+        return sha256_json([self.key(row), self._size(row)] for row in range(len(self)))
 
     def files(self) -> Iterator[Path]:
         """The pictures."""
         return (self.root / self.key(row) for row in range(len(self)))
 
-    def _open(self, row: int) -> Path:
-        return self.root / self.key(row)
+    def _size(self, row: int) -> int:
+        path = self.root / self.key(row)
+        with opening(path):
+            return path.stat().st_size
+
+    def _content(self, row: int) -> bytes:
+        return read_picture(self.root / self.key(row))
 
     def _where(self, row: int) -> str:
         return str(self.root / self.key(row))

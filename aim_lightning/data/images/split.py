@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import UnreadablePicture, decode
+from aim_lightning.data.images.decode import UnreadablePicture, decode, read_picture
 from aim_lightning.data.images.shards import EXTENSIONS, MANIFEST, write_image_shards
 from aim_lightning.data.images.sources import FolderSource
 from aim_lightning.utils.errors import UserError
@@ -137,13 +137,13 @@ class _Stored:
         return self.source.root / self.source.key(row)
 
     def _image(self, row: int) -> Image.Image:
-        return decode(self._path(row), str(self._path(row)))
+        return decode(read_picture(self._path(row)), str(self._path(row)))
 
     def _encoded(self, row: int) -> tuple[bytes, str]:
         path, scale, buffer = self._path(row), self._scales[row], io.BytesIO()
         extension = path.suffix[1:].lower()
         if scale >= 1 and extension in EXTENSIONS:
-            return path.read_bytes(), extension
+            return read_picture(path), extension
         image = self._image(row)
         if scale >= 1:
             image.save(buffer, "PNG")

@@ -1,12 +1,11 @@
 """Pictures that lie in tar files, read by their places without unpacking."""
 
-import io
 import os
 from abc import ABC
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -42,10 +41,10 @@ class TarSource(ImageSource, ABC):
         """The tar files."""
         return self.tars
 
-    def _open(self, row: int) -> BinaryIO:
+    def _content(self, row: int) -> bytes:
         number, offset, size = self._places[row].tolist()
         try:
-            return io.BytesIO(self._files.read(self.tars[number], offset, size))
+            return self._files.read(self.tars[number], offset, size)
         except OSError as error:
             raise UserError(f"{self._where(row)} cannot be read ({error}); restore the tar file") from error
 

@@ -1,7 +1,5 @@
 """Pictures to codes in batches of one shape, at a stated precision."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +7,7 @@ from torch import Tensor
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
+from aim_lightning.utils.precision import exact_products
 
 PRECISIONS = ("float32", "tf32", "bf16")
 # Where pictures and weights lie channels-last because it is faster (benchmarks/tokenizing.py measures both formats).
@@ -59,25 +58,6 @@ class Encoder:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-@contextlib.contextmanager
-def exact_products(allow_tf32: bool) -> Iterator[None]:
-    """TF32 on or truly off, deterministic kernels chosen without timing; all put back afterwards."""
-    flags = {
-        (torch.backends.cuda.matmul, "allow_tf32"): allow_tf32,
-        (torch.backends.cudnn, "allow_tf32"): allow_tf32,
-        (torch.backends.cudnn, "benchmark"): False,
-        (torch.backends.cudnn, "deterministic"): True,
-    }
-    before = {key: getattr(*key) for key in flags}
-    try:
-        for (place, name), value in flags.items():
-            setattr(place, name, value)
-        yield
-    finally:
-        for (place, name), value in before.items():
-            setattr(place, name, value)
 
 
 def _compiled(function: Any) -> Any:

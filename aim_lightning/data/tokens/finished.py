@@ -10,7 +10,7 @@ from pathlib import Path
 from aim_lightning.data.tokens.manifest import Skipped, TokenManifest, TokenShard
 from aim_lightning.data.tokens.plan import PlannedShard
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, read_json, write_json
+from aim_lightning.utils.files import abandoned, read_json, sha256_file, write_json
 
 FOLDER = "finished"
 
@@ -42,6 +42,14 @@ def read_finished(folder: Path, shards: list[PlannedShard]) -> dict[str, Finishe
     present = {path.name for path in place.iterdir()} if place.is_dir() else set()
     found = [_read(folder, shard.name) for shard in shards if f"{shard.name}.json" in present]
     return {shard.name: shard for shard in found if _in_place(folder, shard)}
+
+
+def is_intact(folder: Path, shard: FinishedShard) -> bool:
+    """Whether a finished shard's tar has the bytes that were written; reads all of them."""
+    try:
+        return not shard.rows or sha256_file(folder / shard.name) == shard.sha256
+    except OSError:
+        return False
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -83,21 +83,31 @@ def plan_shards(rows: int, rows_per_shard: int) -> list[PlannedShard]:
 
 
 def claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
-    """Write plan.json, or check that the folder was begun from the same facts.
+    """Write plan.json where there is none, and check it.
 
     Any number of processes may do this at once: they write the same bytes.
 
     Raises:
+        UserError: as `check_claim`.
+    """
+    check_claim(folder, facts, shards)
+    if not (folder / FILE).exists():
+        write_json(folder / FILE, _plan(facts, shards))
+    check_claim(folder, facts, shards)
+
+
+def check_claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
+    """Whether a folder may be filled by this plan; writes nothing.
+
+    Raises:
         UserError: the folder was begun from something else, or holds tar files of others.
     """
-    plan = {"format": FORMAT, **facts, "shards": [asdict(shard) for shard in shards]}
-    plan = json.loads(json.dumps(plan))  # as it is read back: lists for tuples
-    path, has_tars = folder / FILE, any(folder.glob("*.tar"))
+    path = folder / FILE
     if not path.exists():
-        if has_tars:
+        if any(folder.glob("*.tar")):
             raise UserError(f"{folder} holds tar files that tokenize did not write; set data.out to a new folder")
-        write_json(path, plan)
-    before = read_json(path, "tokenizing plan")
+        return
+    before, plan = read_json(path, "tokenizing plan"), _plan(facts, shards)
     if before.get("format") != FORMAT:
         raise UserError(f"{folder} was begun by an earlier version; delete that folder or set data.out to a new one")
     different = [name for name in plan if before.get(name) != plan[name]]
@@ -105,3 +115,8 @@ def claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
         raise UserError(
             f"{folder} was begun with another {', '.join(different)}; delete that folder or set data.out to a new one"
         )
+
+
+def _plan(facts: dict, shards: list[PlannedShard]) -> dict:
+    plan = {"format": FORMAT, **facts, "shards": [asdict(shard) for shard in shards]}
+    return json.loads(json.dumps(plan))  # as it is read back: lists for tuples

@@ -49,11 +49,28 @@ class Views:
         return {"center": 1, "center_flip": 2}.get(self.kind) or 10 * len(self.crop_range)
 
     def transforms(self, center: ImageTransform) -> list[ImageTransform]:
-        """What a picture is resized to before `cut`: one transform a base picture."""
+        """What a picture is resized to before `cut`: one transform a base picture; raises UserError as `sizes`."""
         if self.kind != "ten_crop":
             return [center]
-        sizes = [int(center.image_size * value) for value in self.crop_range]
+        sizes = self.sizes(center.image_size)
         return [replace(center, image_size=size, resize=None, crop="adm_center") for size in sizes]
+
+    def sizes(self, image_size: int) -> list[int]:
+        """Sides that the crops of ten_crop are cut from, pixels.
+
+        Raises:
+            UserError: one that leaves no room to crop, or two ranges with the same side: views would be alike.
+        """
+        sizes = {value: int(image_size * value) for value in self.crop_range}
+        for value, size in sizes.items():
+            alike = [other for other in sizes if other != value and sizes[other] == size]
+            if size <= image_size or alike:
+                why = f"as does {alike[0]}" if alike else "which leaves no room"
+                raise UserError(
+                    f"crop_range {value} cuts pictures of {image_size} pixels from {size}, {why}: views would be "
+                    "alike; give larger numbers, farther apart"
+                )
+        return list(sizes.values())
 
     def cut(self, bases: list[Tensor], image_size: int) -> Iterator[Tensor]:
         """Base pictures (B, 3, S, S), one tensor a transform, to `count` views (B, 3, H, W) of image_size."""

@@ -15,19 +15,20 @@ import torch
 
 from aim_lightning.data.images.pictures import PictureSet
 from aim_lightning.data.tokens.encode import Encoder
-from aim_lightning.data.tokens.finished import FinishedShard, read_finished, record_finished, write_manifest
+from aim_lightning.data.tokens.finished import FinishedShard, is_intact, read_finished, record_finished, write_manifest
 from aim_lightning.data.tokens.loading import LoadedBatch, load
 from aim_lightning.data.tokens.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
-from aim_lightning.data.tokens.plan import PlannedShard, TokenizeOptions, claim, plan_shards
+from aim_lightning.data.tokens.plan import PlannedShard, TokenizeOptions, check_claim, claim, plan_shards
 from aim_lightning.data.tokens.records import Record, write_shard
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.process import Place
+from aim_lightning.utils.progress import Watch, unwatched
 from aim_lightning.utils.text import printable
 
 
 class TokenizeJob:
-    """One process's part of a token folder.
+    """One process's part of a token folder; nothing is written before `run`.
 
     Args:
         pictures: the whole set.
@@ -37,9 +38,11 @@ class TokenizeJob:
         place: which process this is; by default the only one.
         device: where to encode.
         num_workers: processes that decode pictures; 0 = this one.
+        watch: shows how far the check of finished shards is.
 
     Raises:
-        UserError: codebook too large, pictures of another size, or `out` begun from something else.
+        UserError: codebook too large, pictures of another size, views that they cannot have, or `out` begun from
+            something else.
     """
 
     def __init__(
@@ -51,16 +54,19 @@ class TokenizeJob:
         place: Place | None = None,
         device: torch.device | None = None,
         num_workers: int = 0,
+        watch: Watch = unwatched,
     ) -> None:
         self.pictures, self.out, self.options, self.num_workers = pictures, Path(out), options, num_workers
-        self.device = device or torch.device("cpu")
+        self.device, self.watch = device or torch.device("cpu"), watch
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
         self.manifest = _empty_manifest(pictures, tokenizer, options)
         _check_size(pictures.transform.image_size, tokenizer, self.device)
+        options.views.transforms(pictures.transform)  # a range that does not fit is told before anything is written
         self.shards = plan_shards(len(pictures), options.rows_per_shard)
         facts = {"source": self.manifest.source, "class_names": self.manifest.class_names}
         facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
-        claim(self.out, {**facts, **options.facts()}, self.shards)
+        self.facts = {**facts, **options.facts()}
+        check_claim(self.out, self.facts, self.shards)
         place = place or Place()
         self.own = self.shards[place.rank :: place.world]
 
@@ -71,9 +77,12 @@ class TokenizeJob:
 
     @cached_property
     def todo(self) -> list[PlannedShard]:
-        """This process's shards that were unfinished at the start."""
+        """This process's shards that were unfinished or damaged at the start; the finished ones are read to see it."""
         finished = read_finished(self.out, self.own)
-        return [shard for shard in self.own if shard.name not in finished]
+        there = [shard for shard in self.own if shard.name in finished]
+        seen = self.watch(there, f"checking finished shards of {self.out}")
+        whole = {shard.name for shard in seen if is_intact(self.out, finished[shard.name])}
+        return [shard for shard in self.own if shard.name not in whole]
 
     def run(self, on_rows: Callable[[int], None] = lambda rows: None) -> TokenManifest | None:
         """Make the unfinished shards; `on_rows` hears of every encoded batch.
@@ -84,6 +93,7 @@ class TokenizeJob:
         Raises:
             UserError: an unreadable picture, unless they are to be skipped.
         """
+        claim(self.out, self.facts, self.shards)
         batches = [rows for shard in self.todo for rows in shard.batches(self.options.batch_size)]
         loaded = load(self.pictures, self.options, batches, self.num_workers, self.device)
         for shard in self.todo:

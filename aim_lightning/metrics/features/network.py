@@ -1,8 +1,6 @@
 """What all feature networks share: pictures are checked, run in float32 and in chunks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.precision import exact_products
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
 CPU_CHUNK = 32  # pictures at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
@@ -114,7 +113,9 @@ class FeatureNetwork(nn.Module, ABC):
             sizes = self.output_sizes().items()
             return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
-        with torch.no_grad(), _own_precision(images.device.type, self.precision):
+        # TF32 in convolutions alone, as torch-fidelity's command has it; the caller's settings do not count.
+        exact = exact_products(self.precision == "tf32", in_matmul=False)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
             parts = [self._outputs(part) for part in images.split(chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -134,16 +135,3 @@ class FeatureNetwork(nn.Module, ABC):
             raise RuntimeError(f"{self.name} has no weights yet: call load() before the first picture")
         if next(self.network.parameters()).dtype != torch.float32:
             raise RuntimeError(f"{self.name} was cast from float32; keep it out of .to(dtype)")
-
-
-@contextmanager
-def _own_precision(device_type: str, precision: str) -> Iterator[None]:
-    """No autocast, and TF32 in convolutions alone, only if asked for: the caller's settings do not count."""
-    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=precision == "tf32")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False), flags:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -125,8 +125,8 @@ class AiM(nn.Module):
     Args:
         config: sizes.
         backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it can be
-            had, else torch; the choice is logged when it is first used). Taken anew whenever the network is moved; same
-            parameters.
+            had, else torch; the choice is logged when it is made: on a GPU, or at the first use). Taken anew whenever
+            the network is moved; same parameters.
 
     Raises:
         UserError: mamba_ssm is asked for and not installed; used where the weights cannot run on it.
@@ -141,34 +141,49 @@ class AiM(nn.Module):
         self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight
         if self.lm_head.weight.device.type != "meta":
             init_weights(self)
-        # auto waits for the first use where it may still be moved to a GPU, so that the log tells what is used.
-        self._settled = False
-        if backend != "auto" or self.lm_head.weight.is_cuda:
-            self._take_backend()
+        self._place_backend()
 
     @property
     def backend(self) -> str:
         """The backend in use: torch or mamba_ssm."""
         return self.backbone.backend.name
 
+    def _place_backend(self) -> None:
+        """The backend for where the weights are now.
+
+        On a CPU auto decides, and says so, at the first use: the network may still be on its way to a GPU.
+        """
+        waits = self.wanted_backend == "auto" and self.lm_head.weight.device.type in ("cpu", "meta")
+        self._settled = not waits
+        if waits:
+            self._set_backend(TorchBackend())
+        else:
+            self._take_backend()
+
     def _take_backend(self) -> None:
-        self._settled = True
         weight = self.lm_head.weight
-        taken = choose_backend(self.wanted_backend, self.config, weight.device, weight.dtype)
+        self._set_backend(choose_backend(self.wanted_backend, self.config, weight.device, weight.dtype))
+
+    def _set_backend(self, backend: Backend) -> None:
         for module in self.modules():
             if isinstance(module, Backbone | Block | Mamba2Mixer):
-                module.backend = taken
+                module.backend = backend
 
     def _settle(self) -> None:
-        """Take the backend now, at the first use of a network that was never moved."""
+        """Make the choice that waited for the first use."""
         if not self._settled and not torch.compiler.is_compiling():
+            self._settled = True
             self._take_backend()
 
     def _apply(self, fn, recurse: bool = True) -> "AiM":
         """Move or convert, then take the backend that fits the new device and type."""
         super()._apply(fn, recurse)
-        self._take_backend()
+        self._place_backend()
         return self
+
+    def __call__(self, *args, **options) -> Tensor:
+        self._settle()  # not in forward, which may be compiled: nothing is logged there
+        return super().__call__(*args, **options)
 
     @property
     def null_class(self) -> int:
@@ -176,7 +191,6 @@ class AiM(nn.Module):
         return self.config.num_classes
 
     def forward(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
-        self._settle()
         condition = self.backbone.condition(labels_B)
         positions_L = torch.arange(codes_BL.shape[1], device=codes_BL.device)
         codes_BLD = self.backbone.embeddings(codes_BL, positions_L)

@@ -1,6 +1,7 @@
 """The VQ tokenizer: pictures to codes and back (reference: FoundationVision/LlamaGen, tokenizer_image)."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,17 @@ class Reconstruction:
 
     images_BCHW: Tensor
     quantized: Quantized
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """Hex sha256 over sorted names, shapes and float32 little-endian bytes, the usage record left out."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        if name != USAGE_RECORD:
+            digest.update(name.encode())
+            digest.update(str(list(value.shape)).encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 class VQModel(nn.Module):
@@ -55,14 +67,8 @@ class VQModel(nn.Module):
 
     @property
     def weights_hash(self) -> str:
-        """sha256 over sorted names, shapes and float32 little-endian bytes, the usage record left out."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            if name != USAGE_RECORD:
-                digest.update(name.encode())
-                digest.update(str(list(value.shape)).encode())
-                digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
-        return digest.hexdigest()
+        """See `hash_weights`."""
+        return hash_weights(self.state_dict())
 
     @property
     def last_layer(self) -> Tensor:

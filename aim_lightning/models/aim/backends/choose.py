@@ -16,6 +16,7 @@ from aim_lightning.utils.errors import UserError
 
 BACKENDS = ("auto", "torch", "mamba_ssm")
 INSTALL = "install it with `make install-cuda` on a machine with CUDA, or choose backend: torch"
+ELSEWHERE = "use it on an NVIDIA GPU in float32, bfloat16 or float16, or choose backend: torch"
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +51,7 @@ def choose_backend(wanted: str, config: AiMConfig, device: torch.device, dtype: 
     """
     obstacle = _obstacle(device, dtype)
     if wanted == "mamba_ssm" and obstacle:
-        return Refused(wanted, obstacle)
+        return Refused(wanted, f"{obstacle}; {ELSEWHERE}")
     if device.type == "mps":
         return Refused("torch", "its scan needs float64, which MPS lacks; use the CPU (--trainer.accelerator cpu)")
     if wanted == "torch" or obstacle:

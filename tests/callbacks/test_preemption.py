@@ -1,0 +1,24 @@
+"""What `Preemption` measures for the signal lead of the next job."""
+
+from types import SimpleNamespace
+
+from aim_lightning.callbacks import preemption
+from aim_lightning.callbacks.preemption import Preemption
+from aim_lightning.cluster import timings
+
+
+def test_the_first_step_of_a_process_is_no_pause_that_a_warning_must_wait_for(tmp_path, monkeypatch):
+    """Kernels are tuned and compiled in it, for minutes: the next submission would be refused for it."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(preemption.time, "perf_counter", lambda: clock.now)
+    trainer = SimpleNamespace(is_global_zero=True, global_step=40, callbacks=[])
+    callback = Preemption(str(tmp_path))
+    callback._keep(trainer)
+    assert timings.read(tmp_path) == {}
+    # an evaluation before the first step, the first step, then ordinary ones and a validation
+    for seconds, step in ((0, 40), (5, 40), (300, 41), (2, 42), (2, 43), (30, 44), (2, 45)):
+        clock.now, trainer.global_step = clock.now + seconds, step
+        callback._measure(trainer)
+    callback._keep(trainer)
+    known = timings.read(tmp_path)
+    assert (known["longest_pause_seconds"], known["step_seconds"]) == (30.0, 2.0)

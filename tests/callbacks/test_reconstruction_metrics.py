@@ -1,0 +1,26 @@
+"""How pictures are reconstructed for the distance."""
+
+import torch
+from helpers import TINY_VQ
+
+from aim_lightning.callbacks.reconstruction_metrics import ReconstructionMetrics
+from aim_lightning.models import VQModel
+
+
+def test_reconstructions_are_float32_whatever_training_uses(monkeypatch):
+    """TF32, which cuDNN has on by default, is no float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    class Spy(VQModel):
+        def forward(self, images):
+            flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            seen.append((*flags, torch.is_autocast_enabled("cpu"), images.dtype))
+            return super().forward(images)
+
+    module = torch.nn.Module()
+    module.network, module.device = Spy(TINY_VQ), torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        made = ReconstructionMetrics._reconstructed(module, torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    assert seen == [(False, False, False, torch.float32)] and made.dtype == torch.uint8
+    assert torch.backends.cudnn.allow_tf32

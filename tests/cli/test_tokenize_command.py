@@ -1,0 +1,58 @@
+"""`aim-lightning tokenize` as a command: both splits, and mistakes before any work."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aim_lightning.cli.main import main
+from aim_lightning.data.tokens.manifest import TokenManifest
+
+CONFIG = """
+experiment: pictures_to_tokens
+runs_root: {root}/runs
+pictures: {{train: {root}/pictures, val: {root}/pictures, image_size: 16}}
+data:
+  class_path: aim_lightning.data.images.datamodule.ImageDataModule
+  init_args: {{pictures: "${{pictures}}", global_batch_size: 4, out: {root}/tokens}}
+tokenizer:
+  class_path: aim_lightning.models.vq.model.VQModel
+  init_args:
+    config: {{image_size: 16, codebook_size: 16, base_channels: 8, channel_multipliers: [1, 1], num_res_blocks: 1,
+      z_channels: 8, norm_groups: 4}}
+trainer: {{accelerator: cpu, devices: 1}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Its file; 6 pictures of 2 classes serve both splits."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
+    file = tmp_path / "experiment.yaml"
+    file.write_text(CONFIG.format(root=tmp_path))
+    return file
+
+
+def tokenize(experiment, *options) -> int:
+    return main(["tokenize", "--config", str(experiment), *options])
+
+
+def test_both_splits_are_written(experiment, capsys):
+    out = experiment.parent / "tokens"
+    assert tokenize(experiment, "--views", "center_flip") == 0
+    assert [TokenManifest.load(out / split).views for split in ("train", "val")] == [2, 1]
+    assert f"token shards: {out}/train and {out}/val" in capsys.readouterr().out
+
+
+def test_a_foreign_val_folder_stops_before_anything_is_written(experiment, capsys):
+    out = experiment.parent / "tokens"
+    (out / "val").mkdir(parents=True)
+    (out / "val" / "of_others.tar").write_bytes(b"")
+    assert tokenize(experiment) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {out}/val holds tar files that tokenize did not write; set data.out to a new folder\n"
+    assert not (out / "train").exists()

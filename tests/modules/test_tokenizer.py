@@ -1,0 +1,54 @@
+"""What the tokenizer's module computes, step by step."""
+
+import math
+
+import pytest
+import torch
+from helpers import TINY_VQ
+from torch import Tensor
+
+from aim_lightning.losses import TokenizerLoss
+from aim_lightning.models.vq.model import Reconstruction
+from aim_lightning.modules.optim import OptimizerConfig
+from aim_lightning.modules.tokenizer import TokenizerModule
+
+
+def tokenizer_module(**options) -> TokenizerModule:
+    torch.manual_seed(0)
+    return TokenizerModule(TINY_VQ, OptimizerConfig(schedule="constant"), 8, TokenizerLoss(), **options)
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """Nearly white pictures: within a window the variance is small beside the square of the mean."""
+    images = torch.randint(240, 250, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    return {"images": images.to(torch.uint8)}
+
+
+# --- scores
+
+
+def validated(module: TokenizerModule, batch: dict[str, Tensor]) -> dict[str, float]:
+    """One batch under training's autocast."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module.eval().validation_step(batch, 0)
+    return {name: float(value) for name, value in module.scores.compute().items()}
+
+
+def test_identical_pictures_give_ssim_1_under_autocast(batch, monkeypatch):
+    module = tokenizer_module()
+    quantized = module.network(module._images(batch)).quantized
+    monkeypatch.setattr(module.network, "forward", lambda images: Reconstruction(images, quantized))
+    assert validated(module, batch)["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+def test_scores_are_those_of_a_float32_reconstruction(batch):
+    module = tokenizer_module()
+    images = module._images(batch)
+    with torch.no_grad():
+        made = module.network.eval()(images).images_BCHW.clamp(-1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = module.network(images).images_BCHW.float().clamp(-1, 1)
+    psnr, other = (10 * math.log10(4 / float((x.double() - images.double()).square().mean())) for x in (made, rounded))
+    found = validated(module, batch)
+    assert found["psnr"] == pytest.approx(psnr, abs=1e-5) and abs(other - psnr) > 1e-4

@@ -1,0 +1,71 @@
+"""A generator from a run or from published weights: which tokenizer, and where it is."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from weights.makers import aim, run_content, same, vq, write_run
+
+from aim_lightning import AiMPipeline, load
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.pipeline.load import _tokenizer_source
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights import export_aim
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """An AiM's run that names its tokenizer's run, as seen from the folder that both were trained in."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "vq" / "main", vq())
+    configuration = {**run_content(aim())["configuration"], "tokenizer": "runs/vq/main"}
+    return write_run(tmp_path / "runs" / "aim" / "main", aim(), configuration=configuration)
+
+
+def test_the_tokenizer_is_found_from_anywhere_and_beside_a_run_that_was_moved(run, tmp_path, monkeypatch):
+    assert same(load(run).tokenizer, vq())
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    monkeypatch.chdir("/")
+    run = tmp_path / "moved" / "aim" / "main"
+    assert same(load(run).tokenizer, vq())
+    (run / "best").mkdir()
+    shutil.copy(run / "checkpoints" / "step=00000001.ckpt", run / "best" / "best.ckpt")
+    assert same(load(run / "best" / "best.ckpt").tokenizer, vq())
+
+
+@pytest.mark.parametrize("place", ["a.ckpt", "b/c/d/e/f/a.ckpt", "checkpoints/a.ckpt"])
+def test_a_lone_checkpoint_names_what_is_missing(run, tmp_path, monkeypatch, place):
+    (tmp_path / "elsewhere" / place).parent.mkdir(parents=True)
+    path = shutil.copy(run / "checkpoints" / "step=00000001.ckpt", tmp_path / "elsewhere" / place)
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"{path} names the tokenizer runs/vq/main, which is not here; pass tokenizer= (or --tokenizer)"
+    )
+    assert same(load(path, tokenizer=load_tokenizer(tmp_path / "runs" / "vq" / "main")).aim, aim())
+
+
+def test_a_checkpoint_directly_below_the_root_of_the_disk():
+    configuration = {"tokenizer": "runs/nothing/here", "runs_root": "runs"}
+    for path in (Path("/a.ckpt"), Path("/checkpoints/a.ckpt")):
+        with pytest.raises(UserError, match=r"a.ckpt names the tokenizer runs/nothing/here, which is not here"):
+            _tokenizer_source(configuration, path)
+
+
+def test_from_pretrained_says_what_is_for_runs(run):
+    for source in (run, run / "checkpoints" / "step=00000001.ckpt"):
+        with pytest.raises(UserError, match=r"is a run or a checkpoint of this project; use aim_lightning.load"):
+            AiMPipeline.from_pretrained(source)
+
+
+def test_from_pretrained_takes_a_tokenizer(tmp_path):
+    alone = export_aim(aim(), tmp_path / "alone")
+    with pytest.raises(UserError, match=r"alone holds no tokenizer; pass tokenizer="):
+        AiMPipeline.from_pretrained(alone)
+    pipeline = AiMPipeline.from_pretrained(alone, tokenizer=vq())
+    assert same(pipeline.aim, aim()) and same(pipeline.tokenizer, vq())
+    both = export_aim(aim(), tmp_path / "both", tokenizer=vq())
+    assert same(AiMPipeline.from_pretrained(both, tokenizer=vq()).tokenizer, vq())
+    with pytest.raises(UserError, match="both was trained on the codes of another tokenizer"):
+        AiMPipeline.from_pretrained(both, tokenizer=vq(seed=9))
