@@ -1,5 +1,6 @@
 """From codes to pictures: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
 
+import copy
 from contextlib import AbstractContextManager
 
 import torch
@@ -51,8 +52,9 @@ class PixelDecoder:
         tokenizer: with `decode` and `grid`.
         device: where it is and the codes will be.
         precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16`` by autocast, which keeps the norms in float32.
-        fused: compile the decoder, on a GPU in channels-last layout. Uncompiled, PyTorch's group norm there takes the
-            plain layout only, and would copy before and after every convolution.
+        fused: compile the decoder, on a GPU a copy in channels-last layout (the tokenizer itself is shared and keeps
+            its own). Uncompiled, PyTorch's group norm there takes the plain layout only, and would copy before and
+            after every convolution.
 
     Raises:
         UserError: TF32 without an NVIDIA GPU.
@@ -63,7 +65,9 @@ class PixelDecoder:
     ) -> None:
         if precision == "tf32" and device.type != "cuda":
             raise UserError("sampling.pixel_precision tf32 needs an NVIDIA GPU; use float32 here")
-        self.tokenizer, self.device, self.precision, self.fused = tokenizer, device, precision, fused
+        if fused and device.type == "cuda":
+            tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
+        self.tokenizer, self.device, self.precision = tokenizer, device, precision
         self.decode = torch.compile(tokenizer.decode) if fused else tokenizer.decode
         self._stream: torch.cuda.Stream | None = None
         self._largest: int | None = None
@@ -79,8 +83,6 @@ class PixelDecoder:
         if self.device.type != "cuda":
             return self._decoded(codes_BL, None)
         if self._stream is None:
-            if self.fused:
-                self.tokenizer.to(memory_format=torch.channels_last)
             self._stream = torch.cuda.Stream(self.device)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         codes_BL.record_stream(self._stream)

@@ -171,6 +171,14 @@ def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
         pipeline.resolve(SamplingOptions(pixel_precision="tf32"))
 
 
+def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
+    """Others use it too; on a GPU the fused copy has another layout."""
+    weight = pipeline.tokenizer.decoder.conv_in.weight
+    own = PixelDecoder(pipeline.tokenizer, torch.device("cuda"), fused=True).tokenizer.decoder.conv_in.weight
+    assert own.is_contiguous(memory_format=torch.channels_last) and torch.equal(own, weight)
+    assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_no_labels(pipeline):
     with pytest.raises(UserError, match="there are no labels"):
         pipeline.generate([])
