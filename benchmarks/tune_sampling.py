@@ -133,11 +133,10 @@ def compile_one(case: Case, change: Change) -> str:
     """A short sequence of a shallow network of the same widths, for Triton's cache; what went wrong."""
     name, batch = case
     preset = AiMConfig.preset(name)
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = AiM(replace(preset, n_layer=max(2, preset.num_groups), num_tokens=16)).eval()
-    found = replace(shapes_for(model.config, 2 * batch, torch.bfloat16), **change)
     try:
+        with torch.device("cuda"):
+            model = AiM(replace(preset, n_layer=max(2, preset.num_groups), num_tokens=16)).eval()
+        found = replace(shapes_for(model.config, 2 * batch, torch.bfloat16), **change)
         Sequence(model, batch, found, graph=False).draw()
     except Exception as error:
         return f"  {case} {change}: {type(error).__name__}\n"
