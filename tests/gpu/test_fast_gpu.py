@@ -1,5 +1,7 @@
 """The fast decoder's kernels and captured graph on an NVIDIA GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpu.tolerances import STEP_LOGITS
@@ -7,7 +9,7 @@ from helpers import relative
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import decoder_for
+from aim_lightning.sampling.fast import decoder_for, shapes
 from aim_lightning.sampling.fast.shapes import shapes_for, table
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
 from aim_lightning.utils.errors import UserError
@@ -222,11 +224,31 @@ EARLY += [(768, 2, 1, 1), (768, 2, 1, 9), (768, 16, 1, 40)]
 
 @pytest.mark.parametrize(("d_model", "images", "layers", "tokens"), EARLY)
 def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers, tokens, monkeypatch):
-    """The same codes, to the last one, as when every kernel waits for the end of the one before."""
+    model = network("group", num_tokens=tokens, d_model=d_model, vocab_size=16384, n_layer=layers, num_groups=1)
+    assert_patient_kernels_draw_the_same(model, images, monkeypatch)
+
+
+MIXES = [shapes.Mix(2, 16, 3, 4, products=False), shapes.Mix(4, 32, 3, 4)]
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=["sums", "products"])
+def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
+    """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
+    product = shapes.Product(16, 32, 128, 3, 4, early=True)
+    wanted = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
+    wanted = replace(wanted, ahead=64, ahead_b=64, vectors=True, line=16)
+    monkeypatch.setattr(shapes, "table", lambda: {(768, 32): wanted})
+    model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)
+    assert shapes_for(model.config, 32, torch.bfloat16) == wanted
+    assert bf16_distance(model, torch.arange(16) % 10, 2.0) <= STEP_LOGITS[4]
+    assert_patient_kernels_draw_the_same(model, 16, monkeypatch)
+
+
+def assert_patient_kernels_draw_the_same(model: AiM, images: int, monkeypatch) -> None:
+    """The same codes, to the last one, when every kernel waits for the end of the one before."""
     from aim_lightning.sampling.fast import triton_step  # imports triton
 
-    model = network("group", num_tokens=tokens, d_model=d_model, vocab_size=16384, n_layer=layers, num_groups=1)
-    labels = torch.arange(images) % 10
+    labels, tokens = torch.arange(images) % 10, model.config.num_tokens
     options = {"cfg_scale": 2.0, "seed": 7, "top_k": 600, "top_p": 0.98, "decoder": "fast"}
     early = [generate(model, labels, **options) for _ in range(3)]
     release_decoders(model)
