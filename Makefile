@@ -8,6 +8,7 @@ ARGS ?=
 PORT ?= 6006
 SOURCE ?= /usr/share/datasets/fashion-mnist
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 N ?= 40
 # make slurm: ranks and time of one job, and the file of configs/cluster/ that describes the site
 NODES ?=
@@ -56,8 +57,9 @@ install-cuda: install ## Add the CUDA kernels (torch first, then mamba-ssm and c
 demo: install ## Main job on the embedded pictures: both stages, samples and scores, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
-test: install ## Tests for every day, none of which needs a GPU (TEST_ARGS="-k name" for some)
-	$(BIN)/python -m pytest -m "not gpu and not long" $(TEST_ARGS)
+# A file's tests stay together: they share what was made for the first of them.
+test: install ## Tests for every day, none of which needs a GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not long" $(TEST_ARGS)
 
 test-all: install ## All tests that need no GPU, also the long ones (faults on a real SLURM cluster; root and its packages)
 	$(BIN)/python -m pytest -m "not gpu" $(TEST_ARGS)
