@@ -21,14 +21,6 @@ OPTIONS = [
 ]
 
 
-FEW = 16  # entries that the drawing kernel gathers: some of the options let more through, some fewer
-
-
-def scratch(images: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where it gathers them."""
-    return torch.full((images, FEW), torch.nan), torch.zeros(images, FEW, dtype=torch.int32)
-
-
 def network(adaln: str, seed: int = 0, **sizes) -> AiM:
     """A small network whose codes vary."""
     torch.manual_seed(seed)
@@ -55,41 +47,6 @@ def codes_equal(adaln: str, guided: bool) -> bool:
         value.fill_(-1)  # nothing of the first run helps the second
     decoder._step = TritonStep(model.config, decoder.weights, decoder.buffers)
     return torch.equal(decoder.run(model, labels, uniform, **options), expected)
-
-
-def drawn(top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple[float, int]:
-    """(share of equal codes, the step afterwards); a third of the rows has equal logits."""
-    from aim_lightning.sampling.fast import kernels
-    from aim_lightning.sampling.filters import choose, guide
-
-    images, vocabulary = 24, 60
-    logits = torch.randn(2 * images, vocabulary) * 3
-    logits[:8] = logits[:8].round()
-    logits[images : images + 8] = logits[:8]
-    uniform = torch.rand(images, 3, dtype=torch.float64)
-    codes, step = torch.zeros(images, 3, dtype=torch.int64), torch.tensor(1, dtype=torch.int32)
-    scalars = (torch.tensor([temperature]), torch.tensor([top_k], dtype=torch.int32), torch.tensor([top_p]))
-    done = torch.zeros((), dtype=torch.int32)
-    kernels.choose_kernel[(images,)](
-        logits,
-        codes,
-        step,
-        done,
-        uniform,
-        torch.full((3,), 2.0),
-        *scalars,
-        torch.zeros((), dtype=torch.int32),
-        *scratch(images),
-        vocabulary,
-        3,
-        images,
-        GUIDED=True,
-        BLOCK=64,
-        FEW=FEW,
-        CHAINED=False,
-    )
-    expected = choose(guide(*logits.chunk(2), 2.0), uniform[:, 1], temperature, top_k, top_p)
-    return (codes[:, 1] == expected).float().mean().item(), int(step)
 
 
 def products() -> dict[str, float]:
@@ -150,32 +107,6 @@ def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4, de
     assert decoder._step.shapes.out.early == bool(deep)
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
-
-
-def diverging() -> list[int]:
-    """The flag for NaN, infinities and, last, finite logits, under every kind of filter; codes always exist."""
-    flags = []
-    for value in (torch.nan, torch.inf, -torch.inf, 0.0):
-        logits = torch.randn(2, 60)
-        logits[:, 7] = value
-        flags += [choose(logits, **options)[2] for options in OPTIONS[:5]]
-    return flags
-
-
-def choose(logits, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> tuple[torch.Tensor, int, int]:
-    """(codes of step 0, the step afterwards, whether logits were not finite); no guidance."""
-    from aim_lightning.sampling.fast import kernels
-
-    images, vocabulary = logits.shape
-    codes, counters = torch.full((images, 2), -1), [torch.zeros((), dtype=torch.int32) for _ in range(3)]
-    scalars = torch.tensor([temperature]), torch.tensor([top_k], dtype=torch.int32), torch.tensor([top_p])
-    step, done, bad = counters
-    kernels.choose_kernel[(images,)](
-        logits, codes, step, done, torch.rand(images, 2, dtype=torch.float64), torch.ones(2), *scalars, bad,
-        *scratch(images), vocabulary, 2, images, GUIDED=False, BLOCK=64, FEW=FEW, CHAINED=False,
-    )  # fmt: skip
-    assert codes[:, 0].min() >= 0 and codes[:, 0].max() < vocabulary
-    return codes[:, 0], int(step), int(bad)
 
 
 def far_row() -> bool:
@@ -269,11 +200,8 @@ def main() -> None:
     mamba_reference.interpret()
     multiply_bfloat16()
     torch.set_num_threads(1)
-    results = [drawn(**options) for options in OPTIONS]
     report = {
         "codes": [codes_equal("group", True), codes_equal("none", False)],
-        "drawn": [share for share, _ in results],
-        "steps": [step for _, step in results],
         "products": products(),
         "bf16": [
             logits_in_bf16(48, 1, True),
@@ -287,7 +215,6 @@ def main() -> None:
             logits_in_bf16(16, 2, False, tokens=19, long=18),
         ],
         "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
-        "diverged": diverging(),
         "far_row": far_row(),
     }
     print(json.dumps(report))

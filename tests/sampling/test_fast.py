@@ -166,11 +166,6 @@ def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
     assert interpreted["codes"] == [True, True]
 
 
-def test_the_drawing_kernel_equals_the_filters_also_with_ties(interpreted):
-    assert interpreted["drawn"] == [1.0] * len(OPTIONS)
-    assert interpreted["steps"] == [2] * len(OPTIONS)
-
-
 def test_products_of_any_width(interpreted):
     """Parts, odd widths and several row tiles, in bfloat16 with sums in float32."""
     assert len(interpreted["products"]) == 7
@@ -187,11 +182,6 @@ def test_the_past_is_fetched_where_it_lies(interpreted):
     assert products == [list(range(20, 40)), list(range(10, 40))]
     assert sums == [list(range(20, 40)), list(range(16, 40))]
     assert early == [[], []]
-
-
-def test_the_drawing_kernel_ends_and_tells_when_logits_are_not_finite(interpreted):
-    """A search over such values would never end."""
-    assert interpreted["diverged"] == [1] * 15 + [0] * 5
 
 
 def test_rows_past_two_to_the_31st_value(interpreted):

@@ -29,6 +29,8 @@ PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "EARLY": False
 LINEAR = {"SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "VECTORS": False, "LINE": 64, "CHAINED": True}
 MIX |= {"D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
+SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
+CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32}, {}),
     ("linear_kernel", {**LINEAR, "INNER": 1536}, {}),
@@ -46,7 +48,10 @@ CASES = [
         {"num_warps": 2},
     ),
     ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "AHEAD": 128}, {"num_warps": 8}),
-    ("choose_kernel", {"GUIDED": True, "BLOCK": 16384, "FEW": 2048, "CHAINED": True}, {"num_warps": 8}),
+    ("sift_kernel", SIFT, {"num_warps": 8}),
+    ("sift_kernel", SIFT, {"num_warps": 2}),
+    ("choose_kernel", CHOOSE, {"num_warps": 8}),
+    ("choose_kernel", CHOOSE, {"num_warps": 16}),
     ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),
     (
         "advance_kernel",

@@ -8,7 +8,9 @@ from torch import Tensor
 from aim_lightning.models import AiM, AiMConfig
 
 LONG = 256  # codes up to which a running sum in float32 is near enough
-FEW = 2048  # entries of an image's logits that the filters gather before they search on
+CHUNKS = 16  # parts of an image's logits, at most, whose largest are gathered before the filters search among them
+CHUNK = 1024  # logits of such a part, at least, where there are so many
+SLOTS = 128  # of which so many are gathered, at most
 PARTS = 4  # of out_proj's sum, at most
 
 
@@ -68,9 +70,10 @@ class Buffers:
         self.squares = empty(M, config.nheads, dtype=torch.float32)
         self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies what rounding leaves
-        few = min(FEW, 1 << (config.vocab_size - 1).bit_length())
-        self.values_BF = empty(images, few, dtype=torch.float32)
-        self.places_BF = torch.zeros(images, few, dtype=torch.int32, device=device)
+        self.chunk, slots, chunks = sifting(config.vocab_size)
+        self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
+        self.places_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
+        self.bounds_B3C = no_bounds(images, chunks, device)
         self.layers = [
             LayerCache(
                 empty(config.d_conv, M, config.conv_dim),
@@ -85,6 +88,19 @@ class Buffers:
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
         return None if config.adaln == "none" else empty(layers, rows, kinds, config.d_model)
+
+
+def sifting(vocab_size: int) -> tuple[int, int, int]:
+    """Logits a chunk, those gathered of each, and chunks, all powers of two: the last chunks may be empty."""
+    block = 1 << (vocab_size - 1).bit_length()
+    chunk = max(min(CHUNK, block), block // CHUNKS)
+    return chunk, min(SLOTS, chunk), block // chunk
+
+
+def no_bounds(images: int, chunks: int, device: torch.device | str | None = None) -> Tensor:
+    """Cutoff, least and largest entry of chunks that have none, (images, 3, chunks)."""
+    none = torch.tensor([-torch.inf, torch.inf, -torch.inf], dtype=torch.float32, device=device)
+    return none[None, :, None].repeat(images, 1, chunks)
 
 
 def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:

@@ -7,6 +7,7 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
+from aim_lightning.sampling.fast.drawing import draw
 from aim_lightning.sampling.fast.shapes import Product, shapes_for
 from aim_lightning.sampling.fast.weights import StaticWeights
 
@@ -34,7 +35,7 @@ class TritonStep:
             linear(buffers.y_MI, layer.out_proj, self.out, self.shapes.out, self.launch, self.shapes.line)
             self._advance(i)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.shapes.head, self.launch, self.shapes.line)
-        self._choose()
+        draw(self.config, buffers, self.shapes.choose_warps, self.launch)
 
     def _layer_rows(self, i: int) -> Tensor | None:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
@@ -107,15 +108,6 @@ class TritonStep:
             VECTORS=self.shapes.vectors and gate is not None, LINE=self.shapes.line,
             num_stages=shape.stages, num_warps=shape.warps,
             **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
-        )  # fmt: skip
-
-    def _choose(self) -> None:
-        buffers, V = self.buffers, self.config.vocab_size
-        kernels.choose_kernel[(buffers.images,)](
-            buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, buffers.scale_T,
-            buffers.temperature, buffers.top_k, buffers.top_p, buffers.diverged, buffers.values_BF, buffers.places_BF,
-            V, self.config.num_tokens, buffers.images, GUIDED=buffers.guided, BLOCK=triton.next_power_of_2(V),
-            FEW=buffers.values_BF.shape[1], num_warps=self.shapes.choose_warps, **self.launch,
         )  # fmt: skip
 
 

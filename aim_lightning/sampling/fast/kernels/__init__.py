@@ -9,6 +9,7 @@ from aim_lightning.sampling.fast.kernels.linear import linear_kernel
 from aim_lightning.sampling.fast.kernels.mix import mix_kernel
 from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
 from aim_lightning.sampling.fast.kernels.project import activate_kernel, project_kernel
+from aim_lightning.sampling.fast.kernels.sift import sift_kernel
 
 __all__ = [
     "activate_kernel",
@@ -18,4 +19,5 @@ __all__ = [
     "linear_kernel",
     "mix_kernel",
     "project_kernel",
+    "sift_kernel",
 ]

@@ -12,7 +12,9 @@ except ImportError:  # another vendor's Triton: `chained` is never true there
 # Programmatic dependent launch. A kernel may start once all programs of the one before have called `_start_next`, and
 # `_wait` returns when the one before has ended; since that one waited for its own predecessor, all older ones have
 # ended too. Before `_wait` a kernel writes nothing. mix, choose and enter let the next kernel start after their own
-# `_wait`, the others at once: so what the kernels before the last of those three wrote may be read ahead of `_wait`.
+# `_wait`, the others (sift too) at once: so what the kernels before the last of those three wrote may be read ahead of
+# `_wait`. For sift and choose the last of them is a mix: they read ahead options and the step, which an older choose
+# moved on.
 
 
 @triton.jit

@@ -1,0 +1,157 @@
+"""The kernels that draw, through Triton's interpreter, against the filters; prints one JSON object.
+
+A process of its own, because the interpreter must be chosen before anything imports triton.
+"""
+
+import json
+from types import SimpleNamespace
+
+import torch
+from sampling.kernels_on_cpu import OPTIONS
+
+IMAGES, STEPS, STEP, SCALE = 4, 3, 1, 2.0
+CHUNK, SLOTS = 16, 8
+KINDS = "random", "tied", "equal", "neighbours", "skewed"
+MORE = [{"top_k": 3}, {"top_k": 7, "top_p": 0.9}, {"top_k": 16, "top_p": 0.3}, {"top_k": 10**6, "top_p": 0.6}]
+
+
+def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) -> SimpleNamespace:
+    """What `Buffers` has of it, with chunks so small that there are several."""
+    from aim_lightning.sampling.fast.buffers import no_bounds
+
+    rows, vocabulary = logits.shape
+    images, chunks = rows // (2 if guided else 1), max((1 << (vocabulary - 1).bit_length()) // CHUNK, 1)
+    number = lambda value, dtype: torch.tensor(value, dtype=dtype)  # noqa: E731
+    return SimpleNamespace(
+        images=images, guided=guided, chunk=CHUNK, logits_MV=logits.contiguous(),
+        codes_BT=torch.full((images, STEPS), -1), uniform_BT=torch.rand(images, STEPS, dtype=torch.float64),
+        step=number(STEP, torch.int32), done=number(0, torch.int32), diverged=number(0, torch.int32),
+        scale_T=torch.full((STEPS,), SCALE), temperature=torch.tensor([temperature]), top_p=torch.tensor([top_p]),
+        top_k=torch.tensor([min(top_k, vocabulary)], dtype=torch.int32),
+        values_BCS=torch.full((images, chunks, SLOTS), -torch.inf),
+        places_BCS=torch.zeros(images, chunks, SLOTS, dtype=torch.int32), bounds_B3C=no_bounds(images, chunks),
+    )  # fmt: skip
+
+
+def drawn(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
+    """The buffers after one step."""
+    from aim_lightning.sampling.fast.drawing import draw
+
+    buffers = scratch(logits, guided, top_k, top_p, temperature)
+    draw(SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False})
+    codes = buffers.codes_BT[:, STEP]
+    assert codes.min() >= 0 and codes.max() < logits.shape[1] and int(buffers.step) == STEP + 1
+    assert int(buffers.done) == 0 and (buffers.codes_BT[:, [0, 2]] == -1).all()
+    return buffers
+
+
+def share_equal(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> float:
+    """Of the codes, with those of the filters."""
+    from aim_lightning.sampling.filters import choose, guide
+
+    buffers = drawn(logits, guided, top_k, top_p, temperature)
+    plain = guide(*logits.chunk(2), SCALE) if guided else logits
+    wanted = choose(plain, buffers.uniform_BT[:, STEP], temperature, top_k, top_p)
+    return (buffers.codes_BT[:, STEP] == wanted).float().mean().item()
+
+
+def logits_of(kind: str, rows: int, vocabulary: int) -> torch.Tensor:
+    """Logits of which candidates decide, or do not: too many in one chunk, or equal ones."""
+    logits = torch.randn(rows, vocabulary) * 3
+    if kind == "tied":
+        return logits.round()
+    if kind == "equal":
+        return torch.full_like(logits, -1.5)
+    if kind == "neighbours":  # floats next to a few values
+        bits = logits.round().view(torch.int32) + torch.randint(0, 3, logits.shape, dtype=torch.int32)
+        return bits.view(torch.float32)
+    if kind == "skewed":
+        logits[:, vocabulary // 2 : vocabulary // 2 + CHUNK] += 20
+    return logits
+
+
+def table() -> dict[str, list[float]]:
+    """Shares of equal codes by kind of logits and vocabulary, one for every set of options."""
+    found = {}
+    for kind in KINDS:
+        for vocabulary, guided in ((61, True), (97, False), (7, False)):
+            logits = logits_of(kind, 2 * IMAGES if guided else IMAGES, vocabulary)
+            name = f"{kind} {vocabulary}"
+            several = MORE if vocabulary == 97 else OPTIONS + MORE
+            found[name] = [share_equal(logits, guided, **options) for options in several]
+    return found
+
+
+def paths() -> dict[str, int]:
+    """Draws over all logits, by kind, of as many images; top_k is 12 of 64 logits, half of which may be candidates."""
+    from unittest import mock
+
+    from aim_lightning.sampling.fast.kernels import choose
+
+    found, whole = dict.fromkeys(KINDS, 0), choose._draw_from_all
+    for kind in KINDS:
+
+        def count(*arguments, kind=kind):
+            found[kind] += 1
+            return whole(*arguments)
+
+        with mock.patch.object(choose, "_draw_from_all", count):
+            drawn(logits_of(kind, IMAGES, 64), False, top_k=12, top_p=0.9)
+    return found
+
+
+def sifted() -> list[str]:
+    """What is wrong with the candidates of some chunks."""
+    wrong = []
+    for kind in KINDS:
+        logits = logits_of(kind, IMAGES, 61)
+        made = drawn(logits, False, top_k=3)
+        for image, row in enumerate(logits):
+            for chunk, x in enumerate(row.split(CHUNK)):
+                value, place = made.values_BCS[image, chunk], made.places_BCS[image, chunk]
+                kept, (cutoff, least, best) = value > -torch.inf, made.bounds_B3C[image, :, chunk]
+                places = chunk * CHUNK + (x >= cutoff).nonzero().flatten()
+                enough = len(places) >= SLOTS * 3 // 4 or kind in ("tied", "equal", "neighbours")
+                right = torch.equal(place[kept], places.int()) and torch.equal(value[kept], row[places])
+                if not (enough and right and least == x.min() and best == x.max()):
+                    wrong.append(f"{kind}, image {image}, chunk {chunk}")
+    return wrong
+
+
+def large() -> bool:
+    """One draw from as many codes as the presets have, with the chunks they have."""
+    from aim_lightning.sampling.fast import buffers, drawing
+
+    logits = torch.randn(2, 16384)
+    made = scratch(logits, True, 600, 0.98, 1.0)
+    made.chunk, slots, chunks = buffers.sifting(16384)
+    made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
+    made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
+    drawing.draw(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
+    from aim_lightning.sampling.filters import choose, guide
+
+    wanted = choose(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], 1.0, 600, 0.98)
+    return torch.equal(made.codes_BT[:, STEP], wanted)
+
+
+def diverging() -> list[int]:
+    """The flag for NaN, infinities and, last, finite logits, under every kind of filter; codes always exist."""
+    flags = []
+    for value in (torch.nan, torch.inf, -torch.inf, 0.0):
+        for places in (slice(7, 8), slice(0, 60), slice(16, 60)):
+            logits = torch.randn(1, 60)
+            logits[:, places] = value
+            flags += [int(drawn(logits, False, **options).diverged) for options in OPTIONS[:5]]
+    return flags
+
+
+def main() -> None:
+    import mamba_reference
+
+    mamba_reference.interpret()
+    torch.manual_seed(0)
+    print(json.dumps({"equal": table(), "all": paths(), "sifted": sifted(), "diverged": diverging(), "large": large()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The kernels that draw give the codes of the filters, whether the gathered candidates decide or all logits do."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from sampling.drawing_on_cpu import IMAGES, KINDS, MORE
+from sampling.kernels_on_cpu import OPTIONS
+
+from aim_lightning.sampling.fast.buffers import sifting
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict:
+    """What the Triton kernels give on a CPU, in a process of its own (tests/sampling/drawing_on_cpu.py)."""
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/models'}", "OMP_NUM_THREADS": "1"}
+    script = ROOT / "tests/sampling/drawing_on_cpu.py"
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vocabulary", [61, 97, 7])
+def test_codes_are_those_of_the_filters(drawn, kind, vocabulary):
+    """Under every set of options, also where logits are equal across chunks or nearly so."""
+    shares = drawn["equal"][f"{kind} {vocabulary}"]
+    assert shares == [1.0] * len(MORE if vocabulary == 97 else OPTIONS + MORE)
+
+
+def test_all_logits_are_searched_only_where_candidates_do_not_decide(drawn):
+    assert drawn["all"]["skewed"] == drawn["all"]["equal"] == IMAGES
+    assert drawn["all"]["random"] < IMAGES
+
+
+def test_candidates_are_the_largest_of_their_chunk_in_order(drawn):
+    """All from the cutoff on, three quarters of the slots at least where no entries are equal."""
+    assert drawn["sifted"] == []
+
+
+def test_they_end_and_tell_when_logits_are_not_finite(drawn):
+    """A search over such values would never end."""
+    assert drawn["diverged"] == [1] * 45 + [0] * 15
+
+
+def test_a_draw_from_a_presets_number_of_codes(drawn):
+    assert drawn["large"]
+
+
+def test_chunks_by_the_number_of_codes():
+    assert [sifting(codes) for codes in (7, 40, 2000, 16384)] == [
+        (8, 8, 1),
+        (64, 64, 1),
+        (1024, 128, 2),
+        (1024, 128, 16),
+    ]
+    assert sifting(60000) == (4096, 128, 16)
