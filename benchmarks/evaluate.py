@@ -148,7 +148,9 @@ def timed(command: list[str], place: Path) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def commands(weights: Path, images: int, size: int, place: Path, precisions: list[str]) -> list[dict]:
+def commands(
+    weights: Path, images: int, size: int, place: Path, precisions: list[str], imports: dict[str, float]
+) -> list[dict]:
     """torch-fidelity's whole command, and ours in each precision, on the same two folders."""
     for name, seed in (("samples", 1), ("real", 2)):
         if not (place / name).exists():
@@ -159,7 +161,6 @@ def commands(weights: Path, images: int, size: int, place: Path, precisions: lis
     theirs += ["--kid-subset-size", str(min(1000, images))]
     other, text = timed(theirs, place)
     their_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
-    imports = {f"{name}_import_s": import_seconds(module) for name, module in IMPORTED.items()}
     rows = []
     for precision in precisions:
         for left in ("ours", "cache"):  # of a run before
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of ours")
     parser.add_argument("--channels_last", action="store_true", help="also Inception's features in that layout")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands", "imports"])
     options = parser.parse_args()
     place = (options.workdir or Path(tempfile.mkdtemp())).absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -222,7 +223,10 @@ def main() -> None:
             ]
         if "commands" not in options.skip:
             images = options.command_images or options.images
-            rows += commands(weights.resolve(), images, options.size, place, options.precisions)
+            imports = {}
+            if "imports" not in options.skip:
+                imports = {f"{name}_import_s": import_seconds(module) for name, module in IMPORTED.items()}
+            rows += commands(weights.resolve(), images, options.size, place, options.precisions, imports)
     finally:
         if options.workdir is None:
             shutil.rmtree(place)

@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--batches", help="images, one for each model")
     parser.add_argument("--seconds", type=float, default=300, help="time for all of it")
     parser.add_argument("--compile", type=float, default=0.3, help="share of it that compiling may take")
+    parser.add_argument("--repeats", type=int, default=3, help="sequences of both behind each median")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile")
     parser.add_argument("--out", type=Path, default=PATH, help="table to write")
     options = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
         found = shapes_for(model.config, 2 * case[1], torch.bfloat16)
         print(f"{case}: {found}", flush=True)
         keep = lambda best, case=case: store(options.out, key(case), best)  # noqa: E731
-        tune(model, case[1], found, changes(*key(case)), share, keep)
+        tune(model, case[1], found, changes(*key(case)), share, keep, options.repeats)
     print(f"written to {options.out}; next: python benchmarks/sampling.py")
 
 
