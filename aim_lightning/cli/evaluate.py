@@ -88,14 +88,17 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     check_feature_batch(options)
     ranks, device = start(document)
     batches = pictures.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
-    source = in_background(pictures.source) if ranks.is_first else None
+    if ranks.is_first:
+        pictures.begin()
     preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
     judge = make_judge(document, options, ranks, device)
     values, speed = judge.score(pictures, batches)
+    pictures.gather(ranks)
     if ranks.is_first:
-        name = f"{Path(options.samples).stem}-{source.result()['sha256'][:8]}"  # every archive is called samples
+        source = pictures.source()
+        name = f"{Path(options.samples).stem}-{source['sha256'][:8]}"  # every archive is called samples
         folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
-        record = _given_record(judge, source.result(), values, speed, ranks)
+        record = _given_record(judge, source, values, speed, ranks)
         write_bytes(folder / PREVIEW, preview.result())
         write_record(folder / RECORD, record)
         keep(record, options.record)
@@ -109,7 +112,7 @@ def _given_record(
 ) -> dict[str, Any]:
     count = source["pictures"]
     protocol = {"pictures": source, **judge.protocol(count)}
-    performance = {"features": speed, "processes": ranks.world_size}
+    performance = {**judge.performance, **speed, "processes": ranks.world_size}
     return score_record(source, {}, values, count, protocol, performance, judge.hardware())
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,13 @@ def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, de
     network, values = _features(document), document.values["pictures"]
     network.weights_path()  # without weights nothing else need begin
     reference = Reference(options.reference, Pictures(**values) if values else None)
-    if ranks.is_first:
-        reference.begin()
+    how = ranks, options.cache, options.feature_batch
+    reference.begin(network, *how)
     network.load().to(device)
-    real = reference.statistics(network, ranks, options.cache, options.feature_batch)
-    return Judge(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
+    real = reference.statistics(network, *how)
+    speed = {"reference": reference.performance} if reference.performance else {}
+    judge = Judge(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
+    return replace(judge, performance=speed)
 
 
 def check_feature_batch(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Sets of pictures that are decoded one by one: folders, and pictures of an experiment."""
 
 import hashlib
+import io
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -32,11 +33,14 @@ AHEAD = 4000  # pictures that are decoded before they are asked for: 0.8 GB at 2
 class LoadedPictures(PictureList):
     """Pictures that are decoded one by one, by loader processes where there are many."""
 
-    digests: np.ndarray | None = None  # (pictures, 32) uint8: sha256 of the pixels of those that were read
+    digests: np.ndarray  # (pictures, 32) uint8: of those that were read; zeros of others
 
     @abstractmethod
-    def picture(self, number: int) -> tuple[Tensor, int]:
-        """uint8 (3, H, W) and its label."""
+    def picture(self, number: int) -> tuple[Tensor, int, bytes]:
+        """uint8 (3, H, W), its label, and a sha256 that identifies it."""
+
+    def gather(self, ranks: Ranks) -> None:
+        self.digests = np.bitwise_or.reduce(ranks.all(self.digests))
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
         """As in `PictureList`. Loader processes begin to decode at the call."""
@@ -53,8 +57,7 @@ class LoadedPictures(PictureList):
         """Batches of the parts from their pieces."""
         for rows in parts:
             images, labels, digests = zip(*(next(pieces) for _ in range(0, len(rows), PIECE)), strict=True)
-            if self.digests is not None:
-                self.digests[rows.start : rows.stop] = np.concatenate(digests)
+            self.digests[rows.start : rows.stop] = np.concatenate(digests)
             known = None if self.labels is None else torch.cat(labels)
             yield joined(images), known, torch.arange(rows.start, rows.stop)
 
@@ -66,21 +69,26 @@ class FolderPictures(LoadedPictures):
         UserError: no folder, or no pictures in it.
     """
 
+    known_by_reading = True
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         self.paths = sorted(found)
         if not self.paths:
             raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        self.digests = no_digests(len(self.paths))
         self.size = self.picture(0, check=False)[0].shape
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def picture(self, number: int, check: bool = True) -> tuple[Tensor, int]:
+    def picture(self, number: int, check: bool = True) -> tuple[Tensor, int, bytes]:
+        """As in `LoadedPictures`; the hash is the file's."""
         path = self.paths[number]
         try:
-            with Image.open(path) as image:
+            content = path.read_bytes()
+            with Image.open(io.BytesIO(content)) as image:
                 array = np.asarray(to_rgb(image))
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{path} cannot be read as a picture ({error}); restore or remove it") from None
@@ -88,18 +96,25 @@ class FolderPictures(LoadedPictures):
         if check and tensor.shape != self.size:
             sizes = [f"{shape[2]}x{shape[1]}" for shape in (tensor.shape, self.size)]
             raise UserError(f"{path} is {sizes[0]} pixels, {self.paths[0].name} {sizes[1]}; all must be of one size")
-        return tensor, 0
+        return tensor, 0, hashlib.sha256(content).digest()
 
     def source(self) -> dict[str, Any]:
+        """`sha256`: of all paths and files; those that no process has read before `gather` are read for it."""
         return {"kind": "folder", "name": self.folder.name, "sha256": self._hash, "pictures": len(self)}
 
     @cached_property
     def _hash(self) -> str:
+        self._read_the_others()
         digest = hashlib.sha256()
-        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-            for path, content in zip(self.paths, pool.map(sha256_file, self.paths), strict=True):
-                digest.update(f"{path.relative_to(self.folder).as_posix()} {content}\n".encode())
+        for path, content in zip(self.paths, self.digests, strict=True):
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {content.tobytes().hex()}\n".encode())
         return digest.hexdigest()
+
+    def _read_the_others(self) -> None:
+        others = np.flatnonzero(~self.digests.any(1))
+        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+            for number, content in zip(others, pool.map(sha256_file, [self.paths[i] for i in others]), strict=True):
+                self.digests[number] = np.frombuffer(bytes.fromhex(content), np.uint8)
 
 
 class GeometryPictures(LoadedPictures):
@@ -109,14 +124,15 @@ class GeometryPictures(LoadedPictures):
         self.pictures, self.name = pictures, name
         self.labels = torch.from_numpy(pictures.source.labels)
         self.num_classes = len(pictures.class_names)
-        self.digests = np.zeros((len(pictures), hashlib.sha256().digest_size), np.uint8)
+        self.digests = no_digests(len(pictures))
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def picture(self, number: int) -> tuple[Tensor, int]:
+    def picture(self, number: int) -> tuple[Tensor, int, bytes]:
+        """As in `LoadedPictures`; the hash is that of the pixels, after resizing and cropping."""
         images, labels = self.pictures.batch([number])
-        return images[0], int(labels[0])
+        return images[0], int(labels[0]), hashlib.sha256(images[0].numpy().tobytes()).digest()
 
     def source(self) -> dict[str, Any]:
         """`fingerprint`: of the shards' content where a manifest has it, else of the files' names and sizes."""
@@ -128,10 +144,9 @@ class GeometryPictures(LoadedPictures):
             "geometry": repr(self.pictures.transform),
         }
 
-    def content(self, ranks: Ranks) -> dict[str, str]:
-        """Hash of all pixels, after resizing and cropping: names and sizes stay when a picture is edited."""
-        read = np.bitwise_or.reduce(ranks.all(self.digests))  # zeros where another process has read
-        return {"pixels_sha256": hashlib.sha256(read.tobytes()).hexdigest()}
+    def content(self) -> dict[str, str]:
+        """Hash of all pixels: names and sizes stay when a picture is edited."""
+        return {"pixels_sha256": hashlib.sha256(self.digests.tobytes()).hexdigest()}
 
     def state(self) -> str:
         """Hash of the files' modification times: a picture that was edited in place may have kept its size."""
@@ -149,14 +164,18 @@ class _Rows(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int, bytes]:
-        image, label = self.pictures.picture(number)
-        hashed = self.pictures.digests is not None
-        return image, label, hashlib.sha256(image.numpy().tobytes()).digest() if hashed else b""
+        return self.pictures.picture(number)
 
 
 def _stack(records: list[tuple[Tensor, int, bytes]]) -> tuple[Tensor, Tensor, np.ndarray]:
     images, labels, digests = zip(*records, strict=True)
-    return torch.stack(images), torch.tensor(labels), np.array([list(digest) for digest in digests], np.uint8)
+    hashes = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
+    return torch.stack(images), torch.tensor(labels), hashes
+
+
+def no_digests(pictures: int) -> np.ndarray:
+    """Zeros, (pictures, 32) uint8."""
+    return np.zeros((pictures, hashlib.sha256().digest_size), np.uint8)
 
 
 def open_pictures(path: str | Path) -> PictureList:

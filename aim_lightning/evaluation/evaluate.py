@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.background import in_background
 from aim_lightning.utils.files import write_bytes
 
 ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
@@ -41,6 +41,7 @@ class Judge:
         splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
         batch_size: pictures at once on a device.
         scores: kept between sets.
+        performance: of what was worked out before the first set, for the record.
     """
 
     network: FeatureNetwork
@@ -50,6 +51,7 @@ class Judge:
     splitting: str = "adm"
     batch_size: int = BATCH
     scores: Scores | None = None
+    performance: dict[str, Any] = field(default_factory=dict)
 
     def hardware(self) -> str:
         """What does the work."""
@@ -68,8 +70,9 @@ class Judge:
 
     def score(
         self, pictures: PictureList, batches: Iterator[Batch] | None = None
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Values by plain name, and the speed. Every process must call it.
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by plain name, and speeds for the record: of the features, seconds of the metrics on them. Every
+        process must call it.
 
         Args:
             pictures: to be scored.
@@ -85,9 +88,11 @@ class Judge:
                 check_size(tuple(images.shape[2:]), self.image_size)
                 scores.update(images, numbers, labels)
                 meter.advance(len(images))
+        start = time.perf_counter()
         values = scores.compute()
+        seconds = round(time.perf_counter() - start, 2)
         scores.reset()
-        return values, meter.performance()
+        return values, {"features": meter.performance(), "metrics_s": seconds}
 
 
 @dataclass
@@ -131,11 +136,12 @@ class Evaluation:
         check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
         pictures, speed = self._pictures(folder, plan, sampling)
         # An archive of before is compared with its checksums meanwhile.
-        whole = in_background(pictures.source) if ranks.is_first else None
-        values, features = self.judge.score(pictures)
-        if whole:
-            whole.result()
-        performance = {"sampling": speed, "features": features, "processes": ranks.world_size}
+        if ranks.is_first:
+            pictures.begin()
+        values, scoring = self.judge.score(pictures)
+        if ranks.is_first:
+            pictures.source()
+        performance = {"sampling": speed, **self.judge.performance, **scoring, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
         made_by = self.judge.hardware()
         record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)

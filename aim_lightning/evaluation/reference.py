@@ -1,10 +1,13 @@
 """The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from aim_lightning.data.images.pictures import Pictures
 from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
@@ -45,6 +48,9 @@ class Reference:
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
         self.list = self._open(path, pictures, split)
         self._identity: Future[tuple] | None = None
+        self._batches: Iterator[Batch] | None = None
+        self._begun = False
+        self.performance: dict[str, float] = {}  # of working out the statistics, where that was needed
 
     def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
         if path is None:
@@ -68,12 +74,24 @@ class Reference:
             return {"kind": "npz", "name": self.file.path.name, "sha256": sha256_file(self.file.path)}
         return self.list.source()
 
-    def begin(self) -> None:
-        """Work out in a thread what `statistics` looks up in its cache: for a folder the hash of all its files."""
-        self._identity = in_background(self._identify)
+    def begin(self, network: FeatureNetwork, ranks: Ranks, cache: str | Path, batch_size: int) -> None:
+        """Begin what `statistics` will need, early; every process must call it, with the same arguments.
+
+        Where the cache has nothing of this network the pictures are decoded, which tells a folder's hash besides; else
+        a thread works out what the cache is asked for, for a folder the hash of all its files.
+        """
+        self._begun = True
+        ask = ranks.from_first(ranks.is_first and TensorCache.has_any(cache, network.name))
+        if self.list is not None and not ask:
+            self._batches = self.list.share(ranks, batch_size)
+        if ranks.is_first and (ask or self.list is None or not self.list.known_by_reading):
+            self._identity = in_background(self._identify)
 
     def _identify(self) -> tuple[dict[str, Any], str]:
         return self.source(), "" if self.list is None else self.list.state()
+
+    def _identified(self) -> tuple[dict[str, Any], str]:
+        return self._identity.result() if self._identity else self._identify()
 
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of its pictures; None where it has statistics alone."""
@@ -102,31 +120,41 @@ class Reference:
         Raises:
             UserError: pictures that cannot be read, or fewer than two.
         """
-        if ranks.is_first and self._identity is None:
-            self.begin()
-        source, state = ranks.ask_first(lambda: self._identity.result())
+        if not self._begun:
+            self.begin(network, ranks, cache, batch_size)
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.list, "num_classes", 0) if probe else 0
-        entry = TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
-        tensors = ranks.ask_first(entry.read)  # the cache of another node may be another one
-        if tensors is not None:
-            return RealPictures.from_tensors(tensors, source)
-        real = self._work_out(network, ranks, source, classes, batch_size, between)
+        lookup = partial(self._entry, network, cache, classes)
+        if not ranks.from_first(self._batches is not None):
+            tensors, source = ranks.ask_first(lambda: self._read(lookup))  # another node's cache may be another one
+            if tensors is not None:
+                return RealPictures.from_tensors(tensors, source)
+        real = self._work_out(network, ranks, classes, batch_size, between)
         if ranks.is_first:
-            entry.write(real.tensors())
+            lookup().write(real.tensors())
         ranks.from_first(None)  # nobody asks again before the file is there
         return real
 
-    def _work_out(self, network, ranks: Ranks, source: dict, classes: int, batch_size: int, between) -> RealPictures:
+    def _entry(self, network: FeatureNetwork, cache: str | Path, classes: int) -> TensorCache:
+        source, state = self._identified()
+        return TensorCache(cache, network.name, cache_values(network, source, classes, [state]))
+
+    def _read(self, lookup: Callable[[], TensorCache]) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+        return lookup().read(), self._identified()[0]
+
+    def _work_out(self, network, ranks: Ranks, classes: int, batch_size: int, between) -> RealPictures:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
                 raise UserError(f"{self.file.path} holds neither pictures (arr_0) nor statistics (mu, sigma)")
-            return RealPictures(gaussians, None, None, source)
+            return RealPictures(gaussians, None, None, ranks.ask_first(self._identified)[0])
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            batches = on_device(self.list.share(ranks, batch_size), network.device)
-            for images, labels, numbers in between(batches):
+            batches = self._batches or self.list.share(ranks, batch_size)
+            for images, labels, numbers in between(on_device(batches, network.device)):
                 builder.add(images, labels, numbers)
                 meter.advance(len(images))
-        return builder.finish(source | self.list.content(ranks), gaussians)
+        self.performance, self._batches = meter.performance(), None
+        self.list.gather(ranks)
+        source = ranks.ask_first(self._identified)[0]
+        return builder.finish(source | self.list.content(), gaussians)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from aim_lightning.evaluation.blocks import BlockFolder
 from aim_lightning.evaluation.plan import ranges
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.utils.background import ahead
+from aim_lightning.utils.background import ahead, in_background
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
 
@@ -40,12 +41,20 @@ class PictureList(ABC):
         """This process's share of all pictures, in batches that are the same whoever gets them."""
         return self.batches(ranks.share(ranges(len(self), batch_size)))
 
+    known_by_reading = False  # whether `source` is quick once all pictures were read, and slow before
+
+    def begin(self) -> None:  # noqa: B027
+        """Begin in a thread what `source` takes time for and no reading tells."""
+
+    def gather(self, ranks: Ranks) -> None:  # noqa: B027
+        """Put together what the processes learnt by reading their shares; every one of which must call it."""
+
     @abstractmethod
     def source(self) -> dict[str, Any]:
         """Plain values that identify the pictures, for the protocol; no paths of this machine."""
 
-    def content(self, ranks: Ranks) -> dict[str, str]:
-        """What more identifies them once the processes have read all; every one of which must call it."""
+    def content(self) -> dict[str, str]:
+        """What more identifies them once all were read, and after `gather`."""
         return {}
 
     def state(self) -> str:
@@ -90,12 +99,15 @@ class NpzPictures(PictureList):
         for rows, array in zip(parts, self.rows.batches(parts), strict=True):
             yield _batch(array, self.labels, rows)
 
+    def begin(self) -> None:
+        self._hash  # noqa: B018
+
     def source(self) -> dict[str, Any]:
-        return {"kind": "npz", "name": self.file.path.name, "sha256": self._hash, "pictures": len(self)}
+        return {"kind": "npz", "name": self.file.path.name, "sha256": self._hash.result(), "pictures": len(self)}
 
     @cached_property
-    def _hash(self) -> str:
-        return self.file.sha256()
+    def _hash(self) -> Future[str]:
+        return in_background(self.file.sha256)
 
 
 class BlockPictures(PictureList):

@@ -27,6 +27,11 @@ class TensorCache:
         self.key = hashlib.sha256(self.made_from.encode()).hexdigest()
         self.path = Path(folder) / f"{name}-{self.key[:16]}.safetensors"
 
+    @staticmethod
+    def has_any(folder: str | Path, name: str) -> bool:
+        """Whether the folder has an entry of this name, made from whatever."""
+        return any(Path(folder).glob(f"{name}-*.safetensors"))
+
     def read(self) -> dict[str, Tensor] | None:
         """The tensors on the CPU; None when the file is missing or damaged."""
         if not self.path.exists():

@@ -393,6 +393,7 @@ def test_folders_of_pictures(tmp_path):
     with pytest.raises(UserError, match="cannot be read as a picture"):
         list(pictures.batches([range(2, 3)]))
     first = pictures.source()["sha256"]
+    assert first == FolderPictures(tmp_path).source()["sha256"], "whether or not the pictures were read before"
     Image.new("RGB", (5, 4), (9, 0, 0)).save(tmp_path / "0.png")
     assert FolderPictures(tmp_path).source()["sha256"] != first
 
@@ -405,6 +406,7 @@ def test_many_pictures_by_loader_processes(tmp_path):
     assert multiprocessing.active_children(), "decoding begins before the first batch is asked for"
     batches = list(begun)
     assert [len(images) for images, _, _ in batches] == [128, 172]
+    assert pictures.digests.any(1).all(), "and the files are hashed there"
     images = torch.cat([images for images, _, _ in batches])
     assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
 

@@ -9,9 +9,11 @@ from metrics.test_frechet import Means
 from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.evaluation.decoded import FolderPictures
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 
@@ -26,6 +28,15 @@ def classes(tmp_path):
             pixels = rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
     return tmp_path / "set"
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of six pictures without classes."""
+    (tmp_path / "flat").mkdir()
+    for i in range(6):
+        Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, i)).save(tmp_path / "flat" / f"{i}.png")
+    return tmp_path / "flat"
 
 
 @pytest.mark.parametrize("geometry", [{"crop": "adm_center"}, {"resize": 10, "pad": 1}, {}])
@@ -65,7 +76,8 @@ def network():
 
 
 def statistics(classes, network, cache, batch_size=250, **more):
-    reference = Reference(None, Pictures(str(classes), str(classes), image_size=8, resize=8))
+    pictures = Pictures(str(classes), str(classes), image_size=8, resize=8)
+    reference = Reference(classes, None) if list(classes.glob("*.png")) else Reference(None, pictures)
     return reference.statistics(network, Ranks(), cache, batch_size, **more)
 
 
@@ -123,6 +135,32 @@ def test_damaged_statistics_are_worked_out_again(classes, network, tmp_path, dam
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
+def test_a_folder_is_read_once_where_nothing_is_cached(flat, network, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "aim_lightning.evaluation.decoded.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
+    )
+    first = statistics(flat, network, tmp_path / "cache")
+    assert not hashed, "reading the pictures tells their hash"
+    assert first.source == FolderPictures(flat).source() and len(hashed) == 6
+    assert same(first, statistics(flat, network, tmp_path / "cache")) and network.asked == 6 and len(hashed) == 12
+    Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
+    assert statistics(flat, network, tmp_path / "cache").source["sha256"] != first.source["sha256"]
+    assert network.asked == 12
+
+
+def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network, tmp_path):
+    other = Network().load()
+    other.weights_hash = "other"
+    for cache, begun in (("empty", network), ("empty", other)):
+        reference = Reference(flat, None)
+        how = Ranks(), tmp_path / cache, 4
+        reference.begin(begun, *how)
+        real = reference.statistics(begun, *how)
+        assert same(real, statistics(flat, begun, tmp_path / "alone", 4))
+        assert reference.performance["images"] == 6
+
+
 def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
     (classes / "red" / "2.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"red/2.png"):
@@ -172,10 +210,12 @@ def two_processes(tmp_path, classes, caches):
     return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def test_two_processes_share_the_work(classes, network, tmp_path):
-    alone = with_source(statistics(classes, network, tmp_path / "alone"))
+@pytest.mark.parametrize("place", ["classes", "flat"])
+def test_two_processes_share_the_work(place, network, tmp_path, request):
+    pictures = request.getfixturevalue(place)
+    alone = with_source(statistics(pictures, network, tmp_path / "alone"))
     shares = []
-    for asked, tensors, _ in two_processes(tmp_path, classes, ("cache", "cache")):
+    for asked, tensors, _ in two_processes(tmp_path, pictures, ("cache", "cache")):
         assert tensors.pop("source") == alone["source"]
         torch.testing.assert_close(tensors, {name: alone[name] for name in tensors})
         shares.append(asked)
