@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from aim_lightning.sampling.fast.shapes import Mix, Product
 
-SUMS, PRODUCTS, EARLY = (0, False), (0, True), (True,)  # most registers (any number) and products; weights read early
+# Most registers (any number) and products, in FIRST the first block read early; weights read early.
+SUMS, PRODUCTS, FIRST, EARLY = (0, False), (0, True), (0, True, True), (True,)
 Change = dict[str, object]
 
 
@@ -24,79 +25,52 @@ def _mix(*values, **more) -> Change:
     return {"mix": Mix(*values), **more}
 
 
-def _choose(warps: int) -> Change:
-    return {"choose_warps": warps}
-
-
-VECTORS: Change = {"vectors": True}
-
-
 def _head(*values) -> Change:
     return {"head": Product(*values)}
 
 
+def _choose(warps: int) -> Change:
+    return {"choose_warps": warps}
+
+
 ONE = [  # AiM-B, one image
-    _out(4, 16, 32, 128, 11, 4),
     _mix(1, 64, 3, 8, *SUMS),
-    _out(3, 16, 32, 128, 3, 4, *EARLY),
     _choose(8),
-    _choose(4),
 ]
 B16 = [
+    _mix(8, 32, 3, 8, *FIRST),
+    _mix(6, 32, 3, 8, 168, True, True),
+    _mix(6, 32, 3, 8, *FIRST),
+    _mix(3, 32, 4, 4, *PRODUCTS),
+    _mix(6, 16, 4, 8, *FIRST),
+    _mix(6, 16, 3, 8, *SUMS),
+    _mix(6, 8, 3, 4, *SUMS),
+    _mix(3, 32, 3, 4, *FIRST),
     _project(32, 32, 256, 5, 8),
-    _mix(8, 32, 3, 8, 168, True),
-    _mix(2, 64, 2, 4, *PRODUCTS),
-    _out(4, 32, 32, 128, 4, 4),
-    _out(4, 32, 32, 128, 3, 4, *EARLY),
-    _mix(8, 64, 2, 8, *PRODUCTS),
-    _out(4, 32, 32, 128, 4, 8),
-    _mix(8, 32, 2, 8, *PRODUCTS),
-    _mix(4, 32, 3, 8, *PRODUCTS),
-    _mix(4, 64, 2, 8, *PRODUCTS),
-    _choose(8),
 ]
 B64 = [
-    _mix(8, 8, 3, 4, *SUMS),
+    _mix(6, 8, 3, 4, *SUMS),
     _out(2, 64, 32, 128, 5, 4),
-    _head(128, 128, 64, 3, 8),
-    _mix(8, 8, 3, 4, 128, False),
-    _mix(4, 4, 3, 2, *SUMS),
-    _mix(8, 4, 3, 4, *SUMS),
-    _project(64, 64, 128, 4, 8),
+    _mix(3, 8, 3, 2, *SUMS),
 ]
 L16 = [
-    _project(32, 64, 128, 6, 8),
-    _project(32, 64, 128, 5, 8),
-    _mix(8, 32, 3, 8, *PRODUCTS),
-    _mix(8, 64, 2, 8, *PRODUCTS),
+    _mix(4, 32, 4, 4, *FIRST),
+    _mix(8, 32, 3, 8, *FIRST),
+    _mix(8, 16, 4, 8, *FIRST),
     _head(32, 128, 128, 3, 8),
-    _mix(4, 16, 7, 4, *PRODUCTS),
-    _out(4, 32, 32, 128, 5, 4),
-    _mix(4, 32, 4, 4, 128, True),
-    _out(4, 32, 32, 256, 3, 4, *EARLY),
 ]
 L64 = [
-    _mix(8, 8, 3, 4, 128, False),
-    _mix(4, 4, 3, 2, *SUMS),
-    _out(2, 64, 32, 128, 5, 4),
     _head(128, 128, 64, 3, 8),
     _project(128, 64, 64, 4, 8),
-    _project(128, 64, 128, 3, 8),
-    _mix(16, 16, 3, 8, 112, True),
-    _mix(8, 16, 2, 4, 128, True),
-    _out(2, 64, 32, 64, 5, 4),
 ]
 XL16 = [
-    _project(32, 64, 128, 6, 8),
-    _out(4, 32, 64, 128, 3, 4),
-    _out(2, 32, 32, 128, 4, 4),
-    _choose(16),
+    _mix(12, 16, 3, 8, *PRODUCTS),
+    _mix(12, 16, 2, 8, *FIRST),
+    _mix(6, 32, 3, 4, *PRODUCTS),
+    _mix(6, 16, 4, 4, *FIRST),
+    _mix(4, 32, 3, 4, *FIRST),
+    _mix(4, 8, 3, 2, *SUMS),
     _head(32, 128, 128, 3, 8),
-    _project(32, 64, 256, 4, 8),
-    _out(4, 32, 64, 64, 4, 4),
-    _out(2, 32, 32, 256, 3, 4),
-    _project(32, 64, 128, 6, 4),
-    {"ahead_b": 0},
 ]
 KNOWN = {(768, 2): ONE, (768, 32): B16, (768, 128): B64, (1024, 32): L16, (1024, 128): L64, (1536, 32): XL16}
 # After those: how far apart addresses are fetched (in values of two bytes; fewer bytes than a cache line may come by

@@ -228,10 +228,15 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
     assert_patient_kernels_draw_the_same(model, images, monkeypatch)
 
 
-MIXES = [shapes.Mix(2, 16, 3, 4, products=False), shapes.Mix(4, 32, 3, 4)]
+MIXES = {
+    "sums": shapes.Mix(2, 16, 3, 4, products=False),
+    "products": shapes.Mix(4, 32, 3, 4),
+    "six_heads": shapes.Mix(6, 32, 3, 8, first=True),
+    "six_heads_sums": shapes.Mix(6, 8, 3, 4, products=False),
+}
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=["sums", "products"])
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
     """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
     product = shapes.Product(16, 32, 128, 3, 4, early=True)

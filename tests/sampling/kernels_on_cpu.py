@@ -75,11 +75,13 @@ def products() -> dict[str, float]:
 
 
 @torch.no_grad()
-def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256) -> float:
+def logits_in_bf16(
+    d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: bool = False
+) -> float:
     """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16.
 
     Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
-    long: tokens beyond which exponents are float64.
+    long: tokens beyond which exponents are float64. first: the first block is read before the kernel's turn.
     """
     from unittest import mock
 
@@ -98,13 +100,13 @@ def logits_in_bf16(d_model: int, heads: int, products: bool, tokens: int = 4, de
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
-    small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, products=products), split=1)
+    small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, 0, products, first), split=1)
     if deep:
         early = shapes.Product(16, 32, deep, 3, 4, early=True)
         small = replace(small, project=early, out=early)
     with mock.patch.object(shapes, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
-    assert decoder._step.shapes.out.early == bool(deep)
+    assert decoder._step.shapes.out.early == bool(deep) and decoder._step.shapes.mix.heads == heads
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -129,8 +131,8 @@ def far_row() -> bool:
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mix_kernel[(2, 1)](
         gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, y, y, y, T,
-        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, AHEAD=0,
-        AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
+        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=False,
+        AHEAD=0, AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -158,7 +160,7 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
             T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,
-            AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
+            FIRST=False, AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
         )  # fmt: skip
     found, past = [], set()
     for values in (xs, bs):
@@ -213,6 +215,10 @@ def main() -> None:
             logits_in_bf16(32, 2, True, deep=16),
             logits_in_bf16(16, 2, True, tokens=19, long=18),
             logits_in_bf16(16, 2, False, tokens=19, long=18),
+            logits_in_bf16(48, 3, True),
+            logits_in_bf16(48, 3, False, tokens=19),
+            logits_in_bf16(48, 6, True, tokens=19, first=True),
+            logits_in_bf16(16, 2, True, tokens=35, first=True),
         ],
         "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
         "far_row": far_row(),

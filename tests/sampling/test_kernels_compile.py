@@ -28,7 +28,7 @@ AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 LINEAR = {"SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "VECTORS": False, "LINE": 64, "CHAINED": True}
-MIX |= {"D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
+MIX |= {"FIRST": False, "D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
 SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CASES = [
@@ -50,6 +50,7 @@ CASES = [
     ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "AHEAD": 128}, {"num_warps": 8}),
     ("sift_kernel", SIFT, {"num_warps": 8}),
     ("sift_kernel", SIFT, {"num_warps": 2}),
+    ("mix_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "PRODUCTS": True, "FIRST": True, "AHEAD": 32}, {"num_warps": 8}),
     ("choose_kernel", CHOOSE, {"num_warps": 8}),
     ("choose_kernel", CHOOSE, {"num_warps": 16}),
     ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),

@@ -39,6 +39,7 @@ class Mix:
     """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number).
 
     products: sums on tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding.
+    first: with products, the first block is read before the kernel's turn (otherwise it always is).
     """
 
     heads: int
@@ -47,6 +48,7 @@ class Mix:
     warps: int
     registers: int = 0
     products: bool = True
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,5 +131,6 @@ def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:
 
 
 def _buffer_bytes(mix: Mix, heads: int, config: AiMConfig, size: int) -> int:
-    """Of the blocks of x and B that are under way at a time."""
-    return (mix.stages - 1) * mix.steps * (heads * config.headdim + config.d_state) * size
+    """Of the blocks of x and B that are under way at a time; a block is padded to a power of two."""
+    columns = 1 << (heads * config.headdim - 1).bit_length()
+    return (mix.stages - 1) * mix.steps * (columns + config.d_state) * size

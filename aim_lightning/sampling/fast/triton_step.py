@@ -104,8 +104,8 @@ class TritonStep:
             buffers.h_MD if gate is None else gate, buffers.h_MD if rows is None else rows, norm, config.num_tokens,
             INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, D=config.d_model,
             GATE_ROWS=config.modulation_rows, NEXT_ROWS=1 if rows is None else rows.shape[1], HEADS=shape.heads,
-            STEPS=shape.steps, PRODUCTS=shape.products, AHEAD=self.shapes.ahead, AHEAD_B=self.shapes.ahead_b,
-            VECTORS=self.shapes.vectors and gate is not None, LINE=self.shapes.line,
+            STEPS=shape.steps, PRODUCTS=shape.products, FIRST=shape.first, AHEAD=self.shapes.ahead,
+            AHEAD_B=self.shapes.ahead_b, VECTORS=self.shapes.vectors and gate is not None, LINE=self.shapes.line,
             num_stages=shape.stages, num_warps=shape.warps,
             **({"maxnreg": shape.registers} if shape.registers else {}), **self.launch,
         )  # fmt: skip

@@ -12,7 +12,11 @@ def _fetch_ahead(
     LINE: tl.constexpr,
 ):  # fmt: skip
     """Send W columns of the codes from `begin` to `end` on their way to the L2 cache, STEPS codes at a time."""
-    lines = first_column + tl.arange(0, (W + LINE - 1) // LINE) * LINE
+    LINES: tl.constexpr = (W + LINE - 1) // LINE
+    lines = tl.arange(0, triton.next_power_of_2(LINES)) * LINE
+    if LINES & (LINES - 1):
+        lines = tl.minimum(lines, W - 1)
+    lines += first_column
     for first in range(begin, end, STEPS):
         past = tl.minimum(first + tl.arange(0, STEPS), end - 1)
         _prefetch(values_ptr + past[:, None] * STRIDE + lines[None, :])
@@ -32,26 +36,45 @@ def _fetch_vectors(gate_ptr, rows_ptr, norm_ptr, part, D: tl.constexpr, PARTS: t
 
 
 @triton.jit
-def _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER: tl.constexpr, N: tl.constexpr):
+def _own(known, cols, W: tl.constexpr):
+    """Where there is something of a program's own: its columns are padded to a power of two."""
+    mask = known[:, None]
+    if W & (W - 1):
+        mask = mask & (cols < W)[None, :]
+    return mask
+
+
+@triton.jit
+def _load_own(pointers, cols, W: tl.constexpr):
+    """What lies there of a program's own columns, zero in the others."""
+    return tl.load(pointers, cols < W, 0.0) if W & (W - 1) else tl.load(pointers)
+
+
+@triton.jit
+def _block(
+    xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr,
+):  # fmt: skip
     """Stored inputs of some past codes: x_SW, b_SN, g_SH; zero weight for codes to come."""
-    known = past[:, None] < step
-    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known, 0.0)
-    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known, 0.0)
-    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known, float("-inf"))
+    known = past < step
+    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], _own(known, cols, W), 0.0)
+    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known[:, None], 0.0)
+    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known[:, None], float("-inf"))
     return x_SW, b_SN, g_SH
 
 
 @triton.jit
 def _past_by_sums(
-    x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+    x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
+    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Sum over past codes, block by block; the next block is read while one is added up."""
     past, states = tl.arange(0, STEPS), tl.arange(0, N)
+    HEADS: tl.constexpr = cols.shape[0] // P
     past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
     for _ in range(0, step, STEPS):
         past += STEPS
-        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, states, T, INNER, N)
+        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
         scores_S = tl.sum(b_SN.to(tl.float32) * c[None, :], axis=1)
         weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
         past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P)).to(tl.float32)
@@ -60,28 +83,48 @@ def _past_by_sums(
 
 
 @triton.jit
-def _past_by_products(
-    xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
-    P: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr,
+def _block_of_products(
+    xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr,
 ):  # fmt: skip
-    """The same by two products: scores C B^T, and scores times decay with x.
+    """Stored inputs as products take them: x_SW, b_NS, g_RS."""
+    known = past < step
+    b_NS = tl.load(bs_ptr + past[None, :] * N + states[:, None], known[None, :], 0.0)
+    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], _own(known, cols, W), 0.0)
+    g_RS = tl.load(gs_ptr + heads[:, None] * T + past[None, :], known[None, :], float("-inf"))
+    return x_SW, b_NS, g_RS
+
+
+@triton.jit
+def _products(x_SW, b_NS, g_RS, c_RN, decay):
+    """Scores C B^T, and scores times decay with x."""
+    weight_RS = tl.exp((decay[:, None] + g_RS).to(tl.float32))
+    weight_RS *= tl.dot(c_RN, b_NS, input_precision="ieee")
+    return tl.dot(weight_RS.to(x_SW.dtype), x_SW, input_precision="ieee")
+
+
+@triton.jit
+def _past_by_products(
+    x_SW, b_NS, g_RS, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
+    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """The same by two products; with FIRST the first block is there already.
 
     A product has 16 rows, one a head; of the sums that a head's row gives only the head's own columns count.
     """
-    kind = xs_ptr.dtype.element_ty
-    states, steps = tl.arange(0, N), tl.arange(0, STEPS)
-    c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(kind)
-    sums_RW = tl.zeros((ROWS, W), tl.float32)
-    for first in range(0, step, STEPS):
-        past = first + steps
-        known = past < step
-        b_NS = tl.load(bs_ptr + past[None, :] * N + states[:, None], known[None, :], 0.0)
-        x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], known[:, None], 0.0)
-        g_RS = tl.load(gs_ptr + heads[:, None] * T + past[None, :], known[None, :], float("-inf"))
-        weight_RS = tl.exp((decay[:, None] + g_RS).to(tl.float32))
-        weight_RS *= tl.dot(c_RN, b_NS, input_precision="ieee")
-        sums_RW += tl.dot(weight_RS.to(kind), x_SW, input_precision="ieee")
-    own = tl.arange(0, ROWS)[:, None] == (tl.arange(0, W) // P)[None, :]
+    ROWS: tl.constexpr = heads.shape[0]
+    states = tl.arange(0, N)
+    c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(xs_ptr.dtype.element_ty)
+    sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
+    if FIRST:
+        sums_RW += _products(x_SW, b_NS, g_RS, c_RN, decay)
+    for first in range(STEPS if FIRST else 0, step, STEPS):
+        past = first + tl.arange(0, STEPS)
+        more_x, more_b, more_g = _block_of_products(
+            xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W
+        )
+        sums_RW += _products(more_x, more_b, more_g, c_RN, decay)
+    own = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
     return tl.sum(tl.where(own, sums_RW, 0.0), axis=0)
 
 
@@ -90,8 +133,8 @@ def mix_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
     step_ptr, gate_rows_ptr, next_rows_ptr, next_norm_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, GATE_ROWS: tl.constexpr, NEXT_ROWS: tl.constexpr, HEADS: tl.constexpr,
-    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, VECTORS: tl.constexpr,
-    LINE: tl.constexpr, CHAINED: tl.constexpr,
+    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, FIRST: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
+    VECTORS: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
 
@@ -101,48 +144,62 @@ def mix_kernel(
     (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
     never formed. PRODUCTS: on tensor cores. Before the kernel before has ended x of the last AHEAD codes and B of the
     last AHEAD_B, of which each program of a row sends a share, are on their way to the cache (VECTORS: also what
-    `advance_kernel` multiplies by); without PRODUCTS the inputs of the first STEPS codes are in registers.
+    `advance_kernel` multiplies by); without PRODUCTS, and with FIRST, the inputs of the first STEPS codes are in
+    registers.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
-    ROWS: tl.constexpr = 16 if PRODUCTS else HEADS
-    wide, states = part * W + tl.arange(0, W), tl.arange(0, N)
+    PADDED: tl.constexpr = triton.next_power_of_2(W)
+    ROWS: tl.constexpr = 16 if PRODUCTS else PADDED // P
+    cols, states = tl.arange(0, PADDED), tl.arange(0, N)
+    wide = part * W + cols
     heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)  # rows beyond HEADS repeat the last head
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
+    past = tl.arange(0, STEPS)
+    if PRODUCTS and FIRST:
+        x_SW, b, g = _block_of_products(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
     if not PRODUCTS:
-        x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, tl.arange(0, STEPS), step, heads, wide, states, T, INNER, N)
-    FIRST: tl.constexpr = 0 if PRODUCTS else STEPS  # codes that are there already
+        x_SW, b, g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+    THERE: tl.constexpr = STEPS if FIRST or not PRODUCTS else 0  # codes that are there already
     if CHAINED and AHEAD > 0:
-        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, FIRST), step, part * W, INNER, W, STEPS, LINE)
+        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, THERE), step, part * W, INNER, W, STEPS, LINE)
     if CHAINED and VECTORS:
         gate_rows, next_rows = gate_rows_ptr + row * GATE_ROWS * D, next_rows_ptr + row * NEXT_ROWS * D
         _fetch_vectors(gate_rows, next_rows, next_norm_ptr, part, D, H // HEADS, LINE)
     if CHAINED and AHEAD_B > 0:
         SHARE: tl.constexpr = (AHEAD_B * HEADS + H - 1) // H
-        begin = tl.maximum(step - AHEAD_B, FIRST) + part * SHARE
+        begin = tl.maximum(step - AHEAD_B, THERE) + part * SHARE
         _fetch_ahead(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
     before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
-    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), tl.load(d_ptr + wide // P)
-    norm_W = tl.load(norm_ptr + wide).to(tl.float32)
+    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), _load_own(d_ptr + wide // P, cols, W)
+    norm_W = _load_own(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
 
-    c, b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
+    c, newest_b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
     dt = tl.load(dt_ptr + heads)
     decay = before - (dt * a).to(decay_ptr.dtype.element_ty)
-    gate_W = tl.load(gate_ptr + row * INNER + wide).to(tl.float32)
-    newest_W = tl.load(dt_ptr + wide // P) * tl.sum(b * c, axis=0) + skip_W
-    y_W = newest_W * tl.load(xs_ptr + step * INNER + wide).to(tl.float32)
+    gate_W = _load_own(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
+    newest_W = _load_own(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
+    y_W = newest_W * _load_own(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
     if PRODUCTS:
-        y_W += _past_by_products(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER, N, W, P, STEPS, ROWS)
+        if not FIRST:
+            x_SW, b, g = 0, 0, 0
+        y_W += _past_by_products(
+            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
+        )
     else:
         y_W += _past_by_sums(
-            x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, step, T, INNER, N, HEADS, P, STEPS
+            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
         )
     gated_W = y_W * gate_W
-    tl.store(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty))
+    y_W = (gated_W * norm_W).to(y_ptr.dtype.element_ty)
+    if W & (W - 1):
+        tl.store(y_ptr + row * INNER + wide, y_W, cols < W)
+    else:
+        tl.store(y_ptr + row * INNER + wide, y_W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
     once = tl.arange(0, ROWS) < HEADS
     tl.store(decay_ptr + heads, decay, once)
