@@ -32,6 +32,7 @@ from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT = 10_000  # pictures a folder; more are hard links to these, which are decoded like others
+PASSES = {"reference": "reference", "samples": "features"}  # and their names in scores.json
 IMPORTED = {"our": "aim_lightning.cli.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
@@ -173,8 +174,9 @@ def commands(
         values = {"fid": fid, "torch_fidelity_fid": their_fid, "relative_difference": abs(fid - their_fid) / their_fid}
         if rows:
             values["relative_difference_to_float32"] = abs(fid - rows[0]["fid"]) / rows[0]["fid"]
-        features = scores["performance"]["features"]
-        speed = {"features_per_s": features["images_per_s"], "samples_pass_s": features["seconds"]}
+        parts = scores["performance"]
+        speed = {"features_per_s": parts["features"]["images_per_s"], "metrics_s": parts["metrics_s"]}
+        speed |= {f"{name}_pass_s": parts[part]["seconds"] for name, part in PASSES.items()}
         rows.append({"what": what, **times, **speed, **values})
         print(rows[-1], flush=True)
     return rows
