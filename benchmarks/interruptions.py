@@ -3,7 +3,8 @@
 python benchmarks/interruptions.py [--devices 2] [--steps 300] [-- --model.network.n_layer 4 …]
 
 On simulated token shards. What stands behind -- goes to `aim-lightning fit`. The interrupted run is as good as the
-others when its distance from the first is that of the second.
+others when its distance from the first is that of the second. When --seconds are over all end, and what they had
+trained by then is compared; `stops` says how many there were.
 """
 
 import argparse
@@ -23,6 +24,10 @@ from tokens import simulate
 
 ROOT = Path(__file__).parents[1]
 STOPS = {signal.SIGUSR1: 138, signal.SIGTERM: 143, signal.SIGKILL: -9}  # and the exit code that each must lead to
+
+
+class TimeIsUp(Exception):
+    """The trainings have taken as long as they may."""
 
 
 class Trace(Callback):
@@ -46,6 +51,7 @@ class Run:
         config = f"experiments/{options.experiment}.yaml"
         section = {"class_path": "interruptions.Trace", "init_args": {"path": str(self.trace)}}
         (folder / f"{name}.yaml").write_text(json.dumps({"callbacks": {"trace": section}}))
+        self.until, self.stops = options.until, 0
         self.command = [
             *(sys.executable, "-m", "aim_lightning", "fit", "--config", config),
             *(
@@ -81,8 +87,21 @@ class Run:
         return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
 
     def finish(self, process: subprocess.Popen | None = None) -> None:
-        if code := (process or self.start()).wait():
+        process = process or self.start()
+        if code := self._wait(process):
             raise SystemExit(f"training ended with exit code {code}: {' '.join(map(str, self.command))}")
+
+    def _wait(self, process: subprocess.Popen) -> int:
+        """Its exit code. Raises TimeIsUp, and kills it."""
+        try:
+            return process.wait(self.until and max(0.0, self.until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._kill(process)
+            raise TimeIsUp from None
+
+    def _kill(self, process: subprocess.Popen) -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def stop_at(self, step: int, number: signal.Signals) -> None:
         """Start it, and send the signal once this step is done; SIGKILL goes to all its processes."""
@@ -90,10 +109,14 @@ class Run:
         while not any(row["step"] >= step for row in self.rows()):
             if process.poll() is not None:
                 raise SystemExit(f"training ended with exit code {process.returncode} before step {step}")
+            if self.until and time.monotonic() > self.until:
+                self._kill(process)
+                raise TimeIsUp
             time.sleep(0.05)
         (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
-        if process.wait() != STOPS[number]:
+        if self._wait(process) != STOPS[number]:
             raise SystemExit(f"{number.name} after step {step} stopped nothing: exit code {process.returncode}")
+        self.stops += 1
         print(f"{number.name} after step {step}: exit code {process.returncode}", flush=True)
 
     def rows(self) -> list[dict]:
@@ -112,14 +135,17 @@ def finish(runs: dict[Run, subprocess.Popen | None]) -> None:
 
 
 def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
-    """Relative differences of the loss, step by step."""
-    steps = sorted(one)
+    """Relative differences of the loss, step by step, as far as both went."""
+    steps = sorted(set(one) & set(other))
+    if not steps:
+        return {}
     apart = torch.tensor([abs(one[s]["loss"] - other[s]["loss"]) / one[s]["loss"] for s in steps])
     return {"largest": float(apart.max()), "mean": float(apart.mean())}
 
 
-def train(folder: Path, options: argparse.Namespace) -> list[dict[int, dict]]:
-    """Curves of two undisturbed trainings and the interrupted one; none outlives a failure of another."""
+def train(folder: Path, options: argparse.Namespace) -> tuple[list[dict[int, dict]], int]:
+    """Curves of two undisturbed trainings and the interrupted one, and how often that was stopped; none outlives a
+    failure of another."""
     first, second, cut = (Run(which, folder, options) for which in ("first", "second", "cut"))
     beside = {run: run.start() if options.together else None for run in (first, second)}
     try:
@@ -130,11 +156,13 @@ def train(folder: Path, options: argparse.Namespace) -> list[dict[int, dict]]:
         cut.finish()
         if options.together:
             finish(beside)
+    except TimeIsUp:
+        print("time is up: what was trained so far is compared", flush=True)
     finally:
         for process in filter(None, beside.values()):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return [run.curve() for run in (first, second, cut)]
+    return [run.curve() for run in (first, second, cut)], cut.stops
 
 
 def main() -> None:
@@ -146,21 +174,23 @@ def main() -> None:
     parser.add_argument(
         "--together", action="store_true", help="all three at the same time: sooner, three times the memory"
     )
+    parser.add_argument("--seconds", type=float, help="that the trainings may take, all together (default: any)")
     parser.add_argument("fit", nargs="*", help="behind --: options of aim-lightning fit")
     options = parser.parse_args()
+    options.until = options.seconds and time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split, rows in (("train", max(20000, 4 * options.batch)), ("val", 1024)):
             (folder / "tokens" / split).mkdir(parents=True)
             simulate(folder / "tokens" / split, rows, 1)
-        curves = train(folder, options)
-    same_rows = all(curves[0][step]["rows"] == curves[2].get(step, {}).get("rows") for step in curves[0])
+        curves, stops = train(folder, options)
+    same_rows = all(row["rows"] == curves[0].get(step, {}).get("rows") for step, row in curves[2].items())
     row = {
         "together": options.together,
         "devices": options.devices,
         "steps": options.steps,
         "batch": options.batch,
-        "stops": len(STOPS),
+        "stops": stops,
     }
     row |= {"undisturbed_apart": distance(*curves[:2]), "interrupted_apart": distance(curves[0], curves[2])}
     row |= {"steps_of_interrupted": len(curves[2]), "same_rows_at_every_step": same_rows}
