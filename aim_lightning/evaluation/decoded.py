@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -91,12 +91,18 @@ class FolderPictures(LoadedPictures):
             with Image.open(io.BytesIO(content)) as image:
                 array = np.asarray(to_rgb(image))
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({error}); restore or remove it") from None
+            # Pillow names the stream, whose address says nothing.
+            why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(f"{path} cannot be read as a picture ({why}); restore or remove it") from None
         tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
         if check and tensor.shape != self.size:
             sizes = [f"{shape[2]}x{shape[1]}" for shape in (tensor.shape, self.size)]
             raise UserError(f"{path} is {sizes[0]} pixels, {self.paths[0].name} {sizes[1]}; all must be of one size")
         return tensor, 0, hashlib.sha256(content).digest()
+
+    def gather(self, ranks: Ranks) -> None:
+        super().gather(ranks)
+        self.__dict__.pop("_hash", None)  # files that have changed since they were hashed count as they were read
 
     def source(self) -> dict[str, Any]:
         """`sha256`: of all paths and files; those that no process has read before `gather` are read for it."""
@@ -104,17 +110,19 @@ class FolderPictures(LoadedPictures):
 
     @cached_property
     def _hash(self) -> str:
-        self._read_the_others()
         digest = hashlib.sha256()
-        for path, content in zip(self.paths, self.digests, strict=True):
+        for path, content in zip(self.paths, self._all_digests(), strict=True):
             digest.update(f"{path.relative_to(self.folder).as_posix()} {content.tobytes().hex()}\n".encode())
         return digest.hexdigest()
 
-    def _read_the_others(self) -> None:
-        others = np.flatnonzero(~self.digests.any(1))
+    def _all_digests(self) -> np.ndarray:
+        """Those of pictures that were not read are made for it alone: another process may yet read another file."""
+        digests = self.digests.copy()
+        others = np.flatnonzero(~digests.any(1))
         with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
             for number, content in zip(others, pool.map(sha256_file, [self.paths[i] for i in others]), strict=True):
-                self.digests[number] = np.frombuffer(bytes.fromhex(content), np.uint8)
+                digests[number] = np.frombuffer(bytes.fromhex(content), np.uint8)
+        return digests
 
 
 class GeometryPictures(LoadedPictures):

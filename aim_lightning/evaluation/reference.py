@@ -50,6 +50,7 @@ class Reference:
         self._identity: Future[tuple] | None = None
         self._batches: Iterator[Batch] | None = None
         self._begun = False
+        self._state: str | None = None  # of its files, before any was read
         self.performance: dict[str, float] = {}  # of working out the statistics, where that was needed
 
     def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
@@ -81,14 +82,23 @@ class Reference:
         a thread works out what the cache is asked for, for a folder the hash of all its files.
         """
         self._begun = True
-        ask = ranks.from_first(ranks.is_first and TensorCache.has_any(cache, network.name))
+        ask = ranks.ask_first(lambda: self._ask(cache, network.name))
         if self.list is not None and not ask:
             self._batches = self.list.share(ranks, batch_size)
         if ranks.is_first and (ask or self.list is None or not self.list.known_by_reading):
             self._identity = in_background(self._identify)
 
+    def _ask(self, cache: str | Path, name: str) -> bool:
+        """Whether to ask the cache. If not, the state of files is taken before they are read: edits must change it."""
+        ask = TensorCache.has_any(cache, name)
+        if self.list is not None and not ask:
+            self._state = self.list.state()
+        return ask
+
     def _identify(self) -> tuple[dict[str, Any], str]:
-        return self.source(), "" if self.list is None else self.list.state()
+        if self._state is None:
+            self._state = "" if self.list is None else self.list.state()
+        return self.source(), self._state
 
     def _identified(self) -> tuple[dict[str, Any], str]:
         return self._identity.result() if self._identity else self._identify()
@@ -156,5 +166,7 @@ class Reference:
                 meter.advance(len(images))
         self.performance, self._batches = meter.performance(), None
         self.list.gather(ranks)
+        if self.list.known_by_reading:
+            self._identity = None  # what was read counts: a file may have changed since it was hashed
         source = ranks.ask_first(self._identified)[0]
         return builder.finish(source | self.list.content(), gaussians)

@@ -9,7 +9,7 @@ from metrics.test_frechet import Means
 from PIL import Image
 
 from aim_lightning.data.images.pictures import Pictures
-from aim_lightning.evaluation.decoded import FolderPictures
+from aim_lightning.evaluation.decoded import FolderPictures, GeometryPictures
 from aim_lightning.evaluation.ranks import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.utils.errors import UserError
@@ -159,6 +159,35 @@ def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network,
         real = reference.statistics(begun, *how)
         assert same(real, statistics(flat, begun, tmp_path / "alone", 4))
         assert reference.performance["images"] == 6
+
+
+def test_pictures_edited_between_hash_and_reading_count_as_read(flat, network, tmp_path):
+    statistics(flat, network, tmp_path / "cache", 4)
+    Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
+    reference, how = Reference(flat, None), (Ranks(), tmp_path / "cache", 4)
+    reference.begin(network, *how)
+    reference._identity.result()
+    Image.new("RGB", (8, 8), "red").save(flat / "0.png")
+    assert reference.statistics(network, *how).source == FolderPictures(flat).source()
+    Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
+    statistics(flat, network, tmp_path / "cache", 4)
+    assert network.asked == 18, "these were never worked out"
+
+
+def test_a_picture_edited_after_reading_began_is_worked_out_again(classes, network, tmp_path, monkeypatch):
+    """The files' modification times are taken before, not while the pictures are read."""
+    share = GeometryPictures.share
+
+    def share_and_edit(pictures, *arguments):
+        batches = list(share(pictures, *arguments))
+        Image.new("RGB", (10, 10), (254, 0, 0)).save(classes / "red" / "0.png")
+        monkeypatch.undo()
+        return iter(batches)
+
+    Image.new("RGB", (10, 10), (255, 0, 0)).save(classes / "red" / "0.png")  # of as many bytes
+    monkeypatch.setattr(GeometryPictures, "share", share_and_edit)
+    first = statistics(classes, network, tmp_path / "cache")
+    assert not same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
 def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
