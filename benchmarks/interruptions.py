@@ -143,6 +143,12 @@ def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
     return {"largest": float(apart.max()), "mean": float(apart.mean())}
 
 
+def rows_agree(one: dict[int, dict], other: dict[int, dict]) -> bool | None:
+    """Whether both saw the same rows at every step that both did; None where there is none."""
+    steps = set(one) & set(other)
+    return all(one[step]["rows"] == other[step]["rows"] for step in steps) if steps else None
+
+
 def train(folder: Path, options: argparse.Namespace) -> tuple[list[dict[int, dict]], int]:
     """Curves of two undisturbed trainings and the interrupted one, and how often that was stopped; none outlives a
     failure of another."""
@@ -184,7 +190,7 @@ def main() -> None:
             (folder / "tokens" / split).mkdir(parents=True)
             simulate(folder / "tokens" / split, rows, 1)
         curves, stops = train(folder, options)
-    same_rows = all(row["rows"] == curves[0].get(step, {}).get("rows") for step, row in curves[2].items())
+    same_rows = rows_agree(curves[0], curves[2])
     row = {
         "together": options.together,
         "devices": options.devices,
