@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from aim_lightning.sampling.fast.shapes import Mix, Product
 
-# Most registers (any number) and products, in FIRST the first block read early; weights read early.
-SUMS, PRODUCTS, FIRST, EARLY = (0, False), (0, True), (0, True, True), (True,)
+# Most registers (any number) and products, in FIRST the first block read early.
+SUMS, PRODUCTS, FIRST = (0, False), (0, True), (0, True, True)
 Change = dict[str, object]
 
 
@@ -77,11 +77,7 @@ XL16 = [
     _head(32, 128, 128, 3, 8),
 ]
 KNOWN = {(768, 2): ONE, (768, 32): B16, (768, 128): B64, (1024, 32): L16, (1024, 128): L64, (1536, 32): XL16}
-# After those: how far apart addresses are fetched (in values of two bytes; fewer bytes than a cache line may come by
-# one), and how many past codes.
-FETCHES: list[Change] = [
-    *({"ahead": codes} for codes in (0, 32, 64, 128)),
-]
+FETCHES: list[Change] = [{"ahead": codes} for codes in (0, 32, 64, 128)]  # past codes, after those
 
 
 def changes(d_model: int, rows: int) -> Iterator[Change]:
