@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from aim_lightning.sampling.fast.shapes import Mix, Product
 
-# Most registers (any number) and products, in FIRST the first block read early.
-SUMS, PRODUCTS, FIRST = (0, False), (0, True), (0, True, True)
+# Most registers (any number) and products, in FIRST the first block read early; weights read early.
+SUMS, PRODUCTS, FIRST, EARLY = (0, False), (0, True), (0, True, True), (True,)
 Change = dict[str, object]
 
 

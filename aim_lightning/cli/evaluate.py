@@ -90,8 +90,8 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     batches = pictures.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
     if ranks.is_first:
         pictures.begin()
-    preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
     judge = make_judge(document, options, ranks, device)
+    preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
     values, speed = judge.score(pictures, batches)
     pictures.gather(ranks)
     if ranks.is_first:

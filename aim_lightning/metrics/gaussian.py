@@ -1,5 +1,6 @@
 """The Fréchet distance between two normal distributions (Dowson and Landau 1982; FID: arXiv 1706.08500, eq. 6)."""
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -42,14 +43,27 @@ def frechet_distance(
 
 def covariance_root(covariance: Tensor) -> Tensor:
     """R (F, F) with R R' = the covariance, float64."""
-    values, vectors = torch.linalg.eigh(covariance.double())
+    values, vectors = _eigen(covariance.double())
     return vectors * values.clamp(min=0).sqrt()
 
 
 def _trace_of_root(root_1: Tensor, covariance_2: Tensor) -> Tensor:
     """tr((S_1 S_2)^(1/2)): S_1 S_2 has the eigenvalues of R' S_2 R, where R R' = S_1."""
     product = root_1.T @ covariance_2 @ root_1
-    return torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    return _eigen((product + product.T) / 2, vectors=False)[0].clamp(min=0).sqrt().sum()
+
+
+def _eigen(matrix: Tensor, vectors: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues, and eigenvectors where they are wanted.
+
+    LAPACK's divide and conquer does not always converge with singular covariances; then by QR iteration, which is
+    several times slower.
+    """
+    try:
+        return torch.linalg.eigh(matrix) if vectors else (torch.linalg.eigvalsh(matrix), None)
+    except torch.linalg.LinAlgError:
+        found = scipy.linalg.eigh(matrix.cpu().numpy(), driver="ev")
+        return tuple(torch.from_numpy(value).to(matrix) for value in found)
 
 
 def mean_and_covariance(total: Tensor, outer: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
