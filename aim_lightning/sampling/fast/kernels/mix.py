@@ -10,6 +10,7 @@ from aim_lightning.sampling.fast.kernels.past import (
     _load_own,
     _past_by_products,
     _past_by_sums,
+    _store_own,
 )
 
 
@@ -109,11 +110,7 @@ def mix_kernel(
             x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
         )
     gated_W = y_W * gate_W
-    y_W = (gated_W * norm_W).to(y_ptr.dtype.element_ty)
-    if W & (W - 1):
-        tl.store(y_ptr + row * INNER + wide, y_W, cols < W)
-    else:
-        tl.store(y_ptr + row * INNER + wide, y_W)
+    _store_own(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
     once = tl.arange(0, ROWS) < HEADS
     tl.store(decay_ptr + heads, decay, once)

@@ -20,6 +20,15 @@ def _load_own(pointers, cols, W: tl.constexpr):
 
 
 @triton.jit
+def _store_own(pointers, values, cols, W: tl.constexpr):
+    """Only a program's own columns."""
+    if W & (W - 1):
+        tl.store(pointers, values, cols < W)
+    else:
+        tl.store(pointers, values)
+
+
+@triton.jit
 def _block(
     xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr,
