@@ -21,7 +21,7 @@ SWEEP ?=
 DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-all test-gpu torture lint format train plan validate evaluate sweep \
+.PHONY: help install install-cuda demo test test-long test-all test-gpu torture lint format train plan validate evaluate sweep \
 	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	clean
@@ -61,8 +61,10 @@ demo: install ## Main job on the embedded pictures: both stages, samples and sco
 test: install ## Tests for every day, none of which needs a GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not long" $(TEST_ARGS)
 
-test-all: install ## All tests that need no GPU, also the long ones (faults on a real SLURM cluster; root and its packages)
-	$(BIN)/python -m pytest -m "not gpu" $(TEST_ARGS)
+test-long: install ## What `make test` leaves out: faults on a real SLURM cluster (root and its packages), the longest trainings
+	$(BIN)/python -m pytest -m "long and not gpu" $(TEST_ARGS)
+
+test-all: test test-long ## All tests that need no GPU
 
 torture: install ## Hurt trainings N times in every way, compare with undisturbed ones to the bit (N, ARGS="--seed 1")
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)

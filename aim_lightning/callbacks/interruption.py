@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.callbacks.preemption import wake_llvm
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import say
 
@@ -42,10 +43,18 @@ class Interruption(Callback):
         self.finish("the end of validation")
 
     def between(self, items: Iterable[Item], phase: str) -> Iterator[Item]:
-        """The items of this rank, with a look before each; every rank must use it up."""
-        for item in items:
-            self.look(phase)
-            yield item
+        """The items of this rank, with a look before each; every rank must use it up.
+
+        Raises:
+            UserError: an item could not be read; the other ranks are through then.
+        """
+        try:
+            for item in items:
+                self.look(phase)
+                yield item
+        except UserError:
+            self.finish(phase)
+            raise
         self.finish(phase)
 
     def finish(self, phase: str) -> None:

@@ -89,7 +89,8 @@ def _run_all(places: list[Place]) -> int:
         codes = [one.wait() for one in running]
         os.close(ours)
     failed = [code if code > 0 else 128 - code for code in codes if code]
-    return min(failed, default=0)  # a process's own exit code before 143 of those that were stopped for it
+    # A process's own exit code before 143 of those that were stopped for it, and before 1 of those that then missed it.
+    return min(failed, default=0, key=lambda code: (code == 1 or code == 143, code))
 
 
 def _end_with_launcher() -> None:

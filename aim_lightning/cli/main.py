@@ -15,10 +15,11 @@ from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
-from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
-from aim_lightning.utils.process import is_rank_zero
+from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake, lost_rank
+from aim_lightning.utils.process import is_rank_zero, node_name, rank
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
+LOST = "another process of this command has ended, which tells why; this one cannot go on without it"
 # Their values stay the text that was typed: a run may be called 001.
 TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
 
@@ -38,12 +39,16 @@ class Printer(logging.Handler):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 after a user's mistake, 74 for a full disk, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 where another rank is gone, 2 after a user's mistake, 74 for a full
+    disk, 130 after Ctrl-C."""
     _show_log()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except Exception as error:
         mistake = _mistake(error)
+        if mistake is None and lost_rank(error):
+            print(f"error: node {node_name()}, rank {rank()}: {LOST}", file=sys.stderr)
+            return 1
         if mistake is None:
             raise
         job = Job.current()

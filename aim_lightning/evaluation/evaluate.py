@@ -79,20 +79,25 @@ class Judge:
             batches: this process's share of them, where its reading has begun before.
 
         Raises:
-            UserError: pictures of another size than the real ones, or features that are not finite.
+            UserError: pictures that cannot be read or of another size than the real ones, or features that are not
+                finite; on all processes.
         """
         scores = self._scores(len(pictures))
         batches = batches or pictures.share(self.ranks, self.batch_size)
         with Meter("features", len(pictures), self.ranks) as meter:
-            for images, labels, numbers in on_device(batches, self.network.device):
-                check_size(tuple(images.shape[2:]), self.image_size)
-                scores.update(images, numbers, labels)
-                meter.advance(len(images))
+            self.ranks.each(lambda: self._update(scores, batches, meter))
         start = time.perf_counter()
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
         return values, {"features": meter.performance(), "metrics_s": seconds}
+
+    def _update(self, scores: Scores, batches: Iterator[Batch], meter: Meter) -> None:
+        """With this process's share."""
+        for images, labels, numbers in on_device(batches, self.network.device):
+            check_size(tuple(images.shape[2:]), self.image_size)
+            scores.update(images, numbers, labels)
+            meter.advance(len(images))
 
 
 @dataclass

@@ -53,6 +53,22 @@ class Ranks:
             raise problem
         return answer
 
+    def each(self, work: Callable[[], Item]) -> Item:
+        """What `work`, which must not wait for other processes, gives here; every process must call it.
+
+        Raises:
+            UserError: that of the first process whose `work` raised one, in all of them once all are through.
+        """
+        answer, problem = None, None
+        try:
+            answer = work()
+        except UserError as error:
+            problem = error
+        problem = next((one for one in self.all(problem) if one is not None), None)
+        if problem is not None:
+            raise problem
+        return answer
+
     def all(self, value: Any) -> list[Any]:
         """The values of all processes in order; every process must call it."""
         if self.world_size == 1:

@@ -125,10 +125,11 @@ class Reference:
             batch_size: pictures at once on a device.
             probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
                 logits of its own.
-            between: given each process's batches, hands them on; what it does between them can end the work.
+            between: given each process's batches, hands them on; what it does between them can end the work. Where it
+                waits for other processes it must go on with that until all are through, also after a mistake.
 
         Raises:
-            UserError: pictures that cannot be read, or fewer than two.
+            UserError: pictures that cannot be read, or fewer than two; on all processes.
         """
         if not self._begun:
             self.begin(network, ranks, cache, batch_size)
@@ -160,13 +161,17 @@ class Reference:
             return RealPictures(gaussians, None, None, ranks.ask_first(self._identified)[0])
         builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
-            batches = self._batches or self.list.share(ranks, batch_size)
-            for images, labels, numbers in between(on_device(batches, network.device)):
-                builder.add(images, labels, numbers)
-                meter.advance(len(images))
+            batches = between(on_device(self._batches or self.list.share(ranks, batch_size), network.device))
+            ranks.each(lambda: _add(builder, batches, meter))
         self.performance, self._batches = meter.performance(), None
         self.list.gather(ranks)
         if self.list.known_by_reading:
             self._identity = None  # what was read counts: a file may have changed since it was hashed
         source = ranks.ask_first(self._identified)[0]
         return builder.finish(source | self.list.content(), gaussians)
+
+
+def _add(builder: RealPicturesBuilder, batches: Iterable[Batch], meter: Meter) -> None:
+    for images, labels, numbers in batches:
+        builder.add(images, labels, numbers)
+        meter.advance(len(images))

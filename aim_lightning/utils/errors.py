@@ -2,6 +2,8 @@
 
 import errno
 
+# What gloo says when the process at the other end is gone.
+GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
 # A place where this user can never write or read, and one that is full for now.
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,3 +31,9 @@ def disk_mistake(error: OSError, what: object = None) -> UserError | None:
     if error.errno in CLOSED:
         return UserError(f"{place}; choose another place")
     return PassingFault(f"{place}; make room") if error.errno in FULL else None
+
+
+def lost_rank(error: BaseException) -> bool:
+    """Whether this is what a collective over gloo raises once another rank has ended."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "gloo" in text and any(reason in text for reason in GONE)

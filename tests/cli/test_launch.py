@@ -52,6 +52,21 @@ def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
     assert place_or_launch({**CPU, "devices": 2}) == 2
 
 
+@pytest.mark.parametrize(("codes", "code"), [((1, 2), 2), ((143, 2), 2), ((1, -9), 137), ((1, -15), 1), ((0, 0), 0)])
+def test_the_code_that_tells_most_is_the_launchs(codes, code, tmp_path, monkeypatch):
+    """1 is also that of a process that misses another one, 143 that of one that the launcher stops."""
+    child = tmp_path / "child"
+    ends = "; ".join(f"[ $RANK = {i} ] && {_ending(number)}" for i, number in enumerate(codes))
+    child.write_text(f"#!/bin/sh\ntrap '' TERM\nsleep 0.5\n{ends}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    assert place_or_launch({**CPU, "devices": 2}) == code
+
+
+def _ending(code: int) -> str:
+    return f"exit {code}" if code >= 0 else f"{{ trap - TERM; kill {code} $$; }}"
+
+
 # Stands in for the interpreter of the children: each says that it runs and then works for a minute.
 CHILD = f"""#!{sys.executable}
 import os, pathlib, sys, time

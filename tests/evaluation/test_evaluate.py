@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -120,6 +121,24 @@ def test_given_pictures_get_the_same_scores(scored, config, place, monkeypatch):
         assert len(given["metrics"]) == names and given["model"]["kind"] in ("npz", "folder")
         for name, value in given["metrics"].items():
             assert value == pytest.approx(record["metrics"][name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_a_picture_that_one_of_two_processes_cannot_read_is_one_line(scored, config, place):
+    """Both end with that line, and nothing is written."""
+    folder = place / "broken"
+    folder.mkdir()
+    with np.load(scored[0] / "samples.npz") as file:
+        for number, image in enumerate(file["arr_0"][:20]):
+            Image.fromarray(image).save(folder / f"{number:03d}.png")
+    (folder / "015.png").write_bytes((folder / "014.png").read_bytes()[:60])
+    words = ("--samples", folder, "--out", place / "half", "--feature_batch", 10, "--trainer.devices", 2)
+    command = [sys.executable, "-m", "aim_lightning", *evaluate(config, *words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert errors and all(re.search(r"015.png cannot be read .*; restore or remove it$", line) for line in errors)
+    assert not (place / "half").exists()
 
 
 def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from aim_lightning.runs.directory import newest_checkpoint
 
 HERE = Path(__file__).parent
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged")
-PATIENCE = 240.0  # seconds: other tests may use the processors meanwhile
+PATIENCE = 480.0  # seconds: other tests may use the processors meanwhile
 CLUSTER = """
 cluster:
   cpus_per_task: 1

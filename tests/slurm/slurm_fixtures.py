@@ -7,7 +7,12 @@ import pytest
 
 AT_ONCE = 5  # cases: most of their time is importing
 # Beside them: those that wait for minutes while nothing computes.
-WAITING = ("a_rank_that_hangs_inside_a_library", "a_rank_that_hangs", "the_warning_before_a_real_time_limit")
+WAITING = (
+    "a_rank_that_hangs_inside_a_library",
+    "a_rank_that_hangs",
+    "the_warning_before_a_real_time_limit",
+    "a_time_limit_without_a_warning",
+)
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -120,21 +120,22 @@ def test_preemption_without_and_with_grace(case):
 
 
 def case_the_warning_before_a_real_time_limit(cluster):
-    slow = ("--cluster.time", "'00:02:00'", "--cluster.signal_lead", 60, "--callbacks.probe.pause", 6)
+    """SLURM warns up to half a minute early: 90 to 120 s after the start; the pauses alone take 132 s."""
+    slow = ("--cluster.time", "'00:03:00'", "--cluster.signal_lead", 60, "--callbacks.probe.pause", 6)
     run = cluster.submit("warned_by_slurm", *slow)
     return run, run.ends(), cluster.reference(1)
 
 
 def test_the_warning_before_a_real_time_limit(case):
     run, facts, reference = case
-    assert facts.restarts == 1 and len(stopped_at(run)) == 1
+    assert facts.restarts == len(stopped_at(run)) >= 1  # the later starts do not pause: more than one if those are slow
     run.is_like(reference)
 
 
 def case_a_time_limit_without_a_warning(cluster):
-    """SIGTERM and KillWait are all there is; a job script of one's own, without --signal."""
+    """SIGTERM and KillWait are all there is, 120 to 150 s after the start; a job script without --signal."""
     run = cluster.submit(
-        "timed_out", "--cluster.time", "'00:01:00'", "--cluster.signal_lead", 1, "--callbacks.probe.pause", 3
+        "timed_out", "--cluster.time", "'00:02:00'", "--cluster.signal_lead", 1, "--callbacks.probe.pause", 8
     )
     cluster.sh("scancel", run.job)
     script = run.folder / "job.sbatch"
@@ -145,7 +146,7 @@ def case_a_time_limit_without_a_warning(cluster):
 
 def test_a_time_limit_without_a_warning(case):
     run, facts, reference = case
-    assert facts.restarts == 1
+    assert facts.restarts == len(stopped_at(run, "SIGTERM")) >= 1
     run.says(f"job {run.job} is requeued: its time ran out")
     run.is_like(reference)
 

@@ -1,0 +1,45 @@
+"""What the processes of an evaluation tell each other."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from aim_lightning.callbacks.interruption import Interruption
+from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.utils.errors import PassingFault, UserError
+
+
+def numbers(count: int, broken: int | None = None):
+    for number in range(count):
+        if number == broken:
+            raise PassingFault(f"item {number} cannot be read")
+        yield number
+
+
+def test_alone_work_is_just_done():
+    assert Ranks().each(lambda: 3) == 3
+    with pytest.raises(UserError, match="item 0"):
+        Ranks().each(lambda: list(numbers(1, 0)))
+
+
+def ranks(rank: int, folder: str) -> None:
+    """Rank 1 meets something broken, with and without rounds in which the ranks take part after every item."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    together, interruption = Ranks(), Interruption(0)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    interruption.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
+    assert together.each(lambda: rank) == rank
+    for between in (iter, lambda items: interruption.between(items, "a test")):
+        seen = []
+        with pytest.raises(PassingFault, match=r"^item 2 cannot be read$"):
+            together.each(lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None))))
+        assert together.all(len(seen)) == [5, 2]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path):
+    multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
