@@ -16,7 +16,7 @@ from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
 from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake, lost_rank
-from aim_lightning.utils.process import is_rank_zero, node_name, rank
+from aim_lightning.utils.process import is_rank_zero, no_collections, node_name, rank
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 LOST = "another process of this command has ended, which tells why; this one cannot go on without it"
@@ -111,7 +111,9 @@ def run(argv: list[str]) -> int:
     options.given = arguments
     document = _document(name, command, arguments, options) if command.needs_config else None
     module, _, options.action = name.partition(" ")
-    return importlib.import_module(f"aim_lightning.cli.{module}").run(document, options)
+    with no_collections():
+        imported = importlib.import_module(f"aim_lightning.cli.{module}")
+    return imported.run(document, options)
 
 
 def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, list[str]]:

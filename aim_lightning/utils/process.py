@@ -1,8 +1,10 @@
-"""Which process this is, before any process group exists, and printing from one of them."""
+"""Which process this is, before any process group exists, printing from one of them, and imports in less time."""
 
+import contextlib
+import gc
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 # Set by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
@@ -63,3 +65,15 @@ def in_step(env: Mapping[str, str]) -> bool:
 
 def _place(rank: str, world: str, local_rank: str) -> Place:
     return Place(*(int(os.environ.get(name) or default) for name, default in ((rank, 0), (world, 1), (local_rank, 0))))
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """For imports: what they make stays, and looking for garbage in it took a third of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -146,10 +146,10 @@ SUSPENDED = """
 import time
 from aim_lightning.cluster.watchdog import Watchdog
 from aim_lightning.utils.heartbeat import beat
-with Watchdog(2):
+with Watchdog(4):
     beat("work")
     print("up", flush=True)
-    end = time.process_time() + 1  # does not pass while the process is suspended
+    end = time.process_time() + 0.3  # does not pass while the process is suspended
     while time.process_time() < end: pass
     beat("a hang")
     time.sleep(60)
@@ -162,10 +162,10 @@ def test_a_process_that_was_suspended_does_not_count_as_hung_but_is_watched_afte
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(5)
     process.send_signal(signal.SIGCONT)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 70 and "no progress for 2 s in a hang" in error, error
+    assert process.returncode == 70 and "no progress for 4 s in a hang" in error, error
 
 
 WORKER = """

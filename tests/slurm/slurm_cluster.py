@@ -29,7 +29,7 @@ cluster:
   time: 00:30:00
   hang_seconds: 120
 callbacks:
-  probe: {class_path: slurm_probe.Probe, init_args: {pause: 0.5}}
+  probe: {class_path: slurm_probe.Probe, init_args: {pause: 1.0}}
 trainer: {accelerator: cpu, strategy: ddp}
 """
 

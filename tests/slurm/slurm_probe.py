@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
+from aim_lightning.cluster.signals import received
 from aim_lightning.utils.heartbeat import beat
 
 
@@ -17,7 +18,7 @@ class Probe(Callback):
     Args:
         pause: seconds before each batch, in the first start of a job.
         pause_of_rank: further seconds by rank: ranks out of step.
-        long: phase -> seconds it takes longer (validation, sampling, checkpoint, restore).
+        long: phase (validation, sampling, checkpoint, restore) -> seconds that it waits for a signal, at most.
         break_at: step at which `how` happens.
         how: `hang` (a sleep), `stuck` (inside C with the interpreter's lock held), `raise`, `kill` (SIGKILL).
         break_rank: the rank it happens to.
@@ -47,7 +48,10 @@ class Probe(Callback):
 
     def phase(self, trainer, name: str) -> None:
         self.trace(trainer, name)
-        time.sleep(self.long.get(name, 0) if self.starts == 0 or name == "restore" else 0)
+        start = 1 if name == "restore" else 0  # of the job, the first that has this phase
+        end = time.monotonic() + (self.long.get(name, 0) if self.starts == start else 0)
+        while time.monotonic() < end and not received():
+            time.sleep(0.1)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         self.phase(trainer, "restore")

@@ -1,8 +1,13 @@
-"""Which process is the first."""
+"""Which process is the first, and what its start and end leave out."""
+
+import gc
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
-from aim_lightning.utils.process import RANKS, STEP, Place, is_rank_zero, launched_place
+from aim_lightning.utils.process import RANKS, STEP, Place, is_rank_zero, launched_place, no_collections
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
@@ -47,3 +52,19 @@ def test_place_says_what_the_launcher_says(monkeypatch, environment, place):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launched_place() == place
+
+
+def test_nothing_is_collected_during_imports_and_then_all_is_as_before():
+    with no_collections(), no_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), no_collections():
+        raise ImportError("a broken installation")
+    assert gc.isenabled()
+
+
+def test_the_end_of_the_process_collects_nothing_that_was_imported():
+    frozen = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # registered first, it runs last
+    code = f"import atexit, gc; {frozen}; import aim_lightning.__main__; print(gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0", "True"], done.stderr
