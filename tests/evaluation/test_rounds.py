@@ -25,6 +25,4 @@ def test_fifty_evaluations_leave_memory_as_it_was():
         tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
         seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     assert 0 < max(tensors for tensors, _ in seen[40:]) <= max(tensors for tensors, _ in seen[:10]), "tensors are kept"
-    # The heap may take one step at any time; what leaks grows in both halves.
-    grown = seen[29][1] - seen[9][1], seen[-1][1] - seen[29][1]
-    assert min(grown) < 10 and max(grown) < 100, f"{grown} MiB"
+    assert seen[-1][1] - seen[9][1] < 30, "MiB"
