@@ -1,5 +1,6 @@
 """What the processes of an evaluation tell each other."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import multiprocessing
 
 from aim_lightning.callbacks.interruption import Interruption
+from aim_lightning.cli import main as cli
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import PassingFault, UserError, lost_rank
 
 
 def numbers(count: int, broken: int | None = None):
@@ -43,3 +45,21 @@ def ranks(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path):
     multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
+
+
+def left_alone(rank: int, folder: str) -> None:
+    """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    assert Ranks().all(rank) == [0, 1]
+    if rank == 1:
+        os._exit(0)
+    cli.run = lambda argv: Ranks().all(rank)
+    assert cli.main([]) == 1
+
+
+@pytest.mark.slow
+def test_who_has_lost_another_process_says_so_in_one_line(tmp_path, capfd):
+    multiprocessing.spawn(left_alone, (str(tmp_path),), nprocs=2)
+    said = capfd.readouterr().err
+    assert "rank 0: another process of this command has ended" in said and "Traceback" not in said
+    assert not lost_rank(RuntimeError("connection closed by peer")) and not lost_rank(OSError("gloo: broken pipe"))
