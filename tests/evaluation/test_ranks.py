@@ -1,6 +1,8 @@
 """What the processes of an evaluation tell each other."""
 
 import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -51,8 +53,12 @@ def left_alone(rank: int, folder: str) -> None:
     """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     assert Ranks().all(rank) == [0, 1]
+    through = Path(folder, "through")  # rank 0 with the first exchange
     if rank == 1:
+        while not through.exists():
+            time.sleep(0.01)
         os._exit(0)
+    through.touch()
     cli.run = lambda argv: Ranks().all(rank)
     assert cli.main([]) == 1
 
