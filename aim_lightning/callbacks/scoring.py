@@ -34,7 +34,7 @@ class Scoring(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the feature network's weights where they will be needed, before anything else takes time."""
         if stage == "validate" or self.every_n_validations:
-            self.features.load()
+            self.features.load(trainer.strategy.root_device)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -88,7 +88,7 @@ class TrainingEvaluation(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Feature weights and reference, before training takes its time."""
-        self.features.load().to(pl_module.device)
+        self.features.load(pl_module.device)
         real = Reference(self.reference, self.pictures)
         check_size(drawn_size(self.tokenizer), real.image_size())
         statistics = real.statistics(self.features, Ranks(), self.cache_dir)

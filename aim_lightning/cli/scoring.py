@@ -63,7 +63,7 @@ def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, de
     reference = Reference(options.reference, Pictures(**values) if values else None)
     how = ranks, options.cache, options.feature_batch
     reference.begin(network, *how)
-    network.load().to(device)
+    network.load(device)
     real = reference.statistics(network, *how)
     speed = {"reference": reference.performance} if reference.performance else {}
     judge = Judge(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)

@@ -1,8 +1,16 @@
 """Inception on an NVIDIA GPU: float32 agrees with a CPU, TF32 is something else."""
 
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from metrics.random_inception import inception_file  # noqa: F401
+from PIL import Image
 
 from aim_lightning.metrics.features import InceptionFeatures
 
@@ -12,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*compares wit
 def features(path, precision: str, device: str) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
-    network = InceptionFeatures(str(path), precision).to(device).load()
+    network = InceptionFeatures(str(path), precision).load(torch.device(device))
     return network(images.to(device)).cpu().double()
 
 
@@ -24,3 +32,28 @@ def test_float32_is_that_of_a_cpu_and_tf32_is_not(inception_file, monkeypatch): 
         for precision in ("float32", "tf32")
     }
     assert errors["float32"] < 1e-4 < errors["tf32"] < 1e-1, errors
+
+
+def test_evaluate_in_tf32_records_it(inception_file, tmp_path):  # noqa: F811
+    rng = np.random.default_rng(0)
+    for folder in ("samples", "real"):
+        (tmp_path / folder).mkdir()
+        for number in range(16):
+            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / folder / f"{number}.png")
+    section = {"class_path": "aim_lightning.metrics.features.InceptionFeatures"}
+    section["init_args"] = {"weights": str(inception_file), "precision": "tf32"}
+    (tmp_path / "tf32.yaml").write_text(json.dumps({"features": section}))
+    command = ["evaluate", "--config", "tf32.yaml", "--samples", "samples", "--reference", "real", "--out", "scored"]
+    done = subprocess.run(
+        [sys.executable, "-m", "aim_lightning", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
+    assert '"precision": "tf32"' in json.dumps(scores["protocol"])

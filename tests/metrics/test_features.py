@@ -158,6 +158,8 @@ def test_precisions_that_cannot_be_had(inception_file):
         InceptionFeatures(precision="bf16")
     with pytest.raises(UserError, match="precision is tf32, which needs an NVIDIA GPU, not cpu"):
         InceptionFeatures(str(inception_file), "tf32").load()
+    with pytest.raises(UserError, match="not meta"):  # where it will be counts, not where it was made
+        InceptionFeatures(str(inception_file), "tf32").load(torch.device("meta"))
 
 
 def test_missing_inception_weights_give_one_line(tmp_path):

@@ -75,12 +75,14 @@ class FeatureNetwork(nn.Module, ABC):
         }
         return values | {"input_size": self.input_size, "precision": self.precision} | self.recipe
 
-    def load(self) -> "FeatureNetwork":
-        """Read the weights, once; returns self.
+    def load(self, device: torch.device | None = None) -> "FeatureNetwork":
+        """Read the weights, once, onto `device` (None: where it is); returns self.
 
         Raises:
-            UserError: the file is missing or something else.
+            UserError: the file is missing or something else, or `precision` cannot be had on the device.
         """
+        if device is not None:
+            self.to(device)
         if self.network is None:
             # Lightning evaluates in inference mode, whose tensors could not be moved later.
             with torch.inference_mode(False):
