@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 
 
 def searched(folder: Path) -> dict:
-    """A search of three changes: one is slower, one draws something else, one is faster.
+    """A search of three changes: one is slower, one draws something else, one is faster. What it proposes by itself.
 
     On a CPU the logits do not lie in the buffers: those here stand in.
     """
     model = network("group", num_tokens=6)
     found, seconds = shapes_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
-    wanted = [{"choose_warps": count} for count in (4, 32, 16)]
     found, kept = replace(found, choose_warps=8), []
+    proposals = [*(replace(found, choose_warps=count) for count in (4, 32, 16)), None]
     drawn = tune.Sequence.drawn
 
     class Fake(tune.Sequence):
@@ -54,8 +54,8 @@ def searched(folder: Path) -> dict:
         tune.store(folder / "shapes.json", (16, 4), best)
 
     with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
-        best = tune.tune(model, 2, found, wanted, time.monotonic() + 100, keep)
-        late = tune.tune(model, 2, found, wanted, time.monotonic() - 1, keep)
+        best = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
+        late = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
     stored = json.loads((folder / "shapes.json").read_text())
     with mock.patch.object(tune.shapes, "files", lambda package: folder):
         again = table()
@@ -73,13 +73,41 @@ def alike() -> list:
     one, all_ = mine.codes_BT.clone(), mine.codes_BT + 1
     one[0] += 1
     return [
-        tune.fault(mine, mine, True),
-        tune.fault(replace(mine, codes_BT=one), mine, False),
-        tune.fault(replace(mine, logits_MV=mine.logits_MV * 1.1), mine, False),
-        tune.fault(replace(mine, logits_MV=mine.logits_MV * torch.nan), mine, False),
-        tune.fault(replace(mine, hot_BT=all_), mine, False),
-        tune.fault(replace(mine, codes_BT=all_), mine, False),
+        tune.fault(mine, mine),
+        tune.fault(replace(mine, codes_BT=one), mine),
+        tune.fault(replace(mine, logits_MV=mine.logits_MV * 1.1), mine),
+        tune.fault(replace(mine, logits_MV=mine.logits_MV * torch.nan), mine),
+        tune.fault(replace(mine, hot_BT=all_), mine),
+        tune.fault(replace(mine, codes_BT=all_), mine),
     ]
+
+
+class Compiling:
+    """A pool and a result: what it is asked for stands in `asked`."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def apply_async(self, work, arguments):
+        self.asked.append(arguments)
+        return self
+
+    def wait(self, seconds):
+        return None
+
+
+def proposed() -> dict:
+    """What a search of AiM-B at 16 is given: twice 20 from one seed, and 20 from another."""
+    best, given, asked = table()[768, 32], [], []
+    for seed in (1, 1, 2):
+        pool = Compiling()
+        proposals = tune.Proposals(("AiM-B", 16), pool, 3, seed)
+        given.append([proposals(best) for _ in range(20)])
+        asked.append([wanted for _, wanted in pool.asked])
+    return {
+        "again": given[0] == given[1], "other": given[0] != given[2], "twice": 20 - len(set(given[0])),
+        "best": best in given[0], "ahead": len(asked[0]) - 20, "in_order": asked[0][:20] == given[0],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -94,7 +122,7 @@ def main() -> None:
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
-    report |= {"searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
+    report |= {"proposed": proposed(), "searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
     print(json.dumps(report))
 
 

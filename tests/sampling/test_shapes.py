@@ -23,6 +23,17 @@ def test_the_presets_have_rows_of_their_own(preset, images):
     assert config.nheads % found.mix.heads == 0
 
 
+@pytest.mark.parametrize("shared", [91, 155, 200])  # KiB: a consumer's GPU, an A100, an H100, less what is spared
+@pytest.mark.parametrize("key", table())
+def test_products_fit_into_a_gpus_shared_memory(key, shared):
+    config = AiMConfig(d_model=key[0], n_layer=2, num_classes=10)
+    shapes = shapes_for(config, key[1], torch.bfloat16, shared * 1024)
+    for product in (shapes.project, shapes.out, shapes.head):
+        assert product.early or (product.tall + product.wide) * product.deep * 2 * (product.stages - 1) <= shared * 1024
+        assert product.stages >= 2
+    assert shared < 200 or shapes == table()[key]
+
+
 def test_every_row_of_the_table_can_run():
     for shapes in table().values():
         assert shapes.split <= PARTS

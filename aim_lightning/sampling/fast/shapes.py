@@ -14,7 +14,8 @@ import torch
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
 
-SHARED_BYTES = 200 * 1024  # that a program's early weights and its x may take; an H100 has 227 KiB
+SHARED_BYTES = 200 * 1024  # that a product's blocks, or a program's early weights and its x, may take
+SPARE_BYTES = 8 * 1024  # shared memory for other things: an H100 has 227 KiB
 BUFFER_BYTES = 80 * 1024  # shared memory that a mix kernel's blocks may take: all fits smaller GPUs' 99 KiB too
 
 
@@ -84,8 +85,15 @@ def decode(value: dict) -> Shapes:
     return Shapes(**{**value, **products, "mix": Mix(*value["mix"])})
 
 
-def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
-    """The nearest measured shapes, cut to what this network allows."""
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a product's blocks may take on a device."""
+    if device.type != "cuda":
+        return SHARED_BYTES
+    return min(SHARED_BYTES, torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - SPARE_BYTES)
+
+
+def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared: int = SHARED_BYTES) -> Shapes:
+    """The nearest measured shapes, cut to what this network and `shared` bytes of shared memory allow."""
     known = table()
     found = known[min(known, key=lambda key: _distance(key, config, rows))]
     tall = max(16, 1 << (rows - 1).bit_length())
@@ -93,9 +101,9 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype) -> Shapes:
     split = 1 if exact else _fitting_split(found, config)
     return replace(
         found,
-        project=_fitting_product(found.project, tall, config.d_model),
-        out=_fitting_product(found.out, tall, config.d_inner / split),
-        head=_fitting_product(found.head, tall, config.d_model),
+        project=_fitting_product(found.project, tall, config.d_model, shared),
+        out=_fitting_product(found.out, tall, config.d_inner / split, shared),
+        head=_fitting_product(found.head, tall, config.d_model, shared),
         split=split,
         mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
         choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
@@ -107,11 +115,14 @@ def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
     return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
 
 
-def _fitting_product(product: Product, tall: int, inner: float) -> Product:
-    """With no more rows than there are, and weights read early only where all `inner` values of a part fit."""
+def _fitting_product(product: Product, tall: int, inner: float, shared: int) -> Product:
+    """With no more rows than there are and no more stages than fit; weights read early only where all `inner` values of
+    a part fit."""
     product = replace(product, tall=min(product.tall, tall))
-    fits = inner % product.deep == 0 and (product.tall + product.wide) * inner * 2 <= SHARED_BYTES
-    return replace(product, early=product.early and fits)
+    lines = 2 * (product.tall + product.wide)  # bytes an inner value
+    early = product.early and inner % product.deep == 0 and lines * inner <= shared
+    fitting = product.stages if early else max(2, 1 + int(shared // (lines * product.deep)))  # all but one are buffers
+    return replace(product, stages=min(product.stages, fitting), early=early)
 
 
 def _fitting_split(found: Shapes, config: AiMConfig) -> int:

@@ -8,7 +8,7 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.drawing import draw
-from aim_lightning.sampling.fast.shapes import Product, shapes_for
+from aim_lightning.sampling.fast.shapes import Product, shapes_for, shared_bytes
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
@@ -20,11 +20,12 @@ class TritonStep:
     def __init__(self, config: AiMConfig, weights: StaticWeights, buffers: Buffers) -> None:
         self.config, self.weights, self.buffers = config, weights, buffers
         self.block = triton.next_power_of_2(config.d_model)
-        self.shapes = shapes_for(config, buffers.rows, buffers.dtype)
+        device = buffers.codes_BT.device
+        self.shapes = shapes_for(config, buffers.rows, buffers.dtype, shared_bytes(device))
         self.parts = config.nheads // self.shapes.mix.heads
         self.out = buffers.out_SMD[: self.shapes.split]
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
-        self.launch = launch_options(buffers.codes_BT.device, buffers.dtype)
+        self.launch = launch_options(device, buffers.dtype)
 
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights

@@ -18,7 +18,7 @@ def _draw(x, places, limited, top_k, top_p, uniform, low, best, number, none, MA
     """Place of the entry drawn from some in index order, of which `number` are at least `low`, the top_k-th too."""
     count = number
     if limited:
-        low, high, count, count_high, before = _search(x, x, top_k * 1.0, low, _beyond(best), number, 0, True, MANY)
+        low, high, count, count_high, before = _search(x, x, top_k * 1.0, low, _beyond(best), number, top_k, True, MANY)
     mass = tl.where(x >= low, tl.exp(x - best), 0.0)
     if top_p < 1:
         wanted = top_p * tl.sum(mass, axis=0)

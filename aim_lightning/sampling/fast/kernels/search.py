@@ -33,9 +33,10 @@ def _beyond(best):
 
 
 @triton.jit
-def _cuts(low, high):
-    """WAYS thresholds at equal distances, the first at `low`."""
-    return low + (high - low) * (tl.arange(0, WAYS).to(tl.float32) * (1.0 / WAYS))
+def _cuts(low, high, dense):
+    """WAYS thresholds from `low` on, at equal distances, or closer to each other near `low` where most entries are."""
+    share = tl.arange(0, WAYS).to(tl.float32) * (1.0 / WAYS)
+    return low + (high - low) * tl.where(dense, share * share, share)
 
 
 @triton.jit
@@ -63,7 +64,8 @@ def _narrow(cuts, counts, masses, wanted, low, high, count, count_high, before):
 @triton.jit
 def _round_of_few(x, mass, wanted, low, high, count, count_high, before, COUNTING: tl.constexpr):
     """One round of `_search` that leaves an eighth of the interval: all comparisons are one block."""
-    cuts = _cuts(low, high)
+    # Masses are first looked for among the largest entries of all, whose tail thins out upwards.
+    cuts = _cuts(low, high, (count_high == 0) & (not COUNTING))
     above = tl.where(x[:, None] >= cuts[None, :], 1.0, 0.0)
     if COUNTING:
         counts = tl.sum(above, axis=0)
