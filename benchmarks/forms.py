@@ -59,10 +59,12 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
             from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
             wide = dt[..., None].expand(-1, -1, P), (-a)[:, None, None].expand(-1, P, N), b[:, None], c[:, None]
+            # 2.3.1 asks for the optional skip and bias, as it takes them from Mamba-2: nothing added, nothing skipped.
+            none = torch.zeros(H, 1, device=device).expand(-1, P)
             yield (
                 f"mamba-ssm, {kind} state",
                 size,
-                [partial(selective_state_update, state, x, *wide) for state in states],
+                [partial(selective_state_update, state, x, *wide, D=none, dt_bias=none) for state in states],
             )
 
 
