@@ -56,13 +56,14 @@ def _near(rng: random.Random, choices: Sequence, value):
     return choices[max(0, min(len(choices) - 1, place))]
 
 
-def allowed(shapes: Shapes, config: AiMConfig, rows: int) -> bool:
-    """Whether the decoder would take them as they are, and a thread's values fit into its registers."""
+def allowed(shapes: Shapes, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
+    """Whether the decoder would take them as they are on a GPU of `shared` bytes, and a thread's values fit into its
+    registers."""
     out, project, head = shapes.out, shapes.project, shapes.head
     inner = (out, config.d_inner / shapes.split), (project, config.d_model), (head, config.d_model)
     return (
         _mix_allowed(shapes.mix, config)
-        and all(_product_allowed(product, count, rows) for product, count in inner)
+        and all(_product_allowed(product, count, rows, shared) for product, count in inner)
         and not head.early
         and config.d_inner % (shapes.split * out.deep) == 0
         and (shapes.split > 1 or not out.early)
@@ -81,12 +82,12 @@ def _mix_allowed(mix: Mix, config: AiMConfig) -> bool:
     )
 
 
-def _product_allowed(product: Product, inner: float, rows: int) -> bool:
+def _product_allowed(product: Product, inner: float, rows: int, shared: int) -> bool:
     lines, threads = 2 * (product.tall + product.wide), product.warps * 32
     return (
-        product.tall <= max(16, rows)
+        product.tall <= max(16, 1 << (rows - 1).bit_length())
         and inner % product.deep == 0
-        and lines * (inner if product.early else product.deep * (product.stages - 1)) <= SHARED_BYTES
+        and lines * (inner if product.early else product.deep * (product.stages - 1)) <= shared
         and product.tall * product.wide <= THREAD_VALUES // 2 * threads
         and product.wide * product.deep <= 2 * THREAD_VALUES * threads
     )

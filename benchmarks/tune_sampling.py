@@ -148,8 +148,8 @@ class Proposals:
     Those near an earlier best, which were being compiled when a gain came, are tried too.
     """
 
-    def __init__(self, case: Case, pool: Pool, workers: int, seed: int) -> None:
-        self.case, self.pool, self.ahead = case, pool, 2 * workers
+    def __init__(self, case: Case, pool: Pool, workers: int, seed: int, shared: int = shapes.SHARED_BYTES) -> None:
+        self.case, self.pool, self.ahead, self.shared = case, pool, 2 * workers, shared
         self.random, self.seen, self.waiting = random.Random(seed), set(), deque()
         self.config, self.rows = AiMConfig.preset(case[0]), 2 * case[1]
 
@@ -167,7 +167,7 @@ class Proposals:
             new = trial(self.random, best)
             if self.random.random() < TWICE:
                 new = trial(self.random, new)
-            if new not in self.seen and allowed(new, self.config, self.rows):
+            if new not in self.seen and allowed(new, self.config, self.rows, self.shared):
                 self.seen.add(new)
                 return new
 
@@ -221,10 +221,11 @@ def _stored(value):
 def search(case: Case, options: argparse.Namespace, until: float) -> None:
     """Tune one row of the table, and say what the whole network gains."""
     model = shortened(case[0], options.layers)
-    before = found = shapes_for(model.config, 2 * case[1], torch.bfloat16)
+    shared = shapes.shared_bytes(model.lm_head.weight.device)
+    before = found = shapes_for(model.config, 2 * case[1], torch.bfloat16, shared)
     print(f"{case}, {model.config.n_layer} layers: {found}", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        propose = Proposals(case, pool, options.workers, options.seed)
+        propose = Proposals(case, pool, options.workers, options.seed, shared)
         found = tune(model, case[1], found, propose, until, lambda best: store(options.out, key(case), best))
         pool.terminate()
     if found != before:

@@ -15,6 +15,8 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import say
 
+MUCH = 1.2  # times the longest pause so far
+
 
 def own_signals(trainer: Trainer) -> None:
     """Keep Lightning from handling signals: its handlers save and communicate inside the handler.
@@ -155,8 +157,15 @@ class Preemption(Callback):
             self._first(trainer)
         elif self.last_boundary[1] > self.first_step:
             self.pauses.append(now - self.last_boundary[0])
-            self.longest_pause = max(self.longest_pause, self.pauses[-1])
+            self._longest(trainer, self.pauses[-1])
         self.last_boundary = now, step
+
+    def _longest(self, trainer: Trainer, pause: float) -> None:
+        """Kept at once where it is much longer than before: a job that ends inside such a pause writes nothing."""
+        much = pause > MUCH * self.longest_pause
+        self.longest_pause = max(self.longest_pause, pause)
+        if much:
+            self._keep(trainer)
 
     def _first(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:

@@ -85,6 +85,7 @@ class TrainingEvaluation(Callback):
         self.budget_seconds, self.reference, self.compare = budget_seconds, reference, compare
         self.monitor, self.mode, self.keep_best, self.cache_dir = monitor, mode, keep_best, cache_dir
         self.evaluated_step, self.epoch_due, self.best = 0, False, []
+        self.asked_samples = num_samples
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Feature weights and reference, before training takes its time."""
@@ -92,7 +93,7 @@ class TrainingEvaluation(Callback):
         real = Reference(self.reference, self.pictures)
         check_size(drawn_size(self.tokenizer), real.image_size())
         statistics = real.statistics(self.features, Ranks(), self.cache_dir)
-        self.rounds = Rounds(self.features, statistics, self.sampling, self.compare, self.budget_seconds)
+        self.rounds = Rounds(self.features, statistics, self.sampling, self.compare)
         names = self.rounds.prepare(self.num_samples).names()
         if self.monitor is not None and self.monitor not in names:
             raise UserError(f"training evaluation: monitor is {self.monitor!r}; use one of {', '.join(names)}")
@@ -119,9 +120,8 @@ class TrainingEvaluation(Callback):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
-        asked = self.num_samples
         self.__dict__.update(state)
-        self.num_samples = min(asked, self.num_samples) if self.budget_seconds else asked
+        self.num_samples = min(self.asked_samples, self.num_samples) if self.budget_seconds else self.asked_samples
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """Returns the signal because of which it was given up, or NONE."""
@@ -129,7 +129,8 @@ class TrainingEvaluation(Callback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _drawing(pl_module.network, ema) as network:
             pipeline = AiMPipeline(network, self.tokenizer)
-            scored = self.rounds.score(pipeline, self.num_samples, partial(_asked, trainer))
+            budget = self.budget_seconds if self.num_samples == self.asked_samples else None  # it has decided before
+            scored = self.rounds.score(pipeline, self.num_samples, partial(_asked, trainer), budget)
         if scored.asked:
             return scored.asked
         self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scored.num_images

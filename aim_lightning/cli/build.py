@@ -98,6 +98,10 @@ class AimCLI(LightningCLI):
             return self.trainer_class(**options)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from None
+        except RuntimeError as error:  # two callbacks of one class cannot be told apart in a checkpoint
+            if "stateful callback" not in str(error):
+                raise
+            raise UserError(f"callbacks: {' '.join(str(error).split())}; keep one of them") from None
 
 
 def environment() -> list[ClusterEnvironment]:

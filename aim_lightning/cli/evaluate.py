@@ -1,6 +1,8 @@
 """`aim-lightning evaluate`: draw samples, or take given ones, and score them."""
 
 import argparse
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     pictures.gather(ranks)
     if ranks.is_first:
         source = pictures.source()
-        name = f"{Path(options.samples).stem}-{source['sha256'][:8]}"  # every archive is called samples
+        protocol = judge.protocol(len(pictures))
+        name = f"{Path(options.samples).stem}-{_key([source['sha256'], protocol])}"  # every archive is called samples
         folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(judge, source, values, speed, ranks)
         write_bytes(folder / PREVIEW, preview.result())
@@ -105,6 +108,11 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
         show(record)
         say(f"results: {folder / RECORD}, {folder / PREVIEW}")
     return 0
+
+
+def _key(values: list) -> str:
+    """Of a folder's name: pictures that are scored in another way have another folder."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _given_record(

@@ -9,10 +9,15 @@ from aim_lightning.runs.directory import RunDirectory, missing_source, newest_ch
 from aim_lightning.utils.errors import UserError
 
 
-def check_files(command: str, values: dict[str, Any]) -> None:
-    """Raises UserError for a missing run, tokenizer, source of weights, folder of pictures or of token shards."""
+def check_files(command: str, values: dict[str, Any], checkpoint: str | None = None) -> None:
+    """Raises UserError for a missing run, tokenizer, source of weights, folder of pictures or of token shards.
+
+    checkpoint: a file that takes the place of the run's newest.
+    """
     run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
-    if command in ("validate", "sample", "evaluate", "sweep"):
+    if checkpoint and not Path(checkpoint).exists():
+        raise UserError(f"--checkpoint {checkpoint} does not exist")
+    if command in ("validate", "sample", "evaluate", "sweep") and not checkpoint:
         newest_checkpoint(run.path)
     if command == "follow" and not run.path.is_dir():  # without a checkpoint yet it waits for one
         train = f"make train EXP={run.experiment} RUN={run.run}"

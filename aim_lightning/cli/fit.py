@@ -26,7 +26,7 @@ from aim_lightning.runs.decide import Decision, RunContent, decide, decide_on_da
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import PassingFault, UserError, one_line
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
@@ -56,7 +56,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
 
 def _passing(fault: PassingFault, directory: RunDirectory) -> int:
     remember_end(directory, fault.exit_code)
-    print(f"error: {fault}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(fault)}", file=sys.stderr, flush=True)
     return fault.exit_code
 
 

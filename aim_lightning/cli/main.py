@@ -15,7 +15,7 @@ from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
-from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake, lost_rank
+from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake, lost_rank, one_line
 from aim_lightning.utils.process import is_rank_zero, no_collections, node_name, rank
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -79,9 +79,7 @@ def _mistake(error: BaseException | None) -> UserError | None:
         return UserError(f"trainer: {' '.join(str(error).split())}")
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
-    text = str(error).strip()
-    # A worker's error arrives with its traceback in front; the last line is "package.Class: message".
-    return UserError(text.splitlines()[-1].partition(": ")[2]) if error and "\n" in text else error
+    return error and one_line(error)
 
 
 def run(argv: list[str]) -> int:
@@ -137,7 +135,7 @@ def _document(name: str, command: Command, arguments: Arguments, options: argpar
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
     document = compose_and_check(arguments, tuple(SECTIONS) if without_run else command.unused)
     if not without_run:
-        check_files(name, document.values)
+        check_files(name, document.values, getattr(options, "checkpoint", None))
     return document
 
 

@@ -15,6 +15,7 @@ from aim_lightning.cli.build import AimCLI
 from aim_lightning.config import Document
 from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.records import Record, write_shard
+from aim_lightning.models import AiMConfig
 from aim_lightning.utils.files import sha256_file
 
 WARM_UP = 3  # steps that compile, tune and allocate
@@ -86,14 +87,15 @@ def _shrink(values: dict, rows: int, steps: int, folder: Path) -> None:
 
 def _simulate(folder: Path, network: dict, rows: int) -> None:
     """Token shards of random codes that fit the network."""
-    tokens, classes = network["num_tokens"], network["num_classes"]
+    config = AiMConfig(**network)
+    tokens, classes = config.num_tokens, config.num_classes
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, network["vocab_size"], (rows, 1, tokens)).astype(np.uint16)
+    codes = rng.integers(0, config.vocab_size, (rows, 1, tokens)).astype(np.uint16)
     path = folder / "tokens-000000.tar"
     write_shard(path, Record(codes, rng.integers(0, classes, rows), [str(row) for row in range(rows)]))
     shards = [TokenShard(path.name, rows, sha256_file(path))]
     names = [f"class{label}" for label in range(classes)]
-    TokenManifest((1, tokens), network["vocab_size"], names, 1, "none", "simulated", shards).save(folder)
+    TokenManifest((1, tokens), config.vocab_size, names, 1, "none", "simulated", shards).save(folder)
 
 
 def _peak(device: torch.device) -> int:

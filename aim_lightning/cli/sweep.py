@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,10 @@ def run(document: Document, options: argparse.Namespace) -> int:
     plan = make_plan(options, generator, base)
     judge = make_judge(document, options, ranks, device)
     evaluation = make_evaluation(document, options, generator, judge, options.keep_images)
-    folder = evaluation.root.parent / "sweeps" / (options.name or _name(options.grid))
+    # Every point is resolved, so that what this machine or network cannot do is told before the first is drawn.
+    sets = ranks.each(lambda: [evaluation.folder(plan, point).name for point in points])
+    identity = [sets, seeds(options, base.seed), judge.protocol(len(plan))]
+    folder = evaluation.root.parent / "sweeps" / (options.name or _name(list(grid), identity))
     records = []
     for number, point in enumerate(points, 1):
         say(f"[{number}/{len(points)}] {label(point, names)}")
@@ -85,6 +89,7 @@ def _finish(folder: Path, names: list[str], points: list, records: list[dict]) -
     return plots
 
 
-def _name(grid: str) -> str:
-    options = "-".join(word.partition("=")[0] for word in grid.split())
-    return f"{options}-{hashlib.sha256(' '.join(grid.split()).encode()).hexdigest()[:8]}"
+def _name(options: list[str], identity: list) -> str:
+    """The options that vary, and a hash of everything that the numbers depend on: another sweep has another folder."""
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{'-'.join(options)}-{key}"

@@ -103,7 +103,9 @@ def check(plan: JobPlan) -> list[str]:
     """
     options = plan.options
     for line in options.directives:
-        name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).split("=")[0].split()[0]
+        if not line.strip():
+            raise UserError("cluster.directives holds an empty line; remove it")
+        name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).partition("=")[0].partition(" ")[0]
         if name in OWNED:
             raise UserError(f"cluster.directives: {line!r} is set by {OWNED[name]}; set it there")
     if plan.cpus_per_task < plan.workers + 1:

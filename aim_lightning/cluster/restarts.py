@@ -8,6 +8,7 @@ from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 FILE = "restarts.json"
+JOBS = 8  # whose records are kept: a second job of a run must not make the first one forget
 
 
 def count(before: dict, job_id: str, step: int, restart: int = 0) -> dict:
@@ -32,9 +33,11 @@ def register(run_dir: Path, job: Job, step: int, limit: int) -> dict:
         UserError: more than `limit` starts in a row without a new checkpoint.
     """
     path, job_id = Path(run_dir) / FILE, job.id
-    record = count(read_json(path, "restart record") if path.exists() else {}, job_id, step, job.starts)
+    known = read_json(path, "restart record") if path.exists() else {}
+    records = {known["job"]: known} if "job" in known else known  # before, there was one for all jobs
+    record = count(records.pop(job_id, {}), job_id, step, job.starts)
     with tolerate_disk_errors(path):
-        write_json(path, record)
+        write_json(path, dict([*records.items(), (job_id, record)][-JOBS:]))
     if record["starts"] > limit:
         raise UserError(
             f"job {job_id} has started {limit} times at step {step} without reaching a new checkpoint; it gives up "

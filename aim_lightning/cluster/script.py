@@ -6,10 +6,11 @@ from aim_lightning.cluster.plan import JobPlan
 from aim_lightning.cluster.requeue import REFUSED, USER_ERROR
 
 # A signal that arrives before Python has set its handlers waits for them. Where env is too old for that
-# (coreutils before 8.31) SIGUSR1 is ignored until then, instead of ending the process.
+# (coreutils before 8.31) SIGUSR1 is ignored until then, instead of ending the process. SIGUSR2, which asks for stacks,
+# never ends one that has none to show, such as torchrun's agent.
 HOLD = (
-    'sh -c \'trap "" USR1; env --block-signal=USR1 true 2>/dev/null && '
-    'exec env --default-signal=USR1 --block-signal=USR1,TERM "$@"; exec "$@"\' -'
+    'sh -c \'trap "" USR1 USR2; env --block-signal=USR1 true 2>/dev/null && '
+    'exec env --default-signal=USR1,USR2 --block-signal=USR1,USR2,TERM "$@"; exec "$@"\' -'
 )
 # SLURM sends SIGTERM to every process of a job that it requeues: also to the ones that ask for it.
 DEAF = "trap '' TERM USR1"

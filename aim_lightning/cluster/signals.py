@@ -47,7 +47,7 @@ def install() -> None:
         signal.signal(signum, _note)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # what unregister puts back for the moment until register
     _show_stacks()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CODES, signal.SIGUSR2))
     _installed = True
 
 

@@ -60,7 +60,7 @@ class BlockFolder:
 
 def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: Ranks) -> SamplingOptions:
     """The options without `auto`, the same on all processes. Every process must call it."""
-    sampling = pipeline.resolve(sampling)
+    sampling = ranks.each(lambda: pipeline.resolve(sampling))
     return replace(sampling, batch_size=min(ranks.all(sampling.batch_size)))
 
 
@@ -91,14 +91,25 @@ def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: S
 def draw_missing(
     pipeline: AiMPipeline, folder: BlockFolder, sampling: SamplingOptions, ranks: Ranks
 ) -> dict[str, float]:
-    """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it."""
+    """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it.
+
+    Raises:
+        UserError, OSError: a block that cannot be drawn or written, on all processes.
+    """
     plan = folder.plan
     missing = ranks.from_first(folder.missing() if ranks.is_first else None)
     rows = plan.blocks()
     with Meter("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
-        own = ranks.share(missing)
-        drawn = draw_blocks(pipeline, plan, [rows[block] for block in own], sampling) if own else ()
-        for block, images in zip(own, drawn, strict=True):
-            folder.write(block, images)
-            meter.advance(len(images))
+        ranks.each(lambda: _draw(pipeline, folder, sampling, ranks.share(missing), meter))
     return meter.performance()
+
+
+def _draw(
+    pipeline: AiMPipeline, folder: BlockFolder, sampling: SamplingOptions, own: Sequence[int], meter: Meter
+) -> None:
+    """This process's blocks."""
+    rows = folder.plan.blocks()
+    drawn = draw_blocks(pipeline, folder.plan, [rows[block] for block in own], sampling) if own else ()
+    for block, images in zip(own, drawn, strict=True):
+        folder.write(block, images)
+        meter.advance(len(images))

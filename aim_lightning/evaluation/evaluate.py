@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.names import count_suffix
 from aim_lightning.metrics.real import RealPictures
 from aim_lightning.metrics.scores import Scores
+from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import write_bytes
 
-ARCHIVE, PREVIEW, RECORD = "samples.npz", "preview.png", "scores.json"
+ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
 
 
 @dataclass
@@ -129,14 +131,39 @@ class Evaluation:
         return self.root / name
 
     def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
-        """The record of one set; what was done before is not done again. Every process must call it."""
-        ranks, folder = self.judge.ranks, self.folder(plan, sampling)
-        sampling = self._resolved(plan, sampling)
+        """The record of one set; what was done before is not done again. Every process must call it.
+
+        Raises:
+            UserError: another command draws the same set at this moment, or it cannot be drawn or scored; on all
+                processes.
+        """
+        folder, sampling = self.folder(plan, sampling), self._resolved(plan, sampling)
         protocol = self._protocol(plan, sampling)
+        if (record := self._known(folder, protocol)) is not None:
+            return record
+        with self._alone(folder):  # another command may have finished it meanwhile
+            return self._known(folder, protocol) or self._made(plan, sampling, folder, protocol)
+
+    def _known(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        """The record of before."""
+        ranks = self.judge.ranks
         record = ranks.from_first(self._finished(folder, protocol) if ranks.is_first else None)
         if record is not None:
             self.say(f"{folder} is scored already")
-            return record
+        return record
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """The blocks go when the set is finished, so that only one command may draw it."""
+        with ExitStack() as stack:
+            self.judge.ranks.ask_first(lambda: _hold(stack, Lease(folder / LEASE, doing="drawn and scored")))
+            yield
+
+    def _made(
+        self, plan: SamplePlan, sampling: SamplingOptions, folder: Path, protocol: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Drawn, scored and written."""
+        ranks = self.judge.ranks
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
         check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
         pictures, speed = self._pictures(folder, plan, sampling)
@@ -150,8 +177,7 @@ class Evaluation:
         facts = self.generator.facts, self.data
         made_by = self.judge.hardware()
         record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
-        if ranks.is_first:
-            self._finish(folder, plan, pictures, record)
+        ranks.ask_first(lambda: self._finish(folder, plan, pictures, record))
         return ranks.from_first(record)
 
     def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
@@ -196,3 +222,8 @@ class Evaluation:
         write_bytes(folder / PREVIEW, preview_png(pictures, self.generator.pipeline.class_names))
         write_record(folder / RECORD, record)
         blocks.remove()
+
+
+def _hold(stack: ExitStack, lease: Lease) -> None:
+    """Until the stack is left."""
+    stack.enter_context(lease)

@@ -40,13 +40,13 @@ class Ranks:
         the disk, which need not look alike everywhere.
 
         Raises:
-            UserError: that of `work`, in all of them.
+            UserError, OSError: that of `work`, in all of them.
         """
         answer, problem = None, None
         if self.is_first:
             try:
                 answer = work()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 problem = error
         answer, problem = self.from_first((answer, problem))
         if problem is not None:
@@ -57,12 +57,12 @@ class Ranks:
         """What `work`, which must not wait for other processes, gives here; every process must call it.
 
         Raises:
-            UserError: that of the first process whose `work` raised one, in all of them once all are through.
+            UserError, OSError: that of the first process whose `work` raised one, in all of them once all are through.
         """
         answer, problem = None, None
         try:
             answer = work()
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = error
         problem = next((one for one in self.all(problem) if one is not None), None)
         if problem is not None:

@@ -45,7 +45,6 @@ class Rounds:
         real: statistics of the real pictures.
         sampling: how images are drawn.
         compare: also precision, recall and kernel distance.
-        budget_seconds: after so many it ends with the images of whole rounds; None = never.
     """
 
     def __init__(
@@ -54,10 +53,8 @@ class Rounds:
         real: RealPictures,
         sampling: SamplingOptions,
         compare: bool,
-        budget_seconds: float | None,
     ) -> None:
-        self.network, self.real, self.sampling = network, real, sampling
-        self.compare, self.budget_seconds = compare, budget_seconds
+        self.network, self.real, self.sampling, self.compare = network, real, sampling, compare
         self.scores: Scores | None = None
 
     def prepare(self, num_images: int) -> Scores:
@@ -71,7 +68,13 @@ class Rounds:
         self.scores.reset()
         return self.scores
 
-    def score(self, pipeline: AiMPipeline, num_images: int, asked: Callable[[str], int]) -> Scored:
+    def score(
+        self,
+        pipeline: AiMPipeline,
+        num_images: int,
+        asked: Callable[[str], int],
+        budget_seconds: float | None = None,
+    ) -> Scored:
         """Every process must call it.
 
         Args:
@@ -79,6 +82,10 @@ class Rounds:
             num_images: at most.
             asked: called before each round with what comes next, on all processes; must give all the same answer:
                 0, or why to give up.
+            budget_seconds: after so many it ends with the images of whole rounds; None = never.
+
+        Raises:
+            UserError: an image that cannot be drawn, on all processes.
         """
         labels, ranks = balanced_labels(num_images, range(pipeline.aim.config.num_classes)), Ranks()
         self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
@@ -90,23 +97,29 @@ class Rounds:
                 scores.reset()
                 return Scored(reason)
             round_ = blocks[begin : begin + ranks.world_size]
-            for rows in round_[ranks.rank : ranks.rank + 1]:
-                images = draw_block(pipeline, plan, rows, self.sampling)
-                scores.update(images, torch.arange(rows.start, rows.stop), plan.labels[rows.start : rows.stop])
-                first = images[:FIRST].cpu() if begin == 0 else first
+            own = round_[ranks.rank : ranks.rank + 1]
+            images = ranks.each(lambda own=own: self._drawn(pipeline, plan, own, scores))
+            first = images[:FIRST].cpu() if begin == 0 and own else first
             num_images = round_[-1].stop
-            if num_images >= least_pictures(self.compare) and self._out_of_time(start, ranks):
+            if num_images >= least_pictures(self.compare) and _out_of_time(start, budget_seconds, ranks):
                 break
         values = ranks.from_first(scores.compute())
         scores.reset()
         return Scored(0, num_images, values, first)
 
+    def _drawn(self, pipeline: AiMPipeline, plan: SamplePlan, own: list[range], scores: Scores) -> Tensor | None:
+        """The images of this process's block of a round, scored; None where it has none."""
+        images = None
+        for rows in own:
+            images = draw_block(pipeline, plan, rows, self.sampling)
+            scores.update(images, torch.arange(rows.start, rows.stop), plan.labels[rows.start : rows.stop])
+        return images
+
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Everything that values of so many images depend on, but for the networks that draw."""
         return {"sampling": asdict(self.sampling), **self.scores.protocol(num_images)}
 
-    def _out_of_time(self, start: float, ranks: Ranks) -> bool:
-        """The first process's clock decides for all."""
-        if self.budget_seconds is None:
-            return False
-        return ranks.from_first(time.monotonic() - start > self.budget_seconds)
+
+def _out_of_time(start: float, budget_seconds: float | None, ranks: Ranks) -> bool:
+    """The first process's clock decides for all."""
+    return budget_seconds is not None and ranks.from_first(time.monotonic() - start > budget_seconds)

@@ -64,7 +64,10 @@ def label(point: SamplingOptions, names: list[str]) -> str:
 def text(point: SamplingOptions, name: str) -> str:
     """One option's value as it stands in tables and names."""
     value = asdict(point)[name]
-    return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    words = [
+        f"{one:g}" if isinstance(one, float) else str(one) for one in (value if isinstance(value, tuple) else [value])
+    ]
+    return "-".join(words)
 
 
 def write_csv(path: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:

@@ -60,7 +60,11 @@ class TorchFeatures(FeatureNetwork):
         return existing_file(self.weights, "set features.init_args.weights")
 
     def _build(self) -> nn.Module:
-        network = _imported(self.factory)(**self.options)
+        try:
+            network = _imported(self.factory)(**self.options)
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"features.init_args.factory {self.factory} refuses its options: {reason}") from None
         if not isinstance(network, nn.Module):
             raise UserError(f"features.init_args.factory {self.factory} gives no torch module")
         try:

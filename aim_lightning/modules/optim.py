@@ -1,6 +1,7 @@
 """Optimizer, decay groups and learning-rate schedule, shared by both stages."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +78,7 @@ def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -
 
 def build_optimizer(
     network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int, scaled: bool = False
-) -> tuple[AdamW, LambdaLR]:
+) -> tuple[AdamW, "Schedule"]:
     """AdamW with decay groups and its per-step schedule; `scaled` = gradients are scaled (fp16), so not fused.
 
     Raises:
@@ -91,7 +92,34 @@ def build_optimizer(
     fused = next(network.parameters()).device.type == "cuda" and not scaled
     groups = decay_groups(network, config.weight_decay)
     optimizer = AdamW(groups, lr=config.peak(global_batch_size), betas=config.betas, fused=fused)
-    return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
+    return optimizer, Schedule(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
+
+
+class Schedule(LambdaLR):
+    """A checkpoint tells it how far training is; learning rate, betas and weight decay are the configuration's.
+
+    Both optimizer and schedule would bring back those of the checkpoint, whatever was changed since. Their states are
+    loaded in this order.
+    """
+
+    SETTINGS = "initial_lr", "betas", "weight_decay"
+
+    def __init__(self, optimizer: AdamW, factor: Callable[[int], float]) -> None:
+        super().__init__(optimizer, factor)
+        self.settings = [{name: group[name] for name in self.SETTINGS} for group in optimizer.param_groups]
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        del state["settings"]
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.base_lrs = [own["initial_lr"] for own in self.settings]
+        for group, own, factor in zip(self.optimizer.param_groups, self.settings, self.lr_lambdas, strict=True):
+            group |= own
+            group["lr"] = own["initial_lr"] * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def total_steps(trainer, datamodule) -> int:

@@ -101,12 +101,14 @@ class AiMPipeline:
         """The options without `auto`, as they act here; the block size stays the same once it was asked for.
 
         Raises:
-            UserError: not even one image fits into the GPU's free memory, or TF32 without a GPU.
+            UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, or the fast decoder where
+                it cannot be used.
         """
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
         key = sampling.decoder, sampling.precision, sampling.cfg_scale != 1, sampling.pixel_precision
+        key += (self.aim.lm_head.weight.device,)
         if key not in self._auto:
             self._auto[key] = resolve(sampling, self.aim, pixels.image_bytes).batch_size
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)

@@ -53,8 +53,8 @@ class PixelDecoder:
         device: where it is and the codes will be.
         precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16`` by autocast, which keeps the norms in float32.
         fused: compile the decoder, on a GPU a copy in channels-last layout (the tokenizer itself is shared and keeps
-            its own). Uncompiled, PyTorch's group norm there takes the plain layout only, and would copy before and
-            after every convolution.
+            its own; the copy keeps the weights that it was made with). Uncompiled, PyTorch's group norm there takes
+            the plain layout only, and would copy before and after every convolution.
 
     Raises:
         UserError: TF32 without an NVIDIA GPU.

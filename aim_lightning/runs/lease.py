@@ -1,4 +1,4 @@
-"""One training a run directory: a lease with a heartbeat, taken by global rank zero.
+"""One training a run directory, one evaluation a set of samples: a lease with a heartbeat, taken by global rank zero.
 
 The sign of life is the file's time stamp: setting it needs no space, so that a full disk ends no lease.
 """
@@ -35,6 +35,7 @@ class Lease:
         stale_seconds: without one before the holder counts as dead.
         patient: look whether the holder on another host still beats, instead of refusing at once. Default: in SLURM
             jobs, which may start seconds after a node has died.
+        doing: what is done under it, for messages.
         on_lost: called from a thread when another process has taken the lease (this one had been asleep), or may do so
             soon because no sign of life could be given for nearly `stale_seconds`; by default the process ends at
             once, before it can write anything.
@@ -50,9 +51,10 @@ class Lease:
         beat_seconds: float = BEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         patient: bool | None = None,
+        doing: str = "trained",
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        self.path, self.beat_seconds, self.stale_seconds = path, beat_seconds, stale_seconds
+        self.path, self.beat_seconds, self.stale_seconds, self.doing = path, beat_seconds, stale_seconds, doing
         job = os.environ.get("SLURM_JOB_ID")
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
@@ -143,7 +145,7 @@ class Lease:
             who += f" (job {holder['job']})" if holder.get("job") else ""
             sign = f", last sign {found.age:.0f} s ago"
         raise UserError(
-            f"{self.path.parent} is being trained by {who}{sign}; wait for it, "
+            f"{self.path.parent} is being {self.doing} by {who}{sign}; wait for it, "
             f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last sign)"
         )
 
@@ -170,7 +172,7 @@ class Lease:
         if not told:
             print(f"warning: {fault}; trying again", file=sys.stderr, flush=True)
         if silent >= self.stale_seconds - self.beat_seconds:
-            self.on_silence(f"{fault}; another training may take the run now")
+            self.on_silence(f"{fault}; another process may take it now")
             self._stop.set()
         return True
 

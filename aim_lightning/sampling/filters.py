@@ -5,6 +5,8 @@ from torch import Tensor
 
 from aim_lightning.utils.errors import UserError
 
+COLDEST = 1e-6  # temperature: divided by less, logits would overflow
+
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, cfg_scale: float) -> Tensor:
     """Classifier-free guidance on logits: uncond + cfg_scale * (cond - uncond)."""

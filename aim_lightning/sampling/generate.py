@@ -8,11 +8,11 @@ from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import PlainDecoder
-from aim_lightning.sampling.fast import decoder_for, obstacle, release_decoders
-from aim_lightning.sampling.filters import choose, diverged, refuse_diverged
+from aim_lightning.sampling.fast import decoder_for, release_decoders
+from aim_lightning.sampling.filters import COLDEST, choose, diverged, refuse_diverged
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
-from aim_lightning.sampling.resolve import image_bytes, resolve_precision
+from aim_lightning.sampling.resolve import image_bytes, resolve_precision, takes_fast
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
@@ -43,7 +43,7 @@ def generate(
         model: the network, in evaluation mode (dropout would act otherwise).
         labels_B: int64 classes, 0 to num_classes (num_classes = the null class).
         cfg_scale: guidance on logits; 1 = none.
-        temperature: divides the guided logits; above 0.
+        temperature: divides the guided logits; 1e-6 or more.
         top_k: keep so many codes a step; 0 = all, 1 = argmax.
         top_p: keep the codes that make up this probability; 1 = all.
         seed: with indices_B it fixes every draw: image i depends on (seed, indices_B[i]) and its label alone.
@@ -68,7 +68,7 @@ def generate(
     """
     _check(model, labels_B, temperature, top_k, top_p, position_offset)
     scales_L = guidance_scales(model.config.num_tokens, cfg_scale, cfg_schedule, cfg_power, cfg_interval)
-    fast, precision = _takes_fast(decoder, model), resolve_precision(decoder, precision, model)
+    fast, precision = takes_fast(decoder, model), resolve_precision(decoder, precision, model)
     guided = any(scale != 1 for scale in scales_L)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "position_offset": position_offset}
     if not len(labels_B):
@@ -114,20 +114,11 @@ def _plain(model, labels_B, uniform_BL, *, scales, position_offset, on_step, **f
     return codes_BL
 
 
-def _takes_fast(decoder: str, model: AiM) -> bool:
-    if decoder not in ("plain", "fast"):
-        raise UserError(f"decoder is {decoder!r}; use plain or fast")
-    reason = obstacle(model.config, model.lm_head.weight.device)
-    if reason and decoder == "fast":
-        raise UserError(f"the fast decoder cannot be used: {reason}")
-    return decoder == "fast"
-
-
 def _check(model, labels_B, temperature, top_k, top_p, position_offset) -> None:
     if model.training:
         raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}; it must be above 0 (top_k=1 is argmax)")
+    if not temperature >= COLDEST:
+        raise UserError(f"temperature is {temperature}; it must be {COLDEST} or more (top_k=1 is argmax)")
     if top_k < 0:
         raise UserError(f"top_k is {top_k}; it must be 0 (all codes) or more")
     if not 0 < top_p <= 1:

@@ -5,6 +5,7 @@ from math import inf
 from numbers import Real
 from typing import Literal
 
+from aim_lightning.sampling.filters import COLDEST
 from aim_lightning.sampling.guidance import check_guidance
 from aim_lightning.utils.errors import UserError
 
@@ -19,7 +20,7 @@ class SamplingOptions:
 
     Args:
         cfg_scale: guidance; 1 = none.
-        temperature: above 0.
+        temperature: 1e-6 or more; top_k 1 is argmax.
         top_k: codes kept a step; 0 = all, 1 = argmax.
         top_p: probability kept a step; 1 = all.
         seed: of the images' random streams.
@@ -67,7 +68,7 @@ class SamplingOptions:
                     raise UserError(f"sampling: {name} is {value!r}; it must be a {what}")
         check_guidance(self.cfg_scale, self.cfg_schedule, self.cfg_power, interval)
         for name, fits, limits in (
-            ("temperature", 0 < self.temperature < inf, "above 0 (top_k 1 is argmax)"),
+            ("temperature", COLDEST <= self.temperature < inf, f"{COLDEST} or more (top_k 1 is argmax)"),
             ("cfg_scale", self.cfg_scale < inf, "finite"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (all codes) or more"),
@@ -79,6 +80,9 @@ class SamplingOptions:
         ):
             if not fits:
                 raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
+        for name in ("cfg_scale", "temperature", "top_p", "cfg_power"):  # 2 and 2.0 are one value, with one name
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "cfg_interval", tuple(map(float, interval)))
 
     def options(self) -> dict:
         """Keyword arguments of `AiMPipeline.generate`."""

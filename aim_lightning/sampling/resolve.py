@@ -7,10 +7,11 @@ import torch
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.decoder import state_bytes
-from aim_lightning.sampling.fast import bytes_needed, kept_bytes, release_decoders
+from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
 from aim_lightning.sampling.guidance import guidance_scales
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 from aim_lightning.sampling.options import SamplingOptions
+from aim_lightning.utils.errors import UserError
 
 # `batch_size: auto`: always so many on a CPU; on a GPU a power of two, so that a little more or less free memory gives
 # the same number, and no more than what keeps a GPU busy.
@@ -26,8 +27,9 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
         pixel_bytes: gives the bytes an image that decoding to pixels takes; asked on a GPU alone.
 
     Raises:
-        UserError: not even one image fits into the GPU's free memory.
+        UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot take the network.
     """
+    takes_fast(options.decoder, model)
     device = model.lm_head.weight.device
     options = replace(options, precision=resolve_precision(options.decoder, options.precision, model))
     if options.batch_size != "auto":
@@ -40,6 +42,16 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
     # Kept decoders go when a new one needs their memory: the number does not depend on what was drawn before.
     free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options.decoder, options.precision)
     return replace(options, batch_size=auto_batch(free, each))
+
+
+def takes_fast(decoder: str, model: AiM) -> bool:
+    """Whether it is the fast decoder. Raises UserError for an unknown one, or where the fast one cannot be used."""
+    if decoder not in ("plain", "fast"):
+        raise UserError(f"decoder is {decoder!r}; use plain or fast")
+    reason = obstacle(model.config, model.lm_head.weight.device)
+    if reason and decoder == "fast":
+        raise UserError(f"the fast decoder cannot be used: {reason}")
+    return decoder == "fast"
 
 
 def auto_batch(free: int, image_bytes: int) -> int:

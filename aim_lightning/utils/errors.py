@@ -25,6 +25,12 @@ class PassingFault(UserError):
     exit_code = 74
 
 
+def one_line(error: UserError) -> UserError:
+    """The same error without the traceback that a loader worker's gets in front: its last line is Class: message."""
+    text = str(error).strip()
+    return type(error)(text.splitlines()[-1].partition(": ")[2]) if "\n" in text else error
+
+
 def disk_mistake(error: OSError, what: object = None) -> UserError | None:
     """An error of the disk in one line: a mistake, or for a full disk a passing fault; None for anything else."""
     place = f"{what or error.filename or 'a file'} cannot be used ({error.strerror})"

@@ -23,6 +23,7 @@ from aim_lightning.callbacks.training_evaluation import TrainingEvaluation
 from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.record import read_record
+from aim_lightning.evaluation.rounds import Scored
 from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.utils.errors import UserError
 
@@ -273,6 +274,32 @@ def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypat
         "fd_16=8.0000-step=00000004.ckpt",
         "fd_16=8.5000-step=00000005.ckpt",
     ]
+
+
+def test_the_budget_decides_once(monkeypatch):
+    """A slower machine must not end the curve and begin another one, of fewer pictures."""
+    callback = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
+    calls, counts = [], iter((40, 24, 24, 24))
+
+    def score(pipeline, num_images, asked, budget_seconds):
+        calls.append((num_images, budget_seconds))
+        return Scored(0, next(counts), {})
+
+    module = "aim_lightning.callbacks.training_evaluation"
+    monkeypatch.setattr(f"{module}.AiMPipeline", lambda *networks: None)
+    monkeypatch.setattr(TrainingEvaluation, "_record", lambda *_, **__: {"metrics": {}})
+    monkeypatch.setattr(TrainingEvaluation, "_keep_best", lambda *_: None)
+    callback.tokenizer, callback.rounds = None, SimpleNamespace(score=score)
+    trainer = SimpleNamespace(callbacks=[], loggers=[], is_global_zero=False, global_step=1)
+    network = torch.nn.Linear(1, 1)
+    module = SimpleNamespace(device=torch.device("cpu"), network=network)
+    for _ in range(3):
+        callback._evaluate(trainer, module)
+    again = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
+    again.load_state_dict(callback.state_dict())
+    again.tokenizer, again.rounds = None, callback.rounds
+    again._evaluate(trainer, module)
+    assert calls == [(40, 10.0), (40, 10.0), (24, None), (24, None)]
 
 
 def test_settings_that_make_no_sense():

@@ -135,6 +135,7 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
     [
         ({"directives": ["--ntasks=3"]}, "is set by trainer.devices and trainer.num_nodes; set it there"),
         ({"directives": ["#SBATCH -N 4"]}, "is set by trainer.num_nodes"),
+        ({"directives": ["--mail-type=END", " "]}, "holds an empty line"),
         ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
         ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
         (

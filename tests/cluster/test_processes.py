@@ -52,6 +52,26 @@ def test_a_signal_before_the_handlers_waits_for_them():
     assert process.communicate(timeout=60)[0].startswith("ready 2") and process.returncode == 0
 
 
+@pytest.mark.skipif(
+    subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode != 0,
+    reason="env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead",
+)
+@pytest.mark.parametrize("late", [True, False])
+def test_who_asks_for_stacks_ends_nothing(late):
+    """Neither a process that has none to show, such as torchrun's agent, nor training before its handlers are there."""
+    words = HOLD.partition("'")[2].rpartition("'")[0]
+    code = SIGNALS if late else "import sys, time; print('up', flush=True); time.sleep(1); print('ready 0')"
+    process = subprocess.Popen(
+        ["sh", "-c", words, "-", sys.executable, "-c", code, "late"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR2)
+    assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
+
+
 def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
     old = tmp_path / "env"
     old.write_text("#!/bin/sh\nexit 1\n")

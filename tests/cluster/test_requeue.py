@@ -1,6 +1,7 @@
 """Does a job come back: the decision, scontrol's words, the limit on starts."""
 
 import errno
+import json
 
 import pytest
 
@@ -135,6 +136,22 @@ def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
         restarts.register(tmp_path, job("12"), 40, limit=2)
     assert restarts.register(tmp_path, job("12"), 44, limit=2)["starts"] == 1
     assert restarts.register(tmp_path, job("13"), 44, limit=2)["starts"] == 1
+
+
+def test_a_second_job_makes_the_first_one_forget_nothing(tmp_path):
+    """It is refused later, by the lease; the first one is requeued for the fifth time, each time with progress."""
+    for starts in range(5):
+        assert restarts.register(tmp_path, job("10", starts), 40 + starts, limit=3)["starts"] == 1
+    assert restarts.register(tmp_path, job("11"), 44, limit=3)["starts"] == 1
+    assert restarts.register(tmp_path, job("10", 5), 45, limit=3)["starts"] == 1
+    for number in range(20, 40):
+        restarts.register(tmp_path, job(str(number)), 45, limit=3)
+    assert len(json.loads((tmp_path / "restarts.json").read_text())) == restarts.JOBS
+
+
+def test_a_record_of_before_is_understood(tmp_path):
+    (tmp_path / "restarts.json").write_text(json.dumps({"job": "10", "step": 4, "starts": 2, "restart": 7}))
+    assert restarts.register(tmp_path, job("10", 8), 4, limit=3)["starts"] == 3
 
 
 def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What the processes of an evaluation tell each other."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -22,6 +23,10 @@ def numbers(count: int, broken: int | None = None):
         yield number
 
 
+def full():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_alone_work_is_just_done():
     assert Ranks().each(lambda: 3) == 3
     with pytest.raises(UserError, match="item 0"):
@@ -41,6 +46,9 @@ def ranks(rank: int, folder: str) -> None:
         with pytest.raises(PassingFault, match=r"^item 2 cannot be read$"):
             together.each(lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None))))
         assert together.all(len(seen)) == [5, 2]
+    for work in (together.each, together.ask_first):
+        with pytest.raises(OSError, match="No space left"):  # told in one line later; NCCL would wait half an hour
+            work(lambda: None if rank else full())
     torch.distributed.destroy_process_group()
 
 

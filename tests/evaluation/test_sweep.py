@@ -1,8 +1,9 @@
 """Sweeps, follow, reproduce and the table of results."""
 
 import csv
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -41,10 +42,13 @@ def test_grid():
     assert grid == {"cfg_scale": [1, 1.5], "cfg_interval": [[0, 0.5], [0.2, 0.8]], "cfg_schedule": ["interval"]}
     points = grid_points(grid, SamplingOptions(seed=4))
     assert [(p.cfg_scale, p.cfg_interval, p.seed) for p in points[:3]] == [
-        (1, [0, 0.5], 4),
-        (1, [0.2, 0.8], 4),
-        (1.5, [0, 0.5], 4),
+        (1, (0, 0.5), 4),
+        (1, (0.2, 0.8), 4),
+        (1.5, (0, 0.5), 4),
     ]
+    # However a number is written, it is the same point: its images lie in one folder.
+    same = SamplingOptions(1.0, seed=4, cfg_schedule="interval", cfg_interval=(0.0, 0.5))
+    assert json.dumps(asdict(points[0])) == json.dumps(asdict(same))
     assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
 
 
@@ -82,6 +86,21 @@ def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypa
     monkeypatch.setattr("aim_lightning.cli.sweep.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert capsys.readouterr().err.startswith("error: --grid: ")
+
+
+@pytest.mark.parametrize("text", ["cfg_scale=1,2 pixel_precision=float32,tf32"])
+def test_what_this_machine_cannot_do_is_told_before_the_first_is_drawn(text, config, place, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(Evaluation, "run", None)  # is never reached
+    assert call("sweep", config, "--grid", text) == 2
+    assert "pixel_precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_another_sweep_over_the_same_grid_has_another_folder(config, place, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for options in (("--num", "5"), ("--num", "6"), ("--num", "6", "--sampling.temperature", "0.9"), ("--num", "6")):
+        assert call("sweep", config, "--grid", "top_k=2", *options) == 0
+    assert len(list((place / "runs" / "small" / "main" / "sweeps").glob("top_k-*/results.csv"))) == 3
 
 
 @given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5, unique=True))

@@ -386,5 +386,7 @@ def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
         TorchFeatures(**options, num_features=5, layer="nowhere").load()
     with pytest.raises(UserError, match="cannot be imported"):
         TorchFeatures(**options | {"factory": "torchvision.nothing"}, num_features=5).load()
+    with pytest.raises(UserError, match=r"squeezenet1_1 refuses its options: .*num_class"):
+        TorchFeatures(**options, num_features=5, options={"num_class": 10}).load()
     with pytest.raises(UserError, match="does not fit"):
         TorchFeatures(**options | {"factory": "torchvision.models.resnet18"}, num_features=512).load()

@@ -47,3 +47,40 @@ def test_schedules(schedule, middle):
 def test_a_decaying_schedule_needs_an_end():
     with pytest.raises(UserError, match="needs an end"):
         build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(), 8, -1)
+
+
+def test_a_checkpoint_brings_back_the_step_and_no_settings():
+    """`--allow_changes true` promises that a lowered learning rate acts."""
+
+    def made(**changes):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(2, 2)
+        config = OptimizerConfig(warmup_steps=2, final_fraction=0.1, **changes)
+        return network, *build_optimizer(network, config, 256, 20)
+
+    def steps(network, optimizer, schedule, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            network(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            schedule.step()
+
+    def loaded(like, **changes):
+        network, optimizer, schedule = made(**changes)
+        network.load_state_dict(like[0].state_dict())
+        optimizer.load_state_dict(like[1].state_dict())
+        schedule.load_state_dict(like[2].state_dict())
+        return network, optimizer, schedule
+
+    before = made()
+    steps(*before, 5)
+    same, other = loaded(before), loaded(before, learning_rate=1e-5, weight_decay=0.2, betas=(0.8, 0.9))
+    steps(*before, 3)
+    steps(*same, 3)
+    assert torch.equal(before[0].weight, same[0].weight) and before[2].state_dict() == same[2].state_dict()
+    groups = other[1].param_groups
+    expected = 1e-5 * learning_rate_factor(OptimizerConfig(warmup_steps=2, final_fraction=0.1), 5, 20)
+    assert [group["lr"] for group in groups] == other[2].get_last_lr() == [expected] * 2
+    assert [group["weight_decay"] for group in groups] == [0.2, 0] and groups[0]["betas"] == (0.8, 0.9)
+    steps(*other, 1)
+    assert groups[0]["lr"] < expected and "settings" not in other[2].state_dict()

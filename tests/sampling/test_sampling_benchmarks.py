@@ -77,6 +77,10 @@ def test_what_the_search_tries_fits_the_presets(monkeypatch):
     import trials
 
     rng = random.Random(0)
+    for rows in (2, 18, 24, 80, 128):  # also what is no power of two: the shapes in use are a beginning
+        config = AiMConfig.preset("AiM-B")
+        for shared in (92 * 1024, shapes.SHARED_BYTES):
+            assert trials.allowed(shapes_for(config, rows, torch.bfloat16, shared), config, rows, shared)
     for place, own in table().items():
         config, tried = AiMConfig.preset({768: "AiM-B", 1024: "AiM-L", 1536: "AiM-XL"}[place[0]]), set()
         assert trials.allowed(own, config, place[1])

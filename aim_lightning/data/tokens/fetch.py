@@ -15,7 +15,7 @@ import webdataset as wds
 from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.location import SCHEME
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import abandoned, atomic_path
 
 # Trying again does not help.
@@ -51,7 +51,8 @@ class Fetcher:
         """The whole file. One from a URL with another sha256 counts as a broken transfer and is fetched again.
 
         Raises:
-            UserError: it cannot be read, after all attempts.
+            PassingFault: it cannot be read, after all attempts.
+            UserError: another attempt would not help.
         """
         remote = SCHEME.match(url) is not None
         if remote and sha256 and self.cache_dir is not None:
@@ -68,8 +69,10 @@ class Fetcher:
                 reason = "its sha256 is not the manifest's"
             except (OSError, EOFError, ValueError) as error:
                 reason = _reason(error)
-                if last or isinstance(error, (*PERMANENT, ValueError)):
+                if isinstance(error, (*PERMANENT, ValueError)):
                     raise UserError(_final(url, reason, attempt + 1)) from error
+                if last:
+                    raise PassingFault(_final(url, reason, attempt + 1)) from error
             pause = self.pause * 2**attempt
             log.warning("%s: %s; trying again in %g s", url, reason, pause)
             time.sleep(pause)
