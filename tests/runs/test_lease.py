@@ -107,7 +107,7 @@ def test_who_cannot_beat_ends_before_another_may_take_the_run(tmp_path, monkeypa
         wait_for(lambda: lost)
     ((end, why),) = lost
     assert 2.4 <= end - start < 3
-    assert "No space left on device" in why and "another training may take the run" in why
+    assert "No space left on device" in why and "another process may take it" in why
 
 
 def test_by_default_it_ends_with_the_code_that_brings_the_job_back(tmp_path):

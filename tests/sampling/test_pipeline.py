@@ -92,6 +92,7 @@ def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
     """They give their memory back when a new one needs it."""
     weight, module = SimpleNamespace(is_cuda=True, device=torch.device("cuda")), sys.modules[resolve.__module__]
     on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY, parameters=list)
+    monkeypatch.setattr(module, "obstacle", lambda config, device: None)
     each, found = cache.bytes_needed(TINY, 1, False, torch.bfloat16), []
     for kept in (0, 60 * each):
         monkeypatch.setattr(module, "kept_bytes", lambda model, kept=kept: kept)
@@ -100,9 +101,13 @@ def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
     assert found == [64, 64]
 
 
-def test_precision_is_resolved_for_the_record():
+def test_precision_is_resolved_for_the_record(monkeypatch):
     options, plain = SamplingOptions(decoder="fast"), SamplingOptions()
-    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=SimpleNamespace(is_cuda=True, device=torch.device("cuda"))))
+    weight = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY)
+    with pytest.raises(UserError, match="the fast decoder cannot be used: its kernels need d_state"):
+        resolve(options, on_gpu)  # told before anything is drawn
+    monkeypatch.setattr(sys.modules[resolve.__module__], "obstacle", lambda config, device: None)
     assert resolve(options, network()).precision == "float32"
     assert resolve(options, on_gpu).precision == "bfloat16"
     assert resolve(replace(options, precision="float32"), on_gpu).precision == "float32"
