@@ -130,6 +130,10 @@ def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, com
             ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
         ),
         (["--runs_root", "/dev/null/runs"], ["/dev/null/runs", "choose another place"]),
+        (
+            ["--callbacks.more.class_path", "aim_lightning.callbacks.checkpoints.Checkpoints"],
+            ["callbacks: ", "more than one stateful callback", "keep one of them"],
+        ),
     ],
 )
 def test_mistakes_found_later_are_one_line_too(tmp_path, own_signals, monkeypatch, capsys, options, words):

@@ -48,6 +48,15 @@ def test_data_that_are_not_there_yet_are_simulated(plan, experiment, tmp_path):
     assert code == 0 and "500 pictures x 10 view(s)" in lines["token shards"] and "measured" in lines["images/s"]
 
 
+def test_fields_of_the_network_may_be_left_to_their_defaults(plan, experiment, tmp_path):
+    config = tmp_path / "defaults.yaml"
+    config.write_text(re.sub(r", num_tokens: 4|, num_classes: 3", "", experiment.read_text()))
+    options = ("--data.path", tmp_path / "none", "--steps", 1, "--rows", 500, "--views", 1)
+    code, lines, err = plan(config, *options)
+    assert code == 0, err
+    assert "500 pictures x 1 view(s) x 256 codes" in lines["token shards"] and "measured" in lines["images/s"]
+
+
 def test_a_given_speed_and_number_of_devices(plan, root):
     options = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000, "--views", 10)
     code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
