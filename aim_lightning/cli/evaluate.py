@@ -1,8 +1,6 @@
 """`aim-lightning evaluate`: draw samples, or take given ones, and score them."""
 
 import argparse
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from aim_lightning.evaluation.archive import preview_png
 from aim_lightning.evaluation.decoded import open_pictures
 from aim_lightning.evaluation.evaluate import PREVIEW, RECORD, Judge
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.record import over_seeds, score_record, write_record
+from aim_lightning.evaluation.record import over_seeds, score_record, short_key, write_record
 from aim_lightning.evaluation.sets import PictureList
 from aim_lightning.runs.results import record as record_results
 from aim_lightning.utils.background import in_background
@@ -99,7 +97,9 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
     if ranks.is_first:
         source = pictures.source()
         protocol = judge.protocol(len(pictures))
-        name = f"{Path(options.samples).stem}-{_key([source['sha256'], protocol])}"  # every archive is called samples
+        name = (
+            f"{Path(options.samples).stem}-{short_key([source['sha256'], protocol])}"  # every archive is called samples
+        )
         folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(judge, source, values, speed, ranks)
         write_bytes(folder / PREVIEW, preview.result())
@@ -108,11 +108,6 @@ def _score_given(document: Document, options: argparse.Namespace, pictures: Pict
         show(record)
         say(f"results: {folder / RECORD}, {folder / PREVIEW}")
     return 0
-
-
-def _key(values: list) -> str:
-    """Of a folder's name: pictures that are scored in another way have another folder."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _given_record(

@@ -1,8 +1,6 @@
 """`aim-lightning follow`: evaluate new checkpoints of a live run, beside it."""
 
 import argparse
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -25,6 +23,7 @@ from aim_lightning.cli.scoring import (
 from aim_lightning.config import Document
 from aim_lightning.evaluation.generator import Generator, from_run
 from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.record import short_key
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.content import read_content
 from aim_lightning.runs.decide import decide
@@ -132,8 +131,7 @@ class Done:
     """
 
     def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: Ranks) -> None:
-        key = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = place.path / FOLDER / key
+        self.folder = place.path / FOLDER / short_key(protocol)
         self.path = self.folder / "steps.json"
         self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
         if ranks.is_first:

@@ -1,8 +1,6 @@
 """`aim-lightning sweep`: evaluate over a grid of sampling options."""
 
 import argparse
-import hashlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from aim_lightning.cli.scoring import (
 )
 from aim_lightning.config import Document
 from aim_lightning.evaluation.plots import write_plots
-from aim_lightning.evaluation.record import over_seeds
+from aim_lightning.evaluation.record import over_seeds, short_key
 from aim_lightning.evaluation.sweep import (
     PROTOCOL,
     TABLE,
@@ -91,5 +89,4 @@ def _finish(folder: Path, names: list[str], points: list, records: list[dict]) -
 
 def _name(options: list[str], identity: list) -> str:
     """The options that vary, and a hash of everything that the numbers depend on: another sweep has another folder."""
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{'-'.join(options)}-{key}"
+    return f"{'-'.join(options)}-{short_key(identity)}"

@@ -15,7 +15,7 @@ from aim_lightning.evaluation.generator import Generator
 from aim_lightning.evaluation.plan import SamplePlan
 from aim_lightning.evaluation.progress import Meter
 from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.record import read_record, score_record, write_record
+from aim_lightning.evaluation.record import read_record, score_record, short_key, write_record
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sets import Batch, BlockPictures, NpzPictures, PictureList, on_device
 from aim_lightning.evaluation.size import check_size, drawn_size
@@ -125,9 +125,8 @@ class Evaluation:
     def folder(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
         """Where the files of this set are: its name follows everything that the images depend on."""
         values = [self.generator.facts, plan.labels.tolist(), asdict(self._resolved(plan, sampling))]
-        key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
         count = count_suffix(len(plan))
-        name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{key}"
+        name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{short_key(values)}"
         return self.root / name
 
     def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:

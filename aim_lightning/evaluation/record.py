@@ -1,5 +1,6 @@
 """scores.json: the numbers of one set of pictures with all that is needed to believe them."""
 
+import hashlib
 import json
 import statistics
 from pathlib import Path
@@ -108,3 +109,8 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write atomically."""
     write_json(path, record)
+
+
+def short_key(values: Any) -> str:
+    """Eight hex digits for a folder's name: other plain values that its content depends on give another one."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
