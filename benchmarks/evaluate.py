@@ -33,7 +33,7 @@ from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT = 10_000  # pictures a folder; more are hard links to these, which are decoded like others
 PASSES = {"reference": "reference", "samples": "features"}  # and their names in scores.json
-IMPORTED = {"our": "aim_lightning.cli.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
+IMPORTED = {"our": "aim_lightning.cli.commands.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
 

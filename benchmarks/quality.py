@@ -14,7 +14,7 @@ from record import save
 from torch import Tensor
 
 from aim_lightning.metrics.features.effnet import EfficientNetLite0Features
-from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.pipeline import AiMPipeline
 
 

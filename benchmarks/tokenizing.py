@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from record import commit, hardware, save
 
-from aim_lightning.data.images.pictures import Pictures, PictureSet
-from aim_lightning.data.images.sources import open_source
+from aim_lightning.data.images.dataset import Pictures, PictureSet
+from aim_lightning.data.images.folder import open_source
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.data.tokens.encode import CHANNELS_LAST, Encoder
-from aim_lightning.data.tokens.loading import PictureBatches
-from aim_lightning.data.tokens.plan import TokenizeOptions
-from aim_lightning.data.tokens.views import Views
+from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
+from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.write.image_loader import PictureBatches
+from aim_lightning.data.tokens.write.tokenizer_encoder import CHANNELS_LAST, Encoder
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.pixels import to_unit_range

@@ -17,8 +17,8 @@ import webdataset as wds
 from record import save
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
-from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
-from aim_lightning.data.tokens.records import Record, write_shard
+from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
+from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.utils.files import sha256_file
 
 BATCH = 256

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.shapes import BUFFER_BYTES, SHARED_BYTES, Mix, Product, Shapes
+from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, SHARED_BYTES, Mix, Product, Shapes
 
 # How often each kernel's fields are changed, by what its time is of a step and how much there is to choose.
 OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.13, "head": 0.08, "choose_warps": 0.02}

@@ -2,7 +2,7 @@
 
 python benchmarks/tune_sampling.py [--models AiM-B,AiM-L] [--batches 16,16] [--seconds 600] [--seed 1] [--out FILE]
 A change (benchmarks/trials.py) must draw what the shapes before draw; then both are timed by turns. While one is timed,
-other processes compile the next ones. --out, by default aim_lightning/sampling/fast/shapes.json, is written after every
+other processes compile the next ones. --out, by default kernel_configs.json of the package, is written after every
 gain: a run that is cut off loses nothing. Needs a GPU. Another --seed searches elsewhere: the best of a few is kept.
 """
 
@@ -25,11 +25,11 @@ from torch import Tensor
 from trials import allowed, trial
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.sampling.fast import FastDecoder, shapes
-from aim_lightning.sampling.fast.shapes import Shapes, shapes_for
+from aim_lightning.sampling.fast import FastDecoder, kernel_configs
+from aim_lightning.sampling.fast.kernel_configs import Shapes, shapes_for
 from aim_lightning.utils.files import atomic_path
 
-PATH = Path(shapes.__file__).with_name("shapes.json")
+PATH = Path(kernel_configs.__file__).with_name("kernel_configs.json")
 GAIN = 0.9965  # what counts as better
 HOPELESS = 1.02  # what is not timed again
 REPEATS = 7  # sequences of both
@@ -55,7 +55,7 @@ class Sequence:
 
     def __init__(self, model: AiM, batch: int, wanted: Shapes, graph: bool = True) -> None:
         self.model, self.device = model, model.lm_head.weight.device
-        with mock.patch.object(shapes, "table", lambda: {(model.config.d_model, 2 * batch): wanted}):
+        with mock.patch.object(kernel_configs, "table", lambda: {(model.config.d_model, 2 * batch): wanted}):
             self.decoder = FastDecoder(model, batch, True, torch.bfloat16, graph)
         generator = torch.Generator().manual_seed(0)
         self.uniform = torch.rand(batch, model.config.num_tokens, generator=generator, dtype=torch.float64)
@@ -148,7 +148,9 @@ class Proposals:
     Those near an earlier best, which were being compiled when a gain came, are tried too.
     """
 
-    def __init__(self, case: Case, pool: Pool, workers: int, seed: int, shared: int = shapes.SHARED_BYTES) -> None:
+    def __init__(
+        self, case: Case, pool: Pool, workers: int, seed: int, shared: int = kernel_configs.SHARED_BYTES
+    ) -> None:
         self.case, self.pool, self.ahead, self.shared = case, pool, 2 * workers, shared
         self.random, self.seen, self.waiting = random.Random(seed), set(), deque()
         self.config, self.rows = AiMConfig.preset(case[0]), 2 * case[1]
@@ -221,7 +223,7 @@ def _stored(value):
 def search(case: Case, options: argparse.Namespace, until: float) -> None:
     """Tune one row of the table, and say what the whole network gains."""
     model = shortened(case[0], options.layers)
-    shared = shapes.shared_bytes(model.lm_head.weight.device)
+    shared = kernel_configs.shared_bytes(model.lm_head.weight.device)
     before = found = shapes_for(model.config, 2 * case[1], torch.bfloat16, shared)
     print(f"{case}, {model.config.n_layer} layers: {found}", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:

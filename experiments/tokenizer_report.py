@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.config.yaml_text import dump
-from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.dataset import Pictures
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, read_json, write_json, write_text

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from aim_lightning.data.tokens.manifest import TokenManifest, TokenShard
-from aim_lightning.data.tokens.records import Record, write_shard
+from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
+from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.utils.files import sha256_file
 

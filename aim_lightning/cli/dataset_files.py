@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from aim_lightning.data.images.split import SplitReport
+from aim_lightning.data.images.folder_split import SplitReport
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 import textwrap
 
-from aim_lightning.cli.commands import COMMANDS, SECTIONS, Command
+from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
 from aim_lightning.config import Document
 from aim_lightning.config.describe import describe
 from aim_lightning.config.sections import Leaf

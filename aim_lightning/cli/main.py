@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from aim_lightning.cli.commands import COMMANDS, SECTIONS, Command
-from aim_lightning.cli.files import check_files
+from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.help import actions_help, command_help, program_help
-from aim_lightning.cluster.job import Job
+from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
+from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
@@ -110,7 +110,7 @@ def run(argv: list[str]) -> int:
     document = _document(name, command, arguments, options) if command.needs_config else None
     module, _, options.action = name.partition(" ")
     with no_collections():
-        imported = importlib.import_module(f"aim_lightning.cli.{module}")
+        imported = importlib.import_module(f"aim_lightning.cli.commands.{module}")
     return imported.run(document, options)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aim_lightning.cluster import signals
-from aim_lightning.cluster.job import Facts, Job, NoCommand, SlurmError, command, show
+from aim_lightning.cluster.slurm_api import Facts, Job, NoCommand, SlurmError, command, show
 
 # Exit codes of `fit`: job.sbatch and SLURM act on them.
 USER_ERROR, REFUSED, HANG, CONTINUES = 2, 69, 70, 75

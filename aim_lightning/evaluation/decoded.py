@@ -16,10 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from aim_lightning.data.images.dataset import PictureSet
 from aim_lightning.data.images.decode import to_rgb
-from aim_lightning.data.images.pictures import PictureSet
-from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, joined
+from aim_lightning.evaluation.image_sets import Batch, NpzPictures, PictureList, joined
+from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 

@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.dataset import Pictures
 from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
-from aim_lightning.evaluation.progress import Meter
-from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.sets import Batch, NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.image_sets import Batch, NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.throughput import Meter
 from aim_lightning.metrics.adm import PICTURES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
-from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, cache_values
-from aim_lightning.utils.background import in_background
+from aim_lightning.metrics.reference_statistics import RealPictures, RealPicturesBuilder, cache_values
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
+from aim_lightning.utils.threads import in_background
 
 CACHE = ".cache/reference"
 BATCH = 250

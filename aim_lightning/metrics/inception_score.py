@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aim_lightning.metrics.finite import FiniteValues
+from aim_lightning.metrics.nan_guard import FiniteValues
 
 Splitting = Literal["adm", "torch_fidelity"]
 ADM_SPLIT, TORCH_FIDELITY_SPLITS, TORCH_FIDELITY_SEED = 5000, 10, 2020

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aim_lightning.metrics.finite import FiniteValues
+from aim_lightning.metrics.nan_guard import FiniteValues
 
 
 class SampleFeatures(FiniteValues, Metric):

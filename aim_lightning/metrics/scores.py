@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
-from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore, Splitting
-from aim_lightning.metrics.kernel import KernelDistance
-from aim_lightning.metrics.neighbours import NEIGHBOUR, PrecisionRecall
+from aim_lightning.metrics.kid import KernelDistance
+from aim_lightning.metrics.precision_recall import NEIGHBOUR, PrecisionRecall
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
-from aim_lightning.metrics.real import RealPictures
+from aim_lightning.metrics.reference_statistics import RealPictures
 from aim_lightning.utils.errors import UserError
 
 

@@ -9,7 +9,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from aim_lightning.losses import Terms, TokenizerLoss
-from aim_lightning.metrics.perceptual import PerceptualDistance
+from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.models import PatchGAN, VQConfig, VQModel
 from aim_lightning.models.patchgan.batch_norm import use_torch_sync
 from aim_lightning.models.vq.model import Reconstruction
@@ -24,7 +24,7 @@ from aim_lightning.modules.optim import (
     total_steps,
 )
 from aim_lightning.modules.ranks import rows_of_ranks
-from aim_lightning.modules.scores import ReconstructionScores
+from aim_lightning.modules.reconstruction_metrics import ReconstructionScores
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_float32

@@ -5,9 +5,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.process import node_name
-from aim_lightning.utils.tolerate import tolerate_disk_errors
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 STEP = re.compile(r"step=(\d+)\.ckpt")

@@ -5,10 +5,10 @@ import json
 import os
 import socket
 
-from aim_lightning.runs.decide import Decision
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit
-from aim_lightning.utils.tolerate import tolerate_disk_errors
+from aim_lightning.runs.resume_policy import Decision
+from aim_lightning.utils.disk_errors import tolerate_disk_errors
 
 
 def append_start(directory: RunDirectory, decision: Decision) -> None:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
-from aim_lightning.sampling.decoder import PlainDecoder
+from aim_lightning.sampling.auto_options import image_bytes, resolve_precision, takes_fast
 from aim_lightning.sampling.fast import decoder_for, release_decoders
 from aim_lightning.sampling.filters import COLDEST, choose, diverged, refuse_diverged
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
-from aim_lightning.sampling.resolve import image_bytes, resolve_precision, takes_fast
+from aim_lightning.sampling.plain_decoder import PlainDecoder
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 

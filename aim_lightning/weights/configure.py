@@ -6,8 +6,8 @@ from typing import Any
 
 from aim_lightning.models import AiMConfig, VQConfig
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights.infer import POSITIONS, infer_aim, infer_vq
-from aim_lightning.weights.published import aim_options
+from aim_lightning.weights.hf_config import aim_options
+from aim_lightning.weights.infer_config import POSITIONS, infer_aim, infer_vq
 from aim_lightning.weights.shapes import Shapes
 from aim_lightning.weights.source import Source
 

@@ -10,8 +10,8 @@ from aim_lightning.models import AiM, VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_folder, write_json, writing
 from aim_lightning.weights.files import CONFIG, SAFETENSORS
-from aim_lightning.weights.names import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
-from aim_lightning.weights.published import to_published
+from aim_lightning.weights.hf_config import to_published
+from aim_lightning.weights.key_mapping import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
 
 
 def export_aim(

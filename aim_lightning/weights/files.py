@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from aim_lightning.runs.reading import read_pickle
+from aim_lightning.checkpoint.torch_load import read_pickle
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aim_lightning.checkpoint.io import load_weights
 from aim_lightning.models import AiM, VQConfig, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
-from aim_lightning.runs.checkpoint import load_weights
 from aim_lightning.weights.configure import aim_config, vq_config
 from aim_lightning.weights.source import Source, read_source
 

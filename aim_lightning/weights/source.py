@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.checkpoint.io import FORMAT, check_content
 from aim_lightning.models.vq.model import hash_weights
-from aim_lightning.runs.checkpoint import FORMAT, check_content
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 from aim_lightning.weights.files import CONFIG, MAIN, main_file, read_weights
-from aim_lightning.weights.names import Parts, split, unwrap
-from aim_lightning.weights.published import check_fields
+from aim_lightning.weights.hf_config import check_fields
+from aim_lightning.weights.key_mapping import Parts, split, unwrap
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import signal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.evaluation import rounds
+from aim_lightning.evaluation import incremental
 
 
 class Signalling(Callback):
@@ -21,7 +21,7 @@ class Signalling(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank == self.rank:
-            original = rounds.draw_block
+            original = incremental.draw_block
 
             def draw_block(*arguments):
                 self.drawn += 1
@@ -29,7 +29,7 @@ class Signalling(Callback):
                     os.kill(os.getpid(), signal.SIGTERM)
                 return original(*arguments)
 
-            rounds.draw_block = draw_block
+            incremental.draw_block = draw_block
 
 
 class SignallingValidation(Callback):

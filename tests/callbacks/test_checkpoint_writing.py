@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from aim_lightning.callbacks.checkpoints import write_or_tell
-from aim_lightning.callbacks.training_evaluation import TrainingEvaluation
-from aim_lightning.runs.checkpoint import CheckpointNotWritten
+from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
+from aim_lightning.callbacks.training.checkpoints import write_or_tell
+from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.utils.errors import UserError
 
 

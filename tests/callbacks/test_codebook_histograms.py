@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from aim_lightning.callbacks import codebook
+from aim_lightning.callbacks.logging import codebook
 
 
 def test_nearest_cosine_is_that_of_another_code(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from helpers import TINY_VQ
 from torch import nn
 
-from aim_lightning.callbacks.ema import EMA
+from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 

@@ -5,8 +5,8 @@ import resource
 import pytest
 from integration.tiny import scalars
 
-from aim_lightning.callbacks import event_file
-from aim_lightning.callbacks.event_file import RunWriter
+from aim_lightning.callbacks.logging import tensorboard_writer
+from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_a_full_disk_did_not_take_is_there_once_it_has_room(tmp_path, disk,
 
 
 def test_a_bound_on_what_waits_in_memory(tmp_path, disk, capsys, monkeypatch):
-    monkeypatch.setattr(event_file, "MOST_WAITING", 500)
+    monkeypatch.setattr(tensorboard_writer, "MOST_WAITING", 500)
     writer = RunWriter(str(tmp_path))
     disk(0)
     log(writer, range(100))
@@ -64,7 +64,7 @@ def test_a_bound_on_what_waits_in_memory(tmp_path, disk, capsys, monkeypatch):
 
 def test_a_later_start_replaces_steps(tmp_path, monkeypatch):
     log(RunWriter(str(tmp_path)), range(6))
-    monkeypatch.setattr(event_file.time, "time", lambda: 4e9)  # its name comes later
+    monkeypatch.setattr(tensorboard_writer.time, "time", lambda: 4e9)  # its name comes later
     second = RunWriter(str(tmp_path), purge_step=3)
     log(second, [3])
     assert scalars(tmp_path)["loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]

@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import CatMetric, MeanMetric
 
-from aim_lightning.callbacks.metric_state import metric_states, restore_metrics
+from aim_lightning.callbacks.training.metric_state import metric_states, restore_metrics
 
 
 class Module(LightningModule):

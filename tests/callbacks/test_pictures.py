@@ -6,8 +6,8 @@ import torch
 from helpers import TINY_VQ
 from PIL import Image
 
-from aim_lightning.callbacks.pictures import Reconstructions
-from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.callbacks.logging.image_logging import Reconstructions
+from aim_lightning.data.images.dataset import Pictures
 from aim_lightning.models import VQModel
 
 

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from aim_lightning.callbacks import preflight
-from aim_lightning.callbacks.preflight import Preflight
-from aim_lightning.cli import fit, job
+from aim_lightning.callbacks.training import preflight
+from aim_lightning.callbacks.training.preflight import Preflight
+from aim_lightning.cli import fit_lifecycle
+from aim_lightning.cli.commands import fit
 from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
-from aim_lightning.runs.decide import Decision
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.resume_policy import Decision
 from aim_lightning.utils.errors import PassingFault, UserError
 
 
@@ -115,7 +116,7 @@ def test_a_run_that_is_refused_is_told_once(monkeypatch, tmp_path):
     """By rank 0; another rank speaks only where nobody has ended the job meanwhile: it alone sees the run so."""
     refused, directory = Decision("refuse", notes=["the configuration changed"]), RunDirectory("x", "main", tmp_path)
     slept = []
-    monkeypatch.setattr(job.time, "sleep", slept.append)
+    monkeypatch.setattr(fit_lifecycle.time, "sleep", slept.append)
     monkeypatch.setenv("SLURM_PROCID", "1")
     for seen, end in ((signals.TERM, SystemExit), (signals.NONE, UserError)):
         monkeypatch.setattr(signals, "_received", seen)

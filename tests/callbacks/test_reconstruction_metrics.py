@@ -3,7 +3,7 @@
 import torch
 from helpers import TINY_VQ
 
-from aim_lightning.callbacks.reconstruction_metrics import ReconstructionMetrics
+from aim_lightning.callbacks.evaluation.reconstruction_metrics import ReconstructionMetrics
 from aim_lightning.models import VQModel
 
 

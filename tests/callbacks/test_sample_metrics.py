@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import TINY, TINY_VQ
 
-from aim_lightning.callbacks.sample_metrics import SampleMetrics, _untrained
+from aim_lightning.callbacks.evaluation.sample_metrics import SampleMetrics, _untrained
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.sampling import SamplingOptions
 

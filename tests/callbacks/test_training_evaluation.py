@@ -19,12 +19,12 @@ from evaluation.small import networks
 from helpers import TINY, write_tokens
 from integration.tiny import CONFIG, scalars
 
-from aim_lightning.callbacks.training_evaluation import TrainingEvaluation
+from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
-from aim_lightning.evaluation.record import read_record
-from aim_lightning.evaluation.rounds import Scored
-from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.evaluation.incremental import Scored
+from aim_lightning.evaluation.score_record import read_record
 from aim_lightning.utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -35,7 +35,7 @@ features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features
 sampling: {{cfg_scale: 1.5, batch_size: 16}}
 callbacks:
   training_evaluation:
-    class_path: aim_lightning.callbacks.training_evaluation.TrainingEvaluation
+    class_path: aim_lightning.callbacks.evaluation.training_evaluation.TrainingEvaluation
     init_args: {{num_samples: 40, every_n_steps: 6, keep_best: 2, cache_dir: {root}/cache}}
 """
 
@@ -102,7 +102,7 @@ def test_a_continued_run_goes_on_as_if_nothing_had_happened(place, run):
     import shutil
 
     cut = place / "runs" / "tiny" / "cut"
-    grid = "{class_path: aim_lightning.callbacks.pictures.SampleGrid, init_args: {classes: 2, columns: 2}}"
+    grid = "{class_path: aim_lightning.callbacks.logging.image_logging.SampleGrid, init_args: {classes: 2, columns: 2}}"
     (place / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
     fast = ("--callbacks.checkpoints.keep_last", "9", "--config", place / "fast.yaml")
     fit(place, "cut", *fast)
@@ -169,9 +169,9 @@ def test_epochs_and_the_trained_weights_themselves(place):
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
     """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
-    from aim_lightning.evaluation import rounds
+    from aim_lightning.evaluation import incremental
 
-    draw, drawn = rounds.draw_block, []
+    draw, drawn = incremental.draw_block, []
 
     def interrupted(*arguments):
         drawn.append(arguments)
@@ -181,7 +181,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
 
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(rounds, "draw_block", interrupted)
+        patch.setattr(incremental, "draw_block", interrupted)
         assert main(words(place, "signal")) == 128 + signal.SIGTERM
     other = place / "runs" / "tiny" / "signal"
     assert len(drawn) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
@@ -212,7 +212,7 @@ def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that
 
 
 def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
-    from aim_lightning.callbacks import preemption
+    from aim_lightning.callbacks.training import preemption
 
     phases = []
     monkeypatch.setattr(preemption, "beat", phases.append)
@@ -263,7 +263,7 @@ def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypat
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
-    module = "aim_lightning.callbacks.training_evaluation"
+    module = "aim_lightning.callbacks.evaluation.training_evaluation"
     monkeypatch.setattr(f"{module}.write_or_tell", lambda trainer, path: Path(path).touch())
     trainer = SimpleNamespace(is_global_zero=True)
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
@@ -285,7 +285,7 @@ def test_the_budget_decides_once(monkeypatch):
         calls.append((num_images, budget_seconds))
         return Scored(0, next(counts), {})
 
-    module = "aim_lightning.callbacks.training_evaluation"
+    module = "aim_lightning.callbacks.evaluation.training_evaluation"
     monkeypatch.setattr(f"{module}.AiMPipeline", lambda *networks: None)
     monkeypatch.setattr(TrainingEvaluation, "_record", lambda *_, **__: {"metrics": {}})
     monkeypatch.setattr(TrainingEvaluation, "_keep_best", lambda *_: None)

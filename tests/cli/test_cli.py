@@ -131,7 +131,7 @@ def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, com
         ),
         (["--runs_root", "/dev/null/runs"], ["/dev/null/runs", "choose another place"]),
         (
-            ["--callbacks.more.class_path", "aim_lightning.callbacks.checkpoints.Checkpoints"],
+            ["--callbacks.more.class_path", "aim_lightning.callbacks.training.checkpoints.Checkpoints"],
             ["callbacks: ", "more than one stateful callback", "keep one of them"],
         ),
     ],

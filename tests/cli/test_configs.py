@@ -11,8 +11,8 @@ AIM = {"b": 147_622_080, "l": 349_760_000, "xl": 763_291_392, "1b": 1_335_944_19
 
 
 def compose_and_check(path, *overrides):
-    from aim_lightning.cli.commands import SECTIONS
     from aim_lightning.cli.main import DEFAULTS
+    from aim_lightning.cli.registry import SECTIONS
     from aim_lightning.config import compose
     from aim_lightning.config.schema import check
 
@@ -24,7 +24,7 @@ def compose_and_check(path, *overrides):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
-    from aim_lightning.cli.build import AimCLI
+    from aim_lightning.cli.build.trainer_cli import AimCLI
 
     monkeypatch.chdir(ROOT)
     document = compose_and_check(path, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
@@ -65,7 +65,7 @@ OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_optional_components_are_built_too(name, monkeypatch):
     """Those that no shipped experiment includes, or only some do."""
-    from aim_lightning.cli.build import AimCLI
+    from aim_lightning.cli.build.trainer_cli import AimCLI
 
     monkeypatch.chdir(ROOT)
     files = [ROOT / "experiments/demo_aim.yaml", ROOT / f"configs/{name}.yaml"]
@@ -117,7 +117,7 @@ def test_published_tokenizer_recipe():
 
 
 def test_vq8_preset(monkeypatch):
-    from aim_lightning.cli.build import AimCLI
+    from aim_lightning.cli.build.trainer_cli import AimCLI
 
     monkeypatch.chdir(ROOT)
     files = [ROOT / "experiments/imagenet256_tokenizer.yaml", ROOT / "configs/model/vq8.yaml"]

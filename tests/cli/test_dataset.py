@@ -14,9 +14,9 @@ from PIL import Image
 
 from aim_lightning.cli import main as cli
 from aim_lightning.cli.dataset_files import DOWNSAMPLING, file_names, views_of
-from aim_lightning.data.images.sources import open_source
-from aim_lightning.data.images.split import make_shards, name_hash
-from aim_lightning.data.tokens.views import Views
+from aim_lightning.data.images.folder import open_source
+from aim_lightning.data.images.folder_split import make_shards, name_hash
+from aim_lightning.data.tokens.format.views import Views
 from aim_lightning.utils.files import read_json
 
 
@@ -185,7 +185,7 @@ def test_mistakes(checkout, capsys, arguments, word):
 def test_experiments_are_built(checkout, stage):
     from cli.test_configs import compose_and_check
 
-    from aim_lightning.cli.build import AimCLI
+    from aim_lightning.cli.build.trainer_cli import AimCLI
 
     assert dataset() == 0
     document = compose_and_check(checkout / f"experiments/birds_{stage}.yaml", ("trainer.accelerator", "cpu"))

@@ -7,9 +7,9 @@ from PIL import Image
 
 import aim_lightning
 from aim_lightning.cli.main import main
-from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.pipeline.pixels import largest_output
+from aim_lightning.pipeline.pixel_decoder import largest_output
 from aim_lightning.utils.errors import UserError
 
 MODULE = '''
@@ -73,8 +73,8 @@ data:
   class_path: aim_lightning.data.tokens.datamodule.TokenDataModule
   init_args: {{path: {root}/tokens, global_batch_size: 8, val_batch_size: 8}}
 callbacks:
-  grid: {{class_path: aim_lightning.callbacks.pictures.SampleGrid, init_args: {{classes: 2, columns: 2}}}}
-  checkpoints: {{class_path: aim_lightning.callbacks.checkpoints.Checkpoints, init_args: {{every_n_steps: 2}}}}
+  grid: {{class_path: aim_lightning.callbacks.logging.image_logging.SampleGrid, init_args: {{classes: 2, columns: 2}}}}
+  checkpoints: {{class_path: aim_lightning.callbacks.training.checkpoints.Checkpoints, init_args: {{every_n_steps: 2}}}}
 trainer: {{max_steps: 2, val_check_interval: 2, check_val_every_n_epoch: null, enable_progress_bar: false}}
 """
 FILES = {"tokenizer": TOKENIZER, "pictures": PICTURES, "tokenize": TOKENIZE, "fit": FIT}

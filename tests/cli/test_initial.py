@@ -9,11 +9,11 @@ from helpers import TINY, TINY_VQ, write_tokens
 from integration.tiny import write_experiment
 from weights.makers import SMALL_VQ, aim, published, same, vq, write_run
 
-from aim_lightning.cli.initial import start_from
+from aim_lightning.checkpoint.io import read_checkpoint
+from aim_lightning.cli.build.init_from import start_from
 from aim_lightning.cli.main import main
 from aim_lightning.models import VQModel
 from aim_lightning.models.aim.transfer import CLASSES, POSITIONS
-from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq

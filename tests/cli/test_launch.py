@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from aim_lightning.cli.launch import local_processes, place_or_launch
+from aim_lightning.cli.multiprocess import local_processes, place_or_launch
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import RANKS, Place
 
@@ -71,7 +71,7 @@ def _ending(code: int) -> str:
 CHILD = f"""#!{sys.executable}
 import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from aim_lightning.cli.launch import place_or_launch
+from aim_lightning.cli.multiprocess import place_or_launch
 place = place_or_launch({CPU!r})
 assert "AIM_LAUNCHER_PIPE" not in os.environ
 pathlib.Path(sys.argv[-1], str(place.rank)).write_text(str(os.getpid()))
@@ -80,7 +80,7 @@ time.sleep(60)
 LAUNCHER = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from aim_lightning.cli.launch import place_or_launch
+from aim_lightning.cli.multiprocess import place_or_launch
 sys.executable = sys.argv[1]
 place_or_launch({{**{CPU!r}, "devices": 2}})
 """

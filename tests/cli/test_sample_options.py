@@ -6,7 +6,7 @@ from conftest import ROOT
 from evaluation.small import config, place  # noqa: F401
 from PIL import Image
 
-from aim_lightning.cli.classes import choose_classes
+from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.main import main
 from aim_lightning.utils.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from aim_lightning.cli.main import main
-from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 CONFIG = """
 experiment: pictures_to_tokens

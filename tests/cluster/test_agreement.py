@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from aim_lightning.callbacks.preemption import Agreement
+from aim_lightning.callbacks.training.preemption import Agreement
 from aim_lightning.cluster import signals
 
 

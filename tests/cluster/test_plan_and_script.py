@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, seconds
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.cluster.plan import JobPlan, Task, array_indices, check, seconds
-from aim_lightning.cluster.script import directives, render
+from aim_lightning.cluster.sbatch_script import directives, render
 from aim_lightning.utils.errors import UserError
 
 FOLDER = Path("runs/x/main")

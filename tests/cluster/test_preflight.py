@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from aim_lightning.cluster.job import Job
-from aim_lightning.cluster.preflight import (
+from aim_lightning.cluster.rank_consistency import (
     RankFacts,
     configuration_hash,
     faults,
@@ -14,6 +13,7 @@ from aim_lightning.cluster.preflight import (
     task_fault,
     versions,
 )
+from aim_lightning.cluster.slurm_api import Job
 
 FIRST = RankFacts("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
 SECOND = dataclasses.replace(FIRST, node="n2", rank=1)

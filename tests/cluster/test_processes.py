@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from aim_lightning.cluster.script import HOLD
+from aim_lightning.cluster.sbatch_script import HOLD
 
 SIGNALS = """
 import os, signal, sys, time
@@ -91,7 +91,7 @@ def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
 ASKED = """
 import time
 from aim_lightning.cluster import signals
-from aim_lightning.cluster.job import command
+from aim_lightning.cluster.slurm_api import command
 signals.install()
 print(command("sh", "-c", "kill -TERM $PPID $$; kill -USR1 $PPID $$; echo answered"))
 time.sleep(0.1)
@@ -108,7 +108,7 @@ def test_a_signal_to_the_whole_job_does_not_end_the_command_that_asks_slurm():
 TAKEN = """
 import os, signal, time
 from aim_lightning.cluster import signals
-from aim_lightning.callbacks.preemption import wake_llvm
+from aim_lightning.callbacks.training.preemption import wake_llvm
 def sent(number):
     os.kill(os.getpid(), number)
     time.sleep(0.1)
@@ -190,7 +190,7 @@ def test_a_process_that_was_suspended_does_not_count_as_hung_but_is_watched_afte
 
 WORKER = """
 import os, signal, sys, time
-from aim_lightning.utils.workers import outlive_signals
+from aim_lightning.utils.worker_signals import outlive_signals
 ready = os.pipe()
 child = os.fork()
 if child == 0:

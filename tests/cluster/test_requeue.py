@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from aim_lightning.cluster import outcome, records, requeue, restarts, signals, timings
-from aim_lightning.cluster.job import Facts, Job, NoCommand, SlurmError, parse_jobs, show
+from aim_lightning.cluster import exit_record, job_registry, requeue, restarts, signals, step_timings
 from aim_lightning.cluster.requeue import act, cause_of, judge
+from aim_lightning.cluster.slurm_api import Facts, Job, NoCommand, SlurmError, parse_jobs, show
 from aim_lightning.utils.errors import UserError
 
 # What SLURM 22.05 printed, shortened.
@@ -170,28 +170,28 @@ def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path
 
 def test_what_is_written_down_for_the_job_script(tmp_path):
     job = Job("12", 1, "n1")
-    assert outcome.read(tmp_path, job) is None
-    outcome.write(tmp_path, job, 75)
-    assert outcome.read(tmp_path, job) == 75
-    assert outcome.read(tmp_path, Job("12", 2, "n1")) is None  # of the start before
+    assert exit_record.read(tmp_path, job) is None
+    exit_record.write(tmp_path, job, 75)
+    assert exit_record.read(tmp_path, job) == 75
+    assert exit_record.read(tmp_path, Job("12", 2, "n1")) is None  # of the start before
 
 
 def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
     for run, number in (("a", "9"), ("b", "10")):
         (tmp_path / run).mkdir()
-        records.add(tmp_path / run, number)
-    records.mark_cancelled(tmp_path / "a", "9")
-    assert records.jobs(tmp_path / "a") == ["9"]
-    assert records.is_cancelled(tmp_path, "9_3") and not records.is_cancelled(tmp_path, "10")
-    records.mark_cancelled(tmp_path / "b", "10_2")  # one task alone
-    assert records.is_cancelled(tmp_path, "10_2") and not records.is_cancelled(tmp_path, "10_3")
+        job_registry.add(tmp_path / run, number)
+    job_registry.mark_cancelled(tmp_path / "a", "9")
+    assert job_registry.jobs(tmp_path / "a") == ["9"]
+    assert job_registry.is_cancelled(tmp_path, "9_3") and not job_registry.is_cancelled(tmp_path, "10")
+    job_registry.mark_cancelled(tmp_path / "b", "10_2")  # one task alone
+    assert job_registry.is_cancelled(tmp_path, "10_2") and not job_registry.is_cancelled(tmp_path, "10_3")
 
 
 def test_timings_keep_the_longest(tmp_path):
-    timings.record(tmp_path, checkpoint_seconds=2.0, start_seconds=9.0, stopped_at=100.0)
-    known = timings.record(tmp_path, checkpoint_seconds=1.0, start_seconds=3.0)
+    step_timings.record(tmp_path, checkpoint_seconds=2.0, start_seconds=9.0, stopped_at=100.0)
+    known = step_timings.record(tmp_path, checkpoint_seconds=1.0, start_seconds=3.0)
     assert (known["checkpoint_seconds"], known["start_seconds"]) == (2.0, 3.0)
-    assert timings.since_stop(known, 115.0) == 15.0 and timings.since_stop({"stopped_at": 0}) is None
+    assert step_timings.since_stop(known, 115.0) == 15.0 and step_timings.since_stop({"stopped_at": 0}) is None
 
 
 def test_a_stop_says_what_happened():

@@ -345,7 +345,7 @@ def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_p
 
 
 def test_options_of_our_configurations():
-    path = "aim_lightning.models.aim.config.AiMConfig"
+    path = "aim_lightning.models.aim.aim_config.AiMConfig"
     rows = {row.option: row for row in describe("model", ClassSection(fixed=path), document(model={"n_layer": 3}))}
     assert rows["model.d_model"][1:] == ("int", "768", "width of the residual stream.")
     assert rows["model.n_layer"].value == "3"

@@ -9,7 +9,7 @@ import pytest
 from data.test_tokens import flat, module
 from helpers import write_tokens
 
-from aim_lightning.data.tokens import records
+from aim_lightning.data.tokens.format import record_format
 from aim_lightning.utils.errors import UserError
 
 SKIP = {"on_corrupt": "skip"}
@@ -18,7 +18,7 @@ SKIP = {"on_corrupt": "skip"}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Shards of several records of 10 rows."""
-    monkeypatch.setattr(records, "ROWS_PER_RECORD", 10)
+    monkeypatch.setattr(record_format, "ROWS_PER_RECORD", 10)
     for split, rows in (("train", [35, 24, 17]), ("val", [22])):
         write_tokens(tmp_path / split, rows, views=2, seed=len(split))
     return tmp_path
@@ -129,7 +129,7 @@ def test_every_changed_byte_of_a_record_is_noticed(folder, tmp_path):
 
 def test_the_limit_stops_at_the_same_step_after_a_resume(folder, tmp_path):
     """The count of an epoch travels in the checkpoint."""
-    from aim_lightning.callbacks.replaced_rows import ReplacedRows
+    from aim_lightning.callbacks.training.corrupt_records import ReplacedRows
 
     flip(folder / "train" / "tokens-000001.tar", 1)
 

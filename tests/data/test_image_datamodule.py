@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from aim_lightning.data.images.datamodule import ImageDataModule
-from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.dataset import Pictures
 from aim_lightning.utils.errors import UserError
 
 

@@ -12,8 +12,8 @@ from torchvision.datasets import ImageNet, imagenet
 from tqdm import tqdm
 
 from aim_lightning.data.images.decode import UnreadablePicture
+from aim_lightning.data.images.folder import FolderSource, open_source
 from aim_lightning.data.images.imagenet import DEVKIT, ImageNetArchive
-from aim_lightning.data.images.sources import FolderSource, open_source
 from aim_lightning.utils.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

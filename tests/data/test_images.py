@@ -18,8 +18,8 @@ from PIL import Image
 
 from aim_lightning.data.images import decode, fashion_mnist
 from aim_lightning.data.images.decode import UnreadablePicture, to_rgb
-from aim_lightning.data.images.shards import write_image_shards
-from aim_lightning.data.images.sources import FolderSource, ShardSource, open_source
+from aim_lightning.data.images.folder import FolderSource, ShardSource, open_source
+from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
@@ -250,7 +250,7 @@ def test_forked_readers_share_open_shards_without_harm(shards):
 
 
 def test_few_files_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_lightning.data.images.tar_source._OPEN_FILES", 2)
+    monkeypatch.setattr("aim_lightning.data.images.tar._OPEN_FILES", 2)
     write_image_shards(records(), tmp_path, NAMES, rows_per_shard=1)
     source = ShardSource(tmp_path)
     for row in [*range(7), *range(7)]:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aim_lightning.cli import main as cli
-from aim_lightning.data.images.shards import write_image_shards
-from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.merge import merge_folders
-from aim_lightning.data.tokens.preview import preview
-from aim_lightning.data.tokens.records import read_records
-from aim_lightning.data.tokens.verify import verify_folder
+from aim_lightning.data.images.shard_writer import write_image_shards
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.record_format import read_records
+from aim_lightning.data.tokens.verify.preview import preview
+from aim_lightning.data.tokens.verify.verify import verify_folder
+from aim_lightning.data.tokens.write.merge import merge_folders
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -277,7 +277,7 @@ def test_merge_is_continued_after_an_interruption(parts, tmp_path, monkeypatch):
         return sha256_file(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("aim_lightning.data.tokens.merge.sha256_file", stop)
+        patch.setattr("aim_lightning.data.tokens.write.merge.sha256_file", stop)
         merge_folders(parts, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
     merge_folders(parts, tmp_path / "out")

@@ -13,9 +13,9 @@ import pytest
 from data.test_tokens import global_batches, module
 from helpers import write_tokens
 
-from aim_lightning.data.tokens import fetch
-from aim_lightning.data.tokens.fetch import Fetcher
-from aim_lightning.data.tokens.location import Location
+from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.data.tokens.read import fetch
+from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.utils.errors import PassingFault, UserError
 from aim_lightning.utils.files import sha256_file
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.datamodule import ShardUrl, TokenMicroBatches
-from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.reader import ShardReader
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.read.reader import ShardReader
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aim_lightning.data.images.pictures import Pictures
-from aim_lightning.data.images.shards import write_image_shards
+from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
-from aim_lightning.data.tokens.encode import Encoder
-from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.plan import TokenizeOptions
-from aim_lightning.data.tokens.records import read_records
-from aim_lightning.data.tokens.verify import verify_folder
-from aim_lightning.data.tokens.views import Views
-from aim_lightning.data.tokens.write import TokenizeJob
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.record_format import read_records
+from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
+from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.verify.verify import verify_folder
+from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
+from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range

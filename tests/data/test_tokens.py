@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
-from aim_lightning.data.tokens.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import TINY, TINY_VQ
 
+from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.runs.checkpoint import write_checkpoint
 
 CONFIG = """
 experiment: small

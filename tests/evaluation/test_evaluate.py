@@ -19,15 +19,15 @@ from evaluation.small import config, networks, place, write_step  # noqa: F401
 from PIL import Image
 
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.blocks import BlockFolder, draw_missing
 from aim_lightning.evaluation.decoded import FolderPictures, open_pictures
-from aim_lightning.evaluation.evaluate import Evaluation
-from aim_lightning.evaluation.generator import Generator, identity
-from aim_lightning.evaluation.plan import SamplePlan, balanced_labels, read_labels
-from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.record import over_seeds, plain_metrics, read_record
-from aim_lightning.evaluation.sets import NpzPictures
-from aim_lightning.evaluation.table import render
+from aim_lightning.evaluation.evaluated_model import Generator, identity
+from aim_lightning.evaluation.image_sets import NpzPictures
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.report.table import render
+from aim_lightning.evaluation.sample_blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
+from aim_lightning.evaluation.score_record import over_seeds, plain_metrics, read_record
+from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
@@ -116,7 +116,7 @@ def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypat
         raise UserError("enough")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aim_lightning.evaluation.evaluate.Evaluation._pictures", drawing)
+        patch.setattr("aim_lightning.evaluation.scorer.Evaluation._pictures", drawing)
         assert main(evaluate(config, "--num", 9)) == 2
     error = capsys.readouterr().err
     assert seen == [2] and "is being drawn and scored by process" in error and "error: enough" in error
@@ -336,13 +336,13 @@ def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
 
 def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, monkeypatch):
     """Half a block and half an archive: of a dead process here, and one of another machine, whose fate is not known."""
-    from aim_lightning.evaluation import archive
+    from aim_lightning.evaluation import npz_export
 
     monkeypatch.chdir(ROOT)
     write_step(place, networks().aim, 7, "leftovers")
     command = evaluate(config, "--num", 20, "--run", "leftovers")
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(archive, "write_npz", lambda *_: {}["the power fails here"])
+        patch.setattr(npz_export, "write_npz", lambda *_: {}["the power fails here"])
         main(command)
     (folder,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
     dead = subprocess.Popen(["true"])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from aim_lightning.callbacks.interruption import Interruption
+from aim_lightning.callbacks.training.stop_request import Interruption
 from aim_lightning.cli import main as cli
-from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.utils.errors import PassingFault, UserError, lost_rank
 
 

@@ -8,9 +8,9 @@ from data.test_imagenet import TRAIN, root  # noqa: F401
 from metrics.test_frechet import Means
 from PIL import Image
 
-from aim_lightning.data.images.pictures import Pictures
+from aim_lightning.data.images.dataset import Pictures
 from aim_lightning.evaluation.decoded import FolderPictures, GeometryPictures
-from aim_lightning.evaluation.ranks import Ranks
+from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -116,7 +116,7 @@ def test_statistics_do_not_depend_on_batches(classes, network, tmp_path):
 
 def test_working_them_out_shows_signs_of_life_and_leaves_random_numbers_alone(classes, network, tmp_path, monkeypatch):
     seen, before = [], torch.get_rng_state()
-    monkeypatch.setattr("aim_lightning.evaluation.progress.beat", seen.append)
+    monkeypatch.setattr("aim_lightning.evaluation.throughput.beat", seen.append)
     statistics(classes, network, tmp_path / "cache", 2)
     assert len(seen) == 3 and torch.equal(before, torch.get_rng_state())
 

@@ -9,7 +9,7 @@ from evaluation.small import networks
 from metrics.test_frechet import Means
 from metrics.test_scores import real_of
 
-from aim_lightning.evaluation.rounds import Rounds
+from aim_lightning.evaluation.incremental import Rounds
 from aim_lightning.sampling import SamplingOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from integration.tiny import scalars
 from PIL import Image
 
-from aim_lightning.cli.follow import load_together, new_checkpoints
+from aim_lightning.cli.commands.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.evaluate import Evaluation
-from aim_lightning.evaluation.paper import AIM
-from aim_lightning.evaluation.ranks import Ranks
-from aim_lightning.evaluation.record import read_record, score_record, write_record
-from aim_lightning.evaluation.sweep import grid_points, label, parse_grid, read_sweeps
-from aim_lightning.evaluation.table import read_records, render
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.report.paper_results import AIM
+from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid, read_sweeps
+from aim_lightning.evaluation.report.table import read_records, render
+from aim_lightning.evaluation.score_record import read_record, score_record, write_record
+from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.metrics.fetch import DOWNLOADS
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
@@ -83,7 +83,7 @@ def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypa
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=f"--grid: .*{text.partition('=')[0]}"):
         grid_points(parse_grid(text), SamplingOptions())
-    monkeypatch.setattr("aim_lightning.cli.sweep.start", None)  # is never reached
+    monkeypatch.setattr("aim_lightning.cli.commands.sweep.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert capsys.readouterr().err.startswith("error: --grid: ")
 
@@ -126,7 +126,7 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     drawn.clear()
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "_pictures", lambda self, *words: drawn.append(words) or runs(self, *words))
-        patch.setattr("aim_lightning.cli.sweep.SWEEPS", place / "sweeps")
+        patch.setattr("aim_lightning.cli.commands.sweep.SWEEPS", place / "sweeps")
         assert call("sweep", config, "--grid", GRID, "--name", "test", "--record", "guidance") == 0
     assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
     rows = list(csv.DictReader((folder / "results.csv").open()))
@@ -215,7 +215,7 @@ def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_train
         if len(seen) in (3, 6, 9):  # step 9 is the last of the training
             write_step(place, aim, len(seen), "requeued", max_steps=9)
 
-    monkeypatch.setattr("aim_lightning.cli.follow.time.sleep", sleep)
+    monkeypatch.setattr("aim_lightning.cli.commands.follow.time.sleep", sleep)
     assert [step for step, _ in new_checkpoints(live, set(), 1, 60, Ranks())] == [3, 6, 9]
     assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
@@ -239,7 +239,7 @@ def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_p
 def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
     """Random weights in the published layout, scored on the stand-in: said to compare with no paper."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("aim_lightning.cli.evaluate.RESULTS", place / "results")
+    monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", place / "results")
     published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
     plain = place / "plain.yaml"
     plain.write_text(config.read_text().replace("cfg_scale: 1.5, ", ""))
@@ -271,7 +271,7 @@ def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, plac
         shutil.copytree(place / "published", tmp_path / "aim_b")
         return tmp_path / "aim_b"
 
-    module = "aim_lightning.cli.reproduce"
+    module = "aim_lightning.cli.commands.reproduce"
     monkeypatch.setattr(f"{module}.fetch", fetch)
     monkeypatch.setattr(f"{module}.fetch_weights", fetch_weights)
     monkeypatch.setattr(f"{module}._folder", lambda model: tmp_path / "aim_b")

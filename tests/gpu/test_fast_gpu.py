@@ -9,8 +9,8 @@ from helpers import relative
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import decoder_for, shapes
-from aim_lightning.sampling.fast.shapes import shapes_for, table
+from aim_lightning.sampling.fast import decoder_for, kernel_configs
+from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -229,20 +229,20 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
 
 
 MIXES = {
-    "sums": shapes.Mix(2, 16, 3, 4, products=False),
-    "products": shapes.Mix(4, 32, 3, 4),
-    "six_heads": shapes.Mix(6, 32, 3, 8, first=True),
-    "six_heads_sums": shapes.Mix(6, 8, 3, 4, products=False),
+    "sums": kernel_configs.Mix(2, 16, 3, 4, products=False),
+    "products": kernel_configs.Mix(4, 32, 3, 4),
+    "six_heads": kernel_configs.Mix(6, 32, 3, 8, first=True),
+    "six_heads_sums": kernel_configs.Mix(6, 8, 3, 4, products=False),
 }
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
     """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
-    product = shapes.Product(16, 32, 128, 3, 4, early=True)
+    product = kernel_configs.Product(16, 32, 128, 3, 4, early=True)
     wanted = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
     wanted = replace(wanted, ahead=64, ahead_b=64, vectors=True, line=16)
-    monkeypatch.setattr(shapes, "table", lambda: {(768, 32): wanted})
+    monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): wanted})
     model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)
     assert shapes_for(model.config, 32, torch.bfloat16) == wanted
     assert bf16_distance(model, torch.arange(16) % 10, 2.0) <= STEP_LOGITS[4]

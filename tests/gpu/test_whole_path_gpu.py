@@ -15,13 +15,13 @@ from integration import tiny_tokenizer
 from integration.tiny import scalars, write_experiment
 from PIL import Image
 
-from aim_lightning.data.images.pictures import Pictures
-from aim_lightning.data.tokens.encode import Encoder
-from aim_lightning.data.tokens.plan import TokenizeOptions
-from aim_lightning.data.tokens.views import Views
-from aim_lightning.data.tokens.write import TokenizeJob
+from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
+from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
+from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.evaluation.decoded import FolderPictures
-from aim_lightning.evaluation.sets import on_device
+from aim_lightning.evaluation.image_sets import on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate
 from aim_lightning.utils.pixels import to_unit_range

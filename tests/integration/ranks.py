@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
-from aim_lightning.cli import build, fit, validate  # noqa: F401 (imported before the fork, for all ranks)
+from aim_lightning.cli.commands import (
+    validate,  # noqa: F401 (imported before the fork, for all ranks)
+)
 from aim_lightning.cli.main import main
 
 WORLD = 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from integration.tiny import write_experiment
 
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
-from aim_lightning.runs.checkpoint import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
 
 pytestmark = [

@@ -7,7 +7,7 @@ import signal
 import pytest
 from integration.tiny import scalars, write_experiment
 
-from aim_lightning.callbacks.preemption import Preemption
+from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.cli.main import main
 from aim_lightning.runs.directory import list_checkpoints, step_of
 
@@ -90,7 +90,7 @@ def test_a_warning_on_a_full_disk_still_stops_training_so_that_the_job_is_requeu
 
 
 def test_a_checkpoint_that_cannot_be_made_at_all_does_not_lose_the_stop(fit, full_disk, no_signal, monkeypatch, capsys):
-    from aim_lightning.callbacks.checkpoints import Checkpoints
+    from aim_lightning.callbacks.training.checkpoints import Checkpoints
 
     def broken(*_, **__):
         raise RuntimeError("a rank is gone")

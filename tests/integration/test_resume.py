@@ -9,8 +9,8 @@ import torch
 from helpers import write_tokens
 from integration.tiny import scalars, write_experiment
 
+from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
 from aim_lightning.cli.main import main
-from aim_lightning.runs.checkpoint import read_checkpoint, write_checkpoint
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
 pytestmark = pytest.mark.usefixtures("own_signals")

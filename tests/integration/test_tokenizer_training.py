@@ -19,8 +19,8 @@ from integration.tiny import scalars
 from integration.tiny_tokenizer import write_experiment
 from PIL import Image
 
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
-from aim_lightning.runs.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 STEPS = 8

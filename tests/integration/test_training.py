@@ -15,7 +15,7 @@ from conftest import ROOT
 from helpers import TINY, write_tokens
 from integration.tiny import scalars, write_experiment
 
-from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.runs.directory import newest_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -21,10 +21,10 @@ data:
   class_path: aim_lightning.data.tokens.datamodule.TokenDataModule
   init_args: {{path: {root}/tokens, global_batch_size: 8, val_batch_size: 8, window_rows: 30, seed: "${{seed_everything}}"}}
 callbacks:
-  ema: {{class_path: aim_lightning.callbacks.ema.EMA, init_args: {{decay: 0.8}}}}
-  throughput: {{class_path: aim_lightning.callbacks.throughput.Throughput}}
-  page: {{class_path: aim_lightning.callbacks.tensorboard.TensorBoardPage}}
-  checkpoints: {{class_path: aim_lightning.callbacks.checkpoints.Checkpoints, init_args: {{every_n_steps: 4, keep_last: 3}}}}
+  ema: {{class_path: aim_lightning.callbacks.training.ema.EMA, init_args: {{decay: 0.8}}}}
+  throughput: {{class_path: aim_lightning.callbacks.logging.throughput.Throughput}}
+  page: {{class_path: aim_lightning.callbacks.logging.tensorboard.TensorBoardPage}}
+  checkpoints: {{class_path: aim_lightning.callbacks.training.checkpoints.Checkpoints, init_args: {{every_n_steps: 4, keep_last: 3}}}}
 logger:
   tensorboard: {{class_path: lightning.pytorch.loggers.TensorBoardLogger}}
 trainer:

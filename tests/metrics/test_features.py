@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from aim_lightning.metrics.features import EfficientNetLite0Features, InceptionFeatures
-from aim_lightning.metrics.frechet import FrechetDistance
+from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)

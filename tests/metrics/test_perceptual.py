@@ -9,7 +9,7 @@ import torchvision
 from helpers import write_random_vgg
 from torch.nn import functional as F
 
-from aim_lightning.metrics.perceptual import PerceptualDistance
+from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compares with no other")

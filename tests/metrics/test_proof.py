@@ -12,9 +12,9 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
 from aim_lightning.metrics.gaussian import frechet_distance
-from aim_lightning.metrics.kernel import KernelDistance
-from aim_lightning.metrics.neighbours import PrecisionRecall
-from aim_lightning.metrics.real import RealPicturesBuilder
+from aim_lightning.metrics.kid import KernelDistance
+from aim_lightning.metrics.precision_recall import PrecisionRecall
+from aim_lightning.metrics.reference_statistics import RealPicturesBuilder
 from aim_lightning.metrics.scores import Scores
 
 torch.set_num_threads(1)

@@ -14,14 +14,14 @@ from metrics.test_frechet import Means
 from torch import nn
 from torchmetrics import Metric
 
-from aim_lightning.evaluation.sets import NpzPictures
+from aim_lightning.evaluation.image_sets import NpzPictures
 from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS
 from aim_lightning.metrics.gaussian import frechet_distance
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
-from aim_lightning.metrics.kernel import KernelDistance
-from aim_lightning.metrics.neighbours import PrecisionRecall
-from aim_lightning.metrics.real import RealPictures, RealPicturesBuilder, chosen_rows
+from aim_lightning.metrics.kid import KernelDistance
+from aim_lightning.metrics.precision_recall import PrecisionRecall
+from aim_lightning.metrics.reference_statistics import RealPictures, RealPicturesBuilder, chosen_rows
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.metrics.torch_features import TorchFeatures

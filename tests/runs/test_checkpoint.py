@@ -11,17 +11,17 @@ import pytest
 import torch
 from helpers import TINY
 
-from aim_lightning.models import AiM
-from aim_lightning.runs import archive, checkpoint, reading
-from aim_lightning.runs.checkpoint import (
+from aim_lightning.checkpoint import checksum, io, torch_load
+from aim_lightning.checkpoint.io import (
     KEYS,
     CheckpointNotWritten,
     load_weights,
     read_checkpoint,
     write_checkpoint,
 )
-from aim_lightning.runs.content import read_content
+from aim_lightning.models import AiM
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
+from aim_lightning.runs.read_run import read_content
 from aim_lightning.utils.errors import PassingFault, UserError
 
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
@@ -113,7 +113,7 @@ def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
         data[len(data) // 2] ^= 1
         temporary.write_bytes(data)
 
-    monkeypatch.setattr(checkpoint, "drop_from_cache", rot)
+    monkeypatch.setattr(io, "drop_from_cache", rot)
     with pytest.raises(CheckpointNotWritten, match="read back, it was damaged: its checksum differs"):
         write_checkpoint({**CONTENT, "cursor": {"epoch": 1}}, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -176,7 +176,7 @@ def failing(original, faults):
 
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
-    [*((archive, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
+    [*((checksum, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
 )
 def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch, owner, name, fault):
     """Called damaged, whole checkpoints were renamed, and removed later."""
@@ -186,8 +186,8 @@ def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch
             {**CONTENT, "trainer": {"global_step": step}, "cursor": {"epoch": 0}},
             run.checkpoint_folder / f"step={step:08d}.ckpt",
         )
-    archive._fault.cache_clear()  # writing has compared the checksums in this process
-    monkeypatch.setattr(reading, "WAITS", (0.0, 0.0))
+    checksum._fault.cache_clear()  # writing has compared the checksums in this process
+    monkeypatch.setattr(torch_load, "WAITS", (0.0, 0.0))
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, failing(original, [fault] * 9))
     with pytest.raises(PassingFault, match=r"node .*step=00000008.ckpt cannot be read now \("):
@@ -200,17 +200,17 @@ def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch
 def test_a_checkpoint_that_may_not_be_read_is_the_user_s_to_mend(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
-    archive._fault.cache_clear()
-    monkeypatch.setattr(archive, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
+    checksum._fault.cache_clear()
+    monkeypatch.setattr(checksum, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
     with pytest.raises(UserError, match=r"a.ckpt cannot be used \(Permission denied\)") as caught:
         read_checkpoint(path)
-    assert not isinstance(caught.value, PassingFault | reading.UnreadableFile)
+    assert not isinstance(caught.value, PassingFault | torch_load.UnreadableFile)
 
 
 def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
-    monkeypatch.setattr(reading, "WAITS", ())
+    monkeypatch.setattr(torch_load, "WAITS", ())
     monkeypatch.setattr(torch, "load", failing(None, [OSError(errno.EIO, "Input/output error")]))
     with pytest.raises(CheckpointNotWritten, match=r"could not be written \(Input/output error"):
         write_checkpoint(CONTENT, path)

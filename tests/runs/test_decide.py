@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aim_lightning.runs.decide import Progress, RunContent, decide, decide_on_data
+from aim_lightning.runs.resume_policy import Progress, RunContent, decide, decide_on_data
 
 CONFIG = {
     "experiment": "x",

@@ -1,6 +1,6 @@
 """The arithmetic of `plan`."""
 
-from aim_lightning.runs.estimate import Training, requeue_window, shard_bytes
+from aim_lightning.runs.training_estimate import Training, requeue_window, shard_bytes
 
 AIM_B = Training(
     trained=147_622_080,

@@ -22,7 +22,7 @@ import tune_sampling as tune
 from kernels_on_cpu import network
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.shapes import shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
 
 CPU = torch.device("cpu")
 
@@ -51,12 +51,12 @@ def searched(folder: Path) -> dict:
 
     def keep(best):
         kept.append(best.choose_warps)
-        tune.store(folder / "shapes.json", (16, 4), best)
+        tune.store(folder / "kernel_configs.json", (16, 4), best)
 
     with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
         best = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
         late = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
-    stored = json.loads((folder / "shapes.json").read_text())
+    stored = json.loads((folder / "kernel_configs.json").read_text())
     with mock.patch.object(tune.shapes, "files", lambda package: folder):
         again = table()
     return {

@@ -35,7 +35,7 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
 
 def drawn(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
     """The buffers after one step."""
-    from aim_lightning.sampling.fast.drawing import draw
+    from aim_lightning.sampling.fast.sampler import draw
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
     draw(SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False})
@@ -86,16 +86,16 @@ def paths() -> dict[str, int]:
     """Draws over all logits, by kind, of as many images; top_k is 12 of 64 logits, half of which may be candidates."""
     from unittest import mock
 
-    from aim_lightning.sampling.fast.kernels import choose
+    from aim_lightning.sampling.fast.kernels import sample_token
 
-    found, whole = dict.fromkeys(KINDS, 0), choose._draw_from_all
+    found, whole = dict.fromkeys(KINDS, 0), sample_token._draw_from_all
     for kind in KINDS:
 
         def count(*arguments, kind=kind):
             found[kind] += 1
             return whole(*arguments)
 
-        with mock.patch.object(choose, "_draw_from_all", count):
+        with mock.patch.object(sample_token, "_draw_from_all", count):
             drawn(logits_of(kind, IMAGES, 64), False, top_k=12, top_p=0.9)
     return found
 
@@ -120,14 +120,14 @@ def sifted() -> list[str]:
 
 def large() -> bool:
     """One draw from as many codes as the presets have, with the chunks they have."""
-    from aim_lightning.sampling.fast import buffers, drawing
+    from aim_lightning.sampling.fast import buffers, sampler
 
     logits = torch.randn(2, 16384)
     made = scratch(logits, True, 600, 0.98, 1.0)
     made.chunk, slots, chunks = buffers.sifting(16384)
     made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
     made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
-    drawing.draw(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
+    sampler.draw(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
     from aim_lightning.sampling.filters import choose, guide
 
     wanted = choose(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], 1.0, 600, 0.98)

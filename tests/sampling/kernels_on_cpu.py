@@ -53,7 +53,7 @@ def products() -> dict[str, float]:
     """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
     from helpers import relative  # imports triton by many ways round
 
-    from aim_lightning.sampling.fast.shapes import Product
+    from aim_lightning.sampling.fast.kernel_configs import Product
     from aim_lightning.sampling.fast.triton_step import linear
 
     found = {}
@@ -87,7 +87,7 @@ def logits_in_bf16(
 
     from helpers import relative
 
-    from aim_lightning.sampling.fast import buffers, shapes, triton_step
+    from aim_lightning.sampling.fast import buffers, kernel_configs, triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder
 
     model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
@@ -100,11 +100,13 @@ def logits_in_bf16(
     plain, draw = [], decoder._step._choose
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
-    small = replace(shapes.table()[768, 32], mix=shapes.Mix(heads, 16, 2, 2, 0, products, first), split=1)
+    small = replace(
+        kernel_configs.table()[768, 32], mix=kernel_configs.Mix(heads, 16, 2, 2, 0, products, first), split=1
+    )
     if deep:
-        early = shapes.Product(16, 32, deep, 3, 4, early=True)
+        early = kernel_configs.Product(16, 32, deep, 3, 4, early=True)
         small = replace(small, project=early, out=early)
-    with mock.patch.object(shapes, "table", lambda: {(d_model, 4): small}):
+    with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     assert decoder._step.shapes.out.early == bool(deep) and decoder._step.shapes.mix.heads == heads
     decoder.run(model, labels, uniform, **options)
@@ -146,7 +148,7 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     """
     from unittest import mock
 
-    from aim_lightning.sampling.fast.kernels import mix
+    from aim_lightning.sampling.fast.kernels import mixer_step
 
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
@@ -155,8 +157,8 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
-    with mock.patch.multiple(mix, _prefetch=note, _wait=nothing, _start_next=nothing):
-        mix.mix_kernel[(2, 2)](
+    with mock.patch.multiple(mixer_step, _prefetch=note, _wait=nothing, _start_next=nothing):
+        mixer_step.mix_kernel[(2, 2)](
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
             T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling import generate
-from aim_lightning.sampling.decoder import PlainDecoder
 from aim_lightning.sampling.filters import guide
 from aim_lightning.sampling.guidance import SCHEDULES, guidance_scales
+from aim_lightning.sampling.plain_decoder import PlainDecoder
 from aim_lightning.utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ from weights.makers import aim, run_content, same, vq, write_run
 
 from aim_lightning import AiMPipeline, load
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.pipeline.load import _tokenizer_source
+from aim_lightning.pipeline.from_run import _tokenizer_source
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim
 

@@ -9,11 +9,12 @@ import torch
 from helpers import TINY, TINY_VQ
 
 from aim_lightning.models import AiM, VQModel
-from aim_lightning.pipeline import AiMPipeline, generator
-from aim_lightning.pipeline.pixels import PixelDecoder, largest_output
+from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.pipeline import pipeline as pipeline_module
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, largest_output
 from aim_lightning.sampling import SamplingOptions, generate, resolve
+from aim_lightning.sampling.auto_options import auto_batch
 from aim_lightning.sampling.fast import cache, decoder_for
-from aim_lightning.sampling.resolve import auto_batch
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_uint8
 
@@ -45,7 +46,7 @@ def drawn(monkeypatch) -> list[int]:
         sizes.append(len(labels_B))
         return generate(model, labels_B, **options)
 
-    monkeypatch.setattr(generator, "generate", counted)
+    monkeypatch.setattr(pipeline_module, "generate", counted)
     return sizes
 
 

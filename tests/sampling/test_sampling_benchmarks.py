@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast import shapes
+from aim_lightning.sampling.fast import kernel_configs
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.shapes import shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_what_the_search_tries_fits_the_presets(monkeypatch):
     rng = random.Random(0)
     for rows in (2, 18, 24, 80, 128):  # also what is no power of two: the shapes in use are a beginning
         config = AiMConfig.preset("AiM-B")
-        for shared in (92 * 1024, shapes.SHARED_BYTES):
+        for shared in (92 * 1024, kernel_configs.SHARED_BYTES):
             assert trials.allowed(shapes_for(config, rows, torch.bfloat16, shared), config, rows, shared)
     for place, own in table().items():
         config, tried = AiMConfig.preset({768: "AiM-B", 1024: "AiM-L", 1536: "AiM-XL"}[place[0]]), set()
@@ -88,7 +88,7 @@ def test_what_the_search_tries_fits_the_presets(monkeypatch):
             wanted = trials.trial(rng, trials.trial(rng, own))
             if not trials.allowed(wanted, config, place[1]):
                 continue
-            with mock.patch.object(shapes, "table", lambda place=place, wanted=wanted: {place: wanted}):
+            with mock.patch.object(kernel_configs, "table", lambda place=place, wanted=wanted: {place: wanted}):
                 assert shapes_for(config, place[1], torch.bfloat16) == wanted
             assert wanted.split <= PARTS and wanted.project.deep % wanted.line == 0
             tried.add(wanted)

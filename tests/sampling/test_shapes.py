@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.shapes import BUFFER_BYTES, shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, shapes_for, table
 
 SHARED = 227 * 1024  # bytes that a program may have on an H100
 

@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT
 from integration.tiny import scalars, write_experiment
 
-from aim_lightning.cluster.job import Facts, parse_jobs
-from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.checkpoint.io import read_checkpoint
+from aim_lightning.cluster.slurm_api import Facts, parse_jobs
 from aim_lightning.runs.directory import newest_checkpoint
 
 HERE = Path(__file__).parent

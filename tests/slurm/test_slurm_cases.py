@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from aim_lightning.cluster.job import parse_jobs
+from aim_lightning.cluster.slurm_api import parse_jobs
 
 pytestmark = pytest.mark.long
 FAST = ("--callbacks.probe.pause", "0")

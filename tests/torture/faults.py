@@ -43,9 +43,9 @@ class Fault:
 
 def arm(fault: Fault, rank: int, marks: Path) -> None:
     """Hang the fault into this process; `marks` gets a file when it strikes."""
-    from aim_lightning.callbacks.checkpoint_io import RunCheckpointIO
-    from aim_lightning.callbacks.checkpoints import Checkpoints
-    from aim_lightning.callbacks.ema import EMA
+    from aim_lightning.callbacks.training.checkpoint_io import RunCheckpointIO
+    from aim_lightning.callbacks.training.checkpoints import Checkpoints
+    from aim_lightning.callbacks.training.ema import EMA
     from aim_lightning.modules.aim import AiMModule
 
     if fault.kind == "full disk":
@@ -126,15 +126,15 @@ def _in_the_middle_of_saving(strike: Callable[[], None], error: OSError | None =
 
 
 def _before_verification(strike: Callable[[], None]) -> None:
-    from aim_lightning.runs import checkpoint
+    from aim_lightning.checkpoint import io
 
-    original = checkpoint.drop_from_cache
+    original = io.drop_from_cache
 
     def patched(path) -> None:
         original(path)
         strike()
 
-    checkpoint.drop_from_cache = patched
+    io.drop_from_cache = patched
 
 
 def _fill_disk(marks: Path, fault: Fault, rank: int) -> None:

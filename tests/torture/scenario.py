@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from integration.tiny import CONFIG, scalars
 
-from aim_lightning.runs.checkpoint import read_checkpoint
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 from torture.faults import PHASES, SIGNALS, STEP_PHASES, Fault, arm
 from torture.processes import Start

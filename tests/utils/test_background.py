@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from aim_lightning.utils.background import ahead, in_background
+from aim_lightning.utils.threads import ahead, in_background
 
 
 def test_a_result_and_an_error_come_out_where_they_are_asked_for():

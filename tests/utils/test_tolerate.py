@@ -5,8 +5,8 @@ import errno
 import pytest
 import torch
 
-from aim_lightning.callbacks import pictures
-from aim_lightning.utils.tolerate import tolerate_disk_errors
+from aim_lightning.callbacks.logging import image_logging
+from aim_lightning.utils.disk_errors import tolerate_disk_errors
 
 
 def test_a_full_disk_is_told_once_a_file(capsys):
@@ -21,5 +21,5 @@ def test_a_full_disk_is_told_once_a_file(capsys):
 
 def test_pictures_that_the_disk_does_not_take_end_nothing(tmp_path, capsys):
     (tmp_path / "samples").touch()  # no folder can be made here
-    pictures._keep(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
+    image_logging._keep(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
     assert "grid.png cannot be written" in capsys.readouterr().err

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from helpers import TINY, TINY_VQ
 
+from aim_lightning.checkpoint.io import KEYS, write_checkpoint
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
-from aim_lightning.runs.checkpoint import KEYS, write_checkpoint
 from aim_lightning.weights.configure import AIM, TOKENIZER
 
 SMALL_VQ = replace(TINY_VQ, image_size=4)  # a 2x2 grid, as TINY has 4 codes

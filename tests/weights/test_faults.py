@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from weights.makers import aim, published, run_content, vq, write_run
 
 from aim_lightning import AiMPipeline
+from aim_lightning.checkpoint.io import FORMAT, write_checkpoint
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.runs.checkpoint import FORMAT, write_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
-from aim_lightning.weights.report import inspect
+from aim_lightning.weights.inspect import inspect
 
 
 def mistake(call, *args, **options) -> str:

@@ -18,7 +18,7 @@ from aim_lightning.models import VQConfig
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
-from aim_lightning.weights.published import to_published
+from aim_lightning.weights.hf_config import to_published
 
 FORMS = {
     "none": replace(TINY, adaln="none", num_groups=4),

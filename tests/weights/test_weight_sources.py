@@ -17,7 +17,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.configure import aim_config, vq_config
 from aim_lightning.weights.files import MAIN
-from aim_lightning.weights.report import inspect
+from aim_lightning.weights.inspect import inspect
 
 SMALL = {"image_size": 4, "norm_groups": 4}
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.datamodule import StreamDataModule
-from aim_lightning.data.images.pictures import Pictures, PictureSet, same_classes
-from aim_lightning.data.images.sources import ImageSource
+from aim_lightning.data.images.dataset import Pictures, PictureSet, same_classes
+from aim_lightning.data.images.folder import ImageSource
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.data.loader import Batch, MicroBatches
 from aim_lightning.data.stream import BatchPlan
+from aim_lightning.data.stream_datamodule import StreamDataModule
+from aim_lightning.data.stream_loader import Batch, MicroBatches
 from aim_lightning.utils.random import hash_seed, permutation
-from aim_lightning.utils.workers import outlive_signals
+from aim_lightning.utils.worker_signals import outlive_signals
 
 
 class ImageMicroBatches(MicroBatches):

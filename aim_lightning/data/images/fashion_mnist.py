@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.shards import write_image_shards
+from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import Watch, unwatched, watched
 

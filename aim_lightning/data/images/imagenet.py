@@ -16,8 +16,8 @@ import numpy as np
 from torchvision.datasets import imagenet
 from tqdm import tqdm
 
-from aim_lightning.data.images.source import sha256_json
-from aim_lightning.data.images.tar_source import TarSource
+from aim_lightning.data.images.base import sha256_json
+from aim_lightning.data.images.tar import TarSource
 from aim_lightning.data.tar import members
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import is_rank_zero

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from aim_lightning.data.datamodule import StreamDataModule
-from aim_lightning.data.images.source import sha256_json
-from aim_lightning.data.loader import Batch, MicroBatches
+from aim_lightning.data.images.base import sha256_json
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.tokens.fetch import Fetcher
-from aim_lightning.data.tokens.location import Location
-from aim_lightning.data.tokens.manifest import TokenManifest
-from aim_lightning.data.tokens.reader import Rows, ShardReader
-from aim_lightning.data.tokens.windows import WindowedRows
+from aim_lightning.data.stream_datamodule import StreamDataModule
+from aim_lightning.data.stream_loader import Batch, MicroBatches
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.data.tokens.read.fetch import Fetcher
+from aim_lightning.data.tokens.read.reader import Rows, ShardReader
+from aim_lightning.data.tokens.read.windows import WindowedRows
 from aim_lightning.utils.errors import UserError
 
 

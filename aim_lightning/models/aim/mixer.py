@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend
 from aim_lightning.models.aim.backends.plain import TorchBackend
-from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.norm import RMSNorm
 from aim_lightning.models.aim.state import MixerState
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend, choose_backend, require_backend
 from aim_lightning.models.aim.backends.plain import TorchBackend
 from aim_lightning.models.aim.block import Block, modulation_head
-from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.init import init_weights
 from aim_lightning.models.aim.mixer import Mamba2Mixer
 from aim_lightning.models.aim.norm import RMSNorm

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aim_lightning.models.aim.config import AiMConfig
+from aim_lightning.models.aim.aim_config import AiMConfig
 
 
 @dataclass

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from aim_lightning.models.vq.config import VQConfig
 from aim_lightning.models.vq.layers import Downsample, Level, Upsample, group_norm, middle, products
+from aim_lightning.models.vq.vq_config import VQConfig
 
 
 class Coder(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.models.vq.coder import Decoder, Encoder
-from aim_lightning.models.vq.config import VQConfig
 from aim_lightning.models.vq.layers import products
 from aim_lightning.models.vq.quantizer import Quantized, VectorQuantizer
+from aim_lightning.models.vq.vq_config import VQConfig
 
 USAGE_RECORD = "quantize.codebook_used"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aim_lightning.models.vq.config import VQConfig
+from aim_lightning.models.vq.vq_config import VQConfig
 
 # Rows of the latent compared with the codebook at a time: bounds the score matrix to 16k x V values.
 ROWS_AT_A_TIME = 16384

@@ -7,8 +7,8 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
-from aim_lightning.sampling.fast.drawing import draw
-from aim_lightning.sampling.fast.shapes import Product, shapes_for, shared_bytes
+from aim_lightning.sampling.fast.kernel_configs import Product, shapes_for, shared_bytes
+from aim_lightning.sampling.fast.sampler import draw
 from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5

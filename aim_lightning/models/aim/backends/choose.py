@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends.plain import TorchBackend
-from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.state import MixerState
 from aim_lightning.utils.errors import UserError
 

@@ -23,8 +23,8 @@ from mamba_ssm.ops.triton.ssd_combined import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends.plain import causal_conv, conv_step_
-from aim_lightning.models.aim.config import AiMConfig
 from aim_lightning.models.aim.state import MixerState
 
 log = logging.getLogger(__name__)

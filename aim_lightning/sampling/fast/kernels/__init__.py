@@ -4,12 +4,12 @@ All take the step from memory, so that one captured graph serves every step. Sum
 kernels has the weights' type.
 """
 
-from aim_lightning.sampling.fast.kernels.choose import choose_kernel
+from aim_lightning.sampling.fast.kernels.in_proj import activate_kernel, project_kernel
 from aim_lightning.sampling.fast.kernels.linear import linear_kernel
-from aim_lightning.sampling.fast.kernels.mix import mix_kernel
+from aim_lightning.sampling.fast.kernels.mixer_step import mix_kernel
 from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
-from aim_lightning.sampling.fast.kernels.project import activate_kernel, project_kernel
-from aim_lightning.sampling.fast.kernels.sift import sift_kernel
+from aim_lightning.sampling.fast.kernels.sample_token import choose_kernel
+from aim_lightning.sampling.fast.kernels.top_candidates import sift_kernel
 
 __all__ = [
     "activate_kernel",

@@ -1,0 +1,1 @@
+"""Callbacks that score images during training and validation."""

@@ -1,0 +1,106 @@
+"""TensorBoard's event file, written so that a full disk neither ends training nor leaves a hole in the curves."""
+
+import os
+import socket
+import time
+from itertools import count
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.writer import FileWriter
+
+from aim_lightning.utils.disk_errors import tell_once
+
+MOST_WAITING = 64 << 20  # bytes of events kept in memory while the disk takes none
+VERSION = "brain.Event:2"
+_numbers = count()
+
+
+class EventFile:
+    """Takes the place of tensorboard's EventFileWriter, whose thread ends at the first failed write.
+
+    Events wait in memory until they are flushed; what the disk does not take is cut off again, waits on, and is
+    written once there is room. Past 64 MiB further events are lost, which is told.
+
+    Args:
+        folder: made with the first flush, as the file is.
+        flush_seconds: longest wait of an event, when nobody flushes.
+        suffix: of the file's name.
+    """
+
+    def __init__(self, folder: str | Path, flush_seconds: float = 120.0, suffix: str = "") -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self.path, self.flush_seconds = Path(folder) / (name + suffix), flush_seconds
+        self.waiting, self.flushed_at = bytearray(), time.monotonic()
+        self.add_event(Event(wall_time=time.time(), file_version=VERSION))
+
+    def get_logdir(self) -> str:
+        return str(self.path.parent)
+
+    def add_event(self, event: Event) -> None:
+        if len(self.waiting) > MOST_WAITING:
+            tell_once(f"{self.path} takes nothing, and too much waits for it: curves and pictures get a hole")
+        else:
+            RecordWriter(_Buffer(self.waiting)).write(event.SerializeToString())
+        if time.monotonic() - self.flushed_at >= self.flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        self.flushed_at = time.monotonic()
+        if not self.waiting:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self.path, self.waiting)
+        except OSError as error:
+            tell_once(f"{self.path} cannot be written ({error.strerror or error}); its events wait for room")
+        else:
+            self.waiting.clear()
+
+    def close(self) -> None:
+        self.flush()
+
+    def reopen(self) -> None:
+        """Nothing to do: the file is opened for every flush."""
+
+
+class _Buffer:
+    """What a RecordWriter needs of a file."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.write = data.extend
+
+
+def _append(path: Path, data: bytes | bytearray) -> None:
+    """All of it or nothing: half a record would hide every later one from TensorBoard."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            with memoryview(data) as view:
+                done = 0
+                while done < len(view):
+                    done += file.write(view[done:])
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+class RunWriter(SummaryWriter):
+    """A SummaryWriter over an `EventFile`; the arguments are those of SummaryWriter that matter to a run."""
+
+    def __init__(self, log_dir: str, purge_step: int | None = None, flush_secs: float = 120, filename_suffix: str = ""):
+        self._events = EventFile(log_dir, flush_secs, filename_suffix)
+        super().__init__(log_dir, purge_step=purge_step)
+
+    def _get_file_writer(self) -> FileWriter:
+        if self.file_writer is None:
+            self.file_writer = FileWriter.__new__(FileWriter)  # its constructor would open a file of tensorboard's
+            self.file_writer.event_writer = self._events
+            self.all_writers = {self._events.get_logdir(): self.file_writer}
+            if self.purge_step is not None:
+                for content in ({"file_version": VERSION}, {"session_log": SessionLog(status=SessionLog.START)}):
+                    self.file_writer.add_event(Event(step=self.purge_step, **content))
+                self.purge_step = None
+        return self.file_writer

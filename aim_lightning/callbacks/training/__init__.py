@@ -1,0 +1,1 @@
+"""Callbacks that keep a training correct and resumable."""

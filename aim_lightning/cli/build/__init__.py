@@ -1,0 +1,1 @@
+"""Construction of the objects that a configuration names."""

@@ -1,0 +1,71 @@
+"""Files that a command cannot do without, looked for before torch is imported."""
+
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.runs.directory import RunDirectory, missing_source, newest_checkpoint
+from aim_lightning.utils.errors import UserError
+
+
+def check_files(command: str, values: dict[str, Any], checkpoint: str | None = None) -> None:
+    """Raises UserError for a missing run, tokenizer, source of weights, folder of pictures or of token shards.
+
+    checkpoint: a file that takes the place of the run's newest.
+    """
+    run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
+    if checkpoint and not Path(checkpoint).exists():
+        raise UserError(f"--checkpoint {checkpoint} does not exist")
+    if command in ("validate", "sample", "evaluate", "sweep") and not checkpoint:
+        newest_checkpoint(run.path)
+    if command == "follow" and not run.path.is_dir():  # without a checkpoint yet it waits for one
+        train = f"make train EXP={run.experiment} RUN={run.run}"
+        raise UserError(f"{run.path} does not exist; start its training first ({train}), or correct --run")
+    if command == "tokenize":
+        _check_tokenizer(values["tokenizer"] or run.path, run.root)
+    if command in ("fit", "validate"):
+        _check_data(values)
+        _check_weights(command, values, run)
+
+
+def _check_data(values: dict[str, Any]) -> None:
+    data = values["data"].get("init_args") or {}
+    if values["data"]["class_path"].endswith(".TokenDataModule") and not Location(data["path"]).is_remote:
+        for split in ("train", "val"):
+            TokenManifest.load(Path(data["path"]) / split)
+    for split in ("train", "val"):
+        folder = (data.get("pictures") or {}).get(split)
+        if folder and not Path(folder).exists():
+            raise UserError(f"pictures.{split} {folder} does not exist; data/README.md shows how to lay it out")
+    if values["tokenizer"]:
+        _check_tokenizer(values["tokenizer"], values["runs_root"])
+
+
+def _check_tokenizer(source: str | Path | dict[str, Any], runs_root: str | Path) -> None:
+    if isinstance(source, dict):  # a class of its own
+        return
+    path = Path(source)
+    if (path / "config.json").is_file():  # a Hugging Face folder
+        return
+    if path.absolute().is_relative_to(Path(runs_root).absolute()):
+        newest_checkpoint(path)  # says how to train it
+    elif not path.exists():
+        raise UserError(missing_source(path))
+
+
+def _check_weights(command: str, values: dict[str, Any], run: RunDirectory) -> None:
+    """Weights files of the tokenizer's training."""
+    model = values["model"].get("init_args") or {}
+    loss, source = model.get("loss") or {}, model.get("init_from")
+    files = [("model.lpips_file", model.get("lpips_file"), "--model.lpips_file null")]
+    if loss.get("perceptual_weight"):
+        files.append(("model.loss.perceptual_file", loss.get("perceptual_file"), "--model.loss.perceptual_weight 0"))
+    for name, file, without in files:
+        if file and not Path(file).is_file():
+            raise UserError(
+                f"{name} {file} does not exist; save https://download.pytorch.org/models/"
+                f"vgg16-397923af.pth there, or go without LPIPS: {without}"
+            )
+    if command == "fit" and source and not run.checkpoints() and not Path(source).exists():
+        raise UserError(f"model.init_from {missing_source(source)}")

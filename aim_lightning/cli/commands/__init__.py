@@ -1,0 +1,1 @@
+"""Commands of `aim-lightning`, one file each."""

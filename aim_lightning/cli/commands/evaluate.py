@@ -1,0 +1,132 @@
+"""`aim-lightning evaluate`: draw samples, or take given ones, and score them."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.cli.build.evaluation_setup import (
+    check_feature_batch,
+    directory,
+    make_evaluation,
+    make_generator,
+    make_judge,
+    make_plan,
+    refuse,
+    sampling_options,
+    seeds,
+    show,
+    start,
+)
+from aim_lightning.cli.build.trainer_cli import quiet
+from aim_lightning.config import Document
+from aim_lightning.evaluation.decoded import open_pictures
+from aim_lightning.evaluation.image_sets import PictureList
+from aim_lightning.evaluation.npz_export import preview_png
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
+from aim_lightning.evaluation.scorer import PREVIEW, RECORD, Judge
+from aim_lightning.runs.results import record as record_results
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_bytes
+from aim_lightning.utils.process import say
+from aim_lightning.utils.threads import in_background
+
+RESULTS = Path("experiments/results")
+# What given pictures, and published weights, leave without a meaning.
+WITHOUT_DRAWING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
+WITHOUT_RUN = ("--checkpoint", "--raw")
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
+    quiet()
+    check_record_name(options.record)
+    refuse(options, "--samples", WITHOUT_DRAWING)
+    refuse(options, "--weights", WITHOUT_RUN)
+    if options.samples:
+        pictures = open_pictures(options.samples)  # a mistake shows before the reference is worked out
+        return _score_given(document, options, pictures)
+    sampling = sampling_options(document)
+    ranks, device = start(document)
+    generator = make_generator(document, options, device)
+    plan = make_plan(options, generator, sampling)
+    evaluation = make_evaluation(
+        document, options, generator, make_judge(document, options, ranks, device), options.keep_images
+    )
+    records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
+    record = over_seeds(records)
+    folder = evaluation.folder(plan, sampling)
+    place = folder / RECORD
+    if ranks.is_first:
+        if len(records) > 1:
+            place = evaluation.root / f"{folder.name}-{len(records)}seeds.json"
+            write_record(place, record)
+        if not options.weights:
+            _keep_in_results(document, record)
+        keep(record, options.record)
+    show(record)
+    say(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
+    return 0
+
+
+def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
+    """Into results.json of the run, where the checkpoint is its newest."""
+    place, model = directory(document), record["model"]
+    newest = place.checkpoints()
+    if not newest or (newest[0].name, place.experiment, place.run) != tuple(
+        model[key] for key in ("checkpoint", "experiment", "run")
+    ):
+        say(f"{model['checkpoint']} is not the newest checkpoint of {place.path}: results.json stays as it is")
+        return
+    first = next(iter(record["metrics"]))  # its name tells features, number of images and raw weights
+    facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": record["std"]}
+    record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
+
+
+def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
+    check_feature_batch(options)
+    ranks, device = start(document)
+    batches = pictures.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
+    if ranks.is_first:
+        pictures.begin()
+    judge = make_judge(document, options, ranks, device)
+    preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
+    values, speed = judge.score(pictures, batches)
+    pictures.gather(ranks)
+    if ranks.is_first:
+        source = pictures.source()
+        protocol = judge.protocol(len(pictures))
+        name = (
+            f"{Path(options.samples).stem}-{short_key([source['sha256'], protocol])}"  # every archive is called samples
+        )
+        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
+        record = _given_record(judge, source, values, speed, ranks)
+        write_bytes(folder / PREVIEW, preview.result())
+        write_record(folder / RECORD, record)
+        keep(record, options.record)
+        show(record)
+        say(f"results: {folder / RECORD}, {folder / PREVIEW}")
+    return 0
+
+
+def _given_record(
+    judge: Judge, source: dict[str, Any], values: dict[str, float], speed: dict[str, float], ranks: Ranks
+) -> dict[str, Any]:
+    count = source["pictures"]
+    protocol = {"pictures": source, **judge.protocol(count)}
+    performance = {**judge.performance, **speed, "processes": ranks.world_size}
+    return score_record(source, {}, values, count, protocol, performance, judge.hardware())
+
+
+def check_record_name(name: str | None, folder: Path = RESULTS) -> None:
+    """Raises UserError for a name that is no plain file name."""
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        raise UserError(f"--record is {name!r}; give a plain name, {folder}/ gets what is recorded")
+
+
+def keep(record: dict[str, Any], name: str | None) -> None:
+    """A copy for `make table`."""
+    if name:
+        write_record(RESULTS / f"{name}.json", record)
+        say(f"recorded in {RESULTS / name}.json")

@@ -1,0 +1,137 @@
+"""`aim-lightning fit`: train, or continue where the run stopped."""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from torch.distributed import DistNetworkError, DistStoreError
+
+from aim_lightning.callbacks.training.checkpoint_io import from_file
+from aim_lightning.callbacks.training.preemption import own_signals
+from aim_lightning.callbacks.training.validated_step import ValidatedStep
+from aim_lightning.checkpoint.io import misfits, read_checkpoint
+from aim_lightning.cli.build.init_from import start_from
+from aim_lightning.cli.build.trainer_cli import AimCLI, build, quiet, run_directory
+from aim_lightning.cli.fit_lifecycle import after_rank_zero, check_step, guards, leave, remember_end, watchdog
+from aim_lightning.cli.fit_summary import finish, finished
+from aim_lightning.cluster import signals
+from aim_lightning.cluster.requeue import USER_ERROR
+from aim_lightning.cluster.signals import Stopped
+from aim_lightning.config import Document
+from aim_lightning.config.yaml_text import dump
+from aim_lightning.modules.optim import total_steps
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.history import append_start
+from aim_lightning.runs.lease import Lease
+from aim_lightning.runs.read_run import read_content
+from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
+from aim_lightning.utils.disk_errors import tolerate_disk_errors
+from aim_lightning.utils.errors import PassingFault, UserError, one_line
+from aim_lightning.utils.files import write_text
+from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Returns 0 when training is complete; the other codes stand in docs/slurm.md."""
+    quiet()
+    signals.install()
+    directory = run_directory(document)
+    try:
+        check_step(document)
+        return _run(document, options, directory)
+    except Stopped as stop:
+        return leave(stop, directory, options.given)
+    except PassingFault as fault:
+        return _passing(fault, directory)
+    except (DistNetworkError, DistStoreError) as error:
+        reason = str(error).strip().splitlines()[0]
+        fault = PassingFault(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        return _passing(fault, directory)
+    except UserError:
+        remember_end(directory, USER_ERROR)
+        raise
+
+
+def _passing(fault: PassingFault, directory: RunDirectory) -> int:
+    remember_end(directory, fault.exit_code)
+    print(f"error: {one_line(fault)}", file=sys.stderr, flush=True)
+    return fault.exit_code
+
+
+def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
+    with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext(), watchdog(document):
+        beat("reading checkpoints")
+        content = read_content(directory, document.values)
+        decision = decide(content, options.allow_changes)
+        _obey(decision, directory)
+        if decision.action == "finished":
+            return finished(document, directory, decision)
+        return _train(document, directory, decision, content, options)
+
+
+def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
+    """Print the notes but the first `said`.
+
+    Raises:
+        UserError: the decision is to refuse; rank 0 says so for all.
+    """
+    if decision.action == "refuse":
+        fault = UserError(refusal(directory, decision))
+        raise fault if is_rank_zero() else after_rank_zero(fault)
+    for note in decision.notes[said:]:
+        say(note)
+
+
+def _train(
+    document: Document, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
+) -> int:
+    where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
+    say(f"{directory.path}: training {where}")
+    # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
+    validated = ValidatedStep()
+    cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
+    own_signals(cli.trainer)
+    if hasattr(cli.model, "check_length"):
+        cli.model.check_length(total_steps(cli.trainer, cli.datamodule))
+    if decision.checkpoint:
+        _check_fit(cli, decision.checkpoint)
+    elif getattr(cli.model, "init_from", None):
+        start_from(cli.model, cli.model.init_from, getattr(cli.datamodule, "manifest", None))
+    if is_rank_zero():
+        known = len(decision.notes)
+        decision = decide_on_data(decision, content.data, cli.datamodule.identity(), options.allow_changes)
+        _obey(decision, directory, known)
+        _write_start(document, directory, decision, content)
+    checkpoint = str(decision.checkpoint) if decision.checkpoint else None
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except SystemExit as stop:
+        if stop.code != 1:  # Lightning's answer to Ctrl-C
+            raise
+        say(f"stopped; the same command continues {directory.path}")
+        return 130
+    if is_rank_zero():
+        finish(cli, document, directory, validated.step)
+    return 0
+
+
+def _write_start(document: Document, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
+    """What a start leaves in the run directory before it trains."""
+    directory.set_aside_newer(decision.step, content.damaged)
+    for path in directory.remove_leftovers():
+        say(f"removed {path}, left by a save that was cut short or found damaged")
+    append_start(directory, decision)
+    with tolerate_disk_errors(directory.config):
+        write_text(directory.config, dump(document.values))
+
+
+def _check_fit(cli: AimCLI, checkpoint: Path) -> None:
+    """Before Lightning's strict loading, which lists every weight on lines of its own."""
+    parts = misfits(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
+    if parts:
+        raise UserError(
+            f"{checkpoint} does not fit the {type(cli.model).__name__} that is configured: {'; '.join(parts)}; "
+            "give it back its options, or train this one as another RUN"
+        )

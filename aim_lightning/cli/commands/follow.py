@@ -1,0 +1,146 @@
+"""`aim-lightning follow`: evaluate new checkpoints of a live run, beside it."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from aim_lightning.cli.build.evaluation_setup import (
+    directory,
+    make_evaluation,
+    make_judge,
+    make_plan,
+    sampling_options,
+    show,
+    start,
+)
+from aim_lightning.cli.build.trainer_cli import quiet
+from aim_lightning.cli.commands.config import backend_of
+from aim_lightning.config import Document
+from aim_lightning.evaluation.evaluated_model import Generator, from_run
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.score_record import short_key
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.runs.directory import RunDirectory, step_of
+from aim_lightning.runs.read_run import read_content
+from aim_lightning.runs.resume_policy import decide
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.process import say
+
+FOLDER = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a folder
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Ends when training is complete, or after `patience` seconds without a new checkpoint."""
+    quiet()
+    place, sampling = directory(document), sampling_options(document)
+    ranks, device = start(document)
+    judge = make_judge(document, options, ranks, device)
+    tokenizer = document.values["tokenizer"]
+    tokenizer = load_tokenizer(tokenizer) if tokenizer else None
+    done = Done(place, {"sampling": asdict(sampling), "raw": options.raw, **judge.protocol(options.num)}, ranks)
+    for step, path in new_checkpoints(place, set(done.steps), options.every, options.patience, ranks):
+        how = {"raw": options.raw, "tokenizer": tokenizer, "backend": backend_of(document)}
+        generator = load_together(path, ranks, lambda path, how=how: from_run(path, device=device, **how))
+        if generator is None:
+            continue
+        evaluation = make_evaluation(document, options, generator, judge, keep_images=False)
+        record = evaluation.run(make_plan(options, generator, sampling), sampling)
+        say(path.name)
+        show(record)
+        if ranks.is_first:
+            done.add(step, record["metrics"])
+    if not place.checkpoints():
+        raise UserError(f"{place.path} got no checkpoint within {options.patience:g} seconds; see --patience")
+    say(f"results: {place.path}/evaluations; curves: make tensorboard, {done.folder}")
+    return 0
+
+
+def new_checkpoints(
+    place: RunDirectory, seen: set[int], every: float, patience: float, ranks: Ranks
+) -> Iterator[tuple[int, Path]]:
+    """Steps and files as they appear, oldest first; the same on every process.
+
+    Args:
+        place: of the run. Without a lease its training has not begun, waits for a requeue, or is complete.
+        seen: steps to leave out.
+        every: seconds between two looks.
+        patience: seconds without a new one to stop after.
+        ranks: the first looks for all.
+    """
+    news, over = time.monotonic(), Over(place)
+    while True:
+        training = place.lease.exists()  # before the look: the last checkpoint comes before the lease goes
+        fresh = sorted(step for step in map(step_of, place.checkpoints()) if step not in seen)
+        tired = not fresh and ranks.is_first and (time.monotonic() - news > patience or (not training and over.look()))
+        step, tired = ranks.from_first((fresh[0] if fresh else None, tired))
+        if step is not None:
+            seen.add(step)
+            yield step, place.checkpoint_folder / f"step={step:08d}.ckpt"
+            news = time.monotonic()
+        elif tired:
+            return
+        else:
+            time.sleep(every)
+
+
+class Over:
+    """Whether `fit` would find nothing left to train; a checkpoint is read once."""
+
+    def __init__(self, place: RunDirectory) -> None:
+        self.place, self.known = place, {None: False}
+
+    def look(self) -> bool:
+        """Of the newest checkpoint."""
+        newest = next(iter(self.place.checkpoints()), None)
+        if newest not in self.known:
+            content = read_content(self.place, {})
+            action = decide(replace(content, now=content.before)).action
+            self.known[newest] = action in ("finished", "refuse")  # refused: imported weights, or nothing readable
+        return self.known[newest]
+
+
+def load_together(path: Path, ranks: Ranks, load: Callable[[Path], Generator]) -> Generator | None:
+    """A checkpoint on all processes, or None on all where training has removed it meanwhile: a newer one is there.
+
+    Raises:
+        UserError: a process cannot read a file that is there; on all processes.
+    """
+    try:
+        generator, problem = load(path), None
+    except UserError as error:
+        generator, problem = None, str(error)
+    problems = [one for one in ranks.all(problem) if one]
+    if problems and ranks.from_first(path.exists()):
+        raise UserError(problems[0])
+    return None if problems else generator
+
+
+class Done:
+    """Which steps were followed before under the same protocol, and their curves: follow/KEY/ of the run.
+
+    Args:
+        place: of the run.
+        protocol: plain values that the numbers depend on; another protocol has a folder of its own.
+        ranks: the first one writes.
+    """
+
+    def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: Ranks) -> None:
+        self.folder = place.path / FOLDER / short_key(protocol)
+        self.path = self.folder / "steps.json"
+        self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
+        if ranks.is_first:
+            write_json(self.folder / "protocol.json", protocol)
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the curves' next point, then note the step."""
+        with SummaryWriter(str(self.folder)) as writer:
+            for name, value in metrics.items():
+                writer.add_scalar(f"metrics/{name}", value, step)
+        self.steps.append(step)
+        write_json(self.path, self.steps)

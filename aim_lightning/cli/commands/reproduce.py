@@ -1,0 +1,93 @@
+"""`aim-lightning reproduce`: published weights, 50,000 samples, a row beside the paper's."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from aim_lightning.cli.build.evaluation_setup import (
+    make_evaluation,
+    make_generator,
+    make_judge,
+    make_plan,
+    sampling_options,
+    seeds,
+    show,
+    start,
+)
+from aim_lightning.cli.build.trainer_cli import quiet
+from aim_lightning.cli.commands.evaluate import check_record_name, keep
+from aim_lightning.config import Document
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.report.paper_results import AIM, paper_row
+from aim_lightning.evaluation.report.table import beside_paper
+from aim_lightning.evaluation.score_record import over_seeds, write_record
+from aim_lightning.evaluation.scorer import RECORD
+from aim_lightning.metrics.fetch import DOWNLOADS, fetch
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import say
+from aim_lightning.weights.fetch import PUBLISHED
+from aim_lightning.weights.fetch import fetch as fetch_weights
+
+# The paper's sampler settings are published nowhere: its ablation's guidance and the published decoder's positions.
+SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Fetches what is missing, evaluates and prints both rows."""
+    quiet()
+    row = paper_row(options.preset)
+    if row is None:
+        raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(one.model for one in AIM)}")
+    if options.weights is None and row.model not in PUBLISHED:
+        raise UserError(f"{row.model} has no published weights; give --weights")
+    check_record_name(options.record)
+    document.values["sampling"] = {**SETTINGS, **document.values["sampling"]}
+    sampling = sampling_options(document)
+    ranks, device = start(document)
+    _fetch_missing(document, options, row.model, ranks)
+    generator = make_generator(document, options, device)
+    plan = make_plan(options, generator, sampling)
+    judge = make_judge(document, options, ranks, device)
+    evaluation = make_evaluation(document, options, generator, judge, keep_images=True)
+    records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
+    record = over_seeds(records)
+    if ranks.is_first:
+        write_record(evaluation.root / f"{row.model}.json", record)
+        keep(record, options.record)
+    show(record)
+    say("\n" + beside_paper(record, row))
+    _say_protocol(record, options.num)
+    say(f"results: {evaluation.folder(plan, sampling) / RECORD}; next: make table (after --record NAME)")
+    return 0
+
+
+def _fetch_missing(document: Document, options: argparse.Namespace, model: str, ranks: Ranks) -> None:
+    """Weights, Inception and reference where none are given, by the first process; a file that is there is checked.
+
+    Raises:
+        UserError: no connection, or another file than was published; on all processes.
+    """
+    ranks.ask_first(lambda: _fetch(options, model, inception=document.values["features"] is None))
+    options.weights = options.weights or str(_folder(model))
+    options.reference = options.reference or DOWNLOADS["adm"].path
+
+
+def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
+    if options.weights is None and not _folder(model).exists():  # files brought by hand have no record to check
+        say(f"fetched {fetch_weights(model)}")
+    wanted = {"adm": options.reference is None, "inception": inception}
+    for name in (name for name, missing in wanted.items() if missing):
+        say(f"using {fetch(DOWNLOADS[name])}")
+
+
+def _folder(model: str) -> Path:
+    return Path("weights") / PUBLISHED[model].folder
+
+
+def _say_protocol(record: dict, num: int) -> None:
+    """What keeps the two rows from being comparable."""
+    features = record["protocol"]["features"]["network"]
+    if not any(name.startswith("fid_") for name in record["metrics"]):
+        say(f"these are distances on {features}, no FID: they compare with no paper")
+    if num < 50_000:
+        say(f"{num:,} samples in place of 50,000: FID is biased upwards, compare it with none")

@@ -1,0 +1,77 @@
+"""`aim-lightning sample`: pictures from a trained run."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aim_lightning.cli.build.trainer_cli import device
+from aim_lightning.cli.class_labels import choose_classes
+from aim_lightning.cli.commands.config import backend_of, run_directory
+from aim_lightning.config import Document
+from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
+from aim_lightning.utils.progress import Report
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Writes a PNG a picture and one grid, a row a class; with --animate an animation of the grid too."""
+    directory = run_directory(document)
+    source = document.values["tokenizer"]
+    tokenizer = load_tokenizer(source) if source else None
+    pipeline = load(directory.path, raw=options.raw, tokenizer=tokenizer, backend=backend_of(document)).to(device())
+    sampling = SamplingOptions(**document.values["sampling"])
+    labels = choose_classes(options.classes, pipeline.class_names)
+    if options.num < 1:
+        raise UserError(f"--num is {options.num}; it must be at least 1")
+    parts: list[Tensor] = []
+    seen = pipeline.preview(lambda images: parts.append(images.cpu())) if options.animate else None
+    images = _draw(pipeline, labels, options.num, sampling, seen)
+    out = Path(options.out) if options.out else directory.samples
+    names = [pipeline.class_names[label] for label in labels]
+    _save(images, out, names, options.num, sampling.seed)
+    if options.animate:
+        save_gif([labelled_grid(frame, options.num, names) for frame in _frames(pipeline, parts)], out / "sampled.gif")
+    grids = "sampled.png and sampled.gif" if options.animate else "sampled.png"
+    print(f"{len(images)} pictures, {grids} in {out}; other guidance: --sampling.cfg_scale 3")
+    return 0
+
+
+def _draw(
+    pipeline: AiMPipeline,
+    labels: list[int],
+    num: int,
+    sampling: SamplingOptions,
+    seen: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """All pictures; progress by codes, since one batch may be all there is. `seen` is told of every step."""
+    wanted = torch.tensor(labels).repeat_interleave(num)
+    sampling = pipeline.resolve(sampling)
+    sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
+    blocks = -(-len(wanted) // sampling.batch_size)
+    with Report("sampling", blocks * pipeline.aim.config.num_tokens, "steps") as report:
+
+        def on_step(step: int, codes_BT: Tensor) -> None:
+            report.advance(1)
+            if seen is not None:
+                seen(step, codes_BT)
+
+        return pipeline.generate(wanted, on_step=on_step, **sampling.options())
+
+
+def _frames(pipeline: AiMPipeline, parts: list[Tensor]) -> list[Tensor]:
+    """Pictures of all batches after each row of codes, from those of batch after batch."""
+    rows = pipeline.tokenizer.grid[0]
+    return [torch.cat(parts[row::rows]) for row in range(rows)]
+
+
+def _save(images: torch.Tensor, out: Path, names: list[str], num: int, seed: int) -> None:
+    for i, image in enumerate(images):
+        name = names[i // num].replace("/", "-").replace(" ", "-")
+        save_png(image, out / f"{name}-seed{seed}-{i:05d}.png")
+    save_png(labelled_grid(images, num, names), out / "sampled.png")

@@ -1,0 +1,137 @@
+"""`aim-lightning shards info|verify|preview|merge PATH`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.progress import Report, watched
+
+SPLITS = ("train", "val")
+
+
+def run(document: None, options: argparse.Namespace) -> int:
+    """Exit code 0, or 1 where verify found something."""
+    paths = [Path(path) for path in options.paths]
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; give one that `make tokenize` wrote")
+    if options.action == "merge":
+        return _merge(paths, options)
+    if options.action == "preview" and options.out and sum(len(_folders(path)) for path in paths) > 1:
+        raise UserError("--out is one file, but there are several folders; name one of them, or leave --out away")
+    act = {"info": _info, "verify": _verify, "preview": _preview}[options.action]
+    return max(act(path, options) for path in paths)
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders with a manifest that a path means: its train/ and val/, or itself."""
+    return [path / split for split in SPLITS if (path / split).is_dir()] or [path]
+
+
+def _absent(path: Path) -> list[Path]:
+    """Of a folder that has one split, the other."""
+    folders = _folders(path)
+    return [] if folders == [path] else [path / split for split in SPLITS if path / split not in folders]
+
+
+def _info(path: Path, options: argparse.Namespace) -> int:
+    for folder in _folders(path):
+        manifest = TokenManifest.load(folder)
+        size = sum(path.stat().st_size for path in folder.glob("tokens-*.tar"))
+        lines = [
+            ("pictures", f"{manifest.rows:,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB"),
+            ("views", f"{manifest.views} a picture"),
+            ("codes", f"{manifest.grid[0]} x {manifest.grid[1]} of {manifest.codebook_size}"),
+            ("classes", f"{len(manifest.class_names)}: {_some(manifest.class_names)}"),
+            ("tokenizer", f"weights hash {manifest.tokenizer_hash}"),
+        ]
+        if manifest.skipped:
+            lines.append(("skipped", f"{len(manifest.skipped)}: {_some([item.key for item in manifest.skipped])}"))
+        for source in manifest.sources:
+            how = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
+            lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {how}"))
+        print(folder, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
+    return 0
+
+
+def _some(names: list[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _verify(path: Path, options: argparse.Namespace) -> int:
+    from aim_lightning.data.tokens.verify.verify import verify_set
+
+    tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
+    faults, folders = [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)], []
+    for folder in _folders(path):
+        try:
+            TokenManifest.load(folder)
+            folders.append(folder)
+        except UserError as error:  # of a set, the other split is looked at all the same
+            if folder == path:
+                raise
+            faults.append(str(error))
+    faults += verify_set(folders)
+    for text in faults:
+        print(text)
+    found = len(faults) + sum(_verify_folder(folder, tokenizer_hash) for folder in folders)
+    if not found and tokenizer_hash is None:
+        print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
+    return 1 if found else 0
+
+
+def _verify_folder(folder: Path, tokenizer_hash: str | None) -> int:
+    """How many faults it has; prints them."""
+    from aim_lightning.data.tokens.verify.verify import verify_folder
+
+    rows = TokenManifest.load(folder).rows
+    with Report(f"verifying {folder}", rows, "rows") as report:
+        faults = verify_folder(folder, tokenizer_hash, report.advance)
+    for fault in faults:
+        print(f"{folder}/{fault}")
+    print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
+    return len(faults)
+
+
+def _preview(path: Path, options: argparse.Namespace) -> int:
+    if not options.tokenizer:
+        raise UserError("preview needs the tokenizer that wrote the codes: --tokenizer runs/EXPERIMENT/RUN")
+    import torch
+
+    from aim_lightning.data.tokens.verify.preview import preview
+    from aim_lightning.utils.grid import captioned_grid, save_png
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = _tokenizer(options.tokenizer).to(device)
+    for folder in watched(_folders(path), "decoding"):
+        out = Path(options.out) if options.out else folder / "preview.png"
+        shown = preview(folder, tokenizer, options.num, options.seed, device)
+        save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
+        print(f"{len(shown.captions)} pictures of {folder}: {out}")
+    return 0
+
+
+def _tokenizer(source: str) -> Any:
+    from aim_lightning.cli.build.tokenizer_source import tokenizer_source
+    from aim_lightning.pipeline import load_tokenizer
+
+    return load_tokenizer(tokenizer_source(source))
+
+
+def _merge(paths: list[Path], options: argparse.Namespace) -> int:
+    from aim_lightning.data.tokens.write.merge import merge_folders
+
+    if not options.out:
+        raise UserError("merge needs --out, the new folder")
+    out = Path(options.out)
+    splits = [split for split in SPLITS if any((path / split).is_dir() for path in paths)] or [""]
+    absent = [path / split for path in paths for split in splits if not (path / split).is_dir()]
+    if absent:
+        raise UserError(f"{absent[0]} does not exist, but another folder has that split; merge complete sets")
+    for split in splits:
+        manifest = merge_folders([path / split for path in paths], out / split, watched)
+        print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} folders")
+    print(f"next: make shards ARGS='verify {out}'")
+    return 0

@@ -1,0 +1,111 @@
+"""`aim-lightning slurm`: submit a run, show its jobs, cancel them; `started` and `ended` are for job.sbatch."""
+
+import argparse
+import sys
+from dataclasses import replace
+from datetime import datetime
+
+from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.slurm.in_job import ended, started
+from aim_lightning.cli.slurm.status import known
+from aim_lightning.cli.slurm.submit import make_plan, write_configurations
+from aim_lightning.cluster import job_registry
+from aim_lightning.cluster.job_plan import JobPlan, check
+from aim_lightning.cluster.sbatch_script import render
+from aim_lightning.cluster.slurm_api import SlurmError, command
+from aim_lightning.config import Document
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_text
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Returns the exit code."""
+    actions = {"submit": _submit, "status": _status, "cancel": _cancel, "started": started, "ended": ended}
+    return actions[options.action](document, options)
+
+
+def _submit(document: Document, options: argparse.Namespace) -> int:
+    directory = run_directory(document)
+    plan, documents = make_plan(document, options)
+    notes = check(plan)
+    script = render(plan)
+    if options.dry:
+        print(script, end="")
+        for note in notes:
+            print(f"# {note}", file=sys.stderr)
+        return 0
+    for note in notes:
+        print(note)
+    for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
+        _refuse_double(replace(directory, run=str(run)))
+    write_configurations(plan, documents)
+    path = plan.folder / "job.sbatch"
+    write_text(path, script)
+    job_id = _ask("sbatch", "--parsable", str(path)).strip().split(";")[0]
+    job_registry.add(directory.path, job_id)
+    _say_submitted(plan, job_id, _site(options))
+    return 0
+
+
+def _site(options: argparse.Namespace) -> str:
+    """The variable of make that names the file of the site, where it is not the usual one."""
+    names = [path.stem for path in options.given.configs if path.parent.name == "cluster" and path.stem != "gpu"]
+    return f" CLUSTER={names[-1]}" if names else ""
+
+
+def _say_submitted(plan: JobPlan, job_id: str, site: str) -> None:
+    experiment, _, name = plan.name.rpartition("/")
+    runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
+    log = plan.folder / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
+    print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} a job; log: {log}")
+    names = f"EXP={experiment} RUN={name}{site}"
+    print(f"next: make slurm-status {names}, or make slurm-cancel {names}")
+
+
+def _refuse_double(directory: RunDirectory) -> None:
+    alive = [job for job in known(directory) if job.facts.waiting_or_running]
+    if alive:
+        raise UserError(
+            f"{directory.path} has {alive[0]} already ({alive[0].facts.state}); wait for it, or "
+            f"make slurm-cancel EXP={directory.experiment} RUN={directory.run}"
+        )
+
+
+def _ask(*words: str) -> str:
+    try:
+        return command(*words)
+    except SlurmError as error:
+        raise UserError(f"{words[0]}: {error}") from None
+
+
+def _status(document: Document, options: argparse.Namespace) -> int:
+    directory = run_directory(document)
+    jobs = known(directory)
+    for job in jobs:
+        facts = job.facts
+        where = f" on {facts.nodes}" if facts.nodes else ""
+        why = f" ({facts.reason})" if facts.reason != "None" else ""
+        print(f"{job}: {facts.state}{why}{where}, {facts.run_time} of {facts.time_limit}, {facts.restarts} restarts")
+    if not jobs and not job_registry.jobs(directory.path):
+        print(f"{directory.path} has no jobs; make slurm EXP={directory.experiment} RUN={directory.run} submits one")
+    for folder in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
+        one = RunDirectory(directory.experiment, folder.name, directory.root)
+        if one.checkpoints():
+            when = datetime.fromtimestamp(one.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
+            done = ", results.json is there" if one.results.exists() else ""
+            print(f"{one.path}: step {one.latest_step}, saved {when}{done}")
+    return 0
+
+
+def _cancel(document: Document, options: argparse.Namespace) -> int:
+    directory = run_directory(document)
+    jobs = {job.number: job for job in known(directory) if job.facts.waiting_or_running}
+    for job_id, job in jobs.items():
+        job_registry.mark_cancelled(directory.path, job_id)  # first: it must not come back, whatever happens meanwhile
+        _ask("scancel", job_id)
+        one = job if job.array else f"job {job_id}"
+        print(f"{one} is cancelled and will not come back; its checkpoints stay in {directory.path}")
+    if not jobs:
+        print(f"{directory.path} has no job that waits or runs")
+    return 0

@@ -1,0 +1,71 @@
+"""`aim-lightning tokenize`: pictures to token shards."""
+
+import argparse
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from aim_lightning.cli.build.trainer_cli import run_directory
+from aim_lightning.cli.multiprocess import device_of, place_or_launch
+from aim_lightning.config import Document
+from aim_lightning.data.images.datamodule import ImageDataModule
+from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
+from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
+from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import Place, say
+from aim_lightning.utils.progress import Report, unwatched, watched
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Encodes train and val with the tokenizer of this run (or of `tokenizer:`) into data.out."""
+    values, directory = document.values, run_directory(document)
+    how = {split: _options(options, split) for split in ("train", "val")}
+    place = place_or_launch(values["trainer"])
+    if isinstance(place, int):
+        return place
+    device, data = device_of(place, values["trainer"]), _image_data(values["data"])
+    tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
+    out = Path(data.out or f"data/tokens/{directory.experiment}")
+    data.setup("fit")
+    watch = watched if place.rank == 0 else unwatched
+    jobs = {  # both before the first picture: what is wrong with val is not to be told after hours of train
+        split: TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers, watch)
+        for split, pictures in data.sets.items()
+    }
+    worked = place.rank == 0 or any(job.todo for job in jobs.values())
+    for split, job in jobs.items():
+        _run(job, split, place)
+    if not all(job.complete() for job in jobs.values()):  # asked at the end: others may have finished a split meanwhile
+        say("this process's shards are finished; the process that finishes last writes the manifests")
+    elif worked:
+        print(f"token shards: {out}/train and {out}/val")
+        print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
+    return 0
+
+
+def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
+    # A network sees a mirrored validation picture as another one: one view is enough there.
+    views = Views(options.views, options.crop_range) if split == "train" else Views()
+    return TokenizeOptions(
+        views, options.rows_per_shard, options.batch_size, options.precision, options.compile, options.on_error
+    )
+
+
+def _run(job: TokenizeJob, split: str, place: Place) -> None:
+    title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
+    todo = sum(shard.rows for shard in job.todo)
+    with Report(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
+        manifest = job.run(report.advance)
+    if manifest and manifest.skipped:
+        number, first = len(manifest.skipped), manifest.skipped[0].key
+        print(f"{split}: {number} unreadable pictures left out (first: {first}); {job.out}/manifest.json lists them")
+
+
+def _image_data(section: dict) -> ImageDataModule:
+    if section.get("class_path") != "aim_lightning.data.images.datamodule.ImageDataModule":
+        raise UserError(f"tokenize needs pictures: data.class_path is {section.get('class_path')}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ImageDataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": section.get("init_args") or {}}))["data"]

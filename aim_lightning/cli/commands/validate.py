@@ -1,0 +1,88 @@
+"""`aim-lightning validate`: score the newest checkpoint of a run."""
+
+import argparse
+from pathlib import Path
+
+from aim_lightning.callbacks.training.preemption import own_signals
+from aim_lightning.callbacks.training.stop_request import Interruption
+from aim_lightning.checkpoint.io import read_checkpoint
+from aim_lightning.cli.build.trainer_cli import (
+    build,
+    hardware_of,
+    quiet,
+    run_directory,
+    scored_weights_hash,
+    weights_kind,
+)
+from aim_lightning.cluster import signals
+from aim_lightning.cluster.signals import Stopped
+from aim_lightning.config import Document
+from aim_lightning.runs.directory import newest_checkpoint
+from aim_lightning.runs.results import record
+from aim_lightning.runs.resume_policy import differences
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import is_rank_zero, say
+
+
+def run(document: Document, options: argparse.Namespace) -> int:
+    """Loss and every metric callback on the whole validation set; results.json gets the numbers."""
+    quiet()
+    signals.install()
+    try:
+        return score(document)
+    except Stopped as stop:
+        say(f"stopped by {signals.NAMES[stop.code]}, no results were recorded; the same command begins anew")
+        return signals.EXITS[stop.code] if is_rank_zero() else 0  # the first process to end takes the others along
+
+
+def score(document: Document) -> int:
+    """The same as a part of `fit`, which knows what becomes of a job that is stopped.
+
+    Raises:
+        Stopped: by a signal, between two batches; nothing has been recorded.
+    """
+    directory = run_directory(document)
+    checkpoint = newest_checkpoint(directory.path)
+    content = read_checkpoint(checkpoint)
+    _check_belongs(content, document, checkpoint)
+    say(f"validating {checkpoint}")
+    step = content["trainer"]["global_step"]
+    cli = build(document, purge_step=None, guards=[Interruption(step)])
+    own_signals(cli.trainer)
+    # TensorBoard's x-axis: where training stood, not 0.
+    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    if is_rank_zero():
+        callbacks = cli.named_callbacks.items()
+        protocol = {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
+        names = {name.removeprefix("metrics/"): value for name, value in metrics.items()}
+        facts = {
+            "checkpoint": checkpoint.name,
+            "weights": weights_kind(cli),
+            "weights_sha256": scored_weights_hash(cli),
+        }
+        record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
+        for name, value in names.items():
+            say(f"  {name:36s}{value:10.4f}")
+        say(f"results: {directory.results}\nnext: make {_next(document)}")
+    return 0
+
+
+def _next(document: Document) -> str:
+    values = document.values
+    target = "tokenize" if values["model"]["class_path"].endswith("TokenizerModule") else "sample"
+    return f"{target} EXP={values['experiment']} RUN={values['run']}"
+
+
+def _check_belongs(content: dict, document: Document, path: Path) -> None:
+    """The network must be the checkpoint's, and averaged weights there when they are asked for."""
+    sizes = [
+        (values["model"]["class_path"], values["model"]["init_args"]["network"])
+        for values in (content["configuration"], document.values)
+    ]
+    if sizes[0] != sizes[1]:
+        changes = differences(*({"model": {"class_path": c, "network": n}} for c, n in sizes))
+        raise UserError(f"{path} is of another model: {'; '.join(changes.values())}")
+    if document.values["callbacks"].get("ema") and content["ema"] is None:
+        raise UserError(f"{path} holds no averaged weights; score the weights themselves with --callbacks.ema null")

@@ -1,0 +1,1 @@
+"""Measurement and report of the `plan` command."""

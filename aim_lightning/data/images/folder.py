@@ -1,0 +1,164 @@
+"""Pictures by row: a tree with a folder for each class, a folder of tar shards, or ImageNet's archives."""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from aim_lightning.data.images.base import ImageSource, sha256_json
+from aim_lightning.data.images.decode import opening, read_picture
+from aim_lightning.data.images.imagenet import ImageNetArchive
+from aim_lightning.data.images.shard_writer import (
+    MANIFEST,
+    ShardRow,
+    index_shard,
+    load_manifest,
+    shard_paths,
+)
+from aim_lightning.data.images.tar import TarSource
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.text import printable
+
+# Pillow knows the names of these, but needs other programs to decode them.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class FolderSource(ImageSource):
+    """A tree `root/CLASS/**/picture`: class folders sorted by name are labels 0, 1, and so on.
+
+    Pictures come class by class, sorted by path. Names that begin with a dot are left out.
+
+    Raises:
+        UserError: no such folder, no class folders, or one without pictures.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"picture folder {self.root} does not exist or is no folder; see data/README.md")
+        classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        if not classes:
+            raise UserError(f"{self.root} has no class folders; put the pictures into {self.root}/CLASS_NAME/")
+        paths, labels = [], []
+        for label, name in enumerate(classes):
+            found = sorted(_pictures_below(self.root / name))
+            if not found:
+                raise UserError(f"class folder {self.root / name} holds no pictures; fill or remove it")
+            paths += [os.fsencode(f"{name}/{path}") for path in found]
+            labels += [label] * len(found)
+        super().__init__([printable(name) for name in classes], labels, paths)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every picture's path below the root and its size in bytes."""
+        return sha256_json([self.key(row), self._size(row)] for row in range(len(self)))
+
+    def files(self) -> Iterator[Path]:
+        """The pictures."""
+        return (self.root / self.key(row) for row in range(len(self)))
+
+    def _size(self, row: int) -> int:
+        path = self.root / self.key(row)
+        with opening(path):
+            return path.stat().st_size
+
+    def _content(self, row: int) -> bytes:
+        return read_picture(self.root / self.key(row))
+
+    def _where(self, row: int) -> str:
+        return str(self.root / self.key(row))
+
+
+def _pictures_below(folder: Path) -> Iterator[str]:
+    """Paths below `folder`, with /, of files that Pillow can decode by suffix; folder links are followed."""
+    formats = Image.registered_extensions()
+    suffixes = {s for s, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in files:
+            if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
+                yield Path(place, name).relative_to(folder).as_posix()
+
+
+class ShardSource(TarSource):
+    """A folder of picture shards (see `shards`), in the order of the manifest or else of the shards' names.
+
+    Without a manifest the classes are called "0" to "n-1", n being the largest label plus 1. Where two shards have a
+    key in common, all keys are those of the shards behind the shard's name: `images-000000/KEY`.
+
+    Raises:
+        UserError: damaged shard, wrong label, or manifest and shards disagree.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = Path(path)
+        self._manifest = load_manifest(self.folder)
+        shards = self._listed() if self._manifest else shard_paths(self.folder)
+        if not shards:
+            raise UserError(f"{self.folder} holds no .tar shards; see data/README.md for the layout")
+        rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(number, shard)]
+        if not rows:
+            raise UserError(f"the shards in {self.folder} hold no pictures; write them again")
+        places = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
+        classes = max(row.label for _, row in rows) + 1
+        names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
+        keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
+        super().__init__(names, shards, places, (row.label for _, row in rows), map(os.fsencode, keys))
+
+    def _listed(self) -> list[Path]:
+        return [self.folder / shard["name"] for shard in self._manifest["shards"]]
+
+    def _index(self, number: int, shard: Path) -> list[ShardRow]:
+        rows = index_shard(shard)
+        classes = None
+        if self._manifest:
+            expected, classes = self._manifest["shards"][number]["rows"], len(self._manifest["class_names"])
+            if len(rows) != expected:
+                raise UserError(
+                    f"shard {shard} has {len(rows)} rows, {self.folder / MANIFEST} says {expected}; "
+                    "restore the shard or write the set again"
+                )
+        for row in rows:
+            if row.label < 0 or (classes is not None and row.label >= classes):
+                limit = "labels count from 0" if classes is None else f"{MANIFEST} names {classes} classes"
+                raise UserError(f"shard {shard}, key {row.key}: label {row.label} is out of range, {limit}")
+        return rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over class names and the manifest's hashes of the shards, else shard names and sizes."""
+        if self._manifest:
+            return sha256_json([self.class_names, *(shard["sha256"] for shard in self._manifest["shards"])])
+        return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
+
+
+def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
+    """The keys themselves, or behind the names of their shards: WebDataset makes them unique within a shard only."""
+    if len(set(keys)) == len(keys):
+        return keys
+    return [f"{shard}/{key}" for shard, key in zip(shards, keys, strict=True)]
+
+
+def open_source(path: str | Path) -> ImageSource:
+    """The pictures at `path`: one of ImageNet's archives, a folder of shards (or their manifest), a class tree.
+
+    Raises:
+        UserError: nothing there, or no layout that we know.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".tar":
+        return ImageNetArchive(path)
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise UserError(
+            f"picture set {path} {what}; give a folder of class folders or of tar shards, or an archive of ImageNet "
+            "(data/README.md), or try data/fashion_mnist_mini/train"
+        )
+    if archives := sorted(path.glob("ILSVRC2012_img_*.tar")):
+        raise UserError(f"{path} holds archives of ImageNet; name one of them itself: {archives[0]}")
+    if shard_paths(path) or (path / MANIFEST).exists():
+        return ShardSource(path)
+    return FolderSource(path)

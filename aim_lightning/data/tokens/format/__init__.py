@@ -1,0 +1,1 @@
+"""Layout of token shards on disk."""

@@ -1,0 +1,60 @@
+"""A look at stored codes: random rows, decoded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.read.reader import Rows, ShardReader
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.pixels import to_uint8
+from aim_lightning.utils.random import hash_int64, permutation
+
+BATCH = 16  # pictures decoded at once
+
+
+@dataclass(frozen=True)
+class Preview:
+    """images_BCHW: uint8; captions: class names, and the number of the view where there are several."""
+
+    images_BCHW: Tensor
+    captions: list[str]
+
+
+def preview(folder: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> Preview:
+    """Decode `num` rows, drawn without repetition, each in one of its views.
+
+    Raises:
+        UserError: another tokenizer than the one that wrote the codes, or a damaged shard.
+    """
+    manifest = TokenManifest.load(folder)
+    if tokenizer.weights_hash != manifest.tokenizer_hash:
+        raise UserError(f"{folder} was written by another tokenizer than the given one (weights hash differs)")
+    if num < 1:
+        raise UserError(f"--num is {num}; it must be at least 1")
+    chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
+    rows = _read(folder, manifest, chosen, seed)
+    parts = torch.from_numpy(rows.codes.astype(np.int64)).split(BATCH)
+    images = torch.cat([to_uint8(tokenizer.decode(codes.to(device))).cpu() for codes in parts])
+    views = _views(manifest, rows.index, seed)
+    names = [manifest.class_names[label] for label in rows.labels]
+    if manifest.views > 1:
+        names = [f"{view}: {name}" for view, name in zip(views, names, strict=True)]
+    return Preview(images, names)
+
+
+def _read(folder: Path, manifest: TokenManifest, chosen: np.ndarray, seed: int) -> Rows:
+    reader = ShardReader(manifest, lambda name: str(folder / name))
+    parts = []
+    for shard in np.unique(np.searchsorted(manifest.first_rows, chosen, side="right") - 1):
+        rows = reader.read(int(shard), lambda index: _views(manifest, index, seed))
+        parts.append(rows.take(np.isin(rows.index, chosen)))
+    return Rows.join(parts)
+
+
+def _views(manifest: TokenManifest, index: np.ndarray, seed: int) -> np.ndarray:
+    return (hash_int64("preview_view", seed, torch.from_numpy(index)) % manifest.views).numpy()

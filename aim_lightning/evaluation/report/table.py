@@ -1,0 +1,131 @@
+"""experiments/README.md: recorded results beside what papers report."""
+
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.evaluation.report.paper_results import AIM, OTHERS, PaperRow
+from aim_lightning.evaluation.score_record import chosen_classes, plain_metrics, read_record
+
+INTRODUCTION = """# Experiments and results
+
+Made by `make table` from the records in `experiments/results/` and `experiments/sweeps/`; do not edit. A record is what
+`evaluate --record NAME`, `sweep --record NAME` or `reproduce --record NAME` wrote: a number is here because it was run.
+Which of them may be compared with which paper:
+[docs/evaluation.md](../docs/evaluation.md).
+"""
+PAPER_NOTE = """
+AiM's numbers (arXiv 2408.12245, table 2) are from 50,000 samples; the sampler settings behind them are published
+nowhere. The others are as that table quotes them."""
+SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
+PAPER = ("FID", "IS", "precision", "recall")
+OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+
+
+def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]) -> str:
+    """The whole file, from records and from protocols of sweeps by name."""
+    paper = _markdown(("model", "parameters", *PAPER), [_paper_cells(row) for row in (*AIM, *OTHERS)])
+    ours = [_ours(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
+    parts = [INTRODUCTION, "## Ours\n", *ours, "## Reported by the paper, ImageNet-1k 256x256\n", paper]
+    return "\n".join(parts) + PAPER_NOTE + "\n"
+
+
+def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Records by file name, in order.
+
+    Raises:
+        UserError: a file that is no record.
+    """
+    return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+
+
+def _ours(records: dict[str, dict[str, Any]]) -> str:
+    if not records:
+        return "Nothing is recorded yet.\n"
+    inception = {name: record for name, record in records.items() if "fid" in plain_metrics(record)}
+    others = {name: record for name, record in records.items() if name not in inception}
+    parts = [_table(inception, OUR_METRICS)] if inception else ["No FID is recorded yet.\n"]
+    if others:
+        names = dict.fromkeys(name for record in others.values() for name in plain_metrics(record))
+        parts += ["Stand-ins (other feature networks; they compare with each other alone):\n"]
+        parts += [_table(others, tuple(name for name in names if not name.endswith("_std")))]
+    return "\n".join([*parts, "Protocols:\n", *(_protocol(*item) for item in records.items()), ""])
+
+
+def _sweep(name: str, sweep: dict[str, Any]) -> str:
+    """One line with links."""
+    model = sweep["model"]
+    varied = "; ".join(f"{option} {', '.join(values)}" for option, values in sweep["varied"].items())
+    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
+    files = ", ".join(f"[{file}](sweeps/{name}/{file})" for file in SWEEP_FILES)
+    return (
+        f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}, "
+        f"{sweep['num_images']:,} images a point; {varied}; {', '.join(sweep['hardware'])}, commit "
+        f"{', '.join(sweep['commit'])}: {files}"
+    )
+
+
+def _table(records: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> str:
+    head = ("record", "data", "images", *metrics, "guidance", "seeds", "hardware", "commit")
+    return _markdown(head, [_row(name, record, metrics) for name, record in records.items()])
+
+
+def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[str]:
+    values, spread = plain_metrics(record), plain_metrics({**record, "metrics": record.get("std") or {}})
+    seeds, chosen = record.get("seeds") or [], chosen_classes(record["protocol"])
+    data = record["data"].get("pictures") or record["model"].get("name") or "–"
+    return [
+        name,
+        data,
+        f"{record['num_images']:,}" + ("" if chosen is None else f" of {len(chosen)} classes"),
+        *(_number(values.get(metric), spread.get(metric) if len(seeds) > 1 else None) for metric in metrics),
+        _guidance(record["protocol"].get("sampling") or {}),
+        ", ".join(map(str, seeds)) or "–",
+        record["hardware"],
+        record["commit"],
+    ]
+
+
+def _guidance(sampling: dict[str, Any]) -> str:
+    if not sampling:
+        return "–"
+    schedule = sampling.get("cfg_schedule", "constant")
+    more = [f"{key} {sampling[key]}" for key, off in (("top_k", 0), ("top_p", 1.0)) if sampling.get(key, off) != off]
+    return ", ".join([f"{sampling['cfg_scale']:g}" + ("" if schedule == "constant" else f" {schedule}"), *more])
+
+
+def _number(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return "–"
+    digits = 4 if abs(value) < 1 else 2
+    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _protocol(name: str, record: dict[str, Any]) -> str:
+    """One line; the whole is in the record."""
+    model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
+    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
+    size = f"{reference['pictures']:,} pictures of " if "pictures" in reference else ""
+    hashed = next(kind for kind in ("sha256", "pixels_sha256", "fingerprint") if kind in reference)
+    return (
+        f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "
+        f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…); features: {features['network']} "
+        f"({features['weights_sha256'][:12]}…), {features['resizing']}; whole protocol: `results/{name}.json`"
+    )
+
+
+def _paper_cells(row: PaperRow) -> list[str]:
+    values = (row.fid, row.inception_score, row.precision, row.recall)
+    return [row.model, row.parameters, *("–" if value is None else str(value) for value in values)]
+
+
+def beside_paper(record: dict[str, Any], row: PaperRow) -> str:
+    """Two rows: ours and the paper's."""
+    values = plain_metrics(record)
+    ours = [_number(values.get(name)) for name in ("fid", "is", "precision", "recall")]
+    rows = [[f"{row.model}, here", *ours], [f"{row.model}, paper", *_paper_cells(row)[2:]]]
+    return _markdown(("", *PAPER), rows)
+
+
+def _markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"

@@ -1,0 +1,228 @@
+"""One evaluation: draw what is missing, score it, write the record."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.evaluation.evaluated_model import Generator
+from aim_lightning.evaluation.image_sets import Batch, BlockPictures, NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.npz_export import preview_png, write_archive
+from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.reference import BATCH
+from aim_lightning.evaluation.sample_blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.sample_plan import SamplePlan
+from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
+from aim_lightning.evaluation.size import check_size, drawn_size
+from aim_lightning.evaluation.throughput import Meter
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.metric_names import count_suffix
+from aim_lightning.metrics.reference_statistics import RealPictures
+from aim_lightning.metrics.scores import Scores
+from aim_lightning.runs.lease import Lease
+from aim_lightning.runs.results import hardware
+from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.files import write_bytes
+
+ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
+
+
+@dataclass
+class Judge:
+    """What scores pictures, the same for many sets.
+
+    Args:
+        network: loaded, on its device.
+        real: statistics of the real pictures.
+        image_size: of the real pictures, (height, width); None where it is not known.
+        ranks: the processes.
+        splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
+        batch_size: pictures at once on a device.
+        scores: kept between sets.
+        performance: of what was worked out before the first set, for the record.
+    """
+
+    network: FeatureNetwork
+    real: RealPictures
+    image_size: tuple[int, int] | None
+    ranks: Ranks
+    splitting: str = "adm"
+    batch_size: int = BATCH
+    scores: Scores | None = None
+    performance: dict[str, Any] = field(default_factory=dict)
+
+    def hardware(self) -> str:
+        """What does the work."""
+        return hardware(self.network.device, self.ranks.world_size)
+
+    def protocol(self, num_images: int) -> dict[str, Any]:
+        """Everything but the pictures that the values depend on."""
+        return self._scores(num_images).protocol()
+
+    def _scores(self, num_images: int) -> Scores:
+        """Empty; one object for all sets of a size."""
+        if self.scores is None or self.scores.num_images != num_images:
+            self.scores = Scores(self.network, self.real, num_images, self.splitting)
+        self.scores.reset()
+        return self.scores
+
+    def score(
+        self, pictures: PictureList, batches: Iterator[Batch] | None = None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by plain name, and speeds for the record: of the features, seconds of the metrics on them. Every
+        process must call it.
+
+        Args:
+            pictures: to be scored.
+            batches: this process's share of them, where its reading has begun before.
+
+        Raises:
+            UserError: pictures that cannot be read or of another size than the real ones, or features that are not
+                finite; on all processes.
+        """
+        scores = self._scores(len(pictures))
+        batches = batches or pictures.share(self.ranks, self.batch_size)
+        with Meter("features", len(pictures), self.ranks) as meter:
+            self.ranks.each(lambda: self._update(scores, batches, meter))
+        start = time.perf_counter()
+        values = scores.compute()
+        seconds = round(time.perf_counter() - start, 2)
+        scores.reset()
+        return values, {"features": meter.performance(), "metrics_s": seconds}
+
+    def _update(self, scores: Scores, batches: Iterator[Batch], meter: Meter) -> None:
+        """With this process's share."""
+        for images, labels, numbers in on_device(batches, self.network.device):
+            check_size(tuple(images.shape[2:]), self.image_size)
+            scores.update(images, numbers, labels)
+            meter.advance(len(images))
+
+
+@dataclass
+class Evaluation:
+    """Draws with one generator and scores the result.
+
+    Args:
+        generator: networks and their facts.
+        judge: scores.
+        root: folder of all evaluations of this generator's run.
+        data: facts about the training data, for the record.
+        keep_images: keep samples.npz.
+        say: prints a line, once.
+    """
+
+    generator: Generator
+    judge: Judge
+    root: Path
+    data: dict[str, Any]
+    keep_images: bool = True
+    say: Callable[[str], None] = print
+
+    def folder(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
+        """Where the files of this set are: its name follows everything that the images depend on."""
+        values = [self.generator.facts, plan.labels.tolist(), asdict(self._resolved(plan, sampling))]
+        count = count_suffix(len(plan))
+        name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{short_key(values)}"
+        return self.root / name
+
+    def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
+        """The record of one set; what was done before is not done again. Every process must call it.
+
+        Raises:
+            UserError: another command draws the same set at this moment, or it cannot be drawn or scored; on all
+                processes.
+        """
+        folder, sampling = self.folder(plan, sampling), self._resolved(plan, sampling)
+        protocol = self._protocol(plan, sampling)
+        if (record := self._known(folder, protocol)) is not None:
+            return record
+        with self._alone(folder):  # another command may have finished it meanwhile
+            return self._known(folder, protocol) or self._made(plan, sampling, folder, protocol)
+
+    def _known(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        """The record of before."""
+        ranks = self.judge.ranks
+        record = ranks.from_first(self._finished(folder, protocol) if ranks.is_first else None)
+        if record is not None:
+            self.say(f"{folder} is scored already")
+        return record
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """The blocks go when the set is finished, so that only one command may draw it."""
+        with ExitStack() as stack:
+            self.judge.ranks.ask_first(lambda: _hold(stack, Lease(folder / LEASE, doing="drawn and scored")))
+            yield
+
+    def _made(
+        self, plan: SamplePlan, sampling: SamplingOptions, folder: Path, protocol: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Drawn, scored and written."""
+        ranks = self.judge.ranks
+        # Another size is noticed before hours of drawing, where the tokenizer tells its own.
+        check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
+        pictures, speed = self._pictures(folder, plan, sampling)
+        # An archive of before is compared with its checksums meanwhile.
+        if ranks.is_first:
+            pictures.begin()
+        values, scoring = self.judge.score(pictures)
+        if ranks.is_first:
+            pictures.source()
+        performance = {"sampling": speed, **self.judge.performance, **scoring, "processes": ranks.world_size}
+        facts = self.generator.facts, self.data
+        made_by = self.judge.hardware()
+        record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
+        ranks.ask_first(lambda: self._finish(folder, plan, pictures, record))
+        return ranks.from_first(record)
+
+    def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
+        """As images are drawn here: continued on another device, `auto` would mix blocks of two kinds."""
+        return self.generator.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
+
+    def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
+        classes = sorted(plan.labels.unique().tolist())
+        balanced = int(plan.labels.bincount().max()) - int(plan.labels.bincount()[classes].min()) <= 1
+        labels = {
+            "classes": len(classes),
+            "balanced": balanced,
+            "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
+            "chosen": None if len(classes) == len(self.generator.pipeline.class_names) else classes,
+        }
+        values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
+        return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
+
+    def _finished(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        path = folder / RECORD
+        record = read_record(path) if path.is_file() else None
+        whole = (folder / ARCHIVE).is_file() or not self.keep_images
+        return record if record and record["protocol"] == protocol and whole else None
+
+    def _pictures(self, folder: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[PictureList, dict]:
+        """The drawn images, from the archive where there is one."""
+        blocks, ranks = BlockFolder(folder / "blocks", plan), self.judge.ranks
+        if ranks.from_first((folder / ARCHIVE).is_file()):
+            return NpzPictures(folder / ARCHIVE), {}
+        if ranks.is_first:
+            blocks.clear()
+            if (missing := len(blocks.missing())) < len(plan.blocks()):
+                self.say(f"continuing {folder}: {missing} of {len(plan.blocks())} blocks to draw")
+        speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
+        ranks.from_first(None)  # all blocks are there
+        return BlockPictures(blocks), speed
+
+    def _finish(self, folder: Path, plan: SamplePlan, pictures: PictureList, record: dict[str, Any]) -> None:
+        blocks = BlockFolder(folder / "blocks", plan)
+        if self.keep_images and not (folder / ARCHIVE).is_file():
+            write_archive(folder / ARCHIVE, blocks)
+        write_bytes(folder / PREVIEW, preview_png(pictures, self.generator.pipeline.class_names))
+        write_record(folder / RECORD, record)
+        blocks.remove()
+
+
+def _hold(stack: ExitStack, lease: Lease) -> None:
+    """Until the stack is left."""
+    stack.enter_context(lease)

@@ -1,0 +1,210 @@
+"""The generator: labels in, pictures out."""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from aim_lightning.models import AiM
+from aim_lightning.pipeline.load_tokenizer import check_hash
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels
+from aim_lightning.pipeline.preview import preview
+from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
+from aim_lightning.weights.hub import local_folder
+
+
+class AiMPipeline:
+    """``AiMPipeline(aim, tokenizer).generate(labels)``; both are put into evaluation mode.
+
+    What the fast decoder keeps on the device goes with the pipeline: training gets its memory back.
+
+    Raises:
+        UserError: the tokenizer's codebook or grid is not the network's.
+    """
+
+    def __init__(self, aim: AiM, tokenizer, class_names: list[str] | None = None) -> None:
+        rows, columns = tokenizer.grid
+        if tokenizer.codebook_size != aim.config.vocab_size or rows * columns != aim.config.num_tokens:
+            raise UserError(
+                f"the tokenizer has {tokenizer.codebook_size} codes on a {rows}x{columns} grid, the network "
+                f"{aim.config.vocab_size} codes, {aim.config.num_tokens} an image: they do not belong together"
+            )
+        device = aim.lm_head.weight.device
+        self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
+        self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
+        self._pixels: dict[tuple, PixelDecoder] = {}
+        self._auto: dict[tuple, int] = {}
+        weakref.finalize(self, release_decoders, aim).atexit = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        tokenizer: Any = None,
+        backend: str = "auto",
+    ) -> "AiMPipeline":
+        """The generator of a folder in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
+
+        Args:
+            source: folder of config.json and model.safetensors, a weights file, or a hub id.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where the hub's files are kept; its own default otherwise.
+            token: for repositories that need one.
+            local_files_only: take the copy on this machine, ask nobody.
+            tokenizer: use this one; by default the one in the source.
+            backend: of the network, see `AiM`.
+
+        Raises:
+            UserError: no such folder or repository, no connection, unknown fields in config.json, no tokenizer in it or
+                another one than the network was trained with, names that are missing, surplus or misshapen, a run of
+                ours, or a backend that cannot be had.
+        """
+        asked = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        found = read_source(local_folder(source, **asked))
+        if found.run is not None:
+            raise UserError(f"{source} is a run or a checkpoint of this project; use aim_lightning.load for it")
+        aim = import_aim(found, backend=backend)
+        if tokenizer is None:
+            if not found.parts.vq:
+                raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
+            tokenizer = import_vq(found).requires_grad_(False)
+        check_hash(found, tokenizer)
+        return cls(aim, tokenizer, found.class_names)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors in the published layout; the folder is complete or absent.
+
+        Raises:
+            UserError: the folder holds something else, or the tokenizer is no VQModel.
+        """
+        return export_aim(self.aim, folder, tokenizer=self.tokenizer, class_names=self.class_names)
+
+    def to(self, device) -> "AiMPipeline":
+        """Move both networks."""
+        self.aim.to(device)
+        self.tokenizer.to(device)
+        return self
+
+    def resolve(self, sampling: SamplingOptions) -> SamplingOptions:
+        """The options without `auto`, as they act here; the block size stays the same once it was asked for.
+
+        Raises:
+            UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, or the fast decoder where
+                it cannot be used.
+        """
+        pixels = self._pixel_decoder(sampling)
+        if sampling.batch_size != "auto":
+            return resolve(sampling, self.aim)
+        key = sampling.decoder, sampling.precision, sampling.cfg_scale != 1, sampling.pixel_precision
+        key += (self.aim.lm_head.weight.device,)
+        if key not in self._auto:
+            self._auto[key] = resolve(sampling, self.aim, pixels.image_bytes).batch_size
+        return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
+
+    def generate(self, labels, *, batch_size: int | Literal["auto"] = "auto", indices=None, **options) -> Tensor:
+        """Pictures for labels.
+
+        Args:
+            labels: class indices, a list or an int64 tensor (B,).
+            batch_size: images sampled at a time; auto is what the device takes well, and no more than there are labels.
+            indices: number of each image, default 0 to B - 1 (see `aim_lightning.sampling.generate`).
+            **options: as `batches`.
+
+        Returns:
+            uint8 (B, 3, H, W) on the CPU.
+
+        Raises:
+            UserError: as `aim_lightning.sampling.generate`.
+        """
+        batches = self.batches(labels, batch_size=batch_size, indices=indices, **options)
+        return torch.cat([batch.cpu() for batch in batches])
+
+    def batches(
+        self,
+        labels,
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        indices=None,
+        on_step: Callable[[int, Tensor], None] | None = None,
+        **options,
+    ) -> Iterator[Tensor]:
+        """The same as uint8 batches (b, 3, H, W) on the network's device, one at a time.
+
+        A given batch_size is the size of every block: short ones are filled up, so that the same seed, index and
+        batch_size give the same image however many are drawn. On a GPU a batch is decoded to pixels while the next one
+        is drawn, and comes after that.
+
+        Args:
+            labels: class indices, a list or an int64 tensor (B,).
+            batch_size: images sampled at a time; auto is what the device takes well, and no more than there are labels.
+            indices: number of each image, default 0 to B - 1.
+            on_step: called after each step with (step, codes so far (b, step + 1)) of the batch's images.
+            **options: other fields of `aim_lightning.sampling.SamplingOptions`: cfg_scale, temperature, top_k, seed, …
+
+        Raises:
+            UserError: no labels, or as `aim_lightning.sampling.generate`.
+        """
+        labels_B = torch.as_tensor(labels, dtype=torch.int64)
+        if not len(labels_B):
+            raise UserError("there are no labels to draw images for; give at least one")
+        indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
+        sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
+        if batch_size == "auto":
+            sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
+        pixels = self._pixel_decoder(sampling)
+        waiting: deque[Pixels] = deque()
+        for part in torch.arange(len(labels_B)).split(sampling.batch_size):
+            waiting.append(self._draw(labels_B[part], indices_B[part], sampling, pixels, on_step))
+            if len(waiting) > pixels.behind:
+                yield waiting.popleft().images()
+        while waiting:
+            yield waiting.popleft().images()
+
+    def preview(self, show: Callable[[Tensor], None], every: int | None = None) -> Callable[[int, Tensor], None]:
+        """An `on_step` for pictures that appear as they are drawn: ``generate([7], on_step=pipeline.preview(show))``.
+
+        Args:
+            show: called with uint8 pictures (b, 3, H, W) on the device, of one batch; what is not drawn yet is grey.
+            every: codes between two calls, by default a row of the grid; the last code gets one in any case.
+        """
+        return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
+
+    def _draw(
+        self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step
+    ) -> Pixels:
+        """One block, filled up to its size by its own images once more."""
+        count, whole = len(labels_b), torch.arange(sampling.batch_size) % len(labels_b)
+        seen = on_step and (lambda step, codes: on_step(step, codes[:count]))
+        try:
+            codes_BL = generate(
+                self.aim,
+                labels_b[whole],
+                indices_B=indices_b[whole],
+                on_step=seen,
+                pixel_bytes=pixels.image_bytes(),
+                **sampling.code_options(),
+            )
+            return pixels.start(codes_BL[:count])
+        except torch.OutOfMemoryError:
+            pass  # the failed attempt's tensors are free only after this block
+        guided = sampling.cfg_scale != 1
+        each = image_bytes(self.aim, sampling.decoder, sampling.precision, guided) + pixels.image_bytes()
+        raise out_of_memory(self.aim, sampling.batch_size, each)
+
+    def _pixel_decoder(self, sampling: SamplingOptions) -> PixelDecoder:
+        key = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
+        if key not in self._pixels:
+            self._pixels[key] = PixelDecoder(self.tokenizer, *key)
+        return self._pixels[key]

@@ -1,0 +1,117 @@
+"""The mixer at one step, in its dual form over the stored inputs."""
+
+import triton
+import triton.language as tl
+
+from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.history_sum import (
+    _block,
+    _block_of_products,
+    _load_own,
+    _past_by_products,
+    _past_by_sums,
+    _store_own,
+)
+
+
+@triton.jit
+def _fetch_ahead(
+    values_ptr, begin, end, first_column, STRIDE: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr,
+    LINE: tl.constexpr,
+):  # fmt: skip
+    """Send W columns of the codes from `begin` to `end` on their way to the L2 cache, STEPS codes at a time."""
+    LINES: tl.constexpr = (W + LINE - 1) // LINE
+    lines = tl.arange(0, triton.next_power_of_2(LINES)) * LINE
+    if LINES & (LINES - 1):
+        lines = tl.minimum(lines, W - 1)
+    lines += first_column
+    for first in range(begin, end, STEPS):
+        past = tl.minimum(first + tl.arange(0, STEPS), end - 1)
+        _prefetch(values_ptr + past[:, None] * STRIDE + lines[None, :])
+
+
+@triton.jit
+def _fetch_vectors(gate_ptr, rows_ptr, norm_ptr, part, D: tl.constexpr, PARTS: tl.constexpr, LINE: tl.constexpr):
+    """Send a share of what `advance_kernel` will want on its way to the L2 cache: gate, shift, scale, norm weight."""
+    LINES: tl.constexpr = (D + LINE - 1) // LINE
+    own = part + PARTS * tl.arange(0, triton.next_power_of_2((LINES + PARTS - 1) // PARTS))
+    cols = tl.minimum(own * LINE, D - 1)
+    _prefetch(gate_ptr + 2 * D + cols)
+    _prefetch(rows_ptr + cols)
+    _prefetch(rows_ptr + D + cols)
+    _prefetch(norm_ptr + cols)  # float32: twice as many bytes
+    _prefetch(norm_ptr + tl.minimum(own * LINE + LINE // 2, D - 1))
+
+
+@triton.jit
+def mix_kernel(
+    gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
+    step_ptr, gate_rows_ptr, next_rows_ptr, next_norm_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, GATE_ROWS: tl.constexpr, NEXT_ROWS: tl.constexpr, HEADS: tl.constexpr,
+    STEPS: tl.constexpr, PRODUCTS: tl.constexpr, FIRST: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
+    VECTORS: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
+
+    The norm itself needs the whole row: its sum of squares leaves in parts, and `advance_kernel` divides by it.
+
+    y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
+    (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
+    never formed. PRODUCTS: on tensor cores. Before the kernel before has ended x of the last AHEAD codes and B of the
+    last AHEAD_B, of which each program of a row sends a share, are on their way to the cache (VECTORS: also what
+    `advance_kernel` multiplies by); without PRODUCTS, and with FIRST, the inputs of the first STEPS codes are in
+    registers.
+    """
+    row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
+    W: tl.constexpr = HEADS * P
+    PADDED: tl.constexpr = triton.next_power_of_2(W)
+    ROWS: tl.constexpr = 16 if PRODUCTS else PADDED // P
+    cols, states = tl.arange(0, PADDED), tl.arange(0, N)
+    wide = part * W + cols
+    heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)  # rows beyond HEADS repeat the last head
+    # This row's memory: offsets within it are small, those over all rows may pass 2^31.
+    xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
+    decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
+    past = tl.arange(0, STEPS)
+    if PRODUCTS and FIRST:
+        x_SW, b, g = _block_of_products(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+    if not PRODUCTS:
+        x_SW, b, g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+    THERE: tl.constexpr = STEPS if FIRST or not PRODUCTS else 0  # codes that are there already
+    if CHAINED and AHEAD > 0:
+        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, THERE), step, part * W, INNER, W, STEPS, LINE)
+    if CHAINED and VECTORS:
+        gate_rows, next_rows = gate_rows_ptr + row * GATE_ROWS * D, next_rows_ptr + row * NEXT_ROWS * D
+        _fetch_vectors(gate_rows, next_rows, next_norm_ptr, part, D, H // HEADS, LINE)
+    if CHAINED and AHEAD_B > 0:
+        SHARE: tl.constexpr = (AHEAD_B * HEADS + H - 1) // H
+        begin = tl.maximum(step - AHEAD_B, THERE) + part * SHARE
+        _fetch_ahead(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
+    before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
+    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), _load_own(d_ptr + wide // P, cols, W)
+    norm_W = _load_own(norm_ptr + wide, cols, W).to(tl.float32)
+    _wait(CHAINED)
+    _start_next(CHAINED)
+
+    c, newest_b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
+    dt = tl.load(dt_ptr + heads)
+    decay = before - (dt * a).to(decay_ptr.dtype.element_ty)
+    gate_W = _load_own(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
+    newest_W = _load_own(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
+    y_W = newest_W * _load_own(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
+    if PRODUCTS:
+        if not FIRST:
+            x_SW, b, g = 0, 0, 0
+        y_W += _past_by_products(
+            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
+        )
+    else:
+        y_W += _past_by_sums(
+            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+        )
+    gated_W = y_W * gate_W
+    _store_own(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
+    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
+    once = tl.arange(0, ROWS) < HEADS
+    tl.store(decay_ptr + heads, decay, once)
+    tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay, once)
