@@ -26,7 +26,7 @@ DRY ?=
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	clean
 
-# For experiments that `make dataset` wrote before it chose views by the size of the pictures.
+# For experiments that `make dataset` wrote before it chose views by the size of the images.
 CROPS := --views ten_crop --crop_range 1.1,1.05
 
 help: ## List the targets and their variables
@@ -54,7 +54,7 @@ install-cuda: install ## Add the CUDA kernels (torch first, then mamba-ssm and c
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[cuda]'
 	$(AIM) doctor
 
-demo: install ## Main job on the embedded pictures: both stages, samples and scores, on a CPU in minutes
+demo: install ## Main job on the embedded images: both stages, samples and scores, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
 # A file's tests stay together: they share what was made for the first of them.
@@ -96,7 +96,7 @@ plan: install ## Estimate memory, hours, disk and requeue window of EXP (EXP, AR
 validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 	@$(call experiment,validate)
 
-sample: install ## Draw pictures from RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
+sample: install ## Draw images from RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
 	@$(call experiment,sample)
 
 evaluate: install ## Draw samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
@@ -114,14 +114,14 @@ reproduce: install ## Published weights to a row beside the paper's (MODEL=AiM-B
 table: install ## Render experiments/README.md from experiments/results/ and experiments/sweeps/
 	@$(AIM) table
 
-tokenize: install ## Turn pictures into token shards with RUN's tokenizer (EXP, RUN, ARGS)
+tokenize: install ## Turn images into token shards with RUN's tokenizer (EXP, RUN, ARGS)
 	@$(call experiment,tokenize)
 
 shards: install ## Look into, check, preview or merge token shards (ARGS='verify data/tokens/EXP')
 	@$(AIM) shards $(or $(ARGS),$(error set ARGS to: info|verify|preview|merge PATH))
 
-dataset: install ## Your own pictures: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, ARGS)
-	@$(AIM) dataset '$(or $(FOLDER),$(error set FOLDER to a folder of class folders))' \
+dataset: install ## Your own images: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, ARGS)
+	@$(AIM) dataset '$(or $(FOLDER),$(error set FOLDER to a directory of class directories))' \
 		'$(or $(NAME),$(error set NAME to a name for it))' $(ARGS)
 
 stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
@@ -149,10 +149,10 @@ slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN, CLUSTER as fo
 slurm-cancel: install ## End the jobs of RUN for good; checkpoints stay (EXP, RUN, CLUSTER as for make slurm)
 	@$(call experiment,slurm cancel) $(site)
 
-tensorboard: install ## Show curves and pictures of all runs (PORT)
+tensorboard: install ## Show curves and images of all runs (PORT)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
-data-fashion-mnist: install ## Full Fashion-MNIST as image shards (SOURCE = folder of its IDX files)
+data-fashion-mnist: install ## Full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)
 	$(BIN)/python -m aim_lightning.data.images.fashion_mnist --source $(SOURCE) --out data/fashion_mnist
 
 weights-aim: install ## Fetch published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
@@ -173,7 +173,7 @@ adm-reference: install ## Fetch ADM's ImageNet 256x256 reference (2 GB) into dat
 doctor: install ## Print versions, devices and usable kernels
 	@$(AIM) doctor
 
-bench: install ## Measure data, resuming, scan and tokenizing speed on this machine (benchmarks/; 7 GB in the temporary folder)
+bench: install ## Measure data, resuming, scan and tokenizing speed on this machine (benchmarks/; 7 GB in the temporary directory)
 	$(BIN)/python benchmarks/tokens.py
 	$(BIN)/python benchmarks/resume.py
 	$(BIN)/python benchmarks/scan.py

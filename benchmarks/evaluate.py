@@ -3,8 +3,8 @@
 python benchmarks/evaluate.py [--rows 50000] [--images 50000 on a GPU, 500 on a CPU] [--size 256] [--workdir DIR]
 
 Weights: the published file, or without it random ones in its format (the same work). torch-fidelity's command computes
-FID, IS and KID of a folder against a folder; ours sFID, precision and recall too, on the same folders, from nothing
-cached. Both run as processes of their own; their start-up counts. torch-fidelity leaves PyTorch's default as it is,
+FID, IS and KID of two directories; ours computes sFID, precision and recall too, with empty caches.
+Both run as processes of their own; their start-up counts. torch-fidelity leaves PyTorch's default as it is,
 which is TF32 in convolutions on a GPU. Ours is measured in float32, its default, and in TF32 (equal precision).
 """
 
@@ -31,7 +31,7 @@ from aim_lightning.metrics.features import InceptionFeatures
 from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DISTINCT = 10_000  # pictures a folder; more are hard links to these, which are decoded like others
+DISTINCT = 10_000  # images a directory; more are hard links to these, which are decoded like others
 PASSES = {"reference": "reference", "samples": "features"}  # and their names in scores.json
 IMPORTED = {"our": "aim_lightning.cli.commands.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
@@ -74,22 +74,22 @@ def features_to_fid(rows: int, device: str) -> dict:
 
 
 def inception_features(weights: Path, images: int, size: int, precision: str, channels_last: bool) -> dict:
-    """Pictures already in memory, batches of 250 on a GPU, 32 on a CPU."""
+    """Images already in memory, batches of 250 on a GPU, 32 on a CPU."""
     network = load(weights, precision).to(DEVICE)
     if channels_last:  # the convolutions follow their weights' layout
         network.network.to(memory_format=torch.channels_last)
     batch = 250 if DEVICE == "cuda" else 32
-    pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
-    network.outputs(pictures)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
+    network.outputs(pixels)
     synchronize()
     start, done = time.perf_counter(), 0
     while done < images:
-        network.outputs(pictures)
+        network.outputs(pixels)
         done += batch
     synchronize()
     seconds = time.perf_counter() - start
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0
-    what = f"Inception features of {done} pictures, {DEVICE}, {precision}{', channels-last' if channels_last else ''}"
+    what = f"Inception features of {done} images, {DEVICE}, {precision}{', channels-last' if channels_last else ''}"
     return {"what": what, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
 
 
@@ -119,22 +119,22 @@ def random_weights(path: Path) -> Path:
     return path
 
 
-def write_pictures(folder: Path, count: int, size: int, seed: int) -> None:
+def write_images(directory: Path, count: int, size: int, seed: int) -> None:
     """PNGs that compress about as photographs do: smooth shapes with noise, more of it for a higher seed."""
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 6 + 6 * seed, (size, size, 3), dtype=np.uint8)
 
     def write(number: int) -> None:
         own = np.random.default_rng([seed, number])
         coarse = Image.fromarray(own.integers(0, 240, (8, 8, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)
-        picture = np.asarray(coarse) + np.roll(noise, number, (0, 1))
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{number:06d}.png", compress_level=1)
+        image = np.asarray(coarse) + np.roll(noise, number, (0, 1))
+        Image.fromarray(image.astype(np.uint8)).save(directory / f"{number:06d}.png", compress_level=1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(write, range(min(count, DISTINCT))))
     for number in range(DISTINCT, count):
-        (folder / f"{number:06d}.png").hardlink_to(folder / f"{number % DISTINCT:06d}.png")
+        (directory / f"{number:06d}.png").hardlink_to(directory / f"{number % DISTINCT:06d}.png")
 
 
 def timed(command: list[str], place: Path) -> tuple[float, str]:
@@ -152,10 +152,10 @@ def timed(command: list[str], place: Path) -> tuple[float, str]:
 def commands(
     weights: Path, images: int, size: int, place: Path, precisions: list[str], imports: dict[str, float]
 ) -> list[dict]:
-    """torch-fidelity's whole command, and ours in each precision, on the same two folders."""
+    """torch-fidelity's whole command, and ours in each precision, on the same two directories."""
     for name, seed in (("samples", 1), ("real", 2)):
         if not (place / name).exists():
-            write_pictures(place / name, images, size, seed)
+            write_images(place / name, images, size, seed)
     theirs = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--isc", "--kid", "--input1", "samples"]
     theirs += ["--input2", "real", "--no-cache", "--feature-extractor-weights-path", str(weights)]
     theirs += ["--gpu", "0"] if DEVICE == "cuda" else ["--cpu"]
@@ -201,10 +201,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--images", type=int, default=50_000 if DEVICE == "cuda" else 500)
-    parser.add_argument("--command_images", type=int, help="pictures for the two commands (default: --images)")
+    parser.add_argument("--command_images", type=int, help="images for the two commands (default: --images)")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument(
-        "--workdir", type=Path, help="stays, with its folders samples and real of the right size if there"
+        "--workdir", type=Path, help="stays, with its directories samples and real of the right size if there"
     )
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of ours")

@@ -44,27 +44,27 @@ class Trace(Callback):
 
 
 class Run:
-    """One training in `folder`, started as often as it takes."""
+    """One training in `directory`, started as often as it takes."""
 
-    def __init__(self, name: str, folder: Path, options: argparse.Namespace) -> None:
-        self.trace = folder / f"{name}.jsonl"
+    def __init__(self, name: str, directory: Path, options: argparse.Namespace) -> None:
+        self.trace = directory / f"{name}.jsonl"
         config = f"experiments/{options.experiment}.yaml"
         section = {"class_path": "interruptions.Trace", "init_args": {"path": str(self.trace)}}
-        (folder / f"{name}.yaml").write_text(json.dumps({"callbacks": {"trace": section}}))
+        (directory / f"{name}.yaml").write_text(json.dumps({"callbacks": {"trace": section}}))
         self.until, self.stops = options.until, 0
         self.command = [
             *(sys.executable, "-m", "aim_lightning", "fit", "--config", config),
             *(
                 "--config",
-                folder / f"{name}.yaml",
+                directory / f"{name}.yaml",
                 "--run",
                 name,
                 "--runs_root",
-                folder / "runs",
+                directory / "runs",
                 "--tokenizer",
                 "null",
             ),
-            *("--data.path", folder / "tokens", "--trainer.devices", options.devices),
+            *("--data.path", directory / "tokens", "--trainer.devices", options.devices),
             *(
                 "--data.global_batch_size",
                 options.batch,
@@ -149,10 +149,10 @@ def rows_agree(one: dict[int, dict], other: dict[int, dict]) -> bool | None:
     return all(one[step]["rows"] == other[step]["rows"] for step in steps) if steps else None
 
 
-def train(folder: Path, options: argparse.Namespace) -> tuple[list[dict[int, dict]], int]:
+def train(directory: Path, options: argparse.Namespace) -> tuple[list[dict[int, dict]], int]:
     """Curves of two undisturbed trainings and the interrupted one, and how often that was stopped; none outlives a
     failure of another."""
-    first, second, cut = (Run(which, folder, options) for which in ("first", "second", "cut"))
+    first, second, cut = (Run(which, directory, options) for which in ("first", "second", "cut"))
     beside = {run: run.start() if options.together else None for run in (first, second)}
     try:
         if not options.together:
@@ -185,11 +185,11 @@ def main() -> None:
     options = parser.parse_args()
     options.until = options.seconds and time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
         for split, rows in (("train", max(20000, 4 * options.batch)), ("val", 1024)):
-            (folder / "tokens" / split).mkdir(parents=True)
-            simulate(folder / "tokens" / split, rows, 1)
-        curves, stops = train(folder, options)
+            (directory / "tokens" / split).mkdir(parents=True)
+            simulate(directory / "tokens" / split, rows, 1)
+        curves, stops = train(directory, options)
     same_rows = rows_agree(curves[0], curves[2])
     row = {
         "together": options.together,

@@ -1,8 +1,8 @@
 """Does the fast decoder in bfloat16 cost quality? Fréchet distances of both decoders' samples from one more plain set.
 
-python benchmarks/quality.py --weights FOLDER [--num 5000] [--seeds 3] [--cfg_scale 1.5]
-FOLDER: published layout with a trained network and its tokenizer (`aim-lightning weights export`). The first two groups
-of sets differ in seeds too, the third has the first one's seeds. Writes benchmarks/results/quality_HARDWARE_DATE.json.
+python benchmarks/quality.py --weights DIRECTORY [--num 5000] [--seeds 3] [--cfg_scale 1.5]
+DIRECTORY: published layout with a trained network and its tokenizer (`aim-lightning weights export`). The first two
+groups of sets differ in seeds too, the third has the first one's seeds. Writes benchmarks/results/quality_HARDWARE_DATE.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def distance(metric: FrechetDistance, images: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="folder in the published layout")
+    parser.add_argument("--weights", required=True, help="directory in the published layout")
     parser.add_argument("--num", type=int, default=5000, help="samples of a set")
     parser.add_argument("--seeds", type=int, default=3, help="sets of each decoder")
     parser.add_argument("--cfg_scale", type=float, default=1.5)

@@ -1,8 +1,8 @@
 """Seconds from the loader's start to the first batch, at any point of an epoch of ImageNet's size.
 
-python benchmarks/resume.py [--rows 1281167] [--views 10] [--folder DIR]
+python benchmarks/resume.py [--rows 1281167] [--views 10] [--directory DIR]
 
-Writes simulated shards (6.6 GB at the defaults) to a temporary folder, or once to DIR and leaves them there. Before
+Writes simulated shards (6.6 GB at the defaults) to a temporary directory, or once to DIR and leaves them there. Before
 each cold measurement the system is asked to forget its copies of the shards.
 """
 
@@ -26,18 +26,18 @@ from aim_lightning.data.tokens.read.windows import plan_windows
 BATCH = 2048
 
 
-def forget(folder: Path) -> None:
+def forget(directory: Path) -> None:
     """Drop the shards from the page cache."""
-    for path in folder.glob("*.tar"):
+    for path in directory.glob("*.tar"):
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
 
-def first_batch(folder: Path, epoch: int, batch: int, workers: int) -> float:
+def first_batch(directory: Path, epoch: int, batch: int, workers: int) -> float:
     """Seconds from making the loader, manifests read, to the first batch."""
     start = time.perf_counter()
-    data = TokenDataModule(str(folder), global_batch_size=BATCH, max_device_batch_size=256, num_workers=workers)
+    data = TokenDataModule(str(directory), global_batch_size=BATCH, max_device_batch_size=256, num_workers=workers)
     data.setup("fit")
     data.plan_for(1)
     data.trainer = SimpleNamespace(global_rank=0, world_size=1)
@@ -60,28 +60,28 @@ def places(data: TokenDataModule, epoch: int, number: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1281167, help="pictures")
+    parser.add_argument("--rows", type=int, default=1281167, help="images")
     parser.add_argument("--views", type=int, default=10, help="stored versions of each")
     parser.add_argument("--places", type=int, default=6, help="random points of the epoch")
-    parser.add_argument("--folder", type=Path, help="keep the shards here")
+    parser.add_argument("--directory", type=Path, help="keep the shards here")
     options = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
+        directory = options.directory or Path(temporary)
         for split, rows in (("train", options.rows), ("val", BATCH)):
-            (folder / split).mkdir(parents=True, exist_ok=True)
-            if not (folder / split / "manifest.json").exists():
-                simulate(folder / split, rows, options.views)
+            (directory / split).mkdir(parents=True, exist_ok=True)
+            if not (directory / split / "manifest.json").exists():
+                simulate(directory / split, rows, options.views)
         rows = []
         for workers in (0, 1):
             for cold in (True, False):
                 seconds = []
-                for batch in places(TokenDataModule(str(folder), global_batch_size=BATCH), 1, options.places):
+                for batch in places(TokenDataModule(str(directory), global_batch_size=BATCH), 1, options.places):
                     if cold:
-                        forget(folder / "train")
+                        forget(directory / "train")
                     else:
-                        first_batch(folder, 1, batch, workers)  # fill the page cache
-                    seconds.append(first_batch(folder, 1, batch, workers))
+                        first_batch(directory, 1, batch, workers)  # fill the page cache
+                    seconds.append(first_batch(directory, 1, batch, workers))
                 figures = {"workers": workers, "shards on disk": "cold" if cold else "in memory"}
                 figures |= {"median_s": round(statistics.median(seconds), 2), "worst_s": round(max(seconds), 2)}
                 rows.append({**figures, "places": len(seconds)})

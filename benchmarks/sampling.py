@@ -92,7 +92,7 @@ def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool
 
 
 def pixels(batch: int, device: torch.device, how: dict) -> Row:
-    """Labels to pictures with VQ-16, in several blocks on a GPU, where decoding overlaps with drawing."""
+    """Labels to images with VQ-16, in several blocks on a GPU, where decoding overlaps with drawing."""
     model = network("AiM-B", device)
     torch.manual_seed(0)
     pipeline = AiMPipeline(model, VQModel(VQConfig()).requires_grad_(False))

@@ -1,11 +1,11 @@
-"""Pictures a second through the encoder of `tokenize`, beside a plain float32 encode, and what its loader needs.
+"""Images a second through the encoder of `tokenize`, beside a plain float32 encode, and what its loader needs.
 
 python benchmarks/tokenizing.py [--weights runs/EXP/RUN] [--batch_sizes 64,256] [--compiled 256]
-(not called tokenize.py, which would hide Python's own module from every script in this folder)
+(not called tokenize.py, which would hide Python's own module from every script in this directory)
 
 Everything in one run, rounds of all paths one after the other, medians. The plain encode is the tokenizer's own in
 float32 with TF32 off, in batches of 64. Without --weights: VQ-16 with random weights on a GPU, a small one on a CPU.
---pictures 0 measures the loader alone, which needs no GPU.
+--images 0 measures the loader alone, which needs no GPU.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 from record import commit, hardware, save
 
-from aim_lightning.data.images.dataset import Pictures, PictureSet
-from aim_lightning.data.images.folder import open_source
+from aim_lightning.data.images.dataset import ImageDataset, Images
+from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.data.tokens.format.views import Views
-from aim_lightning.data.tokens.write.image_loader import PictureBatches
+from aim_lightning.data.tokens.write.image_loader import ImageBatches
 from aim_lightning.data.tokens.write.tokenizer_encoder import CHANNELS_LAST, Encoder
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
@@ -42,17 +42,17 @@ MINI = "data/fashion_mnist_mini/val"
 SMALL = VQConfig(image_size=32, codebook_size=256, base_channels=16, channel_multipliers=(1, 2, 2), norm_groups=8)
 
 
-def pictures(size: int, count: int) -> torch.Tensor:
-    """The first `count` embedded pictures at the tokenizer's size, uint8 (count, 3, size, size)."""
+def random_images(size: int, count: int) -> torch.Tensor:
+    """The first `count` embedded images at the tokenizer's size, uint8 (count, 3, size, size)."""
     transform = ImageTransform(size, pad=2) if size == 32 else ImageTransform(size, crop="adm_center")
-    source = PictureSet(open_source(MINI), transform)
+    source = ImageDataset(open_source(MINI), transform)
     return source.batch(range(count))[0]
 
 
 def encode_paths(
     tokenizer: VQModel, device: torch.device, sizes: list[int], compiled: list[int]
 ) -> dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
-    """Name to (batch size, uint8 pictures to codes)."""
+    """Name to (batch size, uint8 images to codes)."""
     plain = copy.deepcopy(tokenizer).to(device=device, memory_format=torch.contiguous_format)
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ def _wait(images: torch.Tensor) -> None:
 
 
 def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
-    """A picture with the 1/f spectrum of photographs, near ImageNet's 110 kB at that size."""
+    """An image with the 1/f spectrum of photographs, near ImageNet's 110 kB at that size."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
     noise = np.fft.fft2(rng.standard_normal((3, height, width))) / frequency
@@ -121,24 +121,24 @@ def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def loader_rates(size: int, count: int = 64, repeats: int = 5) -> list[dict]:
-    """Pictures a second and core: a 500-pixel JPEG read, decoded and cut as `tokenize`'s loader workers do."""
+    """Images a second and core: a 500-pixel JPEG read, decoded and cut as `tokenize`'s loader workers do."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "any"
-        folder.mkdir()
+        directory = Path(name) / "any"
+        directory.mkdir()
         for i in range(count):
-            (folder / f"{i}.jpg").write_bytes(natural_jpeg(i))
-        kilobytes = sum(path.stat().st_size for path in folder.iterdir()) / count / 1000
-        source = Pictures(name, name, image_size=size, crop="adm_center").open("train")
+            (directory / f"{i}.jpg").write_bytes(natural_jpeg(i))
+        kilobytes = sum(path.stat().st_size for path in directory.iterdir()) / count / 1000
+        source = Images(name, name, image_size=size, crop="adm_center").open("train")
         for views in (Views("center"), Views("ten_crop"), Views("ten_crop", (1.1, 1.05))):
-            batches = PictureBatches(source, TokenizeOptions(views, batch_size=count), [range(count)])
+            batches = ImageBatches(source, TokenizeOptions(views, batch_size=count), [range(count)])
             rate = statistics.median(_rate(batches, count) for _ in range(repeats))
-            facts = {"of": "loader", "views": views.count, "pictures_per_s_and_core": rate, "mean_kB": kilobytes}
+            facts = {"of": "loader", "views": views.count, "images_per_s_and_core": rate, "mean_kB": kilobytes}
             rows.append({**facts, "imagenet_core_hours": IMAGENET / rate / 3600})
     return rows
 
 
-def _rate(batches: PictureBatches, count: int) -> float:
+def _rate(batches: ImageBatches, count: int) -> float:
     """By the processor's time, which other programs on the machine do not take from us."""
     start = time.process_time()
     batches[0]
@@ -155,7 +155,7 @@ def summary(encoding: dict[str, dict[str, float]], loading: list[dict]) -> list[
         name = max(ours, key=lambda name: ours[name]["ratio"])
         rate = ours[name]["images_per_s"]
         hours = {str(views): IMAGENET * views / rate / 3600 for views in (1, 2, 10, 20)}
-        workers = {str(row["views"]): rate / row["views"] / row["pictures_per_s_and_core"] for row in loading}
+        workers = {str(row["views"]): rate / row["views"] / row["images_per_s_and_core"] for row in loading}
         facts = {"of": "aim", "precision": precision, "aim": aim, "reached": ours[name]["ratio"] >= aim, "path": name}
         rows.append({**facts, **ours[name], "imagenet_hours_by_views": hours, "loader_processes_by_views": workers})
     return rows
@@ -174,8 +174,8 @@ def report(encoding: dict[str, dict[str, float]], loading: list[dict], aims: lis
         print("  loader processes to keep up, by views:", _numbers(row["loader_processes_by_views"]))
     print(f"loader, 500x375 JPEGs of {loading[0]['mean_kB']:.0f} kB:")
     for row in loading:
-        rate, hours = row["pictures_per_s_and_core"], row["imagenet_core_hours"]
-        print(f"  {row['views']:3d} views {rate:8.1f} pictures/s and core; ImageNet {hours:.2f} core hours")
+        rate, hours = row["images_per_s_and_core"], row["imagenet_core_hours"]
+        print(f"  {row['views']:3d} views {rate:8.1f} images/s and core; ImageNet {hours:.2f} core hours")
 
 
 def _numbers(values: dict[str, float]) -> str:
@@ -185,14 +185,14 @@ def _numbers(values: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", help="run directory of a tokenizer (default: random weights)")
-    parser.add_argument("--batch_sizes", default="64,256", help="pictures encoded at once")
+    parser.add_argument("--batch_sizes", default="64,256", help="images encoded at once")
     parser.add_argument("--compiled", default="", help="batch sizes to measure with torch.compile too, e.g. 256")
-    parser.add_argument("--pictures", type=int, default=512, help="pictures a round; 0 = the loader alone")
+    parser.add_argument("--images", type=int, default=512, help="images a round; 0 = the loader alone")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the loader's figure is one core's; a GPU does not care
     print(f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.weights or 'random weights'}")
-    encoding = _encoding(options) if options.pictures else {}
+    encoding = _encoding(options) if options.images else {}
     loading = loader_rates(256, repeats=options.repeats)
     aims = summary(encoding, loading)
     report(encoding, loading, aims)
@@ -207,7 +207,7 @@ def _encoding(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     random = VQModel(VQConfig() if device.type == "cuda" else SMALL)
     tokenizer = load_tokenizer(options.weights) if options.weights else random
     numbers = ([int(part) for part in text.split(",") if part] for text in (options.batch_sizes, options.compiled))
-    images = pictures(tokenizer.image_size, options.pictures).to(device)
+    images = random_images(tokenizer.image_size, options.images).to(device)
     return measure(encode_paths(tokenizer.eval(), device, *numbers), images, options.repeats)
 
 

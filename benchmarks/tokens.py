@@ -24,29 +24,29 @@ from aim_lightning.utils.files import sha256_file
 BATCH = 256
 
 
-def simulate(folder: Path, rows: int, views: int, rows_per_shard: int = 10000) -> None:
+def simulate(directory: Path, rows: int, views: int, rows_per_shard: int = 10000) -> None:
     """Shards of random codes in the format of `tokenize` (16x16 codes of 16,384)."""
     rng, shards = np.random.default_rng(0), []
     for number, start in enumerate(range(0, rows, rows_per_shard)):
         size = min(rows_per_shard, rows - start)
         codes = rng.integers(0, 16384, (size, views, 256), dtype=np.uint16)
         labels = rng.integers(0, 1000, size)
-        path = folder / f"tokens-{number:06d}.tar"
+        path = directory / f"tokens-{number:06d}.tar"
         write_shard(path, Record(codes, labels, [f"{start + i:08d}" for i in range(size)]))
         shards.append(TokenShard(path.name, size, sha256_file(path)))
-    TokenManifest((16, 16), 16384, [str(i) for i in range(1000)], views, "none", "simulated", shards).save(folder)
+    TokenManifest((16, 16), 16384, [str(i) for i in range(1000)], views, "none", "simulated", shards).save(directory)
 
 
-def ours(folder: Path) -> float:
+def ours(directory: Path) -> float:
     """Rows a second, from a cold start of the loader."""
-    data = TokenDataModule(str(folder), global_batch_size=BATCH)
+    data = TokenDataModule(str(directory), global_batch_size=BATCH)
     data.setup("fit")
     data.plan_for(1)
     data.trainer = SimpleNamespace(global_rank=0, world_size=1)
     return _rate(lambda: (len(batch["labels"]) for batch in data.train_dataloader()))
 
 
-def bare(folder: Path) -> float:
+def bare(directory: Path) -> float:
     """webdataset's own shuffle and batching over the same packed records, as rows of int64 codes."""
 
     def rows(samples):
@@ -54,7 +54,7 @@ def bare(folder: Path) -> float:
             yield from zip(sample["codes.npy"][:, 0], sample["labels.npy"], strict=True)
 
     def count():
-        urls = sorted(str(path) for path in (folder / "train").glob("*.tar"))
+        urls = sorted(str(path) for path in (directory / "train").glob("*.tar"))
         stages = (wds.SimpleShardList(urls), wds.tarfile_to_samples(), wds.decode(), rows, wds.shuffle(10000))
         for codes, _labels in wds.DataPipeline(*stages, wds.batched(BATCH)):
             yield len(torch.as_tensor(np.asarray(codes).astype(np.int64)))
@@ -69,22 +69,22 @@ def _rate(batches) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200000, help="pictures in the simulated set")
+    parser.add_argument("--rows", type=int, default=200000, help="images in the simulated set")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(2)
     results = []
     with tempfile.TemporaryDirectory() as name:
         for views in (1, 10):
-            folder = Path(name) / str(views)
+            directory = Path(name) / str(views)
             rows = options.rows if views == 1 else options.rows // 2
             for split, size in (("train", rows), ("val", BATCH)):
-                (folder / split).mkdir(parents=True)
-                simulate(folder / split, size, views)
+                (directory / split).mkdir(parents=True)
+                simulate(directory / split, size, views)
             figures = {"DataModule": [], "bare webdataset": []}
             for _ in range(options.repeats):
-                figures["DataModule"].append(ours(folder))
-                figures["bare webdataset"].append(bare(folder))
+                figures["DataModule"].append(ours(directory))
+                figures["bare webdataset"].append(bare(directory))
             medians = {what: statistics.median(rates) for what, rates in figures.items()}
             for what, rate in medians.items():
                 print(f"{views:2d} view(s)  {what:16s} {rate:10,.0f} rows/s")

@@ -19,20 +19,20 @@ PSNR, BITS, AGREEMENT = 22, 4, 0.85
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="directory of all runs (default: runs)")
     runs = parser.parse_args().runs_root
     tokenizer, aim = (_metrics(runs / f"demo_{stage}/main/results.json") for stage in ("tokenizer", "aim"))
     console = Console()
     console.print(scores(aim))
     for line in figures(tokenizer, aim, codebook=_codebook(runs / "demo_aim/main/config.yaml")):
         console.print(line, highlight=False)
-    console.print(f"{'pictures':26s}{runs / 'demo_aim/main/samples/grid.png'}")
+    console.print(f"{'images':26s}{runs / 'demo_aim/main/samples/grid.png'}")
 
 
 def scores(aim: dict[str, float]) -> Table:
-    """Samples beside an untrained model and real pictures; the count in the names is that of the run."""
+    """Samples beside an untrained model and real images; the count in the names is that of the run."""
     table = Table(title="Fashion-MNIST mini, 32x32, 8x8 codes")
-    for column in ("", "samples", "untrained model", "real pictures"):
+    for column in ("", "samples", "untrained model", "real images"):
         table.add_column(column, justify="left" if not column else "right")
     for prefix, digits in (("fd_effnet_lite0", 1), ("class_agreement", 3)):
         columns = [_find(aim, prefix, kind) for kind in ("", "_untrained", "_real")]

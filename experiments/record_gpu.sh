@@ -4,7 +4,7 @@
 #     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
 #     backends (3 *)  forms (2 *)
 #   PYTHON       interpreter [.venv/bin/python]
-#   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for pictures and scores]
+#   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for images and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
 #   AIM_COMMIT   the commit, where git is missing or another tree's
 #   DEVICES      GPUs of the part interruptions [1]; NUM: images of the part evaluate [10000]; ACCELERATOR [gpu]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.config.yaml_text import dump
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
@@ -29,51 +29,51 @@ CURVES = {
     "codebook perplexity (validation)": ("val/codebook_perplexity",),
     "adversarial losses (training)": ("train/generator", "train/discriminator"),
 }
-PICTURES = 16
+IMAGES = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", type=Path, help="folder of the experiment's runs")
+    parser.add_argument("experiment", type=Path, help="directory of the experiment's runs")
     parser.add_argument("runs", nargs="+", help="names of runs")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the report")
     parser.add_argument("--command", default="", help="what made the runs")
     options = parser.parse_args()
-    folders = {name: options.experiment / name for name in options.runs}
-    results = {name: _result(folder) for name, folder in folders.items()}
+    directories = {name: options.experiment / name for name in options.runs}
+    results = {name: _result(directory) for name, directory in directories.items()}
     head = {"command": options.command, "torch": torch.__version__}
     for name in ("commit", "hardware"):  # of both runs, should they differ
         head[name] = ", ".join(dict.fromkeys(result[name] for result in results.values()))
     write_json(options.out / "results.json", {"experiment": options.experiment.name, **head, "runs": results})
-    for name, folder in folders.items():
-        configuration = read_checkpoint(newest_checkpoint(folder))["configuration"]
+    for name, directory in directories.items():
+        configuration = read_checkpoint(newest_checkpoint(directory))["configuration"]
         write_text(options.out / f"config_{name}.yaml", dump(configuration))
-    save_png(_reconstructions(folders), options.out / "reconstructions.png")
-    _draw_curves(folders, options.out / "curves.png")
+    save_png(_reconstructions(directories), options.out / "reconstructions.png")
+    _draw_curves(directories, options.out / "curves.png")
     _print(results)
     print(f"report: {options.out}")
 
 
-def _result(folder: Path) -> dict:
+def _result(directory: Path) -> dict:
     """results.json of a run with the seconds that its calls of `fit` took, start-up and stopped ones included."""
-    result = read_json(folder / "results.json", "results")
-    seconds = folder / "fit_seconds"
+    result = read_json(directory / "results.json", "results")
+    seconds = directory / "fit_seconds"
     result["fit_seconds"] = sum(map(int, seconds.read_text().split())) if seconds.exists() else None
     return result
 
 
-def _reconstructions(folders: dict[str, Path]) -> torch.Tensor:
-    """The first validation pictures above their reconstructions by each run."""
-    configuration = read_checkpoint(newest_checkpoint(next(iter(folders.values()))))["configuration"]
-    originals, _ = Pictures(**configuration["pictures"]).open("val").batch(range(PICTURES))
+def _reconstructions(directories: dict[str, Path]) -> torch.Tensor:
+    """The first validation images above their reconstructions by each run."""
+    configuration = read_checkpoint(newest_checkpoint(next(iter(directories.values()))))["configuration"]
+    originals, _ = Images(**configuration["images"]).open("val").batch(range(IMAGES))
     rows = [originals]
-    for folder in folders.values():
-        tokenizer = load_tokenizer(folder)
+    for directory in directories.values():
+        tokenizer = load_tokenizer(directory)
         rows.append(to_uint8(tokenizer.decode(tokenizer.encode(to_unit_range(originals)))))
-    return labelled_grid(torch.cat(rows), PICTURES, ["original", *folders])
+    return labelled_grid(torch.cat(rows), IMAGES, ["original", *directories])
 
 
-def _draw_curves(folders: dict[str, Path], path: Path) -> None:
+def _draw_curves(directories: dict[str, Path], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -81,8 +81,8 @@ def _draw_curves(folders: dict[str, Path], path: Path) -> None:
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
     for axis, (title, tags) in zip(axes.flat, CURVES.items(), strict=True):
-        for name, folder in folders.items():
-            scalars = _scalars(folder)
+        for name, directory in directories.items():
+            scalars = _scalars(directory)
             for tag in tags:
                 label = name if len(tags) == 1 else f"{name}: {tag}"
                 axis.plot(*zip(*scalars.get(tag, [(float("nan"),) * 2]), strict=True), label=label)
@@ -93,10 +93,10 @@ def _draw_curves(folders: dict[str, Path], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=80)
 
 
-def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def _scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 

@@ -89,7 +89,7 @@ def write_random_vgg(path: Path) -> Path:
 
 
 def write_tokens(
-    folder: Path,
+    directory: Path,
     shard_rows: list[int],
     *,
     views: int = 1,
@@ -97,17 +97,17 @@ def write_tokens(
     tokenizer_hash: str = "none",
     seed: int = 0,
 ) -> TokenManifest:
-    """A folder of token shards with random codes; row r has label r % classes and its number in the first codes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A directory of token shards with random codes; row r has label r % classes and its number in the first codes."""
+    directory.mkdir(parents=True, exist_ok=True)
     rng, side, shards, first = np.random.default_rng(seed), int(config.num_tokens**0.5), [], 0
     for number, rows in enumerate(shard_rows):
         codes = rng.integers(0, config.vocab_size, (rows, views, config.num_tokens), dtype=np.uint16)
         labels = np.arange(first, first + rows) % config.num_classes
-        path = folder / f"tokens-{number:06d}.tar"
+        path = directory / f"tokens-{number:06d}.tar"
         write_shard(path, Record(codes, labels, [f"row{first + i}" for i in range(rows)]))
         shards.append(TokenShard(path.name, rows, sha256_file(path)))
         first += rows
     names = [f"class{i}" for i in range(config.num_classes)]
     manifest = TokenManifest((side, side), config.vocab_size, names, views, tokenizer_hash, "simulated", shards)
-    manifest.save(folder)
+    manifest.save(directory)
     return manifest

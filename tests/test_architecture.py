@@ -22,7 +22,18 @@ ALLOWED = {
     "losses": {"models", "utils"},
     "evaluation": {"checkpoint", "config", "data", "metrics", "pipeline", "runs", "sampling", "utils"},
     "modules": {"losses", "metrics", "models", "utils"},
-    "callbacks": {"checkpoint", "cluster", "evaluation", "metrics", "models", "modules", "pipeline", "runs", "sampling", "utils"},
+    "callbacks": {
+        "checkpoint",
+        "cluster",
+        "evaluation",
+        "metrics",
+        "models",
+        "modules",
+        "pipeline",
+        "runs",
+        "sampling",
+        "utils",
+    },
     "cli": {
         "callbacks",
         "checkpoint",
@@ -99,8 +110,8 @@ def test_no_two_units_may_import_each_other():
 
 
 def test_configs_mirror_the_sections():
-    folders = {path.name for path in (PACKAGE.parent / "configs").iterdir() if path.is_dir()}
-    assert folders >= {"model", "data", "trainer", "callbacks", "logger"}
+    directories = {path.name for path in (PACKAGE.parent / "configs").iterdir() if path.is_dir()}
+    assert directories >= {"model", "data", "trainer", "callbacks", "logger"}
     for file in (PACKAGE.parent / "configs").rglob("*.yaml"):
         first = next(line for line in file.read_text().splitlines() if line and not line.startswith("#"))
         assert first == f"{file.parent.name}:", f"{file} must carry its section key"

@@ -1,18 +1,18 @@
-"""The files that `aim-lightning dataset` writes beside the shards: pictures and an experiment for each stage."""
+"""The files that `aim-lightning dataset` writes beside the shards: images and an experiment for each stage."""
 
 import hashlib
 import re
 from pathlib import Path
 
-from aim_lightning.data.images.folder_split import SplitReport
+from aim_lightning.data.images.directory_split import SplitReport
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
 DOWNSAMPLING = 4  # pixels a code, of configs/model/vq_tiny.yaml
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 1500, 20000
 
-PICTURES = """# {rows[train]} + {rows[val]} pictures of {classes} classes.
-pictures:
+IMAGES = """# {rows[train]} + {rows[val]} images of {classes} classes.
+images:
   train: data/{name}/train
   val: data/{name}/val
   image_size: {size}
@@ -22,7 +22,7 @@ pictures:
 TOKENIZER = """# Stage 1 on {name}: {size}x{size} pixels become {side}x{side} codes.
 # tokenize: {views}
 include:
-  - ../configs/pictures/{name}.yaml
+  - ../configs/images/{name}.yaml
   - ../configs/model/vq_tiny.yaml
   - ../configs/data/images.yaml
   - ../configs/trainer/cpu.yaml
@@ -53,9 +53,9 @@ trainer:
   check_val_every_n_epoch: null
   val_check_interval: {every}
 """
-AIM = """# Stage 2 on {name}; 20 crops of each picture and dropout keep a few pictures from being learnt by heart.
+AIM = """# Stage 2 on {name}; 20 crops of each image and dropout keep a few images from being learnt by heart.
 include:
-  - ../configs/pictures/{name}.yaml
+  - ../configs/images/{name}.yaml
   - ../configs/model/aim_tiny.yaml
   - ../configs/data/tokens.yaml
   - ../configs/trainer/cpu.yaml
@@ -95,17 +95,17 @@ MARKED = re.compile(re.escape(MARK).replace(re.escape("{digest}"), "([0-9a-f]{16
 
 
 def file_names(name: str) -> tuple[str, str, str]:
-    """Of the picture section and the experiments of both stages."""
-    return f"configs/pictures/{name}.yaml", f"experiments/{name}_tokenizer.yaml", f"experiments/{name}_aim.yaml"
+    """Of the image section and the experiments of both stages."""
+    return f"configs/images/{name}.yaml", f"experiments/{name}_tokenizer.yaml", f"experiments/{name}_aim.yaml"
 
 
 def views_of(size: int) -> str:
-    """Options of `tokenize` that give 20 different crops of pictures of so many pixels a side, 8 at least."""
+    """Options of `tokenize` that give 20 different crops of images of so many pixels a side, 8 at least."""
     return f"--views ten_crop --crop_range {'1.1,1.05' if size >= 20 else '1.25,1.125'}"
 
 
 def experiment_files(name: str, size: int, report: SplitReport) -> dict[str, str]:
-    """Text of the picture section and of one experiment a stage, with sizes for some hundred pictures a class."""
+    """Text of the image section and of one experiment a stage, with sizes for some hundred images a class."""
     train, side = report.rows["train"], size // DOWNSAMPLING
     batch = min(32, 1 << (train.bit_length() - 1))
     steps = min(max(EPOCHS * train // batch, FEWEST_STEPS), MOST_STEPS) // 100 * 100
@@ -114,7 +114,7 @@ def experiment_files(name: str, size: int, report: SplitReport) -> dict[str, str
         **{"classes": len(report.class_names), "codebook": 512, "shown": min(16, report.rows["val"])},
         **{"batch": batch, "steps": steps, "every": steps // 5, "views": views_of(size)},
     }
-    texts = (template.format(**facts) for template in (PICTURES, TOKENIZER, AIM))
+    texts = (template.format(**facts) for template in (IMAGES, TOKENIZER, AIM))
     return dict(zip(file_names(name), texts, strict=True))
 
 

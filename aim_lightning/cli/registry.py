@@ -21,12 +21,12 @@ TRAINER_GIVEN = {
 SECTIONS = {
     "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),
     "run": Leaf("str", "name of the run"),
-    "runs_root": Leaf("str", "folder of all runs"),
+    "runs_root": Leaf("str", "directory of all runs"),
     "seed_everything": Leaf("int", "fixes the whole run"),
     "model": ClassSection(description="what is trained, and how", required=True),
     "data": ClassSection(description="what it is trained on", required=True),
-    "pictures": ClassSection(
-        fixed="aim_lightning.data.images.dataset.Pictures", description="the real pictures and their size"
+    "images": ClassSection(
+        fixed="aim_lightning.data.images.dataset.Images", description="the real images and their size"
     ),
     "tokenizer": Leaf(
         "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
@@ -80,10 +80,10 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 
 def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, help="all devices together (default: trainer.devices x num_nodes)")
-    rate = "pictures a second on all devices; given, nothing is measured"
+    rate = "images a second on all devices; given, nothing is measured"
     parser.add_argument("--images_per_s", type=float, metavar="NUMBER", help=rate)
     parser.add_argument("--steps", type=int, default=8, help="measured on one device, 0 = none (default: 8)")
-    parser.add_argument("--rows", type=int, help="training pictures, where the data are not there yet")
+    parser.add_argument("--rows", type=int, help="training images, where the data are not there yet")
     parser.add_argument("--views", type=int, default=1, help="of token shards that are not there yet (default: 1)")
 
 
@@ -91,32 +91,32 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", metavar="NAMES", help='classes by name or number, "sneaker,bag" (default: the first 10)'
     )
-    parser.add_argument("--num", type=int, default=8, help="pictures a class (default: 8)")
-    parser.add_argument("--out", help="folder for the pictures (default: runs/EXPERIMENT/RUN/samples)")
+    parser.add_argument("--num", type=int, default=8, help="images a class (default: 8)")
+    parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
-    animated = "also write sampled.gif, in which the pictures appear row by row (default: false)"
+    animated = "also write sampled.gif, in which the images appear row by row (default: false)"
     parser.add_argument("--animate", nargs="?", const=True, type=_boolean, default=False, metavar="BOOL", help=animated)
 
 
 def _tokenize(parser: argparse.ArgumentParser) -> None:
-    views = "stored versions of each training picture: center, center_flip (2), or ten_crop (10 a crop range)"
+    views = "stored versions of each training image: center, center_flip (2), or ten_crop (10 a crop range)"
     parser.add_argument("--views", default="center", help=f"{views} (default: center)")
-    ranges = "of ten_crop: shorter sides to cut from, in picture sizes; 1.1,1.05 gives 20 views (default: 1.1)"
+    ranges = "of ten_crop: shorter sides to cut from, in image sizes; 1.1,1.05 gives 20 views (default: 1.1)"
     parser.add_argument("--crop_range", type=_numbers, metavar="NUMBERS", help=ranges)
-    shards = "pictures a shard, the unit that a process takes (default: 10000)"
+    shards = "images a shard, the unit that a process takes (default: 10000)"
     parser.add_argument("--rows_per_shard", type=int, default=10000, help=shards)
-    at_once = "pictures encoded at once (default: 64, 11 GiB for VQ-16 in float32); 256 is faster on a GPU with room"
+    at_once = "images encoded at once (default: 64, 11 GiB for VQ-16 in float32); 256 is faster on a GPU with room"
     parser.add_argument("--batch_size", type=int, default=64, help=at_once)
     precision = "float32 (exact), tf32 or bf16; faster ones change some codes (default: float32)"
     parser.add_argument("--precision", default="float32", help=precision)
     fused = "fuse the encoder with torch.compile, a minute at the start (default: false)"
     parser.add_argument("--compile", type=_boolean, default=False, metavar="BOOL", help=fused)
-    unreadable = "what an unreadable picture does: error stops, skip leaves it out and lists it (default: error)"
+    unreadable = "what an unreadable image does: error stops, skip leaves it out and lists it (default: error)"
     parser.add_argument("--on_error", default="error", help=unreadable)
 
 
 def _paths(parser: argparse.ArgumentParser) -> None:
-    paths = "token folders: one with train/ and val/, or one of those; merge takes several"
+    paths = "token directories: one with train/ and val/, or one of those; merge takes several"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=paths)
 
 
@@ -132,24 +132,24 @@ def _preview(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", required=True, metavar="SOURCE", help="run, weights or .yaml of what decodes the codes"
     )
-    parser.add_argument("--num", type=int, default=32, help="pictures, drawn at random (default: 32)")
+    parser.add_argument("--num", type=int, default=32, help="images, drawn at random (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
 
 
 def _merge(parser: argparse.ArgumentParser) -> None:
     _paths(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the new token folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the new token directory")
 
 
 def _dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="pictures: FOLDER/CLASS_NAME/*.jpg, png and so on")
+    parser.add_argument("directory", metavar="DIRECTORY", help="images: DIRECTORY/CLASS_NAME/*.jpg, png and so on")
     parser.add_argument("name", metavar="NAME", help="name of the data set and of its experiments")
     size = "height and width that the networks see, pixels, a multiple of 4 (default: 64)"
     parser.add_argument("--image_size", type=int, default=64, help=size)
-    share = "share of the pictures, by a hash of their file names, kept for validation (default: 0.1)"
+    share = "share of the images, by a hash of their file names, kept for validation (default: 0.1)"
     parser.add_argument("--val_fraction", type=float, default=0.1, help=share)
-    unreadable = "what an unreadable picture does: error stops, skip leaves it out and lists it (default: error)"
+    unreadable = "what an unreadable image does: error stops, skip leaves it out and lists it (default: error)"
     parser.add_argument("--on_error", choices=("error", "skip"), default="error", help=unreadable)
 
 
@@ -168,11 +168,11 @@ def _scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PATH",
-        help=".npz (ADM's, or arr_0), pictures, class folders, shards or ImageNet's .tar (default: training pictures)",
+        help=".npz (ADM's, or arr_0), images, class directories, shards or ImageNet's .tar (default: training images)",
     )
     parser.add_argument("--splitting", choices=SPLITTINGS, default="adm", help="of the Inception Score (default: adm)")
     parser.add_argument(
-        "--feature_batch", type=int, default=250, help="pictures that the feature network sees at once (default: 250)"
+        "--feature_batch", type=int, default=250, help="images that the feature network sees at once (default: 250)"
     )
     parser.add_argument("--cache", metavar="DIR", default=".cache/reference", help="reference statistics are kept here")
 
@@ -182,7 +182,7 @@ def _drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
     parser.add_argument("--checkpoint", metavar="FILE", help="instead of the newest one of the run")
     parser.add_argument(
-        "--weights", metavar="SOURCE", help="published weights, folder, file or hub id, in place of a run"
+        "--weights", metavar="SOURCE", help="published weights, directory, file or hub id, in place of a run"
     )
     parser.add_argument("--classes", metavar="NAMES", help='only these, "sneaker,bag" (default: all, balanced)')
     parser.add_argument("--labels", metavar="FILE", help="one class number a line, one an image; sets --num too")
@@ -191,16 +191,16 @@ def _drawing(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     _drawing(parser)
-    parser.add_argument("--samples", metavar="PATH", help="score this .npz (arr_0) or folder; no run is needed")
+    parser.add_argument("--samples", metavar="PATH", help="score this .npz (arr_0) or directory; no run is needed")
     parser.add_argument("--keep_images", type=_boolean, default=True, metavar="BOOL", help="write samples.npz")
-    parser.add_argument("--out", metavar="DIR", help="folder for the results (default: below the run)")
+    parser.add_argument("--out", metavar="DIR", help="directory for the results (default: below the run)")
     parser.add_argument("--record", metavar="NAME", help="also write experiments/results/NAME.json for `make table`")
 
 
 def _sweep(parser: argparse.ArgumentParser) -> None:
     _drawing(parser)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
-    parser.add_argument("--name", help="of the sweep's folder (default: made from the grid)")
+    parser.add_argument("--name", help="of the sweep's directory (default: made from the grid)")
     record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
     parser.add_argument("--record", metavar="NAME", help=record)
     parser.add_argument("--keep_images", type=_boolean, default=False, metavar="BOOL", help="write samples.npz files")
@@ -217,19 +217,19 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     _scoring(parser)
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
     parser.add_argument(
-        "--weights", metavar="SOURCE", help="folder or hub id (default: weights/aim_b and so on, fetched)"
+        "--weights", metavar="SOURCE", help="directory or hub id (default: weights/aim_b and so on, fetched)"
     )
     parser.add_argument("--seeds", type=int, default=1, help="sets, seeds counted on from sampling.seed (default: 1)")
     parser.add_argument("--record", metavar="NAME", help="also write experiments/results/NAME.json for `make table`")
 
 
 def _table(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", metavar="DIR", default="experiments/results", help="folder of records")
-    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="folder of recorded sweeps")
+    parser.add_argument("--results", metavar="DIR", default="experiments/results", help="directory of records")
+    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="directory of recorded sweeps")
     parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="the table")
 
 
-SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Hugging Face folder"
+SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Hugging Face directory"
 
 
 def _source(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +241,7 @@ def _source(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     _source(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for config.json and model.safetensors")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for config.json and model.safetensors")
     parser.add_argument(
         "--tokenizer",
         metavar="SOURCE",
@@ -269,8 +269,8 @@ def _boolean(text: str) -> bool:
 COMMANDS = {
     "fit": Command("train, or continue an unfinished run", _fit),
     "validate": Command("score the newest checkpoint (EMA weights) and write results.json"),
-    "sample": Command("draw pictures from a trained run", _sample),
-    "tokenize": Command("turn pictures into token shards with a trained tokenizer", _tokenize, unused=("model",)),
+    "sample": Command("draw images from a trained run", _sample),
+    "tokenize": Command("turn images into token shards with a trained tokenizer", _tokenize, unused=("model",)),
     "evaluate": Command(
         "draw samples (or take given ones) and score them: FID, sFID, IS, KID, precision, recall",
         _evaluate,
@@ -297,13 +297,13 @@ COMMANDS = {
         "look into, check, preview or merge token shards",
         needs_config=False,
         actions={
-            "info": Command("print what token folders hold", _paths, needs_config=False),
+            "info": Command("print what token directories hold", _paths, needs_config=False),
             "verify": Command("check everything, name every fault", _verify, needs_config=False),
-            "preview": Command("decode some records into a grid of pictures", _preview, needs_config=False),
-            "merge": Command("make one token folder of several", _merge, needs_config=False),
+            "preview": Command("decode some records into a grid of images", _preview, needs_config=False),
+            "merge": Command("make one token directory of several", _merge, needs_config=False),
         },
     ),
-    "dataset": Command("make shards and experiments from a folder of your own pictures", _dataset, needs_config=False),
+    "dataset": Command("make shards and experiments from a directory of your own images", _dataset, needs_config=False),
     "plan": Command("estimate memory, time, disk and the requeue window of a training", _plan),
     "slurm": Command(
         "submit a run to SLURM, show or cancel its jobs",

@@ -57,14 +57,14 @@ class JobPlan:
 
     Args:
         name: EXP/RUN.
-        folder: run directory: job.sbatch, logs, frozen configurations.
+        directory: run directory: job.sbatch, logs, frozen configurations.
         tasks: one, or one a task of an array.
         nodes: machines.
         devices: ranks a machine.
         gpus: whether a rank is a GPU.
         workers: loader processes a rank.
         options: the section `cluster`.
-        where: folder to run in, the checkout.
+        where: directory to run in, the checkout.
         python: the interpreter.
         parallel: at most so many tasks of the array at once; None = no limit.
         timings: seconds measured in earlier jobs of this run (`runs/…/timings.json`).
@@ -72,7 +72,7 @@ class JobPlan:
     """
 
     name: str
-    folder: Path
+    directory: Path
     tasks: list[Task]
     nodes: int
     devices: int

@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def source_hash(package: Path) -> str:
-    """Twelve digits for all .py files below a folder."""
+    """Twelve digits for all .py files below a directory."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
@@ -84,8 +84,8 @@ def faults(ranks: list[RankFacts], run_dir: str) -> list[str]:
             lines.append(f"{who}: its configuration differs from that of node {first.node} (rank 0)")
         if not facts.sees_run_directory:
             lines.append(
-                f"{who}: {run_dir} is not the folder that node {first.node} writes to; "
-                "set runs_root to a folder that all nodes share"
+                f"{who}: {run_dir} is not the directory that node {first.node} writes to; "
+                "set runs_root to a directory that all nodes share"
             )
     devices = Counter((facts.node, facts.device) for facts in ranks if facts.device)
     lines += [

@@ -52,7 +52,7 @@ def directives(plan: JobPlan) -> list[str]:
     """Everything after #SBATCH."""
     options, torchrun = plan.options, plan.options.launcher == "torchrun"
     ranks = plan.devices if torchrun else 1  # that share one task
-    log = plan.folder / ("slurm-%A_%a.log" if plan.is_array else "slurm-%j.log")
+    log = plan.directory / ("slurm-%A_%a.log" if plan.is_array else "slurm-%j.log")
     named = {
         "job-name": plan.name,
         "nodes": plan.nodes,

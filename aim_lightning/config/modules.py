@@ -74,7 +74,7 @@ def _locate(name: str) -> Path | None:
 
 
 def _step(name: str, part: str, places: list[Path]) -> tuple[Path | None, list[str] | None]:
-    """File of one submodule and, when it is a package, the folders of its own submodules."""
+    """File of one submodule and, when it is a package, the directories of its own submodules."""
     for place in places:
         if (place / part / "__init__.py").is_file():
             return place / part / "__init__.py", [str(place / part)]
@@ -86,9 +86,9 @@ def _step(name: str, part: str, places: list[Path]) -> tuple[Path | None, list[s
             *place.glob(f"{part}.*.pyd"),
         ]:
             return compiled, None
-    folders = [str(place / part) for place in places if (place / part).is_dir()]
-    if folders:
-        return None, folders
+    directories = [str(place / part) for place in places if (place / part).is_dir()]
+    if directories:
+        return None, directories
     siblings = {entry.stem for place in places if place.is_dir() for entry in place.iterdir()}
     raise NotFound(f"there is no module {name}{suggest(part, siblings)}")
 

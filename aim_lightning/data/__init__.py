@@ -1,1 +1,1 @@
-"""Data: picture sources, token shards and the training stream over them."""
+"""Data: image sources, token shards and the training stream over them."""

@@ -1,4 +1,4 @@
-"""Sets of pictures that are decoded one by one: folders, and pictures of an experiment."""
+"""Sets of images that are decoded one by one: directories, and images of an experiment."""
 
 import hashlib
 import io
@@ -16,34 +16,34 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.dataset import PictureSet
+from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import to_rgb
-from aim_lightning.evaluation.image_sets import Batch, NpzPictures, PictureList, joined
+from aim_lightning.evaluation.image_sets import Batch, ImageList, NpzImages, joined
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WORKERS = 16
-FEW = 256  # pictures: fewer are decoded without loader processes
-PIECE = 50  # pictures that a loader process hands over at once: small, so that the first batch is soon there
-AHEAD = 4000  # pictures that are decoded before they are asked for: 0.8 GB at 256 pixels
+FEW = 256  # images: fewer are decoded without loader processes
+PIECE = 50  # images that a loader process hands over at once: small, so that the first batch is soon there
+AHEAD = 4000  # images that are decoded before they are asked for: 0.8 GB at 256 pixels
 
 
-class LoadedPictures(PictureList):
-    """Pictures that are decoded one by one, by loader processes where there are many."""
+class LoadedImages(ImageList):
+    """Images that are decoded one by one, by loader processes where there are many."""
 
-    digests: np.ndarray  # (pictures, 32) uint8: of those that were read; zeros of others
+    digests: np.ndarray  # (images, 32) uint8: of those that were read; zeros of others
 
     @abstractmethod
-    def picture(self, number: int) -> tuple[Tensor, int, bytes]:
+    def image(self, number: int) -> tuple[Tensor, int, bytes]:
         """uint8 (3, H, W), its label, and a sha256 that identifies it."""
 
     def gather(self, ranks: Ranks) -> None:
         self.digests = np.bitwise_or.reduce(ranks.all(self.digests))
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """As in `PictureList`. Loader processes begin to decode at the call."""
+        """As in `ImageList`. Loader processes begin to decode at the call."""
         pieces = [rows[start : start + PIECE] for rows in parts for start in range(0, len(rows), PIECE)]
         options: dict[str, Any] = {}
         if sum(map(len, parts)) > FEW:
@@ -62,29 +62,29 @@ class LoadedPictures(PictureList):
             yield joined(images), known, torch.arange(rows.start, rows.stop)
 
 
-class FolderPictures(LoadedPictures):
-    """All pictures below a folder, in the order of their paths; all of one size.
+class DirectoryImages(LoadedImages):
+    """All images below a directory, in the order of their paths; all of one size.
 
     Raises:
-        UserError: no folder, or no pictures in it.
+        UserError: no directory, or no images in it.
     """
 
     known_by_reading = True
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        found = (path for path in self.directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         self.paths = sorted(found)
         if not self.paths:
-            raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+            raise UserError(f"{directory} holds no images ({', '.join(SUFFIXES)})")
         self.digests = no_digests(len(self.paths))
-        self.size = self.picture(0, check=False)[0].shape
+        self.size = self.image(0, check=False)[0].shape
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def picture(self, number: int, check: bool = True) -> tuple[Tensor, int, bytes]:
-        """As in `LoadedPictures`; the hash is the file's."""
+    def image(self, number: int, check: bool = True) -> tuple[Tensor, int, bytes]:
+        """As in `LoadedImages`; the hash is the file's."""
         path = self.paths[number]
         try:
             content = path.read_bytes()
@@ -93,7 +93,7 @@ class FolderPictures(LoadedPictures):
         except (OSError, ValueError, SyntaxError) as error:
             # Pillow names the stream, whose address says nothing.
             why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(f"{path} cannot be read as a picture ({why}); restore or remove it") from None
+            raise UserError(f"{path} cannot be read as an image ({why}); restore or remove it") from None
         tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
         if check and tensor.shape != self.size:
             sizes = [f"{shape[2]}x{shape[1]}" for shape in (tensor.shape, self.size)]
@@ -106,17 +106,17 @@ class FolderPictures(LoadedPictures):
 
     def source(self) -> dict[str, Any]:
         """`sha256`: of all paths and files; those that no process has read before `gather` are read for it."""
-        return {"kind": "folder", "name": self.folder.name, "sha256": self._hash, "pictures": len(self)}
+        return {"kind": "folder", "name": self.directory.name, "sha256": self._hash, "pictures": len(self)}
 
     @cached_property
     def _hash(self) -> str:
         digest = hashlib.sha256()
         for path, content in zip(self.paths, self._all_digests(), strict=True):
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {content.tobytes().hex()}\n".encode())
+            digest.update(f"{path.relative_to(self.directory).as_posix()} {content.tobytes().hex()}\n".encode())
         return digest.hexdigest()
 
     def _all_digests(self) -> np.ndarray:
-        """Those of pictures that were not read are made for it alone: another process may yet read another file."""
+        """Those of images that were not read are made for it alone: another process may yet read another file."""
         digests = self.digests.copy()
         others = np.flatnonzero(~digests.any(1))
         with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
@@ -125,21 +125,21 @@ class FolderPictures(LoadedPictures):
         return digests
 
 
-class GeometryPictures(LoadedPictures):
-    """A picture set of an experiment: class folders or shards, with its resizing and cropping."""
+class GeometryImages(LoadedImages):
+    """An image set of an experiment: class directories or shards, with its resizing and cropping."""
 
-    def __init__(self, pictures: PictureSet, name: str) -> None:
-        self.pictures, self.name = pictures, name
-        self.labels = torch.from_numpy(pictures.source.labels)
-        self.num_classes = len(pictures.class_names)
-        self.digests = no_digests(len(pictures))
+    def __init__(self, dataset: ImageDataset, name: str) -> None:
+        self.dataset, self.name = dataset, name
+        self.labels = torch.from_numpy(dataset.source.labels)
+        self.num_classes = len(dataset.class_names)
+        self.digests = no_digests(len(dataset))
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
-    def picture(self, number: int) -> tuple[Tensor, int, bytes]:
-        """As in `LoadedPictures`; the hash is that of the pixels, after resizing and cropping."""
-        images, labels = self.pictures.batch([number])
+    def image(self, number: int) -> tuple[Tensor, int, bytes]:
+        """As in `LoadedImages`; the hash is that of the pixels, after resizing and cropping."""
+        images, labels = self.dataset.batch([number])
         return images[0], int(labels[0]), hashlib.sha256(images[0].numpy().tobytes()).digest()
 
     def source(self) -> dict[str, Any]:
@@ -147,32 +147,32 @@ class GeometryPictures(LoadedPictures):
         return {
             "kind": "pictures",
             "name": self.name,
-            "fingerprint": self.pictures.source.fingerprint,
+            "fingerprint": self.dataset.source.fingerprint,
             "pictures": len(self),
-            "geometry": repr(self.pictures.transform),
+            "geometry": repr(self.dataset.transform),
         }
 
     def content(self) -> dict[str, str]:
-        """Hash of all pixels: names and sizes stay when a picture is edited."""
+        """Hash of all pixels: names and sizes stay when an image is edited."""
         return {"pixels_sha256": hashlib.sha256(self.digests.tobytes()).hexdigest()}
 
     def state(self) -> str:
-        """Hash of the files' modification times: a picture that was edited in place may have kept its size."""
+        """Hash of the files' modification times: an image that was edited in place may have kept its size."""
         digest = hashlib.sha256()
-        for path in self.pictures.source.files():
+        for path in self.dataset.source.files():
             digest.update(f"{path.stat().st_mtime_ns} ".encode())
         return digest.hexdigest()
 
 
 class _Rows(Dataset):
-    def __init__(self, pictures: LoadedPictures) -> None:
-        self.pictures = pictures
+    def __init__(self, images: LoadedImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int, bytes]:
-        return self.pictures.picture(number)
+        return self.images.image(number)
 
 
 def _stack(records: list[tuple[Tensor, int, bytes]]) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -181,18 +181,18 @@ def _stack(records: list[tuple[Tensor, int, bytes]]) -> tuple[Tensor, Tensor, np
     return torch.stack(images), torch.tensor(labels), hashes
 
 
-def no_digests(pictures: int) -> np.ndarray:
-    """Zeros, (pictures, 32) uint8."""
-    return np.zeros((pictures, hashlib.sha256().digest_size), np.uint8)
+def no_digests(images: int) -> np.ndarray:
+    """Zeros, (images, 32) uint8."""
+    return np.zeros((images, hashlib.sha256().digest_size), np.uint8)
 
 
-def open_pictures(path: str | Path) -> PictureList:
-    """An .npz or a folder of pictures.
+def open_images(path: str | Path) -> ImageList:
+    """An .npz or a directory of images.
 
     Raises:
         UserError: neither.
     """
     path = Path(path)
     if path.is_dir():
-        return FolderPictures(path)
-    return NpzPictures(path)
+        return DirectoryImages(path)
+    return NpzImages(path)

@@ -20,7 +20,7 @@ class Generator:
 
     Args:
         pipeline: on the device that draws.
-        name: for folders, such as step=00001000-ema.
+        name: for directories, such as step=00001000-ema.
         facts: plain values for the protocol.
         raw: whether these are trained weights in place of averaged ones, for metric names.
     """
@@ -63,7 +63,7 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
 
 
 def from_published(source: str, device, backend: str = "auto") -> Generator:
-    """Weights in the published layout: a folder, a file, or a repository of the hub.
+    """Weights in the published layout: a directory, a file, or a repository of the hub.
 
     Raises:
         UserError: not there, damaged, or a backend that cannot be had.

@@ -1,4 +1,4 @@
-"""Sets of pictures to be scored: drawn blocks, an .npz (folders: `decoded`); all uint8, by number."""
+"""Sets of images to be scored: drawn blocks, an .npz (directories: `decoded`); all uint8, by number."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aim_lightning.evaluation.process_group import Ranks
-from aim_lightning.evaluation.sample_blocks import BlockFolder
+from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.evaluation.sample_plan import ranges
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
@@ -22,8 +22,8 @@ Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,),
 DEPTH = 2  # batches that lie ready in pinned memory
 
 
-class PictureList(ABC):
-    """Pictures by number."""
+class ImageList(ABC):
+    """Images by number."""
 
     labels: Tensor | None = None
 
@@ -32,16 +32,16 @@ class PictureList(ABC):
 
     @abstractmethod
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """The pictures of each range, ranges in rising order; raises UserError for what is no picture.
+        """The images of each range, ranges in rising order; raises UserError for what is no image.
 
         What takes time may begin at the call: call it early.
         """
 
     def share(self, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
-        """This process's share of all pictures, in batches that are the same whoever gets them."""
+        """This process's share of all images, in batches that are the same whoever gets them."""
         return self.batches(ranks.share(ranges(len(self), batch_size)))
 
-    known_by_reading = False  # whether `source` is quick once all pictures were read, and slow before
+    known_by_reading = False  # whether `source` is quick once all images were read, and slow before
 
     def begin(self) -> None:  # noqa: B027
         """Begin in a thread what `source` takes time for and no reading tells."""
@@ -51,7 +51,7 @@ class PictureList(ABC):
 
     @abstractmethod
     def source(self) -> dict[str, Any]:
-        """Plain values that identify the pictures, for the protocol; no paths of this machine."""
+        """Plain values that identify the images, for the protocol; no paths of this machine."""
 
     def content(self) -> dict[str, str]:
         """What more identifies them once all were read, and after `gather`."""
@@ -62,12 +62,12 @@ class PictureList(ABC):
         return ""
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """A few pictures, uint8 (n, 3, H, W), for a preview; numbers rise."""
+        """A few images, uint8 (n, 3, H, W), for a preview; numbers rise."""
         parts = [range(number, number + 1) for number in numbers]
         return torch.cat([images for images, _, _ in self.batches(parts)])
 
 
-class NpzPictures(PictureList):
+class NpzImages(ImageList):
     """arr_0, uint8 (N, H, W, 3), and labels in arr_1 or `labels` where there are some: ADM's format.
 
     Raises:
@@ -79,9 +79,9 @@ class NpzPictures(PictureList):
         self.rows = self.file.rows("arr_0")
         shape, where = self.rows.shape, f"{self.file.path}, array arr_0,"
         if self.rows.dtype != np.uint8:
-            raise UserError(f"{where} is {self.rows.dtype}; pictures must be uint8, 0 to 255 (round, do not truncate)")
+            raise UserError(f"{where} is {self.rows.dtype}; images must be uint8, 0 to 255 (round, do not truncate)")
         if len(shape) != 4 or shape[3] != 3:
-            raise UserError(f"{where} has shape {shape}; expected (pictures, height, width, 3)")
+            raise UserError(f"{where} has shape {shape}; expected (images, height, width, 3)")
         names = [name for name in ("arr_1", "labels") if name in self.file]
         self.labels = self._read_labels(names[0]) if names else None
 
@@ -89,7 +89,7 @@ class NpzPictures(PictureList):
         labels = self.file.array(name)
         if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
             shape = f"{labels.dtype} {labels.shape}"
-            raise UserError(f"{self.file.path}, array {name}, is {shape}; expected one class number a picture")
+            raise UserError(f"{self.file.path}, array {name}, is {shape}; expected one class number an image")
         return torch.from_numpy(labels.astype(np.int64))
 
     def __len__(self) -> int:
@@ -110,20 +110,20 @@ class NpzPictures(PictureList):
         return in_background(self.file.sha256)
 
 
-class BlockPictures(PictureList):
-    """The blocks of a folder, all there."""
+class BlockImages(ImageList):
+    """The blocks of a directory, all there."""
 
-    def __init__(self, folder: BlockFolder) -> None:
-        self.folder, self.labels = folder, folder.plan.labels
+    def __init__(self, directory: BlockDirectory) -> None:
+        self.directory, self.labels = directory, directory.plan.labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        size = self.folder.plan.block_size
+        size = self.directory.plan.block_size
         for rows in parts:
             blocks = range(rows.start // size, (rows.stop - 1) // size + 1)
-            arrays = [self.folder.read(block) for block in blocks]
+            arrays = [self.directory.read(block) for block in blocks]
             first = rows.start - blocks.start * size
             yield _batch(np.concatenate(arrays)[first : first + len(rows)], self.labels, rows)
 
@@ -132,7 +132,7 @@ class BlockPictures(PictureList):
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches with their pictures on the device; on a GPU the next ones are read and sent while these are worked on."""
+    """Batches with their images on the device; on a GPU the next ones are read and sent while these are worked on."""
     if device.type != "cuda":
         yield from batches
         return

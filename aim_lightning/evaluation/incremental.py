@@ -12,12 +12,12 @@ from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.sample_blocks import draw_block, resolved
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
 from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.metrics.reference_statistics import RealPictures
-from aim_lightning.metrics.scores import Scores, least_pictures
+from aim_lightning.metrics.reference_statistics import ReferenceImages
+from aim_lightning.metrics.scores import Scores, least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 
-FIRST = 64  # pictures for a grid
+FIRST = 64  # images for a grid
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Scored:
         asked: what ended it before anything was known; 0 = nothing did.
         num_images: that the values are of.
         values: by plain name.
-        first: pictures of this process, uint8 (at most FIRST, 3, H, W).
+        first: images of this process, uint8 (at most FIRST, 3, H, W).
     """
 
     asked: int
@@ -42,7 +42,7 @@ class Rounds:
 
     Args:
         network: loaded.
-        real: statistics of the real pictures.
+        real: statistics of the real images.
         sampling: how images are drawn.
         compare: also precision, recall and kernel distance.
     """
@@ -50,7 +50,7 @@ class Rounds:
     def __init__(
         self,
         network: FeatureNetwork,
-        real: RealPictures,
+        real: ReferenceImages,
         sampling: SamplingOptions,
         compare: bool,
     ) -> None:
@@ -61,7 +61,7 @@ class Rounds:
         """Empty scores for so many images; one object for all evaluations of a size.
 
         Raises:
-            UserError: too few of them, or of real pictures.
+            UserError: too few of them, or of real images.
         """
         if self.scores is None or self.scores.num_images != num_images:
             self.scores = Scores(self.network, self.real, num_images, compare=self.compare)
@@ -101,7 +101,7 @@ class Rounds:
             images = ranks.each(lambda own=own: self._drawn(pipeline, plan, own, scores))
             first = images[:FIRST].cpu() if begin == 0 and own else first
             num_images = round_[-1].stop
-            if num_images >= least_pictures(self.compare) and _out_of_time(start, budget_seconds, ranks):
+            if num_images >= least_images(self.compare) and _out_of_time(start, budget_seconds, ranks):
                 break
         values = ranks.from_first(scores.compute())
         scores.reset()

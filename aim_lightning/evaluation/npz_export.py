@@ -4,28 +4,28 @@ from pathlib import Path
 
 import torch
 
-from aim_lightning.evaluation.image_sets import PictureList
-from aim_lightning.evaluation.sample_blocks import BlockFolder
+from aim_lightning.evaluation.image_sets import ImageList
+from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.utils.grid import labelled_grid, png_bytes
 from aim_lightning.utils.npz import write_npz
 
 ROWS, COLUMNS = 10, 8
 
 
-def write_archive(path: Path, folder: BlockFolder) -> None:
+def write_archive(path: Path, directory: BlockDirectory) -> None:
     """arr_0: uint8 (N, H, W, 3) in order; arr_1: int64 labels, as ADM's sampler stores them, also named `labels`."""
-    plan = folder.plan
+    plan = directory.plan
     blocks = range(len(plan.blocks()))
-    shape = (len(plan), *folder.read(0).shape[1:])
+    shape = (len(plan), *directory.read(0).shape[1:])
     labels = plan.labels.numpy()
-    write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", map(folder.read, blocks))})
+    write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", map(directory.read, blocks))})
 
 
-def preview_png(pictures: PictureList, class_names: list[str] | None) -> bytes:
-    """One PNG: a row a class for the first classes; without labels the first pictures."""
-    labels, names = pictures.labels, []
+def preview_png(image_list: ImageList, class_names: list[str] | None) -> bytes:
+    """One PNG: a row a class for the first classes; without labels the first images."""
+    labels, names = image_list.labels, []
     if labels is None:
-        numbers = list(range(min(len(pictures), ROWS * COLUMNS)))
+        numbers = list(range(min(len(image_list), ROWS * COLUMNS)))
     else:
         classes = [int(label) for label in labels.unique()[:ROWS]]
         by_class = [(labels == label).nonzero()[:COLUMNS, 0].tolist() for label in classes]
@@ -34,5 +34,5 @@ def preview_png(pictures: PictureList, class_names: list[str] | None) -> bytes:
         names = [class_names[label] if class_names else str(label) for label in classes]
     columns = len(numbers) // len(names) if names else COLUMNS
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = pictures.images([numbers[i] for i in order])[torch.tensor(order).argsort()]
+    images = image_list.images([numbers[i] for i in order])[torch.tensor(order).argsort()]
     return png_bytes(labelled_grid(images, columns, names))

@@ -1,4 +1,4 @@
-"""The real pictures that samples are compared with: worked out once by all processes, then read from a file."""
+"""The real images that samples are compared with: worked out once by all processes, then read from a file."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from aim_lightning.data.images.dataset import Pictures
-from aim_lightning.evaluation.decoded import SUFFIXES, FolderPictures, GeometryPictures
-from aim_lightning.evaluation.image_sets import Batch, NpzPictures, PictureList, on_device
+from aim_lightning.data.images.dataset import Images
+from aim_lightning.evaluation.decoded import SUFFIXES, DirectoryImages, GeometryImages
+from aim_lightning.evaluation.image_sets import Batch, ImageList, NpzImages, on_device
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.throughput import Meter
-from aim_lightning.metrics.adm import PICTURES, adm_gaussians
+from aim_lightning.metrics.adm import IMAGES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
-from aim_lightning.metrics.reference_statistics import RealPictures, RealPicturesBuilder, cache_values
+from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, cache_values
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
@@ -25,49 +25,49 @@ from aim_lightning.utils.threads import in_background
 
 CACHE = ".cache/reference"
 BATCH = 250
-FORMS = "give an .npz file, a folder of pictures, of class folders or of image shards, or an archive of ImageNet (.tar)"
+FORMS = "give an .npz file, a directory of images, class directories or image shards, or an archive of ImageNet (.tar)"
 
 
 class Reference:
-    """Where the real pictures are.
+    """Where the real images are.
 
     Args:
-        path: .npz (ADM's, or arr_0 alone), folder of pictures, of class folders, or of image shards, or one of
-            ImageNet's archives (.tar); None = the training pictures of the experiment.
-        pictures: the experiment's pictures; their geometry (image_size, resize, pad, crop) also applies to a `path` of
-            class folders, shards or an archive.
-        split: of `pictures`, which is taken without a path.
+        path: .npz (ADM's, or arr_0 alone), directory of images, of class directories, or of image shards, or one of
+            ImageNet's archives (.tar); None = the training images of the experiment.
+        images: the experiment's images; their geometry (image_size, resize, pad, crop) also applies to a `path` of
+            class directories, shards or an archive.
+        split: of `images`, which is taken without a path.
 
     Raises:
         UserError: neither is given, or there is nothing of the kind.
     """
 
-    def __init__(self, path: str | Path | None, pictures: Pictures | None, split: str = "train") -> None:
-        if path is None and pictures is None:
-            raise UserError("there is nothing to compare with: give --reference, or an experiment with pictures")
+    def __init__(self, path: str | Path | None, images: Images | None, split: str = "train") -> None:
+        if path is None and images is None:
+            raise UserError("there is nothing to compare with: give --reference, or an experiment with images")
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
-        self.list = self._open(path, pictures, split)
+        self.list = self._open(path, images, split)
         self._identity: Future[tuple] | None = None
         self._batches: Iterator[Batch] | None = None
         self._begun = False
         self._state: str | None = None  # of its files, before any was read
         self.performance: dict[str, float] = {}  # of working out the statistics, where that was needed
 
-    def _open(self, path: str | Path | None, pictures: Pictures | None, split: str) -> PictureList | None:
+    def _open(self, path: str | Path | None, images: Images | None, split: str) -> ImageList | None:
         if path is None:
-            return GeometryPictures(pictures.open(split), Path(getattr(pictures, split)).name)
+            return GeometryImages(images.open(split), Path(getattr(images, split)).name)
         if self.file is not None:
-            return NpzPictures(path) if PICTURES in self.file else None
+            return NpzImages(path) if IMAGES in self.file else None
         path = Path(path)
         if not path.exists():
             raise UserError(f"--reference {path} does not exist; {FORMS}")
         if path.is_file() and path.suffix != ".tar":
             raise UserError(f"--reference {path} is of no known kind; {FORMS}")
         if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
-            return FolderPictures(path)
-        if pictures is None:
-            raise UserError(f"--reference {path} needs a geometry: give an experiment with pictures, or flat pictures")
-        return GeometryPictures(replace(pictures, train=str(path)).open("train"), path.name)
+            return DirectoryImages(path)
+        if images is None:
+            raise UserError(f"--reference {path} needs a geometry: give an experiment with images, or flat images")
+        return GeometryImages(replace(images, train=str(path)).open("train"), path.name)
 
     def source(self) -> dict[str, Any]:
         """Plain values that identify it."""
@@ -78,8 +78,8 @@ class Reference:
     def begin(self, network: FeatureNetwork, ranks: Ranks, cache: str | Path, batch_size: int) -> None:
         """Begin what `statistics` will need, early; every process must call it, with the same arguments.
 
-        Where the cache has nothing of this network the pictures are decoded, which tells a folder's hash besides; else
-        a thread works out what the cache is asked for, for a folder the hash of all its files.
+        Where the cache has nothing of this network the images are decoded, which tells a directory's hash besides; else
+        a thread works out what the cache is asked for, for a directory the hash of all its files.
         """
         self._begun = True
         ask = ranks.ask_first(lambda: self._ask(cache, network.name))
@@ -104,7 +104,7 @@ class Reference:
         return self._identity.result() if self._identity else self._identify()
 
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width of its pictures; None where it has statistics alone."""
+        """Height and width of its images; None where it has statistics alone."""
         return None if self.list is None else tuple(self.list.images([0]).shape[2:])
 
     def statistics(
@@ -115,21 +115,21 @@ class Reference:
         batch_size: int = BATCH,
         probe: bool | None = None,
         between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
-    ) -> RealPictures:
+    ) -> ReferenceImages:
         """Read from the cache, or worked out and written there. Every process must call it.
 
         Args:
             network: loaded.
-            ranks: share the pictures.
-            cache: folder.
-            batch_size: pictures at once on a device.
+            ranks: share the images.
+            cache: directory.
+            batch_size: images at once on a device.
             probe: whether a linear probe learns the classes, where there are labels; None = unless the network has
                 logits of its own.
             between: given each process's batches, hands them on; what it does between them can end the work. Where it
                 waits for other processes it must go on with that until all are through, also after a mistake.
 
         Raises:
-            UserError: pictures that cannot be read, or fewer than two; on all processes.
+            UserError: images that cannot be read, or fewer than two; on all processes.
         """
         if not self._begun:
             self.begin(network, ranks, cache, batch_size)
@@ -139,7 +139,7 @@ class Reference:
         if not ranks.from_first(self._batches is not None):
             tensors, source = ranks.ask_first(lambda: self._read(lookup))  # another node's cache may be another one
             if tensors is not None:
-                return RealPictures.from_tensors(tensors, source)
+                return ReferenceImages.from_tensors(tensors, source)
         real = self._work_out(network, ranks, classes, batch_size, between)
         if ranks.is_first:
             lookup().write(real.tensors())
@@ -153,13 +153,13 @@ class Reference:
     def _read(self, lookup: Callable[[], TensorCache]) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         return lookup().read(), self._identified()[0]
 
-    def _work_out(self, network, ranks: Ranks, classes: int, batch_size: int, between) -> RealPictures:
+    def _work_out(self, network, ranks: Ranks, classes: int, batch_size: int, between) -> ReferenceImages:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
-                raise UserError(f"{self.file.path} holds neither pictures (arr_0) nor statistics (mu, sigma)")
-            return RealPictures(gaussians, None, None, ranks.ask_first(self._identified)[0])
-        builder = RealPicturesBuilder(network, len(self.list), classes, gaussian=not gaussians)
+                raise UserError(f"{self.file.path} holds neither images (arr_0) nor statistics (mu, sigma)")
+            return ReferenceImages(gaussians, None, None, ranks.ask_first(self._identified)[0])
+        builder = ReferenceImagesBuilder(network, len(self.list), classes, gaussian=not gaussians)
         with Meter("reference", len(self.list), ranks) as meter:
             batches = between(on_device(self._batches or self.list.share(ranks, batch_size), network.device))
             ranks.each(lambda: _add(builder, batches, meter))
@@ -171,7 +171,7 @@ class Reference:
         return builder.finish(source | self.list.content(), gaussians)
 
 
-def _add(builder: RealPicturesBuilder, batches: Iterable[Batch], meter: Meter) -> None:
+def _add(builder: ReferenceImagesBuilder, batches: Iterable[Batch], meter: Meter) -> None:
     for images, labels, numbers in batches:
         builder.add(images, labels, numbers)
         meter.advance(len(images))

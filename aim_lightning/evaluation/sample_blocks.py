@@ -17,7 +17,7 @@ from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import abandoned, atomic_path
 
 
-class BlockFolder:
+class BlockDirectory:
     """block-NNNNNN.npy: uint8 (images, height, width, 3)."""
 
     def __init__(self, path: str | Path, plan: SamplePlan) -> None:
@@ -41,7 +41,7 @@ class BlockFolder:
         return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
 
     def clear(self) -> None:
-        """Delete what a kill in the middle of a write left, also beside the folder, where the archive is written."""
+        """Delete what a kill in the middle of a write left, also beside the directory, where the archive is written."""
         for leftover in (*abandoned(self.path), *abandoned(self.path.parent)):
             leftover.unlink(missing_ok=True)
 
@@ -89,27 +89,27 @@ def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: S
 
 
 def draw_missing(
-    pipeline: AiMPipeline, folder: BlockFolder, sampling: SamplingOptions, ranks: Ranks
+    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, ranks: Ranks
 ) -> dict[str, float]:
     """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it.
 
     Raises:
         UserError, OSError: a block that cannot be drawn or written, on all processes.
     """
-    plan = folder.plan
-    missing = ranks.from_first(folder.missing() if ranks.is_first else None)
+    plan = directory.plan
+    missing = ranks.from_first(directory.missing() if ranks.is_first else None)
     rows = plan.blocks()
     with Meter("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
-        ranks.each(lambda: _draw(pipeline, folder, sampling, ranks.share(missing), meter))
+        ranks.each(lambda: _draw(pipeline, directory, sampling, ranks.share(missing), meter))
     return meter.performance()
 
 
 def _draw(
-    pipeline: AiMPipeline, folder: BlockFolder, sampling: SamplingOptions, own: Sequence[int], meter: Meter
+    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, own: Sequence[int], meter: Meter
 ) -> None:
     """This process's blocks."""
-    rows = folder.plan.blocks()
-    drawn = draw_blocks(pipeline, folder.plan, [rows[block] for block in own], sampling) if own else ()
+    rows = directory.plan.blocks()
+    drawn = draw_blocks(pipeline, directory.plan, [rows[block] for block in own], sampling) if own else ()
     for block, images in zip(own, drawn, strict=True):
-        folder.write(block, images)
+        directory.write(block, images)
         meter.advance(len(images))

@@ -1,4 +1,4 @@
-"""scores.json: the numbers of one set of pictures with all that is needed to believe them."""
+"""scores.json: the numbers of one set of images with all that is needed to believe them."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def score_record(
     """One record.
 
     Args:
-        model: what drew the pictures, or the file they are from.
+        model: what drew the images, or the file they are from.
         data: what the model was trained on, as far as it is known.
         values: by plain name; the record's names carry the number of images, and of classes where not all were drawn.
         num_images: scored.
@@ -112,5 +112,5 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def short_key(values: Any) -> str:
-    """Eight hex digits for a folder's name: other plain values that its content depends on give another one."""
+    """Eight hex digits for a directory's name: other plain values that its content depends on give another one."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

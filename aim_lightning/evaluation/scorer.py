@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import Generator
-from aim_lightning.evaluation.image_sets import Batch, BlockPictures, NpzPictures, PictureList, on_device
+from aim_lightning.evaluation.image_sets import Batch, BlockImages, ImageList, NpzImages, on_device
 from aim_lightning.evaluation.npz_export import preview_png, write_archive
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import BATCH
-from aim_lightning.evaluation.sample_blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
 from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.evaluation.throughput import Meter
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.metric_names import count_suffix
-from aim_lightning.metrics.reference_statistics import RealPictures
+from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import hardware
@@ -33,21 +33,21 @@ ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "
 
 @dataclass
 class Judge:
-    """What scores pictures, the same for many sets.
+    """What scores images, the same for many sets.
 
     Args:
         network: loaded, on its device.
-        real: statistics of the real pictures.
-        image_size: of the real pictures, (height, width); None where it is not known.
+        real: statistics of the real images.
+        image_size: of the real images, (height, width); None where it is not known.
         ranks: the processes.
         splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
-        batch_size: pictures at once on a device.
+        batch_size: images at once on a device.
         scores: kept between sets.
         performance: of what was worked out before the first set, for the record.
     """
 
     network: FeatureNetwork
-    real: RealPictures
+    real: ReferenceImages
     image_size: tuple[int, int] | None
     ranks: Ranks
     splitting: str = "adm"
@@ -60,7 +60,7 @@ class Judge:
         return hardware(self.network.device, self.ranks.world_size)
 
     def protocol(self, num_images: int) -> dict[str, Any]:
-        """Everything but the pictures that the values depend on."""
+        """Everything but the images that the values depend on."""
         return self._scores(num_images).protocol()
 
     def _scores(self, num_images: int) -> Scores:
@@ -71,22 +71,22 @@ class Judge:
         return self.scores
 
     def score(
-        self, pictures: PictureList, batches: Iterator[Batch] | None = None
+        self, images: ImageList, batches: Iterator[Batch] | None = None
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Values by plain name, and speeds for the record: of the features, seconds of the metrics on them. Every
         process must call it.
 
         Args:
-            pictures: to be scored.
+            images: to be scored.
             batches: this process's share of them, where its reading has begun before.
 
         Raises:
-            UserError: pictures that cannot be read or of another size than the real ones, or features that are not
+            UserError: images that cannot be read or of another size than the real ones, or features that are not
                 finite; on all processes.
         """
-        scores = self._scores(len(pictures))
-        batches = batches or pictures.share(self.ranks, self.batch_size)
-        with Meter("features", len(pictures), self.ranks) as meter:
+        scores = self._scores(len(images))
+        batches = batches or images.share(self.ranks, self.batch_size)
+        with Meter("features", len(images), self.ranks) as meter:
             self.ranks.each(lambda: self._update(scores, batches, meter))
         start = time.perf_counter()
         values = scores.compute()
@@ -109,7 +109,7 @@ class Evaluation:
     Args:
         generator: networks and their facts.
         judge: scores.
-        root: folder of all evaluations of this generator's run.
+        root: directory of all evaluations of this generator's run.
         data: facts about the training data, for the record.
         keep_images: keep samples.npz.
         say: prints a line, once.
@@ -122,7 +122,7 @@ class Evaluation:
     keep_images: bool = True
     say: Callable[[str], None] = print
 
-    def folder(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
+    def directory(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
         """Where the files of this set are: its name follows everything that the images depend on."""
         values = [self.generator.facts, plan.labels.tolist(), asdict(self._resolved(plan, sampling))]
         count = count_suffix(len(plan))
@@ -136,47 +136,47 @@ class Evaluation:
             UserError: another command draws the same set at this moment, or it cannot be drawn or scored; on all
                 processes.
         """
-        folder, sampling = self.folder(plan, sampling), self._resolved(plan, sampling)
+        directory, sampling = self.directory(plan, sampling), self._resolved(plan, sampling)
         protocol = self._protocol(plan, sampling)
-        if (record := self._known(folder, protocol)) is not None:
+        if (record := self._known(directory, protocol)) is not None:
             return record
-        with self._alone(folder):  # another command may have finished it meanwhile
-            return self._known(folder, protocol) or self._made(plan, sampling, folder, protocol)
+        with self._alone(directory):  # another command may have finished it meanwhile
+            return self._known(directory, protocol) or self._made(plan, sampling, directory, protocol)
 
-    def _known(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+    def _known(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
         """The record of before."""
         ranks = self.judge.ranks
-        record = ranks.from_first(self._finished(folder, protocol) if ranks.is_first else None)
+        record = ranks.from_first(self._finished(directory, protocol) if ranks.is_first else None)
         if record is not None:
-            self.say(f"{folder} is scored already")
+            self.say(f"{directory} is scored already")
         return record
 
     @contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
+    def _alone(self, directory: Path) -> Iterator[None]:
         """The blocks go when the set is finished, so that only one command may draw it."""
         with ExitStack() as stack:
-            self.judge.ranks.ask_first(lambda: _hold(stack, Lease(folder / LEASE, doing="drawn and scored")))
+            self.judge.ranks.ask_first(lambda: _hold(stack, Lease(directory / LEASE, doing="drawn and scored")))
             yield
 
     def _made(
-        self, plan: SamplePlan, sampling: SamplingOptions, folder: Path, protocol: dict[str, Any]
+        self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict[str, Any]
     ) -> dict[str, Any]:
         """Drawn, scored and written."""
         ranks = self.judge.ranks
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
         check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
-        pictures, speed = self._pictures(folder, plan, sampling)
+        images, speed = self._images(directory, plan, sampling)
         # An archive of before is compared with its checksums meanwhile.
         if ranks.is_first:
-            pictures.begin()
-        values, scoring = self.judge.score(pictures)
+            images.begin()
+        values, scoring = self.judge.score(images)
         if ranks.is_first:
-            pictures.source()
+            images.source()
         performance = {"sampling": speed, **self.judge.performance, **scoring, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
         made_by = self.judge.hardware()
         record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
-        ranks.ask_first(lambda: self._finish(folder, plan, pictures, record))
+        ranks.ask_first(lambda: self._finish(directory, plan, images, record))
         return ranks.from_first(record)
 
     def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
@@ -195,31 +195,31 @@ class Evaluation:
         values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
         return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
 
-    def _finished(self, folder: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
-        path = folder / RECORD
+    def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        path = directory / RECORD
         record = read_record(path) if path.is_file() else None
-        whole = (folder / ARCHIVE).is_file() or not self.keep_images
+        whole = (directory / ARCHIVE).is_file() or not self.keep_images
         return record if record and record["protocol"] == protocol and whole else None
 
-    def _pictures(self, folder: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[PictureList, dict]:
+    def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageList, dict]:
         """The drawn images, from the archive where there is one."""
-        blocks, ranks = BlockFolder(folder / "blocks", plan), self.judge.ranks
-        if ranks.from_first((folder / ARCHIVE).is_file()):
-            return NpzPictures(folder / ARCHIVE), {}
+        blocks, ranks = BlockDirectory(directory / "blocks", plan), self.judge.ranks
+        if ranks.from_first((directory / ARCHIVE).is_file()):
+            return NpzImages(directory / ARCHIVE), {}
         if ranks.is_first:
             blocks.clear()
             if (missing := len(blocks.missing())) < len(plan.blocks()):
-                self.say(f"continuing {folder}: {missing} of {len(plan.blocks())} blocks to draw")
+                self.say(f"continuing {directory}: {missing} of {len(plan.blocks())} blocks to draw")
         speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
         ranks.from_first(None)  # all blocks are there
-        return BlockPictures(blocks), speed
+        return BlockImages(blocks), speed
 
-    def _finish(self, folder: Path, plan: SamplePlan, pictures: PictureList, record: dict[str, Any]) -> None:
-        blocks = BlockFolder(folder / "blocks", plan)
-        if self.keep_images and not (folder / ARCHIVE).is_file():
-            write_archive(folder / ARCHIVE, blocks)
-        write_bytes(folder / PREVIEW, preview_png(pictures, self.generator.pipeline.class_names))
-        write_record(folder / RECORD, record)
+    def _finish(self, directory: Path, plan: SamplePlan, images: ImageList, record: dict[str, Any]) -> None:
+        blocks = BlockDirectory(directory / "blocks", plan)
+        if self.keep_images and not (directory / ARCHIVE).is_file():
+            write_archive(directory / ARCHIVE, blocks)
+        write_bytes(directory / PREVIEW, preview_png(images, self.generator.pipeline.class_names))
+        write_record(directory / RECORD, record)
         blocks.remove()
 
 

@@ -1,4 +1,4 @@
-"""Pictures are scored only against real ones of their size."""
+"""Images are scored only against real ones of their size."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def check_size(size: Size | None, real: Size | None) -> None:
     """Raises UserError unless both are the same; None = not known."""
     if size is not None and real is not None and tuple(size) != tuple(real):
         ours, theirs = ("x".join(map(str, reversed(one))) for one in (size, real))
-        raise UserError(f"the pictures are {ours} pixels, those of the reference {theirs}; make them alike first")
+        raise UserError(f"the images are {ours} pixels, those of the reference {theirs}; make them alike first")
 
 
 def drawn_size(tokenizer: Any) -> Size | None:

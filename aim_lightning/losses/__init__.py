@@ -1,4 +1,4 @@
-"""What stage 1 minimises: distances between pictures, terms of the codebook, the adversarial game."""
+"""What stage 1 minimises: distances between images, terms of the codebook, the adversarial game."""
 
 from aim_lightning.losses.tokenizer import Terms, TokenizerLoss
 

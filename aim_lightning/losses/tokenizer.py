@@ -30,7 +30,7 @@ class TokenizerLoss:
     """Terms and their weights; a weight of 0 leaves perceptual and entropy term out altogether.
 
     Args:
-        reconstruction: ``l1`` or ``l2`` between pictures in [-1, 1].
+        reconstruction: ``l1`` or ``l2`` between images in [-1, 1].
         reconstruction_weight: of that term.
         perceptual_weight: of LPIPS on VGG16 (arXiv 1801.03924); 0 needs no file.
         perceptual_file: torchvision's VGG16 weights (vgg16-397923af.pth); nothing is downloaded.
@@ -77,7 +77,7 @@ class TokenizerLoss:
             images: float32 (B, 3, H, W) in [-1, 1].
             result: what the tokenizer made of them.
             codebook_VC: unit vectors with gradient.
-            perceptual: gives one distance a picture, (B,); needed for a perceptual weight above 0.
+            perceptual: gives one distance an image, (B,); needed for a perceptual weight above 0.
         """
         made, quantized = result.images_BCHW.float(), result.quantized
         distance = F.l1_loss if self.reconstruction == "l1" else F.mse_loss

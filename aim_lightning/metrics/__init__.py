@@ -1,1 +1,1 @@
-"""Scores of pictures: Fréchet distances and class agreement on the features of frozen networks."""
+"""Scores of images: Fréchet distances and class agreement on the features of frozen networks."""

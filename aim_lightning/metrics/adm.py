@@ -10,24 +10,24 @@ from aim_lightning.utils.npz import NpzFile
 
 # The network's output -> mean and covariance in the file.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
-PICTURES = "arr_0"
+IMAGES = "arr_0"
 PUBLISHED = "fid"  # metric name of the published Inception's weights alone
 
 
 def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> dict[str, tuple[Tensor, Tensor]]:
     """Published mean (F,) and covariance (F, F) by output of the network; empty where the file has none for it.
 
-    They are of the published Inception's features: for any other network or weights the file's pictures count.
+    They are of the published Inception's features: for any other network or weights the file's images count.
 
     Raises:
-        UserError: damaged file, arrays of other shapes, or no pictures for a network that they are not of.
+        UserError: damaged file, arrays of other shapes, or no images for a network that they are not of.
     """
     present = {output: names for output, names in STATISTICS.items() if names[0] in file}
     if present and network.metric_name != PUBLISHED:
-        if PICTURES in file:
+        if IMAGES in file:
             return {}
         raise UserError(
-            f"{file.path} holds statistics of the published Inception alone, and no pictures (arr_0) for "
+            f"{file.path} holds statistics of the published Inception alone, and no images (arr_0) for "
             f"{network.metric_name}; give another reference"
         )
     sizes = network.output_sizes()

@@ -14,23 +14,23 @@ from aim_lightning.utils.files import atomic_path
 
 
 class TensorCache:
-    """One entry of a cache folder.
+    """One entry of a cache directory.
 
     Args:
-        folder: made when missing.
+        directory: made when missing.
         name: start of the file's name.
         made_from: plain values; other values give another file.
     """
 
-    def __init__(self, folder: str | Path, name: str, made_from: Any) -> None:
+    def __init__(self, directory: str | Path, name: str, made_from: Any) -> None:
         self.made_from = json.dumps(made_from, sort_keys=True)
         self.key = hashlib.sha256(self.made_from.encode()).hexdigest()
-        self.path = Path(folder) / f"{name}-{self.key[:16]}.safetensors"
+        self.path = Path(directory) / f"{name}-{self.key[:16]}.safetensors"
 
     @staticmethod
-    def has_any(folder: str | Path, name: str) -> bool:
-        """Whether the folder has an entry of this name, made from whatever."""
-        return any(Path(folder).glob(f"{name}-*.safetensors"))
+    def has_any(directory: str | Path, name: str) -> bool:
+        """Whether the directory has an entry of this name, made from whatever."""
+        return any(Path(directory).glob(f"{name}-*.safetensors"))
 
     def read(self) -> dict[str, Tensor] | None:
         """The tensors on the CPU; None when the file is missing or damaged."""

@@ -29,9 +29,9 @@ class _PassThrough(nn.Module):
 
 
 class FrechetDistance(FiniteValues, FrechetInceptionDistance):
-    """||mu_1 - mu_2||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of the features of real and of fake pictures.
+    """||mu_1 - mu_2||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of the features of real and of fake images.
 
-    Each process feeds its own pictures; `compute` adds up the sums of all. Sums, covariances and the result
+    Each process feeds its own images; `compute` adds up the sums of all. Sums, covariances and the result
     are float64: torchmetrics would round the result to the dtype of the features. Never call `set_dtype`,
     which turns the counts into floats, nor `.to(a dtype)`, which rounds the sums (the next update refuses).
 
@@ -64,11 +64,11 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         return int(self.fake_features_num_samples)
 
     def update_real(self, images: Tensor) -> None:
-        """Add real pictures: uint8 (B, 3, H, W)."""
+        """Add real images: uint8 (B, 3, H, W)."""
         self.update_features(self.network(images), real=True)
 
     def update_fake(self, images: Tensor) -> None:
-        """Add generated pictures: uint8 (B, 3, H, W)."""
+        """Add generated images: uint8 (B, 3, H, W)."""
         self.update_features(self.network(images), real=False)
 
     def update_features(self, features: Tensor, real: bool) -> None:
@@ -102,11 +102,11 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         side = min(counts, key=counts.get)
         count = counts[side]
         if count < 2:
-            raise RuntimeError("FrechetDistance needs at least two pictures on either side")
+            raise RuntimeError("FrechetDistance needs at least two images on either side")
         if count < self.inception.num_features and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"FrechetDistance: {count} {side} pictures for {self.inception.num_features} features; "
+                f"FrechetDistance: {count} {side} images for {self.inception.num_features} features; "
                 "the covariance is singular and the distance too high. Compare it only at this count."
             )
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
@@ -128,7 +128,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         Args:
             mean: of the features.
             covariance: of the features.
-            count: pictures that they are of; None = not known.
+            count: images that they are of; None = not known.
 
         Raises:
             ValueError: other shapes.

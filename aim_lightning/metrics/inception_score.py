@@ -1,4 +1,4 @@
-"""The Inception Score (arXiv 1606.03498) in constant memory, whatever the order of the pictures."""
+"""The Inception Score (arXiv 1606.03498) in constant memory, whatever the order of the images."""
 
 from typing import Literal
 
@@ -14,10 +14,10 @@ ADM_SPLIT, TORCH_FIDELITY_SPLITS, TORCH_FIDELITY_SEED = 5000, 10, 2020
 
 
 def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
-    """The split of each picture by its number, int64 (num_images,).
+    """The split of each image by its number, int64 (num_images,).
 
     ``adm``: 5,000 after 5,000 in order, the last split may be smaller. ``torch_fidelity``: ten splits of a fixed
-    shuffle. Both give ten splits of 5,000 for 50,000 pictures.
+    shuffle. Both give ten splits of 5,000 for 50,000 images.
     """
     if splitting == "adm":
         return torch.arange(num_images) // ADM_SPLIT
@@ -30,7 +30,7 @@ def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
 
 
 class InceptionScore(FiniteValues, Metric):
-    """exp of the mean divergence of p(class | picture) from p(class): mean and standard deviation over splits.
+    """exp of the mean divergence of p(class | image) from p(class): mean and standard deviation over splits.
 
     The divergence of a split is (sum of p log p) / n - q log q with q = (sum of p) / n, so that sums by split are all
     that is kept, in float64; processes add theirs.
@@ -38,7 +38,7 @@ class InceptionScore(FiniteValues, Metric):
     Args:
         num_images: in the whole set; each enters once, by its number.
         splitting: see `split_numbers`.
-        num_classes: values of a picture's logits.
+        num_classes: values of an image's logits.
         kwargs: torchmetrics' own.
     """
 
@@ -56,15 +56,15 @@ class InceptionScore(FiniteValues, Metric):
         self.add_state("counts", torch.zeros(count, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, indices: Tensor) -> None:
-        """Add logits (B, C) of the pictures with these numbers (B,); B may be 0.
+        """Add logits (B, C) of the images with these numbers (B,); B may be 0.
 
         Raises:
             ValueError: shapes that do not fit, or numbers out of range.
         """
         if logits.ndim != 2 or logits.shape[1] != self.marginal.shape[1] or indices.shape != logits.shape[:1]:
-            raise ValueError(f"InceptionScore was given {tuple(logits.shape)} for {tuple(indices.shape)} pictures")
+            raise ValueError(f"InceptionScore was given {tuple(logits.shape)} for {tuple(indices.shape)} images")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.splits):
-            raise ValueError(f"InceptionScore is for pictures 0 to {len(self.splits) - 1}")
+            raise ValueError(f"InceptionScore is for images 0 to {len(self.splits) - 1}")
         self.note(logits)
         split = self.splits[indices.cpu()].to(logits.device, non_blocking=True)  # a wait would stop the GPU
         log_p = logits.double().log_softmax(1)
@@ -74,7 +74,7 @@ class InceptionScore(FiniteValues, Metric):
         self.counts.index_add_(0, split, torch.ones_like(split))
 
     def compute(self) -> dict[str, Tensor]:
-        """{"mean", "std"}, float64 scalars, over the splits that have pictures; NaN without any.
+        """{"mean", "std"}, float64 scalars, over the splits that have images; NaN without any.
 
         Raises:
             UserError: logits were not finite.

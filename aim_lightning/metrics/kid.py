@@ -12,12 +12,12 @@ from aim_lightning.metrics.sample_features import SampleFeatures
 class KernelDistance(SampleFeatures):
     """Unbiased squared MMD with the kernel (x.y / F + 1)^3, mean and standard deviation over random subsets.
 
-    Each process feeds its own pictures with their numbers, which decide what a subset holds.
+    Each process feeds its own images with their numbers, which decide what a subset holds.
 
     Args:
-        reference: features (M, F) of real pictures.
+        reference: features (M, F) of real images.
         subsets: drawn from either side.
-        subset_size: pictures in a subset; fewer where a side has fewer (`protocol` says how many).
+        subset_size: images in a subset; fewer where a side has fewer (`protocol` says how many).
         seed: of the drawing.
         kwargs: torchmetrics' own.
     """
@@ -41,16 +41,16 @@ class KernelDistance(SampleFeatures):
         }
 
     def compute(self) -> dict[str, Tensor]:
-        """{"mean", "std"}, float64 scalars, over the pictures of all processes; below 0 is possible.
+        """{"mean", "std"}, float64 scalars, over the images of all processes; below 0 is possible.
 
         Raises:
-            ValueError: fewer than two pictures on either side, or a picture that came twice.
+            ValueError: fewer than two images on either side, or an image that came twice.
         """
         features = self.in_order()
         reference = self.reference.to(features.device)
         size = min(self.subset_size, len(features), len(reference))
         if size < 2:
-            raise ValueError("KernelDistance needs at least two pictures on either side")
+            raise ValueError("KernelDistance needs at least two images on either side")
         rng = np.random.RandomState(self.seed)
         values = []
         for _ in range(self.subsets):

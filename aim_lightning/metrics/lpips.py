@@ -20,7 +20,7 @@ USED, UNUSED = "features.", "classifier."
 
 
 class PerceptualDistance:
-    """LPIPS with VGG16 between pictures, differentiable; a loss and a metric.
+    """LPIPS with VGG16 between images, differentiable; a loss and a metric.
 
     Frozen, and no torch module: whoever holds it neither trains nor stores it. The constructor reads nothing.
 
@@ -48,7 +48,7 @@ class PerceptualDistance:
         return self
 
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """Distances (B,), float32, of pictures (B, 3, H, W) in about [-1, 1]; at least 16 pixels a side.
+        """Distances (B,), float32, of images (B, 3, H, W) in about [-1, 1]; at least 16 pixels a side.
 
         torchmetrics' own update would refuse reconstructions that leave [-1, 1] a little.
         """
@@ -57,7 +57,7 @@ class PerceptualDistance:
 
     def _move(self, device: torch.device) -> None:
         if self.network is None:
-            raise RuntimeError("LPIPS has no weights yet: call load() before the first picture")
+            raise RuntimeError("LPIPS has no weights yet: call load() before the first image")
         if next(self.network.parameters()).device != device:
             with torch.inference_mode(False):
                 self.network.to(device)

@@ -9,21 +9,21 @@ from torch import Tensor
 from aim_lightning.metrics.sample_features import SampleFeatures
 
 NEIGHBOUR = 3  # as in ADM's protocol
-ROWS = 2048  # distances of so many pictures at once: 0.8 GB against 50,000 others
-SAME = 1e-10  # of the sum of both squared norms: rounding, so that equal pictures are at distance 0
+ROWS = 2048  # distances of so many images at once: 0.8 GB against 50,000 others
+SAME = 1e-10  # of the sum of both squared norms: rounding, so that equal images are at distance 0
 
 
 class PrecisionRecall(SampleFeatures):
-    """Share of the samples inside the real manifold, and of the real pictures inside the samples' one.
+    """Share of the samples inside the real manifold, and of the real images inside the samples' one.
 
-    A manifold is the union of balls around its pictures, each reaching to its k-th nearest neighbour. ADM's evaluator
-    does the same on k = 3, Inception's 2,048 features, 10,000 real pictures and all samples, with distances in float16
-    where they do not overflow; ours are float64. Each process feeds its own pictures with their numbers.
+    A manifold is the union of balls around its images, each reaching to its k-th nearest neighbour. ADM's evaluator
+    does the same on k = 3, Inception's 2,048 features, 10,000 real images and all samples, with distances in float16
+    where they do not overflow; ours are float64. Each process feeds its own images with their numbers.
 
     Args:
-        reference: features (M, F) of real pictures.
-        k: neighbour that gives the radius; the picture itself does not count.
-        memo: where the radii of the real pictures are kept for others that compare with the same ones.
+        reference: features (M, F) of real images.
+        k: neighbour that gives the radius; the image itself does not count.
+        memo: where the radii of the real images are kept for others that compare with the same ones.
         kwargs: torchmetrics' own.
     """
 
@@ -39,14 +39,14 @@ class PrecisionRecall(SampleFeatures):
         return {"k": self.k, "reference_pictures": len(self.reference), "distances": distances}
 
     def compute(self) -> dict[str, Tensor]:
-        """{"precision", "recall"}, float64 scalars from 0 to 1, over the pictures of all processes.
+        """{"precision", "recall"}, float64 scalars from 0 to 1, over the images of all processes.
 
         Raises:
-            ValueError: no more than k pictures on either side, or a picture that came twice.
+            ValueError: no more than k images on either side, or an image that came twice.
         """
         features = self.in_order()
         if min(len(features), len(self.reference)) <= self.k:
-            raise ValueError(f"PrecisionRecall needs more than {self.k} pictures on either side")
+            raise ValueError(f"PrecisionRecall needs more than {self.k} images on either side")
         samples, real = features.double(), self.reference.to(features.device).double()
         return {
             "precision": _share_inside(samples, real, self._real_radii(real)),

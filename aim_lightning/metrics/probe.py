@@ -1,4 +1,4 @@
-"""Which class a picture shows, by a linear probe on frozen features, and how often it is the one asked."""
+"""Which class an image shows, by a linear probe on frozen features, and how often it is the one asked."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class LinearProbe(nn.Module):
 
     Args:
         l2: weight of the penalty l2 / 2 * ||W||^2 beside the mean cross-entropy, on standardised features.
-            0.03 was the best of 0.001, 0.01, 0.03 and 0.1 on the 2,000 embedded val pictures.
+            0.03 was the best of 0.001, 0.01, 0.03 and 0.1 on the 2,000 embedded val images.
         max_iterations: of LBFGS; the accuracy is settled long before it converges.
     """
 

@@ -1,4 +1,4 @@
-"""Everything that scores need to know of the real pictures: gaussians, features to compare with, a probe."""
+"""Everything that scores need to know of the real images: gaussians, features to compare with, a probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_int64
 
 FORMAT = 2  # raise it when the same inputs give other values
-NEIGHBOUR_PICTURES = 10_000  # real pictures for precision, recall and kernel distances, as in ADM's reference files
-PROBE_PICTURES = 50_000
-PIXELS = "pixels_sha256"  # in `source`: known once the pictures were read, so that it is kept with the statistics
+NEIGHBOUR_IMAGES = 10_000  # real images for precision, recall and kernel distances, as in ADM's reference files
+PROBE_IMAGES = 50_000
+PIXELS = "pixels_sha256"  # in `source`: known once the images were read, so that it is kept with the statistics
 
 
 @dataclass(frozen=True)
-class RealPictures:
-    """Statistics of the real pictures, on the CPU.
+class ReferenceImages:
+    """Statistics of the real images, on the CPU.
 
     Args:
         gaussians: output of the network -> mean (F,) and covariance (F, F), float64.
-        features: (M, F) float32 of single pictures; None where only statistics are known.
+        features: (M, F) float32 of single images; None where only statistics are known.
         probe: weight (C, F) and bias (C,) of a `LinearProbe`; None without labels.
         source: where they come from, plain values for the protocol.
-        count: pictures that the gaussians are of; None for published ones, which do not tell.
+        count: images that the gaussians are of; None for published ones, which do not tell.
         memo: what is worked out from them once, such as the radii of their manifold.
     """
 
@@ -56,7 +56,7 @@ class RealPictures:
         return {name: value.cpu().contiguous() for name, value in named.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "RealPictures":
+    def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "ReferenceImages":
         """Back from `tensors`; `source` gets the hash of the pixels that they hold."""
         if PIXELS in tensors:
             source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
@@ -70,46 +70,46 @@ class RealPictures:
 _PARTS = ("mean", "covariance")
 
 
-def chosen_rows(num_pictures: int, limit: int, purpose: str = "neighbour_row") -> Tensor:
-    """Which pictures are kept one by one: those of smallest hash, by their number; bool (num_pictures,)."""
-    numbers = torch.arange(num_pictures)
-    kept = torch.zeros(num_pictures, dtype=torch.bool)
+def chosen_rows(num_images: int, limit: int, purpose: str = "neighbour_row") -> Tensor:
+    """Which images are kept one by one: those of smallest hash, by their number; bool (num_images,)."""
+    numbers = torch.arange(num_images)
+    kept = torch.zeros(num_images, dtype=torch.bool)
     kept[hash_int64(purpose, numbers).argsort()[:limit]] = True
     return kept
 
 
-class RealPicturesBuilder:
-    """Takes in real pictures, each process its own, and adds them up over all processes.
+class ReferenceImagesBuilder:
+    """Takes in real images, each process its own, and adds them up over all processes.
 
     Args:
         network: loaded.
-        num_pictures: of all processes together.
+        num_images: of all processes together.
         num_classes: labels are 0..num_classes-1; 0 = no labels, no probe.
         gaussian: False leaves the sums out, where published statistics take their place.
-        neighbours: at most so many pictures are kept one by one.
+        neighbours: at most so many images are kept one by one.
     """
 
     def __init__(
         self,
         network: FeatureNetwork,
-        num_pictures: int,
+        num_images: int,
         num_classes: int = 0,
         gaussian: bool = True,
-        neighbours: int = NEIGHBOUR_PICTURES,
+        neighbours: int = NEIGHBOUR_IMAGES,
     ) -> None:
-        if num_pictures < 2:
-            raise UserError(f"reference statistics need at least two pictures; the data gave {num_pictures}")
-        self.network, self.num_pictures, self.num_classes = network, num_pictures, num_classes
+        if num_images < 2:
+            raise UserError(f"reference statistics need at least two images; the data gave {num_images}")
+        self.network, self.num_images, self.num_classes = network, num_images, num_classes
         sizes = {name: size for name, size in network.output_sizes().items() if name in (FEATURES, SPATIAL)}
         device = network.device
         self.sums = {name: FrechetDistance(network, size).to(device) for name, size in sizes.items() if gaussian}
-        self.kept = chosen_rows(num_pictures, neighbours)
+        self.kept = chosen_rows(num_images, neighbours)
         self.rows = SampleFeatures(network.num_features).to(device)
-        self.probed = chosen_rows(num_pictures, PROBE_PICTURES, "probe_row") if num_classes else None
+        self.probed = chosen_rows(num_images, PROBE_IMAGES, "probe_row") if num_classes else None
         self.probe_rows = SampleFeatures(network.num_features + 1).to(device)
 
     def add(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> None:
-        """uint8 (B, 3, H, W), labels (B,) and the pictures' numbers (B,); B may be 0."""
+        """uint8 (B, 3, H, W), labels (B,) and the images' numbers (B,); B may be 0."""
         outputs = self.network.outputs(images.to(self.network.device))
         for name, sums in self.sums.items():
             sums.update_features(outputs[name], real=True)
@@ -122,14 +122,16 @@ class RealPicturesBuilder:
             own = labels[chosen].to(features.device, features.dtype, non_blocking=True)
             self.probe_rows.update(torch.cat((features[place], own[:, None]), 1), indices[chosen])
 
-    def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> RealPictures:
+    def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> ReferenceImages:
         """Over all processes, every one of which must call it; the same on all."""
         own = {}
         for name, sums in self.sums.items():
             state = sums.reference_state()
             own[name] = tuple(v.cpu() for v in mean_and_covariance(state["sum"], state["outer_sum"], state["count"]))
         features = self.rows.compute().cpu()
-        return RealPictures(gaussians or own, features, self._probe(), source, None if gaussians else self.num_pictures)
+        return ReferenceImages(
+            gaussians or own, features, self._probe(), source, None if gaussians else self.num_images
+        )
 
     def _probe(self) -> tuple[Tensor, Tensor] | None:
         if self.probed is None:
@@ -140,5 +142,5 @@ class RealPicturesBuilder:
 
 
 def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, options: Sequence[Any] = ()) -> list:
-    """What a cache file of `RealPictures` is named after."""
-    return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_PICTURES, *options]
+    """What a cache file of `ReferenceImages` is named after."""
+    return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, *options]

@@ -1,4 +1,4 @@
-"""All metrics of a set of pictures from one pass over its features."""
+"""All metrics of a set of images from one pass over its features."""
 
 from typing import Any
 
@@ -11,37 +11,37 @@ from aim_lightning.metrics.inception_score import InceptionScore, Splitting
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import NEIGHBOUR, PrecisionRecall
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
-from aim_lightning.metrics.reference_statistics import RealPictures
+from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
 
 
-def least_pictures(compare: bool) -> int:
-    """How many pictures either side needs at least, with or without precision, recall and kernel distance."""
+def least_images(compare: bool) -> int:
+    """How many images either side needs at least, with or without precision, recall and kernel distance."""
     return NEIGHBOUR + 1 if compare else 2
 
 
 class Scores(nn.Module):
-    """What network and real pictures allow: distances always, on Inception also sFID and Inception Score, with single
-    real pictures also kernel distance, precision and recall, with labels also class agreement.
+    """What network and real images allow: distances always, on Inception also sFID and Inception Score, with single
+    real images also kernel distance, precision and recall, with labels also class agreement.
 
-    Each process feeds its own pictures with their numbers in the whole set; `compute` puts all together.
+    Each process feeds its own images with their numbers in the whole set; `compute` puts all together.
 
     Args:
         network: loaded.
-        real: statistics of the real pictures.
+        real: statistics of the real images.
         num_images: in the whole set.
         splitting: of the Inception Score.
-        compare: whether single pictures are compared: False saves the memory and time of precision, recall and kernel
+        compare: whether single images are compared: False saves the memory and time of precision, recall and kernel
             distance.
 
     Raises:
-        UserError: too few pictures on either side.
+        UserError: too few images on either side.
     """
 
     def __init__(
         self,
         network: FeatureNetwork,
-        real: RealPictures,
+        real: ReferenceImages,
         num_images: int,
         splitting: Splitting = "adm",
         compare: bool = True,
@@ -63,10 +63,10 @@ class Scores(nn.Module):
         self.to(network.device)
 
     def update(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
-        """Add pictures, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
+        """Add images, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
 
         Raises:
-            ValueError: anything but uint8 pictures.
+            ValueError: anything but uint8 images.
         """
         outputs = self.network.outputs(images.to(self.network.device))
         for output, distance in self.distances.items():
@@ -84,7 +84,7 @@ class Scores(nn.Module):
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        """Every value by its name without the number of pictures; every process must call it.
+        """Every value by its name without the number of images; every process must call it.
 
         Raises:
             UserError: features were not finite; on all processes.
@@ -115,7 +115,7 @@ class Scores(nn.Module):
         return [*found, *(["class_agreement"] if self.agreement is not None else [])]
 
     def reset(self) -> None:
-        """Forget the pictures, not the real ones. Use one object again and again: torchmetrics' objects are held by
+        """Forget the images, not the real ones. Use one object again and again: torchmetrics' objects are held by
         cycles, so that new ones would leave their memory to Python's garbage collector."""
         metrics = (self.inception, self.kernel, self.neighbours, self.agreement)
         for metric in (*self.distances.values(), *metrics):
@@ -123,7 +123,7 @@ class Scores(nn.Module):
                 metric.reset()
 
     def protocol(self, num_images: int | None = None) -> dict[str, Any]:
-        """Plain values that fix every number, but for the pictures themselves.
+        """Plain values that fix every number, but for the images themselves.
 
         Args:
             num_images: that were scored, where it was ended before all of them.
@@ -144,8 +144,8 @@ class Scores(nn.Module):
 
 
 def _check_numbers(num_images: int, real: int | None) -> None:
-    """`real`: pictures to compare with one by one; None = they are not."""
-    least = least_pictures(real is not None)
+    """`real`: images to compare with one by one; None = they are not."""
+    least = least_images(real is not None)
     for count, what in ((num_images, "to be scored"), (least if real is None else real, "in the reference")):
         if count < least:
-            raise UserError(f"there are {count} pictures {what}; these metrics need {least} or more")
+            raise UserError(f"there are {count} images {what}; these metrics need {least} or more")

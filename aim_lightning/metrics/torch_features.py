@@ -20,8 +20,8 @@ class TorchFeatures(FeatureNetwork):
         factory: what builds it, such as ``torchvision.models.resnet18``.
         weights: file of its state_dict, written by torch.save.
         name: in metric names: ``fd_NAME``.
-        num_features: values a picture.
-        input_size: pixels a side that pictures are resized to (bilinear with antialias).
+        num_features: values an image.
+        input_size: pixels a side that images are resized to (bilinear with antialias).
         options: keyword arguments of `factory`.
         layer: dotted name of the module whose output is taken; empty for the network's own. Outputs of more than two
             dimensions are averaged over positions.

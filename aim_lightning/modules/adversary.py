@@ -66,7 +66,7 @@ class Adversary:
     """Both sides of the game around a discriminator; the LightningModule owns the network and its optimizer.
 
     DDP leaves the discriminator alone, since it has a backward pass of its own: gradients are averaged here, once a
-    step, and its batch norm sees the pictures of all processes.
+    step, and its batch norm sees the images of all processes.
 
     Args:
         config: the options.
@@ -99,7 +99,7 @@ class Adversary:
     def discriminator_loss(self, images: Tensor, made: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's weighted loss, and what to log; no gradient reaches the tokenizer.
 
-        Two passes, so that batch norm never mixes real pictures with reconstructions.
+        Two passes, so that batch norm never mixes real images with reconstructions.
         """
         real, fake = self.discriminator(images), self.discriminator(made.detach())
         loss = discriminator_loss(self.config.loss, real, fake)

@@ -14,7 +14,7 @@ from aim_lightning.modules.codebook import CodeCounts, perplexity, usage
 class ReconstructionScores(nn.Module):
     """PSNR, SSIM, LPIPS where there is one, the loss, and codebook usage.
 
-    PSNR is that of the mean squared error over all pictures, which are in [-1, 1]; reconstructions are clamped to it
+    PSNR is that of the mean squared error over all images, which are in [-1, 1]; reconstructions are clamped to it
     for PSNR, SSIM and LPIPS.
 
     Args:
@@ -30,10 +30,10 @@ class ReconstructionScores(nn.Module):
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)
         self.counts = CodeCounts(codebook_size)
-        self.pictures = SumMetric()
+        self.image_count = SumMetric()
 
     def update(self, images: Tensor, result: Reconstruction, terms: Terms) -> None:
-        """Add a batch: pictures, what the tokenizer made of them, its loss."""
+        """Add a batch: images, what the tokenizer made of them, its loss."""
         made, rows = result.images_BCHW.float().clamp(-1, 1), len(images)
         self.psnr.update(made, images)
         self.ssim.update(made, images)
@@ -42,7 +42,7 @@ class ReconstructionScores(nn.Module):
         if self.perceptual:
             self.means["lpips"].update(self.perceptual(made, images).mean(), weight=rows)
         self.counts.update(result.quantized.codes_BL)
-        self.pictures.update(rows)
+        self.image_count.update(rows)
 
     def compute(self) -> dict[str, Tensor]:
         """Values over all batches of all processes; every process must call it."""
@@ -52,15 +52,15 @@ class ReconstructionScores(nn.Module):
         return values | {"codebook_usage": usage(counts), "codebook_perplexity": perplexity(counts)}
 
     def named(self, raw: bool) -> dict[str, Tensor]:
-        """What results may be compared by, under names that say on how many pictures: psnr_10k, lpips_50k_raw.
+        """What results may be compared by, under names that say on how many images: psnr_10k, lpips_50k_raw.
 
         Args:
             raw: the network's weights are no moving average.
         """
-        values, count = self.compute(), int(self.pictures.compute())
+        values, count = self.compute(), int(self.image_count.compute())
         return {metric_name(name, count, raw): values[name] for name in ("psnr", "ssim", "lpips") if name in values}
 
     def reset(self) -> None:
         """Forget everything."""
-        for metric in (self.psnr, self.ssim, self.counts, self.pictures, *self.means.values()):
+        for metric in (self.psnr, self.ssim, self.counts, self.image_count, *self.means.values()):
             metric.reset()

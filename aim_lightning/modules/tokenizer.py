@@ -1,4 +1,4 @@
-"""Stage 1: the VQ tokenizer learns to reconstruct pictures through a codebook."""
+"""Stage 1: the VQ tokenizer learns to reconstruct images through a codebook."""
 
 from typing import Literal
 

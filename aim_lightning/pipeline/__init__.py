@@ -1,4 +1,4 @@
-"""Network and tokenizer together: labels in, pictures out; from a run, a folder or the hub."""
+"""Network and tokenizer together: labels in, images out; from a run, a directory or the hub."""
 
 from aim_lightning.pipeline.from_run import load
 from aim_lightning.pipeline.load_tokenizer import load_tokenizer

@@ -35,7 +35,7 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backe
 
 
 def _tokenizer_source(configuration: dict, path: Path) -> Path:
-    """The tokenizer that the run names, from this folder or beside the run wherever that was moved to."""
+    """The tokenizer that the run names, from this directory or beside the run wherever that was moved to."""
     source = configuration.get("tokenizer")
     if not source:
         raise UserError(f"{path} names no tokenizer; pass tokenizer=")

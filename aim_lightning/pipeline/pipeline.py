@@ -1,4 +1,4 @@
-"""The generator: labels in, pictures out."""
+"""The generator: labels in, images out."""
 
 import weakref
 from collections import deque
@@ -17,7 +17,7 @@ from aim_lightning.pipeline.preview import preview
 from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
-from aim_lightning.weights.hub import local_folder
+from aim_lightning.weights.hub import local_directory
 
 
 class AiMPipeline:
@@ -55,10 +55,10 @@ class AiMPipeline:
         tokenizer: Any = None,
         backend: str = "auto",
     ) -> "AiMPipeline":
-        """The generator of a folder in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
+        """The generator of a directory in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
 
         Args:
-            source: folder of config.json and model.safetensors, a weights file, or a hub id.
+            source: directory of config.json and model.safetensors, a weights file, or a hub id.
             revision: branch, tag or commit of the repository.
             cache_dir: where the hub's files are kept; its own default otherwise.
             token: for repositories that need one.
@@ -67,12 +67,12 @@ class AiMPipeline:
             backend: of the network, see `AiM`.
 
         Raises:
-            UserError: no such folder or repository, no connection, unknown fields in config.json, no tokenizer in it or
+            UserError: no such directory or repository, no connection, unknown fields in config.json, no tokenizer or
                 another one than the network was trained with, names that are missing, surplus or misshapen, a run of
                 ours, or a backend that cannot be had.
         """
         asked = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        found = read_source(local_folder(source, **asked))
+        found = read_source(local_directory(source, **asked))
         if found.run is not None:
             raise UserError(f"{source} is a run or a checkpoint of this project; use aim_lightning.load for it")
         aim = import_aim(found, backend=backend)
@@ -83,13 +83,13 @@ class AiMPipeline:
         check_hash(found, tokenizer)
         return cls(aim, tokenizer, found.class_names)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json and model.safetensors in the published layout; the folder is complete or absent.
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write config.json and model.safetensors in the published layout; the directory is complete or absent.
 
         Raises:
-            UserError: the folder holds something else, or the tokenizer is no VQModel.
+            UserError: the directory holds something else, or the tokenizer is no VQModel.
         """
-        return export_aim(self.aim, folder, tokenizer=self.tokenizer, class_names=self.class_names)
+        return export_aim(self.aim, directory, tokenizer=self.tokenizer, class_names=self.class_names)
 
     def to(self, device) -> "AiMPipeline":
         """Move both networks."""
@@ -114,7 +114,7 @@ class AiMPipeline:
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
 
     def generate(self, labels, *, batch_size: int | Literal["auto"] = "auto", indices=None, **options) -> Tensor:
-        """Pictures for labels.
+        """Images for labels.
 
         Args:
             labels: class indices, a list or an int64 tensor (B,).
@@ -173,10 +173,10 @@ class AiMPipeline:
             yield waiting.popleft().images()
 
     def preview(self, show: Callable[[Tensor], None], every: int | None = None) -> Callable[[int, Tensor], None]:
-        """An `on_step` for pictures that appear as they are drawn: ``generate([7], on_step=pipeline.preview(show))``.
+        """An `on_step` for images that appear as they are drawn: ``generate([7], on_step=pipeline.preview(show))``.
 
         Args:
-            show: called with uint8 pictures (b, 3, H, W) on the device, of one batch; what is not drawn yet is grey.
+            show: called with uint8 images (b, 3, H, W) on the device, of one batch; what is not drawn yet is grey.
             every: codes between two calls, by default a row of the grid; the last code gets one in any case.
         """
         return preview(self.tokenizer, show, every or self.tokenizer.grid[1])

@@ -1,4 +1,4 @@
-"""From codes to pictures: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
+"""From codes to images: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
 
 import copy
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ AT_ONCE = 4
 
 
 class Pixels:
-    """Pictures that may still be in the making.
+    """Images that may still be in the making.
 
     Args:
         rounded: uint8 (b, 3, H, W).
@@ -74,7 +74,7 @@ class PixelDecoder:
 
     @property
     def behind(self) -> int:
-        """Batches that may be drawn before the first one's pictures are asked for."""
+        """Batches that may be drawn before the first one's images are asked for."""
         return 1 if self.device.type == "cuda" else 0
 
     @torch.no_grad()

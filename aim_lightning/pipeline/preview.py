@@ -1,4 +1,4 @@
-"""Pictures of codes that are still being drawn."""
+"""Images of codes that are still being drawn."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ GREY = 128
 
 
 def preview(tokenizer, show: Callable[[Tensor], None], every: int) -> Callable[[int, Tensor], None]:
-    """An `on_step` of `aim_lightning.sampling.generate` that shows pictures in the making.
+    """An `on_step` of `aim_lightning.sampling.generate` that shows images in the making.
 
     Args:
         tokenizer: decodes.
-        show: called with uint8 pictures (b, 3, H, W) on the device; what is not drawn yet is grey.
+        show: called with uint8 images (b, 3, H, W) on the device; what is not drawn yet is grey.
         every: codes between two calls; the last code gets one in any case.
     """
     rows, columns = tokenizer.grid

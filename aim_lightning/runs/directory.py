@@ -18,7 +18,7 @@ class RunDirectory:
     """Where one run keeps everything.
 
     Raises:
-        UserError: a name that is no plain folder name.
+        UserError: a name that is no plain directory name.
     """
 
     experiment: str
@@ -51,7 +51,7 @@ class RunDirectory:
         return self.path / "samples"
 
     @property
-    def checkpoint_folder(self) -> Path:
+    def checkpoint_directory(self) -> Path:
         return self.path / "checkpoints"
 
     @property
@@ -85,8 +85,10 @@ class RunDirectory:
 
         Only for who holds the lease: another training may be writing such a file.
         """
-        half = [path for folder in (self.checkpoint_folder, self.path / "best") for path in folder.glob(".*.tmp")]
-        damaged = sorted(self.checkpoint_folder.glob("step=*.ckpt.damaged"))  # the digits have one width
+        half = [
+            path for directory in (self.checkpoint_directory, self.path / "best") for path in directory.glob(".*.tmp")
+        ]
+        damaged = sorted(self.checkpoint_directory.glob("step=*.ckpt.damaged"))  # the digits have one width
         gone = [*half, *damaged[:-1]]
         for path in gone:
             with tolerate_disk_errors(path):
@@ -108,7 +110,7 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
 def missing_source(path: str | Path) -> str:
     """What to say of a source of weights that is not there."""
     return (
-        f"{path} does not exist; give a weights file, a run directory or a Hugging Face folder "
+        f"{path} does not exist; give a weights file, a run directory or a Hugging Face directory "
         "(make weights-vq and make weights-aim fetch published ones)"
     )
 

@@ -30,7 +30,7 @@ class Lease:
     it belongs to an earlier start of this very SLURM job. Of several that find it free one gets it.
 
     Args:
-        path: the file, in a folder that all nodes share.
+        path: the file, in a directory that all nodes share.
         beat_seconds: between two signs of life.
         stale_seconds: without one before the holder counts as dead.
         patient: look whether the holder on another host still beats, instead of refusing at once. Default: in SLURM
@@ -84,7 +84,7 @@ class Lease:
             found = read_lease(self.path)
             if found and self._is_mine(found.holder):  # nobody took it over meanwhile
                 self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no folder
+            self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no directory
 
     def _create(self, path: Path) -> bool:
         """Whether there was none. Between making it and filling it, it is empty, which counts as held."""

@@ -13,8 +13,8 @@ class Training:
     Args:
         trained: parameters with gradients.
         averaged: parameters of the network that has a moving average, 0 without one.
-        rows: pictures in the training set.
-        global_batch_size: pictures an optimizer step.
+        rows: images in the training set.
+        global_batch_size: images an optimizer step.
         devices: all together.
         steps: optimizer steps.
         kept_checkpoints: the latest and the best that stay.

@@ -16,7 +16,7 @@ from typing import Any
 
 from aim_lightning.utils.errors import UserError
 
-# Folders of some file systems cannot be flushed; a folder may let its files be written but not listed.
+# Directories of some file systems cannot be flushed; a directory may let its files be written but not listed.
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file of another machine counts as left behind
 
@@ -25,27 +25,27 @@ ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file o
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; renamed to it on success, removed on any error.
 
-    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one; the folder
+    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one; the directory
     after it, so that what is removed next cannot be gone while the new name is not there yet.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two nodes may share a number and a folder.
+    # Processes of two nodes may share a number and a directory.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        _flush_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Put the names in a folder on disk, where its file system can do so."""
+def _flush_directory(directory: Path) -> None:
+    """Put the names in a directory on disk, where its file system can do so."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -55,11 +55,11 @@ def _flush_folder(folder: Path) -> None:
             raise
 
 
-def abandoned(folder: Path) -> list[Path]:
-    """Temporary files that `atomic_path` left in a folder: of dead processes of this machine, or an hour old."""
+def abandoned(directory: Path) -> list[Path]:
+    """Temporary files that `atomic_path` left in a directory: of dead processes of this machine, or an hour old."""
     owner = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)-[0-9a-f]+\.tmp")
     found = []
-    for path in folder.glob(".*.tmp"):
+    for path in directory.glob(".*.tmp"):
         match = owner.fullmatch(path.name)
         if (match and not _runs(int(match[1]))) or _age(path) > ABANDONED_AFTER:
             found.append(path)
@@ -85,17 +85,17 @@ def _age(path: Path) -> float:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; renamed to it on success, removed on any error.
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; renamed to it on success, removed on any error.
 
-    An empty folder, or one that holds only files of the names just written (an earlier version), is replaced.
+    An empty directory, or one that holds only files of the names just written (an earlier version), is replaced.
 
     Raises:
-        UserError: `path` is a file, a folder with anything else in it, or the one that we stand in.
+        UserError: `path` is a file, a directory with anything else in it, or the one that we stand in.
     """
     path, here = Path(path), Path.cwd()
     if path.resolve() in (here, *here.parents):
-        raise UserError(f"{path} is the present folder or above it, which cannot be replaced; give a folder of its own")
+        raise UserError(f"{path} is the current directory or above it and cannot be replaced; give another directory")
     present = _names(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -104,22 +104,22 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         foreign = sorted(present - _names(temporary))
         if foreign:
-            raise UserError(f"{path} already holds {foreign[0]}; give another folder, or remove it first")
+            raise UserError(f"{path} already holds {foreign[0]}; give another directory, or remove it first")
         for file in temporary.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         if present:
             shutil.rmtree(path)
         temporary.replace(path)
-        _flush_folder(path.parent)
+        _flush_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _names(folder: Path) -> set[str]:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give the name of a folder")
-    return {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+def _names(directory: Path) -> set[str]:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; give the name of a directory")
+    return {entry.name for entry in directory.iterdir()} if directory.exists() else set()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Picture grids with names beside the rows."""
+"""Image grids with names beside the rows."""
 
 import io
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from aim_lightning.utils.files import atomic_path, write_bytes
 
-SMALLEST_TILE = 64  # pixels: smaller pictures are enlarged by whole factors, so that one can see them
+SMALLEST_TILE = 64  # pixels: smaller images are enlarged by whole factors, so that one can see them
 CAPTIONED_TILE = 96  # likewise, wide enough for a class name
 GAP = 2
 
 
 def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Tensor:
-    """One picture of many.
+    """One image of many.
 
     Args:
         images_BCHW: uint8, rows one after the other.
-        columns: pictures a row.
+        columns: images a row.
         row_names: text at the left of each row; an empty list leaves the margin out.
 
     Returns:
@@ -42,12 +42,12 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
 
 
 def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -> Tensor:
-    """One picture of many, each with its own text below.
+    """One image of many, each with its own text below.
 
     Args:
         images_BCHW: uint8.
-        captions: one a picture; what does not fit its width is cut.
-        columns: pictures a row.
+        captions: one an image; what does not fit its width is cut.
+        columns: images a row.
 
     Returns:
         uint8 (3, H, W).
@@ -68,20 +68,20 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -
 
 
 def save_gif(frames: list[Tensor], path, frame_ms: int = 150, last_ms: int = 2000) -> None:
-    """Write uint8 pictures (3, H, W) as one animation without end, atomically; the last one stays for longer."""
-    pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    """Write uint8 images (3, H, W) as one animation without end, atomically; the last one stays for longer."""
+    images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     durations = [frame_ms] * (len(frames) - 1) + [last_ms]
     with atomic_path(path) as temporary:
-        pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+        images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def save_png(image_CHW: Tensor, path) -> None:
-    """Write a uint8 picture atomically."""
+    """Write a uint8 image atomically."""
     write_bytes(path, png_bytes(image_CHW))
 
 
 def png_bytes(image_CHW: Tensor) -> bytes:
-    """A uint8 picture as a PNG."""
+    """A uint8 image as a PNG."""
     file = io.BytesIO()
     Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, format="PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-""".npz files of pictures, read and written a few rows at a time and never unpickled."""
+""".npz files of images, read and written a few rows at a time and never unpickled."""
 
 import zipfile
 import zlib

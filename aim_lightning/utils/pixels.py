@@ -1,4 +1,4 @@
-"""The two pixel conventions: uint8 pictures in files and loaders, floats in [-1, 1] in models."""
+"""The two pixel conventions: uint8 images in files and loaders, floats in [-1, 1] in models."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from aim_lightning.utils.errors import UserError
 
 
 class NotFinite(UserError, ValueError):
-    """Pictures of a network that diverged."""
+    """Images of a network that diverged."""
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def to_uint8(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {images.dtype}")
     if images.isnan().any():
-        raise NotFinite("pictures with NaN: the network that made them, or its input, has diverged")
+        raise NotFinite("images with NaN: the network that made them, or its input, has diverged")
     return round_pixels(images)
 
 

@@ -41,7 +41,7 @@ class Report:
     """
 
     def __init__(
-        self, what: str, total: int, unit: str = "pictures", done: int = 0, shown: bool = True, leave: bool = False
+        self, what: str, total: int, unit: str = "images", done: int = 0, shown: bool = True, leave: bool = False
     ) -> None:
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.shown, self.leave = shown, leave

@@ -70,8 +70,8 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
 
     Args:
         source: what was read.
-        image_size: height and width of its pictures, pixels; by default what the source says, else what fits the
-            number of codes of the AiM beside it, else 256 as published. The same weights take pictures of any size,
+        image_size: height and width of its images, pixels; by default what the source says, else what fits the
+            number of codes of the AiM beside it, else 256 as published. The same weights take images of any size,
             so that an argument overrides the source.
         norm_groups: groups of its GroupNorms, where the source does not tell them (32 as published).
 

@@ -1,4 +1,4 @@
-"""The published layout: a folder of config.json and model.safetensors, complete or absent."""
+"""The published layout: a directory of config.json and model.safetensors, complete or absent."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from torch import nn
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_folder, write_json, writing
+from aim_lightning.utils.files import atomic_directory, write_json, writing
 from aim_lightning.weights.files import CONFIG, SAFETENSORS
 from aim_lightning.weights.hf_config import to_published
 from aim_lightning.weights.key_mapping import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
 
 
 def export_aim(
-    aim: AiM, folder: str | Path, *, tokenizer: VQModel | None = None, class_names: list[str] | None = None
+    aim: AiM, directory: str | Path, *, tokenizer: VQModel | None = None, class_names: list[str] | None = None
 ) -> Path:
     """Write AiM, and its tokenizer where given, as the published checkpoints have them.
 
@@ -24,12 +24,12 @@ def export_aim(
 
     Args:
         aim: compiled or not.
-        folder: made; an earlier export there is replaced.
+        directory: made; an earlier export there is replaced.
         tokenizer: a VQModel; other tokenizers have no published layout.
         class_names: by label; written where they are not just the labels' numbers.
 
     Raises:
-        UserError: another kind of tokenizer, or the folder holds something else or cannot be written.
+        UserError: another kind of tokenizer, or the directory holds something else or cannot be written.
     """
     if tokenizer is not None and not isinstance(tokenizer, VQModel):
         raise UserError(f"the published layout has a place for a VQModel, not for {type(tokenizer).__name__}")
@@ -38,16 +38,16 @@ def export_aim(
         tensors |= {f"{VQ_PREFIX}.{name}": value for name, value in _weights(tokenizer).items()}
     config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names)
     # One entry: with more, safetensors' file would differ from one writing to the next.
-    return _write(folder, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"})
+    return _write(directory, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"})
 
 
-def export_vq(tokenizer: VQModel, folder: str | Path) -> Path:
+def export_vq(tokenizer: VQModel, directory: str | Path) -> Path:
     """Write a tokenizer alone, under LlamaGen's names, which have no prefix.
 
     Raises:
-        UserError: the folder holds something else or cannot be written.
+        UserError: the directory holds something else or cannot be written.
     """
-    return _write(folder, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"})
+    return _write(directory, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"})
 
 
 def _weights(network: nn.Module) -> dict:
@@ -56,8 +56,8 @@ def _weights(network: nn.Module) -> dict:
     return {name: value.detach().cpu().contiguous() for name, value in {**parts.aim, **parts.vq}.items()}
 
 
-def _write(folder: str | Path, tensors: dict, config: dict, metadata: dict[str, str]) -> Path:
-    with writing(folder), atomic_folder(folder) as temporary:
+def _write(directory: str | Path, tensors: dict, config: dict, metadata: dict[str, str]) -> Path:
+    with writing(directory), atomic_directory(directory) as temporary:
         write_json(temporary / CONFIG, config)
         try:
             save_file(tensors, temporary / SAFETENSORS, metadata=metadata)
@@ -65,4 +65,4 @@ def _write(folder: str | Path, tensors: dict, config: dict, metadata: dict[str, 
             raise OSError(str(error)) from error
         # safetensors writes for the owner alone; others may read it as they may the configuration.
         (temporary / SAFETENSORS).chmod((temporary / CONFIG).stat().st_mode)
-    return Path(folder)
+    return Path(directory)

@@ -21,11 +21,11 @@ FIELDS = {"name", "bytes", "sha256"}  # of each file in it
 
 @dataclass(frozen=True)
 class Published:
-    """Where weights are published: hub repository, the files wanted of it, and the folder below weights/."""
+    """Where weights are published: hub repository, the files wanted of it, and the directory below weights/."""
 
     repository: str
     files: tuple[str, ...]
-    folder: str
+    directory: str
 
 
 PUBLISHED = {
@@ -40,10 +40,10 @@ PUBLISHED = {
 def fetch(model: str, root: str | Path = "weights") -> Path:
     """Download one model's files, check them against the hub's sizes and hashes, and record them in fetched.json.
 
-    An interrupted download continues; the folder appears when everything is there.
+    An interrupted download continues; the directory appears when everything is there.
 
     Returns:
-        the folder, also when it was fetched before and its files are still what the record says.
+        the directory, also when it was fetched before and its files are still what the record says.
 
     Raises:
         UserError: not published, no connection, files that the hub does not have, damaged ones, or a disk that does not
@@ -51,19 +51,19 @@ def fetch(model: str, root: str | Path = "weights") -> Path:
     """
     if model not in PUBLISHED:
         raise UserError(f"{model} is not published; use one of {', '.join(PUBLISHED)}")
-    published, folder = PUBLISHED[model], Path(root) / PUBLISHED[model].folder
-    if folder.exists():
-        _check_record(folder)
-        return folder
-    part = folder.with_name(f".{folder.name}.part")
+    published, directory = PUBLISHED[model], Path(root) / PUBLISHED[model].directory
+    if directory.exists():
+        _check_record(directory)
+        return directory
+    part = directory.with_name(f".{directory.name}.part")
     facts = _ask_hub(published)
     rows = [_download(published, name, facts["files"], facts["revision"], part) for name in published.files]
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes about partial files
     head = {"format": FORMAT, "model": model, "repository": published.repository, "revision": facts["revision"]}
-    with writing(folder):
+    with writing(directory):
         write_json(part / RECORD, {**head, "files": rows})
-        part.replace(folder)
-    return folder
+        part.replace(directory)
+    return directory
 
 
 def _ask_hub(published: Published) -> dict[str, Any]:
@@ -95,27 +95,27 @@ def _download(published: Published, name: str, files: dict[str, Any], revision: 
     return row
 
 
-def _check_record(folder: Path) -> None:
+def _check_record(directory: Path) -> None:
     """The files must be those that were fetched."""
-    for row in _rows(folder):
-        path = folder / row["name"]
+    for row in _rows(directory):
+        path = directory / row["name"]
         if not path.is_file() or path.stat().st_size != row["bytes"] or sha256_file(path) != row["sha256"]:
-            raise UserError(f"{path} is not the file that was fetched; remove {folder} and fetch again")
+            raise UserError(f"{path} is not the file that was fetched; remove {directory} and fetch again")
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """name, bytes and sha256 of each file that was fetched into the folder.
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    """name, bytes and sha256 of each file that was fetched into the directory.
 
     Raises:
         UserError: it has no such record.
     """
-    record = read_json(folder / RECORD, "record") if (folder / RECORD).is_file() else None
+    record = read_json(directory / RECORD, "record") if (directory / RECORD).is_file() else None
     rows = record.get("files") if isinstance(record, dict) and record.get("format") == FORMAT else None
     known = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= FIELDS for row in rows)
     if not known or not rows:
         raise UserError(
-            f"{folder} holds files that were not fetched by this command (no whole {RECORD}); use them as they are, or "
-            "remove it and fetch again"
+            f"{directory} holds files that this command did not download (no complete {RECORD}); use them as they are, "
+            "or remove the directory and download again"
         )
     return rows
 
@@ -129,13 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("weights"), metavar="DIR", help="default: %(default)s")
     options = parser.parse_args(arguments)
     try:
-        folder = fetch(options.model, options.out)
+        directory = fetch(options.model, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for row in _rows(folder):
-        print(f"{folder / row['name']}  {row['bytes']:,} bytes  sha256 {row['sha256']}")
-    print(f"next: aim-lightning weights inspect {folder / row['name']}")
+    for row in _rows(directory):
+        print(f"{directory / row['name']}  {row['bytes']:,} bytes  sha256 {row['sha256']}")
+    print(f"next: aim-lightning weights inspect {directory / row['name']}")
     return 0
 
 

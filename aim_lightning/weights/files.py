@@ -15,7 +15,7 @@ from aim_lightning.utils.files import read_json
 CONFIG = "config.json"
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX, PICKLED_INDEX = f"{SAFETENSORS}.index.json", f"{PICKLED}.index.json"
-MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model folder, in the order of preference
+MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model directory, in the order of preference
 
 
 def read_file(path: Path) -> Any:
@@ -39,9 +39,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights file {path} is damaged or no safetensors file ({reason})") from None
 
 
-def main_file(folder: Path) -> Path | None:
-    """The file or index that a model folder keeps its weights under; None where there is none."""
-    return next((folder / name for name in MAIN if (folder / name).is_file()), None)
+def main_file(directory: Path) -> Path | None:
+    """The file or index that a model directory keeps its weights under; None where there is none."""
+    return next((directory / name for name in MAIN if (directory / name).is_file()), None)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 The published keys are the fields of hp-l33/AiM's MambaConfig. Four keys of our own say what those cannot: `adaln`
 (only "none"), `position_embedding` (only false), `vqvae` (a tokenizer that is not VQ-16 at 256 pixels) and
-`class_names`. A folder whose network the published code can hold has the published keys alone.
+`class_names`. A directory whose network the published code can hold has the published keys alone.
 """
 
 from dataclasses import asdict, fields
@@ -34,7 +34,7 @@ FIXED = {
     "tie_embeddings": True,
 }
 WRITTEN = {**FIXED, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
-# Inside ssm_cfg: Mamba-2's own options and the values that published folders leave out.
+# Inside ssm_cfg: Mamba-2's own options and the values that published directories leave out.
 MIXER = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "chunk_size": 256}
 OTHER = ("ssm_cfg", "adaln_group", "num_groups", "adaln", "position_embedding", "vqvae", "class_names")
 
@@ -84,7 +84,7 @@ def aim_options(config: dict[str, Any]) -> dict[str, Any]:
 def to_published(
     aim: AiMConfig | None = None, vq: VQConfig | None = None, class_names: list[str] | None = None
 ) -> dict[str, Any]:
-    """The config.json of a folder that holds these networks."""
+    """The config.json of a directory that holds these networks."""
     config = _aim_fields(aim) if aim else {}
     if vq and (aim is None or vq != VQConfig()):
         config["vqvae"] = {**asdict(vq), "channel_multipliers": list(vq.channel_multipliers)}

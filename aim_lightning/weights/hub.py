@@ -23,8 +23,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 WANTED = (CONFIG, SAFETENSORS, INDEX, "model-*.safetensors")
 
 
-def local_folder(source: str | Path, **options: Any) -> Path:
-    """A folder or file itself, or the local copy of a hub repository.
+def local_directory(source: str | Path, **options: Any) -> Path:
+    """A directory or file itself, or the local copy of a hub repository.
 
     Args:
         source: a path that exists, or a hub id such as ``hp-l33/aim-base``.
@@ -47,21 +47,21 @@ def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...
         UserError: no such repository or revision, or the hub cannot be reached.
     """
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
-        if or_else and not any((folder / name).is_file() for name in (SAFETENSORS, INDEX)):
-            folder = Path(snapshot_download(repository, allow_patterns=[*patterns, *or_else], **options))
+        directory = Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
+        if or_else and not any((directory / name).is_file() for name in (SAFETENSORS, INDEX)):
+            directory = Path(snapshot_download(repository, allow_patterns=[*patterns, *or_else], **options))
     except Exception as error:  # the HTTP library below it has errors of its own, another one in every release
         raise UserError(hub_mistake(repository, error)) from None
-    if or_else and main_file(folder) is None:
+    if or_else and main_file(directory) is None:
         raise UserError(f"the hub's {repository} holds no {SAFETENSORS} and no {PICKLED}")
-    return folder
+    return directory
 
 
 def hub_mistake(repository: str, error: Exception) -> str:
     """One line for what the hub's client raised."""
     reason = _disk_error(error)
     if reason:
-        return f"the files of {repository} could not be written here ({reason}); make room, or give another folder"
+        return f"the files of {repository} could not be written here ({reason}); make room, or give another directory"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"

@@ -45,7 +45,7 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
         "tokenizer_hash": source.tokenizer_hash,
         "trainer": _progress(source, lightning),
     }
-    path = directory.checkpoint_folder / "step=00000000.ckpt"
+    path = directory.checkpoint_directory / "step=00000000.ckpt"
     write_checkpoint(content, path)
     return path
 

@@ -98,4 +98,4 @@ def _origin(source: Source, raw: bool) -> str:
     if source.run is not None:
         averaged = source.run.get("ema") and not raw
         return f"checkpoint of this project, {'averaged (EMA)' if averaged else 'raw'} weights"
-    return "Hugging Face folder" if source.published is not None else "weights file"
+    return "Hugging Face directory" if source.published is not None else "weights file"

@@ -52,7 +52,7 @@ def import_vq(
     Args:
         source: see `aim_lightning.weights.read_source`; also a published AiM, whose tokenizer is taken.
         raw: the trained weights themselves where the source has averaged ones too.
-        image_size: height and width of its pictures, pixels; by default what the source says, else 256 as published.
+        image_size: height and width of its images, pixels; by default what the source says, else 256 as published.
         norm_groups: groups of its GroupNorms, where the source does not tell (32 as published).
 
     Raises:

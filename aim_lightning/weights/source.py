@@ -22,7 +22,7 @@ class Source:
     Args:
         name: the path, for messages.
         parts: weights, shared out to AiM, the tokenizer and neither; names are those of our networks.
-        published: config.json of a model folder, its fields checked; None without one.
+        published: config.json of a model directory, its fields checked; None without one.
         run: content of a checkpoint of ours (configuration, class_names, tokenizer_hash, …); None for others.
         unread: what stands beside the weights in a larger checkpoint, such as an optimizer.
     """
@@ -49,7 +49,7 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
     """Read weights onto the CPU; no code in them is run.
 
     Args:
-        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face folder (model.safetensors or
+        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face directory (model.safetensors or
             pytorch_model.bin or shards of either with their index, and config.json, without which the shapes tell the
             network), or one of its files; or a mapping from names to tensors.
         raw: the trained weights themselves where the source has averaged ones too.
@@ -69,10 +69,10 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
 
 
 def find_file(path: Path) -> Path:
-    """A file itself, the newest checkpoint of a run, or the file (or index) that a folder keeps its weights under.
+    """A file itself, the newest checkpoint of a run, or the file (or index) that a directory keeps its weights under.
 
     Raises:
-        UserError: a folder of another kind.
+        UserError: a directory of another kind.
     """
     if not path.is_dir():
         return path
@@ -81,14 +81,14 @@ def find_file(path: Path) -> Path:
     file = main_file(path)
     if file is None:
         raise UserError(
-            f"{path} is neither a run directory with checkpoints nor a Hugging Face folder (it holds none of "
+            f"{path} is neither a run directory with checkpoints nor a Hugging Face directory (it holds none of "
             f"{', '.join(MAIN)}); name a weights file itself"
         )
     return file
 
 
 def _published(file: Path) -> dict[str, Any] | None:
-    """config.json beside the weights of a Hugging Face folder."""
+    """config.json beside the weights of a Hugging Face directory."""
     path = file.with_name(CONFIG)
     if file.name not in MAIN or not path.is_file():
         return None

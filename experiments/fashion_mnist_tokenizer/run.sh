@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains the tokenizer on full Fashion-MNIST with and without the adversarial loss, scores both, writes the report.
 # Stopped at any point and started again, it continues. Further arguments are options of fit and validate.
-#   PYTHON  interpreter [.venv/bin/python]      SOURCE  folder of the four IDX .gz files [Debian's]
-#   RUNS    folder of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
+#   PYTHON  interpreter [.venv/bin/python]      SOURCE  directory of the four IDX .gz files [Debian's]
+#   RUNS    directory of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
 #   AIM_COMMIT  what the results name as commit, where git cannot tell
 #   TOGETHER    1: both runs at the same time, on one card where there is one
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 : "${REPORT:=experiments/fashion_mnist_tokenizer}"
 name=fashion_mnist_tokenizer
 # Seconds that calls of fit took, stopped ones included (kill -9 of this script loses its last call's), a line each.
-count_seconds() { [ ! -d "${folder:-}" ] || [ -z "${started:-}" ] || echo $((SECONDS - started)) >>"$folder/fit_seconds"; }
+count_seconds() { [ ! -d "${directory:-}" ] || [ -z "${started:-}" ] || echo $((SECONDS - started)) >>"$directory/fit_seconds"; }
 trap count_seconds EXIT
 aim() { "$PYTHON" -m aim_lightning "$1" --config "experiments/$name.yaml" --runs_root "$RUNS" "${@:2}"; }
 
@@ -21,14 +21,14 @@ if [ ! -f data/fashion_mnist/val/manifest.json ]; then
 fi
 train() { # RUN OPTION …
   local run=$1 options=(--run "$@")
-  folder="$RUNS/$name/$run"
+  directory="$RUNS/$name/$run"
   if [ "$run" = plain ]; then options+=(--model.adversarial null); fi
-  if [ "$(cat "$folder/fit_done" 2>/dev/null)" != "${options[*]}" ]; then
+  if [ "$(cat "$directory/fit_done" 2>/dev/null)" != "${options[*]}" ]; then
     started=$SECONDS
     aim fit "${options[@]}"
     count_seconds
     started=
-    echo "${options[*]}" >"$folder/fit_done"
+    echo "${options[*]}" >"$directory/fit_done"
   fi
   aim validate "${options[@]}"
 }

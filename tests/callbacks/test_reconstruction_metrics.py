@@ -1,4 +1,4 @@
-"""How pictures are reconstructed for the distance."""
+"""How images are reconstructed for the distance."""
 
 import torch
 from helpers import TINY_VQ

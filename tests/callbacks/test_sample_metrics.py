@@ -1,4 +1,4 @@
-"""Which pictures the metric callback scores, and that ranks share them."""
+"""Which images the metric callback scores, and that ranks share them."""
 
 from types import SimpleNamespace
 

@@ -30,7 +30,7 @@ from aim_lightning.utils.errors import UserError
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 MORE = """
 tokenizer: {root}/published
-pictures: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
+images: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
 features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features, init_args: {{size: 32}}}}
 sampling: {{cfg_scale: 1.5, batch_size: 16}}
 callbacks:
@@ -131,8 +131,8 @@ def test_fifty_evaluations_leave_memory_as_it_was(place, monkeypatch):
     monkeypatch.setattr(TrainingEvaluation, "_evaluate", watched)
     options = ("--trainer.max_steps", 50, "--trainer.val_check_interval", 1000, "--callbacks.ema", "null")
     few = ("--callbacks.training_evaluation.every_n_steps", 1, "--callbacks.training_evaluation.keep_best", 0)
-    pictures = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
-    np.savez(place / "reference.npz", arr_0=pictures)  # few real pictures: fifty times the distances to 2,000 take long
+    images = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
+    np.savez(place / "reference.npz", arr_0=images)  # few real images: fifty times the distances to 2,000 take long
     few += ("--callbacks.training_evaluation.reference", place / "reference.npz")
     fit(place, "fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
     assert len(seen) == 50
@@ -242,7 +242,7 @@ def test_results_of_fit_tell_the_step_of_the_last_validation_and_validate_replac
     assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
-def test_pictures_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
+def test_images_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     np.savez(place / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
     reference = ("--callbacks.training_evaluation.reference", place / "large.npz")
@@ -258,8 +258,8 @@ def test_a_mistyped_monitor_is_noticed_before_training(place, monkeypatch, capsy
     assert not list((place / "runs" / "tiny" / "monitor" / "checkpoints").glob("*"))
 
 
-def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypatch):
-    """A distance on fewer pictures is larger: the earlier ones would stay the best for ever."""
+def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch):
+    """A distance on fewer images is larger: the earlier ones would stay the best for ever."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
@@ -277,7 +277,7 @@ def test_only_values_of_as_many_pictures_are_ranked_together(tmp_path, monkeypat
 
 
 def test_the_budget_decides_once(monkeypatch):
-    """A slower machine must not end the curve and begin another one, of fewer pictures."""
+    """A slower machine must not end the curve and begin another one, of fewer images."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
     calls, counts = [], iter((40, 24, 24, 24))
 

@@ -10,7 +10,7 @@ from aim_lightning.cli.main import main
 DEMO = "experiments/demo_aim.yaml"
 FINETUNE = [
     *("--config", "experiments/imagenet256_tokenizer_finetune.yaml", "--tokenizer", "null"),
-    *("--pictures.train", "data", "--pictures.val", "data", "--model.loss.perceptual_weight", "0"),
+    *("--images.train", "data", "--images.val", "data", "--model.loss.perceptual_weight", "0"),
 ]
 SECONDS_TO_ANSWER = 6
 
@@ -69,7 +69,7 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
         (["sample", "--config", DEMO, "--num", "few"], ["--num", "few"]),
         (["sample", "--config", DEMO, "--what"], ["--what"]),
         (["tokenize", "--config", DEMO, "--crop_range", "wide"], ["--crop_range", "'wide'"]),
-        (["shards", "verify", "nowhere"], ["nowhere is no folder", "make tokenize"]),
+        (["shards", "verify", "nowhere"], ["nowhere is no directory", "make tokenize"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
@@ -100,8 +100,8 @@ def test_mistakes_are_one_line_and_exit_code_two(aim_cli, arguments, words):
         ),
         (
             "fit",
-            ["--pictures.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],
-            ["pictures.train nothing"],
+            ["--images.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],
+            ["images.train nothing"],
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_saved_configuration_composes_to_itself(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_component_fits_an_experiment(path):
-    experiment = ROOT / "experiments" / ("demo_aim.yaml" if path.parent.name != "pictures" else "demo_tokenizer.yaml")
+    experiment = ROOT / "experiments" / ("demo_aim.yaml" if path.parent.name != "images" else "demo_tokenizer.yaml")
     given = [("data.path", "data/tokens/x")] if path.stem == "tokens" else []
     document = compose_and_check([experiment, path], *given)
     assert path.parent.name in document.values
@@ -148,5 +148,5 @@ def test_the_weights_to_go_on_from_are_those_that_make_weights_vq_fetches():
 
     document = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
     published = PUBLISHED["VQ-16"]
-    fetched = f"weights/{published.folder}/{published.files[0]}"
+    fetched = f"weights/{published.directory}/{published.files[0]}"
     assert document.values["model"]["init_args"]["init_from"] == fetched

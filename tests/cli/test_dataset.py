@@ -1,4 +1,4 @@
-"""One's own pictures: a class-per-folder tree becomes shards and experiments that train."""
+"""One's own images: a class-per-directory tree becomes shards and experiments that train."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ from PIL import Image
 
 from aim_lightning.cli import main as cli
 from aim_lightning.cli.dataset_files import DOWNSAMPLING, file_names, views_of
-from aim_lightning.data.images.folder import open_source
-from aim_lightning.data.images.folder_split import make_shards, name_hash
+from aim_lightning.data.images.directory import open_source
+from aim_lightning.data.images.directory_split import make_shards, name_hash
 from aim_lightning.data.tokens.format.views import Views
 from aim_lightning.utils.files import read_json
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A place with the shipped configuration, and 30 + 25 pictures of two classes in several formats."""
+    """A place with the shipped configuration, and 30 + 25 images of two classes in several formats."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "experiments").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -40,14 +40,14 @@ def dataset(*arguments) -> int:
     return cli.main(["dataset", "mine", "birds", "--image_size", "16", *arguments])
 
 
-def by_content(folder):
+def by_content(directory):
     """Labels by sha256 of the pixels."""
-    source = open_source(folder)
+    source = open_source(directory)
     records = [source[row] for row in range(len(source))]
     return {hashlib.sha256(record.image.tobytes()).hexdigest(): record.label for record in records}
 
 
-def test_pictures_are_split_by_the_hash_of_their_names(checkout, capsys):
+def test_images_are_split_by_the_hash_of_their_names(checkout, capsys):
     assert dataset("--val_fraction", "0.3") == 0
     train, val = (open_source(checkout / "data/birds" / split) for split in ("train", "val"))
     assert train.class_names == val.class_names == ["blau", "red bird"]
@@ -64,7 +64,7 @@ def test_pictures_are_split_by_the_hash_of_their_names(checkout, capsys):
     assert by_content("data/birds/val").items() <= before.items()  # nothing changed sides
 
 
-def test_progress_tells_of_every_picture(checkout):
+def test_progress_tells_of_every_image(checkout):
     seen = []
 
     def watch(rows, what):
@@ -73,7 +73,7 @@ def test_progress_tells_of_every_picture(checkout):
             yield row
 
     report = make_shards(checkout / "mine", checkout / "out", 0.2, 32, watch=watch)
-    wanted = {"looking at the pictures": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
+    wanted = {"looking at the images": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
     assert {what: seen.count((what, count)) for what, count in wanted.items()} == wanted
 
 
@@ -96,20 +96,20 @@ def test_every_class_is_on_both_sides(checkout, capsys):
         for split in ("train", "val"):
             assert set(open_source(checkout / "data/birds" / split).labels) == {0, 1}
     next((checkout / "mine" / "blau").iterdir()).unlink()
-    assert dataset() == 2 and "class blau has 1 readable pictures" in capsys.readouterr().err
+    assert dataset() == 2 and "class blau has 1 readable images" in capsys.readouterr().err
 
 
-def test_unreadable_pictures(checkout, capsys):
-    (checkout / "mine" / "blau" / "bad.png").write_bytes(b"no picture")
+def test_unreadable_images(checkout, capsys):
+    (checkout / "mine" / "blau" / "bad.png").write_bytes(b"no image")
     assert dataset() == 2
     error = capsys.readouterr().err
-    assert "mine/blau/bad.png is not a readable picture" in error and "--on_error skip" in error
+    assert "mine/blau/bad.png is not a readable image" in error and "--on_error skip" in error
     assert not (checkout / "data").exists() and error.count("\n") == 1
     assert dataset("--on_error", "skip") == 0
-    assert "1 unreadable pictures left out (first: blau/bad.png)" in capsys.readouterr().out
+    assert "1 unreadable images left out (first: blau/bad.png)" in capsys.readouterr().out
 
 
-def test_pictures_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
+def test_images_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
     (checkout / "mine" / "blau" / "gone.png").symlink_to("nowhere.png")
     assert dataset("--on_error", "skip") == 2
     assert "blau/gone.png was listed but is not there; restore it, or remove the link" in capsys.readouterr().err
@@ -117,31 +117,31 @@ def test_pictures_that_the_disk_does_not_give_are_never_skipped(checkout, capsys
 
 
 def test_names_that_are_no_text(checkout, capsys):
-    folder = os.fsencode(checkout) + b"/mine/caf\xe9"
-    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    directory = os.fsencode(checkout) + b"/mine/caf\xe9"
+    os.makedirs(directory)  # noqa: PTH103 (bytes)
     for name in (b"1.png", b"2\xff.png"):
-        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
-    Path(os.fsdecode(folder + b"/3\xff.png")).write_bytes(b"no picture")
+        Image.new("RGB", (16, 16)).save(os.fsdecode(directory + b"/" + name))
+    Path(os.fsdecode(directory + b"/3\xff.png")).write_bytes(b"no image")
     assert dataset("--on_error", "skip") == 0
-    assert "1 unreadable pictures left out (first: caf\\udce9/3\\udcff.png)" in capsys.readouterr().out
+    assert "1 unreadable images left out (first: caf\\udce9/3\\udcff.png)" in capsys.readouterr().out
     assert open_source("data/birds/train").class_names == ["blau", "caf\\udce9", "red bird"]
 
 
-def test_folders_of_others_are_refused(checkout, capsys):
+def test_directories_of_others_are_refused(checkout, capsys):
     assert dataset() == 0
     (checkout / "data" / "birds" / "LICENSE").write_text("x")
     assert dataset() == 2 and "holds LICENSE, which this command did not write" in capsys.readouterr().err
 
 
-def test_files_that_nobody_edited_follow_the_pictures_and_options(checkout):
+def test_files_that_nobody_edited_follow_the_images_and_options(checkout):
     assert dataset() == 0
     files = [checkout / name for name in file_names("birds")]
     before = [path.read_text() for path in files]
     assert dataset() == 0 and [path.read_text() for path in files] == before
     shutil.copy(checkout / "mine/blau/1.v1.jpg", checkout / "mine/blau/more.jpg")
     assert dataset("--image_size", "32") == 0
-    pictures, tokenizer, aim = (path.read_text() for path in files)
-    assert "image_size: 32" in pictures and "32x32 pixels become 8x8" in tokenizer and "num_tokens: 64" in aim
+    images, tokenizer, aim = (path.read_text() for path in files)
+    assert "image_size: 32" in images and "32x32 pixels become 8x8" in tokenizer and "num_tokens: 64" in aim
 
 
 @pytest.mark.parametrize("path", file_names("birds"))
@@ -202,14 +202,14 @@ def test_experiments_are_built(checkout, stage):
         assert document.values["tokenizer"] == "runs/birds_tokenizer/main"
 
 
-def test_pictures_of_any_size_have_20_different_crops():
+def test_images_of_any_size_have_20_different_crops():
     for size in range(2 * DOWNSAMPLING, 300, DOWNSAMPLING):
         _, kind, _, ranges = views_of(size).split()
         assert len(Views(kind, tuple(map(float, ranges.split(",")))).sizes(size)) == 2
 
 
 @pytest.mark.slow
-def test_both_stages_train_on_ones_own_pictures(checkout, own_signals):
+def test_both_stages_train_on_ones_own_images(checkout, own_signals):
     """The commands of `make stages`, and of `make validate` for each stage, for two steps each."""
     few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"]
     stage_1 = ["--config", "experiments/birds_tokenizer.yaml", *few, "--data.num_workers", "0"]

@@ -1,4 +1,4 @@
-"""A tokenizer that is no VQModel, from pictures to samples by the command line alone."""
+"""A tokenizer that is no VQModel, from images to samples by the command line alone."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import torch
 
 
 class MeanColour(torch.nn.Module):
-    """The brightness of each quarter of a picture, in 16 levels."""
+    """The brightness of each quarter of an image, in 16 levels."""
 
     def __init__(self, levels: int = 16, side: int = 16) -> None:
         super().__init__()
@@ -48,20 +48,20 @@ class NoModule:
     pass
 '''
 TOKENIZER = "tokenizer: {class_path: mean_colour_of_tests.MeanColour, init_args: {levels: 16}}\n"
-PICTURES = """
-pictures: {{train: {root}/train, val: {root}/val, image_size: 16}}
+IMAGES = """
+images: {{train: {root}/train, val: {root}/val, image_size: 16}}
 trainer: {{accelerator: cpu, devices: 1}}
 runs_root: {root}/runs
 """
 TOKENIZE = """
-include: [tokenizer.yaml, pictures.yaml]
+include: [tokenizer.yaml, images.yaml]
 experiment: mine_tokens
 data:
   class_path: aim_lightning.data.images.datamodule.ImageDataModule
-  init_args: {{pictures: "${{pictures}}", global_batch_size: 8, out: {root}/tokens}}
+  init_args: {{images: "${{images}}", global_batch_size: 8, out: {root}/tokens}}
 """
 FIT = """
-include: [tokenizer.yaml, pictures.yaml]
+include: [tokenizer.yaml, images.yaml]
 experiment: mine
 model:
   class_path: aim_lightning.modules.aim.AiMModule
@@ -77,12 +77,12 @@ callbacks:
   checkpoints: {{class_path: aim_lightning.callbacks.training.checkpoints.Checkpoints, init_args: {{every_n_steps: 2}}}}
 trainer: {{max_steps: 2, val_check_interval: 2, check_val_every_n_epoch: null, enable_progress_bar: false}}
 """
-FILES = {"tokenizer": TOKENIZER, "pictures": PICTURES, "tokenize": TOKENIZE, "fit": FIT}
+FILES = {"tokenizer": TOKENIZER, "images": IMAGES, "tokenize": TOKENIZE, "fit": FIT}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Pictures, configurations and the tokenizer's module, which can be imported."""
+    """Images, configurations and the tokenizer's module, which can be imported."""
     root, rng = tmp_path_factory.mktemp("foreign"), np.random.default_rng(0)
     (root / "mean_colour_of_tests.py").write_text(MODULE)
     for split in ("train", "val"):
@@ -110,7 +110,7 @@ def call(root, capsys):
     return run
 
 
-def test_from_pictures_to_samples(root, call, own_signals):
+def test_from_images_to_samples(root, call, own_signals):
     call("tokenize", "--config", root / "tokenize.yaml")
     manifest = TokenManifest.load(root / "tokens" / "train")
     assert (manifest.tokenizer_hash, manifest.codebook_size, manifest.grid) == ("mean-colour-16", 16, (2, 2))
@@ -168,6 +168,6 @@ def test_a_mapping_without_a_class(root, call):
     assert "tokenizer.levels stands beside class_path" in text
     text = call("shards", "verify", root, "--tokenizer", root / "bad.yaml", code=2)
     assert "tokenizer has no class_path" in text
-    text = call("shards", "verify", root, "--tokenizer", root / "pictures.yaml", code=2)
-    assert "pictures.yaml does not set the key tokenizer" in text
+    text = call("shards", "verify", root, "--tokenizer", root / "images.yaml", code=2)
+    assert "images.yaml does not set the key tokenizer" in text
     assert torch.is_grad_enabled()

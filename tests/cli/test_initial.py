@@ -47,13 +47,13 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path):
 
 def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_signals):
     source = aim(replace(TINY, num_tokens=16, num_classes=5))
-    folder = export_aim(source, tmp_path / "published", tokenizer=vq())
+    directory = export_aim(source, tmp_path / "published", tokenizer=vq())
     still = ("--model.optimizer.learning_rate", "1e-12", "--trainer.max_steps", "1")
     experiment = write_experiment(tmp_path, tokenizer_hash=vq().weights_hash)
-    options = ("--config", experiment, "--model.init_from", folder, *still)
+    options = ("--config", experiment, "--model.init_from", directory, *still)
     assert main([str(word) for word in ("fit", *options)]) == 0
     text = capsys.readouterr().out
-    assert f"weights from {folder}" in text
+    assert f"weights from {directory}" in text
     assert f"  {CLASSES}: 3 fresh classes in place of 5, the null class is kept" in text
     assert f"  {POSITIONS}: resized from 4x4 to 2x2 codes" in text
     weights = read_checkpoint(newest_checkpoint(tmp_path / "runs" / "tiny" / "main"))["network"]
@@ -65,11 +65,11 @@ def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_si
 
 
 def test_fit_from_another_depth_is_one_line(tmp_path, capsys, own_signals):
-    folder = export_aim(aim(replace(TINY, n_layer=1)), tmp_path / "published")
-    options = ("--config", write_experiment(tmp_path), "--model.init_from", folder)
+    directory = export_aim(aim(replace(TINY, n_layer=1)), tmp_path / "published")
+    options = ("--config", write_experiment(tmp_path), "--model.init_from", directory)
     assert main([str(word) for word in ("fit", *options)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == f"error: {folder} is another network than model.network: n_layer is 1 there and 2 here"
+    assert error == f"error: {directory} is another network than model.network: n_layer is 1 there and 2 here"
 
 
 def test_weights_of_another_network_are_one_line(tmp_path):
@@ -95,7 +95,7 @@ def test_an_aim_without_positions_fits_any_grid(tmp_path):
         assert same(network, aim(config))
 
 
-@pytest.mark.parametrize("form", ["folder", "run"])
+@pytest.mark.parametrize("form", ["directory", "run"])
 def test_fit_on_codes_of_another_tokenizer_is_refused(tmp_path, capsys, own_signals, form):
     source = export_aim(aim(), tmp_path / "published", tokenizer=vq())
     if form == "run":
@@ -105,7 +105,7 @@ def test_fit_on_codes_of_another_tokenizer_is_refused(tmp_path, capsys, own_sign
     error = capsys.readouterr().err.strip().splitlines()[-1]
     theirs, ours = vq().weights_hash[:12], vq(seed=9).weights_hash[:12]
     assert f"was trained on the codes of another tokenizer (weights hash {theirs}…)" in error
-    assert f"wrote the token shards ({ours}…); tokenize the pictures with that one" in error
+    assert f"wrote the token shards ({ours}…); tokenize the images with that one" in error
     assert not (tmp_path / "runs" / "tiny" / "main" / "config.yaml").exists()
 
 

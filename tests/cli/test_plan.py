@@ -30,10 +30,10 @@ def test_measured_in_a_few_steps_without_touching_the_run(plan, experiment):
     code, lines, err = plan(experiment, "--steps", 4)
     assert code == 0, err
     assert lines["parameters"].startswith("24,088 trained")
-    assert lines["global batch"] == "8 = 1 devices x 8 pictures x 1 accumulation steps"
-    assert lines["steps"] == "22 (3.1 epochs of 61 pictures)"
+    assert lines["global batch"] == "8 = 1 devices x 8 images x 1 accumulation steps"
+    assert lines["steps"] == "22 (3.1 epochs of 61 images)"
     assert "measured on one CPU" in lines["images/s"] and "of the whole process, measured" in lines["memory a device"]
-    assert "61 pictures x 2 view(s) x 4 codes" in lines["token shards"]
+    assert "61 images x 2 view(s) x 4 codes" in lines["token shards"]
     assert re.match(
         r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back", lines["requeue window"]
     )
@@ -45,7 +45,7 @@ def test_data_that_are_not_there_yet_are_simulated(plan, experiment, tmp_path):
     code, _, err = plan(experiment, *options)
     assert code == 2 and "give --rows NUMBER" in err and not (tmp_path / "none").exists()
     code, lines, _ = plan(experiment, *options, "--rows", 500, "--views", 10)
-    assert code == 0 and "500 pictures x 10 view(s)" in lines["token shards"] and "measured" in lines["images/s"]
+    assert code == 0 and "500 images x 10 view(s)" in lines["token shards"] and "measured" in lines["images/s"]
 
 
 def test_fields_of_the_network_may_be_left_to_their_defaults(plan, experiment, tmp_path):
@@ -54,7 +54,7 @@ def test_fields_of_the_network_may_be_left_to_their_defaults(plan, experiment, t
     options = ("--data.path", tmp_path / "none", "--steps", 1, "--rows", 500, "--views", 1)
     code, lines, err = plan(config, *options)
     assert code == 0, err
-    assert "500 pictures x 1 view(s) x 256 codes" in lines["token shards"] and "measured" in lines["images/s"]
+    assert "500 images x 1 view(s) x 256 codes" in lines["token shards"] and "measured" in lines["images/s"]
 
 
 def test_a_given_speed_and_number_of_devices(plan, root):
@@ -62,8 +62,8 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
     assert code == 0, err
     assert lines["parameters"] == "147,622,080 trained"
-    assert lines["global batch"] == "2,048 = 8 devices x 64 pictures x 4 accumulation steps"
-    assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 pictures)"
+    assert lines["global batch"] == "2,048 = 8 devices x 64 images x 4 accumulation steps"
+    assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 images)"
     assert lines["time"].startswith("106.7 h without validation; 853.3 h over all devices")
     assert lines["token shards"].startswith("6.60 GB") and lines["checkpoints"].startswith("7.09 GB")
     code, slow, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options[:-1], 10, "--images_per_s", 10)

@@ -144,12 +144,12 @@ def test_what_fit_would_refuse_is_refused_before_the_job_waits(slurm):
 
 def test_the_way_to_go_on_is_the_script_that_was_submitted(tmp_path):
     """`make slurm` would take another seed for a task of an array, and leave ARGS out."""
-    folder = tmp_path / "arr"
-    folder.mkdir()
-    (folder / "job.sbatch").touch()
+    directory = tmp_path / "arr"
+    directory.mkdir()
+    (directory / "job.sbatch").touch()
     for run, config, command in (
-        ("arr-3", folder / "job-3.yaml", f"sbatch --array=3 {folder}/job.sbatch"),
-        ("arr", folder / "job.yaml", f"sbatch {folder}/job.sbatch"),
+        ("arr-3", directory / "job-3.yaml", f"sbatch --array=3 {directory}/job.sbatch"),
+        ("arr", directory / "job.yaml", f"sbatch {directory}/job.sbatch"),
         ("arr", tmp_path / "x.yaml", "make slurm EXP=x RUN=arr"),
     ):
         assert resubmission(RunDirectory("x", run, tmp_path), Arguments([config])) == command
@@ -158,9 +158,11 @@ def test_the_way_to_go_on_is_the_script_that_was_submitted(tmp_path):
 def test_an_array_is_checked_against_what_its_tasks_have_measured(slurm):
     call, place = slurm
     for run, pause in (("main", 1.0), ("main-0", 90.0), ("main-1", 3.0)):
-        folder = place / "runs/tiny" / run
-        folder.mkdir(parents=True)
-        (folder / "timings.json").write_text(json.dumps({"longest_pause_seconds": pause, "checkpoint_seconds": 10.0}))
+        directory = place / "runs/tiny" / run
+        directory.mkdir(parents=True)
+        (directory / "timings.json").write_text(
+            json.dumps({"longest_pause_seconds": pause, "checkpoint_seconds": 10.0})
+        )
     done = call("submit", "--seeds", "0-1")
     assert done.returncode == 2 and "up to 90.0 s between two batches" in done.stderr
     assert call("submit", "--seeds", "1", "--dry", "true").returncode == 0

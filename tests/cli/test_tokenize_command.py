@@ -8,12 +8,12 @@ from aim_lightning.cli.main import main
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 CONFIG = """
-experiment: pictures_to_tokens
+experiment: images_to_tokens
 runs_root: {root}/runs
-pictures: {{train: {root}/pictures, val: {root}/pictures, image_size: 16}}
+images: {{train: {root}/images, val: {root}/images, image_size: 16}}
 data:
   class_path: aim_lightning.data.images.datamodule.ImageDataModule
-  init_args: {{pictures: "${{pictures}}", global_batch_size: 4, out: {root}/tokens}}
+  init_args: {{images: "${{images}}", global_batch_size: 4, out: {root}/tokens}}
 tokenizer:
   class_path: aim_lightning.models.vq.model.VQModel
   init_args:
@@ -25,13 +25,13 @@ trainer: {{accelerator: cpu, devices: 1}}
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Its file; 6 pictures of 2 classes serve both splits."""
+    """Its file; 6 images of 2 classes serve both splits."""
     rng = np.random.default_rng(0)
     for label in ("cat", "dog"):
-        (tmp_path / "pictures" / label).mkdir(parents=True)
+        (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(3):
             pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{i}.png")
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
     file = tmp_path / "experiment.yaml"
     file.write_text(CONFIG.format(root=tmp_path))
     return file
@@ -48,11 +48,11 @@ def test_both_splits_are_written(experiment, capsys):
     assert f"token shards: {out}/train and {out}/val" in capsys.readouterr().out
 
 
-def test_a_foreign_val_folder_stops_before_anything_is_written(experiment, capsys):
+def test_a_foreign_val_directory_stops_before_anything_is_written(experiment, capsys):
     out = experiment.parent / "tokens"
     (out / "val").mkdir(parents=True)
     (out / "val" / "of_others.tar").write_bytes(b"")
     assert tokenize(experiment) == 2
     error = capsys.readouterr().err
-    assert error == f"error: {out}/val holds tar files that tokenize did not write; set data.out to a new folder\n"
+    assert error == f"error: {out}/val holds tar files that tokenize did not write; set data.out to a new directory\n"
     assert not (out / "train").exists()

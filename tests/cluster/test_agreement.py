@@ -12,9 +12,9 @@ def test_a_single_rank_hears_itself_at_once():
     assert [Agreement(1).exchange(code) for code in (0, 2)] == [0, 2]
 
 
-def ranks(rank: int, folder: str) -> None:
+def ranks(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     agreement, heard = Agreement(2), []
     for boundary in range(6):
         mine = signals.USR1 if (rank, boundary) == (1, 2) else signals.NONE
@@ -26,10 +26,10 @@ def ranks(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def ranks_in_a_long_pause(rank: int, folder: str) -> None:
+def ranks_in_a_long_pause(rank: int, directory: str) -> None:
     """A boundary, then questions inside an evaluation; the signal comes to one rank before the second question."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/pause", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/pause", rank=rank, world_size=2)
     agreement = Agreement(2)
     heard = [agreement.exchange(signals.NONE), agreement.now(signals.NONE)]
     heard.append(agreement.now(signals.TERM if rank == 1 else signals.NONE))

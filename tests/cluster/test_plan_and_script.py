@@ -12,11 +12,11 @@ from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.sbatch_script import directives, render
 from aim_lightning.utils.errors import UserError
 
-FOLDER = Path("runs/x/main")
+DIRECTORY = Path("runs/x/main")
 PLAN = JobPlan(
     name="x/main",
-    folder=FOLDER,
-    tasks=[Task(None, "main", FOLDER / "job.yaml")],
+    directory=DIRECTORY,
+    tasks=[Task(None, "main", DIRECTORY / "job.yaml")],
     nodes=2,
     devices=4,
     gpus=True,
@@ -104,7 +104,7 @@ def test_only_a_verdict_keeps_a_job_from_training(tmp_path, code, trains):
 
 
 def test_an_array_has_a_configuration_and_a_log_a_task():
-    tasks = [Task(i, f"main-{i}", FOLDER / f"job-{i}.yaml") for i in (3, 4)]
+    tasks = [Task(i, f"main-{i}", DIRECTORY / f"job-{i}.yaml") for i in (3, 4)]
     text = render(plan(tasks=tasks, parallel=1))
     assert "#SBATCH --array=3,4%1" in text and "slurm-%A_%a.log" in text
     assert "config=runs/x/main/job-${SLURM_ARRAY_TASK_ID}.yaml" in text

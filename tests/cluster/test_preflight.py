@@ -41,7 +41,7 @@ def test_what_a_backend_is_chosen_by_is_compared_installed_or_not():
         ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
         (
             {"sees_run_directory": False},
-            "node n2, rank 1: runs/x is not the folder that node n1 writes to; set runs_root",
+            "node n2, rank 1: runs/x is not the directory that node n1 writes to; set runs_root",
         ),
         ({"node": "n1"}, "node n1: 2 ranks share device cuda:0"),
     ],
@@ -51,7 +51,7 @@ def test_each_fault_is_one_line_that_names_the_node(change, line):
     assert found.startswith(line)
 
 
-def test_an_old_view_of_the_shared_folder_is_no_fault_but_passes():
+def test_an_old_view_of_the_shared_directory_is_no_fault_but_passes():
     late = dataclasses.replace(SECOND, start="the beginning")
     assert faults([FIRST, late], "runs/x") == [] and late_views([FIRST, SECOND]) == []
     (line,) = late_views([FIRST, late])

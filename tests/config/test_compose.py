@@ -19,7 +19,7 @@ model:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def directory(tmp_path, monkeypatch):
     """A working directory, so that errors name files by short relative paths."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -45,7 +45,7 @@ def fails(files: list[Path], *overrides: tuple[str, str]) -> str:
     return str(error.value)
 
 
-def test_includes_come_first_then_the_file_then_later_files_then_overrides(folder):
+def test_includes_come_first_then_the_file_then_later_files_then_overrides(directory):
     write(configs__base="a: 1\nb: 1\nc: 1\nd: 1\n", configs__mid="include: [base.yaml]\nb: 2\nc: 2\nd: 2\n")
     first, second = write(experiments__x="include:\n  - ../configs/mid.yaml\nc: 3\nd: 3\n", late="d: 4\ne: 4\n")
     document = compose([first, second], [("e", "5")])
@@ -59,12 +59,12 @@ def test_includes_come_first_then_the_file_then_later_files_then_overrides(folde
     }
 
 
-def test_later_includes_win_and_one_file_may_be_included_twice(folder):
+def test_later_includes_win_and_one_file_may_be_included_twice(directory):
     write(base="x: 0\ny: 0\n", one="include: [base.yaml]\nx: 1\n", two="include: [base.yaml]\ny: 2\n")
     assert values(main="include: [one.yaml, two.yaml]\n") == {"x": 0, "y": 2}
 
 
-def test_mappings_merge_while_lists_and_scalars_replace(folder):
+def test_mappings_merge_while_lists_and_scalars_replace(directory):
     files = {
         "one": MODEL + "steps: [1, 2]\n",
         "two": "model: {init_args: {network: {d_model: 96}}}\nsteps: [3]\n",
@@ -74,7 +74,7 @@ def test_mappings_merge_while_lists_and_scalars_replace(folder):
     assert result["steps"] == [3]
 
 
-def test_another_class_replaces_the_mapping_and_the_same_class_merges(folder):
+def test_another_class_replaces_the_mapping_and_the_same_class_merges(directory):
     one = "c: {ema: {class_path: A, init_args: {x: 1}}, top: {class_path: A, init_args: {x: 1}}}\n"
     two = "c: {ema: {class_path: B}, top: {class_path: A, init_args: {y: 2}}}\n"
     document = compose(write(one=one, two=two), [])
@@ -84,7 +84,7 @@ def test_another_class_replaces_the_mapping_and_the_same_class_merges(folder):
     assert document.origins["c.top.init_args.y"] == "two.yaml"
 
 
-def test_null_switches_off_and_can_be_switched_on_again(folder):
+def test_null_switches_off_and_can_be_switched_on_again(directory):
     one = "callbacks: {ema: {class_path: A}, lr: {class_path: L}}\n"
     assert values(one=one, two="callbacks: {ema: null}\n")["callbacks"] == {
         "ema": None,
@@ -94,7 +94,7 @@ def test_null_switches_off_and_can_be_switched_on_again(folder):
     assert values(**again)["callbacks"]["ema"] == {"class_path": "B"}
 
 
-def test_anchors_do_not_share_later_changes(folder):
+def test_anchors_do_not_share_later_changes(directory):
     assert values(one="a: &x {v: 1}\nb: *x\n", two="a: {v: 2}\n") == {"a": {"v": 2}, "b": {"v": 1}}
 
 
@@ -122,7 +122,7 @@ def test_anchors_do_not_share_later_changes(folder):
         ("'3'", "3"),
     ],
 )
-def test_scalars_in_files_and_overrides(folder, text, value):
+def test_scalars_in_files_and_overrides(directory, text, value):
     assert values(("b", text), one=f"a: {text}\n") == {"a": value, "b": value}
     assert parse(dump({"a": value})) == {"a": value}
 
@@ -132,7 +132,7 @@ def test_a_dumped_document_reads_back_the_same():
     assert parse(dump(document)) == document
 
 
-def test_overrides_may_leave_init_args_out(folder):
+def test_overrides_may_leave_init_args_out(directory):
     overrides = [
         ("model.learning_rate", "1e-3"),
         ("model.network.d_model", "128"),
@@ -152,7 +152,7 @@ def test_overrides_may_leave_init_args_out(folder):
     assert document.origins["model.init_args.network"] == "one.yaml"
 
 
-def test_a_new_class_on_the_command_line_keeps_the_arguments_beside_it(folder):
+def test_a_new_class_on_the_command_line_keeps_the_arguments_beside_it(directory):
     for order in (1, -1):
         overrides = [("model.width", "3"), ("model.class_path", "pkg.Other")][::order]
         assert values(*overrides, one=MODEL)["model"] == {
@@ -166,7 +166,7 @@ def test_texts_are_kept_as_typed():
     assert document.values == {"run": "1e5", "experiment": None, "seed": 3}
 
 
-def test_interpolation(folder, monkeypatch):
+def test_interpolation(directory, monkeypatch):
     monkeypatch.setenv("AIM_DATA", "/d")
     text = """
 data: {class_path: D, init_args: {batch: 8, root: '${oc.env:AIM_DATA}/x', log: '${oc.env:NO_,y}'}}
@@ -199,7 +199,7 @@ literal: '\\${data}'
         ("include: a.yaml\n", ["x.yaml", "include", "'a.yaml'", "list"]),
         ("include: [1]\n", ["x.yaml", "include", "list"]),
         ("include: [gone.yaml]\n", ["x.yaml", "gone.yaml", "does not exist"]),
-        ("include: [folder]\n", ["x.yaml", "folder", "is a directory"]),
+        ("include: [directory]\n", ["x.yaml", "directory", "is a directory"]),
         ("model:\n  lr: ???\n", ["x.yaml", "model.lr", "???"]),
         ("a: [1, '???']\n", ["x.yaml", "a[1]", "???"]),
         ("m: {a: '${n.b}'}\nn: {}\n", ["x.yaml", "m.a", "'${n.b}'", "nothing sets n.b"]),
@@ -212,25 +212,25 @@ literal: '\\${data}'
         ("a: '${b'\n", ["x.yaml", "a is", "'${b'"]),
     ],
 )
-def test_errors_in_a_file_are_one_line_with_file_and_key(folder, text, words):
-    Path("folder").mkdir()
+def test_errors_in_a_file_are_one_line_with_file_and_key(directory, text, words):
+    Path("directory").mkdir()
     message = fails(write(x=text))
     assert all(word in message for word in words), message
 
 
-def test_missing_config_file_and_directory(folder):
+def test_missing_config_file_and_directory(directory):
     assert fails([Path("gone.yaml")]) == (
         "command line: --config gone.yaml does not exist; give the path of a YAML file"
     )
     assert "is a directory" in fails([Path()])
 
 
-def test_unreadable_bytes(folder):
+def test_unreadable_bytes(directory):
     Path("x.yaml").write_bytes(b"a: \xff\n")
     assert fails([Path("x.yaml")]) == "x.yaml: cannot be read (it is not UTF-8 text)"
 
 
-def test_an_include_loop_shows_its_chain(folder):
+def test_an_include_loop_shows_its_chain(directory):
     files = write(a="include: [sub/b.yaml]\n", sub__b="include: [../c.yaml]\n", c="include: [sub/b.yaml]\n")
     assert fails(files[:1]) == "c.yaml: include goes round in a circle: sub/b.yaml -> c.yaml -> sub/b.yaml"
 
@@ -247,12 +247,12 @@ def test_an_include_loop_shows_its_chain(folder):
         ("model: {init_args: 3}\n", ["two.yaml", "model.init_args is 3"]),
     ],
 )
-def test_a_value_where_a_section_or_a_class_was(folder, text, words):
+def test_a_value_where_a_section_or_a_class_was(directory, text, words):
     message = fails(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n", two=text))
     assert all(word in message for word in words), message
 
 
-def test_deeper_mappings_are_plain_values(folder):
+def test_deeper_mappings_are_plain_values(directory):
     result = values(one="trainer: {max_time: {hours: 1}}\n", two="trainer: {max_time: '00:01:00:00'}\n")
     assert result == {"trainer": {"max_time": "00:01:00:00"}}
 
@@ -269,6 +269,6 @@ def test_deeper_mappings_are_plain_values(folder):
         (("name.x", "1"), ["command line: name.x", "name is 'demo' (x.yaml)"]),
     ],
 )
-def test_errors_in_overrides(folder, override, words):
+def test_errors_in_overrides(directory, override, words):
     message = fails(write(x=MODEL + "name: demo\n"), override)
     assert all(word in message for word in words), message

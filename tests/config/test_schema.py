@@ -63,7 +63,7 @@ class Base:
     """Base of all.
 
     Args:
-        root: where (a folder).
+        root: where (a directory).
         workers: how many.
     """
 

@@ -16,7 +16,7 @@ SKIP = {"on_corrupt": "skip"}
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def directory(tmp_path, monkeypatch):
     """Shards of several records of 10 rows."""
     monkeypatch.setattr(record_format, "ROWS_PER_RECORD", 10)
     for split, rows in (("train", [35, 24, 17]), ("val", [22])):
@@ -33,25 +33,25 @@ def flip(path, record, byte=200):
     path.write_bytes(data)
 
 
-def rows_of(folder, **options):
-    batches = list(module(folder, fetch=SKIP, window=1000, **options).train_dataloader())
+def rows_of(directory, **options):
+    batches = list(module(directory, fetch=SKIP, window=1000, **options).train_dataloader())
     rows = flat(b["index"].tolist() for b in batches)
     return rows, sum(int(b["replaced"]) for b in batches), flat(b["codes"].tolist() for b in batches)
 
 
-def test_by_default_training_stops_and_names_the_record(folder):
-    flip(folder / "train" / "tokens-000001.tar", 1)
+def test_by_default_training_stops_and_names_the_record(directory):
+    flip(directory / "train" / "tokens-000001.tar", 1)
     with pytest.raises(UserError, match=r"tokens-000001.tar, record 0001: its sha256 does not fit") as caught:
-        list(module(folder).train_dataloader())
+        list(module(directory).train_dataloader())
     assert "data.on_corrupt skip" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_skipped_rows_are_replaced_and_the_others_keep_their_place(folder, caplog):
-    whole, none, codes_before = rows_of(folder, batch=4)
+def test_skipped_rows_are_replaced_and_the_others_keep_their_place(directory, caplog):
+    whole, none, codes_before = rows_of(directory, batch=4)
     assert none == 0
-    flip(folder / "train" / "tokens-000001.tar", 1)  # dataset rows 45 to 54
+    flip(directory / "train" / "tokens-000001.tar", 1)  # dataset rows 45 to 54
     with caplog.at_level(logging.WARNING):
-        skipped, replaced, codes = rows_of(folder, batch=4)
+        skipped, replaced, codes = rows_of(directory, batch=4)
     lost = {row for row in whole if 45 <= row < 55}
     assert replaced == len(lost) > 0 and not lost & set(skipped)
     same = [a == b for a, b in zip(whole, skipped, strict=True)]
@@ -62,79 +62,79 @@ def test_skipped_rows_are_replaced_and_the_others_keep_their_place(folder, caplo
     assert caplog.text.count("skipped a corrupt record") == 1 and "tokens-000001.tar, record 0001" in caplog.text
 
 
-def test_skipping_stays_a_function_of_seed_and_epoch(folder):
-    flip(folder / "train" / "tokens-000000.tar", 0)
-    expected = rows_of(folder, batch=4)
-    assert rows_of(folder, batch=4) == expected
-    assert rows_of(folder, batch=4, workers=2) == expected
+def test_skipping_stays_a_function_of_seed_and_epoch(directory):
+    flip(directory / "train" / "tokens-000000.tar", 0)
+    expected = rows_of(directory, batch=4)
+    assert rows_of(directory, batch=4) == expected
+    assert rows_of(directory, batch=4, workers=2) == expected
     for start in (3, 11):
-        assert rows_of(folder, batch=4, start=start)[0] == expected[0][4 * start :]
-    halves = [rows_of(folder, batch=4, world=2, rank=rank) for rank in range(2)]
+        assert rows_of(directory, batch=4, start=start)[0] == expected[0][4 * start :]
+    halves = [rows_of(directory, batch=4, world=2, rank=rank) for rank in range(2)]
     assert sum(half[1] for half in halves) == expected[1]
     ranks = [[half[0][i : i + 2] for i in range(0, len(half[0]), 2)] for half in halves]
     assert flat(a + b for a, b in zip(*ranks, strict=True)) == expected[0]
-    assert rows_of(folder, batch=4, seed=5)[0] != expected[0]
+    assert rows_of(directory, batch=4, seed=5)[0] != expected[0]
 
 
-def test_the_rest_of_a_truncated_shard_is_skipped(folder):
-    path = folder / "train" / "tokens-000000.tar"
+def test_the_rest_of_a_truncated_shard_is_skipped(directory):
+    path = directory / "train" / "tokens-000000.tar"
     with tarfile.open(path) as tar:
         member = next(m for m in tar if m.name.endswith("-0002.codes.npy"))
     path.write_bytes(path.read_bytes()[: member.offset_data + 8])
-    rows, replaced, _ = rows_of(folder, batch=4)
+    rows, replaced, _ = rows_of(directory, batch=4)
     assert replaced == 15 and not set(range(20, 35)) & set(rows)
 
 
-def test_a_window_without_a_readable_record_stops(folder):
-    for path in (folder / "train").glob("*.tar"):
+def test_a_window_without_a_readable_record_stops(directory):
+    for path in (directory / "train").glob("*.tar"):
         path.write_bytes(b"x" * 3000)
     with pytest.raises(UserError, match="no record of a whole shuffle window"):
-        rows_of(folder)
+        rows_of(directory)
 
 
-def test_validation_stops_all_the_same(folder):
-    flip(folder / "val" / "tokens-000000.tar", 1)
+def test_validation_stops_all_the_same(directory):
+    flip(directory / "val" / "tokens-000000.tar", 1)
     with pytest.raises(UserError, match="record 0001"):
-        list(module(folder, fetch=SKIP).val_dataloader())
+        list(module(directory, fetch=SKIP).val_dataloader())
 
 
-def test_a_shard_of_the_first_version_is_judged_as_a_whole(folder):
+def test_a_shard_of_the_first_version_is_judged_as_a_whole(directory):
     """No checksums in the records: nothing tells which one is damaged."""
-    path = folder / "train" / "tokens-000002.tar"
+    path = directory / "train" / "tokens-000002.tar"
     with tarfile.open(path) as tar:
         members = [(m, tar.extractfile(m).read()) for m in tar if not m.name.endswith("sha256")]
     with tarfile.open(path, "w") as tar:
         for member, content in members:
             tar.addfile(member, io.BytesIO(content))
     with pytest.raises(UserError, match="the record has none of its own"):
-        list(module(folder).train_dataloader())
+        list(module(directory).train_dataloader())
 
 
-def test_every_changed_byte_of_a_record_is_noticed(folder, tmp_path):
-    path, rng = folder / "train" / "tokens-000002.tar", np.random.default_rng(0)
+def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
+    path, rng = directory / "train" / "tokens-000002.tar", np.random.default_rng(0)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         spans = [(m.offset_data, m.size) for m in tar]
-    clean = rows_of(folder, batch=4)
+    clean = rows_of(directory, batch=4)
     for _ in range(25):
         start, size = spans[rng.integers(len(spans))]
         data = bytearray(whole)
         data[start + rng.integers(size)] ^= 1 << rng.integers(8)
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"tokens-000002.tar, record 000[01]"):
-            list(module(folder).train_dataloader())
+            list(module(directory).train_dataloader())
     path.write_bytes(whole)
-    assert rows_of(folder, batch=4) == clean
+    assert rows_of(directory, batch=4) == clean
 
 
-def test_the_limit_stops_at_the_same_step_after_a_resume(folder, tmp_path):
+def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
     """The count of an epoch travels in the checkpoint."""
     from aim_lightning.callbacks.training.corrupt_records import ReplacedRows
 
-    flip(folder / "train" / "tokens-000001.tar", 1)
+    flip(directory / "train" / "tokens-000001.tar", 1)
 
     def stop(callback, start, until=None):
-        data = module(folder, batch=4, window=1000, start=start, fetch={**SKIP, "skip_limit": 3})
+        data = module(directory, batch=4, window=1000, start=start, fetch={**SKIP, "skip_limit": 3})
         trainer = data.trainer
         trainer.datamodule, trainer.log_every_n_steps = data, 1
         trainer.strategy = type("Strategy", (), {"reduce": staticmethod(lambda value, reduce_op: value)})

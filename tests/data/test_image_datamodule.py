@@ -1,4 +1,4 @@
-"""The picture stream: order, crops and flips as functions of (seed, epoch, row)."""
+"""The image stream: order, crops and flips as functions of (seed, epoch, row)."""
 
 import pickle
 import subprocess
@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from aim_lightning.data.images.datamodule import ImageDataModule
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def directory(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for split, rows in (("train", 13), ("val", 7)):
         for label in ("cat", "dog"):
             (root / split / label).mkdir(parents=True)
@@ -26,10 +26,10 @@ def folder(tmp_path_factory):
     return root
 
 
-def module(folder, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, seed=0):
-    pictures = Pictures(str(folder / "train"), str(folder / "val"), image_size=16, resize=20)
+def module(directory, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, seed=0):
+    images = Images(str(directory / "train"), str(directory / "val"), image_size=16, resize=20)
     data = ImageDataModule(
-        pictures, 6, max_device_batch_size=limit, val_batch_size=4, train_crop="random", num_workers=workers, seed=seed
+        images, 6, max_device_batch_size=limit, val_batch_size=4, train_crop="random", num_workers=workers, seed=seed
     )
     data.setup("fit")
     data.plan_for(world)
@@ -38,78 +38,80 @@ def module(folder, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, see
     return data
 
 
-def test_a_set_is_opened_once_and_not_sent_to_other_processes(folder):
-    """Validations ask for it again and again, and listing a million pictures takes long."""
-    pictures = Pictures(str(folder / "train"), str(folder / "val"), image_size=16)
-    fresh = pickle.dumps(pictures)
-    assert pictures.open("val") is pictures.open("val") is not pictures.open("train")
-    assert pickle.dumps(pictures) == fresh and pickle.loads(fresh) == pictures
-    assert len(pickle.loads(fresh).open("val")) == 14 and repr(pictures) == repr(pickle.loads(fresh))
+def test_a_set_is_opened_once_and_not_sent_to_other_processes(directory):
+    """Validations ask for it again and again, and listing a million images takes long."""
+    images = Images(str(directory / "train"), str(directory / "val"), image_size=16)
+    fresh = pickle.dumps(images)
+    assert images.open("val") is images.open("val") is not images.open("train")
+    assert pickle.dumps(images) == fresh and pickle.loads(fresh) == images
+    assert len(pickle.loads(fresh).open("val")) == 14 and repr(images) == repr(pickle.loads(fresh))
 
 
-def pixels_by_row(folder, **options):
+def pixels_by_row(directory, **options):
     found = {}
     world = options.get("world", 1)
     for rank in range(world):
-        for batch in module(folder, rank=rank, **options).train_dataloader():
+        for batch in module(directory, rank=rank, **options).train_dataloader():
             found |= {int(row): image for row, image in zip(batch["index"], batch["images"], strict=True)}
     return found
 
 
-def test_a_picture_is_augmented_alike_whoever_reads_it(folder):
-    expected = pixels_by_row(folder, epoch=1)
+def test_an_image_is_augmented_alike_whoever_reads_it(directory):
+    expected = pixels_by_row(directory, epoch=1)
     assert len(expected) == 24  # 26 rows, 4 batches of 6
     for options in ({"world": 2}, {"world": 3, "limit": 1}, {"workers": 2}):
-        other = pixels_by_row(folder, epoch=1, **options)
+        other = pixels_by_row(directory, epoch=1, **options)
         assert other.keys() == expected.keys()
         assert all(torch.equal(other[row], expected[row]) for row in expected), options
 
 
-def test_validation_workers_outlive_the_signals_of_a_cluster(folder):
+def test_validation_workers_outlive_the_signals_of_a_cluster(directory):
     """SLURM sends SIGTERM to every process of a job; the rank must reach the end of its batch."""
-    batches = iter(module(folder, workers=1).val_dataloader())
+    batches = iter(module(directory, workers=1).val_dataloader())
     rows = next(batches)["index"].tolist()
     subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)  # not by the parent
     assert rows + [row for batch in batches for row in batch["index"].tolist()] == list(range(14))
 
 
-def test_validation_draws_no_global_number(folder):
+def test_validation_draws_no_global_number(directory):
     """A validation more or less must not change the dropout of training."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert len(list(module(folder).val_dataloader())) == 4
+    assert len(list(module(directory).val_dataloader())) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_epoch_and_seed_change_order_and_augmentation(folder):
-    a, b = pixels_by_row(folder, epoch=0), pixels_by_row(folder, epoch=1)
+def test_epoch_and_seed_change_order_and_augmentation(directory):
+    a, b = pixels_by_row(directory, epoch=0), pixels_by_row(directory, epoch=1)
     shared = a.keys() & b.keys()
     assert sum(not torch.equal(a[row], b[row]) for row in shared) > len(shared) / 2
-    rows = [next(iter(module(folder, seed=seed).train_dataloader()))["index"].tolist() for seed in (0, 1)]
+    rows = [next(iter(module(directory, seed=seed).train_dataloader()))["index"].tolist() for seed in (0, 1)]
     assert rows[0] != rows[1]
 
 
-def test_it_starts_anywhere(folder):
-    whole = [batch["index"].tolist() for batch in module(folder).train_dataloader()]
-    assert [b["index"].tolist() for b in module(folder, start=2).train_dataloader()] == whole[2:]
+def test_it_starts_anywhere(directory):
+    whole = [batch["index"].tolist() for batch in module(directory).train_dataloader()]
+    assert [b["index"].tolist() for b in module(directory, start=2).train_dataloader()] == whole[2:]
 
 
-def test_the_global_random_state_is_left_alone(folder):
+def test_the_global_random_state_is_left_alone(directory):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    list(module(folder).train_dataloader())
+    list(module(directory).train_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_validation_sees_every_picture_once(folder, world):
-    rows = [int(i) for rank in range(world) for b in module(folder, rank, world).val_dataloader() for i in b["index"]]
+def test_validation_sees_every_image_once(directory, world):
+    rows = [
+        int(i) for rank in range(world) for b in module(directory, rank, world).val_dataloader() for i in b["index"]
+    ]
     assert sorted(rows) == list(range(14))
 
 
-def test_splits_with_other_classes_are_refused(folder, tmp_path):
+def test_splits_with_other_classes_are_refused(directory, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.png")
-    data = ImageDataModule(Pictures(str(folder / "train"), str(tmp_path), image_size=16), 6)
+    data = ImageDataModule(Images(str(directory / "train"), str(tmp_path), image_size=16), 6)
     with pytest.raises(UserError, match=r"label 1 is 'dog' in train but no class in val \(2 and 1 classes\)"):
         data.setup("fit")

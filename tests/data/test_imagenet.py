@@ -11,8 +11,8 @@ from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
 from tqdm import tqdm
 
-from aim_lightning.data.images.decode import UnreadablePicture
-from aim_lightning.data.images.folder import FolderSource, open_source
+from aim_lightning.data.images.decode import UnreadableImage
+from aim_lightning.data.images.directory import DirectorySource, open_source
 from aim_lightning.data.images.imagenet import DEVKIT, ImageNetArchive
 from aim_lightning.utils.errors import UserError
 
@@ -26,7 +26,7 @@ SYNSETS = [
     (5, "n00001740", "entity", 4),
 ]
 LEAVES = sorted(wnid for _, wnid, _, children in SYNSETS if not children)
-VAL_IDS = [3, 1, 2, 4, 1, 2]  # ILSVRC2012 id of each validation picture
+VAL_IDS = [3, 1, 2, 4, 1, 2]  # ILSVRC2012 id of each validation image
 
 
 def jpeg(seed: int) -> bytes:
@@ -74,7 +74,7 @@ def root(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("split", "archive"), [("train", TRAIN), ("val", VAL)])
-def test_classes_rows_and_pictures_are_torchvisions(root, split, archive):
+def test_classes_rows_and_images_are_torchvisions(root, split, archive):
     source = open_source(root / archive)
     assert isinstance(source, ImageNetArchive) and not (root / imagenet.META_FILE).exists()
     theirs = ImageNet(root, split)  # unpacks the archives
@@ -82,7 +82,7 @@ def test_classes_rows_and_pictures_are_torchvisions(root, split, archive):
     assert source.class_names == ["tench, Tinca tinca", "crane", "kit fox, Vulpes macrotis", "crane"]
     assert source.labels.tolist() == theirs.targets
     assert [source.key(row) for row in range(len(source))] == [path.split(f"/{split}/")[1] for path, _ in theirs.imgs]
-    tree = FolderSource(root / split)
+    tree = DirectorySource(root / split)
     assert [tree.key(row) for row in range(len(tree))] == [source.key(row) for row in range(len(source))]
     for row in range(len(source)):
         ours, image = source[row], theirs[row][0]
@@ -113,10 +113,10 @@ def test_incomplete_or_foreign_archives_are_named(root):
     whole = tar_of(full)
     (root / TRAIN).write_bytes(whole[: len(whole) // 2])
     refuses("img_train.tar.* is truncated or damaged", root / TRAIN)
-    pictures = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
-    (root / VAL).write_bytes(tar_of(dict(list(pictures.items())[:5])))
-    refuses("holds 5 pictures, the devkit lists 6", root / VAL)
-    (root / VAL).write_bytes(tar_of({**pictures, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
+    images = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
+    (root / VAL).write_bytes(tar_of(dict(list(images.items())[:5])))
+    refuses("holds 5 images, the devkit lists 6", root / VAL)
+    (root / VAL).write_bytes(tar_of({**images, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
     refuses("ILSVRC2012_val_00000007.JPEG, which is none of its 6", root / VAL)
     (root / VAL).write_bytes(tar_of({"cat.jpg": jpeg(0)}))
     refuses("begins with 'cat.jpg': it is neither", root / VAL)
@@ -129,18 +129,18 @@ def test_devkit_missing_or_changed(root):
     refuses("devkit_t12.tar.gz does not exist", root / VAL)
 
 
-def test_the_folder_of_the_archives_is_no_picture_set(root):
+def test_the_directory_of_the_archives_is_no_image_set(root):
     refuses("holds archives of ImageNet; name one of them itself: .*img_train.tar", root)
 
 
-def test_a_damaged_picture_is_named(root):
+def test_a_damaged_image_is_named(root):
     content = (root / VAL).read_bytes()
     with tarfile.open(root / VAL) as tar:
         member = tar.getmember("ILSVRC2012_val_00000002.JPEG")
     (root / VAL).write_bytes(content[: member.offset_data] + bytes(200) + content[member.offset_data + 200 :])
     source = ImageNetArchive(root / VAL)
     row = [source.key(r) for r in range(6)].index("n02119789/ILSVRC2012_val_00000002.JPEG")
-    with pytest.raises(UnreadablePicture, match=r"img_val.tar, key n02119789/ILSVRC2012_val_00000002.JPEG is not a"):
+    with pytest.raises(UnreadableImage, match=r"img_val.tar, key n02119789/ILSVRC2012_val_00000002.JPEG is not a"):
         source[row]
 
 

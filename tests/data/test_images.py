@@ -1,4 +1,4 @@
-"""Picture sources, shards, transforms, pixel conversions and the embedded Fashion-MNIST."""
+"""Image sources, shards, transforms, pixel conversions and the embedded Fashion-MNIST."""
 
 import errno
 import gzip
@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from aim_lightning.data.images import decode, fashion_mnist
-from aim_lightning.data.images.decode import UnreadablePicture, to_rgb
-from aim_lightning.data.images.folder import FolderSource, ShardSource, open_source
+from aim_lightning.data.images.decode import UnreadableImage, to_rgb
+from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
@@ -69,18 +69,18 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """7 pictures, 3 a shard."""
+    """7 images, 3 a shard."""
     write_image_shards(records(), tmp_path / "shards", NAMES, rows_per_shard=3)
     return tmp_path / "shards"
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """The same pictures as class folders."""
-    for picture, extension, label, key in records():
+    """The same images as class directories."""
+    for image, extension, label, key in records():
         path = tmp_path / "tree" / NAMES[label] / f"{key}.{extension}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        path.write_bytes(image)
     return tmp_path / "tree"
 
 
@@ -157,7 +157,7 @@ def test_exif_orientation_is_applied():
     assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(image), -1))
 
 
-def test_damaged_exif_does_not_cost_the_picture():
+def test_damaged_exif_does_not_cost_the_image():
     jpeg = encode(noise(0), "JPEG")
     segment = b"Exif\0\0not a TIFF header"
     broken = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
@@ -167,33 +167,33 @@ def test_damaged_exif_does_not_cost_the_picture():
 # --- sources
 
 
-def test_both_sources_give_equal_pictures_in_equal_order(tree, shards):
-    folder, tar = open_source(tree), open_source(shards)
-    assert isinstance(folder, FolderSource)
+def test_both_sources_give_equal_images_in_equal_order(tree, shards):
+    directory, tar = open_source(tree), open_source(shards)
+    assert isinstance(directory, DirectorySource)
     assert isinstance(tar, ShardSource)
-    assert folder.class_names == tar.class_names == NAMES
-    assert folder.labels.dtype == tar.labels.dtype == np.int64
-    assert folder.labels.tolist() == tar.labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert directory.class_names == tar.class_names == NAMES
+    assert directory.labels.dtype == tar.labels.dtype == np.int64
+    assert directory.labels.tolist() == tar.labels.tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert [tar.key(row) for row in range(7)] == [f"p{row:02d}" for row in range(7)]
-    assert folder.key(3) == "dog/p03.png"
+    assert directory.key(3) == "dog/p03.png"
     for row in range(7):
-        one, other = folder[row], tar[row]
+        one, other = directory[row], tar[row]
         assert np.array_equal(np.asarray(one.image), np.asarray(noise(row)))
         assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
-        assert (one.label, one.key) == (folder.labels[row], folder.key(row))
+        assert (one.label, one.key) == (directory.labels[row], directory.key(row))
         assert (other.label, other.key) == (tar.labels[row], tar.key(row))
     with pytest.raises(IndexError):
         tar[7]
 
 
-def test_folders_are_searched_deeply_without_hidden_or_foreign_files(tree):
+def test_directories_are_searched_deeply_without_hidden_or_foreign_files(tree):
     for name in ("cat/.hidden.png", ".git/x.png", "cat/.thumbs/x.png", "cat/notes.txt", "cat/a.pdf"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_bytes(b"x")
     deep = tree / "owl" / "früh" / "DEEP.JPEG"
     deep.parent.mkdir()
     deep.write_bytes(encode(noise(1), "JPEG"))
-    source = FolderSource(tree)
+    source = DirectorySource(tree)
     assert len(source) == 8
     assert source.key(5) == "owl/früh/DEEP.JPEG"
     assert source[5].label == 2
@@ -210,9 +210,9 @@ def test_shards_without_manifest(shards):
 
 @pytest.mark.parametrize("kind", ["tree", "shards"])
 def test_fingerprint_follows_content_not_place_or_time(kind, request, tmp_path):
-    folder = request.getfixturevalue(kind)
-    before = open_source(folder).fingerprint
-    moved = folder.rename(tmp_path / "moved")
+    directory = request.getfixturevalue(kind)
+    before = open_source(directory).fingerprint
+    moved = directory.rename(tmp_path / "moved")
     for path in moved.rglob("*.*"):
         os.utime(path, (1, 1))
     assert open_source(moved).fingerprint == before
@@ -269,51 +269,51 @@ def refuses(match: str, act, *arguments) -> UserError:
     return caught.value
 
 
-def test_missing_or_empty_folders(tmp_path, tree):
+def test_missing_or_empty_directories(tmp_path, tree):
     refuses("nowhere does not exist; give", open_source, tmp_path / "nowhere")
-    refuses("is no folder", open_source, tree / "cat" / "p00.png")
-    refuses("does not exist", FolderSource, tmp_path / "nowhere")
+    refuses("is no directory", open_source, tree / "cat" / "p00.png")
+    refuses("does not exist", DirectorySource, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refuses("no class folders", open_source, tmp_path / "empty")
+    refuses("no class directories", open_source, tmp_path / "empty")
     refuses("no .tar shards", ShardSource, tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
-    refuses("empty/a holds no pictures", open_source, tmp_path / "empty")
+    refuses("empty/a holds no images", open_source, tmp_path / "empty")
 
 
-def test_unreadable_pictures_are_named(tree, shards):
+def test_unreadable_images_are_named(tree, shards):
     path = tree / "dog" / "p03.png"
     path.write_bytes(path.read_bytes()[:80])
-    source = FolderSource(tree)
-    refuses("dog/p03.png is not a readable picture", source.__getitem__, 3)
+    source = DirectorySource(tree)
+    refuses("dog/p03.png is not a readable image", source.__getitem__, 3)
     path.write_bytes(b"hello")
-    refuses("no picture format", source.__getitem__, 3)
+    refuses("no image format", source.__getitem__, 3)
     write_tar(shards / "images-000002.tar", {"p06.png": b"hello", "p06.cls": b"2"})
     refuses(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
 
 
-def test_faults_of_the_disk_are_no_fault_of_the_picture(tree, monkeypatch):
-    """Nobody may leave a picture out for them."""
-    source = FolderSource(tree)
+def test_faults_of_the_disk_are_no_fault_of_the_image(tree, monkeypatch):
+    """Nobody may leave an image out for them."""
+    source = DirectorySource(tree)
 
     def fails(path):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", fails)
     error = refuses(r"dog/p03.png cannot be read \(Stale file handle\); mend the disk", source.__getitem__, 3)
-    assert not isinstance(error, UnreadablePicture)
+    assert not isinstance(error, UnreadableImage)
     monkeypatch.undo()
     (tree / "dog" / "p03.png").unlink()
     refuses("dog/p03.png was listed but is not there; restore it", source.__getitem__, 3)
     refuses("dog/p03.png was listed but is not there", lambda: source.fingerprint)
 
 
-def test_lack_of_memory_is_no_fault_of_the_picture(tree, monkeypatch):
+def test_lack_of_memory_is_no_fault_of_the_image(tree, monkeypatch):
     def fails(image):
         raise MemoryError
 
     monkeypatch.setattr(decode, "to_rgb", fails)
     with pytest.raises(MemoryError):
-        FolderSource(tree)[3]
+        DirectorySource(tree)[3]
 
 
 def test_shard_that_vanishes_or_shrinks_later(shards):
@@ -345,11 +345,11 @@ def test_corrupt_header_in_a_shard(shards, at):
     ("members", "match"),
     [
         ({"a.png": b"x"}, "key a: there is no .cls"),
-        ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "key b: there is no picture"),
+        ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "key b: there is no image"),
         ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"0"}, "key a: more than one"),
         ({"a.png": b"x", "a.cls": b"cat"}, "key a: .cls holds b'cat'"),
         ({"a.png": b"x", "a.cls": b"-1"}, "key a: label -1 is out of range"),
-        ({"a.txt": b"x"}, "hold no pictures"),
+        ({"a.txt": b"x"}, "hold no images"),
     ],
 )
 def test_wrong_members_of_a_shard(tmp_path, members, match):
@@ -357,7 +357,7 @@ def test_wrong_members_of_a_shard(tmp_path, members, match):
     refuses(match, open_source, tmp_path)
 
 
-def test_foreign_shards_in_folders_and_with_extras(tmp_path):
+def test_foreign_shards_in_directories_and_with_extras(tmp_path):
     members = {"d/a.PNG": encode(noise(4)), "d/a.cls": b"1\n", "d/a.json": b"{}", "d/b.cls": b"0"}
     write_tar(tmp_path / "x-0.tar", {**members, "d/b.webp": encode(noise(5), "WEBP", lossless=True)})
     source = open_source(tmp_path)
@@ -372,7 +372,7 @@ def test_label_beyond_the_class_names(shards):
     refuses("images-000001.tar, key p05: label 2 is out of range", ShardSource, shards)
 
 
-def test_manifest_that_disagrees_with_the_folder(shards):
+def test_manifest_that_disagrees_with_the_directory(shards):
     path = shards / "manifest.json"
     good = read_json(path, "manifest")
     write_json(path, {**good, "shards": [{**good["shards"][0], "rows": 2}, *good["shards"][1:]]})
@@ -446,7 +446,7 @@ def test_stopped_writing_leaves_no_manifest_and_no_part_of_a_shard(tmp_path):
 )
 def test_records_that_could_not_be_read_back(tmp_path, record, match):
     refuses(match, write_image_shards, [records()[0], record], tmp_path, NAMES, 1)
-    refuses("no pictures to write", write_image_shards, [], tmp_path, NAMES, 1)
+    refuses("no images to write", write_image_shards, [], tmp_path, NAMES, 1)
     refuses("rows_per_shard is 0", write_image_shards, records(), tmp_path, NAMES, 0)
 
 
@@ -517,11 +517,11 @@ def test_random_choices_are_a_function_of_the_seed_and_leave_the_generator_alone
     again = [transform(image, seed) for seed in reversed(range(40))][::-1]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert len({bytes(picture.numpy().tobytes()) for picture in first}) > 20
+    assert len({bytes(image.numpy().tobytes()) for image in first}) > 20
     transform(image, 2**63 - 1)
 
 
-def test_half_of_the_pictures_are_mirrored():
+def test_half_of_the_images_are_mirrored():
     transform, image = ImageTransform(8, flip=True), noise(0, (8, 8))
     plain = ImageTransform(8)(image, 0)
     results = [transform(image, seed) for seed in range(200)]
@@ -545,12 +545,12 @@ def test_repr_is_the_same_for_the_same_settings():
         ({"crop": "adm_center", "resize": 9}, "resizes by itself, but resize is 9"),
     ],
 )
-def test_settings_that_give_no_picture(settings, match):
+def test_settings_that_give_no_image(settings, match):
     with pytest.raises(UserError, match=match):
         ImageTransform(**{"image_size": 8, **settings})
 
 
-def test_too_small_pictures():
+def test_too_small_images():
     for crop in ("center", "random"):
         refuses("9x7 after resize and pad, less than image_size 8", ImageTransform(8, crop=crop), noise(0), 0)
 
@@ -612,17 +612,17 @@ def test_regeneration_gives_the_same_pixels_in_the_same_order(tmp_path):
 
 @pytest.fixture
 def idx(tmp_path) -> Path:
-    """40 training and 20 test pictures in Fashion-MNIST's files."""
-    folder = tmp_path / "idx"
-    folder.mkdir()
+    """40 training and 20 test images in Fashion-MNIST's files."""
+    directory = tmp_path / "idx"
+    directory.mkdir()
     for prefix, rows in (("train", 40), ("t10k", 20)):
         labels = (np.arange(rows) * 7 % 10).astype(np.uint8)
         pixels = np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), dtype=np.uint8)
         header = struct.pack(">4I", 2051, rows, 28, 28)
-        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
+        (directory / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
         header = struct.pack(">2I", 2049, rows)
-        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
-    return folder
+        (directory / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
+    return directory
 
 
 def test_all_rows_keep_order_and_pixels(idx, tmp_path):
@@ -648,7 +648,7 @@ def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
         "10",
     ]
     assert fashion_mnist.main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 20 training and 10 validation pictures")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 20 training and 10 validation images")
     source = open_source(tmp_path / "out" / "train")
     assert [source.key(row) for row in range(20)] == [f"train-{row:05d}" for row in range(20)]
     assert np.bincount(source.labels).tolist() == [2] * 10
@@ -682,7 +682,7 @@ def test_damaged_idx_files(idx, tmp_path):
     refuses("no whole gzip file", make)
     images.write_bytes(good)
     labels.write_bytes((idx / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    refuses("40 train pictures but 20 labels", make)
+    refuses("40 train images but 20 labels", make)
     labels.write_bytes(gzip.compress(struct.pack(">2I", 2049, 40) + bytes([10] * 40)))
     refuses("has label 10", make)
     labels.unlink()

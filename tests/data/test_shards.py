@@ -17,15 +17,15 @@ from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import read_records
 from aim_lightning.data.tokens.verify.preview import preview
-from aim_lightning.data.tokens.verify.verify import verify_folder
-from aim_lightning.data.tokens.write.merge import merge_folders
+from aim_lightning.data.tokens.verify.verify import verify_directory
+from aim_lightning.data.tokens.write.merge import merge_directories
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
     """Two shards of 1,300 and 40 rows: the first has two records."""
     write_tokens(tmp_path / "train", [1300, 40], views=2)
     return tmp_path / "train"
@@ -61,33 +61,33 @@ def change(path, name, edit, reseal=False):
         (path.parent / "manifest.json").write_text(json.dumps(values))
 
 
-def texts(folder, tokenizer_hash=None):
-    return [str(fault) for fault in verify_folder(folder, tokenizer_hash)]
+def texts(directory, tokenizer_hash=None):
+    return [str(fault) for fault in verify_directory(directory, tokenizer_hash)]
 
 
-def test_a_whole_folder_has_no_fault(folder):
+def test_a_whole_directory_has_no_fault(directory):
     seen = []
-    assert verify_folder(folder, "none", seen.append) == [] and sum(seen) == 1340
+    assert verify_directory(directory, "none", seen.append) == [] and sum(seen) == 1340
 
 
-def test_truncated_tar(folder):
-    path = folder / "tokens-000000.tar"
+def test_truncated_tar(directory):
+    path = directory / "tokens-000000.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size - 15000])
-    found = texts(folder)
+    found = texts(directory)
     assert any("tokens-000000.tar: truncated or damaged after record tokens-000000-0000" in text for text in found)
     assert any("tokens-000000.tar: 1000 rows can be read, the manifest says 1300" in text for text in found)
     assert any("tokens-000000.tar: its sha256 is not the manifest's" in text for text in found)
     assert all("tokens-000000.tar" in text for text in found)
 
 
-def test_flipped_byte_names_the_record(folder):
-    path = folder / "tokens-000000.tar"
+def test_flipped_byte_names_the_record(directory):
+    path = directory / "tokens-000000.tar"
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
         place = tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200
     content[place] ^= 1  # still a code of the codebook
     path.write_bytes(content)
-    found = texts(folder)
+    found = texts(directory)
     assert found[0] == (
         "tokens-000000.tar, record tokens-000000-0001: its checksum differs: bytes were changed after it was written"
     )
@@ -97,104 +97,106 @@ def test_flipped_byte_names_the_record(folder):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found_and_its_shard_named(tmp_path_factory, where, bit):
-    folder = tmp_path_factory.mktemp("tokens")
-    write_tokens(folder, [9, 12])
-    path = folder / "tokens-000001.tar"
+    directory = tmp_path_factory.mktemp("tokens")
+    write_tokens(directory, [9, 12])
+    path = directory / "tokens-000001.tar"
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 1 << bit
     path.write_bytes(content)
-    found = verify_folder(folder)
+    found = verify_directory(directory)
     assert found and {fault.shard for fault in found} <= {path.name, "manifest.json"}
     assert any(fault.shard == path.name for fault in found)
 
 
-def test_a_failing_disk_is_a_fault_of_its_shard(folder):
+def test_a_failing_disk_is_a_fault_of_its_shard(directory):
     """Reading /proc/self/mem from its beginning gives the error of a broken disk."""
-    path = folder / "tokens-000000.tar"
+    path = directory / "tokens-000000.tar"
     path.unlink()
     path.symlink_to("/proc/self/mem")
-    found = texts(folder)
+    found = texts(directory)
     assert any("tokens-000000.tar: cannot be read to its end ([Errno 5] Input/output error" in t for t in found)
     assert not any("tokens-000001.tar" in text for text in found)
 
 
-def test_missing_shard(folder):
-    (folder / "tokens-000001.tar").unlink()
-    assert texts(folder) == ["tokens-000001.tar: missing"]
+def test_missing_shard(directory):
+    (directory / "tokens-000001.tar").unlink()
+    assert texts(directory) == ["tokens-000001.tar: missing"]
 
 
 @pytest.mark.parametrize("label", [TINY.num_classes, -1])
-def test_label_out_of_range(folder, label):
+def test_label_out_of_range(directory, label):
     def edit(labels):
         labels[[3, 5]] = label
         return labels
 
-    change(folder / "tokens-000001.tar", "tokens-000001-0000.labels.npy", edit, reseal=True)
-    assert texts(folder) == [
+    change(directory / "tokens-000001.tar", "tokens-000001-0000.labels.npy", edit, reseal=True)
+    assert texts(directory) == [
         f"tokens-000001.tar, record tokens-000001-0000: row 3: label {label} is out of range, the manifest names 3 "
         "classes (2 such labels)"
     ]
 
 
-def test_code_out_of_range_wrong_views_and_wrong_types(folder):
-    path, name = folder / "tokens-000001.tar", "tokens-000001-0000.codes.npy"
+def test_code_out_of_range_wrong_views_and_wrong_types(directory):
+    path, name = directory / "tokens-000001.tar", "tokens-000001-0000.codes.npy"
 
     def edit(codes):
         codes[7, 1, 2] = 16
         return codes
 
     change(path, name, edit, reseal=True)
-    assert "row 7, view 1: code 16 is out of range, the codebook has 16 (1 such codes)" in texts(folder)[0]
+    assert "row 7, view 1: code 16 is out of range, the codebook has 16 (1 such codes)" in texts(directory)[0]
     change(path, name, lambda codes: codes[:, :1], reseal=True)
-    assert "codes are uint16 (40, 1, 4), expected uint16 (40, 2, 4) (rows, views, codes a picture)" in texts(folder)[0]
+    assert (
+        "codes are uint16 (40, 1, 4), expected uint16 (40, 2, 4) (rows, views, codes an image)" in texts(directory)[0]
+    )
     change(path, name, lambda codes: codes.astype(np.int32), reseal=True)
-    assert "codes are int32" in texts(folder)[0]
+    assert "codes are int32" in texts(directory)[0]
 
 
-def test_foreign_tar_in_place_of_a_shard_and_beside_them(folder, tmp_path):
-    pictures = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(pictures, "PNG")
-    write_image_shards([(pictures.getvalue(), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
-    (tmp_path / "x" / "images-000000.tar").rename(folder / "tokens-000001.tar")
-    write_members(folder / "other.tar", {"a.txt": b"x"})
-    found = texts(folder)
+def test_foreign_tar_in_place_of_a_shard_and_beside_them(directory, tmp_path):
+    images = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(images, "PNG")
+    write_image_shards([(images.getvalue(), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
+    (tmp_path / "x" / "images-000000.tar").rename(directory / "tokens-000001.tar")
+    write_members(directory / "other.tar", {"a.txt": b"x"})
+    found = texts(directory)
     assert "other.tar: foreign: the manifest does not list it" in found
     assert any("tokens-000001.tar, record p0: lacks codes.npy" in t and "(5 such records)" in t for t in found)
-    (folder / "tokens-000000.tar").write_bytes(b"no tar at all" * 100)
-    assert any(text.startswith("tokens-000000.tar: truncated or damaged") for text in texts(folder))
+    (directory / "tokens-000000.tar").write_bytes(b"no tar at all" * 100)
+    assert any(text.startswith("tokens-000000.tar: truncated or damaged") for text in texts(directory))
 
 
-def test_absent_class_wrong_tokenizer_and_a_picture_twice(folder):
+def test_absent_class_wrong_tokenizer_and_an_image_twice(directory):
     for name, rows in (("tokens-000000.tar", (0, 1)), ("tokens-000001.tar", (0,))):
         for record in rows:
             key = f"{name[:-4]}-{record:04d}.labels.npy"
-            change(folder / name, key, lambda labels: np.minimum(labels, 1), reseal=True)
-    members = members_of(folder / "tokens-000001.tar")
+            change(directory / name, key, lambda labels: np.minimum(labels, 1), reseal=True)
+    members = members_of(directory / "tokens-000001.tar")
     keys = json.loads(members["tokens-000001-0000.keys.json"])
     assert keys[0] == "row1300"
     keys[0], keys[1] = "row7", keys[2]
     members["tokens-000001-0000.keys.json"] = json.dumps(keys).encode()
-    write_members(folder / "tokens-000001.tar", members)
-    found = texts(folder, "f" * 64)
+    write_members(directory / "tokens-000001.tar", members)
+    found = texts(directory, "f" * 64)
     assert any("another tokenizer wrote the codes: its weights hash is none" in text for text in found)
-    assert "manifest.json: class 2 (class2) has no picture in any shard" in found
+    assert "manifest.json: class 2 (class2) has no image in any shard" in found
     here, there = "tokens-000001.tar, record tokens-000001-0000", "tokens-000000.tar, record tokens-000000-0000"
-    assert f"{here}: picture row7 comes twice (also in {there})" in found
-    assert f"{here}: picture row1302 comes twice (also in {here})" in found
+    assert f"{here}: image row7 comes twice (also in {there})" in found
+    assert f"{here}: image row1302 comes twice (also in {here})" in found
 
 
-def test_folders_of_the_first_version_are_still_read(folder):
-    path = folder / "manifest.json"
+def test_directories_of_the_first_version_are_still_read(directory):
+    path = directory / "manifest.json"
     values = json.loads(path.read_text())
     for name in ("encoding", "skipped", "merged"):
         del values[name]
     path.write_text(json.dumps(values))
     for shard in values["shards"]:  # without checksums of records
-        tar = folder / shard["name"]
+        tar = directory / shard["name"]
         write_members(tar, {n: c for n, c in members_of(tar).items() if not n.endswith("sha256")})
         shard["sha256"] = sha256_file(tar)
     path.write_text(json.dumps(values))
-    assert texts(folder) == [] and TokenManifest.load(folder).skipped == []
+    assert texts(directory) == [] and TokenManifest.load(directory).skipped == []
 
 
 # --- preview
@@ -206,9 +208,9 @@ def tokenizer():
     return VQModel(TINY_VQ).eval()
 
 
-def write_vq_tokens(folder, tokenizer, rows, **options):
+def write_vq_tokens(directory, tokenizer, rows, **options):
     config = type("Sizes", (), {"num_tokens": 64, "vocab_size": 16, "num_classes": 3})
-    return write_tokens(folder, rows, config=config, tokenizer_hash=tokenizer.weights_hash, **options)
+    return write_tokens(directory, rows, config=config, tokenizer_hash=tokenizer.weights_hash, **options)
 
 
 def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path):
@@ -236,9 +238,9 @@ def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):
 # --- merge
 
 
-def rows_of(folder):
-    manifest = TokenManifest.load(folder)
-    parts = [r for s in manifest.shards for r in read_records(str(folder / s.name), manifest)]
+def rows_of(directory):
+    manifest = TokenManifest.load(directory)
+    parts = [r for s in manifest.shards for r in read_records(str(directory / s.name), manifest)]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
@@ -247,7 +249,7 @@ def parts(tmp_path):
     for name, shards, seed in (("a", [13, 5], 0), ("b", [8], 1), ("c", [4], 2)):
         manifest = write_tokens(tmp_path / name, shards, seed=seed)
         values = json.loads((tmp_path / name / "manifest.json").read_text())
-        values |= {"source": f"pictures of {name}", "skipped": [{"key": f"{name}.png", "reason": "broken"}]}
+        values |= {"source": f"images of {name}", "skipped": [{"key": f"{name}.png", "reason": "broken"}]}
         (tmp_path / name / "manifest.json").write_text(json.dumps(values))
         assert manifest.rows == sum(shards)
     return [tmp_path / name for name in "abc"]
@@ -255,15 +257,17 @@ def parts(tmp_path):
 
 def test_merge_keeps_every_row_in_order_and_where_it_came_from(parts, tmp_path):
     seen = []
-    merged = merge_folders(parts[:2], tmp_path / "ab", lambda shards, what: seen.append((len(shards), what)) or shards)
+    merged = merge_directories(
+        parts[:2], tmp_path / "ab", lambda shards, what: seen.append((len(shards), what)) or shards
+    )
     assert seen == [(3, f"merging into {tmp_path / 'ab'}")]
     assert merged == TokenManifest.load(tmp_path / "ab") and merged.rows == 26
     for column, expected in zip(rows_of(tmp_path / "ab"), zip(*map(rows_of, parts[:2]), strict=True), strict=True):
         assert (column == np.concatenate(expected)).all()
-    assert [(s.fingerprint, s.shards) for s in merged.sources] == [("pictures of a", 2), ("pictures of b", 1)]
+    assert [(s.fingerprint, s.shards) for s in merged.sources] == [("images of a", 2), ("images of b", 1)]
     assert [item.key for item in merged.skipped] == ["a.png", "b.png"]
     assert texts(tmp_path / "ab") == []  # both have a row0: names repeat between sources, not within one
-    again = merge_folders([tmp_path / "ab", parts[2]], tmp_path / "abc")
+    again = merge_directories([tmp_path / "ab", parts[2]], tmp_path / "abc")
     assert [source.shards for source in again.sources] == [2, 1, 1] and texts(tmp_path / "abc") == []
 
 
@@ -278,32 +282,32 @@ def test_merge_is_continued_after_an_interruption(parts, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("aim_lightning.data.tokens.write.merge.sha256_file", stop)
-        merge_folders(parts, tmp_path / "out")
+        merge_directories(parts, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
-    merge_folders(parts, tmp_path / "out")
+    merge_directories(parts, tmp_path / "out")
     assert texts(tmp_path / "out") == []
 
 
 def test_merge_refuses_what_does_not_belong_together(parts, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="hold the same pictures"):
-        merge_folders([parts[0], parts[1], parts[0]], out)
-    with pytest.raises(UserError, match="two or more folders"):
-        merge_folders(parts[:1], out)
-    with pytest.raises(UserError, match="one of the folders to merge"):
-        merge_folders(parts, parts[0])
+    with pytest.raises(UserError, match="hold the same images"):
+        merge_directories([parts[0], parts[1], parts[0]], out)
+    with pytest.raises(UserError, match="two or more directories"):
+        merge_directories(parts[:1], out)
+    with pytest.raises(UserError, match="one of the directories to merge"):
+        merge_directories(parts, parts[0])
     write_tokens(tmp_path / "other", [5], tokenizer_hash="another", views=2)
     with pytest.raises(UserError, match="other has another tokenizer_hash, views than"):
-        merge_folders([parts[0], tmp_path / "other"], out)
+        merge_directories([parts[0], tmp_path / "other"], out)
     assert not out.exists()
     path = parts[1] / "tokens-000000.tar"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="is not the shard that its manifest describes"):
-        merge_folders(parts, out)
+        merge_directories(parts, out)
     assert not (out / "manifest.json").exists()
     path.unlink()
     with pytest.raises(UserError, match=r"b/tokens-000000.tar is missing"):
-        merge_folders(parts, out)
+        merge_directories(parts, out)
 
 
 # --- the command
@@ -346,22 +350,22 @@ def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
     assert code == 1 and f"half/{absent}: missing" in out and f"half/{there}: 12 rows, no faults" in out
     for order in (["half", "whole"], ["whole", "half"]):
         code, out, err = shards(capsys, "merge", *(tmp_path / name for name in order), "--out", tmp_path / "out")
-        assert code == 2 and f"half/{absent} does not exist, but another folder has that split" in err
+        assert code == 2 and f"half/{absent} does not exist, but another directory has that split" in err
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
     assert shards(capsys, "verify", tmp_path / "half" / there)[0] == 0  # one split, asked for by its name
     (tmp_path / "half" / absent).mkdir()  # begun, not finished
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
-    assert code == 1 and f"half/{absent} is no finished folder" in out and f"half/{there}: 12 rows, no faults" in out
+    assert code == 1 and f"half/{absent} is no finished directory" in out and f"half/{there}: 12 rows, no faults" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["verify", "nowhere"], "nowhere is no folder"),
-        (["verify", "."], "no finished folder of token shards"),
+        (["verify", "nowhere"], "nowhere is no directory"),
+        (["verify", "."], "no finished directory of token shards"),
         (["merge", "."], "required: --out"),
         (["preview", "."], "required: --tokenizer"),
-        (["preview", ".", ".", "--tokenizer", "t", "--out", "x.png"], "several folders"),
+        (["preview", ".", ".", "--tokenizer", "t", "--out", "x.png"], "several directories"),
         (["fly", "."], "shards has no action 'fly'"),
     ],
 )

@@ -23,7 +23,7 @@ SHARDS = [13, 9, 17, 5]
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; `trouble` maps a path to what happens to its next requests: a status, "cut" or "stall"."""
+    """Serves a directory; `trouble` maps a path to what happens to its next requests: a status, "cut" or "stall"."""
 
     def __init__(self, *args, trouble, asked, **options):
         self.trouble, self.asked = trouble, asked
@@ -54,10 +54,10 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stored")
+    directory = tmp_path_factory.mktemp("stored")
     for split, rows in (("train", SHARDS), ("val", [11, 4])):
-        write_tokens(folder / split, rows, views=3, seed=len(split))
-    return folder
+        write_tokens(directory / split, rows, views=3, seed=len(split))
+    return directory
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def batches(path, **options):
     return global_batches(path, fetch={"retry_pause": 0.01, **options})
 
 
-@pytest.mark.parametrize("template", ["pipe:cat {folder}/{{}}", "pipe:cat {folder}", "file:{folder}"])
-def test_any_opener_gives_the_stream_of_the_folder(stored, template):
-    assert batches(template.format(folder=stored)) == global_batches(stored)
+@pytest.mark.parametrize("template", ["pipe:cat {directory}/{{}}", "pipe:cat {directory}", "file:{directory}"])
+def test_any_opener_gives_the_stream_of_the_directory(stored, template):
+    assert batches(template.format(directory=stored)) == global_batches(stored)
 
 
-def test_http_gives_the_stream_of_the_folder_also_to_workers(stored, served):
+def test_http_gives_the_stream_of_the_directory_also_to_workers(stored, served):
     expected = global_batches(stored)
     assert batches(served[0]) == expected
     assert global_batches(served[0], workers=2, world=2) == expected
@@ -147,7 +147,7 @@ def test_pauses_double(monkeypatch):
 
 
 def test_a_network_file_system_may_stumble(stored, monkeypatch):
-    """Files of a folder too: EIO or ESTALE pass."""
+    """Files of a directory too: EIO or ESTALE pass."""
     expected, read, failures = global_batches(stored), fetch._read, [errno.EIO, errno.ESTALE]
 
     def stumbling(url):

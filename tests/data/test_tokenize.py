@@ -1,4 +1,4 @@
-"""Tokenizing pictures into shards: what is stored, by how many processes, killed and continued."""
+"""Tokenizing images into shards: what is stored, by how many processes, killed and continued."""
 
 import dataclasses
 import io
@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import read_records
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.data.tokens.format.views import Views
-from aim_lightning.data.tokens.verify.verify import verify_folder
+from aim_lightning.data.tokens.verify.verify import verify_directory
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.models import VQModel
@@ -41,8 +41,8 @@ HOW = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """20 pictures of 16x16 pixels in two class folders."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """20 images of 16x16 pixels in two class directories."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for label in ("cat", "dog"):
         (root / label).mkdir()
         for i in range(10):
@@ -51,8 +51,8 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tree):
-    return Pictures(str(tree), str(tree), image_size=16).open("train")
+def images(tree):
+    return Images(str(tree), str(tree), image_size=16).open("train")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def tokenizer():
     return VQModel(TINY_VQ).eval()
 
 
-def write(pictures, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
-    return TokenizeJob(pictures, tokenizer, out, how, **options).run(on_rows)
+def write(images, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
+    return TokenizeJob(images, tokenizer, out, how, **options).run(on_rows)
 
 
 def png(grey: int) -> bytes:
@@ -71,31 +71,31 @@ def png(grey: int) -> bytes:
     return buffer.getvalue()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(directory: Path) -> dict[str, bytes]:
     """Every file that is no leftover of a killed process, by its place."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name[0] != "."
     }
 
 
-def stored(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    manifest = TokenManifest.load(folder)
-    records = [r for s in manifest.shards for r in read_records(str(folder / s.name), manifest)]
+def stored(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    manifest = TokenManifest.load(directory)
+    records = [r for s in manifest.shards for r in read_records(str(directory / s.name), manifest)]
     codes, labels = (np.concatenate(column) for column in zip(*records, strict=True))
     return codes, labels
 
 
-def test_shards_hold_the_codes_of_the_pictures(pictures, tokenizer, tmp_path):
+def test_shards_hold_the_codes_of_the_images(images, tokenizer, tmp_path):
     seen = []
-    manifest = write(pictures, tokenizer, tmp_path / "out", on_rows=seen.append)
+    manifest = write(images, tokenizer, tmp_path / "out", on_rows=seen.append)
     assert manifest == TokenManifest.load(tmp_path / "out") and sum(seen) == 20
     assert [s.rows for s in manifest.shards] == [7, 7, 6] and manifest.class_names == ["cat", "dog"]
     assert manifest.tokenizer_hash == tokenizer.weights_hash and manifest.grid == (8, 8)
     assert manifest.encoding["precision"] == "float32" and manifest.encoding["devices"] == ["cpu"]
     codes, labels = stored(tmp_path / "out")
-    images, expected_labels = pictures.batch(range(20))
+    images, expected_labels = images.batch(range(20))
     x = to_unit_range(images)
     assert (labels == expected_labels.numpy()).all()
     for view, version in enumerate((x, x.flip(-1))):
@@ -127,16 +127,16 @@ def kill_at(event: int) -> None:
     TokenizeJob._encode = around(TokenizeJob._encode)
 
 
-def process(pictures, tokenizer, out, how, place, event, workers) -> None:
+def process(images, tokenizer, out, how, place, event, workers) -> None:
     if event is not None:
         kill_at(event)
-    write(pictures, tokenizer, out, how, place=place, num_workers=workers)
+    write(images, tokenizer, out, how, place=place, num_workers=workers)
 
 
-def launch(pictures, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
+def launch(images, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
     """As many processes as events, at the same time; exit codes."""
     running = [
-        FORK.Process(target=process, args=(pictures, tokenizer, out, how, Place(rank, len(events)), event, workers))
+        FORK.Process(target=process, args=(images, tokenizer, out, how, Place(rank, len(events)), event, workers))
         for rank, event in enumerate(events)
     ]
     for one in running:
@@ -155,58 +155,58 @@ def launch(pictures, tokenizer, out, how, events: list[int | None], workers: int
     world=st.integers(1, 3),
 )
 def test_same_bytes_for_any_number_of_processes_and_after_kills(
-    pictures, tokenizer, tmp_path_factory, rows_per_shard, batch_size, views, kills, world
+    images, tokenizer, tmp_path_factory, rows_per_shard, batch_size, views, kills, world
 ):
-    how, folder = TokenizeOptions(views, rows_per_shard, batch_size), tmp_path_factory.mktemp("job")
-    write(pictures, tokenizer, folder / "whole", how)
+    how, directory = TokenizeOptions(views, rows_per_shard, batch_size), tmp_path_factory.mktemp("job")
+    write(images, tokenizer, directory / "whole", how)
     for events in kills:  # each launch may have another number of processes than the one before
-        codes = launch(pictures, tokenizer, folder / "cut", how, events)
+        codes = launch(images, tokenizer, directory / "cut", how, events)
         assert set(codes) <= {0, -signal.SIGKILL}
-    assert launch(pictures, tokenizer, folder / "cut", how, [None] * world) == [0] * world
-    assert contents(folder / "cut") == contents(folder / "whole")
-    assert not list((folder / "cut").rglob(".tokens-*"))
+    assert launch(images, tokenizer, directory / "cut", how, [None] * world) == [0] * world
+    assert contents(directory / "cut") == contents(directory / "whole")
+    assert not list((directory / "cut").rglob(".tokens-*"))
 
 
-def test_a_kill_leaves_finished_shards_and_no_manifest(pictures, tokenizer, tmp_path):
+def test_a_kill_leaves_finished_shards_and_no_manifest(images, tokenizer, tmp_path):
     # Before and after each: flush and rename of the plan; 3 batches, flush and rename of the tar and of its record.
-    assert launch(pictures, tokenizer, tmp_path, HOW, [2 * 2 + 2 * 7 + 3]) == [-signal.SIGKILL]
+    assert launch(images, tokenizer, tmp_path, HOW, [2 * 2 + 2 * 7 + 3]) == [-signal.SIGKILL]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["tokens-000000.tar"]
     assert not (tmp_path / "manifest.json").exists()
     before = (tmp_path / "tokens-000000.tar").stat().st_mtime_ns
-    job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
+    job = TokenizeJob(images, tokenizer, tmp_path, HOW)
     assert [shard.name for shard in job.todo] == ["tokens-000001.tar", "tokens-000002.tar"]
     job.run()
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
 
 
-def test_what_another_process_writes_at_this_moment_stays(pictures, tokenizer, tmp_path):
-    """Two jobs on one folder, one of them late: it must still be able to rename its file."""
+def test_what_another_process_writes_at_this_moment_stays(images, tokenizer, tmp_path):
+    """Two jobs on one directory, one of them late: it must still be able to rename its file."""
     live = tmp_path / f".tokens-000000.tar.{socket.gethostname()}.{os.getppid()}-0a1b2c3d.tmp"
     live.touch()
-    write(pictures, tokenizer, tmp_path)
+    write(images, tokenizer, tmp_path)
     assert live.exists()
 
 
-def test_loader_workers_change_nothing(pictures, tokenizer, tmp_path):
-    write(pictures, tokenizer, tmp_path / "none")
-    assert launch(pictures, tokenizer, tmp_path / "two", HOW, [None], workers=2) == [0]
+def test_loader_workers_change_nothing(images, tokenizer, tmp_path):
+    write(images, tokenizer, tmp_path / "none")
+    assert launch(images, tokenizer, tmp_path / "two", HOW, [None], workers=2) == [0]
     assert contents(tmp_path / "two") == contents(tmp_path / "none")
 
 
-def test_the_last_process_writes_the_manifest(pictures, tokenizer, tmp_path):
-    jobs = [TokenizeJob(pictures, tokenizer, tmp_path, HOW, Place(rank, 3)) for rank in range(3)]
+def test_the_last_process_writes_the_manifest(images, tokenizer, tmp_path):
+    jobs = [TokenizeJob(images, tokenizer, tmp_path, HOW, Place(rank, 3)) for rank in range(3)]
     assert [job.rows for job in jobs] == [7, 7, 6]
     assert jobs[2].run() is None and jobs[0].run() is None and not (tmp_path / "manifest.json").exists()
     assert jobs[1].run() == TokenManifest.load(tmp_path)
     assert all(job.complete() == TokenManifest.load(tmp_path) for job in jobs)  # also those that were earlier
-    more = [TokenizeJob(pictures, tokenizer, tmp_path, HOW, Place(rank, 5)) for rank in range(5)]
+    more = [TokenizeJob(images, tokenizer, tmp_path, HOW, Place(rank, 5)) for rank in range(5)]
     assert not any(job.todo for job in more) and more[4].rows == 0  # fewer shards than processes
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
 
 @pytest.mark.parametrize("loss", ["missing", "truncated", "changed"])
-def test_a_lost_shard_is_made_again(pictures, tokenizer, tmp_path, loss):
-    write(pictures, tokenizer, tmp_path)
+def test_a_lost_shard_is_made_again(images, tokenizer, tmp_path, loss):
+    write(images, tokenizer, tmp_path)
     before, path = contents(tmp_path), tmp_path / "tokens-000001.tar"
     if loss == "missing":
         path.unlink()
@@ -214,70 +214,70 @@ def test_a_lost_shard_is_made_again(pictures, tokenizer, tmp_path, loss):
         path.write_bytes(path.read_bytes()[:-700])
     else:
         path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
-    job = TokenizeJob(pictures, tokenizer, tmp_path, HOW)
+    job = TokenizeJob(images, tokenizer, tmp_path, HOW)
     assert [shard.name for shard in job.todo] == [path.name]
     job.run()
     assert contents(tmp_path) == before
 
 
-def test_a_folder_begun_with_something_else_is_refused(pictures, tokenizer, tmp_path):
-    write(pictures, tokenizer, tmp_path / "out")
+def test_a_directory_begun_with_something_else_is_refused(images, tokenizer, tmp_path):
+    write(images, tokenizer, tmp_path / "out")
     before = contents(tmp_path / "out")
     torch.manual_seed(1)
     with pytest.raises(UserError, match="begun with another tokenizer_hash"):
-        write(pictures, VQModel(TINY_VQ).eval(), tmp_path / "out")
+        write(images, VQModel(TINY_VQ).eval(), tmp_path / "out")
     for name, value in {"batch_size": 4, "rows_per_shard": 9, "precision": "bf16", "views": Views("ten_crop")}.items():
         with pytest.raises(UserError, match=f"begun with another .*{'shards' if name.startswith('rows') else name}"):
-            write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, **{name: value}))
+            write(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, **{name: value}))
     assert contents(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.tar").write_bytes(b"")
     with pytest.raises(UserError, match="did not write"):
-        write(pictures, tokenizer, tmp_path / "other")
+        write(images, tokenizer, tmp_path / "other")
     (tmp_path / "out" / "plan.json").write_text(json.dumps({"options": {}}))
     with pytest.raises(UserError, match="begun by an earlier version; delete"):
-        write(pictures, tokenizer, tmp_path / "out")
+        write(images, tokenizer, tmp_path / "out")
 
 
-# --- unreadable pictures
+# --- unreadable images
 
 
 @pytest.fixture
 def damaged(tmp_path, tree):
-    """The same set with the whole first shard and one picture of the second unreadable."""
+    """The same set with the whole first shard and one image of the second unreadable."""
     for path in tree.rglob("*.png"):
         copy = tmp_path / "damaged" / path.relative_to(tree)
         copy.parent.mkdir(parents=True, exist_ok=True)
         bad = (path.parent.name == "cat" and int(path.stem) < 7) or (path.parent.name, path.stem) == ("dog", "1")
         copy.write_bytes(path.read_bytes()[:50] if bad else path.read_bytes())
-    return Pictures(str(tmp_path / "damaged"), "", image_size=16).open("train")
+    return Images(str(tmp_path / "damaged"), "", image_size=16).open("train")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_is_an_error_that_names_it(damaged, tokenizer, tmp_path, workers):
-    with pytest.raises(UserError, match=r"cat/0.png is not a readable picture .*--on_error skip"):
+def test_an_unreadable_image_is_an_error_that_names_it(damaged, tokenizer, tmp_path, workers):
+    with pytest.raises(UserError, match=r"cat/0.png is not a readable image .*--on_error skip"):
         write(damaged, tokenizer, tmp_path / "out", num_workers=workers)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_skipped_pictures_are_listed_and_the_others_keep_their_codes(damaged, pictures, tokenizer, tmp_path):
+def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, images, tokenizer, tmp_path):
     skip = dataclasses.replace(HOW, on_error="skip")
     manifest = write(damaged, tokenizer, tmp_path / "skip", skip)
     assert [item.key for item in manifest.skipped] == [*(f"cat/{i}.png" for i in range(7)), "dog/1.png"]
-    assert all("not a readable picture" in item.reason for item in manifest.skipped)
+    assert all("not a readable image" in item.reason for item in manifest.skipped)
     assert [(s.name, s.rows) for s in manifest.shards] == [("tokens-000001.tar", 6), ("tokens-000002.tar", 6)]
     assert manifest == TokenManifest.load(tmp_path / "skip")
-    write(pictures, tokenizer, tmp_path / "whole")
+    write(images, tokenizer, tmp_path / "whole")
     codes, labels = stored(tmp_path / "whole")
     kept = [row for row in range(7, 20) if row != 11]
     some_codes, some_labels = stored(tmp_path / "skip")
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
 
 
-def test_a_picture_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
+def test_an_image_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
     shutil.copytree(tree, tmp_path / "p")
-    pictures, path = Pictures(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
-    job = TokenizeJob(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
+    job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
     path.unlink()
     with pytest.raises(UserError, match=r"cat/8.png was listed but is not there; restore it"):
         job.run()
@@ -285,18 +285,18 @@ def test_a_picture_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer,
 
 
 def test_names_that_are_no_text(tokenizer, tmp_path):
-    """Paths on Linux are bytes: of a class folder, of a picture, and in the reason why it was skipped."""
-    folder = os.fsencode(tmp_path) + b"/p/caf\xe9"
-    os.makedirs(folder)  # noqa: PTH103 (bytes)
+    """Paths on Linux are bytes: of a class directory, of an image, and in the reason why it was skipped."""
+    directory = os.fsencode(tmp_path) + b"/p/caf\xe9"
+    os.makedirs(directory)  # noqa: PTH103 (bytes)
     for name in (b"fine.png", b"fine\xff.png", b"bad\xff.png"):
-        Image.new("RGB", (16, 16)).save(os.fsdecode(folder + b"/" + name))
-    Path(os.fsdecode(folder + b"/bad\xff.png")).write_bytes(b"no picture")
-    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
-    assert pictures.class_names == ["caf\\udce9"]
-    manifest = write(pictures, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+        Image.new("RGB", (16, 16)).save(os.fsdecode(directory + b"/" + name))
+    Path(os.fsdecode(directory + b"/bad\xff.png")).write_bytes(b"no image")
+    images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert images.class_names == ["caf\\udce9"]
+    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
     assert manifest == TokenManifest.load(tmp_path / "out") and manifest.rows == 2
     assert manifest.skipped[0].key == "caf\\udce9/bad\\udcff.png" and "bad\\udcff.png" in manifest.skipped[0].reason
-    assert verify_folder(tmp_path / "out") == []
+    assert verify_directory(tmp_path / "out") == []
 
 
 def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path):
@@ -305,32 +305,32 @@ def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path)
         records = [(png(16 * number + 8 * i), "png", i, f"{i:06d}") for i in range(3)]
         write_image_shards(records, tmp_path / "one", ["a", "b", "c"], 3)
         (tmp_path / "one" / "images-000000.tar").rename(tmp_path / "p" / f"s{number}.tar")
-    pictures = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
-    assert [pictures.key(row) for row in (0, 5)] == ["s0/000000", "s1/000002"]
-    write(pictures, tokenizer, tmp_path / "out")
-    assert verify_folder(tmp_path / "out") == []
+    images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
+    assert [images.key(row) for row in (0, 5)] == ["s0/000000", "s1/000002"]
+    write(images, tokenizer, tmp_path / "out")
+    assert verify_directory(tmp_path / "out") == []
     (tmp_path / "p" / "s1.tar").unlink()
-    assert Pictures(str(tmp_path / "p"), "", image_size=16).open("train").key(0) == "000000"  # unique as they are
+    assert Images(str(tmp_path / "p"), "", image_size=16).open("train").key(0) == "000000"  # unique as they are
 
 
-def test_a_job_that_one_picture_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
+def test_a_job_that_one_image_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
     with pytest.raises(UserError):
         write(damaged, tokenizer, tmp_path)
     assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(HOW, on_error="skip")).skipped) == 8
 
 
-def test_nothing_but_unreadable_pictures(tokenizer, tmp_path):
+def test_nothing_but_unreadable_images(tokenizer, tmp_path):
     (tmp_path / "p" / "cat").mkdir(parents=True)
-    (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no picture")
-    set_of_one = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
-    with pytest.raises(UserError, match=r"none of the pictures .*a.png is not a readable"):
+    (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no image")
+    set_of_one = Images(str(tmp_path / "p"), "", image_size=16).open("train")
+    with pytest.raises(UserError, match=r"none of the images .*a.png is not a readable"):
         write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
 
 
-def test_a_picture_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_path):
+def test_an_image_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_path):
     (tmp_path / "p" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "p" / "cat" / "small.png")
-    small = Pictures(str(tmp_path / "p"), "", image_size=16).open("train")
+    small = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     with pytest.raises(UserError, match=r"cat/small.png: .*8x8 .*less than image_size 16"):
         write(small, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
 
@@ -338,17 +338,17 @@ def test_a_picture_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_pa
 # --- options
 
 
-def test_pictures_of_another_size_are_refused_before_anything_is_written(tokenizer, tree, tmp_path):
-    large = Pictures(str(tree), "", image_size=32, resize=32).open("train")
+def test_images_of_another_size_are_refused_before_anything_is_written(tokenizer, tree, tmp_path):
+    large = Images(str(tree), "", image_size=32, resize=32).open("train")
     with pytest.raises(UserError, match="32x32 pixels give 256 codes, the tokenizer's grid is 8x8"):
         write(large, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_too_large_a_codebook(pictures, tmp_path):
+def test_too_large_a_codebook(images, tmp_path):
     large = VQModel(dataclasses.replace(TINY_VQ, codebook_size=65537))
     with pytest.raises(UserError, match="65536 at most"):
-        write(pictures, large, tmp_path / "out")
+        write(images, large, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -373,13 +373,13 @@ def test_options_out_of_range(make, match):
 @pytest.mark.parametrize(
     ("ranges", "match"),
     [
-        ((1.3, 1.05), "crop_range 1.05 cuts pictures of 16 pixels from 16, which leaves no room"),
-        ((1.1, 1.12), "crop_range 1.1 cuts pictures of 16 pixels from 17, as does 1.12"),
+        ((1.3, 1.05), "crop_range 1.05 cuts images of 16 pixels from 16, which leaves no room"),
+        ((1.1, 1.12), "crop_range 1.1 cuts images of 16 pixels from 17, as does 1.12"),
     ],
 )
-def test_crops_that_would_be_alike_are_refused_before_anything_is_written(pictures, tokenizer, tmp_path, ranges, match):
+def test_crops_that_would_be_alike_are_refused_before_anything_is_written(images, tokenizer, tmp_path, ranges, match):
     with pytest.raises(UserError, match=match):
-        TokenizeJob(pictures, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
+        TokenizeJob(images, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
     assert not (tmp_path / "out").exists()
 
 
@@ -414,7 +414,7 @@ def test_ten_crop_stores_torchvisions_crops_of_adms_resizing(tokenizer, tmp_path
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 255, (50, 41, 3), dtype=np.uint8))
     image.save(tmp_path / "p" / "cat" / "a.png")
-    source = Pictures(str(tmp_path / "p"), "", image_size=16, crop="adm_center").open("train")
+    source = Images(str(tmp_path / "p"), "", image_size=16, crop="adm_center").open("train")
     views = Views("ten_crop", (1.3, 1.1))
     manifest = write(source, tokenizer, tmp_path / "out", TokenizeOptions(views, batch_size=1))
     assert (manifest.views, views.count) == (20, 20) and manifest.encoding["crop_range"] == [1.3, 1.1]

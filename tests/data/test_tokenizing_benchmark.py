@@ -25,19 +25,19 @@ def test_hours_and_loader_processes_follow_from_the_rates(measured):
         "tf32, batch 256": {"images_per_s": 160.0, "ratio": 1.6, "equal_codes": 0.9},
         "tf32, batch 256, contiguous *": {"images_per_s": 170.0, "ratio": 1.7, "equal_codes": 0.9},
     }
-    (row,) = measured.summary(encoding, [{"views": 10, "pictures_per_s_and_core": 8.0}])
+    (row,) = measured.summary(encoding, [{"views": 10, "images_per_s_and_core": 8.0}])
     assert (row["path"], row["aim"], row["reached"]) == ("tf32, batch 256", 1.5, True)
     assert row["imagenet_hours_by_views"]["10"] == pytest.approx(12_811_670 / 160 / 3600)
-    assert row["loader_processes_by_views"] == {"10": 2.0}  # 16 pictures a second, each with 10 views
+    assert row["loader_processes_by_views"] == {"10": 2.0}  # 16 images a second, each with 10 views
 
 
 def test_the_loader_alone_is_recorded(measured, monkeypatch, tmp_path):
     small = measured.loader_rates
     monkeypatch.setattr(measured, "loader_rates", lambda size, repeats: small(32, count=2, repeats=1))
-    monkeypatch.setattr(sys, "argv", ["tokenizing.py", "--pictures", "0"])
+    monkeypatch.setattr(sys, "argv", ["tokenizing.py", "--images", "0"])
     measured.main()
     (path,) = tmp_path.glob("tokenizing_*.json")
     result = json.loads(path.read_text())
     assert {"commit", "hardware", "date", "command"} <= result.keys()
     assert [row["views"] for row in result["rows"]] == [1, 10, 20]
-    assert all(row["pictures_per_s_and_core"] > 0 and row["imagenet_core_hours"] > 0 for row in result["rows"])
+    assert all(row["images_per_s_and_core"] > 0 and row["imagenet_core_hours"] > 0 for row in result["rows"])

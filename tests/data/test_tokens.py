@@ -22,9 +22,11 @@ def flat(lists):
     return list(chain.from_iterable(lists))
 
 
-def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20, seed=0, epoch=0, start=0, fetch=None):
+def module(
+    directory, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20, seed=0, epoch=0, start=0, fetch=None
+):
     data = TokenDataModule(
-        str(folder),
+        str(directory),
         batch,
         max_device_batch_size=limit,
         num_workers=workers,
@@ -40,9 +42,9 @@ def module(folder, *, batch=8, rank=0, world=1, limit=None, workers=0, window=20
     return data
 
 
-def global_batches(folder, *, world=1, limit=None, batch=8, **options):
+def global_batches(directory, *, world=1, limit=None, batch=8, **options):
     """Rows of each global batch, in order, as all ranks together see them."""
-    plan_streams = [module(folder, batch=batch, rank=r, world=world, limit=limit, **options) for r in range(world)]
+    plan_streams = [module(directory, batch=batch, rank=r, world=world, limit=limit, **options) for r in range(world)]
     accumulate = plan_streams[0].plan.accumulate
     per_rank = [[b["index"].tolist() for b in data.train_dataloader()] for data in plan_streams]
     micros = [flat(parts) for parts in zip(*per_rank, strict=True)]
@@ -50,28 +52,28 @@ def global_batches(folder, *, world=1, limit=None, batch=8, **options):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
     for split, rows in (("train", [13, 9, 17, 5]), ("val", [11, 4])):
         write_tokens(tmp_path / split, rows, views=3, seed=len(split))
     return tmp_path
 
 
-def test_an_epoch_is_the_same_for_any_world_accumulation_and_workers(folder):
-    expected = global_batches(folder)
-    assert global_batches(folder, world=2) == expected
-    assert global_batches(folder, world=4, limit=1) == expected
-    assert global_batches(folder, workers=2) == expected
-    assert global_batches(folder, world=2, limit=2, workers=3) == expected
+def test_an_epoch_is_the_same_for_any_world_accumulation_and_workers(directory):
+    expected = global_batches(directory)
+    assert global_batches(directory, world=2) == expected
+    assert global_batches(directory, world=4, limit=1) == expected
+    assert global_batches(directory, workers=2) == expected
+    assert global_batches(directory, world=2, limit=2, workers=3) == expected
     rows = flat(expected)
     assert len(rows) == len(set(rows)) == 40  # 44 rows: the tail that fills no batch is left out
 
 
-def test_order_changes_with_seed_and_epoch_and_restarts_anywhere(folder):
-    expected = global_batches(folder, epoch=1)
-    assert global_batches(folder, epoch=0) != expected
-    assert global_batches(folder, epoch=1, seed=9) != expected
+def test_order_changes_with_seed_and_epoch_and_restarts_anywhere(directory):
+    expected = global_batches(directory, epoch=1)
+    assert global_batches(directory, epoch=0) != expected
+    assert global_batches(directory, epoch=1, seed=9) != expected
     for start in range(5):
-        assert global_batches(folder, epoch=1, start=start) == expected[start:]
+        assert global_batches(directory, epoch=1, start=start) == expected[start:]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -83,29 +85,29 @@ def test_order_changes_with_seed_and_epoch_and_restarts_anywhere(folder):
     start=st.integers(0, 3),
 )
 def test_random_shards_windows_and_worlds(tmp_path_factory, shards, window, world, micro, start):
-    folder, batch = tmp_path_factory.mktemp("tokens"), 2 * world * micro
+    directory, batch = tmp_path_factory.mktemp("tokens"), 2 * world * micro
     shards = [*shards, batch]
     for split in ("train", "val"):
-        write_tokens(folder / split, shards)
-    whole = global_batches(folder, batch=batch, window=window)
+        write_tokens(directory / split, shards)
+    whole = global_batches(directory, batch=batch, window=window)
     start = min(start, len(whole))
-    cut = global_batches(folder, batch=batch, window=window, world=world, limit=micro, start=start)
+    cut = global_batches(directory, batch=batch, window=window, world=world, limit=micro, start=start)
     assert cut == whole[start:]
     rows = flat(whole)
     assert len(set(rows)) == len(rows) == sum(shards) // batch * batch
 
 
-def test_codes_labels_and_rows_belong_together_and_views_vary(folder):
+def test_codes_labels_and_rows_belong_together_and_views_vary(directory):
     stored = {}
     first = 0
-    for path in sorted((folder / "train").glob("*.tar")):
+    for path in sorted((directory / "train").glob("*.tar")):
         with tarfile.open(path) as tar:
             codes = np.load(io.BytesIO(tar.extractfile(next(m for m in tar if m.name.endswith("codes.npy"))).read()))
         stored |= {first + i: row for i, row in enumerate(codes)}
         first += len(codes)
     seen = {}
     for epoch in range(12):
-        for batch in module(folder, epoch=epoch).train_dataloader():
+        for batch in module(directory, epoch=epoch).train_dataloader():
             assert batch["codes"].dtype == torch.int64 and int(batch["epoch"]) == epoch
             for codes, label, row in zip(batch["codes"], batch["labels"], batch["index"], strict=True):
                 assert int(label) == int(row) % TINY.num_classes
@@ -116,8 +118,8 @@ def test_codes_labels_and_rows_belong_together_and_views_vary(folder):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_validation_sees_every_row_once(folder, world):
-    batches = [list(module(folder, batch=6, rank=r, world=world).val_dataloader()) for r in range(world)]
+def test_validation_sees_every_row_once(directory, world):
+    batches = [list(module(directory, batch=6, rank=r, world=world).val_dataloader()) for r in range(world)]
     rows = sorted(int(i) for rank in batches for b in rank for i in b["index"])
     assert rows == list(range(15))
 
@@ -142,11 +144,11 @@ def npy(array):
     return buffer.getvalue()
 
 
-def read_all(folder):
+def read_all(directory):
     for split in ("train", "val"):
-        write = folder / split
+        write = directory / split
         assert write.exists()
-    return list(module(folder, window=1000).train_dataloader())
+    return list(module(directory, window=1000).train_dataloader())
 
 
 @pytest.mark.parametrize(
@@ -162,8 +164,8 @@ def read_all(folder):
         ("damaged npy", "damaged"),
     ],
 )
-def test_faults_name_the_shard(folder, name, word):
-    path = folder / "train" / "tokens-000002.tar"
+def test_faults_name_the_shard(directory, name, word):
+    path = directory / "train" / "tokens-000002.tar"
     if name == "truncated":
         path.write_bytes(path.read_bytes()[:700])
     elif name == "cut at a record":
@@ -181,7 +183,7 @@ def test_faults_name_the_shard(folder, name, word):
     else:
         break_shard(path, **{"codes.npy": b"no array"})
     with pytest.raises(UserError, match=word) as caught:
-        read_all(folder)
+        read_all(directory)
     assert "tokens-000002.tar" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -194,18 +196,18 @@ def test_faults_name_the_shard(folder, name, word):
         (lambda m: m["shards"][0].pop("sha256"), "damaged"),
     ],
 )
-def test_bad_manifests(folder, change, word):
-    path = folder / "train" / "manifest.json"
+def test_bad_manifests(directory, change, word):
+    path = directory / "train" / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=word):
-        TokenManifest.load(folder / "train")
+        TokenManifest.load(directory / "train")
 
 
-def test_unfinished_folder_and_different_tokenizers(folder, tmp_path):
-    write_tokens(folder / "val", [9], views=3, tokenizer_hash="another")
+def test_unfinished_directory_and_different_tokenizers(directory, tmp_path):
+    write_tokens(directory / "val", [9], views=3, tokenizer_hash="another")
     with pytest.raises(UserError, match="different tokenizers"):
-        module(folder)
-    with pytest.raises(UserError, match="no finished folder of token shards; make it with"):
+        module(directory)
+    with pytest.raises(UserError, match="no finished directory of token shards; make it with"):
         TokenManifest.load(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""A generator that draws 4x4 pictures in no time, as a run and in the published layout."""
+"""A generator that draws 4x4 images in no time, as a run and in the published layout."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ model:
 data:
   class_path: aim_lightning.data.tokens.datamodule.TokenDataModule
   init_args: {{path: {root}/tokens, global_batch_size: 8}}
-pictures: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
+images: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
 features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features, init_args: {{size: 32}}}}
 sampling: {{cfg_scale: 1.5, batch_size: 16}}
 trainer: {{accelerator: cpu, devices: 1}}

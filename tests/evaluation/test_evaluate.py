@@ -1,4 +1,4 @@
-"""`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of pictures."""
+"""`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of images."""
 
 import json
 import multiprocessing
@@ -19,12 +19,12 @@ from evaluation.small import config, networks, place, write_step  # noqa: F401
 from PIL import Image
 
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.decoded import FolderPictures, open_pictures
+from aim_lightning.evaluation.decoded import DirectoryImages, open_images
 from aim_lightning.evaluation.evaluated_model import Generator, identity
-from aim_lightning.evaluation.image_sets import NpzPictures
+from aim_lightning.evaluation.image_sets import NpzImages
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.report.table import render
-from aim_lightning.evaluation.sample_blocks import BlockFolder, draw_missing
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.score_record import over_seeds, plain_metrics, read_record
 from aim_lightning.evaluation.scorer import Evaluation
@@ -41,18 +41,18 @@ def evaluate(config, *options):
 
 @pytest.fixture(scope="module")
 def scored(place, config):
-    """A finished evaluation of 100 pictures: its folder and record."""
+    """A finished evaluation of 100 images: its directory and record."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert main(evaluate(config, "--num", 100)) == 0
-    (folder,) = (place / "runs" / "small" / "main" / "evaluations").iterdir()
-    return folder, json.loads((folder / "scores.json").read_text())
+    (directory,) = (place / "runs" / "small" / "main" / "evaluations").iterdir()
+    return directory, json.loads((directory / "scores.json").read_text())
 
 
 def test_files_and_record(scored, place):
-    folder, record = scored
-    assert {path.name for path in folder.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
-    assert folder.name.startswith("step=00000007-ema-100-cfg1.5-seed0-")
+    directory, record = scored
+    assert {path.name for path in directory.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
+    assert directory.name.startswith("step=00000007-ema-100-cfg1.5-seed0-")
     names = {"fd_effnet_lite0_100", "kd_effnet_lite0_100", "precision_effnet_lite0_100", "recall_effnet_lite0_100"}
     assert set(record["metrics"]) == names | {"class_agreement_100"}
     assert all(np.isfinite(value) for value in record["metrics"].values())
@@ -66,7 +66,7 @@ def test_files_and_record(scored, place):
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert record["commit"] and record["hardware"] and record["performance"]["sampling"]["images"] == 100
     assert str(place) not in json.dumps(record), "a path of this machine"
-    results = json.loads((folder.parents[1] / "results.json").read_text())
+    results = json.loads((directory.parents[1] / "results.json").read_text())
     assert results["metrics"] == record["metrics"] and results["protocol"]["step"] == 7
     entry = results["protocol"]["evaluate_fd_effnet_lite0_100"]
     assert entry["sampling"] == protocol["sampling"] and entry["weights_sha256"] == record["model"]["weights_sha256"]
@@ -74,36 +74,36 @@ def test_files_and_record(scored, place):
 
 
 def test_a_set_begun_on_another_device_or_backend_is_another_set(scored, tmp_path):
-    """The folder's name follows the facts: blocks of two kinds of arithmetic never meet in one."""
+    """The directory's name follows the facts: blocks of two kinds of arithmetic never meet in one."""
     _, record = scored
     assert (record["model"]["backend"], record["model"]["device"]) == ("torch", "cpu")
-    pipeline, plan, folders = networks(), SamplePlan(balanced_labels(50, range(3)), 8), set()
+    pipeline, plan, directories = networks(), SamplePlan(balanced_labels(50, range(3)), 8), set()
     for change in ({}, {"device": "cuda"}, {"backend": "mamba_ssm"}):
         generator = Generator(pipeline, "x", identity(pipeline) | change)
-        folders.add(Evaluation(generator, None, tmp_path, {}).folder(plan, SAMPLING))
-    assert len(folders) == 3
+        directories.add(Evaluation(generator, None, tmp_path, {}).directory(plan, SAMPLING))
+    assert len(directories) == 3
 
 
 def test_the_archive_is_what_adm_reads(scored):
-    folder, _ = scored
-    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+    directory, _ = scored
+    with np.load(directory / "samples.npz", allow_pickle=False) as file:
         images, labels = file["arr_0"], file["arr_1"]
         np.testing.assert_array_equal(file["labels"], labels)
     assert images.shape == (100, 4, 4, 3) and images.dtype == np.uint8
     assert labels.tolist() == [k % 3 for k in range(100)] and images.std() > 5
     alone = networks().generate([labels[37]], indices=[37], cfg_scale=1.5)
     assert np.abs(alone[0].permute(1, 2, 0).numpy().astype(int) - images[37]).max() <= 1
-    with Image.open(folder / "preview.png") as preview:
+    with Image.open(directory / "preview.png") as preview:
         assert preview.size[0] > 8 * 64
 
 
 def test_a_second_call_draws_nothing(scored, config, monkeypatch, capsys):
-    folder, _ = scored
+    directory, _ = scored
     monkeypatch.chdir(ROOT)
-    before = (folder / "scores.json").stat().st_mtime_ns
+    before = (directory / "scores.json").stat().st_mtime_ns
     assert main(evaluate(config, "--num", 100)) == 0
     assert "scored already" in capsys.readouterr().out
-    assert (folder / "scores.json").stat().st_mtime_ns == before
+    assert (directory / "scores.json").stat().st_mtime_ns == before
 
 
 def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypatch, capsys):
@@ -111,12 +111,12 @@ def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypat
     monkeypatch.chdir(ROOT)
     seen = []
 
-    def drawing(self, folder, plan, sampling):
+    def drawing(self, directory, plan, sampling):
         seen.append(main(evaluate(config, "--num", 9)))
         raise UserError("enough")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aim_lightning.evaluation.scorer.Evaluation._pictures", drawing)
+        patch.setattr("aim_lightning.evaluation.scorer.Evaluation._images", drawing)
         assert main(evaluate(config, "--num", 9)) == 2
     error = capsys.readouterr().err
     assert seen == [2] and "is being drawn and scored by process" in error and "error: enough" in error
@@ -134,34 +134,34 @@ def test_a_checkpoint_needs_no_run(scored, config, place, monkeypatch, capsys, t
     assert "copied.ckpt does not exist" in capsys.readouterr().err
 
 
-def test_given_pictures_get_the_same_scores(scored, config, place, monkeypatch):
-    """The archive, and the same pictures as a folder of PNGs, through the same code."""
-    folder, record = scored
+def test_given_images_get_the_same_scores(scored, config, place, monkeypatch):
+    """The archive, and the same images as a directory of PNGs, through the same code."""
+    directory, record = scored
     monkeypatch.chdir(ROOT)
     loose = place / "loose"
-    with np.load(folder / "samples.npz") as file:
+    with np.load(directory / "samples.npz") as file:
         for i, image in enumerate(file["arr_0"]):
             (loose / f"{i % 2}").mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(loose / f"{i % 2}" / f"{i:03d}.png")
-    for source, names in ((folder / "samples.npz", 5), (loose, 4)):  # a folder has no labels, so no agreement
+    for source, names in ((directory / "samples.npz", 5), (loose, 4)):  # a directory has no labels, so no agreement
         out = place / f"given-{source.name}"
         assert main(evaluate(config, "--samples", source, "--out", out)) == 0
         given = json.loads((out / "scores.json").read_text())
-        assert len(given["metrics"]) == names and given["model"]["kind"] in ("npz", "folder")
+        assert len(given["metrics"]) == names and given["model"]["kind"] in ("npz", "directory")
         for name, value in given["metrics"].items():
             assert value == pytest.approx(record["metrics"][name], rel=1e-6), name
 
 
 @pytest.mark.slow
-def test_a_picture_that_one_of_two_processes_cannot_read_is_one_line(scored, config, place):
+def test_an_image_that_one_of_two_processes_cannot_read_is_one_line(scored, config, place):
     """Both end with that line, and nothing is written."""
-    folder = place / "broken"
-    folder.mkdir()
+    directory = place / "broken"
+    directory.mkdir()
     with np.load(scored[0] / "samples.npz") as file:
         for number, image in enumerate(file["arr_0"][:20]):
-            Image.fromarray(image).save(folder / f"{number:03d}.png")
-    (folder / "015.png").write_bytes((folder / "014.png").read_bytes()[:60])
-    words = ("--samples", folder, "--out", place / "half", "--feature_batch", 10, "--trainer.devices", 2)
+            Image.fromarray(image).save(directory / f"{number:03d}.png")
+    (directory / "015.png").write_bytes((directory / "014.png").read_bytes()[:60])
+    words = ("--samples", directory, "--out", place / "half", "--feature_batch", 10, "--trainer.devices", 2)
     command = [sys.executable, "-m", "aim_lightning", *evaluate(config, *words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -171,9 +171,9 @@ def test_a_picture_that_one_of_two_processes_cannot_read_is_one_line(scored, con
 
 
 def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys):
-    folder, _ = scored
+    directory, _ = scored
     monkeypatch.chdir(ROOT)
-    archive = folder / "samples.npz"
+    archive = directory / "samples.npz"
     words = ("--samples", archive, "--reference", archive, "--out", place / "bare", "--cache", place / "cache")
     features = ROOT / "configs/features/effnet_lite0.yaml"
     command = ["evaluate", "--config", features, *words, "--features.size", "32", "--trainer.accelerator", "cpu"]
@@ -185,7 +185,7 @@ def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys)
 
 
 def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, config, place, monkeypatch, capsys):
-    """The reference is in the cache; of the pictures only the last ones' features are NaN."""
+    """The reference is in the cache; of the images only the last ones' features are NaN."""
     from aim_lightning.metrics.features import EfficientNetLite0Features
 
     monkeypatch.chdir(ROOT)
@@ -202,13 +202,13 @@ def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, con
     assert not (place / "nan").exists()
 
 
-def test_given_archives_of_one_name_have_folders_of_their_own(config, place, monkeypatch):
+def test_given_archives_of_one_name_have_directories_of_their_own(config, place, monkeypatch):
     """Whoever scores our archives scores files that are all called samples.npz."""
     monkeypatch.chdir(ROOT)
     for seed in (0, 1):
         (place / str(seed)).mkdir()
-        pictures = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-        np.savez(place / str(seed) / "samples.npz", arr_0=pictures)
+        images = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+        np.savez(place / str(seed) / "samples.npz", arr_0=images)
         assert main(evaluate(config, "--samples", place / str(seed) / "samples.npz")) == 0
     found = list((place / "runs" / "given").glob("samples-*/scores.json"))
     hashes = {read_record(path)["model"]["sha256"] for path in found}
@@ -298,11 +298,11 @@ class Share(Ranks):
 def test_one_two_or_eight_processes_draw_the_same_set(tmp_path):
     pipeline, sets = networks(), {}
     for world in (1, 2, 8):
-        folder = BlockFolder(tmp_path / str(world), PLAN)
+        directory = BlockDirectory(tmp_path / str(world), PLAN)
         for rank in reversed(range(world)):
-            draw_missing(pipeline, folder, SAMPLING, Share(rank, world))
-        assert folder.missing() == []
-        sets[world] = np.concatenate([folder.read(block) for block in range(7)])
+            draw_missing(pipeline, directory, SAMPLING, Share(rank, world))
+        assert directory.missing() == []
+        sets[world] = np.concatenate([directory.read(block) for block in range(7)])
     assert len(sets[1]) == 50
     np.testing.assert_array_equal(sets[1], sets[2])
     np.testing.assert_array_equal(sets[1], sets[8])
@@ -313,25 +313,25 @@ def test_a_block_is_the_same_however_many_images_are_drawn(tmp_path):
     pipeline, sets = networks(), {}
     for count in (50, 21):
         plan = SamplePlan(PLAN.labels[:count], PLAN.block_size)
-        folder = BlockFolder(tmp_path / str(count), plan)
-        draw_missing(pipeline, folder, SAMPLING, Ranks())
-        sets[count] = np.concatenate([folder.read(block) for block in range(len(plan.blocks()))])
+        directory = BlockDirectory(tmp_path / str(count), plan)
+        draw_missing(pipeline, directory, SAMPLING, Ranks())
+        sets[count] = np.concatenate([directory.read(block) for block in range(len(plan.blocks()))])
     np.testing.assert_array_equal(sets[21], sets[50][:21])
 
 
 def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
-    folder, pipeline = BlockFolder(tmp_path, PLAN), networks()
-    assert draw_missing(pipeline, folder, SAMPLING, Ranks())["images"] == 50
-    whole = [folder.read(block).copy() for block in range(7)]
-    folder.file(2).unlink()
-    folder.file(4).write_bytes(folder.file(4).read_bytes()[:-5])
-    folder.file(6).write_bytes(b"")
-    kept = folder.file(0).stat().st_mtime_ns
-    assert folder.missing() == [2, 4, 6]
-    assert draw_missing(pipeline, folder, SAMPLING, Ranks())["images"] == 8 + 8 + 2
+    directory, pipeline = BlockDirectory(tmp_path, PLAN), networks()
+    assert draw_missing(pipeline, directory, SAMPLING, Ranks())["images"] == 50
+    whole = [directory.read(block).copy() for block in range(7)]
+    directory.file(2).unlink()
+    directory.file(4).write_bytes(directory.file(4).read_bytes()[:-5])
+    directory.file(6).write_bytes(b"")
+    kept = directory.file(0).stat().st_mtime_ns
+    assert directory.missing() == [2, 4, 6]
+    assert draw_missing(pipeline, directory, SAMPLING, Ranks())["images"] == 8 + 8 + 2
     for block in range(7):
-        np.testing.assert_array_equal(folder.read(block), whole[block])
-    assert folder.file(0).stat().st_mtime_ns == kept
+        np.testing.assert_array_equal(directory.read(block), whole[block])
+    assert directory.file(0).stat().st_mtime_ns == kept
 
 
 def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, monkeypatch):
@@ -344,14 +344,14 @@ def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, mon
     with monkeypatch.context() as patch, pytest.raises(KeyError):
         patch.setattr(npz_export, "write_npz", lambda *_: {}["the power fails here"])
         main(command)
-    (folder,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
+    (directory,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
     dead = subprocess.Popen(["true"])
     dead.wait()
     for name, host in (("blocks/.block-000001.npy", socket.gethostname()), ("blocks/.block-000000.npy", "elsewhere")):
-        (folder / f"{name}.{host}.{dead.pid}-0a1b2c3d.tmp").touch()
-    (folder / f".samples.npz.{socket.gethostname()}.{dead.pid}-0a1b2c3d.tmp").touch()
+        (directory / f"{name}.{host}.{dead.pid}-0a1b2c3d.tmp").touch()
+    (directory / f".samples.npz.{socket.gethostname()}.{dead.pid}-0a1b2c3d.tmp").touch()
     assert main(command) == 0
-    assert {path.name for path in folder.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
+    assert {path.name for path in directory.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
 
 
 @pytest.mark.slow
@@ -374,10 +374,10 @@ def test_killed_in_the_middle_and_continued_by_two_processes(scored, config, pla
         [*command, "--trainer.devices", "2"], cwd=ROOT, env=slow, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (copy / "evaluations").iterdir()
-    record = read_record(folder / "scores.json")
+    (directory,) = (copy / "evaluations").iterdir()
+    record = read_record(directory / "scores.json")
     assert record["performance"]["processes"] == 2 or not left
-    assert (folder / "samples.npz").read_bytes() == (scored[0] / "samples.npz").read_bytes()
+    assert (directory / "samples.npz").read_bytes() == (scored[0] / "samples.npz").read_bytes()
     for name, value in record["metrics"].items():
         assert value == pytest.approx(scored[1]["metrics"][name], rel=1e-6), name
 
@@ -405,7 +405,7 @@ def test_given_labels(tmp_path):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((3, 4, 4, 3), np.float32), "float32; pictures must be uint8"),
+        (np.zeros((3, 4, 4, 3), np.float32), "float32; images must be uint8"),
         (np.zeros((3, 4, 4), np.uint8), "expected"),
         (np.zeros((3, 3, 4, 4), np.uint8), "expected"),
     ],
@@ -413,48 +413,48 @@ def test_given_labels(tmp_path):
 def test_archives_of_something_else_are_refused(tmp_path, array, words):
     np.savez(tmp_path / "x.npz", arr_0=array)
     with pytest.raises(UserError, match=words):
-        NpzPictures(tmp_path / "x.npz")
+        NpzImages(tmp_path / "x.npz")
 
 
-def test_archives_with_odd_labels_or_without_pictures(tmp_path):
+def test_archives_with_odd_labels_or_without_images(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8), arr_1=np.zeros(2))
-    with pytest.raises(UserError, match="one class number a picture"):
-        NpzPictures(tmp_path / "x.npz")
+    with pytest.raises(UserError, match="one class number an image"):
+        NpzImages(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", mu=np.zeros(3))
     with pytest.raises(UserError, match="holds no arr_0, only mu"):
-        NpzPictures(tmp_path / "y.npz")
+        NpzImages(tmp_path / "y.npz")
     with pytest.raises(UserError, match="does not exist"):
-        open_pictures(tmp_path / "nowhere")
+        open_images(tmp_path / "nowhere")
 
 
-def test_folders_of_pictures(tmp_path):
-    with pytest.raises(UserError, match="no pictures"):
-        FolderPictures(tmp_path)
+def test_directories_of_images(tmp_path):
+    with pytest.raises(UserError, match="no images"):
+        DirectoryImages(tmp_path)
     for i, size in enumerate(((5, 4), (5, 4), (6, 4))):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
-    pictures = FolderPictures(tmp_path)
-    (batch,) = pictures.batches([range(0, 2)])
+    images = DirectoryImages(tmp_path)
+    (batch,) = images.batches([range(0, 2)])
     assert batch[0].shape == (2, 3, 4, 5) and batch[1] is None
     with pytest.raises(UserError, match=r"2\.png is 6x4 pixels, 0\.png 5x4"):
-        list(pictures.batches([range(0, 3)]))
+        list(images.batches([range(0, 3)]))
     (tmp_path / "2.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"2\.\w+ cannot be read as a picture \(of no known format\)"):
-        list(pictures.batches([range(2, 3)]))
-    first = pictures.source()["sha256"]
-    assert first == FolderPictures(tmp_path).source()["sha256"], "whether or not the pictures were read before"
+    with pytest.raises(UserError, match=r"2\.\w+ cannot be read as an image \(of no known format\)"):
+        list(images.batches([range(2, 3)]))
+    first = images.source()["sha256"]
+    assert first == DirectoryImages(tmp_path).source()["sha256"], "whether or not the images were read before"
     Image.new("RGB", (5, 4), (9, 0, 0)).save(tmp_path / "0.png")
-    assert FolderPictures(tmp_path).source()["sha256"] != first
+    assert DirectoryImages(tmp_path).source()["sha256"] != first
 
 
-def test_many_pictures_by_loader_processes(tmp_path):
+def test_many_images_by_loader_processes(tmp_path):
     for i in range(300):
         Image.new("RGB", (4, 4), (i % 256, i // 256, 0)).save(tmp_path / f"{i:03d}.png")
-    pictures = FolderPictures(tmp_path)
-    begun = pictures.batches([range(0, 128), range(128, 300)])
+    images = DirectoryImages(tmp_path)
+    begun = images.batches([range(0, 128), range(128, 300)])
     assert multiprocessing.active_children(), "decoding begins before the first batch is asked for"
     batches = list(begun)
     assert [len(images) for images, _, _ in batches] == [128, 172]
-    assert pictures.digests.any(1).all(), "and the files are hashed there"
+    assert images.digests.any(1).all(), "and the files are hashed there"
     images = torch.cat([images for images, _, _ in batches])
     assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
 
@@ -464,10 +464,10 @@ def test_many_pictures_by_loader_processes(tmp_path):
     [
         (["--run", "nowhere"], "no checkpoint"),
         (["--num", "0"], "--num is 0"),
-        (["--num", "3"], "there are 3 pictures to be scored; these metrics need 4 or more"),
-        (["--reference", "few.npz"], "there are 2 pictures in the reference; these metrics need 4 or more"),
-        (["--reference", "one.npz"], "at least two pictures; the data gave 1"),
-        (["--samples", "few.npz"], "there are 2 pictures to be scored"),
+        (["--num", "3"], "there are 3 images to be scored; these metrics need 4 or more"),
+        (["--reference", "few.npz"], "there are 2 images in the reference; these metrics need 4 or more"),
+        (["--reference", "one.npz"], "at least two images; the data gave 1"),
+        (["--samples", "few.npz"], "there are 2 images to be scored"),
         (["--samples", "few.npz", "--weights", "x", "--seeds=2"], "--samples leaves --weights, --seeds without"),
         (["--weights", "x", "--raw", "true"], "--weights leaves --raw without a meaning"),
         (["--weights", "x", "--checkpoint", "y"], "--weights leaves --checkpoint without a meaning"),
@@ -480,7 +480,7 @@ def test_many_pictures_by_loader_processes(tmp_path):
         (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
         (["--record", "a/b"], "--record is 'a/b'"),
         (["--weights", "no/where/at/all"], "does not exist"),
-        (["--pictures.image_size", "8", "--pictures.resize", "8"], "4x4 pixels, those of the reference 8x8"),
+        (["--images.image_size", "8", "--images.resize", "8"], "4x4 pixels, those of the reference 8x8"),
         (["--trainer.devices", "0"], "trainer:"),
     ],
 )

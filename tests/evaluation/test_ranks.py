@@ -33,10 +33,10 @@ def test_alone_work_is_just_done():
         Ranks().each(lambda: list(numbers(1, 0)))
 
 
-def ranks(rank: int, folder: str) -> None:
+def ranks(rank: int, directory: str) -> None:
     """Rank 1 meets something broken, with and without rounds in which the ranks take part after every item."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     together, interruption = Ranks(), Interruption(0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     interruption.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
@@ -57,11 +57,11 @@ def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path
     multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
 
 
-def left_alone(rank: int, folder: str) -> None:
+def left_alone(rank: int, directory: str) -> None:
     """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     assert Ranks().all(rank) == [0, 1]
-    through = Path(folder, "through")  # rank 0 with the first exchange
+    through = Path(directory, "through")  # rank 0 with the first exchange
     if rank == 1:
         while not through.exists():
             time.sleep(0.01)

@@ -8,8 +8,8 @@ from data.test_imagenet import TRAIN, root  # noqa: F401
 from metrics.test_frechet import Means
 from PIL import Image
 
-from aim_lightning.data.images.dataset import Pictures
-from aim_lightning.evaluation.decoded import FolderPictures, GeometryPictures
+from aim_lightning.data.images.dataset import Images
+from aim_lightning.evaluation.decoded import DirectoryImages, GeometryImages
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.utils.errors import UserError
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 
 @pytest.fixture
 def classes(tmp_path):
-    """Two class folders of 20x30 pictures."""
+    """Two class directories of 20x30 images."""
     rng = np.random.default_rng(0)
     for name in ("blue", "red"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -32,7 +32,7 @@ def classes(tmp_path):
 
 @pytest.fixture
 def flat(tmp_path):
-    """A folder of six pictures without classes."""
+    """A directory of six images without classes."""
     (tmp_path / "flat").mkdir()
     for i in range(6):
         Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, i)).save(tmp_path / "flat" / f"{i}.png")
@@ -40,16 +40,16 @@ def flat(tmp_path):
 
 
 @pytest.mark.parametrize("geometry", [{"crop": "adm_center"}, {"resize": 10, "pad": 1}, {}])
-def test_class_folders_get_the_experiments_whole_geometry(classes, geometry):
-    pictures = Pictures(str(classes), str(classes), image_size=8, **geometry)
-    given, own = Reference(classes, pictures), Reference(None, pictures)
+def test_class_directories_get_the_experiments_whole_geometry(classes, geometry):
+    images = Images(str(classes), str(classes), image_size=8, **geometry)
+    given, own = Reference(classes, images), Reference(None, images)
     assert given.source() == own.source() and given.image_size() == (8, 8)
     assert torch.equal(given.list.images(range(6)), own.list.images(range(6)))
 
 
 def test_an_archive_of_imagenet(root):
-    pictures = Pictures(str(root), str(root), image_size=8, crop="adm_center")
-    reference = Reference(root / TRAIN, pictures)
+    images = Images(str(root), str(root), image_size=8, crop="adm_center")
+    reference = Reference(root / TRAIN, images)
     assert reference.image_size() == (8, 8) and len(reference.list) == 8
     with pytest.raises(UserError, match="needs a geometry"):
         Reference(root / TRAIN, None)
@@ -63,7 +63,7 @@ def test_what_is_no_reference(tmp_path):
 
 
 class Network(Means):
-    """Counts the pictures that it is asked for."""
+    """Counts the images that it is asked for."""
 
     def _features(self, images):
         self.asked = getattr(self, "asked", 0) + len(images)
@@ -76,8 +76,8 @@ def network():
 
 
 def statistics(classes, network, cache, batch_size=250, **more):
-    pictures = Pictures(str(classes), str(classes), image_size=8, resize=8)
-    reference = Reference(classes, None) if list(classes.glob("*.png")) else Reference(None, pictures)
+    images = Images(str(classes), str(classes), image_size=8, resize=8)
+    reference = Reference(classes, None) if list(classes.glob("*.png")) else Reference(None, images)
     return reference.statistics(network, Ranks(), cache, batch_size, **more)
 
 
@@ -85,7 +85,7 @@ def same(one, other):
     return all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
 
 
-def test_statistics_are_kept_and_follow_pictures_and_network(classes, network, tmp_path):
+def test_statistics_are_kept_and_follow_images_and_network(classes, network, tmp_path):
     first = statistics(classes, network, tmp_path / "cache")
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 6
     assert first.probe is not None and statistics(classes, network, tmp_path / "cache", probe=False).probe is None
@@ -95,7 +95,7 @@ def test_statistics_are_kept_and_follow_pictures_and_network(classes, network, t
     assert (network.asked, other.asked) == (12, 6) and len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_a_picture_edited_in_place_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
+def test_an_image_edited_in_place_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
     path = classes / "red" / "0.bmp"
     Image.new("RGB", (20, 30), "red").save(path)
     before = statistics(classes, network, tmp_path / "cache")
@@ -135,14 +135,14 @@ def test_damaged_statistics_are_worked_out_again(classes, network, tmp_path, dam
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
-def test_a_folder_is_read_once_where_nothing_is_cached(flat, network, tmp_path, monkeypatch):
+def test_a_directory_is_read_once_where_nothing_is_cached(flat, network, tmp_path, monkeypatch):
     hashed = []
     monkeypatch.setattr(
         "aim_lightning.evaluation.decoded.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
     )
     first = statistics(flat, network, tmp_path / "cache")
-    assert not hashed, "reading the pictures tells their hash"
-    assert first.source == FolderPictures(flat).source() and len(hashed) == 6
+    assert not hashed, "reading the images tells their hash"
+    assert first.source == DirectoryImages(flat).source() and len(hashed) == 6
     assert same(first, statistics(flat, network, tmp_path / "cache")) and network.asked == 6 and len(hashed) == 12
     Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
     assert statistics(flat, network, tmp_path / "cache").source["sha256"] != first.source["sha256"]
@@ -161,55 +161,55 @@ def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network,
         assert reference.performance["images"] == 6
 
 
-def test_pictures_edited_between_hash_and_reading_count_as_read(flat, network, tmp_path):
+def test_images_edited_between_hash_and_reading_count_as_read(flat, network, tmp_path):
     statistics(flat, network, tmp_path / "cache", 4)
     Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
     reference, how = Reference(flat, None), (Ranks(), tmp_path / "cache", 4)
     reference.begin(network, *how)
     reference._identity.result()
     Image.new("RGB", (8, 8), "red").save(flat / "0.png")
-    assert reference.statistics(network, *how).source == FolderPictures(flat).source()
+    assert reference.statistics(network, *how).source == DirectoryImages(flat).source()
     Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
     statistics(flat, network, tmp_path / "cache", 4)
     assert network.asked == 18, "these were never worked out"
 
 
-def test_a_picture_edited_after_reading_began_is_worked_out_again(classes, network, tmp_path, monkeypatch):
-    """The files' modification times are taken before, not while the pictures are read."""
-    share = GeometryPictures.share
+def test_an_image_edited_after_reading_began_is_worked_out_again(classes, network, tmp_path, monkeypatch):
+    """The files' modification times are taken before, not while the images are read."""
+    share = GeometryImages.share
 
-    def share_and_edit(pictures, *arguments):
-        batches = list(share(pictures, *arguments))
+    def share_and_edit(images, *arguments):
+        batches = list(share(images, *arguments))
         Image.new("RGB", (10, 10), (254, 0, 0)).save(classes / "red" / "0.png")
         monkeypatch.undo()
         return iter(batches)
 
     Image.new("RGB", (10, 10), (255, 0, 0)).save(classes / "red" / "0.png")  # of as many bytes
-    monkeypatch.setattr(GeometryPictures, "share", share_and_edit)
+    monkeypatch.setattr(GeometryImages, "share", share_and_edit)
     first = statistics(classes, network, tmp_path / "cache")
     assert not same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
 def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
-    (classes / "red" / "2.png").write_bytes(b"no picture")
+    (classes / "red" / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"red/2.png"):
         statistics(classes, network, tmp_path / "cache")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
-def _rank(rank, folder, classes, caches):
+def _rank(rank, directory, classes, caches):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     network = Network().load()
     real = statistics(classes, network, caches[rank], 2)
-    torch.save([getattr(network, "asked", 0), with_source(real), _newest(folder, rank)], f"{folder}/{rank}.pt")
+    torch.save([getattr(network, "asked", 0), with_source(real), _newest(directory, rank)], f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def _newest(folder, rank):
-    """Of a folder that only the first process sees, and the mistake that only it notices."""
+def _newest(directory, rank):
+    """Of a directory that only the first process sees, and the mistake that only it notices."""
     told = []
-    for place in (folder, "/nowhere"):
+    for place in (directory, "/nowhere"):
         try:
             told.append(Ranks().ask_first(lambda place=place: _listed(place, rank)))
         except UserError as error:
@@ -241,10 +241,10 @@ def two_processes(tmp_path, classes, caches):
 
 @pytest.mark.parametrize("place", ["classes", "flat"])
 def test_two_processes_share_the_work(place, network, tmp_path, request):
-    pictures = request.getfixturevalue(place)
-    alone = with_source(statistics(pictures, network, tmp_path / "alone"))
+    images = request.getfixturevalue(place)
+    alone = with_source(statistics(images, network, tmp_path / "alone"))
     shares = []
-    for asked, tensors, _ in two_processes(tmp_path, pictures, ("cache", "cache")):
+    for asked, tensors, _ in two_processes(tmp_path, images, ("cache", "cache")):
         assert tensors.pop("source") == alone["source"]
         torch.testing.assert_close(tensors, {name: alone[name] for name in tensors})
         shares.append(asked)

@@ -46,7 +46,7 @@ def test_grid():
         (1, (0.2, 0.8), 4),
         (1.5, (0, 0.5), 4),
     ]
-    # However a number is written, it is the same point: its images lie in one folder.
+    # However a number is written, it is the same point: its images lie in one directory.
     same = SamplingOptions(1.0, seed=4, cfg_schedule="interval", cfg_interval=(0.0, 0.5))
     assert json.dumps(asdict(points[0])) == json.dumps(asdict(same))
     assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
@@ -96,7 +96,7 @@ def test_what_this_machine_cannot_do_is_told_before_the_first_is_drawn(text, con
     assert "pixel_precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_another_sweep_over_the_same_grid_has_another_folder(config, place, monkeypatch):
+def test_another_sweep_over_the_same_grid_has_another_directory(config, place, monkeypatch):
     monkeypatch.chdir(ROOT)
     for options in (("--num", "5"), ("--num", "6"), ("--num", "6", "--sampling.temperature", "0.9"), ("--num", "6")):
         assert call("sweep", config, "--grid", "top_k=2", *options) == 0
@@ -110,26 +110,26 @@ def test_grid_values_come_back(values):
 
 def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(config, place, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    runs, drawn = Evaluation._pictures, []
+    runs, drawn = Evaluation._images, []
 
-    def stop_at_the_third(self, folder, plan, sampling):
+    def stop_at_the_third(self, directory, plan, sampling):
         drawn.append(sampling)
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        return runs(self, folder, plan, sampling)
+        return runs(self, directory, plan, sampling)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_pictures", stop_at_the_third)
+        patch.setattr(Evaluation, "_images", stop_at_the_third)
         assert call("sweep", config, "--grid", GRID, "--name", "test") == 130
-    folder = place / "runs" / "small" / "main" / "sweeps" / "test"
-    assert len(list(csv.DictReader((folder / "results.csv").open()))) == 2
+    directory = place / "runs" / "small" / "main" / "sweeps" / "test"
+    assert len(list(csv.DictReader((directory / "results.csv").open()))) == 2
     drawn.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_pictures", lambda self, *words: drawn.append(words) or runs(self, *words))
+        patch.setattr(Evaluation, "_images", lambda self, *words: drawn.append(words) or runs(self, *words))
         patch.setattr("aim_lightning.cli.commands.sweep.SWEEPS", place / "sweeps")
         assert call("sweep", config, "--grid", GRID, "--name", "test", "--record", "guidance") == 0
     assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
-    rows = list(csv.DictReader((folder / "results.csv").open()))
+    rows = list(csv.DictReader((directory / "results.csv").open()))
     assert [(row["cfg_scale"], row["cfg_schedule"]) for row in rows] == [
         ("1", "constant"),
         ("1", "linear"),
@@ -139,14 +139,14 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     values = [float(row["fd_effnet_lite0_24"]) for row in rows]
     assert values[0] == values[1] and values[2] != values[3]  # without guidance a schedule changes nothing
     for name in ("metrics", "precision_recall"):
-        with Image.open(folder / f"{name}.png") as plot:
+        with Image.open(directory / f"{name}.png") as plot:
             assert plot.size[0] > 300
-    point = folder / "hparams" / "cfg_scale=2,cfg_schedule=linear"
+    point = directory / "hparams" / "cfg_scale=2,cfg_schedule=linear"
     assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
     assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
     kept = {"results.csv", "protocol.json", "metrics.png", "precision_recall.png"}
     assert {path.name for path in (place / "sweeps" / "guidance").iterdir()} == kept
-    sweep = read_json(folder / "protocol.json", "protocol")
+    sweep = read_json(directory / "protocol.json", "protocol")
     assert sweep["varied"] == {"cfg_scale": ["1", "2"], "cfg_schedule": ["constant", "linear"]}
     assert sweep["protocol"]["sampling"]["top_k"] == 0 and "cfg_scale" not in sweep["protocol"]["sampling"]
     assert sweep["protocol"]["reference"]["fingerprint"] and len(sweep["commit"]) == len(sweep["hardware"]) == 1
@@ -171,18 +171,18 @@ def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
     assert follow(config) == 0
     write_step(place, networks(15).aim, 15, "live")
     assert follow(config) == 0
-    (folder,) = (run_dir / "follow").iterdir()
-    values = scalars(folder)["metrics/fd_effnet_lite0_24"]
+    (directory,) = (run_dir / "follow").iterdir()
+    values = scalars(directory)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in values] == [5, 10, 15] and len({value for _, value in values}) == 3
     capsys.readouterr()
     assert follow(config) == 0
     assert "step=" not in capsys.readouterr().out
-    assert len(scalars(folder)["metrics/fd_effnet_lite0_24"]) == 3
+    assert len(scalars(directory)["metrics/fd_effnet_lite0_24"]) == 3
     assert follow(config, "--sampling.cfg_scale", "3") == 0
-    (other,) = set((run_dir / "follow").iterdir()) - {folder}
+    (other,) = set((run_dir / "follow").iterdir()) - {directory}
     theirs = scalars(other)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in theirs] == [5, 10, 15] and theirs != values
-    scales = [read_json(one / "protocol.json", "protocol")["sampling"]["cfg_scale"] for one in (folder, other)]
+    scales = [read_json(one / "protocol.json", "protocol")["sampling"]["cfg_scale"] for one in (directory, other)]
     assert scales == [1.5, 3]
 
 
@@ -197,10 +197,10 @@ def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, pl
 
 def test_follow_ends_with_its_patience_although_the_lease_is_there(tmp_path):
     place = RunDirectory("e", "r", tmp_path)
-    place.checkpoint_folder.mkdir(parents=True)
+    place.checkpoint_directory.mkdir(parents=True)
     place.lease.touch()
     for step in (1, 2):
-        (place.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+        (place.checkpoint_directory / f"step={step:08d}.ckpt").touch()
     assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]
 
 
@@ -256,14 +256,14 @@ def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, 
 
 
 def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
-    """And no Inception where the configuration names other features; a folder that is there is used as it is."""
+    """And no Inception where the configuration names other features; a directory that is there is used as it is."""
     monkeypatch.chdir(ROOT)
-    pictures = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     fetched = []
 
     def fetch(download):
         fetched.append(download.url)
-        np.savez(tmp_path / "adm.npz", arr_0=pictures)
+        np.savez(tmp_path / "adm.npz", arr_0=images)
         return tmp_path / "adm.npz"
 
     def fetch_weights(model):
@@ -274,7 +274,7 @@ def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, plac
     module = "aim_lightning.cli.commands.reproduce"
     monkeypatch.setattr(f"{module}.fetch", fetch)
     monkeypatch.setattr(f"{module}.fetch_weights", fetch_weights)
-    monkeypatch.setattr(f"{module}._folder", lambda model: tmp_path / "aim_b")
+    monkeypatch.setattr(f"{module}._directory", lambda model: tmp_path / "aim_b")
     monkeypatch.setitem(DOWNLOADS, "adm", replace(DOWNLOADS["adm"], path=str(tmp_path / "adm.npz")))
     for _ in range(2):
         assert call("reproduce", config, "--preset", "AiM-B") == 0

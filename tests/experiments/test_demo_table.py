@@ -19,9 +19,9 @@ def runs(tmp_path):
     for kind, distance, agreement in (("", 400.0, 0.72), ("_untrained", 2000.0, 0.1), ("_real", 60.0, 0.9)):
         aim |= {f"fd_effnet_lite0_500{kind}": distance, f"class_agreement_500{kind}": agreement}
     for stage, metrics in (("tokenizer", {"val/psnr": 22.5, "val/codebook_usage": 0.75}), ("aim", aim)):
-        folder = tmp_path / f"demo_{stage}" / "main"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
+        directory = tmp_path / f"demo_{stage}" / "main"
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps({"metrics": metrics}))
     configuration = {"model": {"init_args": {"network": {"vocab_size": 512}}}}
     (tmp_path / "demo_aim/main/config.yaml").write_text(json.dumps(configuration))
     return tmp_path

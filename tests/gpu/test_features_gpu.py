@@ -36,11 +36,11 @@ def test_float32_is_that_of_a_cpu_and_tf32_is_not(inception_file, monkeypatch): 
 
 def test_evaluate_in_tf32_records_it(inception_file, tmp_path):  # noqa: F811
     rng = np.random.default_rng(0)
-    for folder in ("samples", "real"):
-        (tmp_path / folder).mkdir()
+    for directory in ("samples", "real"):
+        (tmp_path / directory).mkdir()
         for number in range(16):
-            picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / folder / f"{number}.png")
+            image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / directory / f"{number}.png")
     section = {"class_path": "aim_lightning.metrics.features.InceptionFeatures"}
     section["init_args"] = {"weights": str(inception_file), "precision": "tf32"}
     (tmp_path / "tf32.yaml").write_text(json.dumps({"features": section}))

@@ -15,12 +15,12 @@ from integration import tiny_tokenizer
 from integration.tiny import scalars, write_experiment
 from PIL import Image
 
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.data.tokens.format.views import Views
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
-from aim_lightning.evaluation.decoded import FolderPictures
+from aim_lightning.evaluation.decoded import DirectoryImages
 from aim_lightning.evaluation.image_sets import on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate
@@ -103,9 +103,9 @@ def test_a_signal_stops_training_at_a_boundary(tmp_path, number):
     assert f"stopped by {number.name}" in output
 
 
-def _tokenize(pictures, tokenizer, out, options, world=1):
+def _tokenize(images, tokenizer, out, options, world=1):
     for rank in range(world):
-        job = TokenizeJob(pictures, tokenizer, out, options, Place(rank, world), torch.device("cuda"), num_workers=2)
+        job = TokenizeJob(images, tokenizer, out, options, Place(rank, world), torch.device("cuda"), num_workers=2)
         manifest = job.run()
     return manifest, {path.name: path.read_bytes() for path in out.glob("*.tar")}
 
@@ -114,28 +114,28 @@ def _tokenize(pictures, tokenizer, out, options, world=1):
 def test_tokenizing_gives_the_same_bytes_for_any_number_of_processes(tmp_path, precision):
     torch.manual_seed(0)
     tokenizer = VQModel(VQConfig(image_size=64, channel_multipliers=(1, 2, 2), codebook_size=1024)).eval()
-    pictures = Pictures(str(ROOT / "data/fashion_mnist_mini/val"), "", image_size=64, crop="adm_center").open("train")
-    pictures.source._labels = pictures.source._labels[:200]  # enough to fill some shards
+    images = Images(str(ROOT / "data/fashion_mnist_mini/val"), "", image_size=64, crop="adm_center").open("train")
+    images.source._labels = images.source._labels[:200]  # enough to fill some shards
     options = TokenizeOptions(Views("center_flip"), rows_per_shard=30, batch_size=16, precision=precision)
-    manifest, one = _tokenize(pictures, tokenizer, tmp_path / "one", options)
+    manifest, one = _tokenize(images, tokenizer, tmp_path / "one", options)
     assert manifest.encoding["devices"] == [torch.cuda.get_device_name()] and len(one) == 7
-    assert _tokenize(pictures, tokenizer, tmp_path / "three", options, world=3)[1] == one
+    assert _tokenize(images, tokenizer, tmp_path / "three", options, world=3)[1] == one
     plain = VQModel(tokenizer.config).eval()
     plain.load_state_dict(tokenizer.state_dict())
-    images, _ = pictures.batch(range(64))
+    images, _ = images.batch(range(64))
     expected = plain.encode(to_unit_range(images))
     same = (Encoder(tokenizer, torch.device("cuda"), precision)(images).cpu() == expected).float().mean()
     assert same >= {"float32": 0.995, "tf32": 0.95, "bf16": 0.8}[precision]
 
 
-def test_pictures_that_travel_ahead_arrive_whole(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+def test_images_that_travel_ahead_arrive_whole(tmp_path):
+    directory = tmp_path / "images"
+    directory.mkdir()
     images = torch.randint(0, 256, (300, 64, 64, 3), dtype=torch.uint8)  # enough for loader processes
     for number, image in enumerate(images.numpy()):
-        Image.fromarray(image).save(folder / f"{number:03d}.png")
+        Image.fromarray(image).save(directory / f"{number:03d}.png")
     torch.zeros(1, device="cuda")
-    batches = FolderPictures(folder).batches([range(start, start + 50) for start in range(0, 300, 50)])
+    batches = DirectoryImages(directory).batches([range(start, start + 50) for start in range(0, 300, 50)])
     seen = [(batch.clone(), numbers) for batch, _, numbers in on_device(batches, torch.device("cuda"))]
     assert torch.equal(torch.cat([batch.cpu() for batch, _ in seen]), images.permute(0, 3, 1, 2))
     assert torch.cat([numbers for _, numbers in seen]).tolist() == list(range(300))

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 SCRIPT = "experiments/fashion_mnist_tokenizer/run.sh"
-# Stands in for the interpreter: notes the call; `fit` makes the run's folder and trains until `slow` is gone.
+# Stands in for the interpreter: notes the call; `fit` makes the run's directory and trains until `slow` is gone.
 STUB = """#!/usr/bin/env bash
 echo "$*" >>calls
 if [ "$3" = fit ]; then

@@ -25,7 +25,7 @@ from aim_lightning.cli.main import main
 pytestmark = pytest.mark.slow
 STEPS = 8
 # Options under which rounding alone tells one process from two: no dropout, whose draws follow the rank, nothing of
-# a nonlinear function of a rank's own pictures, and steps too small for Adam to blow rounding up.
+# a nonlinear function of a rank's own images, and steps too small for Adam to blow rounding up.
 SMOOTH = ("--model.network.dropout", "0", "--model.loss.entropy_weight", "0", "--model.optimizer.learning_rate", "1e-3")
 
 
@@ -108,7 +108,7 @@ def test_curves(whole):
     assert revived[2] > 0 and revived[5] > 0 and sum(revived) == revived[2] + revived[5]
 
 
-def test_pictures_and_histograms(whole):
+def test_images_and_histograms(whole):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(whole), size_guidance={"histograms": 0})

@@ -15,7 +15,7 @@ KILLS = ("SIGKILL", "SIGTERM", "SIGUSR1")
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """Both scenarios side by side, a core each."""
-    folder = tmp_path_factory.mktemp("torture")
+    directory = tmp_path_factory.mktemp("torture")
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -23,23 +23,23 @@ def reports(tmp_path_factory):
     }
     started = {}
     for ranks in (1, 2):
-        report = folder / f"{ranks}.json"
+        report = directory / f"{ranks}.json"
         command = [sys.executable, "-m", "torture", "--faults", "24", "--ranks", str(ranks), "--seed", "5"]
         command += ["--report", str(report)]
-        out = (folder / f"{ranks}.log").open("w")
+        out = (directory / f"{ranks}.log").open("w")
         started[ranks] = report, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
     for _, process in started.values():
         process.wait(timeout=800)
     return {
-        ranks: (process.returncode, json.loads(report.read_text())[0] if report.exists() else None, folder)
+        ranks: (process.returncode, json.loads(report.read_text())[0] if report.exists() else None, directory)
         for ranks, (report, process) in started.items()
     }
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_twenty_times_is_the_undisturbed_one(reports, ranks):
-    code, report, folder = reports[ranks]
-    assert report, (folder / f"{ranks}.log").read_text()[-4000:]
+    code, report, directory = reports[ranks]
+    assert report, (directory / f"{ranks}.log").read_text()[-4000:]
     assert code == 0 and report["surprises"] == []
     hits = report["by kind"]
     assert sum(hits.values()) == report["faults"] == 24

@@ -68,7 +68,7 @@ def copy_run(run_dir, name, keep=None):
 
 @pytest.fixture(scope="module")
 def plain(place, experiment):
-    """Without dropout, whose draws differ by the size of micro-batches: (its options, its folder)."""
+    """Without dropout, whose draws differ by the size of micro-batches: (its options, its directory)."""
     options = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
     code, output = fit(experiment, "plain", *options)
     assert code == 0, output
@@ -270,14 +270,14 @@ def test_continuing_with_another_accumulation_keeps_stream_and_end(experiment, p
 
 def test_sigterm_is_no_success(place, experiment):
     process = fit(experiment, "terminated", "--trainer.max_steps", "100000", wait=False)
-    folder = place / "runs" / "tiny" / "terminated" / "checkpoints"
-    while not list(folder.glob("step=*.ckpt")):
+    directory = place / "runs" / "tiny" / "terminated" / "checkpoints"
+    while not list(directory.glob("step=*.ckpt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "the same command continues" in output
-    assert not (folder.parent / "lease.json").exists()
+    assert not (directory.parent / "lease.json").exists()
 
 
 @pytest.mark.long

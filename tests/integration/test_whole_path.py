@@ -1,4 +1,4 @@
-"""Pictures to a scored generator by the commands of `make demo`, with a few steps each."""
+"""Images to a scored generator by the commands of `make demo`, with a few steps each."""
 
 import json
 
@@ -22,13 +22,13 @@ def succeed(done):
 
 
 @pytest.mark.long  # `make demo` goes the same way
-def test_pictures_to_scores(aim_cli, runs):
+def test_images_to_scores(aim_cli, runs):
     place = (
         "--runs_root",
         runs,
-        "--pictures.train",
+        "--images.train",
         "data/fashion_mnist_mini/val",
-    )  # 2,000 pictures: a third of the time
+    )  # 2,000 images: a third of the time
     shards = runs / "tokens"
     stage1 = (
         "--trainer.max_steps",
@@ -83,8 +83,8 @@ def test_pictures_to_scores(aim_cli, runs):
 
     tags = scalars(aim)
     assert {"train/loss", "val/bits_per_code", "perf/tokens_per_s"} <= set(tags)
-    check_pictures_in_tensorboard(aim, "samples")
-    check_pictures_in_tensorboard(tokenizer, "reconstructions")
+    check_images_in_tensorboard(aim, "samples")
+    check_images_in_tensorboard(tokenizer, "reconstructions")
     check_load(aim)
     check_foreign_tokenizer(aim_cli, runs, place, data)
 
@@ -103,7 +103,7 @@ def check_shards(aim_cli, shards, tokenizer):
     )
 
 
-def check_pictures_in_tensorboard(run_dir, tag):
+def check_images_in_tensorboard(run_dir, tag):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run_dir))

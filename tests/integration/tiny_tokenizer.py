@@ -7,7 +7,7 @@ include: [{configs}/callbacks/tokenizer.yaml, {configs}/features/effnet_lite0.ya
 experiment: tiny_tokenizer
 runs_root: {root}/runs
 seed_everything: 3
-pictures: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 16, resize: 16}}
+images: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 16, resize: 16}}
 model:
   class_path: aim_lightning.modules.tokenizer.TokenizerModule
   init_args:
@@ -22,7 +22,7 @@ model:
     seed: ${{seed_everything}}
 data:
   class_path: aim_lightning.data.images.datamodule.ImageDataModule
-  init_args: {{pictures: "${{pictures}}", global_batch_size: 8, val_batch_size: 50, seed: "${{seed_everything}}"}}
+  init_args: {{images: "${{images}}", global_batch_size: 8, val_batch_size: 50, seed: "${{seed_everything}}"}}
 callbacks:
   ema: {{init_args: {{decay: 0.8}}}}
   reconstruction_metrics: {{init_args: {{cache_dir: {root}/cache, batch_size: 100}}}}
@@ -45,7 +45,7 @@ trainer:
 
 
 def write_experiment(root: Path, configs: Path) -> Path:
-    """The experiment's file; the embedded validation pictures, shrunk to 16x16, serve both splits."""
+    """The experiment's file; the embedded validation images, shrunk to 16x16, serve both splits."""
     path = root / "tiny_tokenizer.yaml"
     path.write_text(CONFIG.format(root=root, configs=configs))
     return path

@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion_mnist_mini"
 
 
-def embedded_pictures(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` pictures, uint8 (count, 3, 32, 32), and their labels."""
+def embedded_images(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` images, uint8 (count, 3, 32, 32), and their labels."""
     with tarfile.open(EMBEDDED / split / "images-000000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()[: 2 * count]}
     images = [pil_to_tensor(Image.open(io.BytesIO(files[n]))) for n in files if n.endswith(".png")]
@@ -44,7 +44,7 @@ def test_stand_in_equals_the_package_unfolded(small):
 
     plain = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
     plain.load_state_dict(torch.load(small.weights_path(), weights_only=True))
-    images, _ = embedded_pictures("val", 40)  # more than one chunk
+    images, _ = embedded_images("val", 40)  # more than one chunk
     x = nn.functional.interpolate(images.float(), (64, 64), mode="bilinear", antialias=True)
     with torch.no_grad():
         expected = plain.extract_features((x - 127) / 128).mean((2, 3))
@@ -54,8 +54,8 @@ def test_stand_in_equals_the_package_unfolded(small):
 
 
 def test_stand_in_ranks_damage(small):
-    real, _ = embedded_pictures("train", 120)
-    images, labels = embedded_pictures("val", 300)
+    real, _ = embedded_images("train", 120)
+    images, labels = embedded_images("val", 300)
     clean = small(images)
     distance = FrechetDistance(small)
     distance.update_real(real)
@@ -65,7 +65,7 @@ def test_stand_in_ranks_damage(small):
         distance.update_features(features[:80], real=False)
         return float(distance.compute())
 
-    with pytest.warns(UserWarning, match="80 generated pictures for 1280 features"):
+    with pytest.warns(UserWarning, match="80 generated images for 1280 features"):
         base = distance_of(clean)
     blurred = [distance_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
     noised = [distance_of(small(noisy(images[:80], scale))) for scale in (8, 32)]
@@ -75,7 +75,7 @@ def test_stand_in_ranks_damage(small):
 
 
 def test_stays_frozen_whatever_surrounds_it(small):
-    images, _ = embedded_pictures("val", 4)
+    images, _ = embedded_images("val", 4)
     expected = small(images)
     nn.Sequential(small).train()
     assert not any(module.training for module in small.modules())
@@ -102,7 +102,7 @@ def test_loading_inside_inference_mode_leaves_ordinary_weights():
         (torch.zeros(3, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
     ],
 )
-def test_wrong_pictures_are_refused_in_one_line(small, images, message):
+def test_wrong_images_are_refused_in_one_line(small, images, message):
     with pytest.raises(ValueError) as error:
         small(images)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -193,7 +193,7 @@ def test_inception_weights_are_never_unpickled(tmp_path):
 
 
 def test_inception_equals_torch_fidelity(inception_file):
-    images, _ = embedded_pictures("val", 2)
+    images, _ = embedded_images("val", 2)
     with pytest.warns(UserWarning, match="published"):
         ours = InceptionFeatures(str(inception_file)).load()(images)
     path = str(inception_file)

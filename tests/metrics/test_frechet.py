@@ -19,7 +19,7 @@ FEATURES = 6
 
 
 class Means(FeatureNetwork):
-    """Six means of stripes of the picture: a network without weights file."""
+    """Six means of stripes of the image: a network without weights file."""
 
     name, metric_name, num_features, input_size = "means", "fd_means", FEATURES, 8
     recipe = {"stripes": "two rows a channel"}  # noqa: RUF012
@@ -56,7 +56,7 @@ def filled(network, real, fake, **kwargs) -> FrechetDistance:
 
 
 def test_eigenvalues_that_do_not_converge_are_found_another_way(monkeypatch):
-    """Singular covariances, of fewer pictures than features: LAPACK may give up on them."""
+    """Singular covariances, of fewer images than features: LAPACK may give up on them."""
     features = gaussian(30, 1), gaussian(40, 2)
     sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in features]
     gaussians = [part for each in sums for part in mean_and_covariance(*each)]
@@ -111,10 +111,10 @@ def test_any_batch_size_and_order(network, batch):
     assert float(parts.compute()) == pytest.approx(float(whole.compute()), rel=1e-6)
 
 
-def _process(rank: int, folder: str, real, fake, reference) -> None:
+def _process(rank: int, directory: str, real, fake, reference) -> None:
     """One of two processes: uneven shares, and the reference both accumulated and loaded."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     share = slice(0, 130) if rank == 0 else slice(130, None)
     own = filled(Means().load(), real[share], fake[share])
     loaded = FrechetDistance(Means().load())
@@ -122,7 +122,7 @@ def _process(rank: int, folder: str, real, fake, reference) -> None:
     loaded.update_features(fake[share], real=False)
     result = {"own": own.compute(), "loaded": loaded.compute(), "state": own.reference_state()}
     result["count"] = own.real_count
-    torch.save(result, f"{folder}/{rank}.pt")
+    torch.save(result, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -163,9 +163,9 @@ def test_reference_round_trip_survives_reset(network):
         loaded.load_gaussian(torch.zeros(FEATURES), torch.zeros(2, 2))
 
 
-def test_fewer_pictures_than_features_warns_once(network):
+def test_fewer_images_than_features_warns_once(network):
     distance = filled(network, gaussian(10, 1), gaussian(5, 2))
-    with pytest.warns(UserWarning, match="5 generated pictures for 6 features") as seen:
+    with pytest.warns(UserWarning, match="5 generated images for 6 features") as seen:
         distance.compute()
         distance.update_features(gaussian(1, 3)[:0], real=False)
         distance.compute()

@@ -31,7 +31,7 @@ def lpips(vgg_file):
 
 
 @pytest.fixture
-def pictures():
+def images():
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2)]
 
@@ -39,8 +39,8 @@ def pictures():
 def by_definition(vgg_file, one, other):
     """Zhang et al., equation 1, with torchmetrics' linear heads."""
     weights = torch.load(vgg_file)
-    folder = Path(torchmetrics.functional.image.__file__).parent / "lpips_models"
-    heads = list(torch.load(folder / "vgg.pth", map_location="cpu").values())
+    directory = Path(torchmetrics.functional.image.__file__).parent / "lpips_models"
+    heads = list(torch.load(directory / "vgg.pth", map_location="cpu").values())
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     with torch.device("meta"):
         features = torchvision.models.vgg16(weights=None).features
@@ -56,16 +56,16 @@ def by_definition(vgg_file, one, other):
     return total.flatten()
 
 
-def test_it_is_lpips(lpips, vgg_file, pictures):
+def test_it_is_lpips(lpips, vgg_file, images):
     with torch.no_grad():
-        found, expected = lpips(*pictures), by_definition(vgg_file, *pictures)
+        found, expected = lpips(*images), by_definition(vgg_file, *images)
     assert found.shape == (2,) and torch.allclose(found, expected, rtol=1e-4)
-    assert torch.equal(lpips(pictures[0], pictures[0]), torch.zeros(2))
+    assert torch.equal(lpips(images[0], images[0]), torch.zeros(2))
 
 
-def test_gradients_reach_the_pictures_and_nothing_else(lpips, pictures):
-    made = (pictures[0] * 1.5).requires_grad_()  # reconstructions may leave [-1, 1]
-    lpips(made, pictures[1]).mean().backward()
+def test_gradients_reach_the_images_and_nothing_else(lpips, images):
+    made = (images[0] * 1.5).requires_grad_()  # reconstructions may leave [-1, 1]
+    lpips(made, images[1]).mean().backward()
     assert made.grad.abs().sum() > 0
     assert not isinstance(lpips, torch.nn.Module)
     assert all(p.grad is None and not p.requires_grad for p in lpips.network.parameters())
@@ -86,6 +86,6 @@ def test_a_missing_or_foreign_file_is_one_line(tmp_path, vgg_file):
         PerceptualDistance(short).load()
 
 
-def test_without_load_it_says_so(pictures):
+def test_without_load_it_says_so(images):
     with pytest.raises(RuntimeError, match="load"):
-        PerceptualDistance("x")(*pictures)
+        PerceptualDistance("x")(*images)

@@ -1,11 +1,11 @@
-"""Against torch-fidelity on the same pictures and the same weights file (random, in the official format)."""
+"""Against torch-fidelity on the same image_sets and the same weights file (random, in the official format)."""
 
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
 from metrics.random_inception import inception_file  # noqa: F401
-from metrics.test_features import embedded_pictures, noisy
+from metrics.test_features import embedded_images, noisy
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
@@ -14,7 +14,7 @@ from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
 from aim_lightning.metrics.gaussian import frechet_distance
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import PrecisionRecall
-from aim_lightning.metrics.reference_statistics import RealPicturesBuilder
+from aim_lightning.metrics.reference_statistics import ReferenceImagesBuilder
 from aim_lightning.metrics.scores import Scores
 
 torch.set_num_threads(1)
@@ -28,29 +28,29 @@ def network(inception_file):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    real, _ = embedded_pictures("train", REAL)
-    fake, _ = embedded_pictures("val", FAKE)
+def image_sets():
+    real, _ = embedded_images("train", REAL)
+    fake, _ = embedded_images("val", FAKE)
     return real, noisy(fake, 60)
 
 
 @pytest.fixture(scope="module")
-def outputs(network, pictures):
-    """The pictures' outputs, worked out once: Inception takes a second for ten pictures here."""
-    return [network.outputs(images) for images in pictures]
+def outputs(network, image_sets):
+    """The image_sets' outputs, worked out once: Inception takes a second for ten image_sets here."""
+    return [network.outputs(images) for images in image_sets]
 
 
 @pytest.fixture(scope="module")
-def theirs(inception_file, pictures, tmp_path_factory):
+def theirs(inception_file, image_sets, tmp_path_factory):
     """torch-fidelity's whole path: files on disk, its own extractor, its own arithmetic."""
-    folders = []
-    for images in pictures:
-        folders.append(tmp_path_factory.mktemp("pictures"))
+    directories = []
+    for images in image_sets:
+        directories.append(tmp_path_factory.mktemp("images"))
         for i, image in enumerate(images):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folders[-1] / f"{i:04d}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(directories[-1] / f"{i:04d}.png")
     return torch_fidelity.calculate_metrics(
-        input1=str(folders[1]),
-        input2=str(folders[0]),
+        input1=str(directories[1]),
+        input2=str(directories[0]),
         fid=True,
         isc=True,
         kid=True,
@@ -67,7 +67,7 @@ def theirs(inception_file, pictures, tmp_path_factory):
 def scored(network, outputs, splitting="adm", order=None, batch=7):
     """Through the classes that `evaluate` uses, with features that were worked out before."""
     real, fake = outputs
-    builder = RealPicturesBuilder(network, REAL)
+    builder = ReferenceImagesBuilder(network, REAL)
     builder.network = Replay(network, real)
     builder.add(torch.zeros(REAL, 3, 8, 8), None, torch.arange(REAL))
     statistics = builder.finish({})
@@ -135,15 +135,15 @@ def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
     assert 0 < ours["recall"] < 1
 
 
-def test_spatial_features_and_logits_are_the_published_ones(network, inception_file, pictures):
+def test_spatial_features_and_logits_are_the_published_ones(network, inception_file, image_sets):
     """sFID: the tensor mixed_6/conv:0 (after ReLU), its first 7 channels, positions before channels as in NHWC."""
     plain = FeatureExtractorInceptionV3("x", ["logits_unbiased"], feature_extractor_weights_path=str(inception_file))
     seen = {}
     plain.Mixed_6c.register_forward_hook(lambda module, inputs, result: seen.update(x=result))
-    logits = plain(pictures[0][:2])[0]
+    logits = plain(image_sets[0][:2])[0]
     branch = plain.Mixed_6d.branch1x1
     nhwc = torch.relu(branch.bn(branch.conv(seen["x"]))).detach().numpy().transpose(0, 2, 3, 1)[..., :7]
-    ours = network.outputs(pictures[0][:2])
+    ours = network.outputs(image_sets[0][:2])
     np.testing.assert_allclose(ours[SPATIAL].numpy(), nhwc.reshape(2, -1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[LOGITS], logits, rtol=1e-4, atol=1e-5)
     assert ours[SPATIAL].shape == (2, 2023)

@@ -14,14 +14,14 @@ from metrics.test_frechet import Means
 from torch import nn
 from torchmetrics import Metric
 
-from aim_lightning.evaluation.image_sets import NpzPictures
+from aim_lightning.evaluation.image_sets import NpzImages
 from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS
 from aim_lightning.metrics.gaussian import frechet_distance
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import PrecisionRecall
-from aim_lightning.metrics.reference_statistics import RealPictures, RealPicturesBuilder, chosen_rows
+from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, chosen_rows
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.metrics.torch_features import TorchFeatures
@@ -44,13 +44,13 @@ class Complete(Means):
         return {"features": features, "spatial": features[:, :3], LOGITS: features / 64}
 
 
-def pictures(count, seed=0, high=256):
+def random_images(count, seed=0, high=256):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, high, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
 def real_of(network, images, labels=None):
-    builder = RealPicturesBuilder(network, len(images), 0 if labels is None else int(labels.max()) + 1)
+    builder = ReferenceImagesBuilder(network, len(images), 0 if labels is None else int(labels.max()) + 1)
     for rows in torch.arange(len(images)).split(16):
         builder.add(images[rows], None if labels is None else labels[rows], rows)
     return builder.finish({"kind": "test"})
@@ -84,21 +84,21 @@ def test_distance_refuses_what_it_cannot_take():
         frechet_distance(*one, torch.ones(2), torch.eye(2) * float("nan"))
 
 
-def _process(rank, folder, images, real):
+def _process(rank, directory, images, real):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=3)
     network = Complete().load()
-    share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last has no pictures at all
-    builder = RealPicturesBuilder(network, len(real), 2)
+    share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last has no images at all
+    builder = ReferenceImagesBuilder(network, len(real), 2)
     rows = torch.arange(len(real))[rank::3]
     builder.add(real[rows], rows % 2, rows)
     statistics = builder.finish({"kind": "test"})
-    torch.save(score(network, statistics, images, share, batch=11), f"{folder}/{rank}.pt")
+    torch.save(score(network, statistics, images, share, batch=11), f"{directory}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_three_processes_equal_one(tmp_path):
-    images, real = pictures(100), pictures(120, 1, 200)
+    images, real = random_images(100), random_images(120, 1, 200)
     alone = score(Complete().load(), real_of(Complete().load(), real, torch.arange(120) % 2), images)
     assert len(alone) == 9
     context = torch.multiprocessing.get_context("fork")
@@ -114,7 +114,7 @@ def test_three_processes_equal_one(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(2, 12_000), st.sampled_from(["adm", "torch_fidelity"]))
-def test_splits_share_out_every_picture(classes, count, splitting):
+def test_splits_share_out_every_image(classes, count, splitting):
     splits = split_numbers(count, splitting)
     assert len(splits) == count and int(splits.min()) >= 0
     sizes = splits.bincount()
@@ -162,7 +162,7 @@ def test_precision_and_recall_at_their_ends():
     x = torch.randn(50, 4)
     assert compared(PrecisionRecall(x), x) == {"precision": 1.0, "recall": 1.0}
     assert compared(PrecisionRecall(x), x + 1e4) == {"precision": 0.0, "recall": 0.0}
-    few = compared(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good picture ten times: its balls have radius 0
+    few = compared(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
     assert few["precision"] == 1.0 and few["recall"] == 1 / 50
     with pytest.raises(ValueError, match="more than 3"):
         compared(PrecisionRecall(x), x[:3])
@@ -202,9 +202,9 @@ def test_features_come_back_in_order_and_once():
         metric.compute()
 
 
-def test_wrong_pictures_are_refused():
+def test_wrong_images_are_refused():
     network = Complete().load()
-    real = real_of(network, pictures(40))
+    real = real_of(network, random_images(40))
     scores = Scores(network, real, 10)
     for wrong in (
         torch.rand(2, 3, 8, 8),
@@ -213,23 +213,23 @@ def test_wrong_pictures_are_refused():
     ):
         with pytest.raises(ValueError):
             scores.update(wrong, torch.arange(len(wrong)))
-    with pytest.raises(UserError, match="two pictures"):
-        RealPicturesBuilder(network, 1)
+    with pytest.raises(UserError, match="two images"):
+        ReferenceImagesBuilder(network, 1)
 
 
-def test_fewer_pictures_than_features_names_the_bias():
+def test_fewer_images_than_features_names_the_bias():
     network = Complete().load()
-    for real, fake, words in ((40, 5, "5 generated pictures for 6"), (5, 40, "5 real pictures for 6")):
-        kept = real_of(network, pictures(real)).tensors()  # as they come from the cache
+    for real, fake, words in ((40, 5, "5 generated images for 6"), (5, 40, "5 real images for 6")):
+        kept = real_of(network, random_images(real)).tensors()  # as they come from the cache
         with pytest.warns(UserWarning, match=f"{words} features; the covariance is singular and the distance too high"):
-            score(network, RealPictures.from_tensors(kept, {}), pictures(fake))
+            score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
 def test_names_never_take_a_stand_in_for_the_real_thing():
     network = Means().load()
-    values = score(network, real_of(network, pictures(40), torch.arange(40) % 2), pictures(30))
+    values = score(network, real_of(network, random_images(40), torch.arange(40) % 2), random_images(30))
     assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
-    light = score(network, real_of(network, pictures(40)), pictures(30), compare=False)
+    light = score(network, real_of(network, random_images(40)), random_images(30), compare=False)
     assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
 
 
@@ -238,45 +238,47 @@ def test_names_never_take_a_stand_in_for_the_real_thing():
 @pytest.mark.parametrize("compare", [True, False])
 def test_names_are_known_before_anything_is_scored(network, labels, compare):
     network = network().load()
-    real = real_of(network, pictures(40), labels)
+    real = real_of(network, random_images(40), labels)
     assert Scores(network, real, 30, compare=compare).names() == list(
-        score(network, real, pictures(30), compare=compare)
+        score(network, real, random_images(30), compare=compare)
     )
 
 
-def test_a_protocol_of_fewer_pictures_than_planned_is_that_of_so_many():
+def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
     network = Complete().load()
-    scores, few = (Scores(network, real_of(network, pictures(40)), count) for count in (30, 12))
+    scores, few = (Scores(network, real_of(network, random_images(40)), count) for count in (30, 12))
     assert scores.protocol()["kernel_distance"]["subset_size"] == 30
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 
 
-def test_real_pictures_survive_a_file():
+def test_real_images_survive_a_file():
     network = Complete().load()
-    real = real_of(network, pictures(40), torch.arange(40) % 2)
-    again = RealPictures.from_tensors(real.tensors(), real.source)
-    assert score(network, again, pictures(30)) == score(network, real, pictures(30))
+    real = real_of(network, random_images(40), torch.arange(40) % 2)
+    again = ReferenceImages.from_tensors(real.tensors(), real.source)
+    assert score(network, again, random_images(30)) == score(network, real, random_images(30))
 
 
 def adm_file(path, network, real, **changes):
     (mu, sigma), (mu_s, sigma_s) = (tuple(v.numpy() for v in real.gaussians[o]) for o in ("features", "spatial"))
     arrays = {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s} | changes
-    nhwc = pictures(40).permute(0, 2, 3, 1).numpy()
+    nhwc = random_images(40).permute(0, 2, 3, 1).numpy()
     np.savez(path, arr_0=nhwc, **arrays)
     return NpzFile(path)
 
 
 def test_adm_reference_gives_the_same_distances(tmp_path):
     network = Complete().load()
-    real = real_of(network, pictures(40))
+    real = real_of(network, random_images(40))
     gaussians = adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), network)
-    again = RealPictures(gaussians, real.features, None, {})
-    assert score(network, again, pictures(30, 2)) == pytest.approx(score(network, real, pictures(30, 2)), rel=1e-12)
+    again = ReferenceImages(gaussians, real.features, None, {})
+    assert score(network, again, random_images(30, 2)) == pytest.approx(
+        score(network, real, random_images(30, 2)), rel=1e-12
+    )
 
 
 def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
     network = Complete().load()
-    real = real_of(network, pictures(40))
+    real = real_of(network, random_images(40))
     with pytest.raises(UserError, match="mu_s: float64 \\(4,\\), expected finite floats \\(3,\\)"):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
     with pytest.raises(UserError, match="sigma: float64"):
@@ -284,15 +286,15 @@ def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
 
 
 def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
-    """Other weights have features of the same shape: for them the file's pictures are worked out."""
+    """Other weights have features of the same shape: for them the file's images are worked out."""
     network = Complete().load()
-    file, other = adm_file(tmp_path / "ref.npz", network, real_of(network, pictures(40))), Complete().load()
+    file, other = adm_file(tmp_path / "ref.npz", network, real_of(network, random_images(40))), Complete().load()
     other.metric_name = "fd_inception_1a2b3c4d"
     assert set(adm_gaussians(file, network)) == {"features", "spatial"}
     assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
     np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
     with pytest.raises(
-        UserError, match=r"published Inception alone, and no pictures \(arr_0\) for fd_inception_1a2b3c4d"
+        UserError, match=r"published Inception alone, and no images \(arr_0\) for fd_inception_1a2b3c4d"
     ):
         adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
 
@@ -343,15 +345,15 @@ def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
     """Its rows are mapped from the disk, so that nothing else would notice."""
     path, rows = tmp_path / "x.npz", np.zeros((100, 10, 10, 3), np.uint8)
     np.savez(path, arr_0=rows)
-    whole = NpzPictures(path)
+    whole = NpzImages(path)
     assert len(whole.source()["sha256"]) == 64
     content = bytearray(path.read_bytes())
     content[5000:5064] = bytes(64 * [255])
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.npz, array arr_0, is truncated, damaged"):
-        NpzPictures(path).source()
+        NpzImages(path).source()
     np.savez_compressed(path, arr_0=rows)
-    ((images, _, _),) = NpzPictures(path).batches([range(0, 100)])
+    ((images, _, _),) = NpzImages(path).batches([range(0, 100)])
     assert images.shape == (100, 3, 10, 10)
 
 
@@ -378,10 +380,10 @@ def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "net.pth")
     options = {"factory": "torchvision.models.squeezenet1_1", "weights": str(tmp_path / "net.pth"), "name": "squeeze"}
     network = TorchFeatures(**options, num_features=512, input_size=64, layer="features").load()
-    values = score(network, real_of(network, pictures(8)), pictures(6), compare=False)
+    values = score(network, real_of(network, random_images(8)), random_images(6), compare=False)
     assert set(values) == {"fd_squeeze"} and network.protocol()["factory"] == "torchvision.models.squeezenet1_1()"
     with pytest.raises(UserError, match="num_features"):
-        TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(pictures(1))
+        TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(random_images(1))
     with pytest.raises(UserError, match="no module"):
         TorchFeatures(**options, num_features=5, layer="nowhere").load()
     with pytest.raises(UserError, match="cannot be imported"):

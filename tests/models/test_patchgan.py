@@ -56,10 +56,10 @@ def test_sizes_below_one_are_refused():
         PatchGANConfig(num_layers=0)
 
 
-def _rank(rank: int, port: int, images: torch.Tensor, folder) -> None:
+def _rank(rank: int, port: int, images: torch.Tensor, directory) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(_pass(SyncedBatchNorm2d(3), images.chunk(2)[rank]), folder / f"{rank}.pt")
+    torch.save(_pass(SyncedBatchNorm2d(3), images.chunk(2)[rank]), directory / f"{rank}.pt")
     distributed.destroy_process_group()
 
 

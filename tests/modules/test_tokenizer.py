@@ -20,7 +20,7 @@ def tokenizer_module(**options) -> TokenizerModule:
 
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
-    """Nearly white pictures: within a window the variance is small beside the square of the mean."""
+    """Nearly white images: within a window the variance is small beside the square of the mean."""
     images = torch.randint(240, 250, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     return {"images": images.to(torch.uint8)}
 
@@ -35,7 +35,7 @@ def validated(module: TokenizerModule, batch: dict[str, Tensor]) -> dict[str, fl
     return {name: float(value) for name, value in module.scores.compute().items()}
 
 
-def test_identical_pictures_give_ssim_1_under_autocast(batch, monkeypatch):
+def test_identical_images_give_ssim_1_under_autocast(batch, monkeypatch):
     module = tokenizer_module()
     quantized = module.network(module._images(batch)).quantized
     monkeypatch.setattr(module.network, "forward", lambda images: Reconstruction(images, quantized))

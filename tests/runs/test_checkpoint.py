@@ -134,13 +134,13 @@ def test_a_full_disk_is_named_with_what_is_free(tmp_path):
 
 def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     run = RunDirectory("exp", "main", tmp_path)
-    run.checkpoint_folder.mkdir(parents=True)
+    run.checkpoint_directory.mkdir(parents=True)
     for step in (4, 8, 12):
-        (run.checkpoint_folder / f"step={step:08d}.ckpt").touch()
+        (run.checkpoint_directory / f"step={step:08d}.ckpt").touch()
     with pytest.raises(PassingFault, match=r"step=00000012\.ckpt has appeared since the start"):
-        run.set_aside_newer(4, [run.checkpoint_folder / "step=00000008.ckpt"])
+        run.set_aside_newer(4, [run.checkpoint_directory / "step=00000008.ckpt"])
     assert len(run.checkpoints()) == 3
-    names = run.set_aside_newer(8, [run.checkpoint_folder / "step=00000012.ckpt"])
+    names = run.set_aside_newer(8, [run.checkpoint_directory / "step=00000012.ckpt"])
     assert [path.name for path in names] == ["step=00000012.ckpt.damaged"]
     assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
@@ -150,12 +150,12 @@ def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(tmp_path):
     stay = ["step=00000004.ckpt", "step=00000016.ckpt.damaged", "notes.txt", ".hidden"]
     half = [".step=00000012.ckpt.77-abcd.tmp", "step=00000008.ckpt.damaged"]
     for name in [*stay, *half]:
-        run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        (run.checkpoint_folder / name).touch()
+        run.checkpoint_directory.mkdir(parents=True, exist_ok=True)
+        (run.checkpoint_directory / name).touch()
     (run.path / "best").mkdir()
     (run.path / "best" / ".fd=1.0-step=00000008.ckpt.77-abcd.tmp").touch()
     assert len(run.remove_leftovers()) == 3
-    assert sorted(path.name for path in run.checkpoint_folder.iterdir()) == sorted(stay)
+    assert sorted(path.name for path in run.checkpoint_directory.iterdir()) == sorted(stay)
     assert not list((run.path / "best").iterdir()) and run.remove_leftovers() == []
 
 
@@ -184,7 +184,7 @@ def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch
     for step in (4, 8):
         write_checkpoint(
             {**CONTENT, "trainer": {"global_step": step}, "cursor": {"epoch": 0}},
-            run.checkpoint_folder / f"step={step:08d}.ckpt",
+            run.checkpoint_directory / f"step={step:08d}.ckpt",
         )
     checksum._fault.cache_clear()  # writing has compared the checksums in this process
     monkeypatch.setattr(torch_load, "WAITS", (0.0, 0.0))
@@ -271,9 +271,9 @@ def test_run_directory_names_and_newest(tmp_path):
     run = RunDirectory("exp", "main", tmp_path)
     with pytest.raises(UserError, match="holds no checkpoint; train it first"):
         newest_checkpoint(run.path)
-    run.checkpoint_folder.mkdir(parents=True)
+    run.checkpoint_directory.mkdir(parents=True)
     for name in ("step=00000002.ckpt", "step=00000010.ckpt", ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt"):
-        (run.checkpoint_folder / name).touch()
+        (run.checkpoint_directory / name).touch()
     assert newest_checkpoint(run.path).name == "step=00000010.ckpt"
     assert [p.name for p in run.checkpoints()] == ["step=00000010.ckpt", "step=00000002.ckpt"]
     for bad in ("", "../up", "a b", "a/b"):

@@ -149,7 +149,7 @@ def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(tmp_pa
     earlier_start(path, starts=0)
     with Lease(path):
         assert json.loads(path.read_text())["starts"] == 1
-    tmp_path.mkdir()  # the lease takes an empty folder along
+    tmp_path.mkdir()  # the lease takes an empty directory along
     earlier_start(path, starts=1)  # a second training of the same start
     with pytest.raises(UserError, match="job 77"), Lease(path, patient=False):
         pass
@@ -161,7 +161,7 @@ def test_a_patient_one_waits_for_a_dead_node_and_refuses_a_living_one(tmp_path):
     start = time.monotonic()
     with Lease(path, beat_seconds=0.1, stale_seconds=1.0, patient=True):
         assert time.monotonic() - start >= 0.9
-    tmp_path.mkdir(exist_ok=True)  # the lease takes an empty folder along
+    tmp_path.mkdir(exist_ok=True)  # the lease takes an empty directory along
     beating = f"""
 import json, time
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The benchmarks of sampling with tiny sizes on a CPU; prints one JSON object.
 
-A process of its own: a benchmark and a folder of tests are both called `sampling`.
+A process of its own: a benchmark and a directory of tests are both called `sampling`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
 CPU = torch.device("cpu")
 
 
-def searched(folder: Path) -> dict:
+def searched(directory: Path) -> dict:
     """A search of three changes: one is slower, one draws something else, one is faster. What it proposes by itself.
 
     On a CPU the logits do not lie in the buffers: those here stand in.
@@ -51,13 +51,13 @@ def searched(folder: Path) -> dict:
 
     def keep(best):
         kept.append(best.choose_warps)
-        tune.store(folder / "kernel_configs.json", (16, 4), best)
+        tune.store(directory / "kernel_configs.json", (16, 4), best)
 
     with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
         best = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
         late = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
-    stored = json.loads((folder / "kernel_configs.json").read_text())
-    with mock.patch.object(tune.shapes, "files", lambda package: folder):
+    stored = json.loads((directory / "kernel_configs.json").read_text())
+    with mock.patch.object(tune.shapes, "files", lambda package: directory):
         again = table()
     return {
         "best": best.choose_warps, "late": late.choose_warps, "kept": kept, "log": log.getvalue(),
@@ -112,8 +112,8 @@ def proposed() -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(dir=os.environ["FOLDER"]))
-    record.RESULTS = folder
+    directory = Path(tempfile.mkdtemp(dir=os.environ["DIRECTORY"]))
+    record.RESULTS = directory
     tiny = AiMConfig(d_model=32, n_layer=1, headdim=16, d_state=16, num_tokens=16, num_classes=3)
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         measured = forms.measure(tiny, 2, CPU, 1)
@@ -122,7 +122,7 @@ def main() -> None:
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
-    report |= {"proposed": proposed(), "searched": searched(folder), "alike": alike(), "forms": measured, "row": row}
+    report |= {"proposed": proposed(), "searched": searched(directory), "alike": alike(), "forms": measured, "row": row}
     print(json.dumps(report))
 
 

@@ -93,7 +93,7 @@ def test_labels_out_of_range_and_training_mode(model):
         generate(AiM(TINY).train(), torch.tensor([0]))
 
 
-def test_pipeline_gives_uint8_pictures_whatever_the_batch(model):
+def test_pipeline_gives_uint8_images_whatever_the_batch(model):
     config = TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4})
     pipeline = AiMPipeline(model, VQModel(config))
     images = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=5)

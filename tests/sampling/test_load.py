@@ -15,7 +15,7 @@ from aim_lightning.weights import export_aim
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """An AiM's run that names its tokenizer's run, as seen from the folder that both were trained in."""
+    """An AiM's run that names its tokenizer's run, as seen from the directory that both were trained in."""
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "vq" / "main", vq())
     configuration = {**run_content(aim())["configuration"], "tokenizer": "runs/vq/main"}

@@ -1,4 +1,4 @@
-"""Labels to pictures: blocks of one size, `auto`, memory, and what stays behind."""
+"""Labels to images: blocks of one size, `auto`, memory, and what stays behind."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Pictures that appear while they are drawn."""
+"""Images that appear while they are drawn."""
 
 from itertools import pairwise
 

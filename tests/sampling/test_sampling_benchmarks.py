@@ -20,7 +20,7 @@ from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
 def report(tmp_path_factory) -> dict:
     """What the benchmarks give with tiny sizes (tests/sampling/benchmarks_on_cpu.py)."""
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    environment |= {"FOLDER": str(tmp_path_factory.mktemp("benchmarks")), "PATH": "/usr/bin:/bin"}
+    environment |= {"DIRECTORY": str(tmp_path_factory.mktemp("benchmarks")), "PATH": "/usr/bin:/bin"}
     script = ROOT / "tests/sampling/benchmarks_on_cpu.py"
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -47,8 +47,8 @@ def missing() -> str | None:
 class Cluster:
     """Context manager; `place` holds the experiment, `env` what its commands need."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.place = folder, folder / "place"
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.place = directory, directory / "place"
 
     def __enter__(self) -> "Cluster":
         self.up_daemons()
@@ -56,7 +56,7 @@ class Cluster:
         self.locks = {nodes: threading.Lock() for nodes in (1, 2)}
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
-            "SLURM_CONF": str(self.folder / "etc/slurm.conf"),
+            "SLURM_CONF": str(self.directory / "etc/slurm.conf"),
             "PYTHONPATH": f"{ROOT}:{HERE}:{ROOT / 'tests'}",
             "OMP_NUM_THREADS": "1",
         }
@@ -67,10 +67,10 @@ class Cluster:
 
     def up_daemons(self) -> None:
         """Starts what is not running."""
-        subprocess.run(["bash", HERE / "up.sh", self.folder], check=True, timeout=120)
+        subprocess.run(["bash", HERE / "up.sh", self.directory], check=True, timeout=120)
 
     def __exit__(self, *_) -> None:
-        subprocess.run(["bash", HERE / "down.sh", self.folder], check=True, timeout=120)
+        subprocess.run(["bash", HERE / "down.sh", self.directory], check=True, timeout=120)
 
     def sh(self, *words, check: bool = True, **more) -> str:
         """Output of a command in the cluster's environment."""
@@ -111,7 +111,7 @@ class Cluster:
 
     def break_node(self, node: str, pid: int) -> None:
         """Its daemon, the step that holds this process, and the process are gone from one moment to the next."""
-        daemon = int((self.folder / "run" / f"slurmd.{node}.pid").read_text())
+        daemon = int((self.directory / "run" / f"slurmd.{node}.pid").read_text())
         for one in (daemon, *_ancestors(pid), pid):
             os.kill(one, signal.SIGKILL)
         self.sh("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
@@ -131,7 +131,7 @@ class Run:
 
     def __init__(self, cluster: Cluster, name: str, job: str, logs: str | None = None) -> None:
         self.cluster, self.name, self.job = cluster, name, job
-        self.folder = cluster.place / "runs" / "tiny" / name
+        self.directory = cluster.place / "runs" / "tiny" / name
         self.logs = cluster.place / "runs" / "tiny" / (logs or name)
 
     @property
@@ -166,7 +166,7 @@ class Run:
 
     def trace(self, rank: int = 0) -> list[tuple[int, str, int, int, float]]:
         """(start of the job, phase, step, pid, time) so far."""
-        path = self.folder / f"trace-{rank}"
+        path = self.directory / f"trace-{rank}"
         rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return [(int(row[0]), row[1], int(row[2]), int(row[3]), float(row[4])) for row in rows if len(row) == 5]
 
@@ -181,7 +181,7 @@ class Run:
 
     def processes(self) -> list[int]:
         """Process numbers of its ranks, from their first instant on."""
-        words = [b"aim_lightning", b"fit", b"--config", str(self.folder / "job.yaml").encode()]
+        words = [b"aim_lightning", b"fit", b"--config", str(self.directory / "job.yaml").encode()]
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -206,11 +206,11 @@ class Run:
 
     def result(self) -> tuple[dict, dict]:
         """(all weights of the last checkpoint, TensorBoard series without speeds)."""
-        path = newest_checkpoint(self.folder)
+        path = newest_checkpoint(self.directory)
         content = read_checkpoint(path)
         assert content["trainer"]["global_step"] == 22
         weights = {f"{part}.{n}": w for part in ("network", "ema") for n, w in _weights(content[part]).items()}
-        series = {tag: values for tag, values in scalars(self.folder).items() if not tag.startswith("perf/")}
+        series = {tag: values for tag, values in scalars(self.directory).items() if not tag.startswith("perf/")}
         return weights, series
 
     def is_like(self, reference: "Run") -> None:

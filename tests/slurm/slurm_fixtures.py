@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder; their jobs run side by side."""
+"""One cluster for all tests of this directory; their jobs run side by side."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path

@@ -31,11 +31,11 @@ def test_a_cancelled_job_does_not_come_back(case):
     run, text, facts = case
     assert f"job {run.job} is cancelled and will not come back" in text and facts.restarts == 0
     run.until(
-        lambda: f"is not requeued by itself: it was cancelled; to go on: sbatch {run.folder}/job.sbatch" in run.log
+        lambda: f"is not requeued by itself: it was cancelled; to go on: sbatch {run.directory}/job.sbatch" in run.log
     )
     stopped = int(run.matches(r"SIGTERM: stopping before the next batch, at step (\d+)")[1])
-    assert (run.folder / "checkpoints" / f"step={stopped:08d}.ckpt").exists()
-    assert not (run.folder / "lease.json").exists()
+    assert (run.directory / "checkpoints" / f"step={stopped:08d}.ckpt").exists()
+    assert not (run.directory / "lease.json").exists()
 
 
 def case_a_requeue_that_is_refused(cluster):

@@ -145,7 +145,7 @@ def case_a_time_limit_without_a_warning(cluster):
         "timed_out", "--cluster.time", "'00:02:00'", "--cluster.signal_lead", 1, "--callbacks.probe.pause", 8
     )
     cluster.sh("scancel", run.job)
-    script = run.folder / "job.sbatch"
+    script = run.directory / "job.sbatch"
     script.write_text(re.sub(r"#SBATCH --signal.*\n", "", script.read_text()))
     run.job = cluster.sh("sbatch", "--parsable", script).strip()
     after_one_limit(run)
@@ -256,7 +256,7 @@ def case_two_jobs_on_one_run(cluster):
     run.reaches("batch")
     again = cluster.aim("slurm", "submit", "--run", "twice", "--trainer.num_nodes", 1, check=False)
     other = "n2" if run.facts.nodes == "n1" else "n1"
-    second = cluster.sh("sbatch", "--parsable", f"--nodelist={other}", run.folder / "job.sbatch").strip()
+    second = cluster.sh("sbatch", "--parsable", f"--nodelist={other}", run.directory / "job.sbatch").strip()
     intruder = type(run)(cluster, "twice", second)
     try:
         intruder.ends("FAILED")
@@ -321,11 +321,11 @@ def test_torchrun_is_warned(case):
 
 TOKENIZE = """
 experiment: tokens
-pictures: {train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 16, resize: 16}
+images: {train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 16, resize: 16}
 tokenizer: {class_path: slurm_tokenizer.SlowTokenizer}
 data:
   class_path: aim_lightning.data.images.datamodule.ImageDataModule
-  init_args: {pictures: "${pictures}", global_batch_size: 8}
+  init_args: {images: "${images}", global_batch_size: 8}
 trainer: {accelerator: cpu}
 """
 
@@ -350,8 +350,8 @@ def test_tokenize_on_two_nodes(case):
     assert facts.restarts == 1
     run.says("token shards: ")
     mine, theirs = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (two, one)
+        {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+        for directory in (two, one)
     )
     assert len([path for path in mine if path.suffix == ".tar"]) == 40 and mine == theirs
 
@@ -373,14 +373,14 @@ def case_preflight_names_the_node(cluster):
     shutil.copytree(ROOT / "aim_lightning", old / "aim_lightning", ignore=shutil.ignore_patterns("__pycache__"))
     with (old / "aim_lightning/utils/random.py").open("a") as file:
         file.write("# an older checkout\n")
-    for folder in ("here", "there"):
-        (cluster.place / folder).mkdir()
+    for directory in ("here", "there"):
+        (cluster.place / directory).mkdir()
     second = '[ "$SLURM_PROCID" = 1 ] &&'
     lines = {
         "world": "srun FIT --trainer.num_nodes 1",
         "configuration": "srun bash -c 'FIT --model.label_dropout 0.$((SLURM_PROCID + 1))'",
         "version": f"srun bash -c '{second} cd {old} && export PYTHONPATH={old}:$PYTHONPATH; FIT'",
-        "folder": f"srun bash -c 'cd {cluster.place}/here; {second} cd ../there; FIT --runs_root mine'",
+        "directory": f"srun bash -c 'cd {cluster.place}/here; {second} cd ../there; FIT --runs_root mine'",
     }
     return {
         name: preflight(cluster, name, f"export PYTHONPATH={ROOT}:$PYTHONPATH; {line}") for name, line in lines.items()
@@ -396,7 +396,10 @@ def case_preflight_names_the_node(cluster):
         ),
         ("configuration", r"node n2, rank 1: its configuration differs from that of node n1 \(rank 0\)"),
         ("version", r"node n2, rank 1: aim_lightning source is \w{12}, on node n1 it is \w{12}"),
-        ("folder", r"node n2, rank 1: mine/tiny/folder is not the folder that node n1 writes to; set runs_root"),
+        (
+            "directory",
+            r"node n2, rank 1: mine/tiny/directory is not the directory that node n1 writes to",
+        ),
     ],
 )
 def test_preflight_names_the_node(cases, name, words):

@@ -27,7 +27,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
     parser.add_argument("--report", type=Path, help="also write the report to this JSON file")
-    parser.add_argument("--keep", type=Path, help="folder for runs and logs, kept (default: a temporary one)")
+    parser.add_argument("--keep", type=Path, help="directory for runs and logs, kept (default: a temporary one)")
     options = parser.parse_args()
 
     import torch

@@ -8,11 +8,11 @@ from pathlib import Path
 Key = tuple[int, int, int]  # optimizer step, micro-batch, rank
 
 
-def record_steps(folder: Path, rank: int) -> None:
+def record_steps(directory: Path, rank: int) -> None:
     """Hang a recorder into AiMModule: step, micro-batch, rank, epoch, rows and the loss to the bit."""
     from aim_lightning.modules.aim import AiMModule
 
-    descriptor = os.open(folder / f"rows-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(directory / f"rows-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     original = AiMModule.training_step
 
     def patched(self, batch, batch_idx):
@@ -34,9 +34,9 @@ class Seen:
     last: dict[Key, tuple] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> "Seen":
+    def read(cls, directory: Path) -> "Seen":
         seen = cls()
-        for path in sorted(folder.glob("rows-*.log")):
+        for path in sorted(directory.glob("rows-*.log")):
             for line in path.read_text().splitlines():
                 step, micro, rank, epoch, rows, loss = line.split()
                 key = (int(step), int(micro), int(rank))

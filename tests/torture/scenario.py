@@ -31,7 +31,7 @@ class Scenario:
     """A tiny AiM, accumulation of 2, checkpoints every 4 steps, validation every 6.
 
     Args:
-        root: folder for everything.
+        root: directory for everything.
         ranks: processes.
         faults: how many.
         seed: of the faults.
@@ -108,20 +108,20 @@ class Scenario:
     def _start(self, run: str, fault: Fault | None, marks: Path | None = None) -> None:
         """Launch and watch until everything has ended."""
         self.starts += 1
-        folder = self.root / run
-        folder.mkdir(exist_ok=True)
+        directory = self.root / run
+        directory.mkdir(exist_ok=True)
 
         def prepare(rank: int) -> None:
             if fault:
                 arm(fault, rank, marks)
-            record_steps(folder, rank)
+            record_steps(directory, rank)
 
-        log = folder / f"start-{self.starts:04d}.log"
+        log = directory / f"start-{self.starts:04d}.log"
         self._last = Start(self._arguments(run, fault), self.ranks, log, prepare).launch()
         if fault and fault.phase == "clock" and not self._last.wait(fault.seconds):
             self._last.send(SIGNALS[fault.kind], fault.ranks)
             (marks / "struck-clock").touch()
-        self._watch(folder)
+        self._watch(directory)
         self._look_for_the_damaged(self._last.text())
 
     def _look_for_the_damaged(self, text: str) -> None:
@@ -134,13 +134,13 @@ class Scenario:
         else:
             self.surprises.append(f"a damaged checkpoint was not named: {text[-1500:]}")
 
-    def _watch(self, folder: Path) -> None:
+    def _watch(self, directory: Path) -> None:
         """Until all ranks have ended: the rest is killed when one is gone for long, or when nothing moves."""
         start, size, moved, gone = self._last, -1, time.monotonic(), None
         while not start.poll():
             time.sleep(0.01)
             now = time.monotonic()
-            total = sum(path.stat().st_size for path in folder.glob("*.log"))
+            total = sum(path.stat().st_size for path in directory.glob("*.log"))
             size, moved = (total, now) if total != size else (size, moved)
             gone = gone or (now if start.codes else None)
             waited = now - moved > (STALL if total > 0 and "training from" in start.text() else 60)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, atomic_folder, atomic_path, read_json, write_json
+from aim_lightning.utils.files import abandoned, atomic_directory, atomic_path, read_json, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 
 
@@ -27,10 +27,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("place", [".", "..", "/", "", "{here}", "inner/.."])
-def test_the_present_folder_is_not_replaced(tmp_path, monkeypatch, place):
+def test_the_present_directory_is_not_replaced(tmp_path, monkeypatch, place):
     (tmp_path / "a" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a")
-    with pytest.raises(UserError, match="the present folder or above it"), atomic_folder(place.format(here=Path.cwd())):
+    with (
+        pytest.raises(UserError, match="the present directory or above it"),
+        atomic_directory(place.format(here=Path.cwd())),
+    ):
         pytest.fail("must be refused before anything is written")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "inner"]
 
@@ -40,15 +43,15 @@ def test_the_new_name_is_on_disk_when_the_file_is_said_to_be_written(tmp_path, m
     path, flushed, error = tmp_path / "a.json", [], None
 
     def fsync(descriptor):
-        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        flushed.append((folder, path.exists()))
-        if folder and error:
+        directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((directory, path.exists()))
+        if directory and error:
             raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_json(path, 1)
     assert flushed == [(False, False), (True, True)]
-    error = errno.EINVAL  # a file system that cannot flush folders
+    error = errno.EINVAL  # a file system that cannot flush directories
     write_json(path, 2)
     error = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
@@ -63,7 +66,7 @@ def test_reading_json_names_role_and_file(tmp_path):
         read_json(tmp_path / "bad.json", "manifest")
 
 
-def test_grid_places_pictures_in_rows_and_enlarges_small_ones(tmp_path):
+def test_grid_places_images_in_rows_and_enlarges_small_ones(tmp_path):
     images = torch.stack([torch.full((3, 8, 8), 40 * i, dtype=torch.uint8) for i in range(6)])
     grid = labelled_grid(images, 3, ["bag", "ankle boot"])
     assert grid.dtype == torch.uint8 and grid.shape[1] == 2 * 66

@@ -20,8 +20,8 @@ def test_a_log_gets_a_line_about_every_minute(clock, capsys):
             clock[0] = 1000.0 + second
             report.advance(690)
     assert capsys.readouterr().out.splitlines() == [
-        "train: 141,400 of 1,281,167 pictures, 690 pictures/s, 28 min left",
-        "train: 182,800 of 1,281,167 pictures, 690 pictures/s, 27 min left",
+        "train: 141,400 of 1,281,167 images, 690 images/s, 28 min left",
+        "train: 182,800 of 1,281,167 images, 690 images/s, 27 min left",
     ]
 
 
@@ -45,9 +45,7 @@ def test_the_last_line_stays_where_asked_for(clock, capsys):
         with Report("val", 10, done=done, leave=True) as report:
             clock[0] += 2
             report.advance(10 - done)
-    assert (
-        capsys.readouterr().out == "val: 10 of 10 pictures, 5 pictures/s, 0 s left\n"
-    )  # nothing to do, nothing to say
+    assert capsys.readouterr().out == "val: 10 of 10 images, 5 images/s, 0 s left\n"  # nothing to do, nothing to say
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
@@ -56,4 +54,4 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
         report.advance(6)
         report._bar.refresh()
     shown = capsys.readouterr().out
-    assert "train" in shown and "10/10" in shown and "pictures" in shown and shown.startswith("\r")
+    assert "train" in shown and "10/10" in shown and "images" in shown and shown.startswith("\r")

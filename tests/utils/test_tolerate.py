@@ -19,7 +19,7 @@ def test_a_full_disk_is_told_once_a_file(capsys):
         raise ValueError
 
 
-def test_pictures_that_the_disk_does_not_take_end_nothing(tmp_path, capsys):
-    (tmp_path / "samples").touch()  # no folder can be made here
+def test_images_that_the_disk_does_not_take_end_nothing(tmp_path, capsys):
+    (tmp_path / "samples").touch()  # no directory can be made here
     image_logging._keep(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
     assert "grid.png cannot be written" in capsys.readouterr().err

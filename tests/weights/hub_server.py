@@ -21,8 +21,8 @@ def _facts(path: Path) -> dict:
 
 
 @contextmanager
-def hub(repository: str, folder: Path, lie_about: str | None = None) -> Iterator[str]:
-    """Serve a folder as `repository`; yields the address. The hash told for `lie_about` is wrong."""
+def hub(repository: str, directory: Path, lie_about: str | None = None) -> Iterator[str]:
+    """Serve a directory as `repository`; yields the address. The hash told for `lie_about` is wrong."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -32,17 +32,17 @@ def hub(repository: str, folder: Path, lie_about: str | None = None) -> Iterator
             api, files = f"/api/models/{repository}", f"/{repository}/resolve/"
             if path == f"{api}/tree/{COMMIT}":
                 entries = [
-                    {"type": "file", "path": p.name, "oid": _digest(p)[:40], **_facts(p)} for p in folder.iterdir()
+                    {"type": "file", "path": p.name, "oid": _digest(p)[:40], **_facts(p)} for p in directory.iterdir()
                 ]
                 self._json(entries)
             elif path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-                siblings = [{"rfilename": p.name, **_facts(p)} for p in sorted(folder.iterdir())]
+                siblings = [{"rfilename": p.name, **_facts(p)} for p in sorted(directory.iterdir())]
                 for sibling in siblings:
                     if sibling["rfilename"] == lie_about:
                         sibling["lfs"]["sha256"] = "0" * 64
                 self._json({"id": repository, "sha": COMMIT, "siblings": siblings})
-            elif path.startswith(files) and (folder / path.rpartition("/")[2]).is_file():
-                file = folder / path.rpartition("/")[2]
+            elif path.startswith(files) and (directory / path.rpartition("/")[2]).is_file():
+                file = directory / path.rpartition("/")[2]
                 self._answer(200, file.read_bytes(), {"ETag": f'"{_digest(file)}"', "X-Repo-Commit": COMMIT})
             else:
                 self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})

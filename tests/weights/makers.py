@@ -50,10 +50,10 @@ def run_content(network: torch.nn.Module, averaged: dict | None = None, **extra)
     }
 
 
-def write_run(folder: Path, network: torch.nn.Module, averaged: dict | None = None, **extra) -> Path:
+def write_run(directory: Path, network: torch.nn.Module, averaged: dict | None = None, **extra) -> Path:
     """A run directory with one checkpoint; returns the directory."""
-    write_checkpoint(run_content(network, averaged, **extra), folder / "checkpoints" / "step=00000001.ckpt")
-    return folder
+    write_checkpoint(run_content(network, averaged, **extra), directory / "checkpoints" / "step=00000001.ckpt")
+    return directory
 
 
 def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -20,8 +20,8 @@ from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A published folder."""
+def directory(tmp_path):
+    """A published directory."""
     return export_aim(aim(), tmp_path / "published", tokenizer=vq())
 
 
@@ -42,10 +42,10 @@ def succeeds(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_inspect_prints_what_there_is(folder, tmp_path, capsys):
-    text = succeeds(capsys, "weights", "inspect", folder)
+def test_inspect_prints_what_there_is(directory, tmp_path, capsys):
+    text = succeeds(capsys, "weights", "inspect", directory)
     for word in (
-        "Hugging Face folder",
+        "Hugging Face directory",
         "sha256",
         "24,088",
         "d_model",
@@ -85,20 +85,20 @@ def test_inspect_names_what_it_does_not_read_and_every_fault(tmp_path, capsys):
     assert all(name.removeprefix("mamba.") in text for name in names) and "not read" not in text
 
 
-def test_import_makes_a_run(folder, experiment, tmp_path, capsys):
-    text = succeeds(capsys, "weights", "import", folder, "--config", experiment, "--run", "published")
-    assert f'next: make sample EXP=tiny RUN=published ARGS="--tokenizer {folder}"' in text
+def test_import_makes_a_run(directory, experiment, tmp_path, capsys):
+    text = succeeds(capsys, "weights", "import", directory, "--config", experiment, "--run", "published")
+    assert f'next: make sample EXP=tiny RUN=published ARGS="--tokenizer {directory}"' in text
     run = tmp_path / "runs" / "tiny" / "published"
     assert same(import_aim(run), aim()) and (run / "config.yaml").is_file()
     content = read_checkpoint(run / "checkpoints" / "step=00000000.ckpt")
     assert content["tokenizer_hash"] == vq().weights_hash and content["ema"] is None
-    assert same(load(run, tokenizer=import_vq(folder)).aim, aim())
-    again = fails(capsys, "weights", "import", folder, "--config", experiment, "--run", "published")
+    assert same(load(run, tokenizer=import_vq(directory)).aim, aim())
+    again = fails(capsys, "weights", "import", directory, "--config", experiment, "--run", "published")
     assert "already holds a run; give another --run" in again
 
 
-def test_an_imported_run_is_not_continued(folder, experiment, tmp_path, capsys):
-    succeeds(capsys, "weights", "import", folder, "--config", experiment)
+def test_an_imported_run_is_not_continued(directory, experiment, tmp_path, capsys):
+    succeeds(capsys, "weights", "import", directory, "--config", experiment)
     directory = RunDirectory("tiny", "main", tmp_path / "runs")
     content = read_content(directory, {})
     decision = decide(content, allow_changes=True)
@@ -113,8 +113,8 @@ def test_an_imported_run_is_not_continued(folder, experiment, tmp_path, capsys):
         (["--model.network.num_tokens", "9"], "num_tokens is 4 there and 9 here"),
     ],
 )
-def test_import_into_another_network_is_refused(folder, experiment, tmp_path, capsys, change, words):
-    text = fails(capsys, "weights", "import", folder, "--config", experiment, *change)
+def test_import_into_another_network_is_refused(directory, experiment, tmp_path, capsys, change, words):
+    text = fails(capsys, "weights", "import", directory, "--config", experiment, *change)
     assert "is another network than model.network" in text and words in text
     assert not (tmp_path / "runs").exists()
 
@@ -123,13 +123,13 @@ def test_import_of_a_tokenizer_with_other_groups_is_refused(tmp_path, capsys):
     small = ("--model.network", "{base_channels: 8, channel_multipliers: [1, 1], num_res_blocks: 1, z_channels: 8}")
     options = (*small, "--model.network.codebook_size", 16, "--model.network.codebook_dim", 8)
     options += ("--model.network.norm_groups", 2, "--runs_root", tmp_path / "runs")
-    folder = export_vq(vq(), tmp_path / "vq")
-    text = fails(capsys, "weights", "import", folder, "--config", "experiments/demo_tokenizer.yaml", *options)
+    directory = export_vq(vq(), tmp_path / "vq")
+    text = fails(capsys, "weights", "import", directory, "--config", "experiments/demo_tokenizer.yaml", *options)
     assert "is another network than model.network: norm_groups is 4 there and 2 here" in text
 
 
-def test_dropouts_are_the_configurations(folder, experiment, tmp_path, capsys):
-    succeeds(capsys, "weights", "import", folder, "--config", experiment)
+def test_dropouts_are_the_configurations(directory, experiment, tmp_path, capsys):
+    succeeds(capsys, "weights", "import", directory, "--config", experiment)
     assert import_aim(tmp_path / "runs" / "tiny" / "main").config.token_dropout == 0.2
 
 
@@ -145,7 +145,7 @@ def test_import_of_a_tokenizer(tmp_path, capsys):
         "experiments/demo_tokenizer.yaml",
         "--runs_root",
         tmp_path / "runs",
-        "--pictures.image_size",
+        "--images.image_size",
         4,
     )
     text = succeeds(capsys, "weights", "import", tmp_path / "vq.pt", *config, *options, "--raw", "true")
@@ -199,15 +199,15 @@ def test_help(capsys, arguments):
 @pytest.mark.slow
 def test_published_weights_to_samples_and_scores(aim_cli, tmp_path):
     """Real processes, command by command as docs/weights.md has them."""
-    folder, experiment = export_aim(aim(), tmp_path / "published", tokenizer=vq()), write_experiment(tmp_path)
+    directory, experiment = export_aim(aim(), tmp_path / "published", tokenizer=vq()), write_experiment(tmp_path)
     for split, seed in (("train", 0), ("val", 1)):
         shutil.rmtree(tmp_path / "tokens" / split)
         write_tokens(tmp_path / "tokens" / split, [20], config=TINY, seed=seed, tokenizer_hash=vq().weights_hash)
-    place = ("--config", experiment, "--tokenizer", folder, "--callbacks.ema", "null")
+    place = ("--config", experiment, "--tokenizer", directory, "--callbacks.ema", "null")
     outcomes = {}
     commands = {
-        "inspect": ("weights", "inspect", folder),
-        "import": ("weights", "import", folder, *place),
+        "inspect": ("weights", "inspect", directory),
+        "import": ("weights", "import", directory, *place),
         "sample": ("sample", *place, "--num", "2", "--sampling.position_offset", "1"),
         "validate": ("validate", *place),
         "export": ("weights", "export", tmp_path / "runs" / "tiny" / "main", "--out", tmp_path / "again"),
@@ -219,5 +219,5 @@ def test_published_weights_to_samples_and_scores(aim_cli, tmp_path):
     assert len(list((run / "samples").glob("*.png"))) == 7
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"]["validate"]["weights"] == "raw" and results["metrics"]["val/loss"] > 0
-    assert same(import_aim(tmp_path / "again"), import_aim(folder))
+    assert same(import_aim(tmp_path / "again"), import_aim(directory))
     assert isinstance(import_vq(tmp_path / "again"), VQModel) and import_vq(tmp_path / "again").config == SMALL_VQ

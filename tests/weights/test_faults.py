@@ -127,14 +127,14 @@ def test_the_other_network_alone(tmp_path):
 
 
 def test_arguments_that_contradict_the_source(tmp_path):
-    """A wrong number of groups fits all weights and gives other pictures."""
-    folder, run = export_aim(aim(), tmp_path / "out", tokenizer=vq()), write_run(tmp_path / "vq", vq())
-    for source in (folder, run):
+    """A wrong number of groups fits all weights and gives other images."""
+    directory, run = export_aim(aim(), tmp_path / "out", tokenizer=vq()), write_run(tmp_path / "vq", vq())
+    for source in (directory, run):
         assert "has norm_groups 4, the argument says 2; leave norm_groups out" in mistake(
             import_vq, source, norm_groups=2
         )
         assert import_vq(source, norm_groups=4, image_size=8).grid == (4, 4)
-    for source in (folder, write_run(tmp_path / "aim", aim()), published(aim())):
+    for source in (directory, write_run(tmp_path / "aim", aim()), published(aim())):
         assert "has num_tokens 4, the argument says 9" in mistake(import_aim, source, num_tokens=9)
 
 
@@ -176,7 +176,7 @@ def flip_a_weight(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("form", ["file", "run", "folder"])
+@pytest.mark.parametrize("form", ["file", "run", "directory"])
 def test_one_flipped_bit(tmp_path, form):
     model, tokenizer = aim(), vq()
     with torch.no_grad():
@@ -186,8 +186,8 @@ def test_one_flipped_bit(tmp_path, form):
         source, text = tmp_path / "run", "its checksum differs"
     else:
         source = path = tmp_path / "weights.pt"
-        if form == "folder":
-            source = export_aim(model, tmp_path / "folder", tokenizer=tokenizer)
+        if form == "directory":
+            source = export_aim(model, tmp_path / "directory", tokenizer=tokenizer)
             path = source / "pytorch_model.bin"
             (source / "model.safetensors").unlink()
         torch.save({"model": published(model, tokenizer)}, path)
@@ -262,29 +262,29 @@ def export_weights():
     ],
 )
 def test_config_json_must_be_known_and_true(tmp_path, change, words):
-    folder = export_aim(aim(), tmp_path / "out", tokenizer=vq())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    assert words in mistake(AiMPipeline.from_pretrained, folder)
-    (folder / "config.json").write_text("[1]")
-    assert "no mapping of options" in mistake(import_aim, folder)
-    (folder / "config.json").write_text("{")
-    assert "not readable JSON" in mistake(import_aim, folder)
+    directory = export_aim(aim(), tmp_path / "out", tokenizer=vq())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **change}))
+    assert words in mistake(AiMPipeline.from_pretrained, directory)
+    (directory / "config.json").write_text("[1]")
+    assert "no mapping of options" in mistake(import_aim, directory)
+    (directory / "config.json").write_text("{")
+    assert "not readable JSON" in mistake(import_aim, directory)
 
 
 def test_from_pretrained_is_strict(tmp_path):
-    folder = export_aim(aim(), tmp_path / "out", tokenizer=vq())
+    directory = export_aim(aim(), tmp_path / "out", tokenizer=vq())
     weights = export_weights()
     weights["mamba.surplus"] = torch.zeros(1)
-    save_file(weights, folder / "model.safetensors")
-    assert "surplus: surplus" in mistake(AiMPipeline.from_pretrained, folder)
+    save_file(weights, directory / "model.safetensors")
+    assert "surplus: surplus" in mistake(AiMPipeline.from_pretrained, directory)
 
 
 @pytest.mark.parametrize("problem", ["no map", "outside", "absent", "surplus", "missing file", "foreign shard"])
 def test_a_wrong_index_of_shards(tmp_path, problem):
-    folder, weights = export_aim(aim(), tmp_path / "out", tokenizer=vq()), export_weights()
-    (folder / "model.safetensors").unlink()
-    save_file(weights, folder / "model-1.safetensors")
+    directory, weights = export_aim(aim(), tmp_path / "out", tokenizer=vq()), export_weights()
+    (directory / "model.safetensors").unlink()
+    save_file(weights, directory / "model-1.safetensors")
     names = dict.fromkeys(weights, "model-1.safetensors")
     if problem == "outside":
         names = dict.fromkeys(weights, "../model-1.safetensors")
@@ -295,10 +295,10 @@ def test_a_wrong_index_of_shards(tmp_path, problem):
     elif problem == "missing file":
         names["mamba.more"] = "model-2.safetensors"
     elif problem == "foreign shard":
-        torch.save([1], folder / "model-1.bin")
+        torch.save([1], directory / "model-1.bin")
         names = dict.fromkeys(weights, "model-1.bin")
     index = {} if problem == "no map" else {"weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     words = {
         "no map": "no weight_map",
         "outside": "no weight_map",
@@ -307,4 +307,4 @@ def test_a_wrong_index_of_shards(tmp_path, problem):
         "foreign shard": "model-1.bin holds list, no mapping from names to tensors",
         "missing file": "model-2.safetensors does not exist",
     }
-    assert words[problem] in mistake(import_aim, folder)
+    assert words[problem] in mistake(import_aim, directory)

@@ -64,7 +64,7 @@ RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha25
     "record",
     [None, [], {}, {**RECORD, "format": "other"}, {**RECORD, "files": []}, {**RECORD, "files": [{"name": "a"}]}],
 )
-def test_a_folder_that_was_not_fetched(tmp_path, capsys, record):
+def test_a_directory_that_was_not_fetched(tmp_path, capsys, record):
     (tmp_path / "aim_b").mkdir()
     if record is not None:
         (tmp_path / "aim_b" / "fetched.json").write_text(json.dumps(record))
@@ -124,7 +124,7 @@ def test_a_full_disk_is_no_missing_connection(monkeypatch, tmp_path, error):
         fetch("VQ-16", tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(python, repository):
+def test_a_directory_that_cannot_be_written_is_one_line(python, repository):
     with hub("hp-l33/aim-base", repository) as endpoint:
         done = python(endpoint, "-m", "aim_lightning.weights.fetch", "AiM-B", "--out", "/proc/x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be reached" not in done.stderr
@@ -143,4 +143,4 @@ def test_neither_a_path_nor_a_hub_id():
     from aim_lightning import AiMPipeline
 
     with pytest.raises(UserError, match="does not exist, and it is no hub id"):
-        AiMPipeline.from_pretrained("no/such/folder")
+        AiMPipeline.from_pretrained("no/such/directory")

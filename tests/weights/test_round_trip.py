@@ -36,15 +36,15 @@ FORMS = {
 @pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
 def test_every_form_of_aim(config, tmp_path):
     model, tokenizer = aim(config), vq()
-    folder = export_aim(model, tmp_path / "out", tokenizer=tokenizer)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever reads one may read the other
-    back = import_aim(folder)
+    directory = export_aim(model, tmp_path / "out", tokenizer=tokenizer)
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1  # whoever reads one may read the other
+    back = import_aim(directory)
     assert back.config == config and same(back, model) and not back.training
     assert back.lm_head.weight is back.backbone.embeddings.word_embeddings.weight
-    assert same(import_vq(folder), tokenizer) and import_vq(folder).config == SMALL_VQ
+    assert same(import_vq(directory), tokenizer) and import_vq(directory).config == SMALL_VQ
     again = export_aim(back, tmp_path / "again", tokenizer=tokenizer)
-    assert sha256_file(again / "model.safetensors") == sha256_file(folder / "model.safetensors")
+    assert sha256_file(again / "model.safetensors") == sha256_file(directory / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +55,16 @@ def vq8():
 @pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
 def test_exactly_the_published_names_shapes_and_fields(name, tmp_path, vq8):
     facts, data = fixture(name)
-    folder = export_aim(published_aim(name), tmp_path / "out", tokenizer=vq8)
-    weights = load_file(folder / "model.safetensors")
+    directory = export_aim(published_aim(name), tmp_path / "out", tokenizer=vq8)
+    weights = load_file(directory / "model.safetensors")
     expected = {f"mamba.{key}": shape for key, shape in facts["state_dict"].items() if key != "lm_head.weight"}
     expected |= {f"vqvae.{key}": shape for key, shape in fixture("vq8")[0]["state_dict"].items()}
     assert {key: list(value.shape) for key, value in weights.items()} == expected
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    with safe_open(directory / "model.safetensors", "pt") as file:
         assert file.metadata()["mamba.lm_head.weight"] == "mamba.backbone.embeddings.word_embeddings.weight"
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text())
     assert {key: config[key] for key in facts["config"]} == facts["config"]
-    logits = import_aim(folder)(data["tokens"][:, :-1], data["labels"][:, 0])
+    logits = import_aim(directory)(data["tokens"][:, :-1], data["labels"][:, 0])
     assert relative(logits[:, data["logit_positions"]], data["logits"]) <= 1e-5
 
 
@@ -80,8 +80,8 @@ def test_a_published_network_gets_the_published_fields_alone():
 
 
 def test_tokenizer_alone_has_llamagens_names(tmp_path, vq8):
-    folder = export_vq(vq8, tmp_path / "vq8")
-    weights = load_file(folder / "model.safetensors")
+    directory = export_vq(vq8, tmp_path / "vq8")
+    weights = load_file(directory / "model.safetensors")
     assert {key: list(value.shape) for key, value in weights.items()} == fixture("vq8")[0]["state_dict"]
     torch.save({"model": vq8.state_dict()}, tmp_path / "vq_ds8_c2i.pt")
     assert same(import_vq(tmp_path / "vq_ds8_c2i.pt"), vq8)
@@ -103,14 +103,14 @@ def test_types_are_kept_in_the_file_and_compiled_names_are_plain(tmp_path):
 
 def test_pipeline_saves_and_loads_with_class_names(tmp_path):
     pipeline = AiMPipeline(aim(), vq(), ["cat", "dog", "owl"])
-    folder = pipeline.save_pretrained(tmp_path / "animals")
-    back = AiMPipeline.from_pretrained(folder)
+    directory = pipeline.save_pretrained(tmp_path / "animals")
+    back = AiMPipeline.from_pretrained(directory)
     assert back.class_names == ["cat", "dog", "owl"] and same(back.aim, pipeline.aim)
     assert not any(parameter.requires_grad for parameter in back.tokenizer.parameters())
     assert torch.equal(back.generate([0, 2], seed=3), pipeline.generate([0, 2], seed=3))
 
 
-def test_a_folder_is_complete_or_absent(tmp_path, monkeypatch):
+def test_a_directory_is_complete_or_absent(tmp_path, monkeypatch):
     out = tmp_path / "out"
     export_aim(aim(seed=1), out, tokenizer=vq())
     export_aim(aim(seed=2), out, tokenizer=vq())  # an earlier export is replaced

@@ -120,59 +120,59 @@ def test_tokenizer_of_a_run_or_of_a_published_aim_serves_a_run(tmp_path):
     run = write_run(tmp_path / "vq" / "main", tokenizer, {name: v * 2 for name, v in tokenizer.state_dict().items()})
     assert torch.equal(import_vq(run).quant_conv.weight, tokenizer.quant_conv.weight * 2)
     assert same(import_vq(run, raw=True), tokenizer)
-    folder = export_aim(aim(), tmp_path / "hf", tokenizer=tokenizer)
-    assert not any(parameter.requires_grad for parameter in load_tokenizer(folder).parameters())
+    directory = export_aim(aim(), tmp_path / "hf", tokenizer=tokenizer)
+    assert not any(parameter.requires_grad for parameter in load_tokenizer(directory).parameters())
     aim_run = write_run(
         tmp_path / "aim" / "main", aim(), tokenizer_hash=tokenizer.weights_hash, class_names=["a", "b", "c"]
     )
-    pipeline = load(aim_run, tokenizer=load_tokenizer(folder))
+    pipeline = load(aim_run, tokenizer=load_tokenizer(directory))
     assert same(pipeline.aim, aim()) and pipeline.class_names == ["a", "b", "c"]
 
 
-def published_folder(folder, main: str, config=TINY):
-    """A Hugging Face folder whose weights are under `main`, a file or the index of two shards."""
+def published_directory(directory, main: str, config=TINY):
+    """A Hugging Face directory whose weights are under `main`, a file or the index of two shards."""
     model, tokenizer = aim(config), vq()
-    export_aim(model, folder, tokenizer=tokenizer)
-    (folder / "model.safetensors").unlink()
+    export_aim(model, directory, tokenizer=tokenizer)
+    (directory / "model.safetensors").unlink()
     weights = separate(published(model, tokenizer, head=False))
     save = save_file if ".safetensors" in main else torch.save
     if not main.endswith(".index.json"):
-        save(weights, folder / main)
-        return folder
+        save(weights, directory / main)
+        return directory
     stem, suffix = main.removesuffix(".index.json").split(".")
     names = sorted(weights)
     shards = {f"{stem}-00001-of-00002.{suffix}": names[:40], f"{stem}-00002-of-00002.{suffix}": names[40:]}
     for file, part in shards.items():
-        save({name: weights[name] for name in part}, folder / file)
-    (folder / main).write_text(json.dumps({"weight_map": {name: file for file in shards for name in shards[file]}}))
-    return folder
+        save({name: weights[name] for name in part}, directory / file)
+    (directory / main).write_text(json.dumps({"weight_map": {name: file for file in shards for name in shards[file]}}))
+    return directory
 
 
 @pytest.mark.parametrize("main", MAIN)
-def test_folders_and_their_files(tmp_path, main):
-    """The file named itself stands for its folder, configuration and all."""
-    folder = published_folder(tmp_path / "out", main, replace(TINY, token_dropout=0.25))
-    for source in (folder, folder / main):
+def test_directories_and_their_files(tmp_path, main):
+    """The file named itself stands for its directory, configuration and all."""
+    directory = published_directory(tmp_path / "out", main, replace(TINY, token_dropout=0.25))
+    for source in (directory, directory / main):
         assert import_aim(source).config.token_dropout == 0.25
         assert same(import_aim(source), aim()) and same(import_vq(source), vq())
         files = {Path(name) for name, _, _ in inspect(source).files}
-        assert files == {path for path in folder.iterdir() if path.suffix != ".json"}
+        assert files == {path for path in directory.iterdir() if path.suffix != ".json"}
 
 
 @pytest.mark.parametrize("main", MAIN)
 def test_without_config_json_the_shapes_tell_the_network(tmp_path, main):
-    folder = published_folder(tmp_path / "out", main)
-    (folder / "config.json").unlink()
-    for source in (folder, folder / main):
+    directory = published_directory(tmp_path / "out", main)
+    (directory / "config.json").unlink()
+    for source in (directory, directory / main):
         assert same(import_aim(source), aim()) and import_aim(source).config == TINY
         assert import_vq(source, norm_groups=4).config == SMALL_VQ
 
 
 def test_a_file_that_is_named_is_the_one_that_is_read(tmp_path):
-    folder = export_aim(aim(seed=1), tmp_path / "out", tokenizer=vq())
-    torch.save(published(aim(seed=2)), folder / "pytorch_model.bin")
-    assert same(import_aim(folder), aim(seed=1))
-    assert same(import_aim(folder / "pytorch_model.bin"), aim(seed=2))
+    directory = export_aim(aim(seed=1), tmp_path / "out", tokenizer=vq())
+    torch.save(published(aim(seed=2)), directory / "pytorch_model.bin")
+    assert same(import_aim(directory), aim(seed=1))
+    assert same(import_aim(directory / "pytorch_model.bin"), aim(seed=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

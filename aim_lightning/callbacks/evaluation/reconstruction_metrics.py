@@ -1,4 +1,4 @@
-"""Scores reconstructions of the (EMA) tokenizer against the pictures themselves: the reconstruction FID."""
+"""Scores reconstructions of the (EMA) tokenizer against the images themselves: the reconstruction FID."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from aim_lightning.utils.precision import exact_float32
 
 
 class ReconstructionMetrics(Scoring):
-    """Fréchet distance between all validation pictures and their reconstructions.
+    """Fréchet distance between all validation images and their reconstructions.
 
-    Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Pictures are encoded
+    Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Images are encoded
     and decoded in float32, whatever precision training uses. Runs in `validate`, and during training every
     `every_n_validations` validations.
 
     Args:
         every_n_validations: 0 = in `validate` alone.
-        batch_size: pictures of the reference scored at once on a device.
+        batch_size: images of the reference scored at once on a device.
         cache_dir: where reference statistics are kept, by data and feature network.
     """
 
@@ -44,7 +44,7 @@ class ReconstructionMetrics(Scoring):
         shown = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
         for batch in between(trainer, shown, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
-        count = len(self.pictures.open("val"))
+        count = len(self.images.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))
         self.log(f"metrics/{name}", distance.compute().float(), rank_zero_only=False)
 
@@ -52,8 +52,8 @@ class ReconstructionMetrics(Scoring):
         """Everything that the numbers depend on, for results.json."""
         return {
             "features": self.features.protocol(),
-            "reference": Reference(None, self.pictures, "val").source(),
-            "precision": "float32, uint8 pictures",
+            "reference": Reference(None, self.images, "val").source(),
+            "precision": "float32, uint8 images",
         }
 
     @staticmethod

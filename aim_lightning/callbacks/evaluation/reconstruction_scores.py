@@ -8,12 +8,12 @@ from aim_lightning.callbacks.evaluation.scoring import has_ema
 
 
 class NamedReconstructionScores(Callback):
-    """In `validate`: `psnr_10k`, `ssim_10k` and `lpips_10k` of so many validation pictures, `…_raw` without EMA.
+    """In `validate`: `psnr_10k`, `ssim_10k` and `lpips_10k` of so many validation images, `…_raw` without EMA.
 
     The values are those of `val/psnr` and so on, whose names tell nothing of `trainer.limit_val_batches`.
     """
 
-    needs = ("pictures",)
+    needs = ("images",)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning calls it before the module's own, which forgets the values; every rank takes part."""
@@ -24,4 +24,4 @@ class NamedReconstructionScores(Callback):
     def protocol(self) -> dict[str, Any]:
         """Everything that the numbers depend on but weights and count, for results.json."""
         precision = "float32, reconstructions clamped, not rounded"
-        return {"reference": self.pictures.open("val").fingerprint, "precision": precision}
+        return {"reference": self.images.open("val").fingerprint, "precision": precision}

@@ -1,4 +1,4 @@
-"""Scores samples of the (EMA) network against real pictures: a Fréchet distance and class agreement."""
+"""Scores samples of the (EMA) network against real images: a Fréchet distance and class agreement."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -15,29 +15,29 @@ from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
-from aim_lightning.metrics.reference_statistics import RealPictures
+from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.utils.random import hash_seed
 
-Scored = Iterable[tuple[Tensor, Tensor]]  # (uint8 pictures, labels that were asked for)
+Scored = Iterable[tuple[Tensor, Tensor]]  # (uint8 images, labels that were asked for)
 
 
 class SampleMetrics(Scoring):
-    """Distance between samples and the training pictures, and how often a sample shows the class it should.
+    """Distance between samples and the training images, and how often a sample shows the class it should.
 
     Runs in `validate`, and during training every `every_n_validations` validations. Image k is of class
     k % num_classes and drawn with index k, whatever rank draws it.
 
     Args:
-        num_samples: pictures to draw, over all devices.
+        num_samples: images to draw, over all devices.
         every_n_validations: 0 = in `validate` alone.
-        baselines: in `validate` also score real validation pictures and an untrained network.
-        batch_size: pictures scored at once on a device.
+        baselines: in `validate` also score real validation images and an untrained network.
+        batch_size: images scored at once on a device.
         cache_dir: where reference statistics are kept, by data and feature network.
     """
 
-    needs = ("tokenizer", "features", "pictures", "sampling")
+    needs = ("tokenizer", "features", "images", "sampling")
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SampleMetrics(Scoring):
         return {
             "num_samples": self.num_samples,
             "features": self.features.protocol(),
-            "reference": Reference(None, self.pictures).source(),
+            "reference": Reference(None, self.images).source(),
             "tokenizer": self.tokenizer.weights_hash,
             "sampling": asdict(replace(self.sampling, batch_size=self.batch_size)),
         }
@@ -79,7 +79,7 @@ class SampleMetrics(Scoring):
         return self.features.metric_name
 
     def _score(
-        self, trainer: Trainer, batches: Scored, reference: RealPictures, device: torch.device
+        self, trainer: Trainer, batches: Scored, reference: ReferenceImages, device: torch.device
     ) -> tuple[Tensor, Tensor, int]:
         """Both metrics from one pass over the features; every rank gets the value over all ranks."""
         frechet = FrechetDistance(self.features).to(device)
@@ -105,9 +105,9 @@ class SampleMetrics(Scoring):
         yield from tqdm(parts, what, total=total, leave=False, disable=not trainer.is_global_zero)
 
     def _real(self, trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-        pictures = self.pictures.open("val")
-        self._count = len(pictures)
-        yield from pictures.batches(self.batch_size, range(trainer.global_rank, len(pictures), trainer.world_size))
+        images = self.images.open("val")
+        self._count = len(images)
+        yield from images.batches(self.batch_size, range(trainer.global_rank, len(images), trainer.world_size))
 
 
 def _untrained(network: AiM, device: torch.device) -> AiM:

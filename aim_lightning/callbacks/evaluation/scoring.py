@@ -1,4 +1,4 @@
-"""What callbacks that score pictures by a feature network share: when they run, and their reference."""
+"""What callbacks that score images by a feature network share: when they run, and their reference."""
 
 from abc import abstractmethod
 from functools import partial
@@ -9,7 +9,7 @@ from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.metrics.reference_statistics import RealPictures
+from aim_lightning.metrics.reference_statistics import ReferenceImages
 
 
 class Scoring(Callback):
@@ -17,11 +17,11 @@ class Scoring(Callback):
 
     Args:
         every_n_validations: 0 = in `validate` alone.
-        batch_size: pictures scored at once on a device.
+        batch_size: images scored at once on a device.
         cache_dir: where reference statistics are kept, by data and feature network.
     """
 
-    needs: tuple[str, ...] = ("features", "pictures")
+    needs: tuple[str, ...] = ("features", "images")
 
     def __init__(self, every_n_validations: int, batch_size: int, cache_dir: str) -> None:
         self.every_n_validations, self.batch_size, self.cache_dir = every_n_validations, batch_size, cache_dir
@@ -51,10 +51,10 @@ class Scoring(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.validations = state["validations"]
 
-    def reference(self, trainer: Trainer, split: str, probe: bool) -> RealPictures:
-        """Statistics of the real pictures of a split, from the cache or shared out over the ranks; all call it."""
-        reference = Reference(None, self.pictures, split)
-        looking = partial(between, trainer, phase="the next pictures of the reference")
+    def reference(self, trainer: Trainer, split: str, probe: bool) -> ReferenceImages:
+        """Statistics of the real images of a split, from the cache or shared out over the ranks; all call it."""
+        reference = Reference(None, self.images, split)
+        looking = partial(between, trainer, phase="the next images of the reference")
         return reference.statistics(self.features, Ranks(), self.cache_dir, self.batch_size, probe, looking)
 
 

@@ -22,7 +22,7 @@ from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.score_record import append_record, score_record, write_record
 from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.metric_names import metric_name
-from aim_lightning.metrics.scores import least_pictures
+from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.runs.results import hardware
 from aim_lightning.utils.disk_errors import tolerate_disk_errors
@@ -30,7 +30,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.process import say
 
-GRID = 8  # rows and columns of the picture grid
+GRID = 8  # rows and columns of the image grid
 
 
 class TrainingEvaluation(Callback):
@@ -48,8 +48,8 @@ class TrainingEvaluation(Callback):
         every_n_epochs: epochs between two; 0 = by steps.
         budget_seconds: for drawing and features; the first evaluation that runs out of it decides for all later ones
             how many images are drawn, so that values stay comparable.
-        reference: real pictures as in `evaluate --reference`; null = the training pictures.
-        compare: also precision, recall and kernel distance, which keep every picture's features for the while.
+        reference: real images as in `evaluate --reference`; null = the training images.
+        compare: also precision, recall and kernel distance, which keep every image's features for the while.
         monitor: plain name of the metric that decides which checkpoints are best; null = the distance.
         mode: whether lower (min) or higher (max) is better.
         keep_best: how many of the best checkpoints stay in RUN/best; 0 = none are written.
@@ -60,7 +60,7 @@ class TrainingEvaluation(Callback):
             that is none of the metrics.
     """
 
-    needs = ("tokenizer", "features", "pictures", "sampling", "run_dir")
+    needs = ("tokenizer", "features", "images", "sampling", "run_dir")
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class TrainingEvaluation(Callback):
     ) -> None:
         if (every_n_steps > 0) == (every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
-        least = least_pictures(compare)
+        least = least_images(compare)
         if num_samples < least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
             limits = f"num_samples must be {least} or more, keep_best 0 or more, budget_seconds above 0"
             raise UserError(f"training evaluation: {limits}")
@@ -90,7 +90,7 @@ class TrainingEvaluation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Feature weights and reference, before training takes its time."""
         self.features.load(pl_module.device)
-        real = Reference(self.reference, self.pictures)
+        real = Reference(self.reference, self.images)
         check_size(drawn_size(self.tokenizer), real.image_size())
         statistics = real.statistics(self.features, Ranks(), self.cache_dir)
         self.rounds = Rounds(self.features, statistics, self.sampling, self.compare)
@@ -139,12 +139,12 @@ class TrainingEvaluation(Callback):
             curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
             logger.log_metrics(curves, trainer.global_step - 1)
         if trainer.is_global_zero:
-            folder, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
+            directory, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
             show_image(trainer, "evaluation", grid)
-            with tolerate_disk_errors(folder):
-                save_png(grid, folder / "evaluation.png")
-                write_record(folder / "evaluation.json", record)
-                append_record(folder / "evaluations.jsonl", record)
+            with tolerate_disk_errors(directory):
+                save_png(grid, directory / "evaluation.png")
+                write_record(directory / "evaluation.json", record)
+                append_record(directory / "evaluations.jsonl", record)
         self._keep_best(trainer, scored.values)
         return signals.NONE
 
@@ -162,20 +162,20 @@ class TrainingEvaluation(Callback):
         monitor = self.monitor or self.features.metric_name
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
-        # Distances of another number of pictures, or another metric, cannot be ranked with this one.
+        # Distances of another number of images, or another metric, cannot be ranked with this one.
         before = self.best
         alike = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]
         ranking = sorted([*alike, [value, step, name]], reverse=self.mode == "max")
         dropped = [entry for entry in self.best if entry not in alike] + ranking[self.keep_best :]
         self.best = ranking[: self.keep_best]
-        folder = Path(self.run_dir) / "best"
-        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, folder / name)):
+        directory = Path(self.run_dir) / "best"
+        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, directory / name)):
             self.best = before
             say(f"warning: {failure}; the best ones so far stay, and training goes on")
             return
         if trainer.is_global_zero:
             for _, _, old in dropped:
-                (folder / old).unlink(missing_ok=True)
+                (directory / old).unlink(missing_ok=True)
 
 
 def _preemption(trainer: Trainer) -> Preemption | None:

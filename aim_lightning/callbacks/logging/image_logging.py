@@ -1,4 +1,4 @@
-"""Pictures in TensorBoard and in the run directory: one sees a model learn before a number says so."""
+"""Images in TensorBoard and in the run directory: one sees a model learn before a number says so."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ class Reconstructions(Callback):
     """After each validation: originals above their reconstructions by the (EMA) tokenizer.
 
     Args:
-        num_images: the first so many validation pictures, all where there are fewer.
+        num_images: the first so many validation images, all where there are fewer.
     """
 
-    needs = ("pictures", "run_dir")
+    needs = ("images", "run_dir")
 
     def __init__(self, num_images: int = 16) -> None:
         self.num_images = num_images
@@ -28,8 +28,8 @@ class Reconstructions(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        pictures = self.pictures.open("val")
-        originals, _ = pictures.batch(range(min(self.num_images, len(pictures))))
+        images = self.images.open("val")
+        originals, _ = images.batch(range(min(self.num_images, len(images))))
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
         grid = labelled_grid(both, len(originals), ["original", "reconstruction"])
@@ -42,7 +42,7 @@ class SampleGrid(Callback):
 
     Args:
         classes: at most so many classes, from label 0 on.
-        columns: pictures a class.
+        columns: images a class.
     """
 
     needs = ("tokenizer", "sampling", "class_names", "run_dir")
@@ -57,10 +57,10 @@ class SampleGrid(Callback):
             pl_module.network, self.tokenizer, self.sampling, self.class_names, self.classes, self.columns
         )
         show_image(trainer, "samples", grid)
-        folder = Path(self.run_dir) / "samples"
-        _keep(grid, folder / "grid.png")
+        directory = Path(self.run_dir) / "samples"
+        _keep(grid, directory / "grid.png")
         if trainer.state.fn == "fit":  # `validate` knows no step
-            _keep(grid, folder / f"grid-step={trainer.global_step:08d}.png")
+            _keep(grid, directory / f"grid-step={trainer.global_step:08d}.png")
 
 
 def _keep(grid: torch.Tensor, path: Path) -> None:
@@ -69,7 +69,7 @@ def _keep(grid: torch.Tensor, path: Path) -> None:
 
 
 def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, classes: int, columns: int):
-    """uint8 picture: one row a class, image k of the grid drawn with index k."""
+    """uint8 image: one row a class, image k of the grid drawn with index k."""
     rows = min(classes, network.config.num_classes)
     labels = torch.arange(rows).repeat_interleave(columns)
     pipeline = AiMPipeline(network, tokenizer)

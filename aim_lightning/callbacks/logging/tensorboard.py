@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides the curves: configuration, page layout, pictures."""
+"""What TensorBoard shows besides the curves: configuration, page layout, images."""
 
 import os
 from pathlib import Path
@@ -74,7 +74,7 @@ def flush(trainer: Trainer) -> None:
 
 
 def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
-    """Add a uint8 picture at the current step."""
+    """Add a uint8 image at the current step."""
     experiment = writer(trainer)
     if experiment is not None:
         experiment.add_image(tag, image_CHW, trainer.fit_loop.epoch_loop._batches_that_stepped)

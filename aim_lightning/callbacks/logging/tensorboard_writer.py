@@ -25,14 +25,14 @@ class EventFile:
     written once there is room. Past 64 MiB further events are lost, which is told.
 
     Args:
-        folder: made with the first flush, as the file is.
+        directory: made with the first flush, as the file is.
         flush_seconds: longest wait of an event, when nobody flushes.
         suffix: of the file's name.
     """
 
-    def __init__(self, folder: str | Path, flush_seconds: float = 120.0, suffix: str = "") -> None:
+    def __init__(self, directory: str | Path, flush_seconds: float = 120.0, suffix: str = "") -> None:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self.path, self.flush_seconds = Path(folder) / (name + suffix), flush_seconds
+        self.path, self.flush_seconds = Path(directory) / (name + suffix), flush_seconds
         self.waiting, self.flushed_at = bytearray(), time.monotonic()
         self.add_event(Event(wall_time=time.time(), file_version=VERSION))
 
@@ -41,7 +41,7 @@ class EventFile:
 
     def add_event(self, event: Event) -> None:
         if len(self.waiting) > MOST_WAITING:
-            tell_once(f"{self.path} takes nothing, and too much waits for it: curves and pictures get a hole")
+            tell_once(f"{self.path} takes nothing, and too much waits for it: curves and images get a hole")
         else:
             RecordWriter(_Buffer(self.waiting)).write(event.SerializeToString())
         if time.monotonic() - self.flushed_at >= self.flush_seconds:

@@ -22,14 +22,14 @@ class Preflight(Callback):
     """Always on with several ranks; the command line adds it.
 
     Args:
-        run_dir: must be one folder for all nodes.
+        run_dir: must be one directory for all nodes.
         configuration: the composed document.
         start: name of the checkpoint that this rank has chosen.
 
     Raises:
         UserError: on rank 0, when anything differs: it names the nodes, a line a fault; the other ranks end with it.
             On any rank for whom the first sum comes out wrong.
-        PassingFault: on each rank whose exchange with the others fails, or whose view of the shared folder is old.
+        PassingFault: on each rank whose exchange with the others fails, or whose view of the shared directory is old.
     """
 
     def __init__(self, run_dir: str, configuration: dict, start: str) -> None:

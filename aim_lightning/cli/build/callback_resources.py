@@ -15,7 +15,7 @@ from aim_lightning.utils.errors import UserError
 class Frozen:
     """Fills in what a callback lists in its class attribute `needs`.
 
-    Names: tokenizer, features, pictures, sampling, class_names, configuration, run_dir.
+    Names: tokenizer, features, images, sampling, class_names, configuration, run_dir.
     """
 
     def __init__(self, built: Any, document: Document, data: StreamDataModule, directory: RunDirectory) -> None:
@@ -52,7 +52,7 @@ class Frozen:
         config, where = module.network.config, f"the token shards in {self.data.path}"
         facts = {
             "codebook_size": (manifest.codebook_size, config.vocab_size, "model.network.vocab_size"),
-            "codes a picture": (manifest.num_tokens, config.num_tokens, "model.network.num_tokens"),
+            "codes an image": (manifest.num_tokens, config.num_tokens, "model.network.num_tokens"),
             "classes": (len(manifest.class_names), config.num_classes, "model.network.num_classes"),
         }
         for what, (theirs, ours, key) in facts.items():
@@ -76,8 +76,8 @@ class Frozen:
     def _features(self) -> Any:
         return self.built["features"]
 
-    def _pictures(self) -> Any:
-        return self.built["pictures"]
+    def _images(self) -> Any:
+        return self.built["images"]
 
     def _sampling(self) -> Any:
         return self.built["sampling"]

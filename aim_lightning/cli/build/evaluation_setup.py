@@ -14,7 +14,7 @@ from torch import Tensor
 from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of
 from aim_lightning.config import Document
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import Generator, from_published, from_run
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
@@ -58,9 +58,9 @@ def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) ->
 def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Judge:
     """Feature network and reference of the document and the command line."""
     check_feature_batch(options)
-    network, values = _features(document), document.values["pictures"]
+    network, values = _features(document), document.values["images"]
     network.weights_path()  # without weights nothing else need begin
-    reference = Reference(options.reference, Pictures(**values) if values else None)
+    reference = Reference(options.reference, Images(**values) if values else None)
     how = ranks, options.cache, options.feature_batch
     reference.begin(network, *how)
     network.load(device)
@@ -71,7 +71,7 @@ def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, de
 
 
 def check_feature_batch(options: argparse.Namespace) -> None:
-    """Raises UserError for no pictures at once."""
+    """Raises UserError for no images at once."""
     if options.feature_batch < 1:
         raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
 
@@ -96,8 +96,8 @@ def make_generator(document: Document, options: argparse.Namespace, device: torc
 def make_evaluation(
     document: Document, options: argparse.Namespace, generator: Generator, judge: Judge, keep_images: bool
 ) -> Evaluation:
-    """Puts generator and judge together, below the run's folder."""
-    data = {"pictures": Path(document.values["pictures"]["train"]).parent.name} if document.values["pictures"] else {}
+    """Puts generator and judge together, below the run's directory."""
+    data = {"pictures": Path(document.values["images"]["train"]).parent.name} if document.values["images"] else {}
     return Evaluation(generator, judge, evaluations_root(document, options, generator), data, keep_images, say)
 
 

@@ -51,7 +51,7 @@ def _check_tokenizer(found: Source, manifest: TokenManifest) -> None:
         raise UserError(
             f"{found.name} was trained on the codes of another tokenizer (weights hash {theirs[:12]}…) "
             f"than the one that wrote the token shards ({ours[:12]}…); "
-            "tokenize the pictures with that one: tokenize --tokenizer SOURCE"
+            "tokenize the images with that one: tokenize --tokenizer SOURCE"
         )
 
 

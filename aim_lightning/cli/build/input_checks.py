@@ -10,7 +10,7 @@ from aim_lightning.utils.errors import UserError
 
 
 def check_files(command: str, values: dict[str, Any], checkpoint: str | None = None) -> None:
-    """Raises UserError for a missing run, tokenizer, source of weights, folder of pictures or of token shards.
+    """Raises UserError for a missing run, tokenizer, source of weights, directory of images or of token shards.
 
     checkpoint: a file that takes the place of the run's newest.
     """
@@ -35,9 +35,9 @@ def _check_data(values: dict[str, Any]) -> None:
         for split in ("train", "val"):
             TokenManifest.load(Path(data["path"]) / split)
     for split in ("train", "val"):
-        folder = (data.get("pictures") or {}).get(split)
-        if folder and not Path(folder).exists():
-            raise UserError(f"pictures.{split} {folder} does not exist; data/README.md shows how to lay it out")
+        directory = (data.get("images") or {}).get(split)
+        if directory and not Path(directory).exists():
+            raise UserError(f"images.{split} {directory} does not exist; data/README.md shows how to lay it out")
     if values["tokenizer"]:
         _check_tokenizer(values["tokenizer"], values["runs_root"])
 
@@ -46,7 +46,7 @@ def _check_tokenizer(source: str | Path | dict[str, Any], runs_root: str | Path)
     if isinstance(source, dict):  # a class of its own
         return
     path = Path(source)
-    if (path / "config.json").is_file():  # a Hugging Face folder
+    if (path / "config.json").is_file():  # a Hugging Face directory
         return
     if path.absolute().is_relative_to(Path(runs_root).absolute()):
         newest_checkpoint(path)  # says how to train it

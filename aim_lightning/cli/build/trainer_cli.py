@@ -28,7 +28,7 @@ from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config import Document
-from aim_lightning.data.images.dataset import Pictures
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import weights_hash
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
@@ -67,7 +67,7 @@ class AimCLI(LightningCLI):
         for name in ("experiment", "run", "runs_root"):
             parser.add_argument(f"--{name}", type=str)
         parser.add_argument("--tokenizer", type=str | dict | None)
-        parser.add_argument("--pictures", type=Pictures | None)
+        parser.add_argument("--images", type=Images | None)
         parser.add_argument("--features", type=FeatureNetwork | None)
         parser.add_argument("--sampling", type=SamplingOptions, default=SamplingOptions())
         parser.add_argument("--cluster", type=ClusterOptions, default=ClusterOptions())

@@ -1,4 +1,4 @@
-"""`aim-lightning dataset`: one's own pictures as shards, and an experiment for each stage on them."""
+"""`aim-lightning dataset`: one's own images as shards, and an experiment for each stage on them."""
 
 import argparse
 from pathlib import Path
@@ -10,31 +10,31 @@ from aim_lightning.cli.dataset_files import (
     views_of,
     write_marked,
 )
-from aim_lightning.data.images.folder_split import make_shards
+from aim_lightning.data.images.directory_split import make_shards
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import watched
 
 
 def run(document: None, options: argparse.Namespace) -> int:
-    """Writes data/NAME, configs/pictures/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
+    """Writes data/NAME, configs/images/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
     name, size = options.name, options.image_size
     if not NAME.fullmatch(name):
         raise UserError(f"the data set is called {name!r}; use letters, digits, '.', '_' and '-'")
     if size < 2 * DOWNSAMPLING or size % DOWNSAMPLING:
         raise UserError(f"--image_size is {size}; give a multiple of {DOWNSAMPLING}, for example 64")
-    for needed in ("configs/pictures", "experiments"):
+    for needed in ("configs/images", "experiments"):
         if not Path(needed).is_dir():
             raise UserError(f"there is no {needed} here; run this in the root of the checkout")
     refuse_files_of_others(name)
     out = Path("data") / name
-    report = make_shards(Path(options.folder), out, options.val_fraction, 2 * size, options.on_error, watched)
+    report = make_shards(Path(options.directory), out, options.val_fraction, 2 * size, options.on_error, watched)
     train, val = report.rows["train"], report.rows["val"]
     fewest, most = min(report.train_per_class), max(report.train_per_class)
-    print(f"{out}: {train} training and {val} validation pictures, {fewest} to {most} training pictures a class")
+    print(f"{out}: {train} training and {val} validation images, {fewest} to {most} training images a class")
     if report.skipped:
         number, first = len(report.skipped), report.skipped[0][0]
-        print(f"{number} unreadable pictures left out (first: {first}); {out}/train/manifest.json lists them")
+        print(f"{number} unreadable images left out (first: {first}); {out}/train/manifest.json lists them")
     for path, text in experiment_files(name, size, report).items():
         write_marked(path, text)
         print(f"wrote {path}")

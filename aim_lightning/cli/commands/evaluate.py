@@ -20,8 +20,8 @@ from aim_lightning.cli.build.evaluation_setup import (
 )
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.config import Document
-from aim_lightning.evaluation.decoded import open_pictures
-from aim_lightning.evaluation.image_sets import PictureList
+from aim_lightning.evaluation.decoded import open_images
+from aim_lightning.evaluation.image_sets import ImageList
 from aim_lightning.evaluation.npz_export import preview_png
 from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
@@ -33,7 +33,7 @@ from aim_lightning.utils.process import say
 from aim_lightning.utils.threads import in_background
 
 RESULTS = Path("experiments/results")
-# What given pictures, and published weights, leave without a meaning.
+# What given images, and published weights, leave without a meaning.
 WITHOUT_DRAWING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
 WITHOUT_RUN = ("--checkpoint", "--raw")
 
@@ -45,8 +45,8 @@ def run(document: Document, options: argparse.Namespace) -> int:
     refuse(options, "--samples", WITHOUT_DRAWING)
     refuse(options, "--weights", WITHOUT_RUN)
     if options.samples:
-        pictures = open_pictures(options.samples)  # a mistake shows before the reference is worked out
-        return _score_given(document, options, pictures)
+        images = open_images(options.samples)  # a mistake shows before the reference is worked out
+        return _score_given(document, options, images)
     sampling = sampling_options(document)
     ranks, device = start(document)
     generator = make_generator(document, options, device)
@@ -56,11 +56,11 @@ def run(document: Document, options: argparse.Namespace) -> int:
     )
     records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
     record = over_seeds(records)
-    folder = evaluation.folder(plan, sampling)
-    place = folder / RECORD
+    directory = evaluation.directory(plan, sampling)
+    place = directory / RECORD
     if ranks.is_first:
         if len(records) > 1:
-            place = evaluation.root / f"{folder.name}-{len(records)}seeds.json"
+            place = evaluation.root / f"{directory.name}-{len(records)}seeds.json"
             write_record(place, record)
         if not options.weights:
             _keep_in_results(document, record)
@@ -84,29 +84,29 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
     record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
 
 
-def _score_given(document: Document, options: argparse.Namespace, pictures: PictureList) -> int:
+def _score_given(document: Document, options: argparse.Namespace, images: ImageList) -> int:
     check_feature_batch(options)
     ranks, device = start(document)
-    batches = pictures.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
+    batches = images.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
     if ranks.is_first:
-        pictures.begin()
+        images.begin()
     judge = make_judge(document, options, ranks, device)
-    preview = in_background(lambda: preview_png(pictures, None)) if ranks.is_first else None
-    values, speed = judge.score(pictures, batches)
-    pictures.gather(ranks)
+    preview = in_background(lambda: preview_png(images, None)) if ranks.is_first else None
+    values, speed = judge.score(images, batches)
+    images.gather(ranks)
     if ranks.is_first:
-        source = pictures.source()
-        protocol = judge.protocol(len(pictures))
+        source = images.source()
+        protocol = judge.protocol(len(images))
         name = (
             f"{Path(options.samples).stem}-{short_key([source['sha256'], protocol])}"  # every archive is called samples
         )
-        folder = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
+        directory = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(judge, source, values, speed, ranks)
-        write_bytes(folder / PREVIEW, preview.result())
-        write_record(folder / RECORD, record)
+        write_bytes(directory / PREVIEW, preview.result())
+        write_record(directory / RECORD, record)
         keep(record, options.record)
         show(record)
-        say(f"results: {folder / RECORD}, {folder / PREVIEW}")
+        say(f"results: {directory / RECORD}, {directory / PREVIEW}")
     return 0
 
 
@@ -119,10 +119,10 @@ def _given_record(
     return score_record(source, {}, values, count, protocol, performance, judge.hardware())
 
 
-def check_record_name(name: str | None, folder: Path = RESULTS) -> None:
+def check_record_name(name: str | None, directory: Path = RESULTS) -> None:
     """Raises UserError for a name that is no plain file name."""
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UserError(f"--record is {name!r}; give a plain name, {folder}/ gets what is recorded")
+        raise UserError(f"--record is {name!r}; give a plain name, {directory}/ gets what is recorded")
 
 
 def keep(record: dict[str, Any], name: str | None) -> None:

@@ -32,7 +32,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.utils.process import say
 
-FOLDER = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a folder
+DIRECTORY = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a directory
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
             done.add(step, record["metrics"])
     if not place.checkpoints():
         raise UserError(f"{place.path} got no checkpoint within {options.patience:g} seconds; see --patience")
-    say(f"results: {place.path}/evaluations; curves: make tensorboard, {done.folder}")
+    say(f"results: {place.path}/evaluations; curves: make tensorboard, {done.directory}")
     return 0
 
 
@@ -81,7 +81,7 @@ def new_checkpoints(
         step, tired = ranks.from_first((fresh[0] if fresh else None, tired))
         if step is not None:
             seen.add(step)
-            yield step, place.checkpoint_folder / f"step={step:08d}.ckpt"
+            yield step, place.checkpoint_directory / f"step={step:08d}.ckpt"
             news = time.monotonic()
         elif tired:
             return
@@ -126,20 +126,20 @@ class Done:
 
     Args:
         place: of the run.
-        protocol: plain values that the numbers depend on; another protocol has a folder of its own.
+        protocol: plain values that the numbers depend on; another protocol has a directory of its own.
         ranks: the first one writes.
     """
 
     def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: Ranks) -> None:
-        self.folder = place.path / FOLDER / short_key(protocol)
-        self.path = self.folder / "steps.json"
+        self.directory = place.path / DIRECTORY / short_key(protocol)
+        self.path = self.directory / "steps.json"
         self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
         if ranks.is_first:
-            write_json(self.folder / "protocol.json", protocol)
+            write_json(self.directory / "protocol.json", protocol)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Write the curves' next point, then note the step."""
-        with SummaryWriter(str(self.folder)) as writer:
+        with SummaryWriter(str(self.directory)) as writer:
             for name, value in metrics.items():
                 writer.add_scalar(f"metrics/{name}", value, step)
         self.steps.append(step)

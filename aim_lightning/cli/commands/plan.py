@@ -23,7 +23,7 @@ from aim_lightning.runs.training_estimate import Training
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
-PROBE_BYTES = 256 << 20  # written to see how fast the run's folder is
+PROBE_BYTES = 256 << 20  # written to see how fast the run's directory is
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -69,17 +69,15 @@ def _devices(trainer: dict, given: int | None) -> int:
 
 
 def _rows(document: Document, tokens: TokenManifest | None, given: int | None) -> int:
-    """Pictures in the training set."""
+    """Images in the training set."""
     if given or tokens:
         return given or tokens.rows
-    pictures = document.values.get("pictures") or {}
-    if not pictures.get("train") or not Path(pictures["train"]).is_dir():
-        raise UserError(
-            "plan does not know how many pictures there are: the data are not there yet; give --rows NUMBER"
-        )
-    from aim_lightning.data.images.dataset import Pictures
+    images = document.values.get("images") or {}
+    if not images.get("train") or not Path(images["train"]).is_dir():
+        raise UserError("plan does not know how many images there are: the data are not there yet; give --rows NUMBER")
+    from aim_lightning.data.images.dataset import Images
 
-    return len(Pictures(**pictures).open("train"))
+    return len(Images(**images).open("train"))
 
 
 def _module(values: dict) -> LightningModule:
@@ -127,9 +125,9 @@ def _measured(
     if document.values["trainer"].get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         return None
     is_tokens = document.values["data"]["class_path"].endswith(".TokenDataModule")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         simulate = is_tokens and tokens is None
-        return measure(document, batch.micro_batch_size, options.steps, Path(folder), simulate)
+        return measure(document, batch.micro_batch_size, options.steps, Path(directory), simulate)
 
 
 def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
@@ -144,12 +142,12 @@ def _pauses(document: Document, training: Training, rate: float | None) -> tuple
     return save, how, pause, (step or 0.0) if training.devices > 1 else 0.0
 
 
-def _save_seconds(folder: Path, size: int) -> tuple[float, str]:
+def _save_seconds(directory: Path, size: int) -> tuple[float, str]:
     """Writing and reading back a checkpoint, from the speed of the disk that the run will be on."""
-    while not folder.exists():
-        folder = folder.parent
+    while not directory.exists():
+        directory = directory.parent
     probe, block = min(size, PROBE_BYTES), os.urandom(1 << 20)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".plan-") as file:
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".plan-") as file:
         start = time.perf_counter()
         for _ in range(max(probe >> 20, 1)):
             file.write(block)

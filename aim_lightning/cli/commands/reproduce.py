@@ -57,7 +57,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     show(record)
     say("\n" + beside_paper(record, row))
     _say_protocol(record, options.num)
-    say(f"results: {evaluation.folder(plan, sampling) / RECORD}; next: make table (after --record NAME)")
+    say(f"results: {evaluation.directory(plan, sampling) / RECORD}; next: make table (after --record NAME)")
     return 0
 
 
@@ -68,20 +68,20 @@ def _fetch_missing(document: Document, options: argparse.Namespace, model: str, 
         UserError: no connection, or another file than was published; on all processes.
     """
     ranks.ask_first(lambda: _fetch(options, model, inception=document.values["features"] is None))
-    options.weights = options.weights or str(_folder(model))
+    options.weights = options.weights or str(_directory(model))
     options.reference = options.reference or DOWNLOADS["adm"].path
 
 
 def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
-    if options.weights is None and not _folder(model).exists():  # files brought by hand have no record to check
+    if options.weights is None and not _directory(model).exists():  # files brought by hand have no record to check
         say(f"fetched {fetch_weights(model)}")
     wanted = {"adm": options.reference is None, "inception": inception}
     for name in (name for name, missing in wanted.items() if missing):
         say(f"using {fetch(DOWNLOADS[name])}")
 
 
-def _folder(model: str) -> Path:
-    return Path("weights") / PUBLISHED[model].folder
+def _directory(model: str) -> Path:
+    return Path("weights") / PUBLISHED[model].directory
 
 
 def _say_protocol(record: dict, num: int) -> None:

@@ -1,4 +1,4 @@
-"""`aim-lightning sample`: pictures from a trained run."""
+"""`aim-lightning sample`: images from a trained run."""
 
 import argparse
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from aim_lightning.utils.progress import Report
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
-    """Writes a PNG a picture and one grid, a row a class; with --animate an animation of the grid too."""
+    """Writes a PNG an image and one grid, a row a class; with --animate an animation of the grid too."""
     directory = run_directory(document)
     source = document.values["tokenizer"]
     tokenizer = load_tokenizer(source) if source else None
@@ -38,7 +38,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     if options.animate:
         save_gif([labelled_grid(frame, options.num, names) for frame in _frames(pipeline, parts)], out / "sampled.gif")
     grids = "sampled.png and sampled.gif" if options.animate else "sampled.png"
-    print(f"{len(images)} pictures, {grids} in {out}; other guidance: --sampling.cfg_scale 3")
+    print(f"{len(images)} images, {grids} in {out}; other guidance: --sampling.cfg_scale 3")
     return 0
 
 
@@ -49,7 +49,7 @@ def _draw(
     sampling: SamplingOptions,
     seen: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
-    """All pictures; progress by codes, since one batch may be all there is. `seen` is told of every step."""
+    """All images; progress by codes, since one batch may be all there is. `seen` is told of every step."""
     wanted = torch.tensor(labels).repeat_interleave(num)
     sampling = pipeline.resolve(sampling)
     sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
@@ -65,7 +65,7 @@ def _draw(
 
 
 def _frames(pipeline: AiMPipeline, parts: list[Tensor]) -> list[Tensor]:
-    """Pictures of all batches after each row of codes, from those of batch after batch."""
+    """Images of all batches after each row of codes, from those of batch after batch."""
     rows = pipeline.tokenizer.grid[0]
     return [torch.cat(parts[row::rows]) for row in range(rows)]
 

@@ -16,33 +16,33 @@ def run(document: None, options: argparse.Namespace) -> int:
     paths = [Path(path) for path in options.paths]
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give one that `make tokenize` wrote")
+            raise UserError(f"{path} is no directory; give one that `make tokenize` wrote")
     if options.action == "merge":
         return _merge(paths, options)
-    if options.action == "preview" and options.out and sum(len(_folders(path)) for path in paths) > 1:
-        raise UserError("--out is one file, but there are several folders; name one of them, or leave --out away")
+    if options.action == "preview" and options.out and sum(len(_directories(path)) for path in paths) > 1:
+        raise UserError("--out is one file, but there are several directories; name one of them, or leave --out away")
     act = {"info": _info, "verify": _verify, "preview": _preview}[options.action]
     return max(act(path, options) for path in paths)
 
 
-def _folders(path: Path) -> list[Path]:
-    """The folders with a manifest that a path means: its train/ and val/, or itself."""
+def _directories(path: Path) -> list[Path]:
+    """The directories with a manifest that a path means: its train/ and val/, or itself."""
     return [path / split for split in SPLITS if (path / split).is_dir()] or [path]
 
 
 def _absent(path: Path) -> list[Path]:
-    """Of a folder that has one split, the other."""
-    folders = _folders(path)
-    return [] if folders == [path] else [path / split for split in SPLITS if path / split not in folders]
+    """Of a directory that has one split, the other."""
+    directories = _directories(path)
+    return [] if directories == [path] else [path / split for split in SPLITS if path / split not in directories]
 
 
 def _info(path: Path, options: argparse.Namespace) -> int:
-    for folder in _folders(path):
-        manifest = TokenManifest.load(folder)
-        size = sum(path.stat().st_size for path in folder.glob("tokens-*.tar"))
+    for directory in _directories(path):
+        manifest = TokenManifest.load(directory)
+        size = sum(path.stat().st_size for path in directory.glob("tokens-*.tar"))
         lines = [
-            ("pictures", f"{manifest.rows:,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB"),
-            ("views", f"{manifest.views} a picture"),
+            ("images", f"{manifest.rows:,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB"),
+            ("views", f"{manifest.views} an image"),
             ("codes", f"{manifest.grid[0]} x {manifest.grid[1]} of {manifest.codebook_size}"),
             ("classes", f"{len(manifest.class_names)}: {_some(manifest.class_names)}"),
             ("tokenizer", f"weights hash {manifest.tokenizer_hash}"),
@@ -52,7 +52,7 @@ def _info(path: Path, options: argparse.Namespace) -> int:
         for source in manifest.sources:
             how = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
             lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {how}"))
-        print(folder, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
+        print(directory, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
     return 0
 
 
@@ -64,34 +64,37 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
     from aim_lightning.data.tokens.verify.verify import verify_set
 
     tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
-    faults, folders = [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)], []
-    for folder in _folders(path):
+    faults, directories = (
+        [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)],
+        [],
+    )
+    for directory in _directories(path):
         try:
-            TokenManifest.load(folder)
-            folders.append(folder)
+            TokenManifest.load(directory)
+            directories.append(directory)
         except UserError as error:  # of a set, the other split is looked at all the same
-            if folder == path:
+            if directory == path:
                 raise
             faults.append(str(error))
-    faults += verify_set(folders)
+    faults += verify_set(directories)
     for text in faults:
         print(text)
-    found = len(faults) + sum(_verify_folder(folder, tokenizer_hash) for folder in folders)
+    found = len(faults) + sum(_verify_directory(directory, tokenizer_hash) for directory in directories)
     if not found and tokenizer_hash is None:
         print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
     return 1 if found else 0
 
 
-def _verify_folder(folder: Path, tokenizer_hash: str | None) -> int:
+def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
     """How many faults it has; prints them."""
-    from aim_lightning.data.tokens.verify.verify import verify_folder
+    from aim_lightning.data.tokens.verify.verify import verify_directory
 
-    rows = TokenManifest.load(folder).rows
-    with Report(f"verifying {folder}", rows, "rows") as report:
-        faults = verify_folder(folder, tokenizer_hash, report.advance)
+    rows = TokenManifest.load(directory).rows
+    with Report(f"verifying {directory}", rows, "rows") as report:
+        faults = verify_directory(directory, tokenizer_hash, report.advance)
     for fault in faults:
-        print(f"{folder}/{fault}")
-    print(f"{folder}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
+        print(f"{directory}/{fault}")
+    print(f"{directory}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
     return len(faults)
 
 
@@ -105,11 +108,11 @@ def _preview(path: Path, options: argparse.Namespace) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(options.tokenizer).to(device)
-    for folder in watched(_folders(path), "decoding"):
-        out = Path(options.out) if options.out else folder / "preview.png"
-        shown = preview(folder, tokenizer, options.num, options.seed, device)
+    for directory in watched(_directories(path), "decoding"):
+        out = Path(options.out) if options.out else directory / "preview.png"
+        shown = preview(directory, tokenizer, options.num, options.seed, device)
         save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
-        print(f"{len(shown.captions)} pictures of {folder}: {out}")
+        print(f"{len(shown.captions)} images of {directory}: {out}")
     return 0
 
 
@@ -121,17 +124,17 @@ def _tokenizer(source: str) -> Any:
 
 
 def _merge(paths: list[Path], options: argparse.Namespace) -> int:
-    from aim_lightning.data.tokens.write.merge import merge_folders
+    from aim_lightning.data.tokens.write.merge import merge_directories
 
     if not options.out:
-        raise UserError("merge needs --out, the new folder")
+        raise UserError("merge needs --out, the new directory")
     out = Path(options.out)
     splits = [split for split in SPLITS if any((path / split).is_dir() for path in paths)] or [""]
     absent = [path / split for path in paths for split in splits if not (path / split).is_dir()]
     if absent:
-        raise UserError(f"{absent[0]} does not exist, but another folder has that split; merge complete sets")
+        raise UserError(f"{absent[0]} does not exist, but another directory has that split; merge complete sets")
     for split in splits:
-        manifest = merge_folders([path / split for path in paths], out / split, watched)
-        print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} folders")
+        manifest = merge_directories([path / split for path in paths], out / split, watched)
+        print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} directories")
     print(f"next: make shards ARGS='verify {out}'")
     return 0

@@ -40,7 +40,7 @@ def _submit(document: Document, options: argparse.Namespace) -> int:
     for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
         _refuse_double(replace(directory, run=str(run)))
     write_configurations(plan, documents)
-    path = plan.folder / "job.sbatch"
+    path = plan.directory / "job.sbatch"
     write_text(path, script)
     job_id = _ask("sbatch", "--parsable", str(path)).strip().split(";")[0]
     job_registry.add(directory.path, job_id)
@@ -57,7 +57,7 @@ def _site(options: argparse.Namespace) -> str:
 def _say_submitted(plan: JobPlan, job_id: str, site: str) -> None:
     experiment, _, name = plan.name.rpartition("/")
     runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
-    log = plan.folder / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
+    log = plan.directory / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
     print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} a job; log: {log}")
     names = f"EXP={experiment} RUN={name}{site}"
     print(f"next: make slurm-status {names}, or make slurm-cancel {names}")
@@ -89,8 +89,8 @@ def _status(document: Document, options: argparse.Namespace) -> int:
         print(f"{job}: {facts.state}{why}{where}, {facts.run_time} of {facts.time_limit}, {facts.restarts} restarts")
     if not jobs and not job_registry.jobs(directory.path):
         print(f"{directory.path} has no jobs; make slurm EXP={directory.experiment} RUN={directory.run} submits one")
-    for folder in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
-        one = RunDirectory(directory.experiment, folder.name, directory.root)
+    for path in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
+        one = RunDirectory(directory.experiment, path.name, directory.root)
         if one.checkpoints():
             when = datetime.fromtimestamp(one.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
             done = ", results.json is there" if one.results.exists() else ""

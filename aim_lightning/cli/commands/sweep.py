@@ -30,14 +30,14 @@ from aim_lightning.evaluation.report.sweep import (
     write_hparams,
 )
 from aim_lightning.evaluation.score_record import over_seeds, short_key
-from aim_lightning.utils.files import atomic_folder, write_json
+from aim_lightning.utils.files import atomic_directory, write_json
 from aim_lightning.utils.process import say
 
 SWEEPS = Path("experiments/sweeps")
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
-    """A folder with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
+    """A directory with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
     quiet()
     refuse(options, "--weights", WITHOUT_RUN)
     check_record_name(options.record, SWEEPS)
@@ -49,44 +49,44 @@ def run(document: Document, options: argparse.Namespace) -> int:
     judge = make_judge(document, options, ranks, device)
     evaluation = make_evaluation(document, options, generator, judge, options.keep_images)
     # Every point is resolved, so that what this machine or network cannot do is told before the first is drawn.
-    sets = ranks.each(lambda: [evaluation.folder(plan, point).name for point in points])
+    sets = ranks.each(lambda: [evaluation.directory(plan, point).name for point in points])
     identity = [sets, seeds(options, base.seed), judge.protocol(len(plan))]
-    folder = evaluation.root.parent / "sweeps" / (options.name or _name(list(grid), identity))
+    directory = evaluation.root.parent / "sweeps" / (options.name or _name(list(grid), identity))
     records = []
     for number, point in enumerate(points, 1):
         say(f"[{number}/{len(points)}] {label(point, names)}")
         several = [evaluation.run(plan, replace(point, seed=seed)) for seed in seeds(options, point.seed)]
         records.append(over_seeds(several))
         if ranks.is_first:
-            write_csv(folder / TABLE, names, points[:number], records)
-            write_json(folder / PROTOCOL, sweep_protocol(names, points, records))
+            write_csv(directory / TABLE, names, points[:number], records)
+            write_json(directory / PROTOCOL, sweep_protocol(names, points, records))
     if ranks.is_first:
-        plots = _finish(folder, names, points, records)
-        _keep([folder / TABLE, folder / PROTOCOL, *plots], options.record)
+        plots = _finish(directory, names, points, records)
+        _keep([directory / TABLE, directory / PROTOCOL, *plots], options.record)
     return 0
 
 
 def _keep(files: list[Path], name: str | None) -> None:
     """Copies for `make table`."""
     if name:
-        with atomic_folder(SWEEPS / name) as folder:
+        with atomic_directory(SWEEPS / name) as directory:
             for file in files:
-                shutil.copyfile(file, folder / file.name)
+                shutil.copyfile(file, directory / file.name)
         say(f"recorded in {SWEEPS / name}; next: make table")
 
 
-def _finish(folder: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
+def _finish(directory: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
     """Returns the plots."""
-    write_hparams(folder, names, points, records)
+    write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
     say(f"lowest {first}: {records[best]['metrics'][first]:.4f} at {label(points[best], names)}")
-    say(f"results: {folder / TABLE}; hparams: tensorboard --logdir {folder / 'hparams'}")
-    plots = write_plots(folder, names, points, records)
+    say(f"results: {directory / TABLE}; hparams: tensorboard --logdir {directory / 'hparams'}")
+    plots = write_plots(directory, names, points, records)
     say(f"plots: {', '.join(map(str, plots))}")
     return plots
 
 
 def _name(options: list[str], identity: list) -> str:
-    """The options that vary, and a hash of everything that the numbers depend on: another sweep has another folder."""
+    """Return the directory name: the varied options and a hash of everything the numbers depend on."""
     return f"{'-'.join(options)}-{short_key(identity)}"

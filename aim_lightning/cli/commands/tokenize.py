@@ -1,4 +1,4 @@
-"""`aim-lightning tokenize`: pictures to token shards."""
+"""`aim-lightning tokenize`: images to token shards."""
 
 import argparse
 from pathlib import Path
@@ -30,9 +30,9 @@ def run(document: Document, options: argparse.Namespace) -> int:
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
     watch = watched if place.rank == 0 else unwatched
-    jobs = {  # both before the first picture: what is wrong with val is not to be told after hours of train
-        split: TokenizeJob(pictures, tokenizer, out / split, how[split], place, device, data.num_workers, watch)
-        for split, pictures in data.sets.items()
+    jobs = {  # both before the first image: what is wrong with val is not to be told after hours of train
+        split: TokenizeJob(images, tokenizer, out / split, how[split], place, device, data.num_workers, watch)
+        for split, images in data.sets.items()
     }
     worked = place.rank == 0 or any(job.todo for job in jobs.values())
     for split, job in jobs.items():
@@ -46,7 +46,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
 
 
 def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
-    # A network sees a mirrored validation picture as another one: one view is enough there.
+    # A network sees a mirrored validation image as another one: one view is enough there.
     views = Views(options.views, options.crop_range) if split == "train" else Views()
     return TokenizeOptions(
         views, options.rows_per_shard, options.batch_size, options.precision, options.compile, options.on_error
@@ -60,12 +60,12 @@ def _run(job: TokenizeJob, split: str, place: Place) -> None:
         manifest = job.run(report.advance)
     if manifest and manifest.skipped:
         number, first = len(manifest.skipped), manifest.skipped[0].key
-        print(f"{split}: {number} unreadable pictures left out (first: {first}); {job.out}/manifest.json lists them")
+        print(f"{split}: {number} unreadable images left out (first: {first}); {job.out}/manifest.json lists them")
 
 
 def _image_data(section: dict) -> ImageDataModule:
     if section.get("class_path") != "aim_lightning.data.images.datamodule.ImageDataModule":
-        raise UserError(f"tokenize needs pictures: data.class_path is {section.get('class_path')}")
+        raise UserError(f"tokenize needs images: data.class_path is {section.get('class_path')}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data")
     return parser.instantiate_classes(parser.parse_object({"data": section.get("init_args") or {}}))["data"]

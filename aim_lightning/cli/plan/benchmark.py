@@ -43,23 +43,23 @@ class Stopwatch(Callback):
         self.moments.append(time.perf_counter())
 
 
-def measure(document: Document, micro_batch_size: int, steps: int, folder: Path, simulate: bool) -> Measured:
-    """Train for so many steps in `folder`; nothing of the run itself is touched.
+def measure(document: Document, micro_batch_size: int, steps: int, directory: Path, simulate: bool) -> Measured:
+    """Train for so many steps in `directory`; nothing of the run itself is touched.
 
     Args:
         document: the configuration.
         micro_batch_size: rows that the device takes at once.
         steps: measured, after three to warm up.
-        folder: temporary.
+        directory: temporary.
         simulate: write codes at random instead of reading the configured data.
     """
     values = copy.deepcopy(document.values)
-    _shrink(values, micro_batch_size, WARM_UP + steps, folder)
+    _shrink(values, micro_batch_size, WARM_UP + steps, directory)
     if simulate:
-        values["data"]["init_args"]["path"] = str(folder / "tokens")
+        values["data"]["init_args"]["path"] = str(directory / "tokens")
         network = values["model"]["init_args"]["network"]
         for split in ("train", "val"):
-            _simulate(folder / "tokens" / split, network, micro_batch_size * (WARM_UP + steps + 1))
+            _simulate(directory / "tokens" / split, network, micro_batch_size * (WARM_UP + steps + 1))
     cli = AimCLI(dataclasses.replace(document, values=values))
     cli.datamodule.plan_for(1)
     watch = Stopwatch()
@@ -70,9 +70,9 @@ def measure(document: Document, micro_batch_size: int, steps: int, folder: Path,
     return Measured(statistics.median(durations), micro_batch_size, _peak(device), _name(device))
 
 
-def _shrink(values: dict, rows: int, steps: int, folder: Path) -> None:
+def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:
     """One device, one micro-batch a step, nothing written to the run, no validation."""
-    values |= {"runs_root": str(folder / "runs"), "logger": {}, "tokenizer": None}
+    values |= {"runs_root": str(directory / "runs"), "logger": {}, "tokenizer": None}
     ema = (values["callbacks"] or {}).get("ema")
     values["callbacks"] = {"ema": ema} if ema else {}
     values["data"]["init_args"] |= {"global_batch_size": rows, "max_device_batch_size": None}
@@ -85,17 +85,17 @@ def _shrink(values: dict, rows: int, steps: int, folder: Path) -> None:
         given.pop(name)
 
 
-def _simulate(folder: Path, network: dict, rows: int) -> None:
+def _simulate(directory: Path, network: dict, rows: int) -> None:
     """Token shards of random codes that fit the network."""
     config = AiMConfig(**network)
     tokens, classes = config.num_tokens, config.num_classes
     rng = np.random.default_rng(0)
     codes = rng.integers(0, config.vocab_size, (rows, 1, tokens)).astype(np.uint16)
-    path = folder / "tokens-000000.tar"
+    path = directory / "tokens-000000.tar"
     write_shard(path, Record(codes, rng.integers(0, classes, rows), [str(row) for row in range(rows)]))
     shards = [TokenShard(path.name, rows, sha256_file(path))]
     names = [f"class{label}" for label in range(classes)]
-    TokenManifest((1, tokens), config.vocab_size, names, 1, "none", "simulated", shards).save(folder)
+    TokenManifest((1, tokens), config.vocab_size, names, 1, "none", "simulated", shards).save(directory)
 
 
 def _peak(device: torch.device) -> int:

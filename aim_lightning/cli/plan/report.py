@@ -12,11 +12,11 @@ Lines = list[tuple[str, str]]
 
 def size_lines(training: Training, batch: BatchPlan) -> Lines:
     epochs = training.steps / batch.batches_per_epoch(training.rows)
-    shares = f"{batch.world_size} devices x {batch.micro_batch_size} pictures x {batch.accumulate} accumulation steps"
+    shares = f"{batch.world_size} devices x {batch.micro_batch_size} images x {batch.accumulate} accumulation steps"
     return [
         ("parameters", f"{training.trained:,} trained"),
         ("global batch", f"{batch.global_batch_size:,} = {shares}"),
-        ("steps", f"{training.steps:,} ({epochs:.1f} epochs of {training.rows:,} pictures)"),
+        ("steps", f"{training.steps:,} ({epochs:.1f} epochs of {training.rows:,} images)"),
     ]
 
 
@@ -43,13 +43,13 @@ def time_lines(training: Training, rate: float | None, measured: Measured | None
 def disk_lines(training: Training, network: torch.nn.Module, tokens: TokenManifest | None, views: int) -> Lines:
     views, length = (tokens.views, tokens.num_tokens) if tokens else (views, _num_tokens(network))
     size = _bytes(shard_bytes(training.rows, views, length))
-    shards = f"{size} ({training.rows:,} pictures x {views} view(s) x {length} codes of 16 bits)"
+    shards = f"{size} ({training.rows:,} images x {views} view(s) x {length} codes of 16 bits)"
     kept = f"{training.kept_checkpoints} kept and one being written, {_bytes(training.checkpoint_bytes)} each"
     return [("token shards", shards), ("checkpoints", f"{_bytes(training.checkpoints_bytes)}: {kept}")]
 
 
 def _num_tokens(network: torch.nn.Module) -> int:
-    """Codes a picture, of an AiM or a tokenizer."""
+    """Codes an image, of an AiM or a tokenizer."""
     if hasattr(network, "grid"):
         return network.grid[0] * network.grid[1]
     return network.config.num_tokens

@@ -37,7 +37,7 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
     runs = [replace(directory, run=str(one.values["run"])) for _, one in documents]
     plan = JobPlan(
         name=f"{directory.experiment}/{directory.run}",
-        folder=directory.path,
+        directory=directory.path,
         tasks=[_task(directory.path, index, one) for index, one in documents],
         nodes=trainer.get("num_nodes", 1),
         devices=trainer["devices"],
@@ -53,8 +53,8 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
     return plan, [one for _, one in documents]
 
 
-def _task(folder: Path, index: int | None, document: Document) -> Task:
-    return Task(index, document.values["run"], folder / ("job.yaml" if index is None else f"job-{index}.yaml"))
+def _task(directory: Path, index: int | None, document: Document) -> Task:
+    return Task(index, document.values["run"], directory / ("job.yaml" if index is None else f"job-{index}.yaml"))
 
 
 def _documents(document: Document, options: argparse.Namespace) -> list[tuple[int | None, Document]]:

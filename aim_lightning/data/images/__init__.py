@@ -1,1 +1,1 @@
-"""Pictures: where they come from, how they are stored, what is done to them."""
+"""Images: where they come from, how they are stored, what is done to them."""

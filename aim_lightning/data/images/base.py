@@ -1,4 +1,4 @@
-"""What every set of pictures offers, wherever it lies."""
+"""What every set of images offers, wherever it lies."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from aim_lightning.data.images.decode import decode
 
 @dataclass
 class ImageRecord:
-    """A picture in mode RGB, its label and the name of its file or key in its shard."""
+    """An image in mode RGB, its label and the name of its file or key in its shard."""
 
     image: Image.Image
     label: int
@@ -24,7 +24,7 @@ class ImageRecord:
 
 
 class ImageSource(ABC):
-    """A map-style set of pictures: `source[row]` decodes one; safe in loader workers.
+    """A map-style set of images: `source[row]` decodes one; safe in loader workers.
 
     Args:
         class_names: by label.
@@ -42,10 +42,10 @@ class ImageSource(ABC):
         return len(self._labels)
 
     def __getitem__(self, row: int) -> ImageRecord:
-        """Decode one picture.
+        """Decode one image.
 
         Raises:
-            UnreadablePicture: it cannot be decoded.
+            UnreadableImage: it cannot be decoded.
             UserError: the file that it lies in cannot be read.
         """
         return ImageRecord(decode(self._content(row), self._where(row)), int(self._labels[row]), self.key(row))
@@ -71,15 +71,15 @@ class ImageSource(ABC):
 
     @abstractmethod
     def files(self) -> Iterable[Path]:
-        """What the pictures lie in, in order."""
+        """What the images lie in, in order."""
 
     @abstractmethod
     def _content(self, row: int) -> bytes:
-        """The encoded picture. Raises UserError where its file cannot be read."""
+        """The encoded image. Raises UserError where its file cannot be read."""
 
     @abstractmethod
     def _where(self, row: int) -> str:
-        """Names the picture in errors."""
+        """Names the image in errors."""
 
 
 def sha256_json(parts: Iterable) -> str:

@@ -1,12 +1,12 @@
-"""The DataModule of pictures, for training the tokenizer."""
+"""The DataModule of images, for training the tokenizer."""
 
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.dataset import Pictures, PictureSet, same_classes
-from aim_lightning.data.images.folder import ImageSource
+from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes
+from aim_lightning.data.images.directory import ImageSource
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.stream_datamodule import StreamDataModule
@@ -37,40 +37,40 @@ class ImageMicroBatches(MicroBatches):
             }
 
 
-class PictureRows(Dataset):
-    """Batches of a rank's share of a set in order, every picture once over all ranks."""
+class ImageRows(Dataset):
+    """Batches of a rank's share of a set in order, every image once over all ranks."""
 
-    def __init__(self, pictures: PictureSet, batch_size: int, rank: int, world_size: int) -> None:
-        self.pictures, self.batch_size = pictures, batch_size
-        self.rows = range(rank, len(pictures), world_size)
+    def __init__(self, images: ImageDataset, batch_size: int, rank: int, world_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+        self.rows = range(rank, len(images), world_size)
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         rows = self.rows[number * self.batch_size : (number + 1) * self.batch_size]
-        images, labels = self.pictures.batch(rows)
+        images, labels = self.images.batch(rows)
         return {"images": images, "labels": labels, "index": torch.tensor(list(rows))}
 
 
 class ImageDataModule(StreamDataModule):
-    """Pictures as uint8 batches; conversion to [-1, 1] is the module's work.
+    """Images as uint8 batches; conversion to [-1, 1] is the module's work.
 
     Args:
-        pictures: where they are and their geometry.
-        global_batch_size: pictures an optimizer step, over all devices.
-        max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
-        val_batch_size: pictures a device and validation step.
-        train_crop: ``center`` (as the pictures say), ``random`` or ``adm_random``.
-        flip: mirror half of the training pictures.
+        images: where they are and their geometry.
+        global_batch_size: images an optimizer step, over all devices.
+        max_device_batch_size: most images a device takes at once; more accumulate. null = no limit.
+        val_batch_size: images a device and validation step.
+        train_crop: ``center`` (as the images say), ``random`` or ``adm_random``.
+        flip: mirror half of the training images.
         num_workers: loader processes a device.
         seed: fixes order, crops and flips.
-        out: folder that `tokenize` writes; null = data/tokens/EXPERIMENT.
+        out: directory that `tokenize` writes; null = data/tokens/EXPERIMENT.
     """
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: Images,
         global_batch_size: int = 128,
         max_device_batch_size: int | None = None,
         val_batch_size: int = 64,
@@ -81,23 +81,21 @@ class ImageDataModule(StreamDataModule):
         out: str | None = None,
     ) -> None:
         super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
-        self.pictures, self.val_batch_size, self.out = pictures, val_batch_size, out
-        crop = pictures.crop if train_crop == "center" else train_crop
+        self.images, self.val_batch_size, self.out = images, val_batch_size, out
+        crop = images.crop if train_crop == "center" else train_crop
         # adm_random resizes by itself
-        resize = None if crop == "adm_random" else pictures.resize
-        self.train_transform = ImageTransform(
-            pictures.image_size, resize=resize, pad=pictures.pad, crop=crop, flip=flip
-        )
-        self.sets: dict[str, PictureSet] = {}
+        resize = None if crop == "adm_random" else images.resize
+        self.train_transform = ImageTransform(images.image_size, resize=resize, pad=images.pad, crop=crop, flip=flip)
+        self.sets: dict[str, ImageDataset] = {}
 
     def setup(self, stage: str) -> None:
         """Open both splits.
 
         Raises:
-            UserError: missing folders or different classes.
+            UserError: missing directories or different classes.
         """
-        self.sets = {split: self.pictures.open(split) for split in ("train", "val")}
-        same_classes(self.sets["train"], self.sets["val"], "data.pictures")
+        self.sets = {split: self.images.open(split) for split in ("train", "val")}
+        same_classes(self.sets["train"], self.sets["val"], "data.images")
 
     @property
     def train_rows(self) -> int:
@@ -105,7 +103,7 @@ class ImageDataModule(StreamDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, whatever is cut from them."""
+        """Of the images, whatever is cut from them."""
         return self.sets["train"].source.fingerprint
 
     @property
@@ -117,7 +115,7 @@ class ImageDataModule(StreamDataModule):
 
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        rows = PictureRows(self.sets["val"], self.val_batch_size, rank, world)
+        rows = ImageRows(self.sets["val"], self.val_batch_size, rank, world)
         return DataLoader(
             rows,
             batch_size=None,

@@ -1,4 +1,4 @@
-"""Pictures as the tokenizer sees them: a source with its geometry, without anything random."""
+"""Images as the tokenizer sees them: a source with its geometry, without anything random."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aim_lightning.data.images.folder import ImageSource, open_source
+from aim_lightning.data.images.directory import ImageSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The picture data of an experiment.
+class Images:
+    """The image data of an experiment.
 
     Args:
-        train: training pictures: a class-per-folder tree, WebDataset image shards, or an archive of ImageNet.
+        train: training images: a class-per-directory tree, WebDataset image shards, or an archive of ImageNet.
         val: the same for validation.
         image_size: height and width that the tokenizer sees, pixels.
         resize: shorter side after resizing, pixels; null leaves the size.
@@ -34,26 +34,26 @@ class Pictures:
     pad: int = 0
     crop: str = "center"
 
-    def open(self, split: str) -> "PictureSet":
-        """`train` or `val`, each picture cut from its centre; opened once, later calls give the same set.
+    def open(self, split: str) -> "ImageDataset":
+        """`train` or `val`, each image cut from its centre; opened once, later calls give the same set.
 
         Raises:
-            UserError: the folder is missing or holds no pictures, or there is no such crop.
+            UserError: the directory is missing or holds no images, or there is no such crop.
         """
         opened = self.__dict__.setdefault("_opened", {})  # not a field: no part of what compares and is printed
         if split not in opened:
             if self.crop not in ("center", "adm_center"):
-                raise UserError(f"pictures.crop is {self.crop!r}; use center or adm_center")
+                raise UserError(f"images.crop is {self.crop!r}; use center or adm_center")
             transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
-            opened[split] = PictureSet(open_source(getattr(self, split)), transform)
+            opened[split] = ImageDataset(open_source(getattr(self, split)), transform)
         return opened[split]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
 
-class PictureSet:
-    """uint8 pictures (3, H, W) and labels by row."""
+class ImageDataset:
+    """uint8 images (3, H, W) and labels by row."""
 
     def __init__(self, source: ImageSource, transform: ImageTransform) -> None:
         self.source, self.transform = source, transform
@@ -73,18 +73,18 @@ class PictureSet:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies pictures and geometry; keys caches."""
+        """Identifies images and geometry; keys caches."""
         return f"{self.source.fingerprint}/{self.transform!r}"
 
     def key(self, row: int) -> str:
-        """Name of the picture in its source."""
+        """Name of the image in its source."""
         return self.source.key(row)
 
     def batch(self, rows) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) and int64 labels (B,).
 
         Raises:
-            UserError: an unreadable picture.
+            UserError: an unreadable image.
         """
         records = [self.source[row] for row in rows]
         images = torch.stack([self.transform(record.image, 0) for record in records])
@@ -97,7 +97,7 @@ class PictureSet:
             yield self.batch(rows[start : start + batch_size])
 
 
-def same_classes(train: PictureSet, val: PictureSet, where: str) -> None:
+def same_classes(train: ImageDataset, val: ImageDataset, where: str) -> None:
     """Raises UserError unless both splits name the same classes in the same order."""
     for label, names in enumerate(zip_longest(train.class_names, val.class_names)):
         if len(set(names)) > 1:

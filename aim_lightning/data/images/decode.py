@@ -1,4 +1,4 @@
-"""From a picture file of any kind to pixels in mode RGB."""
+"""From an image file of any kind to pixels in mode RGB."""
 
 import io
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from aim_lightning.utils.errors import UserError
 
 
-class UnreadablePicture(UserError):
-    """One picture whose bytes cannot be decoded; the others may be fine."""
+class UnreadableImage(UserError):
+    """One image whose bytes cannot be decoded; the others may be fine."""
 
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Inside, an error of the disk names the picture; it is no UnreadablePicture, which may be left out.
+    """Inside, an error of the disk names the image; it is no UnreadableImage, which may be left out.
 
     Raises:
         UserError: the file is gone or cannot be read now.
@@ -35,32 +35,32 @@ def opening(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_picture(path: Path) -> bytes:
-    """Bytes of a picture file; raises UserError as `opening` does."""
+def read_image(path: Path) -> bytes:
+    """Bytes of an image file; raises UserError as `opening` does."""
     with opening(path):
         return path.read_bytes()
 
 
 def decode(content: bytes, where: str) -> Image.Image:
-    """A picture file's bytes as RGB; `where` names it in errors.
+    """An image file's bytes as RGB; `where` names it in errors.
 
     Raises:
-        UnreadablePicture: damaged or no picture.
+        UnreadableImage: damaged or no image.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
-        reason = "no picture format that Pillow knows"
+        reason = "no image format that Pillow knows"
     except MemoryError:
-        raise  # the machine's, not the picture's
+        raise  # the machine's, not the image's
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         reason = str(error) or type(error).__name__
-    raise UnreadablePicture(f"{where} is not a readable picture ({reason}); restore or remove it")
+    raise UnreadableImage(f"{where} is not a readable image ({reason}); restore or remove it")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy of any Pillow picture as it is meant to be seen, in mode RGB.
+    """A copy of any Pillow image as it is meant to be seen, in mode RGB.
 
     The camera's orientation is applied and transparency is laid on white. 16-bit grey is divided by 257; for
     integer and float grey the range is the smallest of 0..1 (floats only), 0..255 and 0..65535 that holds all

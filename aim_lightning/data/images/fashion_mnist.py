@@ -1,4 +1,4 @@
-"""Fashion-MNIST as picture shards: the small embedded set and the full one.
+"""Fashion-MNIST as image shards: the small embedded set and the full one.
 
 python -m aim_lightning.data.images.fashion_mnist --out data/fashion_mnist
 """
@@ -18,7 +18,7 @@ from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import Watch, unwatched, watched
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -37,26 +37,26 @@ def make(
     """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
 
     Args:
-        source: folder of the four IDX .gz files.
-        out: folder, made when missing; shards in it are replaced.
+        source: directory of the four IDX .gz files.
+        out: directory, made when missing; shards in it are replaced.
         train_rows: None for all; a number takes the first tenth of it from each class.
         val_rows: the same for val.
-        rows_per_shard: pictures a shard.
+        rows_per_shard: images a shard.
         watch: shows how far it is.
 
     Raises:
         UserError: files missing or damaged, or rows that ten classes cannot share.
     """
     for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
-        pictures, labels = read_split(source, prefix)
+        images, labels = read_split(source, prefix)
         chosen = watch(choose_rows(labels, rows, f"{split}_rows").tolist(), f"writing {split}")
         extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
-        records = _records(pictures, labels, chosen, split)
+        records = _records(images, labels, chosen, split)
         write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
 
 
 def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 28, 28) uint8 and labels (n,) uint8 of `train` or `t10k`.
+    """Images (n, 28, 28) uint8 and labels (n,) uint8 of `train` or `t10k`.
 
     Raises:
         UserError: a file is missing, damaged or something else.
@@ -66,15 +66,15 @@ def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{source} does not exist; install Debian's package (`apt-get install dataset-fashion-mnist`; "
             "without root: `apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb DIR`, then "
-            f"--source DIR{DEBIAN_FOLDER}) or pass a folder of the IDX files with --source"
+            f"--source DIR{DEBIAN_DIRECTORY}) or pass a directory of the IDX files with --source"
         )
-    pictures = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC, (28, 28))
+    images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC, (28, 28))
     labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", _LABELS_MAGIC, ())
-    if len(pictures) != len(labels):
-        raise UserError(f"{source} has {len(pictures)} {prefix} pictures but {len(labels)} labels; get both anew")
+    if len(images) != len(labels):
+        raise UserError(f"{source} has {len(images)} {prefix} images but {len(labels)} labels; get both anew")
     if labels.max(initial=0) >= len(CLASS_NAMES):
         raise UserError(f"{source}: {prefix} has label {labels.max()}; Fashion-MNIST has 0 to 9")
-    return pictures, labels
+    return images, labels
 
 
 def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -114,11 +114,11 @@ def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
 
 
 def _records(
-    pictures: np.ndarray, labels: np.ndarray, rows: Iterable[int], split: str
+    images: np.ndarray, labels: np.ndarray, rows: Iterable[int], split: str
 ) -> Iterator[tuple[bytes, str, int, str]]:
     for row in rows:
         buffer = io.BytesIO()
-        Image.fromarray(pictures[row]).save(buffer, "PNG", optimize=True)
+        Image.fromarray(images[row]).save(buffer, "PNG", optimize=True)
         yield buffer.getvalue(), "png", int(labels[row]), f"{split}-{row:05d}"
 
 
@@ -126,17 +126,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0, or 2 after a mistake of the user's."""
     parser = argparse.ArgumentParser(
         prog="python -m aim_lightning.data.images.fashion_mnist",
-        description="Write Fashion-MNIST as picture shards into OUT/train and OUT/val.",
+        description="Write Fashion-MNIST as image shards into OUT/train and OUT/val.",
     )
     parser.add_argument(
         "--source",
         type=Path,
-        default=DEBIAN_FOLDER,
+        default=DEBIAN_DIRECTORY,
         metavar="DIR",
         help="IDX .gz files (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    rows_help = "pictures, as many of each class: the first ones; a multiple of 10 (default: all, in order)"
+    rows_help = "images, as many of each class: the first ones; a multiple of 10 (default: all, in order)"
     parser.add_argument("--train_rows", type=int, metavar="N", help=f"training {rows_help}")
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     counts = [f"{options.train_rows or 'all'} training", f"{options.val_rows or 'all'} validation"]
-    print(f"wrote {' and '.join(counts)} pictures to {options.out}/train and {options.out}/val")
+    print(f"wrote {' and '.join(counts)} images to {options.out}/train and {options.out}/val")
     return 0
 
 

@@ -1,6 +1,6 @@
 """ImageNet-1k's archives as they are distributed, read without unpacking.
 
-ILSVRC2012_img_train.tar holds a tar a class, named by its WordNet id; ILSVRC2012_img_val.tar holds pictures, whose
+ILSVRC2012_img_train.tar holds a tar a class, named by its WordNet id; ILSVRC2012_img_val.tar holds images, whose
 classes ILSVRC2012_devkit_t12.tar.gz beside it lists. Labels follow torchvision: WordNet ids in sorted order.
 """
 
@@ -23,19 +23,19 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import is_rank_zero
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-_CLASS_TAR, _VAL_PICTURE = re.compile(r"(n\d{8})\.tar"), re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_CLASS_TAR, _VAL_IMAGE = re.compile(r"(n\d{8})\.tar"), re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
-Place = tuple[str, str, int, int]  # WordNet id, name of the picture, offset in the archive, bytes
+Place = tuple[str, str, int, int]  # WordNet id, name of the image, offset in the archive, bytes
 
 
 class ImageNetArchive(TarSource):
     """The training or the validation archive; the devkit must lie beside it.
 
-    Rows and keys (`n01440764/n01440764_18.JPEG`) are those of a class-per-folder tree of the same pictures; class
+    Rows and keys (`n01440764/n01440764_18.JPEG`) are those of a class-per-directory tree of the same images; class
     names are the synonyms of WordNet, "tench, Tinca tinca" (two classes are called "crane").
 
     Raises:
-        UserError: another archive, a missing or changed devkit, missing classes or pictures.
+        UserError: another archive, a missing or changed devkit, missing classes or images.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,13 +54,13 @@ class ImageNetArchive(TarSource):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names and every picture's key and size in bytes."""
+        """sha256 over class names and every image's key and size in bytes."""
         rows = ([self.key(row), int(self._places[row][2])] for row in range(len(self)))
         return sha256_json([self.class_names, *rows])
 
 
 def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Synonyms by WordNet id, and the id of each validation picture in order; the file's MD5 is checked.
+    """Synonyms by WordNet id, and the id of each validation image in order; the file's MD5 is checked.
 
     Raises:
         UserError: missing or changed.
@@ -80,9 +80,9 @@ def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
 def _is_val(path: Path) -> bool:
     with path.open("rb") as file:
         first = next((member.name for _, member in _members(file, str(path))), "")
-    if not (_CLASS_TAR.fullmatch(first) or _VAL_PICTURE.fullmatch(first)):
+    if not (_CLASS_TAR.fullmatch(first) or _VAL_IMAGE.fullmatch(first)):
         raise UserError(f"{path} begins with {first!r}: it is neither ImageNet's training nor validation archive")
-    return _VAL_PICTURE.fullmatch(first) is not None
+    return _VAL_IMAGE.fullmatch(first) is not None
 
 
 def _train_places(path: Path, names: dict[str, tuple[str, ...]]) -> list[Place]:
@@ -93,7 +93,7 @@ def _train_places(path: Path, names: dict[str, tuple[str, ...]]) -> list[Place]:
         with tar.extractfile(outer) as file:
             for _, inner in _members(file, f"{path}, class {wnid}"):
                 if not inner.name.startswith(f"{wnid}_"):
-                    raise UserError(f"{path}: {outer.name} holds {inner.name}, which is no picture of that class")
+                    raise UserError(f"{path}: {outer.name} holds {inner.name}, which is no image of that class")
                 places.append((wnid, inner.name, outer.offset_data + inner.offset_data, inner.size))
     if found != names.keys():
         odd = sorted(found ^ names.keys())
@@ -105,12 +105,12 @@ def _train_places(path: Path, names: dict[str, tuple[str, ...]]) -> list[Place]:
 def _val_places(path: Path, val_wnids: list[str]) -> list[Place]:
     places = []
     for _, member in _read(path):
-        match = _VAL_PICTURE.fullmatch(member.name)
+        match = _VAL_IMAGE.fullmatch(member.name)
         if not match or not 1 <= int(match[1]) <= len(val_wnids):
-            raise UserError(f"{path} holds {member.name}, which is none of its {len(val_wnids)} pictures")
+            raise UserError(f"{path} holds {member.name}, which is none of its {len(val_wnids)} images")
         places.append((val_wnids[int(match[1]) - 1], member.name, member.offset_data, member.size))
     if len({name for _, name, *_ in places}) != len(val_wnids):
-        raise UserError(f"{path} holds {len(places)} pictures, the devkit lists {len(val_wnids)}; get it anew")
+        raise UserError(f"{path} holds {len(places)} images, the devkit lists {len(val_wnids)}; get it anew")
     return places
 
 

@@ -1,4 +1,4 @@
-"""Picture shards: tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls as WebDataset has it, and a manifest.
+"""Image shards: tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls as WebDataset has it, and a manifest.
 
 `write_image_shards` makes them; the rest is what `sources.ShardSource` reads them with.
 """
@@ -26,15 +26,15 @@ def write_image_shards(
     rows_per_shard: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write encoded pictures as `images-NNNNNN.tar` and, last, manifest.json; same records, same bytes.
+    """Write encoded images as `images-NNNNNN.tar` and, last, manifest.json; same records, same bytes.
 
     Shards and manifest of an earlier writing into `out` are replaced.
 
     Args:
-        records: (encoded picture, extension, label, key) in dataset order; keys are unique and without dots.
-        out: folder, made when missing.
+        records: (encoded image, extension, label, key) in dataset order; keys are unique and without dots.
+        out: directory, made when missing.
         class_names: by label.
-        rows_per_shard: pictures a shard, the last one may have fewer.
+        rows_per_shard: images a shard, the last one may have fewer.
         extra: more entries for the manifest.
 
     Raises:
@@ -50,7 +50,7 @@ def write_image_shards(
         _write_shard(path, rows, len(class_names), seen)
         shards.append({"name": path.name, "rows": len(rows), "sha256": sha256_file(path)})
     if not shards:
-        raise UserError(f"there are no pictures to write to {out}")
+        raise UserError(f"there are no images to write to {out}")
     for stale in set(out.glob("images-*.tar")) - {out / shard["name"] for shard in shards}:
         stale.unlink()
     rows_written = sum(shard["rows"] for shard in shards)
@@ -60,26 +60,26 @@ def write_image_shards(
 
 def _write_shard(path: Path, rows: list[tuple[bytes, str, int, str]], classes: int, seen: set[str]) -> None:
     with open_tar(path) as tar:
-        for picture, extension, label, key in rows:
+        for image, extension, label, key in rows:
             _check_record(extension, label, key, classes, seen)
             seen.add(key)
-            tar.write({"__key__": key, extension: picture, "cls": str(label).encode("ascii")})
+            tar.write({"__key__": key, extension: image, "cls": str(label).encode("ascii")})
 
 
 def _check_record(extension: str, label: int, key: str, classes: int, seen: set[str]) -> None:
     if extension not in EXTENSIONS:
-        raise UserError(f"picture {key!r} has extension {extension!r}; use one of {', '.join(EXTENSIONS)}")
+        raise UserError(f"image {key!r} has extension {extension!r}; use one of {', '.join(EXTENSIONS)}")
     if not 0 <= label < classes:
-        raise UserError(f"picture {key!r} has label {label}, but there are {classes} class names")
+        raise UserError(f"image {key!r} has label {label}, but there are {classes} class names")
     if not key or "." in key:
-        raise UserError(f"picture key {key!r} is empty or has a dot, where WebDataset ends a key; rename it")
+        raise UserError(f"image key {key!r} is empty or has a dot, where WebDataset ends a key; rename it")
     if key in seen:
-        raise UserError(f"picture key {key!r} comes twice; make the keys unique")
+        raise UserError(f"image key {key!r} comes twice; make the keys unique")
 
 
 @dataclass
 class ShardRow:
-    """One picture of a shard: its key, class index and place in the tar file, bytes."""
+    """One image of a shard: its key, class index and place in the tar file, bytes."""
 
     key: str
     label: int
@@ -87,30 +87,30 @@ class ShardRow:
     size: int
 
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The folder's tar files by name, hidden ones left out."""
-    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+def shard_paths(directory: Path) -> list[Path]:
+    """The directory's tar files by name, hidden ones left out."""
+    return sorted(path for path in directory.glob("*.tar") if not path.name.startswith("."))
 
 
 def index_shard(path: Path) -> list[ShardRow]:
-    """Where every picture of a shard lies, in the order of the file; pictures are not decoded.
+    """Where every image of a shard lies, in the order of the file; images are not decoded.
 
     Raises:
-        UserError: damaged tar, or a key without exactly one picture and one .cls.
+        UserError: damaged tar, or a key without exactly one image and one .cls.
     """
-    pictures: dict[str, tuple[int, int]] = {}
+    images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     for key, extension, member, content in _members(path):
-        if key in (labels if extension == "cls" else pictures):
-            raise UserError(f"shard {path}, key {key}: more than one .{extension} or picture; make keys unique")
+        if key in (labels if extension == "cls" else images):
+            raise UserError(f"shard {path}, key {key}: more than one .{extension} or image; make keys unique")
         if extension == "cls":
             labels[key] = _parse_label(content, f"shard {path}, key {key}")
         else:
-            pictures[key] = (member.offset_data, member.size)
-    for key in pictures.keys() ^ labels.keys():
-        lack = ".cls with its class index" if key in pictures else f"picture ({', '.join(EXTENSIONS)})"
+            images[key] = (member.offset_data, member.size)
+    for key in images.keys() ^ labels.keys():
+        lack = ".cls with its class index" if key in images else f"image ({', '.join(EXTENSIONS)})"
         raise UserError(f"shard {path}, key {key}: there is no {lack}; write the shard again (data/README.md)")
-    return [ShardRow(key, labels[key], *place) for key, place in pictures.items()]
+    return [ShardRow(key, labels[key], *place) for key, place in images.items()]
 
 
 def _members(path: Path):
@@ -118,9 +118,9 @@ def _members(path: Path):
     try:
         with path.open("rb") as file:
             for tar, member in members(file):
-                folder, _, name = member.name.rpartition("/")
+                directory, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                key, extension = f"{folder}/{stem}".lstrip("/"), extension.lower()
+                key, extension = f"{directory}/{stem}".lstrip("/"), extension.lower()
                 if member.isreg() and extension in (*EXTENSIONS, "cls"):
                     content = tar.extractfile(member).read() if extension == "cls" else b""
                     yield key, extension, member, content
@@ -135,16 +135,16 @@ def _parse_label(content: bytes, where: str) -> int:
         raise UserError(f"{where}: .cls holds {content[:20]!r}, expected a class index such as 7") from None
 
 
-def load_manifest(folder: Path) -> dict[str, Any] | None:
+def load_manifest(directory: Path) -> dict[str, Any] | None:
     """manifest.json, checked against the tar files present; None where there is none.
 
     Raises:
-        UserError: of another format or damaged, or it and the folder disagree about the shards.
+        UserError: of another format or damaged, or it and the directory disagree about the shards.
     """
-    path = folder / MANIFEST
+    path = directory / MANIFEST
     if not path.exists():
         return None
-    manifest = read_json(path, "picture manifest")
+    manifest = read_json(path, "image manifest")
     found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
     if found != FORMAT:
         raise UserError(f"{path} has format {found!r}, expected {FORMAT!r}; remove it or write the shards again")
@@ -153,9 +153,9 @@ def load_manifest(folder: Path) -> dict[str, Any] | None:
         manifest["class_names"] = [str(name) for name in manifest["class_names"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it or write the shards again") from None
-    present = {shard.name for shard in shard_paths(folder)}
+    present = {shard.name for shard in shard_paths(directory)}
     if absent := sorted(named - present):
         raise UserError(f"{path} lists shard {absent[0]}, which is absent; restore it or write the shards again")
     if unlisted := sorted(present - named):
-        raise UserError(f"shard {folder / unlisted[0]} is not listed in {path}; remove one of the two")
+        raise UserError(f"shard {directory / unlisted[0]} is not listed in {path}; remove one of the two")
     return manifest

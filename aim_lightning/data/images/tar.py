@@ -1,4 +1,4 @@
-"""Pictures that lie in tar files, read by their places without unpacking."""
+"""Images that lie in tar files, read by their places without unpacking."""
 
 import os
 from abc import ABC
@@ -16,7 +16,7 @@ _OPEN_FILES = 64  # ImageNet has more shards than a process may have files open 
 
 
 class TarSource(ImageSource, ABC):
-    """Pictures at (number of the tar, offset in it, bytes).
+    """Images at (number of the tar, offset in it, bytes).
 
     Args:
         class_names: by label.

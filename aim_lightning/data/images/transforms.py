@@ -1,4 +1,4 @@
-"""From a decoded picture to the network's size; random choices are a function of a seed that is handed in."""
+"""From a decoded image to the network's size; random choices are a function of a seed that is handed in."""
 
 import math
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ class ImageTransform:
 
     Args:
         image_size: height and width of the result, pixels.
-        resize: the shorter side becomes so many pixels (Lanczos); None leaves the picture as it is.
+        resize: the shorter side becomes so many pixels (Lanczos); None leaves the image as it is.
         pad: black pixels added on each side.
-        crop: where the square is cut out: ``center``, ``random``, ``none`` (the picture must fit already), or one
+        crop: where the square is cut out: ``center``, ``random``, ``none`` (the image must fit already), or one
             that resizes in place of `resize`: ``adm_center`` makes the shorter side image_size (see `adm_resize`),
             ``adm_random`` image_size to image_size / 0.8 pixels, drawn at random, then a random crop (ADM's own:
             openai/guided-diffusion, image_datasets.py, random_crop_arr).
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
 
     Raises:
-        UserError: values that can give no picture.
+        UserError: values that can give no image.
     """
 
     image_size: int
@@ -54,14 +54,14 @@ class ImageTransform:
             )
 
     def __call__(self, image: Image.Image, generator_seed: int) -> Tensor:
-        """RGB picture to uint8 (3, image_size, image_size).
+        """RGB image to uint8 (3, image_size, image_size).
 
         Args:
             image: mode RGB.
             generator_seed: decides crop and flip, alone; -2^63 to 2^64 - 1.
 
         Raises:
-            UserError: the picture is too small, or of another size where there is no crop.
+            UserError: the image is too small, or of another size where there is no crop.
         """
         image = self._fit(image)
         if not self.crop.startswith("adm_"):
@@ -98,7 +98,7 @@ class ImageTransform:
         return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor()])
 
     def _check_size(self, width: int, height: int) -> None:
-        what, wanted = f"a picture is {width}x{height} after resize and pad", self.image_size
+        what, wanted = f"an image is {width}x{height} after resize and pad", self.image_size
         if self.crop == "none" and (width, height) != (wanted, wanted):
             raise UserError(f"{what}, not image_size {wanted}; set crop to center or random")
         if min(width, height) < wanted:

@@ -1,1 +1,1 @@
-"""Pre-tokenized pictures: shards of packed records."""
+"""Pre-tokenized images: shards of packed records."""

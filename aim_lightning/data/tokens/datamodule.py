@@ -1,4 +1,4 @@
-"""The DataModule of pre-tokenized pictures."""
+"""The DataModule of pre-tokenized images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,14 +62,14 @@ class TokenRows(IterableDataset):
 
 
 class TokenDataModule(StreamDataModule):
-    """Streams token shards from a folder or a URL.
+    """Streams token shards from a directory or a URL.
 
     Args:
-        path: folder with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it; or a URL that
-            webdataset opens: `http://HOST/FOLDER`, `pipe:COMMAND {}` ({} = the file, such as train/manifest.json).
-        global_batch_size: pictures an optimizer step, over all devices.
-        max_device_batch_size: most pictures a device takes at once; more accumulate. null = no limit.
-        val_batch_size: pictures a device and validation step.
+        path: directory with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it; or a URL that
+            webdataset opens: `http://HOST/DIRECTORY`, `pipe:COMMAND {}` ({} = the file, such as train/manifest.json).
+        global_batch_size: images an optimizer step, over all devices.
+        max_device_batch_size: most images a device takes at once; more accumulate. null = no limit.
+        val_batch_size: images a device and validation step.
         num_workers: loader processes a device. Every one reads the whole stream, and 0 or 1 is fast enough.
         window_rows: rows shuffled together, a bound on memory: 2 windows of (2 * tokens + 17) bytes a row, and 2
             shards while they are read.
@@ -77,7 +77,7 @@ class TokenDataModule(StreamDataModule):
         on_corrupt: ``stop`` at a corrupt training record and name it, or ``skip`` it: another row of the window takes
             the place of each of its rows. Validation always stops.
         skip_limit: rows an epoch that others may stand in for, before training stops.
-        cache_dir: shards from URLs are kept in this folder; null = read again every epoch.
+        cache_dir: shards from URLs are kept in this directory; null = read again every epoch.
         retries: further attempts to read a file, after 1, 2, 4 … times retry_pause.
         retry_pause: seconds.
 
@@ -113,7 +113,7 @@ class TokenDataModule(StreamDataModule):
         """Read both manifests.
 
         Raises:
-            UserError: a folder is not finished, or train and val come from different tokenizers.
+            UserError: a directory is not finished, or train and val come from different tokenizers.
         """
         for split in ("train", "val"):
             skip = split == "train" and self.on_corrupt == "skip"

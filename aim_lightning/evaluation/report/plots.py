@@ -14,7 +14,7 @@ Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 
 
 def write_plots(
-    folder: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
+    directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
 ) -> list[Path]:
     """metrics.png, every metric against guidance, and precision_recall.png; a line for each choice of other options.
 
@@ -31,10 +31,10 @@ def write_plots(
     for point, record in zip(points, records, strict=True):
         lines.setdefault(label(point, [name for name in names if name != axis]), []).append((point, record))
     metrics = [name for name in records[0]["metrics"] if "_std_" not in name]
-    paths = [_plot_metrics(folder / "metrics.png", metrics, axis, lines)]
+    paths = [_plot_metrics(directory / "metrics.png", metrics, axis, lines)]
     pairs = [[name for name in metrics if name.startswith(what)] for what in ("recall", "precision")]
     if all(pairs):
-        paths.append(_plot_pair(folder / "precision_recall.png", pairs[0][0], pairs[1][0], axis, lines))
+        paths.append(_plot_pair(directory / "precision_recall.png", pairs[0][0], pairs[1][0], axis, lines))
     return paths
 
 

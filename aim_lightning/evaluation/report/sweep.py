@@ -104,28 +104,30 @@ def sweep_protocol(names: list[str], points: list[SamplingOptions], records: lis
     }
 
 
-def read_sweeps(folder: str | Path) -> dict[str, dict[str, Any]]:
+def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
     """Protocols of the recorded sweeps by name, in order.
 
     Raises:
-        UserError: a folder without one.
+        UserError: a directory without one.
     """
     found = {}
-    for path in sorted(path for path in Path(folder).glob("*") if path.is_dir() and path.name[0] != "."):
+    for path in sorted(path for path in Path(directory).glob("*") if path.is_dir() and path.name[0] != "."):
         found[path.name] = read_json(path / PROTOCOL, "protocol of a sweep")
         if found[path.name].get("format") != FORMAT:
             raise UserError(f"{path / PROTOCOL} is no protocol of a sweep (format {FORMAT!r} expected)")
     return found
 
 
-def write_hparams(folder: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:
+def write_hparams(
+    directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
+) -> None:
     """TensorBoard's hparams page: a run a point, written anew."""
     from torch.utils.tensorboard import SummaryWriter
 
     for point, record in zip(points, records, strict=True):
         values = asdict(point)
         plain = {name: values[name] if isinstance(values[name], int | float) else text(point, name) for name in names}
-        place = folder / "hparams" / label(point, names)
+        place = directory / "hparams" / label(point, names)
         for old in place.rglob("events.out.tfevents.*"):
             old.unlink()
         with SummaryWriter(str(place)) as writer:

@@ -29,13 +29,13 @@ def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]
     return "\n".join(parts) + PAPER_NOTE + "\n"
 
 
-def read_records(folder: str | Path) -> dict[str, dict[str, Any]]:
+def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
     """Records by file name, in order.
 
     Raises:
         UserError: a file that is no record.
     """
-    return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+    return {path.stem: read_record(path) for path in sorted(Path(directory).glob("*.json"))}
 
 
 def _ours(records: dict[str, dict[str, Any]]) -> str:
@@ -104,7 +104,7 @@ def _protocol(name: str, record: dict[str, Any]) -> str:
     """One line; the whole is in the record."""
     model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
     step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
-    size = f"{reference['pictures']:,} pictures of " if "pictures" in reference else ""
+    size = f"{reference['pictures']:,} images of " if "pictures" in reference else ""
     hashed = next(kind for kind in ("sha256", "pixels_sha256", "fingerprint") if kind in reference)
     return (
         f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "

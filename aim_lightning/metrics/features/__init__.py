@@ -1,4 +1,4 @@
-"""Frozen feature networks: pictures in, one vector of features a picture out."""
+"""Frozen feature networks: images in, one vector of features an image out."""
 
 from aim_lightning.metrics.features.effnet import EfficientNetLite0Features
 from aim_lightning.metrics.features.inception import InceptionFeatures

@@ -17,8 +17,8 @@ class EfficientNetLite0Features(FeatureNetwork):
     Its distances ("fd_effnet_lite0") rank runs of this project; they are no FID and compare with no paper.
 
     Args:
-        size: pixels a side that pictures are resized to. 96 is the largest of 64, 96 and 128 that two CPU
-            cores run at 300 pictures a second; a linear probe on it names 87 % of the embedded val rightly.
+        size: pixels a side that images are resized to. 96 is the largest of 64, 96 and 128 that two CPU
+            cores run at 300 images a second; a linear probe on it names 87 % of the embedded val rightly.
 
     Raises:
         UserError: a size below 32, where nothing is left after the network's five halvings.

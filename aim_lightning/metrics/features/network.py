@@ -1,4 +1,4 @@
-"""What all feature networks share: pictures are checked, run in float32 and in chunks."""
+"""What all feature networks share: images are checked, run in float32 and in chunks."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -12,11 +12,11 @@ from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.precision import exact_products
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
-CPU_CHUNK = 32  # pictures at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
+CPU_CHUNK = 32  # images at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
 
 
 class FeatureNetwork(nn.Module, ABC):
-    """A network that is never trained; the metrics call it on uint8 pictures.
+    """A network that is never trained; the metrics call it on uint8 images.
 
     The constructor reads nothing, so that configs without weights files can be built; `load` reads.
 
@@ -122,7 +122,7 @@ class FeatureNetwork(nn.Module, ABC):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def output_sizes(self) -> dict[str, int]:
-        """Values a picture by output: "features" always; Inception has "spatial" and "logits" too."""
+        """Values an image by output: "features" always; Inception has "spatial" and "logits" too."""
         return {FEATURES: self.num_features}
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -130,10 +130,10 @@ class FeatureNetwork(nn.Module, ABC):
 
     def _check(self, images: Tensor) -> None:
         if images.dtype != torch.uint8:
-            raise ValueError(f"{self.name} takes uint8 pictures (0..255), not {images.dtype}")
+            raise ValueError(f"{self.name} takes uint8 images (0..255), not {images.dtype}")
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{self.name} takes pictures of shape (B, 3, H, W), not {tuple(images.shape)}")
+            raise ValueError(f"{self.name} takes images of shape (B, 3, H, W), not {tuple(images.shape)}")
         if self.network is None:
-            raise RuntimeError(f"{self.name} has no weights yet: call load() before the first picture")
+            raise RuntimeError(f"{self.name} has no weights yet: call load() before the first image")
         if next(self.network.parameters()).dtype != torch.float32:
             raise RuntimeError(f"{self.name} was cast from float32; keep it out of .to(dtype)")

@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all processes."""
+"""Batch norm over the images of all processes."""
 
 import torch
 from torch import Tensor, distributed, nn
@@ -11,7 +11,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), each process its own pictures and as many as the others."""
+        """(B, C, H, W), each process its own images and as many as the others."""
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             return super().forward(x)
         values, count = x.float(), x.numel() // x.shape[1] * distributed.get_world_size()

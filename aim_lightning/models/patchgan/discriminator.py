@@ -1,4 +1,4 @@
-"""PatchGAN: judges overlapping patches of a picture (arXiv 1611.07004, section 3.2.2; names as in pix2pix)."""
+"""PatchGAN: judges overlapping patches of an image (arXiv 1611.07004, section 3.2.2; names as in pix2pix)."""
 
 from dataclasses import dataclass
 
@@ -31,12 +31,12 @@ class PatchGANConfig:
                 raise UserError(f"PatchGANConfig.{name} is {getattr(self, name)}; it must be at least 1")
 
     def patches(self, image_size: int) -> int:
-        """Logits along one side of a square picture; 0 or less where it is too small."""
+        """Logits along one side of a square image; 0 or less where it is too small."""
         return image_size // 2**self.num_layers - 2
 
 
 class PatchGAN(nn.Module):
-    """Pictures in [-1, 1] to one logit a patch: above 0 means real."""
+    """Images in [-1, 1] to one logit a patch: above 0 means real."""
 
     def __init__(self, config: PatchGANConfig) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class Coder(nn.Module):
         return x
 
     def products(self, side: int) -> int:
-        """Multiplications a picture in convolutions and attention, for an input of side x side positions."""
+        """Multiplications an image in convolutions and attention, for an input of side x side positions."""
         count, lowest = products(self.conv_in, side), side
         for level in self.conv_blocks:
             more, side = level.products(side)

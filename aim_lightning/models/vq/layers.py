@@ -89,7 +89,7 @@ class Level(nn.Module):
         return x
 
     def products(self, side: int) -> tuple[int, int]:
-        """Products a picture for an input of side x side positions, and the side of the output."""
+        """Products an image for an input of side x side positions, and the side of the output."""
         count = products(self.res, side) + products(self.attn, side)
         for name, after in (("downsample", side // 2), ("upsample", side * 2)):
             if hasattr(self, name):
@@ -98,7 +98,7 @@ class Level(nn.Module):
 
 
 def products(part: nn.Module, side: int) -> int:
-    """Multiplications a picture of a part whose convolutions and attentions all give side x side positions."""
+    """Multiplications an image of a part whose convolutions and attentions all give side x side positions."""
     count = 0
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The VQ tokenizer: pictures to codes and back (reference: FoundationVision/LlamaGen, tokenizer_image)."""
+"""The VQ tokenizer: images to codes and back (reference: FoundationVision/LlamaGen, tokenizer_image)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class VQModel(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the pictures, pixels."""
+        """Height and width of the images, pixels."""
         return self.config.image_size
 
     @property
@@ -76,7 +76,7 @@ class VQModel(nn.Module):
         return self.decoder.conv_out.weight
 
     def flops_per_image(self) -> int:
-        """Floating-point operations of one picture, forward and backward.
+        """Floating-point operations of one image, forward and backward.
 
         6 per product of convolutions and attention; 2 in the search for the nearest codes, which has no backward pass.
         """
@@ -95,12 +95,12 @@ class VQModel(nn.Module):
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Pictures in [-1, 1] to codes_BL, int64 in raster order."""
+        """Images in [-1, 1] to codes_BL, int64 in raster order."""
         return self.quantize.codes(self.latent(images_BCHW))
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor) -> Tensor:
-        """codes_BL in raster order to pictures, about [-1, 1] (not clamped)."""
+        """codes_BL in raster order to images, about [-1, 1] (not clamped)."""
         return self._to_pixels(self.quantize.lookup(codes_BL, self.grid))
 
     def forward(self, images_BCHW: Tensor) -> Reconstruction:

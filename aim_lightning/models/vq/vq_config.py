@@ -17,11 +17,11 @@ class VQConfig:
     """Everything that fixes the tokenizer's parameters.
 
     Args:
-        image_size: height and width of the pictures, pixels.
+        image_size: height and width of the images, pixels.
         codebook_size: number of codes, V.
         codebook_dim: dimensions of a code.
         base_channels: width of the first level; every level's width is a multiple of it.
-        channel_multipliers: one a level, high resolution first; each level but the last halves the picture.
+        channel_multipliers: one a level, high resolution first; each level but the last halves the image.
         num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
         z_channels: width between the convolutional part and the 1x1 projections to the codes.
         norm_groups: groups of every GroupNorm; must divide every level's width.

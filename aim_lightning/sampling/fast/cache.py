@@ -11,7 +11,7 @@ from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.decoder import FastDecoder
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 
-# Shapes a model: the block of a long series and one other (a grid of pictures).
+# Shapes a model: the block of a long series and one other (a grid of images).
 KEPT = 2
 _decoders: WeakKeyDictionary[AiM, OrderedDict] = WeakKeyDictionary()
 

@@ -1,4 +1,4 @@
-"""manifest.json of a folder of token shards: what is in them, and what wrote them."""
+"""manifest.json of a directory of token shards: what is in them, and what wrote them."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,13 +11,13 @@ from aim_lightning.utils.files import write_json
 
 FORMAT = "aim_lightning.tokens/1"
 LARGEST_CODEBOOK = 65536  # codes are stored as uint16
-# What folders of the first version have too.
+# What directories of the first version have too.
 REQUIRED = ("grid", "codebook_size", "class_names", "views", "tokenizer_hash", "source", "shards")
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """One tar file: its name in the folder, rows (pictures) in it and the sha256 of its bytes."""
+    """One tar file: its name in the directory, rows (images) in it and the sha256 of its bytes."""
 
     name: str
     rows: int
@@ -26,7 +26,7 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that could not be read: its key in the source and why."""
+    """An image that could not be read: its key in the source and why."""
 
     key: str
     reason: str
@@ -34,7 +34,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures of consecutive shards: their fingerprint, how they were encoded, and how many shards hold them."""
+    """Images of consecutive shards: their fingerprint, how they were encoded, and how many shards hold them."""
 
     fingerprint: str
     encoding: dict
@@ -46,16 +46,16 @@ class TokenManifest:
     """Everything a reader must know before it opens a shard.
 
     Args:
-        grid: codes a picture, (rows, columns).
+        grid: codes an image, (rows, columns).
         codebook_size: codes run from 0 to codebook_size - 1.
         class_names: by label.
-        views: stored versions of each picture (1 = center crop, 2 = with its mirror image, 10 or 20 = ten-crop).
+        views: stored versions of each image (1 = center crop, 2 = with its mirror image, 10 or 20 = ten-crop).
         tokenizer_hash: weights_hash of the tokenizer that wrote the codes.
-        source: fingerprint of the pictures.
+        source: fingerprint of the images.
         shards: in dataset order: row r of the set is row r of the shards read one after the other.
-        encoding: views, precision, batch size and devices that wrote the codes; empty in old folders.
-        skipped: pictures left out because they could not be read.
-        merged: what the folder was merged from, in the order of the shards; empty for one source.
+        encoding: views, precision, batch size and devices that wrote the codes; empty in old directories.
+        skipped: images left out because they could not be read.
+        merged: what the directory was merged from, in the order of the shards; empty for one source.
     """
 
     grid: tuple[int, int]
@@ -71,7 +71,7 @@ class TokenManifest:
 
     @property
     def rows(self) -> int:
-        """Pictures in the set."""
+        """Images in the set."""
         return sum(shard.rows for shard in self.shards)
 
     @property
@@ -81,7 +81,7 @@ class TokenManifest:
 
     @property
     def num_tokens(self) -> int:
-        """Codes a picture."""
+        """Codes an image."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -93,21 +93,21 @@ class TokenManifest:
         """The same, of finished shards."""
         return replace(self, shards=shards, skipped=skipped, encoding={**self.encoding, "devices": devices})
 
-    def save(self, folder: Path) -> None:
-        """Write manifest.json atomically; its presence says that the folder is complete."""
-        write_json(folder / "manifest.json", {"format": FORMAT, "rows": self.rows, **asdict(self)})
+    def save(self, directory: Path) -> None:
+        """Write manifest.json atomically; its presence says that the directory is complete."""
+        write_json(directory / "manifest.json", {"format": FORMAT, "rows": self.rows, **asdict(self)})
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TokenManifest":
+    def load(cls, directory: str | Path) -> "TokenManifest":
         """Read and check manifest.json.
 
         Raises:
             UserError: missing, of another format, or inconsistent.
         """
-        path = Path(folder) / "manifest.json"
+        path = Path(directory) / "manifest.json"
         if not path.exists():
             raise UserError(
-                f"{path} does not exist: {folder} is no finished folder of token shards; make it with "
+                f"{path} does not exist: {directory} is no finished directory of token shards; make it with "
                 "`make tokenize EXP=…` or set data.path"
             )
         return cls.parse(path.read_text(encoding="utf-8"), path)
@@ -125,7 +125,7 @@ class TokenManifest:
             raise UserError(f"token manifest {where} is not readable JSON ({error})") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise UserError(f"{where} has format {found!r}, expected {FORMAT!r}; tokenize the pictures again")
+            raise UserError(f"{where} has format {found!r}, expected {FORMAT!r}; tokenize the images again")
         return cls._from(values, where)
 
     @classmethod
@@ -136,7 +136,7 @@ class TokenManifest:
             rest |= {name: [kind(**item) for item in rest[name]] for name, kind in lists.items() if name in rest}
             manifest = cls(**{**rest, "grid": tuple(values["grid"])})
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); tokenize the pictures again") from None
+            raise UserError(f"{path} is damaged ({error}); tokenize the images again") from None
         if values.get("rows") != manifest.rows:
             raise UserError(f"{path} says {values.get('rows')} rows, its shards add up to {manifest.rows}")
         return manifest

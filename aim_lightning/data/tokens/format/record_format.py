@@ -20,7 +20,7 @@ ROWS_PER_RECORD = 1000
 
 @dataclass
 class Record:
-    """codes (n, views, tokens) uint16, labels (n,) int64; keys: names of the source pictures."""
+    """codes (n, views, tokens) uint16, labels (n,) int64; keys: names of the source images."""
 
     codes: np.ndarray
     labels: np.ndarray
@@ -97,7 +97,7 @@ def stored_records(
     Args:
         data: bytes of the shard.
         rows: of it, as the manifest says.
-        manifest: of its folder.
+        manifest: of its directory.
         where: name of the shard for messages.
         intact: the bytes have the manifest's sha256, so that the records' own need not be computed.
     """

@@ -1,7 +1,7 @@
-"""The plan of a token folder: which pictures go into which shard, fixed before the first one is encoded.
+"""The plan of a token directory: which images go into which shard, fixed before the first one is encoded.
 
-It follows from the listing of the pictures and the options alone, never from the number of processes, and lies in
-the folder as plan.json: whoever continues must come to the same plan.
+It follows from the listing of the images and the options alone, never from the number of processes, and lies in
+the directory as plan.json: whoever continues must come to the same plan.
 """
 
 import json
@@ -18,16 +18,16 @@ FILE = "plan.json"
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """How pictures become shards.
+    """How images become shards.
 
     Args:
-        views: stored versions of each picture.
-        rows_per_shard: pictures a shard.
-        batch_size: pictures encoded at once; part of the plan, since a code may depend on it.
+        views: stored versions of each image.
+        rows_per_shard: images a shard.
+        batch_size: images encoded at once; part of the plan, since a code may depend on it.
         precision: ``float32``, ``tf32`` or ``bf16``.
         compile: whether the encoder is compiled.
-        on_error: ``error`` or ``skip``: what an unreadable picture does. No part of the plan: a job that one
-            picture stopped may be continued with skip.
+        on_error: ``error`` or ``skip``: what an unreadable image does. No part of the plan: a job that one
+            image stopped may be continued with skip.
 
     Raises:
         UserError: a value out of range.
@@ -56,7 +56,7 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """Pictures [start, stop) of the listing, encoded in batches of batch_size from `start` on."""
+    """Images [start, stop) of the listing, encoded in batches of batch_size from `start` on."""
 
     name: str
     start: int
@@ -64,7 +64,7 @@ class PlannedShard:
 
     @property
     def rows(self) -> int:
-        """Pictures, unreadable ones included."""
+        """Images, unreadable ones included."""
         return self.stop - self.start
 
     def batches(self, batch_size: int) -> list[range]:
@@ -82,7 +82,7 @@ def plan_shards(rows: int, rows_per_shard: int) -> list[PlannedShard]:
     ]
 
 
-def claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
+def claim(directory: Path, facts: dict, shards: list[PlannedShard]) -> None:
     """Write plan.json where there is none, and check it.
 
     Any number of processes may do this at once: they write the same bytes.
@@ -90,30 +90,30 @@ def claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
     Raises:
         UserError: as `check_claim`.
     """
-    check_claim(folder, facts, shards)
-    if not (folder / FILE).exists():
-        write_json(folder / FILE, _plan(facts, shards))
-    check_claim(folder, facts, shards)
+    check_claim(directory, facts, shards)
+    if not (directory / FILE).exists():
+        write_json(directory / FILE, _plan(facts, shards))
+    check_claim(directory, facts, shards)
 
 
-def check_claim(folder: Path, facts: dict, shards: list[PlannedShard]) -> None:
-    """Whether a folder may be filled by this plan; writes nothing.
+def check_claim(directory: Path, facts: dict, shards: list[PlannedShard]) -> None:
+    """Whether a directory may be filled by this plan; writes nothing.
 
     Raises:
-        UserError: the folder was begun from something else, or holds tar files of others.
+        UserError: the directory was begun from something else, or holds tar files of others.
     """
-    path = folder / FILE
+    path = directory / FILE
     if not path.exists():
-        if any(folder.glob("*.tar")):
-            raise UserError(f"{folder} holds tar files that tokenize did not write; set data.out to a new folder")
+        if any(directory.glob("*.tar")):
+            raise UserError(f"{directory} holds tar files that tokenize did not write; set data.out to a new directory")
         return
     before, plan = read_json(path, "tokenizing plan"), _plan(facts, shards)
     if before.get("format") != FORMAT:
-        raise UserError(f"{folder} was begun by an earlier version; delete that folder or set data.out to a new one")
+        raise UserError(f"{directory} was written by an earlier version; delete it or set data.out to a new one")
     different = [name for name in plan if before.get(name) != plan[name]]
     if different:
         raise UserError(
-            f"{folder} was begun with another {', '.join(different)}; delete that folder or set data.out to a new one"
+            f"{directory} was started with another {', '.join(different)}; delete it or set data.out to a new one"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where token shards are: a folder, or anything that webdataset opens. Light: nothing heavy is imported here."""
+"""Where token shards are: a directory, or anything that webdataset opens. Light: nothing heavy is imported here."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ PLACE = "{}"
 
 @dataclass(frozen=True)
 class Location:
-    """`data.path`: a folder, `http://HOST/FOLDER`, `pipe:COMMAND` and so on.
+    """`data.path`: a directory, `http://HOST/DIRECTORY`, `pipe:COMMAND` and so on.
 
     Args:
         base: ``{}`` stands for the file wanted, such as train/manifest.json; without it the file is appended to the
@@ -20,7 +20,7 @@ class Location:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is a URL, not a folder."""
+        """Whether it is a URL, not a directory."""
         return SCHEME.match(self.base) is not None
 
     def url(self, split: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The versions of each picture that are stored, so that training can pick another one every epoch."""
+"""The versions of each image that are stored, so that training can pick another one every epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ class Views:
     """Which versions, in stored order (reference: LlamaGen, extract_codes_c2i.py).
 
     Args:
-        kind: ``center``: the picture as the experiment cuts it; ``center_flip``: and its mirror image;
+        kind: ``center``: the image as the experiment cuts it; ``center_flip``: and its mirror image;
             ``ten_crop``: for each crop range the four corners and the centre, then the same of the mirror image.
-        crop_range: of ten_crop: the shorter side, as a multiple of the picture size, that the crops are cut from
+        crop_range: of ten_crop: the shorter side, as a multiple of the image size, that the crops are cut from
             (resized as ADM does); None = 1.1. Two ranges give 20 views.
 
     Raises:
@@ -45,11 +45,11 @@ class Views:
 
     @property
     def count(self) -> int:
-        """Views a picture."""
+        """Views an image."""
         return {"center": 1, "center_flip": 2}.get(self.kind) or 10 * len(self.crop_range)
 
     def transforms(self, center: ImageTransform) -> list[ImageTransform]:
-        """What a picture is resized to before `cut`: one transform a base picture; raises UserError as `sizes`."""
+        """What an image is resized to before `cut`: one transform a base image; raises UserError as `sizes`."""
         if self.kind != "ten_crop":
             return [center]
         sizes = self.sizes(center.image_size)
@@ -67,13 +67,13 @@ class Views:
             if size <= image_size or alike:
                 why = f"as does {alike[0]}" if alike else "which leaves no room"
                 raise UserError(
-                    f"crop_range {value} cuts pictures of {image_size} pixels from {size}, {why}: views would be "
+                    f"crop_range {value} cuts images of {image_size} pixels from {size}, {why}: views would be "
                     "alike; give larger numbers, farther apart"
                 )
         return list(sizes.values())
 
     def cut(self, bases: list[Tensor], image_size: int) -> Iterator[Tensor]:
-        """Base pictures (B, 3, S, S), one tensor a transform, to `count` views (B, 3, H, W) of image_size."""
+        """Base images (B, 3, S, S), one tensor a transform, to `count` views (B, 3, H, W) of image_size."""
         for base_BCHW in bases:
             if self.kind == "ten_crop":
                 yield from F.ten_crop(base_BCHW, [image_size, image_size])

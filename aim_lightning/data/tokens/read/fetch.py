@@ -35,7 +35,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Reads files from folders and URLs.
+    """Reads files from directories and URLs.
 
     Args:
         retries: attempts after the first one.

@@ -37,10 +37,10 @@ class Rows:
 
 @dataclass
 class ShardReader:
-    """Reads shards of one folder.
+    """Reads shards of one directory.
 
     Args:
-        manifest: of the folder.
+        manifest: of the directory.
         url: shard name to something webdataset opens (a path, http:, pipe:).
         fetcher: how files are read.
         skip_corrupt: mark the rows of corrupt records as unreadable instead of stopping.

@@ -14,7 +14,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.utils.random import hash_int64, permutation
 
-BATCH = 16  # pictures decoded at once
+BATCH = 16  # images decoded at once
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Preview:
     captions: list[str]
 
 
-def preview(folder: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> Preview:
+def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> Preview:
     """Decode `num` rows, drawn without repetition, each in one of its views.
 
     Raises:
         UserError: another tokenizer than the one that wrote the codes, or a damaged shard.
     """
-    manifest = TokenManifest.load(folder)
+    manifest = TokenManifest.load(directory)
     if tokenizer.weights_hash != manifest.tokenizer_hash:
-        raise UserError(f"{folder} was written by another tokenizer than the given one (weights hash differs)")
+        raise UserError(f"{directory} was written by another tokenizer than the given one (weights hash differs)")
     if num < 1:
         raise UserError(f"--num is {num}; it must be at least 1")
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
-    rows = _read(folder, manifest, chosen, seed)
+    rows = _read(directory, manifest, chosen, seed)
     parts = torch.from_numpy(rows.codes.astype(np.int64)).split(BATCH)
     images = torch.cat([to_uint8(tokenizer.decode(codes.to(device))).cpu() for codes in parts])
     views = _views(manifest, rows.index, seed)
@@ -47,8 +47,8 @@ def preview(folder: Path, tokenizer: Any, num: int, seed: int, device: torch.dev
     return Preview(images, names)
 
 
-def _read(folder: Path, manifest: TokenManifest, chosen: np.ndarray, seed: int) -> Rows:
-    reader = ShardReader(manifest, lambda name: str(folder / name))
+def _read(directory: Path, manifest: TokenManifest, chosen: np.ndarray, seed: int) -> Rows:
+    reader = ShardReader(manifest, lambda name: str(directory / name))
     parts = []
     for shard in np.unique(np.searchsorted(manifest.first_rows, chosen, side="right") - 1):
         rows = reader.read(int(shard), lambda index: _views(manifest, index, seed))

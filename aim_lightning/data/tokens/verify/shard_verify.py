@@ -96,7 +96,7 @@ def _faults_of(codes: np.ndarray, labels: np.ndarray, keys: list[str], manifest:
     if len(keys) != len(labels):
         yield f"{len(keys)} keys for {len(labels)} labels"
     if codes.dtype != np.uint16 or codes.shape != expected:
-        yield f"codes are {codes.dtype} {codes.shape}, expected uint16 {expected} (rows, views, codes a picture)"
+        yield f"codes are {codes.dtype} {codes.shape}, expected uint16 {expected} (rows, views, codes an image)"
     elif len(wrong := np.argwhere(codes >= manifest.codebook_size)):
         row, view, position = wrong[0]
         code, more = codes[row, view, position], f"({len(wrong)} such codes)"

@@ -1,4 +1,4 @@
-"""Decoding in loader workers: planned batches of pictures, every one of the same shape."""
+"""Decoding in loader workers: planned batches of images, every one of the same shape."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.dataset import PictureSet
-from aim_lightning.data.images.decode import UnreadablePicture
+from aim_lightning.data.images.dataset import ImageDataset
+from aim_lightning.data.images.decode import UnreadableImage
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.utils.errors import UserError
 
 
 @dataclass
 class LoadedBatch:
-    """Pictures of some rows; slots of unreadable ones, and those after the last row, are black.
+    """Images of some rows; slots of unreadable ones, and those after the last row, are black.
 
     bases: uint8 (batch_size, 3, S, S), one a transform of the views; skipped: reason by row.
     """
@@ -30,12 +30,12 @@ class LoadedBatch:
         return self
 
 
-class PictureBatches(Dataset):
+class ImageBatches(Dataset):
     """One item a planned batch."""
 
-    def __init__(self, pictures: PictureSet, options: TokenizeOptions, batches: list[range]) -> None:
-        self.source, self.batches, self.options = pictures.source, batches, options
-        self.transforms = options.views.transforms(pictures.transform)
+    def __init__(self, images: ImageDataset, options: TokenizeOptions, batches: list[range]) -> None:
+        self.source, self.batches, self.options = images.source, batches, options
+        self.transforms = options.views.transforms(images.transform)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -47,9 +47,9 @@ class PictureBatches(Dataset):
         for slot, row in enumerate(rows):
             try:
                 versions = self._read(row)
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 if self.options.on_error == "error":
-                    raise UserError(f"{error}, or leave such pictures out with --on_error skip") from None
+                    raise UserError(f"{error}, or leave such images out with --on_error skip") from None
                 skipped[row] = str(error)
                 continue
             for base, version in zip(bases, versions, strict=True):
@@ -65,14 +65,14 @@ class PictureBatches(Dataset):
 
 
 def load(
-    pictures: PictureSet,
+    images: ImageDataset,
     options: TokenizeOptions,
     batches: list[range],
     num_workers: int,
     device: torch.device,
 ) -> Iterator[LoadedBatch]:
     """The batches in order, read ahead by `num_workers` processes (0 = in this one)."""
-    dataset = PictureBatches(pictures, options, batches)
+    dataset = ImageBatches(images, options, batches)
     return iter(
         DataLoader(
             dataset,

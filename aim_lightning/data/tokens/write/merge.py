@@ -1,4 +1,4 @@
-"""Several token folders of one tokenizer become one; shards are linked or copied, never rewritten."""
+"""Several token directories of one tokenizer become one; shards are linked or copied, never rewritten."""
 
 import os
 import shutil
@@ -15,44 +15,46 @@ from aim_lightning.utils.progress import Watch, unwatched
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_folders(folders: list[Path], out: Path, watch: Watch = unwatched) -> TokenManifest:
-    """Write the rows of all folders, one after the other, to `out`; stopped and started again, it continues.
+def merge_directories(directories: list[Path], out: Path, watch: Watch = unwatched) -> TokenManifest:
+    """Write the rows of all directories, one after the other, to `out`; stopped and started again, it continues.
 
     Args:
-        folders: each with a manifest.json.
+        directories: each with a manifest.json.
         out: the new one.
         watch: shows how far it is.
 
     Raises:
-        UserError: fewer than two folders, folders that do not belong together, a shard that is not the one its
+        UserError: fewer than two directories, directories that do not belong together, a shard that is not the one its
             manifest describes, or an `out` that was begun from something else.
     """
-    if len(folders) < 2:
-        raise UserError("merge needs two or more folders, and --out for the new one")
-    if Path(out).resolve() in [folder.resolve() for folder in folders]:
-        raise UserError(f"--out {out} is one of the folders to merge; give a new one")
-    manifests = [TokenManifest.load(folder) for folder in folders]
-    merged = _merged(folders, manifests)
+    if len(directories) < 2:
+        raise UserError("merge needs two or more directories, and --out for the new one")
+    if Path(out).resolve() in [directory.resolve() for directory in directories]:
+        raise UserError(f"--out {out} is one of the directories to merge; give a new one")
+    manifests = [TokenManifest.load(directory) for directory in directories]
+    merged = _merged(directories, manifests)
     facts = {name: getattr(merged, name) for name in ("source", *SAME)}
     claim(out, {"merged": facts}, [])
-    pairs = zip(folders, manifests, strict=True)
-    old = [folder / shard.name for folder, manifest in pairs for shard in manifest.shards]
+    pairs = zip(directories, manifests, strict=True)
+    old = [directory / shard.name for directory, manifest in pairs for shard in manifest.shards]
     for path, shard in watch(list(zip(old, merged.shards, strict=True)), f"merging into {out}"):
         _take(path, out / shard.name, shard.sha256)
     merged.save(out)
     return merged
 
 
-def _merged(folders: list[Path], manifests: list[TokenManifest]) -> TokenManifest:
+def _merged(directories: list[Path], manifests: list[TokenManifest]) -> TokenManifest:
     first = manifests[0]
-    for folder, manifest in zip(folders, manifests, strict=True):
+    for directory, manifest in zip(directories, manifests, strict=True):
         different = [name for name in SAME if getattr(manifest, name) != getattr(first, name)]
         if different:
-            raise UserError(f"{folder} has another {', '.join(different)} than {folders[0]}; they cannot be merged")
+            raise UserError(
+                f"{directory} has another {', '.join(different)} than {directories[0]}; merge needs equal ones"
+            )
     sources = [source for manifest in manifests for source in manifest.sources]
     prints = [source.fingerprint for source in sources]
     if twice := next((source for source in prints if prints.count(source) > 1), None):
-        raise UserError(f"two of the folders hold the same pictures (source {twice[:12]}…); merge each set once")
+        raise UserError(f"two of the directories hold the same images (source {twice[:12]}…); merge each set once")
     shards = [shard for manifest in manifests for shard in manifest.shards]
     return replace(
         first,

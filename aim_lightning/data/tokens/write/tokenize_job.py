@@ -1,6 +1,6 @@
-"""Tokenizing: pictures to token shards, by any number of processes, continued where it was stopped.
+"""Tokenizing: images to token shards, by any number of processes, continued where it was stopped.
 
-The plan says which pictures go into which shard; process r of n makes shards r, r + n, r + 2n and so on, in batches
+The plan says which images go into which shard; process r of n makes shards r, r + n, r + 2n and so on, in batches
 that never cross a shard. So neither n nor an interruption changes a byte. Finished shards stay; the manifest comes
 last, from whichever process sees all shards finished.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aim_lightning.data.images.dataset import PictureSet
+from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.tokens.format.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
 from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.data.tokens.format.shard_plan import PlannedShard, TokenizeOptions, check_claim, claim, plan_shards
@@ -34,26 +34,26 @@ from aim_lightning.utils.text import printable
 
 
 class TokenizeJob:
-    """One process's part of a token folder; nothing is written before `run`.
+    """One process's part of a token directory; nothing is written before `run`.
 
     Args:
-        pictures: the whole set.
+        images: the whole set.
         tokenizer: anything with `encode`, `grid`, `codebook_size`, `weights_hash`.
-        out: the folder.
-        options: how pictures become shards.
+        out: the directory.
+        options: how images become shards.
         place: which process this is; by default the only one.
         device: where to encode.
-        num_workers: processes that decode pictures; 0 = this one.
+        num_workers: processes that decode images; 0 = this one.
         watch: shows how far the check of finished shards is.
 
     Raises:
-        UserError: codebook too large, pictures of another size, views that they cannot have, or `out` begun from
+        UserError: codebook too large, images of another size, views that they cannot have, or `out` begun from
             something else.
     """
 
     def __init__(
         self,
-        pictures: PictureSet,
+        images: ImageDataset,
         tokenizer: Any,
         out: Path,
         options: TokenizeOptions,
@@ -62,13 +62,13 @@ class TokenizeJob:
         num_workers: int = 0,
         watch: Watch = unwatched,
     ) -> None:
-        self.pictures, self.out, self.options, self.num_workers = pictures, Path(out), options, num_workers
+        self.images, self.out, self.options, self.num_workers = images, Path(out), options, num_workers
         self.device, self.watch = device or torch.device("cpu"), watch
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
-        self.manifest = _empty_manifest(pictures, tokenizer, options)
-        _check_size(pictures.transform.image_size, tokenizer, self.device)
-        options.views.transforms(pictures.transform)  # a range that does not fit is told before anything is written
-        self.shards = plan_shards(len(pictures), options.rows_per_shard)
+        self.manifest = _empty_manifest(images, tokenizer, options)
+        _check_size(images.transform.image_size, tokenizer, self.device)
+        options.views.transforms(images.transform)  # a range that does not fit is told before anything is written
+        self.shards = plan_shards(len(images), options.rows_per_shard)
         facts = {"source": self.manifest.source, "class_names": self.manifest.class_names}
         facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
         self.facts = {**facts, **options.facts()}
@@ -78,7 +78,7 @@ class TokenizeJob:
 
     @property
     def rows(self) -> int:
-        """Pictures in this process's shards."""
+        """Images in this process's shards."""
         return sum(shard.rows for shard in self.own)
 
     @cached_property
@@ -97,11 +97,11 @@ class TokenizeJob:
             The manifest, written now, if this process sees all shards finished; None if others still work.
 
         Raises:
-            UserError: an unreadable picture, unless they are to be skipped.
+            UserError: an unreadable image, unless they are to be skipped.
         """
         claim(self.out, self.facts, self.shards)
         batches = [rows for shard in self.todo for rows in shard.batches(self.options.batch_size)]
-        loaded = load(self.pictures, self.options, batches, self.num_workers, self.device)
+        loaded = load(self.images, self.options, batches, self.num_workers, self.device)
         for shard in self.todo:
             self._make(shard, loaded, on_rows)
         return self.complete()
@@ -119,15 +119,15 @@ class TokenizeJob:
             on_rows(len(batch.rows))
         kept = [row for row in range(shard.start, shard.stop) if row not in reasons]
         slots = np.array(kept, dtype=np.int64) - shard.start
-        keys = [self.pictures.key(row) for row in kept]
-        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.pictures.labels[kept], keys)
-        skipped = [Skipped(printable(self.pictures.key(row)), printable(why)) for row, why in reasons.items()]
+        keys = [self.images.key(row) for row in kept]
+        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.images.labels[kept], keys)
+        skipped = [Skipped(printable(self.images.key(row)), printable(why)) for row, why in reasons.items()]
         self._finish(shard, record, skipped)
 
     def _encode(self, batch: LoadedBatch) -> torch.Tensor:
         """(rows, views, L) int32, left on the device so that the next batch need not wait for this one."""
         bases = [base.to(self.device, non_blocking=True) for base in batch.bases]
-        views = self.options.views.cut(bases, self.pictures.transform.image_size)
+        views = self.options.views.cut(bases, self.images.transform.image_size)
         return torch.stack([self.encoder(view) for view in views], 1)[: len(batch.rows)]
 
     def _finish(self, shard: PlannedShard, record: Record, skipped: list[Skipped]) -> None:
@@ -140,17 +140,17 @@ class TokenizeJob:
 
 
 def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:
-    """A fully convolutional tokenizer takes any picture: the number of codes tells whether it is the right size."""
+    """A fully convolutional tokenizer takes any image: the number of codes tells whether it is the right size."""
     black = torch.zeros(1, 3, image_size, image_size, device=device)
     count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
     if count != rows * columns:
         raise UserError(
-            f"pictures of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is "
-            f"{rows}x{columns}; set pictures.image_size to the tokenizer's"
+            f"images of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is "
+            f"{rows}x{columns}; set images.image_size to the tokenizer's"
         )
 
 
-def _empty_manifest(pictures: PictureSet, tokenizer: Any, options: TokenizeOptions) -> TokenManifest:
+def _empty_manifest(images: ImageDataset, tokenizer: Any, options: TokenizeOptions) -> TokenManifest:
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
         raise UserError(
             f"the tokenizer has {tokenizer.codebook_size} codes; shards store 16 bits, {LARGEST_CODEBOOK} at most"
@@ -158,9 +158,9 @@ def _empty_manifest(pictures: PictureSet, tokenizer: Any, options: TokenizeOptio
     return TokenManifest(
         grid=tuple(tokenizer.grid),
         codebook_size=tokenizer.codebook_size,
-        class_names=pictures.class_names,
+        class_names=images.class_names,
         views=options.views.count,
         tokenizer_hash=tokenizer.weights_hash,
-        source=pictures.fingerprint,
+        source=images.fingerprint,
         encoding=options.facts(),
     )

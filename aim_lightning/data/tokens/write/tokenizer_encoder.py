@@ -1,4 +1,4 @@
-"""Pictures to codes in batches of one shape, at a stated precision."""
+"""Images to codes in batches of one shape, at a stated precision."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_products
 
 PRECISIONS = ("float32", "tf32", "bf16")
-# Where pictures and weights lie channels-last because it is faster (benchmarks/tokenizing.py measures both formats).
+# Where images and weights lie channels-last because it is faster (benchmarks/tokenizing.py measures both formats).
 CHANNELS_LAST = {("cpu", "float32")}
 
 
@@ -18,14 +18,14 @@ class Encoder:
     """The tokenizer's `encode` as `tokenize` runs it and benchmarks/tokenizing.py measures it.
 
     A result may depend on the batch size in the last digit, hence in a code here and there: every batch has the same
-    shape, and nothing is tuned by timing, so that a picture's codes follow from its batch alone.
+    shape, and nothing is tuned by timing, so that an image's codes follow from its batch alone.
 
     Args:
         tokenizer: anything with `encode`; moved to `device`.
         device: where it runs.
         precision: ``float32`` (TF32 off), ``tf32`` (NVIDIA GPUs) or ``bf16`` (autocast; the quantiser stays float32).
         compile: fuse with torch.compile, without its timed choices.
-        channels_last: memory format of pictures and weights; None = as CHANNELS_LAST says.
+        channels_last: memory format of images and weights; None = as CHANNELS_LAST says.
 
     Raises:
         UserError: no such precision, or TF32 without a GPU.
@@ -51,7 +51,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 pictures to codes_BL, int32 on the device."""
+        """uint8 images to codes_BL, int32 on the device."""
         with exact_products(self.precision == "tf32"), self._autocast():
             x = to_unit_range(images_BCHW.to(self.device, non_blocking=True))
             return self._encode(x.contiguous(memory_format=self.memory_format)).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Pictures by row: a tree with a folder for each class, a folder of tar shards, or ImageNet's archives."""
+"""Images by row: a tree with a directory for each class, a directory of tar shards, or ImageNet's archives."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from aim_lightning.data.images.base import ImageSource, sha256_json
-from aim_lightning.data.images.decode import opening, read_picture
+from aim_lightning.data.images.decode import opening, read_image
 from aim_lightning.data.images.imagenet import ImageNetArchive
 from aim_lightning.data.images.shard_writer import (
     MANIFEST,
@@ -26,38 +26,38 @@ from aim_lightning.utils.text import printable
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-class FolderSource(ImageSource):
-    """A tree `root/CLASS/**/picture`: class folders sorted by name are labels 0, 1, and so on.
+class DirectorySource(ImageSource):
+    """A tree `root/CLASS/**/image`: class directories sorted by name are labels 0, 1, and so on.
 
-    Pictures come class by class, sorted by path. Names that begin with a dot are left out.
+    Images come class by class, sorted by path. Names that begin with a dot are left out.
 
     Raises:
-        UserError: no such folder, no class folders, or one without pictures.
+        UserError: no such directory, no class directories, or one without images.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise UserError(f"picture folder {self.root} does not exist or is no folder; see data/README.md")
+            raise UserError(f"image directory {self.root} does not exist or is no directory; see data/README.md")
         classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not classes:
-            raise UserError(f"{self.root} has no class folders; put the pictures into {self.root}/CLASS_NAME/")
+            raise UserError(f"{self.root} has no class directories; put the images into {self.root}/CLASS_NAME/")
         paths, labels = [], []
         for label, name in enumerate(classes):
-            found = sorted(_pictures_below(self.root / name))
+            found = sorted(_images_below(self.root / name))
             if not found:
-                raise UserError(f"class folder {self.root / name} holds no pictures; fill or remove it")
+                raise UserError(f"class directory {self.root / name} holds no images; fill or remove it")
             paths += [os.fsencode(f"{name}/{path}") for path in found]
             labels += [label] * len(found)
         super().__init__([printable(name) for name in classes], labels, paths)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every picture's path below the root and its size in bytes."""
+        """sha256 over every image's path below the root and its size in bytes."""
         return sha256_json([self.key(row), self._size(row)] for row in range(len(self)))
 
     def files(self) -> Iterator[Path]:
-        """The pictures."""
+        """The images."""
         return (self.root / self.key(row) for row in range(len(self)))
 
     def _size(self, row: int) -> int:
@@ -66,25 +66,25 @@ class FolderSource(ImageSource):
             return path.stat().st_size
 
     def _content(self, row: int) -> bytes:
-        return read_picture(self.root / self.key(row))
+        return read_image(self.root / self.key(row))
 
     def _where(self, row: int) -> str:
         return str(self.root / self.key(row))
 
 
-def _pictures_below(folder: Path) -> Iterator[str]:
-    """Paths below `folder`, with /, of files that Pillow can decode by suffix; folder links are followed."""
+def _images_below(directory: Path) -> Iterator[str]:
+    """Paths below `directory`, with /, of files that Pillow can decode by suffix; directory links are followed."""
     formats = Image.registered_extensions()
     suffixes = {s for s, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+    for place, directories, files in os.walk(directory, followlinks=True):
+        directories[:] = [name for name in directories if name[0] != "."]
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
-                yield Path(place, name).relative_to(folder).as_posix()
+                yield Path(place, name).relative_to(directory).as_posix()
 
 
 class ShardSource(TarSource):
-    """A folder of picture shards (see `shards`), in the order of the manifest or else of the shards' names.
+    """A directory of image shards (see `shards`), in the order of the manifest or else of the shards' names.
 
     Without a manifest the classes are called "0" to "n-1", n being the largest label plus 1. Where two shards have a
     key in common, all keys are those of the shards behind the shard's name: `images-000000/KEY`.
@@ -94,14 +94,14 @@ class ShardSource(TarSource):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.folder = Path(path)
-        self._manifest = load_manifest(self.folder)
-        shards = self._listed() if self._manifest else shard_paths(self.folder)
+        self.directory = Path(path)
+        self._manifest = load_manifest(self.directory)
+        shards = self._listed() if self._manifest else shard_paths(self.directory)
         if not shards:
-            raise UserError(f"{self.folder} holds no .tar shards; see data/README.md for the layout")
+            raise UserError(f"{self.directory} holds no .tar shards; see data/README.md for the layout")
         rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(number, shard)]
         if not rows:
-            raise UserError(f"the shards in {self.folder} hold no pictures; write them again")
+            raise UserError(f"the shards in {self.directory} hold no images; write them again")
         places = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
         names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
@@ -109,7 +109,7 @@ class ShardSource(TarSource):
         super().__init__(names, shards, places, (row.label for _, row in rows), map(os.fsencode, keys))
 
     def _listed(self) -> list[Path]:
-        return [self.folder / shard["name"] for shard in self._manifest["shards"]]
+        return [self.directory / shard["name"] for shard in self._manifest["shards"]]
 
     def _index(self, number: int, shard: Path) -> list[ShardRow]:
         rows = index_shard(shard)
@@ -118,7 +118,7 @@ class ShardSource(TarSource):
             expected, classes = self._manifest["shards"][number]["rows"], len(self._manifest["class_names"])
             if len(rows) != expected:
                 raise UserError(
-                    f"shard {shard} has {len(rows)} rows, {self.folder / MANIFEST} says {expected}; "
+                    f"shard {shard} has {len(rows)} rows, {self.directory / MANIFEST} says {expected}; "
                     "restore the shard or write the set again"
                 )
         for row in rows:
@@ -143,7 +143,7 @@ def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
 
 
 def open_source(path: str | Path) -> ImageSource:
-    """The pictures at `path`: one of ImageNet's archives, a folder of shards (or their manifest), a class tree.
+    """The images at `path`: one of ImageNet's archives, a directory of shards (or their manifest), a class tree.
 
     Raises:
         UserError: nothing there, or no layout that we know.
@@ -152,13 +152,13 @@ def open_source(path: str | Path) -> ImageSource:
     if path.is_file() and path.suffix == ".tar":
         return ImageNetArchive(path)
     if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
+        what = "is no directory" if path.exists() else "does not exist"
         raise UserError(
-            f"picture set {path} {what}; give a folder of class folders or of tar shards, or an archive of ImageNet "
-            "(data/README.md), or try data/fashion_mnist_mini/train"
+            f"image set {path} {what}; give a directory of class directories or of tar shards, or an archive of "
+            "ImageNet (data/README.md), or try data/fashion_mnist_mini/train"
         )
     if archives := sorted(path.glob("ILSVRC2012_img_*.tar")):
         raise UserError(f"{path} holds archives of ImageNet; name one of them itself: {archives[0]}")
     if shard_paths(path) or (path / MANIFEST).exists():
         return ShardSource(path)
-    return FolderSource(path)
+    return DirectorySource(path)

@@ -1,6 +1,6 @@
-"""One's own pictures: a class-per-folder tree becomes training and validation shards.
+"""One's own images: a class-per-directory tree becomes training and validation shards.
 
-A picture's side follows from a hash of its file name alone: adding or removing others moves no picture.
+An image's side follows from a hash of its file name alone: adding or removing others moves no image.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import UnreadablePicture, decode, read_picture
-from aim_lightning.data.images.folder import FolderSource
+from aim_lightning.data.images.decode import UnreadableImage, decode, read_image
+from aim_lightning.data.images.directory import DirectorySource
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
@@ -28,7 +28,7 @@ MADE_BY = "aim-lightning dataset"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Pictures written by split, by class in training, and those left out (key and reason)."""
+    """Images written by split, by class in training, and those left out (key and reason)."""
 
     rows: dict[str, int]
     class_names: list[str]
@@ -37,7 +37,7 @@ class SplitReport:
 
 
 def make_shards(
-    folder: Path,
+    directory: Path,
     out: Path,
     val_fraction: float,
     largest_side: int,
@@ -47,23 +47,23 @@ def make_shards(
     """Write `out`/train and `out`/val.
 
     Args:
-        folder: class-per-folder tree.
+        directory: class-per-directory tree.
         out: where to write; shards in it are replaced.
         val_fraction: share of the file names that goes to val, between 0 and 1.
-        largest_side: a picture whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
+        largest_side: an image whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
             the others keep their bytes where the shards allow their format, and become PNG where not.
-        on_error: ``error``, or ``skip`` to leave unreadable pictures out and list them.
+        on_error: ``error``, or ``skip`` to leave unreadable images out and list them.
         watch: shows how far it is.
 
     Raises:
-        UserError: an unreadable picture, or a class with fewer than two pictures.
+        UserError: an unreadable image, or a class with fewer than two images.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
     refuse_foreign(out)
-    source = FolderSource(folder)
+    source = DirectorySource(directory)
     stored, skipped = _Stored(source, largest_side), []
-    everything = watch(list(range(len(source))), "looking at the pictures")
+    everything = watch(list(range(len(source))), "looking at the images")
     kept = [row for row in everything if _readable(stored, row, on_error, skipped)]
     in_val = choose_val(source, kept, val_fraction)
     rows = {"train": [row for row in kept if row not in in_val], "val": [row for row in kept if row in in_val]}
@@ -81,23 +81,23 @@ def refuse_foreign(out: Path) -> None:
         ours = path.name[0] == "." or (path.is_dir() and path.parent == out and path.name in ("train", "val"))
         ours = ours or (path.parent.parent == out and path.match("images-*.tar"))
         if path.name == MANIFEST:
-            ours = read_json(path, "picture manifest").get("made_by") == MADE_BY
+            ours = read_json(path, "image manifest").get("made_by") == MADE_BY
         if not ours:
             raise UserError(f"{out} holds {path.relative_to(out)}, which this command did not write; take another name")
 
 
-def choose_val(source: FolderSource, rows: list[int], val_fraction: float) -> set[int]:
+def choose_val(source: DirectorySource, rows: list[int], val_fraction: float) -> set[int]:
     """Rows whose file name hashes below val_fraction; at least one a class on either side.
 
     Raises:
-        UserError: a class with fewer than two pictures.
+        UserError: a class with fewer than two images.
     """
     values = {row: name_hash(Path(source.key(row)).name) for row in rows}
     chosen = set()
     for label, name in enumerate(source.class_names):
         ordered = sorted((row for row in rows if source.labels[row] == label), key=lambda row: (values[row], row))
         if len(ordered) < 2:
-            raise UserError(f"class {name} has {len(ordered)} readable pictures; training and validation need one each")
+            raise UserError(f"class {name} has {len(ordered)} readable images; training and validation need one each")
         count = sum(values[row] < val_fraction for row in ordered)
         chosen |= set(ordered[: min(max(count, 1), len(ordered) - 1)])
     return chosen
@@ -111,20 +111,20 @@ def name_hash(name: str) -> float:
 def _readable(stored: "_Stored", row: int, on_error: str, skipped: list[tuple[str, str]]) -> bool:
     try:
         stored.look(row)
-    except UnreadablePicture as error:
+    except UnreadableImage as error:
         if on_error == "error":
-            raise UserError(f"{error}, or leave such pictures out with --on_error skip") from None
+            raise UserError(f"{error}, or leave such images out with --on_error skip") from None
         skipped.append((printable(stored.source.key(row)), printable(str(error))))
         return False
     return True
 
 
 class _Stored:
-    """Pictures in the form in which shards hold them; `look` at each before its records are asked for."""
+    """Images in the form in which shards hold them; `look` at each before its records are asked for."""
 
-    def __init__(self, source: FolderSource, largest_side: int) -> None:
+    def __init__(self, source: DirectorySource, largest_side: int) -> None:
         self.source, self.largest_side = source, largest_side
-        self._scales: dict[int, float] = {}  # so that pictures which keep their bytes are decoded once
+        self._scales: dict[int, float] = {}  # so that images which keep their bytes are decoded once
 
     def look(self, row: int) -> None:
         self._scales[row] = self.largest_side / min(self._image(row).size)
@@ -137,13 +137,13 @@ class _Stored:
         return self.source.root / self.source.key(row)
 
     def _image(self, row: int) -> Image.Image:
-        return decode(read_picture(self._path(row)), str(self._path(row)))
+        return decode(read_image(self._path(row)), str(self._path(row)))
 
     def _encoded(self, row: int) -> tuple[bytes, str]:
         path, scale, buffer = self._path(row), self._scales[row], io.BytesIO()
         extension = path.suffix[1:].lower()
         if scale >= 1 and extension in EXTENSIONS:
-            return read_picture(path), extension
+            return read_image(path), extension
         image = self._image(row)
         if scale >= 1:
             image.save(buffer, "PNG")
