@@ -2,7 +2,8 @@
 
 python benchmarks/quality.py --weights DIRECTORY [--num 5000] [--seeds 3] [--cfg_scale 1.5]
 DIRECTORY: published layout with a trained network and its tokenizer (`aim-lightning weights export`). The first two
-groups of sets differ in seeds too, the third has the first one's seeds. Writes benchmarks/results/quality_HARDWARE_DATE.json.
+groups of sets differ in seeds too, the third has the first one's seeds. Writes
+benchmarks/results/quality_HARDWARE_DATE.json.
 """
 
 import argparse

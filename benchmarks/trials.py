@@ -9,7 +9,13 @@ from dataclasses import replace
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, SHARED_BYTES, Mix, Product, Shapes
+from aim_lightning.sampling.fast.kernel_configs import (
+    BUFFER_BYTES,
+    SHARED_BYTES,
+    MatmulConfig,
+    MixerKernelConfig,
+    Shapes,
+)
 
 # How often each kernel's fields are changed, by what its time is of a step and how much there is to choose.
 OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.13, "head": 0.08, "choose_warps": 0.02}
@@ -70,7 +76,7 @@ def allowed(shapes: Shapes, config: AiMConfig, rows: int, shared: int = SHARED_B
     )
 
 
-def _mix_allowed(mix: Mix, config: AiMConfig) -> bool:
+def _mix_allowed(mix: MixerKernelConfig, config: AiMConfig) -> bool:
     columns = 1 << (mix.heads * config.headdim - 1).bit_length()
     block = mix.steps * (columns + config.d_state)
     return (
@@ -82,7 +88,7 @@ def _mix_allowed(mix: Mix, config: AiMConfig) -> bool:
     )
 
 
-def _product_allowed(product: Product, inner: float, rows: int, shared: int) -> bool:
+def _product_allowed(product: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
     lines, threads = 2 * (product.tall + product.wide), product.warps * 32
     return (
         product.tall <= max(16, 1 << (rows - 1).bit_length())

@@ -17,7 +17,7 @@ import torch
 from aim_lightning.checkpoint.checkpoint_types import find_foreign
 from aim_lightning.checkpoint.checksum import DamagedArchive, drop_from_cache, seal_archive, verify_archive
 from aim_lightning.checkpoint.torch_load import UnreadableFile, read_pickle, system_fault
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import atomic_path
 
 FORMAT = "aim_lightning.checkpoint/1"
@@ -43,7 +43,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
             drop_from_cache(temporary)
             verify_archive(temporary)
             _load_again(content, temporary, path)
-    except (OSError, MemoryError, RuntimeError, DamagedArchive, PassingFault) as error:
+    except (OSError, MemoryError, RuntimeError, DamagedArchive, TransientError) as error:
         reason = _disk_error(error)
         if reason is None:
             raise
@@ -98,7 +98,7 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict[str, Any]:
 
     Raises:
         UnreadableFile: missing, damaged, or not one of ours.
-        PassingFault: the system cannot read it now.
+        TransientError: the system cannot read it now.
     """
     content = read_pickle(path, "checkpoint", archive=True, verify=verify)
     check_content(content, path)
@@ -124,13 +124,13 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     Raises:
         UserError: missing, surplus or misshapen names, or whole numbers where the network has others.
     """
-    parts = misfits(network, weights)
+    parts = incompatible(network, weights)
     if parts:
         raise UserError(f"{source} does not fit this {type(network).__name__}: " + "; ".join(parts))
     network.load_state_dict(weights)
 
 
-def misfits(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int | None = 20) -> list[str]:
+def incompatible(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int | None = 20) -> list[str]:
     """Missing, surplus, misshapen and non-floating names, a line a kind with at most `limit`; nothing where all fits.
 
     Floating types may differ; integers would be taken for numbers that they are not, such as quantised weights.

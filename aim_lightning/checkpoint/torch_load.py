@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from aim_lightning.checkpoint.checksum import verify_archive
-from aim_lightning.utils.errors import CLOSED, PassingFault, UserError, disk_mistake
+from aim_lightning.utils.errors import CLOSED, TransientError, UserError, disk_mistake
 from aim_lightning.utils.process import node_name
 
 WAITS = (0.5, 2.0, 5.0)  # seconds between attempts to read
@@ -36,7 +36,7 @@ def read_pickle(path: str | Path, what: str, archive: bool = False, verify: bool
 
     Raises:
         UnreadableFile: missing, damaged or foreign.
-        PassingFault: the system cannot read it now, after several attempts.
+        TransientError: the system cannot read it now, after several attempts.
         UserError: it may not be read.
     """
     return _patiently(lambda: _read(Path(path), what, archive, verify), f"{what} {path}")
@@ -51,7 +51,7 @@ def _patiently(read: Callable[[], Any], what: str) -> Any:
                 raise disk_mistake(error, what) from None
             if wait is None:
                 fault = f"node {node_name()}: {what} cannot be read now ({system_fault(error)})"
-                raise PassingFault(f"{fault}; it may well be whole, so nothing is changed") from error
+                raise TransientError(f"{fault}; it may well be whole, so nothing is changed") from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 

@@ -33,7 +33,7 @@ experiment: {name}_tokenizer
 model:
   init_args:
     network: {{codebook_size: {codebook}, base_channels: 32}}
-    optimizer: {{learning_rate: 1.6e-2}} # per 256 images: 2e-3 at a batch of 32
+    optimizer: {{base_learning_rate: 1.6e-2}} # per 256 images: 2e-3 at a batch of 32
 data:
   init_args:
     global_batch_size: {batch}

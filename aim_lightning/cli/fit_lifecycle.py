@@ -12,7 +12,7 @@ from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster import exit_record, signals, step_timings
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.rank_consistency import task_fault
-from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, Verdict, act
+from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, RequeueDecision, act
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.cluster.watchdog import Watchdog
@@ -21,7 +21,8 @@ from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import is_rank_zero, rank, say
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import is_rank_zero, rank
 
 
 def cluster_options(document: Document) -> ClusterOptions:
@@ -84,7 +85,7 @@ def leave(stop: Stopped, directory: RunDirectory, given: Arguments) -> int:
         return 0
     kept, job = _kept(stop), Job.current()
     if job is None:
-        say(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
+        log(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
         return signals.EXITS[stop.code]
     stopped_at = time.time()
     verdict = act("warning" if stop.code == signals.USR1 else "sigterm", job)
@@ -92,7 +93,7 @@ def leave(stop: Stopped, directory: RunDirectory, given: Arguments) -> int:
     if verdict.action in ("requeue", "already", "outside"):
         step_timings.record(directory.path, stopped_at=stopped_at)
     exit_record.write(directory.path, job, code)
-    say(f"{kept}; {_explain(verdict, job, resubmission(directory, given))}")
+    log(f"{kept}; {_explain(verdict, job, resubmission(directory, given))}")
     return code
 
 
@@ -105,7 +106,7 @@ def _kept(stop: Stopped) -> str:
     return f"no checkpoint of step {stop.step} was written, the next start goes back to the one before"
 
 
-def _code(verdict: Verdict, stop: Stopped) -> int:
+def _code(verdict: RequeueDecision, stop: Stopped) -> int:
     if verdict.action in ("requeue", "already"):
         return CONTINUES
     if verdict.action == "outside":
@@ -115,7 +116,7 @@ def _code(verdict: Verdict, stop: Stopped) -> int:
     return signals.EXITS[stop.code]
 
 
-def _explain(verdict: Verdict, job: Job, again: str) -> str:
+def _explain(verdict: RequeueDecision, job: Job, again: str) -> str:
     if verdict.action == "outside":
         return f"job {job.id} is left to job.sbatch: {verdict.why}"
     if verdict.action in ("requeue", "already"):

@@ -10,7 +10,7 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import record, recorded_step
 from aim_lightning.runs.resume_policy import Decision, Progress, is_finished
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 MAX_TIME = "trainer.max_time"
 
@@ -21,7 +21,7 @@ def finished(document: Document, directory: RunDirectory, decision: Decision) ->
     Raises:
         Stopped: by a signal before they were there.
     """
-    say(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
+    log(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
     return 0 if recorded_step(directory) == decision.step else score(document)
 
 
@@ -38,13 +38,13 @@ def finish(cli: AimCLI, document: Document, directory: RunDirectory, validated: 
     _record(directory, steps, facts, metrics, hardware_of(cli))
     parameters = sum(p.numel() for p in cli.model.network.parameters())
     end = f"was ended by {early} after" if early else "is complete:"
-    say(f"\n{directory.path} {end} {steps} steps, {parameters:,} parameters")
+    log(f"\n{directory.path} {end} {steps} steps, {parameters:,} parameters")
     for name, value in metrics.items():
-        say(f"  {name:28s}{value:.4f}")
+        log(f"  {name:28s}{value:.4f}")
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
     if memory:
-        say(f"  peak GPU memory             {memory:.1f} GiB")
-    say(f"results: {directory.results}\nnext: {_go_on(early, directory)}{_next(document, directory)}")
+        log(f"  peak GPU memory             {memory:.1f} GiB")
+    log(f"results: {directory.results}\nnext: {_go_on(early, directory)}{_next(document, directory)}")
 
 
 def _ended_early(cli: AimCLI) -> str | None:

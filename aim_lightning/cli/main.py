@@ -15,7 +15,7 @@ from aim_lightning.config import Document, compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
-from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake, lost_rank, one_line
+from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
 from aim_lightning.utils.process import is_rank_zero, no_collections, node_name, rank
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         job = Job.current()
         where = f"node {job.node}: " if job and (job.tasks or 1) > 1 and job.node not in str(mistake) else ""
         print(f"error: {where}{mistake}", file=sys.stderr)
-        return PassingFault.exit_code if isinstance(mistake, PassingFault) else 2
+        return TransientError.exit_code if isinstance(mistake, TransientError) else 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

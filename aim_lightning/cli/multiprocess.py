@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import Place, launched_place
+from aim_lightning.utils.process import ProcessRank, launched_rank
 
 PIPE = "AIM_LAUNCHER_PIPE"  # file descriptor that tells a child of its launcher's end
 
 
-def place_or_launch(trainer: dict[str, Any]) -> Place | int:
+def rank_or_launch(trainer: dict[str, Any]) -> ProcessRank | int:
     """This process's place; without a launcher, one process a device of `trainer`.
 
     Where more than one is wanted, the same command is started once a device and waited for.
@@ -25,15 +25,15 @@ def place_or_launch(trainer: dict[str, Any]) -> Place | int:
         The place, or the exit code of the processes that did the work.
     """
     _end_with_launcher()
-    place = launched_place()
+    place = launched_rank()
     if place is not None:
         return place
     local, nodes, node = local_processes(trainer), trainer.get("num_nodes") or 1, int(os.environ.get("NODE_RANK") or 0)
     if nodes > 1 and "NODE_RANK" not in os.environ:
         raise UserError(f"trainer.num_nodes is {nodes}: start every node with torchrun or srun, or set NODE_RANK")
     if local == nodes == 1:
-        return Place()
-    return _run_all([Place(node * local + i, nodes * local, i) for i in range(local)])
+        return ProcessRank()
+    return _run_all([ProcessRank(node * local + i, nodes * local, i) for i in range(local)])
 
 
 def local_processes(trainer: dict[str, Any]) -> int:
@@ -63,7 +63,7 @@ def on_gpu(trainer: dict[str, Any]) -> bool:
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
-def device_of(place: Place, trainer: dict[str, Any]) -> torch.device:
+def device_of(place: ProcessRank, trainer: dict[str, Any]) -> torch.device:
     """The device of this process: its own GPU, or the CPU."""
     if not on_gpu(trainer):
         return torch.device("cpu")
@@ -72,7 +72,7 @@ def device_of(place: Place, trainer: dict[str, Any]) -> torch.device:
     return device
 
 
-def _run_all(places: list[Place]) -> int:
+def _run_all(places: list[ProcessRank]) -> int:
     """Run this command in each place; when one fails the others are stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the others are stopped too
     # A pipe that closes when this process ends, however it does: see `_end_with_launcher`.
@@ -106,6 +106,6 @@ def _end_with_launcher() -> None:
         threading.Thread(target=wait, args=(int(pipe),), daemon=True, name="launcher").start()
 
 
-def _env(place: Place, pipe: int) -> dict[str, str]:
+def _env(place: ProcessRank, pipe: int) -> dict[str, str]:
     own = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank, PIPE: pipe}
     return {**os.environ, **{name: str(value) for name, value in own.items()}}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aim_lightning.cluster import signals
-from aim_lightning.cluster.slurm_api import Facts, Job, NoCommand, SlurmError, command, show
+from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, command, show
 
 # Exit codes of `fit`: job.sbatch and SLURM act on them.
 USER_ERROR, REFUSED, HANG, CONTINUES = 2, 69, 70, 75
@@ -22,7 +22,7 @@ Cause = Literal["warning", "sigterm", "crash"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RequeueDecision:
     """What to do with the job, and why, in words for the log.
 
     `already` = SLURM brings it back by itself; `outside` = job.sbatch must do it; `stay` = it is not to come back.
@@ -32,7 +32,7 @@ class Verdict:
     why: str
 
 
-def judge(cause: Cause, own_starts: int, facts: Facts, requeue_on_crash: bool = True) -> Verdict:
+def scorer(cause: Cause, own_starts: int, facts: SlurmJobInfo, requeue_on_crash: bool = True) -> RequeueDecision:
     """Whether a job that has stopped is to be requeued.
 
     Args:
@@ -41,39 +41,39 @@ def judge(cause: Cause, own_starts: int, facts: Facts, requeue_on_crash: bool = 
         facts: what SLURM says now.
     """
     if facts.restarts > own_starts or facts.state in ("PENDING", "REQUEUED"):
-        return Verdict("already", "SLURM has already put it back into the queue")
+        return RequeueDecision("already", "SLURM has already put it back into the queue")
     if facts.state == "CANCELLED":
-        return Verdict("stay", "it was cancelled")
+        return RequeueDecision("stay", "it was cancelled")
     if cause == "crash" and not requeue_on_crash:
-        return Verdict("stay", "cluster.requeue_on_crash is false")
+        return RequeueDecision("stay", "cluster.requeue_on_crash is false")
     timed_out = facts.reason == "TimeLimit" or facts.state == "TIMEOUT"
     if not (timed_out or facts.preempted):
         if facts.state == "COMPLETING":
-            return Verdict("stay", "it was cancelled")
+            return RequeueDecision("stay", "it was cancelled")
         if cause == "sigterm":
-            return Verdict("stay", "SIGTERM came without preemption or time limit, so somebody wants it to end")
+            return RequeueDecision("stay", "SIGTERM came without preemption or time limit, so somebody wants it to end")
     if not facts.may_requeue:
-        return Verdict("refused", "it was submitted with --no-requeue")
+        return RequeueDecision("refused", "it was submitted with --no-requeue")
     reasons = {"warning": "its time runs out (SIGUSR1)", "sigterm": "it was preempted", "crash": "its processes ended"}
-    return Verdict("requeue", "its time ran out" if timed_out else reasons[cause])
+    return RequeueDecision("requeue", "its time ran out" if timed_out else reasons[cause])
 
 
-def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[..., str] = command) -> Verdict:
-    """Ask SLURM, judge, requeue. Never raises SlurmError: that becomes the verdict `refused`."""
+def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[..., str] = command) -> RequeueDecision:
+    """Ask SLURM, scorer, requeue. Never raises SlurmError: that becomes the verdict `refused`."""
     for wait in (*WAITS, None):
         try:
             facts = show(job.id, run)
             if not facts:
-                return Verdict("refused", f"SLURM knows no job {job.id}")
-            verdict = judge(cause, job.starts, facts[0], requeue_on_crash)
+                return RequeueDecision("refused", f"SLURM knows no job {job.id}")
+            verdict = scorer(cause, job.starts, facts[0], requeue_on_crash)
             if verdict.action == "requeue":
                 run("scontrol", "requeue", job.id)
             return verdict
         except NoCommand as error:
-            return Verdict("outside", str(error))
+            return RequeueDecision("outside", str(error))
         except SlurmError as error:
             if wait is None or not _passing(str(error)):
-                return Verdict("refused", str(error))
+                return RequeueDecision("refused", str(error))
             time.sleep(wait)
     raise AssertionError("unreachable")
 

@@ -50,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SlurmJobInfo:
     """What `scontrol show job` says of one job."""
 
     id: str
@@ -79,14 +79,14 @@ class Facts:
         return any(task in range(first, last + 1, step) for first, last, step in spans)
 
 
-def parse_jobs(text: str) -> list[Facts]:
+def parse_jobs(text: str) -> list[SlurmJobInfo]:
     """Every job in the output of `scontrol show job`."""
     return [_facts(dict(PAIR.findall(record))) for record in re.split(r"\n\s*\n", text) if "JobId=" in record]
 
 
-def _facts(pairs: dict[str, str]) -> Facts:
+def _facts(pairs: dict[str, str]) -> SlurmJobInfo:
     array = pairs.get("ArrayJobId")
-    return Facts(
+    return SlurmJobInfo(
         id=f"{array}_{pairs.get('ArrayTaskId', '?')}" if array else pairs["JobId"],
         state=pairs.get("JobState", "?"),
         reason=pairs.get("Reason", "None"),
@@ -127,7 +127,7 @@ def command(*words: str, timeout: float = 30) -> str:
     return done.stdout
 
 
-def show(job_id: str, run: Callable[..., str] = command) -> list[Facts]:
+def show(job_id: str, run: Callable[..., str] = command) -> list[SlurmJobInfo]:
     """SLURM's records of a job, one a task of an array; empty when it has forgotten the job.
 
     Raises:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import to_rgb
 from aim_lightning.evaluation.image_sets import Batch, ImageList, NpzImages, joined
-from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
@@ -39,7 +39,7 @@ class LoadedImages(ImageList):
     def image(self, number: int) -> tuple[Tensor, int, bytes]:
         """uint8 (3, H, W), its label, and a sha256 that identifies it."""
 
-    def gather(self, ranks: Ranks) -> None:
+    def gather(self, ranks: ProcessGroup) -> None:
         self.digests = np.bitwise_or.reduce(ranks.all(self.digests))
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
@@ -100,7 +100,7 @@ class DirectoryImages(LoadedImages):
             raise UserError(f"{path} is {sizes[0]} pixels, {self.paths[0].name} {sizes[1]}; all must be of one size")
         return tensor, 0, hashlib.sha256(content).digest()
 
-    def gather(self, ranks: Ranks) -> None:
+    def gather(self, ranks: ProcessGroup) -> None:
         super().gather(ranks)
         self.__dict__.pop("_hash", None)  # files that have changed since they were hashed count as they were read
 

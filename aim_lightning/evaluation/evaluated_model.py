@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.pipeline import AiMPipeline, load
 from aim_lightning.runs.directory import newest_checkpoint
+from aim_lightning.utils.dist import ProcessGroup
 
 
 @dataclass
-class Generator:
+class EvaluatedModel:
     """Networks that draw, and where they come from.
 
     Args:
@@ -31,7 +31,7 @@ class Generator:
     raw: bool = False
 
 
-def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> Generator:
+def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> EvaluatedModel:
     """The newest checkpoint of a run directory, or a checkpoint file itself. Every process must call it.
 
     Args:
@@ -44,7 +44,7 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
     Raises:
         UserError: no checkpoint, one of another model, or a backend that cannot be had.
     """
-    path = Ranks().ask_first(lambda: newest_checkpoint(source))  # training may write one between two looks
+    path = ProcessGroup().on_rank0(lambda: newest_checkpoint(source))  # training may write one between two looks
     content = read_checkpoint(path)
     pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
     kind = "ema" if content["ema"] and not raw else "raw"
@@ -59,10 +59,10 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
         "weights": kind,
         "trained_on": Path((values.get("data") or {}).get("init_args", {}).get("path", "")).name,
     }
-    return Generator(pipeline, f"step={step:08d}-{kind}", facts | identity(pipeline), raw=kind == "raw")
+    return EvaluatedModel(pipeline, f"step={step:08d}-{kind}", facts | identity(pipeline), raw=kind == "raw")
 
 
-def from_published(source: str, device, backend: str = "auto") -> Generator:
+def from_published(source: str, device, backend: str = "auto") -> EvaluatedModel:
     """Weights in the published layout: a directory, a file, or a repository of the hub.
 
     Raises:
@@ -70,7 +70,7 @@ def from_published(source: str, device, backend: str = "auto") -> Generator:
     """
     pipeline = AiMPipeline.from_pretrained(source, backend=backend).to(device)
     name = source.rstrip("/").split("/")[-1]
-    return Generator(pipeline, name, {"kind": "published", "name": name} | identity(pipeline))
+    return EvaluatedModel(pipeline, name, {"kind": "published", "name": name} | identity(pipeline))
 
 
 def identity(pipeline: AiMPipeline) -> dict[str, Any]:

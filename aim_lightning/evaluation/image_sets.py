@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.evaluation.sample_plan import ranges
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.threads import ahead, in_background
@@ -37,16 +37,16 @@ class ImageList(ABC):
         What takes time may begin at the call: call it early.
         """
 
-    def share(self, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
+    def shard(self, ranks: ProcessGroup, batch_size: int) -> Iterator[Batch]:
         """This process's share of all images, in batches that are the same whoever gets them."""
-        return self.batches(ranks.share(ranges(len(self), batch_size)))
+        return self.batches(ranks.shard(ranges(len(self), batch_size)))
 
     known_by_reading = False  # whether `source` is quick once all images were read, and slow before
 
     def begin(self) -> None:  # noqa: B027
         """Begin in a thread what `source` takes time for and no reading tells."""
 
-    def gather(self, ranks: Ranks) -> None:  # noqa: B027
+    def gather(self, ranks: ProcessGroup) -> None:  # noqa: B027
         """Put together what the processes learnt by reading their shares; every one of which must call it."""
 
     @abstractmethod

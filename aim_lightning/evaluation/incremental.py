@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.sample_blocks import draw_block, resolved
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
 from aim_lightning.metrics.features import FeatureNetwork
@@ -16,6 +15,7 @@ from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.metrics.scores import Scores, least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 
 FIRST = 64  # images for a grid
 
@@ -37,7 +37,7 @@ class Scored:
     first: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-class Rounds:
+class IncrementalScorer:
     """Images are those that `evaluate` draws: by number, with balanced classes, in blocks of sampling.batch_size.
 
     Args:
@@ -87,7 +87,7 @@ class Rounds:
         Raises:
             UserError: an image that cannot be drawn, on all processes.
         """
-        labels, ranks = balanced_labels(num_images, range(pipeline.aim.config.num_classes)), Ranks()
+        labels, ranks = balanced_labels(num_images, range(pipeline.aim.config.num_classes)), ProcessGroup()
         self.sampling = resolved(pipeline, self.sampling, ranks)  # later evaluations draw the same blocks
         plan, scores = SamplePlan(labels, self.sampling.batch_size), self.prepare(num_images)
         blocks, first, start = plan.blocks(), torch.zeros(0), time.monotonic()
@@ -98,12 +98,12 @@ class Rounds:
                 return Scored(reason)
             round_ = blocks[begin : begin + ranks.world_size]
             own = round_[ranks.rank : ranks.rank + 1]
-            images = ranks.each(lambda own=own: self._drawn(pipeline, plan, own, scores))
+            images = ranks.run_on_all(lambda own=own: self._drawn(pipeline, plan, own, scores))
             first = images[:FIRST].cpu() if begin == 0 and own else first
             num_images = round_[-1].stop
             if num_images >= least_images(self.compare) and _out_of_time(start, budget_seconds, ranks):
                 break
-        values = ranks.from_first(scores.compute())
+        values = ranks.broadcast(scores.compute())
         scores.reset()
         return Scored(0, num_images, values, first)
 
@@ -120,6 +120,6 @@ class Rounds:
         return {"sampling": asdict(self.sampling), **self.scores.protocol(num_images)}
 
 
-def _out_of_time(start: float, budget_seconds: float | None, ranks: Ranks) -> bool:
+def _out_of_time(start: float, budget_seconds: float | None, ranks: ProcessGroup) -> bool:
     """The first process's clock decides for all."""
-    return budget_seconds is not None and ranks.from_first(time.monotonic() - start > budget_seconds)
+    return budget_seconds is not None and ranks.broadcast(time.monotonic() - start > budget_seconds)

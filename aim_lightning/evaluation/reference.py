@@ -12,12 +12,12 @@ from torch import Tensor
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.decoded import SUFFIXES, DirectoryImages, GeometryImages
 from aim_lightning.evaluation.image_sets import Batch, ImageList, NpzImages, on_device
-from aim_lightning.evaluation.process_group import Ranks
-from aim_lightning.evaluation.throughput import Meter
+from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.adm import IMAGES, adm_gaussians
 from aim_lightning.metrics.cache import TensorCache
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, cache_values
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
@@ -75,17 +75,17 @@ class Reference:
             return {"kind": "npz", "name": self.file.path.name, "sha256": sha256_file(self.file.path)}
         return self.list.source()
 
-    def begin(self, network: FeatureNetwork, ranks: Ranks, cache: str | Path, batch_size: int) -> None:
+    def begin(self, network: FeatureNetwork, ranks: ProcessGroup, cache: str | Path, batch_size: int) -> None:
         """Begin what `statistics` will need, early; every process must call it, with the same arguments.
 
         Where the cache has nothing of this network the images are decoded, which tells a directory's hash besides; else
         a thread works out what the cache is asked for, for a directory the hash of all its files.
         """
         self._begun = True
-        ask = ranks.ask_first(lambda: self._ask(cache, network.name))
+        ask = ranks.on_rank0(lambda: self._ask(cache, network.name))
         if self.list is not None and not ask:
-            self._batches = self.list.share(ranks, batch_size)
-        if ranks.is_first and (ask or self.list is None or not self.list.known_by_reading):
+            self._batches = self.list.shard(ranks, batch_size)
+        if ranks.is_rank_zero and (ask or self.list is None or not self.list.known_by_reading):
             self._identity = in_background(self._identify)
 
     def _ask(self, cache: str | Path, name: str) -> bool:
@@ -110,7 +110,7 @@ class Reference:
     def statistics(
         self,
         network: FeatureNetwork,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         cache: str | Path = CACHE,
         batch_size: int = BATCH,
         probe: bool | None = None,
@@ -136,14 +136,14 @@ class Reference:
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.list, "num_classes", 0) if probe else 0
         lookup = partial(self._entry, network, cache, classes)
-        if not ranks.from_first(self._batches is not None):
-            tensors, source = ranks.ask_first(lambda: self._read(lookup))  # another node's cache may be another one
+        if not ranks.broadcast(self._batches is not None):
+            tensors, source = ranks.on_rank0(lambda: self._read(lookup))  # another node's cache may be another one
             if tensors is not None:
                 return ReferenceImages.from_tensors(tensors, source)
         real = self._work_out(network, ranks, classes, batch_size, between)
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             lookup().write(real.tensors())
-        ranks.from_first(None)  # nobody asks again before the file is there
+        ranks.broadcast(None)  # nobody asks again before the file is there
         return real
 
     def _entry(self, network: FeatureNetwork, cache: str | Path, classes: int) -> TensorCache:
@@ -153,25 +153,25 @@ class Reference:
     def _read(self, lookup: Callable[[], TensorCache]) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
         return lookup().read(), self._identified()[0]
 
-    def _work_out(self, network, ranks: Ranks, classes: int, batch_size: int, between) -> ReferenceImages:
+    def _work_out(self, network, ranks: ProcessGroup, classes: int, batch_size: int, between) -> ReferenceImages:
         gaussians = adm_gaussians(self.file, network) if self.file is not None else {}
         if self.list is None:
             if not gaussians:
                 raise UserError(f"{self.file.path} holds neither images (arr_0) nor statistics (mu, sigma)")
-            return ReferenceImages(gaussians, None, None, ranks.ask_first(self._identified)[0])
+            return ReferenceImages(gaussians, None, None, ranks.on_rank0(self._identified)[0])
         builder = ReferenceImagesBuilder(network, len(self.list), classes, gaussian=not gaussians)
-        with Meter("reference", len(self.list), ranks) as meter:
-            batches = between(on_device(self._batches or self.list.share(ranks, batch_size), network.device))
-            ranks.each(lambda: _add(builder, batches, meter))
+        with Throughput("reference", len(self.list), ranks) as meter:
+            batches = between(on_device(self._batches or self.list.shard(ranks, batch_size), network.device))
+            ranks.run_on_all(lambda: _add(builder, batches, meter))
         self.performance, self._batches = meter.performance(), None
         self.list.gather(ranks)
         if self.list.known_by_reading:
             self._identity = None  # what was read counts: a file may have changed since it was hashed
-        source = ranks.ask_first(self._identified)[0]
+        source = ranks.on_rank0(self._identified)[0]
         return builder.finish(source | self.list.content(), gaussians)
 
 
-def _add(builder: ReferenceImagesBuilder, batches: Iterable[Batch], meter: Meter) -> None:
+def _add(builder: ReferenceImagesBuilder, batches: Iterable[Batch], meter: Throughput) -> None:
     for images, labels, numbers in batches:
         builder.add(images, labels, numbers)
         meter.advance(len(images))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.sample_plan import SamplePlan
-from aim_lightning.evaluation.throughput import Meter
+from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.files import abandoned, atomic_path
 
 
@@ -58,9 +58,9 @@ class BlockDirectory:
         return array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows
 
 
-def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: Ranks) -> SamplingOptions:
+def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: ProcessGroup) -> SamplingOptions:
     """The options without `auto`, the same on all processes. Every process must call it."""
-    sampling = ranks.each(lambda: pipeline.resolve(sampling))
+    sampling = ranks.run_on_all(lambda: pipeline.resolve(sampling))
     return replace(sampling, batch_size=min(ranks.all(sampling.batch_size)))
 
 
@@ -89,7 +89,7 @@ def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: S
 
 
 def draw_missing(
-    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, ranks: Ranks
+    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, ranks: ProcessGroup
 ) -> dict[str, float]:
     """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it.
 
@@ -97,15 +97,15 @@ def draw_missing(
         UserError, OSError: a block that cannot be drawn or written, on all processes.
     """
     plan = directory.plan
-    missing = ranks.from_first(directory.missing() if ranks.is_first else None)
+    missing = ranks.broadcast(directory.missing() if ranks.is_rank_zero else None)
     rows = plan.blocks()
-    with Meter("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
-        ranks.each(lambda: _draw(pipeline, directory, sampling, ranks.share(missing), meter))
+    with Throughput("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
+        ranks.run_on_all(lambda: _draw(pipeline, directory, sampling, ranks.shard(missing), meter))
     return meter.performance()
 
 
 def _draw(
-    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, own: Sequence[int], meter: Meter
+    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, own: Sequence[int], meter: Throughput
 ) -> None:
     """This process's blocks."""
     rows = directory.plan.blocks()

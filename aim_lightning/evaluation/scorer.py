@@ -9,16 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.evaluation.evaluated_model import Generator
+from aim_lightning.evaluation.evaluated_model import EvaluatedModel
 from aim_lightning.evaluation.image_sets import Batch, BlockImages, ImageList, NpzImages, on_device
 from aim_lightning.evaluation.npz_export import preview_png, write_archive
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
 from aim_lightning.evaluation.size import check_size, drawn_size
-from aim_lightning.evaluation.throughput import Meter
+from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.metric_names import count_suffix
 from aim_lightning.metrics.reference_statistics import ReferenceImages
@@ -26,13 +25,14 @@ from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.files import write_bytes
 
 ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
 
 
 @dataclass
-class Judge:
+class Scorer:
     """What scores images, the same for many sets.
 
     Args:
@@ -49,7 +49,7 @@ class Judge:
     network: FeatureNetwork
     real: ReferenceImages
     image_size: tuple[int, int] | None
-    ranks: Ranks
+    ranks: ProcessGroup
     splitting: str = "adm"
     batch_size: int = BATCH
     scores: Scores | None = None
@@ -85,16 +85,16 @@ class Judge:
                 finite; on all processes.
         """
         scores = self._scores(len(images))
-        batches = batches or images.share(self.ranks, self.batch_size)
-        with Meter("features", len(images), self.ranks) as meter:
-            self.ranks.each(lambda: self._update(scores, batches, meter))
+        batches = batches or images.shard(self.ranks, self.batch_size)
+        with Throughput("features", len(images), self.ranks) as meter:
+            self.ranks.run_on_all(lambda: self._update(scores, batches, meter))
         start = time.perf_counter()
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
         return values, {"features": meter.performance(), "metrics_s": seconds}
 
-    def _update(self, scores: Scores, batches: Iterator[Batch], meter: Meter) -> None:
+    def _update(self, scores: Scores, batches: Iterator[Batch], meter: Throughput) -> None:
         """With this process's share."""
         for images, labels, numbers in on_device(batches, self.network.device):
             check_size(tuple(images.shape[2:]), self.image_size)
@@ -108,15 +108,15 @@ class Evaluation:
 
     Args:
         generator: networks and their facts.
-        judge: scores.
+        scorer: scores.
         root: directory of all evaluations of this generator's run.
         data: facts about the training data, for the record.
         keep_images: keep samples.npz.
         say: prints a line, once.
     """
 
-    generator: Generator
-    judge: Judge
+    generator: EvaluatedModel
+    scorer: Scorer
     root: Path
     data: dict[str, Any]
     keep_images: bool = True
@@ -145,8 +145,8 @@ class Evaluation:
 
     def _known(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
         """The record of before."""
-        ranks = self.judge.ranks
-        record = ranks.from_first(self._finished(directory, protocol) if ranks.is_first else None)
+        ranks = self.scorer.ranks
+        record = ranks.broadcast(self._finished(directory, protocol) if ranks.is_rank_zero else None)
         if record is not None:
             self.say(f"{directory} is scored already")
         return record
@@ -155,29 +155,29 @@ class Evaluation:
     def _alone(self, directory: Path) -> Iterator[None]:
         """The blocks go when the set is finished, so that only one command may draw it."""
         with ExitStack() as stack:
-            self.judge.ranks.ask_first(lambda: _hold(stack, Lease(directory / LEASE, doing="drawn and scored")))
+            self.scorer.ranks.on_rank0(lambda: _hold(stack, Lease(directory / LEASE, doing="drawn and scored")))
             yield
 
     def _made(
         self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict[str, Any]
     ) -> dict[str, Any]:
         """Drawn, scored and written."""
-        ranks = self.judge.ranks
+        ranks = self.scorer.ranks
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
-        check_size(drawn_size(self.generator.pipeline.tokenizer), self.judge.image_size)
+        check_size(drawn_size(self.generator.pipeline.tokenizer), self.scorer.image_size)
         images, speed = self._images(directory, plan, sampling)
         # An archive of before is compared with its checksums meanwhile.
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             images.begin()
-        values, scoring = self.judge.score(images)
-        if ranks.is_first:
+        values, scoring = self.scorer.score(images)
+        if ranks.is_rank_zero:
             images.source()
-        performance = {"sampling": speed, **self.judge.performance, **scoring, "processes": ranks.world_size}
+        performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
-        made_by = self.judge.hardware()
+        made_by = self.scorer.hardware()
         record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
-        ranks.ask_first(lambda: self._finish(directory, plan, images, record))
-        return ranks.from_first(record)
+        ranks.on_rank0(lambda: self._finish(directory, plan, images, record))
+        return ranks.broadcast(record)
 
     def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
         """As images are drawn here: continued on another device, `auto` would mix blocks of two kinds."""
@@ -192,7 +192,7 @@ class Evaluation:
             "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
             "chosen": None if len(classes) == len(self.generator.pipeline.class_names) else classes,
         }
-        values = {"sampling": asdict(sampling), "labels": labels, **self.judge.protocol(len(plan))}
+        values = {"sampling": asdict(sampling), "labels": labels, **self.scorer.protocol(len(plan))}
         return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
 
     def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
@@ -203,15 +203,15 @@ class Evaluation:
 
     def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageList, dict]:
         """The drawn images, from the archive where there is one."""
-        blocks, ranks = BlockDirectory(directory / "blocks", plan), self.judge.ranks
-        if ranks.from_first((directory / ARCHIVE).is_file()):
+        blocks, ranks = BlockDirectory(directory / "blocks", plan), self.scorer.ranks
+        if ranks.broadcast((directory / ARCHIVE).is_file()):
             return NpzImages(directory / ARCHIVE), {}
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             blocks.clear()
             if (missing := len(blocks.missing())) < len(plan.blocks()):
                 self.say(f"continuing {directory}: {missing} of {len(plan.blocks())} blocks to draw")
         speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
-        ranks.from_first(None)  # all blocks are there
+        ranks.broadcast(None)  # all blocks are there
         return BlockImages(blocks), speed
 
     def _finish(self, directory: Path, plan: SamplePlan, images: ImageList, record: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.heartbeat import beat
-from aim_lightning.utils.progress import Report
+from aim_lightning.utils.progress import ProgressBar
 
 
-class Meter:
-    """Context manager: a `Report` on the first process, signs of life for the watchdog, and the speed afterwards.
+class Throughput:
+    """Context manager: a `ProgressBar` on the first process, signs of life for the watchdog, and the speed afterwards.
 
     Args:
         what: word before the bar.
@@ -21,11 +21,11 @@ class Meter:
         ranks: the first one's count stands for all, whose shares are equal up to a block.
     """
 
-    def __init__(self, what: str, total: int, ranks: Ranks) -> None:
+    def __init__(self, what: str, total: int, ranks: ProcessGroup) -> None:
         self.what, self.total, self.ranks, self.done = what, total, ranks, 0
-        self.report = Report(what, total, "images", shown=ranks.is_first)
+        self.report = ProgressBar(what, total, "images", shown=ranks.is_rank_zero)
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "Throughput":
         reset_peak_memory()
         self.start = time.perf_counter()
         self.report.__enter__()

@@ -13,7 +13,7 @@ from aim_lightning.utils.errors import UserError
 
 
 @dataclass
-class Terms:
+class LossTerms:
     """What one batch gives, scalars.
 
     pixels: weighted reconstruction and perceptual distance; loss: weighted sum of all terms; each: the unweighted
@@ -27,7 +27,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class TokenizerLoss:
-    """Terms and their weights; a weight of 0 leaves perceptual and entropy term out altogether.
+    """LossTerms and their weights; a weight of 0 leaves perceptual and entropy term out altogether.
 
     Args:
         reconstruction: ``l1`` or ``l2`` between images in [-1, 1].
@@ -70,7 +70,7 @@ class TokenizerLoss:
         result: Reconstruction,
         codebook_VC: Tensor,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> Terms:
+    ) -> LossTerms:
         """All terms of a batch.
 
         Args:
@@ -89,4 +89,4 @@ class TokenizerLoss:
         if self.entropy_weight:
             each["entropy"] = entropy_loss(quantized.latent_BCHW, codebook_VC, self.entropy_temperature)
         loss = sum(getattr(self, f"{name}_weight") * value for name, value in each.items())
-        return Terms(pixels, loss, each)
+        return LossTerms(pixels, loss, each)

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from aim_lightning.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from aim_lightning.losses.tokenizer import Terms
+from aim_lightning.losses.tokenizer import LossTerms
 from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.modules.optim import (
     OptimizerConfig,
     check_finite,
     clip_gradients,
 )
-from aim_lightning.modules.ranks import average_gradients, mean_of_ranks
+from aim_lightning.utils.dist import average_gradients, mean_of_ranks
 from aim_lightning.utils.errors import UserError
 
 
@@ -77,7 +77,7 @@ class Adversary:
         self.config, self.discriminator = config, discriminator
 
     def generator_term(
-        self, terms: Terms, made: Tensor, last_layer: Tensor, scaler: GradScaler | None
+        self, terms: LossTerms, made: Tensor, last_layer: Tensor, scaler: GradScaler | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The tokenizer's weighted term, and what to log.
 

@@ -22,7 +22,7 @@ class OptimizerConfig:
     """AdamW and its schedule.
 
     Args:
-        learning_rate: peak, per 256 images of global batch: the optimizer gets learning_rate * batch / 256.
+        base_learning_rate: peak, per 256 images of global batch: the optimizer gets base_learning_rate * batch / 256.
         betas: of Adam.
         weight_decay: on parameters of two or more dimensions; never on A_log, dt_bias, D, norms and biases.
         warmup_steps: optimizer steps of linear warm-up from 0.
@@ -30,7 +30,7 @@ class OptimizerConfig:
         final_fraction: learning rate at the end of a decaying schedule, as a fraction of the peak.
     """
 
-    learning_rate: float = 1e-4
+    base_learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup_steps: int = 0
@@ -40,7 +40,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         for name, value, fits, range_ in (
-            ("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0"),
+            ("base_learning_rate", self.base_learning_rate, self.base_learning_rate > 0, "above 0"),
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
             ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
@@ -51,7 +51,7 @@ class OptimizerConfig:
 
     def peak(self, global_batch_size: int) -> float:
         """The optimizer's learning rate after the warm-up."""
-        return self.learning_rate * global_batch_size / 256
+        return self.base_learning_rate * global_batch_size / 256
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
@@ -151,7 +151,7 @@ def check_finite(value: torch.Tensor, what: str, step: int) -> None:
     if not torch.isfinite(value):
         raise UserError(
             f"{what} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
-            "lower model.optimizer.learning_rate or look at train/grad_norm before this step"
+            "lower model.optimizer.base_learning_rate or look at train/grad_norm before this step"
         )
 
 

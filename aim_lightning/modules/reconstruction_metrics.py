@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from aim_lightning.losses import Terms
+from aim_lightning.losses import LossTerms
 from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.models.vq.model import Reconstruction
@@ -32,7 +32,7 @@ class ReconstructionScores(nn.Module):
         self.counts = CodeCounts(codebook_size)
         self.image_count = SumMetric()
 
-    def update(self, images: Tensor, result: Reconstruction, terms: Terms) -> None:
+    def update(self, images: Tensor, result: Reconstruction, terms: LossTerms) -> None:
         """Add a batch: images, what the tokenizer made of them, its loss."""
         made, rows = result.images_BCHW.float().clamp(-1, 1), len(images)
         self.psnr.update(made, images)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from aim_lightning.losses import Terms, TokenizerLoss
+from aim_lightning.losses import LossTerms, TokenizerLoss
 from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.models import PatchGAN, VQConfig, VQModel
 from aim_lightning.models.patchgan.batch_norm import use_torch_sync
@@ -23,8 +23,8 @@ from aim_lightning.modules.optim import (
     clip_gradients,
     total_steps,
 )
-from aim_lightning.modules.ranks import rows_of_ranks
 from aim_lightning.modules.reconstruction_metrics import ReconstructionScores
+from aim_lightning.utils.dist import rows_of_ranks
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_float32
@@ -164,9 +164,9 @@ class TokenizerModule(LightningModule):
         self.terms_so_far.clear()
 
     def _backward(
-        self, images: Tensor, result: Reconstruction, terms: Terms, accumulate: int, playing: bool
+        self, images: Tensor, result: Reconstruction, terms: LossTerms, accumulate: int, playing: bool
     ) -> dict[str, Tensor]:
-        """Both networks judge each other as they were before this step, as in the published code."""
+        """Both networks scorer each other as they were before this step, as in the published code."""
         if self._scaler:  # gradients may overflow there, which the scaler mends
             check_finite(terms.loss, "the loss", self.global_step)
         if not playing:
@@ -246,7 +246,7 @@ class TokenizerModule(LightningModule):
         """Lightning's scaler of the loss in fp16, which travels in the checkpoint."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _terms(self, images: Tensor, result: Reconstruction) -> Terms:
+    def _terms(self, images: Tensor, result: Reconstruction) -> LossTerms:
         return self.loss.terms(images, result, self.network.quantize.codebook_VC, self.perceptual)
 
     def _images(self, batch: dict[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_lightning.utils.disk_errors import tolerate_disk_errors
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.process import node_name
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,12 +72,12 @@ class RunDirectory:
         """Rename checkpoints after `step`, all of which must be `damaged`: they would count among those that are kept.
 
         Raises:
-            PassingFault: there is one that nobody has looked into, and nothing is renamed.
+            TransientError: there is one that nobody has looked into, and nothing is renamed.
         """
         newer = [path for path in self.checkpoints() if step_of(path) > step]
         if unknown := [path for path in newer if path not in damaged]:
             late = "the shared file system showed this node an old state"
-            raise PassingFault(f"node {node_name()}: {unknown[0]} has appeared since the start; {late}")
+            raise TransientError(f"node {node_name()}: {unknown[0]} has appeared since the start; {late}")
         return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
 
     def remove_leftovers(self) -> list[Path]:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from aim_lightning.runs.lease_file import Found, read_lease
-from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
+from aim_lightning.runs.lease_file import LeaseState, read_lease
+from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 from aim_lightning.utils.files import write_text
 
 BEAT_SECONDS = 10.0
@@ -42,7 +42,7 @@ class Lease:
 
     Raises:
         UserError: somebody else holds it, or it lies where nothing can be written.
-        PassingFault: the file cannot be written now.
+        TransientError: the file cannot be written now.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Lease:
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
         self.patient = job is not None if patient is None else patient
         self.on_lost = on_lost or partial(_end_at_once, code=2)
-        self.on_silence = on_lost or partial(_end_at_once, code=PassingFault.exit_code)
+        self.on_silence = on_lost or partial(_end_at_once, code=TransientError.exit_code)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -72,7 +72,7 @@ class Lease:
                     self._replace(self.path, dead)
                     break
         except OSError as error:
-            fault = PassingFault(f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk")
+            fault = TransientError(f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk")
             raise (disk_mistake(error, self.path) or fault) from error
         self._thread.start()
         return self
@@ -100,7 +100,7 @@ class Lease:
             raise
         return True
 
-    def _wait_until_free(self) -> Found | None:
+    def _wait_until_free(self) -> LeaseState | None:
         """The lease of a dead holder, None when it is gone; refuses when its holder is alive."""
         first = read_lease(self.path)
         while (found := read_lease(self.path)) is not None and not self._is_dead(found):
@@ -110,7 +110,7 @@ class Lease:
             time.sleep(min(self.beat_seconds, 1.0))
         return found
 
-    def _replace(self, path: Path, dead: Found) -> None:
+    def _replace(self, path: Path, dead: LeaseState) -> None:
         """Put this lease in place of a dead one. Of several that saw the same one, the one with the claim to it does.
 
         The claim is a lease too: one whose process died within these few lines is replaced in the same way.
@@ -128,7 +128,7 @@ class Lease:
         finally:
             claim.unlink(missing_ok=True)
 
-    def _is_dead(self, found: Found) -> bool:
+    def _is_dead(self, found: LeaseState) -> bool:
         holder = found.holder
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
@@ -138,7 +138,7 @@ class Lease:
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])
 
-    def _refuse(self, found: Found | None) -> None:
+    def _refuse(self, found: LeaseState | None) -> None:
         who, sign = "another process that has just started", ""
         if found and (holder := found.holder):
             who = f"process {holder.get('pid')} on {holder.get('host')}"

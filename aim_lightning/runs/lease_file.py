@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Found(NamedTuple):
+class LeaseState(NamedTuple):
     """What lies in the file of a lease, and when its holder last gave a sign of life (seconds since 1970)."""
 
     text: str
@@ -28,10 +28,10 @@ class Found(NamedTuple):
         return time.time() - self.sign
 
 
-def read_lease(path: Path) -> Found | None:
+def read_lease(path: Path) -> LeaseState | None:
     """None when there is none. Opened first: a network file system then asks its server for the time stamp."""
     try:
         with path.open() as file:
-            return Found(file.read(), os.fstat(file.fileno()).st_mtime)
+            return LeaseState(file.read(), os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None

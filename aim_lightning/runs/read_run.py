@@ -14,7 +14,7 @@ def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = Tr
     """The newest checkpoint that is whole, and what lies in the way; without `verify` checksums are not compared.
 
     Raises:
-        PassingFault: one of them cannot be read now, so that nobody knows whether it is whole.
+        TransientError: one of them cannot be read now, so that nobody knows whether it is whole.
     """
     damaged: dict[Path, str] = {}
     for path in directory.checkpoints():

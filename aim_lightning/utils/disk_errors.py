@@ -1,10 +1,9 @@
 """Files that training can do without: a disk that does not take them is told, and training goes on."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_told: set[str] = set()
+from aim_lightning.utils.logging import warn_once
 
 
 @contextmanager
@@ -13,11 +12,4 @@ def tolerate_disk_errors(what: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        tell_once(f"{what} cannot be written ({error.strerror or error}); training goes on without it")
-
-
-def tell_once(trouble: str) -> None:
-    """Print a warning, unless this process has printed the same one before."""
-    if trouble not in _told:
-        _told.add(trouble)
-        print(f"warning: {trouble}", file=sys.stderr, flush=True)
+        warn_once(f"{what} cannot be written ({error.strerror or error}); training goes on without it")

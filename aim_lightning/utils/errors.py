@@ -16,7 +16,7 @@ class UserError(Exception):
     """
 
 
-class PassingFault(UserError):
+class TransientError(UserError):
     """What another start may mend by itself: a network, or a disk of several nodes, that fails for a while.
 
     `fit` ends with `exit_code`, with which job.sbatch puts the job back into the queue.
@@ -36,7 +36,7 @@ def disk_mistake(error: OSError, what: object = None) -> UserError | None:
     place = f"{what or error.filename or 'a file'} cannot be used ({error.strerror})"
     if error.errno in CLOSED:
         return UserError(f"{place}; choose another place")
-    return PassingFault(f"{place}; make room") if error.errno in FULL else None
+    return TransientError(f"{place}; make room") if error.errno in FULL else None
 
 
 def lost_rank(error: BaseException) -> bool:

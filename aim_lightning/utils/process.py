@@ -31,14 +31,8 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def say(text: str) -> None:
-    """Print once, from rank zero."""
-    if is_rank_zero():
-        print(text, flush=True)
-
-
 @dataclass(frozen=True)
-class Place:
+class ProcessRank:
     """Process `rank` of `world`; `local_rank` counts on its node."""
 
     rank: int = 0
@@ -46,7 +40,7 @@ class Place:
     local_rank: int = 0
 
 
-def launched_place() -> Place | None:
+def launched_rank() -> ProcessRank | None:
     """What torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) says; None without a launcher.
 
     No launchers: sbatch, whose script is one process whatever SLURM_NTASKS says, and a shell that srun gave.
@@ -63,8 +57,10 @@ def in_step(env: Mapping[str, str]) -> bool:
     return all(name in env for name in STEP) and env.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
-def _place(rank: str, world: str, local_rank: str) -> Place:
-    return Place(*(int(os.environ.get(name) or default) for name, default in ((rank, 0), (world, 1), (local_rank, 0))))
+def _place(rank: str, world: str, local_rank: str) -> ProcessRank:
+    return ProcessRank(
+        *(int(os.environ.get(name) or default) for name, default in ((rank, 0), (world, 1), (local_rank, 0)))
+    )
 
 
 @contextlib.contextmanager

@@ -9,23 +9,23 @@ from tqdm import tqdm
 INTERVAL = 60.0  # seconds between two lines in a log
 
 # (items, what is done with them) to the same items; whoever starts a long loop decides how that is shown.
-Watch = Callable[[Sequence, str], Iterable]
+ProgressFn = Callable[[Sequence, str], Iterable]
 
 
 def unwatched(items: Sequence, what: str) -> Iterable:
-    """The `Watch` that shows nothing."""
+    """The `ProgressFn` that shows nothing."""
     return items
 
 
 def watched(items: Sequence, what: str) -> Iterable:
-    """The `Watch` that shows a `Report`."""
-    with Report(what, len(items), "items") as report:
+    """The `ProgressFn` that shows a `ProgressBar`."""
+    with ProgressBar(what, len(items), "items") as report:
         for item in items:
             yield item
             report.advance(1)
 
 
-class Report:
+class ProgressBar:
     """Context manager; where standard output is no terminal (SLURM, nohup, tee) it prints lines instead of a bar.
 
     tqdm's bar, not rich's: an exception in a loop over a generator leaves rich's thread behind, and the collector,
@@ -46,7 +46,7 @@ class Report:
         self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
         self.shown, self.leave = shown, leave
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "ProgressBar":
         in_terminal = self.shown and sys.stdout.isatty()
         self._lines = self.shown and not in_terminal
         options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}

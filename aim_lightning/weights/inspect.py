@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aim_lightning.checkpoint.io import misfits
+from aim_lightning.checkpoint.io import incompatible
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -74,7 +74,7 @@ def _part(kind: str, weights: Mapping[str, Tensor], build) -> Part:
         return part
     part.configuration = asdict(network.config)
     part.parameters = sum(parameter.numel() for parameter in network.parameters())
-    part.faults = misfits(network, complete, limit=None)
+    part.faults = incompatible(network, complete, limit=None)
     return part
 
 

@@ -14,7 +14,7 @@ from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 
 
 def trainer(rank):
@@ -65,7 +65,7 @@ def test_ranks_that_agree_go_on_and_leave_nothing(network, run_dir):
 @pytest.mark.parametrize("call", ["broadcast_object_list", "all_gather_object", "all_reduce"])
 def test_the_rank_whose_network_fails_names_its_node(network, run_dir, call, rank):
     network.fail(call)
-    with pytest.raises(PassingFault, match=rf"node n7, rank {rank}: .* failed \(connect: Connection refused\)$"):
+    with pytest.raises(TransientError, match=rf"node n7, rank {rank}: .* failed \(connect: Connection refused\)$"):
         Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
 
 
@@ -77,7 +77,7 @@ def test_a_wrong_sum_is_told_by_the_rank_that_has_it(network, run_dir):
 
 @pytest.mark.parametrize(
     ("other", "error", "code"),
-    [({"start": "old.ckpt"}, PassingFault, 74), ({"configuration": "x"}, UserError, 2)],
+    [({"start": "old.ckpt"}, TransientError, 74), ({"configuration": "x"}, UserError, 2)],
 )
 def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, run_dir, other, error, code):
     network.other = {**other, "node": "n8"}
@@ -93,7 +93,7 @@ def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, r
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (PassingFault("node n7, rank 1: the first broadcast failed (timeout)"),) * 2,
+        (TransientError("node n7, rank 1: the first broadcast failed (timeout)"),) * 2,
         (
             torch.distributed.DistNetworkError("The client socket has timed out\nmore"),  # before any callback
             "node n7, rank 1: the ranks cannot reach each other (The client socket has timed out)",

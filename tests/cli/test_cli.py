@@ -124,7 +124,7 @@ def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, com
         (["--trainer.devices", "3"], ["data.global_batch_size 16 does not divide over 3 devices"]),
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps is 0"]),
         (["--trainer.gradient_clip_val", "1"], ["set model.gradient_clip"]),
-        (["--model.optimizer.learning_rate", "-1"], ["model.optimizer.learning_rate is -1", "above 0"]),
+        (["--model.optimizer.base_learning_rate", "-1"], ["model.optimizer.base_learning_rate is -1", "above 0"]),
         (
             ["--trainer.val_check_interval", "9000", "--trainer.check_val_every_n_epoch", "1"],
             ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
@@ -166,10 +166,10 @@ def test_a_full_disk_may_pass_a_closed_place_does_not():
     """74 lets a job come back, 2 does not."""
     import errno
 
-    from aim_lightning.utils.errors import PassingFault, UserError, disk_mistake
+    from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 
     full, closed, other = (OSError(n, "reason", "file") for n in (errno.ENOSPC, errno.EACCES, errno.ENOENT))
-    assert type(disk_mistake(full)) is PassingFault and "file cannot be used (reason); make room" in str(
+    assert type(disk_mistake(full)) is TransientError and "file cannot be used (reason); make room" in str(
         disk_mistake(full)
     )
     assert type(disk_mistake(closed)) is UserError and disk_mistake(other) is None

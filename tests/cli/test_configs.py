@@ -37,7 +37,7 @@ def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
         assert sum(p.numel() for p in cli.model.network.parameters()) == AIM[name]
         assert cli.model.optimizer_config.peak(cli.datamodule.global_batch_size) == pytest.approx(8e-4)
     named = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    assert "Checkpoints" in named and named[0] == "RunState"
+    assert "Checkpoints" in named and named[0] == "ResumeState"
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
     assert cli.trainer.loggers[0].log_dir.rstrip("/") == f"runs/{path.stem}/main"
 
@@ -101,7 +101,7 @@ def test_published_tokenizer_recipe():
     loss, adversarial, optimizer = model["loss"], model["adversarial"], model["optimizer"]
     assert (data["global_batch_size"], data["train_crop"], data["flip"]) == (128, "adm_random", True)
     assert (values["trainer"]["max_epochs"], values["trainer"]["precision"]) == (40, "bf16-mixed")
-    assert math.isclose(optimizer["learning_rate"] * 128 / 256, 1e-4) and optimizer["betas"] == [0.9, 0.95]
+    assert math.isclose(optimizer["base_learning_rate"] * 128 / 256, 1e-4) and optimizer["betas"] == [0.9, 0.95]
     assert (optimizer["weight_decay"], optimizer["schedule"], optimizer.get("warmup_steps", 0)) == (0, "constant", 0)
     weights = [loss[f"{name}_weight"] for name in ("reconstruction", "perceptual", "codebook", "commitment", "entropy")]
     assert loss["reconstruction"] == "l2" and weights == [1, 1, 1, 0.25, 0]
@@ -139,7 +139,7 @@ def test_paper_recipe():
         )
         assert model["optimizer"]["betas"] == [0.9, 0.95] and model["optimizer"]["weight_decay"] == 0.05
         assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(
-            model["optimizer"]["learning_rate"], 1e-4
+            model["optimizer"]["base_learning_rate"], 1e-4
         )
 
 

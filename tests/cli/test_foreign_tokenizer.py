@@ -67,7 +67,7 @@ model:
   class_path: aim_lightning.modules.aim.AiMModule
   init_args:
     network: {{d_model: 32, n_layer: 1, vocab_size: 16, num_classes: 2, num_tokens: 4, d_state: 8, headdim: 16}}
-    optimizer: {{learning_rate: 0.1}}
+    optimizer: {{base_learning_rate: 0.1}}
     global_batch_size: ${{data.init_args.global_batch_size}}
 data:
   class_path: aim_lightning.data.tokens.datamodule.TokenDataModule

@@ -48,7 +48,7 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path):
 def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_signals):
     source = aim(replace(TINY, num_tokens=16, num_classes=5))
     directory = export_aim(source, tmp_path / "published", tokenizer=vq())
-    still = ("--model.optimizer.learning_rate", "1e-12", "--trainer.max_steps", "1")
+    still = ("--model.optimizer.base_learning_rate", "1e-12", "--trainer.max_steps", "1")
     experiment = write_experiment(tmp_path, tokenizer_hash=vq().weights_hash)
     options = ("--config", experiment, "--model.init_from", directory, *still)
     assert main([str(word) for word in ("fit", *options)]) == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from aim_lightning.cli.multiprocess import local_processes, place_or_launch
+from aim_lightning.cli.multiprocess import local_processes, rank_or_launch
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import RANKS, Place
+from aim_lightning.utils.process import RANKS, ProcessRank
 
 CPU = {"accelerator": "cpu"}
 
@@ -29,10 +29,10 @@ def test_a_process_a_device(devices, count):
 
 
 def test_one_process_needs_no_launch_and_a_launchers_word_counts(monkeypatch):
-    assert place_or_launch({**CPU, "devices": 1}) == Place()
+    assert rank_or_launch({**CPU, "devices": 1}) == ProcessRank()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert place_or_launch({**CPU, "devices": 1}) == Place(1, 4, 0)
+    assert rank_or_launch({**CPU, "devices": 1}) == ProcessRank(1, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_one_process_needs_no_launch_and_a_launchers_word_counts(monkeypatch):
 )
 def test_what_cannot_be_launched(trainer, word):
     with pytest.raises(UserError, match=word):
-        place_or_launch(trainer)
+        rank_or_launch(trainer)
 
 
 def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["aim-lightning", "tokenize", "--config", "nowhere.yaml"])
-    assert place_or_launch({**CPU, "devices": 2}) == 2
+    assert rank_or_launch({**CPU, "devices": 2}) == 2
 
 
 @pytest.mark.parametrize(("codes", "code"), [((1, 2), 2), ((143, 2), 2), ((1, -9), 137), ((1, -15), 1), ((0, 0), 0)])
@@ -60,7 +60,7 @@ def test_the_code_that_tells_most_is_the_launchs(codes, code, tmp_path, monkeypa
     child.write_text(f"#!/bin/sh\ntrap '' TERM\nsleep 0.5\n{ends}\n")
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
-    assert place_or_launch({**CPU, "devices": 2}) == code
+    assert rank_or_launch({**CPU, "devices": 2}) == code
 
 
 def _ending(code: int) -> str:
@@ -71,8 +71,8 @@ def _ending(code: int) -> str:
 CHILD = f"""#!{sys.executable}
 import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from aim_lightning.cli.multiprocess import place_or_launch
-place = place_or_launch({CPU!r})
+from aim_lightning.cli.multiprocess import rank_or_launch
+place = rank_or_launch({CPU!r})
 assert "AIM_LAUNCHER_PIPE" not in os.environ
 pathlib.Path(sys.argv[-1], str(place.rank)).write_text(str(os.getpid()))
 time.sleep(60)
@@ -80,9 +80,9 @@ time.sleep(60)
 LAUNCHER = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from aim_lightning.cli.multiprocess import place_or_launch
+from aim_lightning.cli.multiprocess import rank_or_launch
 sys.executable = sys.argv[1]
-place_or_launch({{**{CPU!r}, "devices": 2}})
+rank_or_launch({{**{CPU!r}, "devices": 2}})
 """
 
 

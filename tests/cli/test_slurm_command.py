@@ -82,10 +82,10 @@ def test_submit_status_and_cancel(slurm):
 
 def test_arrays_freeze_a_configuration_a_task(slurm):
     call, place = slurm
-    (place / "sweep").write_text("# learning rates\n--model.optimizer.learning_rate 1e-3\n--model.label_dropout 0.5\n")
+    (place / "sweep").write_text("# rates\n--model.optimizer.base_learning_rate 1e-3\n--model.label_dropout 0.5\n")
     assert "runs main-0 … main-1" in call("submit", "--sweep", str(place / "sweep"), "--parallel", "1").stdout
     first, second = ((place / f"runs/tiny/main/job-{i}.yaml").read_text() for i in (0, 1))
-    assert "run: main-0" in first and "learning_rate: 0.001" in first
+    assert "run: main-0" in first and "base_learning_rate: 0.001" in first
     assert "run: main-1" in second and "label_dropout: 0.5" in second
     assert "#SBATCH --array=0,1%1" in (place / "runs/tiny/main/job.sbatch").read_text()
     assert call("submit", "--seeds", "7-8", "--run", "s").returncode == 0

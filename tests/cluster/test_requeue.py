@@ -6,8 +6,8 @@ import json
 import pytest
 
 from aim_lightning.cluster import exit_record, job_registry, requeue, restarts, signals, step_timings
-from aim_lightning.cluster.requeue import act, cause_of, judge
-from aim_lightning.cluster.slurm_api import Facts, Job, NoCommand, SlurmError, parse_jobs, show
+from aim_lightning.cluster.requeue import act, cause_of, scorer
+from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, parse_jobs, show
 from aim_lightning.utils.errors import UserError
 
 # What SLURM 22.05 printed, shortened.
@@ -31,7 +31,7 @@ JobId=10 ArrayJobId=9 ArrayTaskId=3 JobName=x
 
 def test_reading_scontrol():
     (job,) = parse_jobs(RUNNING)
-    assert job == Facts("12", "RUNNING", "None", 0, False, True, "n[1-2]", "00:00:22", "00:30:00")
+    assert job == SlurmJobInfo("12", "RUNNING", "None", 0, False, True, "n[1-2]", "00:00:22", "00:30:00")
     last, first = parse_jobs(ARRAY)
     assert (last.id, last.state, last.nodes) == ("9_4", "PENDING", "")
     assert (first.id, first.reason, first.restarts, first.preempted, first.may_requeue) == (
@@ -48,7 +48,7 @@ def test_reading_scontrol():
     [("9_4", {4}), ("9_0-3,7%2", {0, 1, 2, 3, 7}), ("9_0-6:3", {0, 3, 6}), ("9_1,5,...", set(range(9))), ("9", set())],
 )
 def test_tasks_that_wait_are_one_record(name, tasks):
-    assert {task for task in range(9) if Facts(name, "PENDING").holds(task)} == tasks
+    assert {task for task in range(9) if SlurmJobInfo(name, "PENDING").holds(task)} == tasks
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_tasks_that_wait_are_one_record(name, tasks):
     ],
 )
 def test_the_decision(cause, facts, action):
-    assert judge(cause, 0, Facts("1", **facts)).action == action
+    assert scorer(cause, 0, SlurmJobInfo("1", **facts)).action == action
 
 
 def test_a_crash_stays_down_where_that_is_wanted():
-    assert judge("crash", 0, Facts("1", "RUNNING"), requeue_on_crash=False).action == "stay"
+    assert scorer("crash", 0, SlurmJobInfo("1", "RUNNING"), requeue_on_crash=False).action == "stay"
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
 
 def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
     """The count of an epoch travels in the checkpoint."""
-    from aim_lightning.callbacks.training.corrupt_records import ReplacedRows
+    from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 
     flip(directory / "train" / "tokens-000001.tar", 1)
 
@@ -148,11 +148,11 @@ def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
 
     counts = {}
     for name in ("whole", "cut"):
-        callback, start = ReplacedRows(), 0
+        callback, start = CorruptRecords(), 0
         if name == "cut":
             trainer = stop(callback, 0, until=6)
             callback.on_save_checkpoint(trainer, None, checkpoint := {})
-            callback, start = ReplacedRows(), 6
+            callback, start = CorruptRecords(), 6
             callback.on_load_checkpoint(trainer, None, checkpoint)
         with pytest.raises(UserError, match=r"more than data.skip_limit 3"):
             stop(callback, start)

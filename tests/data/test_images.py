@@ -26,7 +26,7 @@ from aim_lightning.utils.files import read_json, sha256_file, write_json
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
 MINI = Path(__file__).parents[2] / "data" / "fashion_mnist_mini"
-IDX = Path(os.environ.get("FASHION_MNIST_DIR", fashion_mnist.DEBIAN_FOLDER))
+IDX = Path(os.environ.get("FASHION_MNIST_DIR", fashion_mnist.DEBIAN_DIRECTORY))
 NAMES = ["cat", "dog", "owl"]
 
 

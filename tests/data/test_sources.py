@@ -16,7 +16,7 @@ from helpers import write_tokens
 from aim_lightning.data.tokens.format.shard_url import Location
 from aim_lightning.data.tokens.read import fetch
 from aim_lightning.data.tokens.read.fetch import Fetcher
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import sha256_file
 
 SHARDS = [13, 9, 17, 5]
@@ -107,7 +107,7 @@ def test_a_busy_server_is_asked_as_often_as_the_options_say(served, caplog):
         assert len(Fetcher(retries=3, pause=0.01).fetch(url + path).data) > 1000
     assert asked.count(path) == 4 and caplog.text.count("exit code 22; trying again") == 3
     trouble[path] = [503] * 99
-    with pytest.raises(PassingFault, match="cannot be read in 2 attempts"):  # the job comes back
+    with pytest.raises(TransientError, match="cannot be read in 2 attempts"):  # the job comes back
         Fetcher(retries=1, pause=0.01).fetch(url + path)
     assert asked.count(path) == 6
 

@@ -33,7 +33,7 @@ from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_products
-from aim_lightning.utils.process import Place
+from aim_lightning.utils.process import ProcessRank
 
 FLIP = Views("center_flip")
 HOW = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
@@ -136,7 +136,7 @@ def process(images, tokenizer, out, how, place, event, workers) -> None:
 def launch(images, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
     """As many processes as events, at the same time; exit codes."""
     running = [
-        FORK.Process(target=process, args=(images, tokenizer, out, how, Place(rank, len(events)), event, workers))
+        FORK.Process(target=process, args=(images, tokenizer, out, how, ProcessRank(rank, len(events)), event, workers))
         for rank, event in enumerate(events)
     ]
     for one in running:
@@ -194,12 +194,12 @@ def test_loader_workers_change_nothing(images, tokenizer, tmp_path):
 
 
 def test_the_last_process_writes_the_manifest(images, tokenizer, tmp_path):
-    jobs = [TokenizeJob(images, tokenizer, tmp_path, HOW, Place(rank, 3)) for rank in range(3)]
+    jobs = [TokenizeJob(images, tokenizer, tmp_path, HOW, ProcessRank(rank, 3)) for rank in range(3)]
     assert [job.rows for job in jobs] == [7, 7, 6]
     assert jobs[2].run() is None and jobs[0].run() is None and not (tmp_path / "manifest.json").exists()
     assert jobs[1].run() == TokenManifest.load(tmp_path)
     assert all(job.complete() == TokenManifest.load(tmp_path) for job in jobs)  # also those that were earlier
-    more = [TokenizeJob(images, tokenizer, tmp_path, HOW, Place(rank, 5)) for rank in range(5)]
+    more = [TokenizeJob(images, tokenizer, tmp_path, HOW, ProcessRank(rank, 5)) for rank in range(5)]
     assert not any(job.todo for job in more) and more[4].rows == 0  # fewer shards than processes
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 

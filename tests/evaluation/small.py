@@ -19,7 +19,7 @@ model:
   init_args:
     network: {{d_model: 32, n_layer: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, adaln: group, num_groups: 2,
       d_state: 8, headdim: 16}}
-    optimizer: {{learning_rate: 0.1}}
+    optimizer: {{base_learning_rate: 0.1}}
     global_batch_size: ${{data.init_args.global_batch_size}}
 data:
   class_path: aim_lightning.data.tokens.datamodule.TokenDataModule

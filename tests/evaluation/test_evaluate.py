@@ -20,9 +20,8 @@ from PIL import Image
 
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.decoded import DirectoryImages, open_images
-from aim_lightning.evaluation.evaluated_model import Generator, identity
+from aim_lightning.evaluation.evaluated_model import EvaluatedModel, identity
 from aim_lightning.evaluation.image_sets import NpzImages
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.report.table import render
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
@@ -30,6 +29,7 @@ from aim_lightning.evaluation.score_record import over_seeds, plain_metrics, rea
 from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
@@ -79,7 +79,7 @@ def test_a_set_begun_on_another_device_or_backend_is_another_set(scored, tmp_pat
     assert (record["model"]["backend"], record["model"]["device"]) == ("torch", "cpu")
     pipeline, plan, directories = networks(), SamplePlan(balanced_labels(50, range(3)), 8), set()
     for change in ({}, {"device": "cuda"}, {"backend": "mamba_ssm"}):
-        generator = Generator(pipeline, "x", identity(pipeline) | change)
+        generator = EvaluatedModel(pipeline, "x", identity(pipeline) | change)
         directories.add(Evaluation(generator, None, tmp_path, {}).directory(plan, SAMPLING))
     assert len(directories) == 3
 
@@ -282,13 +282,13 @@ PLAN = SamplePlan(balanced_labels(50, range(3)), 8)
 SAMPLING = SamplingOptions(cfg_scale=2.0, seed=3)
 
 
-class Share(Ranks):
+class Share(ProcessGroup):
     """One process of several, one after the other."""
 
     def __init__(self, rank, world_size):
         self.rank, self.world_size = rank, world_size
 
-    def from_first(self, value):
+    def broadcast(self, value):
         return list(range(7))
 
     def all(self, value):
@@ -314,21 +314,21 @@ def test_a_block_is_the_same_however_many_images_are_drawn(tmp_path):
     for count in (50, 21):
         plan = SamplePlan(PLAN.labels[:count], PLAN.block_size)
         directory = BlockDirectory(tmp_path / str(count), plan)
-        draw_missing(pipeline, directory, SAMPLING, Ranks())
+        draw_missing(pipeline, directory, SAMPLING, ProcessGroup())
         sets[count] = np.concatenate([directory.read(block) for block in range(len(plan.blocks()))])
     np.testing.assert_array_equal(sets[21], sets[50][:21])
 
 
 def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     directory, pipeline = BlockDirectory(tmp_path, PLAN), networks()
-    assert draw_missing(pipeline, directory, SAMPLING, Ranks())["images"] == 50
+    assert draw_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 50
     whole = [directory.read(block).copy() for block in range(7)]
     directory.file(2).unlink()
     directory.file(4).write_bytes(directory.file(4).read_bytes()[:-5])
     directory.file(6).write_bytes(b"")
     kept = directory.file(0).stat().st_mtime_ns
     assert directory.missing() == [2, 4, 6]
-    assert draw_missing(pipeline, directory, SAMPLING, Ranks())["images"] == 8 + 8 + 2
+    assert draw_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 8 + 8 + 2
     for block in range(7):
         np.testing.assert_array_equal(directory.read(block), whole[block])
     assert directory.file(0).stat().st_mtime_ns == kept

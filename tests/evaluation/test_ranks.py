@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from aim_lightning.callbacks.training.stop_request import Interruption
+from aim_lightning.callbacks.training.stop_request import StopRequest
 from aim_lightning.cli import main as cli
-from aim_lightning.evaluation.process_group import Ranks
-from aim_lightning.utils.errors import PassingFault, UserError, lost_rank
+from aim_lightning.utils.dist import ProcessGroup
+from aim_lightning.utils.errors import TransientError, UserError, lost_rank
 
 
 def numbers(count: int, broken: int | None = None):
     for number in range(count):
         if number == broken:
-            raise PassingFault(f"item {number} cannot be read")
+            raise TransientError(f"item {number} cannot be read")
         yield number
 
 
@@ -28,25 +28,25 @@ def full():
 
 
 def test_alone_work_is_just_done():
-    assert Ranks().each(lambda: 3) == 3
+    assert ProcessGroup().each(lambda: 3) == 3
     with pytest.raises(UserError, match="item 0"):
-        Ranks().each(lambda: list(numbers(1, 0)))
+        ProcessGroup().each(lambda: list(numbers(1, 0)))
 
 
 def ranks(rank: int, directory: str) -> None:
     """Rank 1 meets something broken, with and without rounds in which the ranks take part after every item."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
-    together, interruption = Ranks(), Interruption(0)
+    together, interruption = ProcessGroup(), StopRequest(0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     interruption.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
     assert together.each(lambda: rank) == rank
     for between in (iter, lambda items: interruption.between(items, "a test")):
         seen = []
-        with pytest.raises(PassingFault, match=r"^item 2 cannot be read$"):
+        with pytest.raises(TransientError, match=r"^item 2 cannot be read$"):
             together.each(lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None))))
         assert together.all(len(seen)) == [5, 2]
-    for work in (together.each, together.ask_first):
+    for work in (together.each, together.on_rank0):
         with pytest.raises(OSError, match="No space left"):  # told in one line later; NCCL would wait half an hour
             work(lambda: None if rank else full())
     torch.distributed.destroy_process_group()
@@ -60,14 +60,14 @@ def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path
 def left_alone(rank: int, directory: str) -> None:
     """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
-    assert Ranks().all(rank) == [0, 1]
+    assert ProcessGroup().all(rank) == [0, 1]
     through = Path(directory, "through")  # rank 0 with the first exchange
     if rank == 1:
         while not through.exists():
             time.sleep(0.01)
         os._exit(0)
     through.touch()
-    cli.run = lambda argv: Ranks().all(rank)
+    cli.run = lambda argv: ProcessGroup().all(rank)
     assert cli.main([]) == 1
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.decoded import DirectoryImages, GeometryImages
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
@@ -78,7 +78,7 @@ def network():
 def statistics(classes, network, cache, batch_size=250, **more):
     images = Images(str(classes), str(classes), image_size=8, resize=8)
     reference = Reference(classes, None) if list(classes.glob("*.png")) else Reference(None, images)
-    return reference.statistics(network, Ranks(), cache, batch_size, **more)
+    return reference.statistics(network, ProcessGroup(), cache, batch_size, **more)
 
 
 def same(one, other):
@@ -154,7 +154,7 @@ def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network,
     other.weights_hash = "other"
     for cache, begun in (("empty", network), ("empty", other)):
         reference = Reference(flat, None)
-        how = Ranks(), tmp_path / cache, 4
+        how = ProcessGroup(), tmp_path / cache, 4
         reference.begin(begun, *how)
         real = reference.statistics(begun, *how)
         assert same(real, statistics(flat, begun, tmp_path / "alone", 4))
@@ -164,7 +164,7 @@ def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network,
 def test_images_edited_between_hash_and_reading_count_as_read(flat, network, tmp_path):
     statistics(flat, network, tmp_path / "cache", 4)
     Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
-    reference, how = Reference(flat, None), (Ranks(), tmp_path / "cache", 4)
+    reference, how = Reference(flat, None), (ProcessGroup(), tmp_path / "cache", 4)
     reference.begin(network, *how)
     reference._identity.result()
     Image.new("RGB", (8, 8), "red").save(flat / "0.png")
@@ -211,7 +211,7 @@ def _newest(directory, rank):
     told = []
     for place in (directory, "/nowhere"):
         try:
-            told.append(Ranks().ask_first(lambda place=place: _listed(place, rank)))
+            told.append(ProcessGroup().on_rank0(lambda place=place: _listed(place, rank)))
         except UserError as error:
             told.append(str(error))
     return told

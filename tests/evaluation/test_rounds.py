@@ -9,7 +9,7 @@ from evaluation.small import networks
 from metrics.test_frechet import Means
 from metrics.test_scores import real_of
 
-from aim_lightning.evaluation.incremental import Rounds
+from aim_lightning.evaluation.incremental import IncrementalScorer
 from aim_lightning.sampling import SamplingOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 def test_fifty_evaluations_leave_memory_as_it_was():
     """No collection in between, which would hide memory in cycles."""
     pipeline, network, images = networks(), Means().load(), torch.randint(0, 256, (30, 3, 4, 4), dtype=torch.uint8)
-    rounds = Rounds(network, real_of(network, images, torch.arange(30) % 3), SamplingOptions(batch_size=16), True)
+    rounds = IncrementalScorer(
+        network, real_of(network, images, torch.arange(30) % 3), SamplingOptions(batch_size=16), True
+    )
     seen = []
     for _ in range(50):
         assert rounds.score(pipeline, 16, lambda phase: 0).num_images == 16

@@ -16,7 +16,6 @@ from PIL import Image
 
 from aim_lightning.cli.commands.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.report.paper_results import AIM
 from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid, read_sweeps
 from aim_lightning.evaluation.report.table import read_records, render
@@ -25,6 +24,7 @@ from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.metrics.fetch import DOWNLOADS
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
@@ -201,7 +201,7 @@ def test_follow_ends_with_its_patience_although_the_lease_is_there(tmp_path):
     place.lease.touch()
     for step in (1, 2):
         (place.checkpoint_directory / f"step={step:08d}.ckpt").touch()
-    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, Ranks())] == [2]
+    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, ProcessGroup())] == [2]
 
 
 def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_training(place, monkeypatch):
@@ -216,13 +216,13 @@ def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_train
             write_step(place, aim, len(seen), "requeued", max_steps=9)
 
     monkeypatch.setattr("aim_lightning.cli.commands.follow.time.sleep", sleep)
-    assert [step for step, _ in new_checkpoints(live, set(), 1, 60, Ranks())] == [3, 6, 9]
+    assert [step for step, _ in new_checkpoints(live, set(), 1, 60, ProcessGroup())] == [3, 6, 9]
     assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("there", "result"), [(True, "damaged"), (False, None)])
 def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_path, there, result):
-    class Two(Ranks):
+    class Two(ProcessGroup):
         def all(self, value):
             return [value, "step=3 is damaged"]
 
@@ -233,7 +233,7 @@ def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_p
             load_together(path, Two(), lambda path: "generator")
     else:
         assert load_together(path, Two(), lambda path: "generator") is None
-    assert load_together(path, Ranks(), lambda path: "generator") == "generator"
+    assert load_together(path, ProcessGroup(), lambda path: "generator") == "generator"
 
 
 def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):

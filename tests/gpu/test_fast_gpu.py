@@ -229,17 +229,17 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
 
 
 MIXES = {
-    "sums": kernel_configs.Mix(2, 16, 3, 4, products=False),
-    "products": kernel_configs.Mix(4, 32, 3, 4),
-    "six_heads": kernel_configs.Mix(6, 32, 3, 8, first=True),
-    "six_heads_sums": kernel_configs.Mix(6, 8, 3, 4, products=False),
+    "sums": kernel_configs.MixerKernelConfig(2, 16, 3, 4, products=False),
+    "products": kernel_configs.MixerKernelConfig(4, 32, 3, 4),
+    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8, first=True),
+    "six_heads_sums": kernel_configs.MixerKernelConfig(6, 8, 3, 4, products=False),
 }
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
     """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
-    product = kernel_configs.Product(16, 32, 128, 3, 4, early=True)
+    product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
     wanted = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
     wanted = replace(wanted, ahead=64, ahead_b=64, vectors=True, line=16)
     monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): wanted})

@@ -25,7 +25,7 @@ from aim_lightning.evaluation.image_sets import on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate
 from aim_lightning.utils.pixels import to_unit_range
-from aim_lightning.utils.process import Place
+from aim_lightning.utils.process import ProcessRank
 
 pytestmark = pytest.mark.gpu
 
@@ -105,7 +105,9 @@ def test_a_signal_stops_training_at_a_boundary(tmp_path, number):
 
 def _tokenize(images, tokenizer, out, options, world=1):
     for rank in range(world):
-        job = TokenizeJob(images, tokenizer, out, options, Place(rank, world), torch.device("cuda"), num_workers=2)
+        job = TokenizeJob(
+            images, tokenizer, out, options, ProcessRank(rank, world), torch.device("cuda"), num_workers=2
+        )
         manifest = job.run()
     return manifest, {path.name: path.read_bytes() for path in out.glob("*.tar")}
 
@@ -150,7 +152,7 @@ def test_adversarial_training_is_continued(tmp_path, precision):
         "gpu",
         "--trainer.precision",
         precision,
-        "--model.optimizer.learning_rate",
+        "--model.optimizer.base_learning_rate",
         "1e-2",
     )
 

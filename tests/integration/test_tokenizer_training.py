@@ -26,10 +26,17 @@ pytestmark = pytest.mark.slow
 STEPS = 8
 # Options under which rounding alone tells one process from two: no dropout, whose draws follow the rank, nothing of
 # a nonlinear function of a rank's own images, and steps too small for Adam to blow rounding up.
-SMOOTH = ("--model.network.dropout", "0", "--model.loss.entropy_weight", "0", "--model.optimizer.learning_rate", "1e-3")
+SMOOTH = (
+    "--model.network.dropout",
+    "0",
+    "--model.loss.entropy_weight",
+    "0",
+    "--model.optimizer.base_learning_rate",
+    "1e-3",
+)
 
 
-class Place:
+class ProcessRank:
     """The experiment's file and its runs."""
 
     def __init__(self, root: Path) -> None:
@@ -78,7 +85,7 @@ def series(run_dir: Path) -> dict:
 def place(tmp_path_factory):
     before = Path.cwd()
     os.chdir(ROOT)
-    yield Place(tmp_path_factory.mktemp("tokenizer"))
+    yield ProcessRank(tmp_path_factory.mktemp("tokenizer"))
     os.chdir(before)
 
 
@@ -266,7 +273,7 @@ def test_start_from_published_weights(place, whole, tmp_path):
     """The file is needed at the start alone, and the average starts from it too."""
     file, published = tmp_path / "vq.pt", dict(last(whole)["network"])
     torch.save({"model": published}, file)
-    still = ("--model.optimizer.learning_rate", "1e-12", "--model.revival.every_n_steps", "0")
+    still = ("--model.optimizer.base_learning_rate", "1e-12", "--model.revival.every_n_steps", "0")
     options = (*still, "--model.codebook_init", "random", "--model.init_from", file)
     run_dir = place.fit("finetuned", *options)
     content = last(run_dir)

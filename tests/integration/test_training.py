@@ -232,7 +232,7 @@ def test_a_second_training_is_refused_while_the_first_runs(place, experiment):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_kept(place, experiment):
-    code, output = fit(experiment, "broken", "--model.optimizer.learning_rate", "1e30")
+    code, output = fit(experiment, "broken", "--model.optimizer.base_learning_rate", "1e30")
     assert code == 2 and "not finite" not in output
     error = next(line for line in output.splitlines() if line.startswith("error: "))
     assert "training stops, the last checkpoint is kept" in error and "Traceback" not in output
@@ -367,7 +367,7 @@ def test_a_run_starts_from_another_with_other_classes(whole, place, experiment):
     for split, rows in (("train", [40]), ("val", [8])):
         write_tokens(place / "five" / split, rows, config=replace(TINY, num_classes=5))
     options = ["--model.network.num_classes", "5", "--data.path", place / "five", "--model.init_from", whole]
-    options += ["--trainer.max_steps", "2", "--model.optimizer.learning_rate", "1e-9"]
+    options += ["--trainer.max_steps", "2", "--model.optimizer.base_learning_rate", "1e-9"]
     code, output = fit(experiment, "tuned", *options)
     assert code == 0, output
     assert f"weights from {whole}" in output

@@ -13,7 +13,7 @@ model:
   init_args:
     network: {{d_model: 32, n_layer: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, adaln: group, num_groups: 2,
       d_state: 8, headdim: 16, token_dropout: 0.2, mixer_dropout: 0.2}}
-    optimizer: {{learning_rate: 0.1, warmup_steps: 3, schedule: cosine}}
+    optimizer: {{base_learning_rate: 0.1, warmup_steps: 3, schedule: cosine}}
     label_dropout: 0.3
     global_batch_size: ${{data.init_args.global_batch_size}}
     seed: ${{seed_everything}}

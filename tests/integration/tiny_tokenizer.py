@@ -13,7 +13,7 @@ model:
   init_args:
     network: {{image_size: 16, codebook_size: 256, base_channels: 8, channel_multipliers: [1, 2], num_res_blocks: 1,
       z_channels: 8, norm_groups: 4, dropout: 0.1, usage_window: 1024}}
-    optimizer: {{learning_rate: 0.1, warmup_steps: 2, schedule: cosine}}
+    optimizer: {{base_learning_rate: 0.1, warmup_steps: 2, schedule: cosine}}
     loss: {{entropy_weight: 0.01}}
     adversarial: {{start_step: 2, adaptive: true, discriminator: {{num_layers: 1, channels: 8}}}}
     codebook_init: data

@@ -1,4 +1,4 @@
-"""Terms of the tokenizer's loss."""
+"""LossTerms of the tokenizer's loss."""
 
 import pytest
 import torch

@@ -74,7 +74,7 @@ def test_a_checkpoint_brings_back_the_step_and_no_settings():
 
     before = made()
     steps(*before, 5)
-    same, other = loaded(before), loaded(before, learning_rate=1e-5, weight_decay=0.2, betas=(0.8, 0.9))
+    same, other = loaded(before), loaded(before, base_learning_rate=1e-5, weight_decay=0.2, betas=(0.8, 0.9))
     steps(*before, 3)
     steps(*same, 3)
     assert torch.equal(before[0].weight, same[0].weight) and before[2].state_dict() == same[2].state_dict()

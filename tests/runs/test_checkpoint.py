@@ -22,7 +22,7 @@ from aim_lightning.checkpoint.io import (
 from aim_lightning.models import AiM
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
 from aim_lightning.runs.read_run import read_content
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
 
@@ -137,7 +137,7 @@ def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     run.checkpoint_directory.mkdir(parents=True)
     for step in (4, 8, 12):
         (run.checkpoint_directory / f"step={step:08d}.ckpt").touch()
-    with pytest.raises(PassingFault, match=r"step=00000012\.ckpt has appeared since the start"):
+    with pytest.raises(TransientError, match=r"step=00000012\.ckpt has appeared since the start"):
         run.set_aside_newer(4, [run.checkpoint_directory / "step=00000008.ckpt"])
     assert len(run.checkpoints()) == 3
     names = run.set_aside_newer(8, [run.checkpoint_directory / "step=00000012.ckpt"])
@@ -190,7 +190,7 @@ def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch
     monkeypatch.setattr(torch_load, "WAITS", (0.0, 0.0))
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, failing(original, [fault] * 9))
-    with pytest.raises(PassingFault, match=r"node .*step=00000008.ckpt cannot be read now \("):
+    with pytest.raises(TransientError, match=r"node .*step=00000008.ckpt cannot be read now \("):
         read_content(run, {})
     monkeypatch.setattr(owner, name, failing(original, [fault] * 2))
     content = read_content(run, {})
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_may_not_be_read_is_the_user_s_to_mend(tmp_path, monke
     monkeypatch.setattr(checksum, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
     with pytest.raises(UserError, match=r"a.ckpt cannot be used \(Permission denied\)") as caught:
         read_checkpoint(path)
-    assert not isinstance(caught.value, PassingFault | torch_load.UnreadableFile)
+    assert not isinstance(caught.value, TransientError | torch_load.UnreadableFile)
 
 
 def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path, monkeypatch):

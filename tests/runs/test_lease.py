@@ -11,7 +11,7 @@ import pytest
 
 from aim_lightning.runs import lease as module
 from aim_lightning.runs.lease import Lease
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 
 
 def test_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path):
@@ -121,12 +121,12 @@ with lease.Lease(Path({str(tmp_path)!r}, "lease.json"), beat_seconds=0.05, stale
     time.sleep(30)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == PassingFault.exit_code == 74 and "Input/output error" in done.stderr
+    assert done.returncode == TransientError.exit_code == 74 and "Input/output error" in done.stderr
 
 
 def test_a_lease_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Lease, "_text", full)
-    with pytest.raises(PassingFault, match=r"lease.json cannot be used .No space left on device"):
+    with pytest.raises(TransientError, match=r"lease.json cannot be used .No space left on device"):
         Lease(tmp_path / "lease.json").__enter__()
     assert not list(tmp_path.iterdir())
 

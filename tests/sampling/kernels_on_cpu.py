@@ -53,7 +53,7 @@ def products() -> dict[str, float]:
     """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
     from helpers import relative  # imports triton by many ways round
 
-    from aim_lightning.sampling.fast.kernel_configs import Product
+    from aim_lightning.sampling.fast.kernel_configs import MatmulConfig
     from aim_lightning.sampling.fast.triton_step import linear
 
     found = {}
@@ -68,7 +68,7 @@ def products() -> dict[str, float]:
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
         out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out if split > 1 else out[0], Product(16, 32, 128, 3, 4, early), {"CHAINED": False})
+        linear(x, weight, out if split > 1 else out[0], MatmulConfig(16, 32, 128, 3, 4, early), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
         found[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
     return found
@@ -101,10 +101,12 @@ def logits_in_bf16(
     decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
     small = replace(
-        kernel_configs.table()[768, 32], mix=kernel_configs.Mix(heads, 16, 2, 2, 0, products, first), split=1
+        kernel_configs.table()[768, 32],
+        mix=kernel_configs.MixerKernelConfig(heads, 16, 2, 2, 0, products, first),
+        split=1,
     )
     if deep:
-        early = kernel_configs.Product(16, 32, deep, 3, 4, early=True)
+        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, early=True)
         small = replace(small, project=early, out=early)
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)

@@ -16,7 +16,7 @@ from conftest import ROOT
 from integration.tiny import scalars, write_experiment
 
 from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.cluster.slurm_api import Facts, parse_jobs
+from aim_lightning.cluster.slurm_api import SlurmJobInfo, parse_jobs
 from aim_lightning.runs.directory import newest_checkpoint
 
 HERE = Path(__file__).parent
@@ -140,7 +140,7 @@ class Run:
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> SlurmJobInfo:
         return parse_jobs(self.cluster.sh("scontrol", "show", "job", self.job))[0]
 
     def until(self, what, seconds: float = PATIENCE):
@@ -197,7 +197,7 @@ class Run:
         """To one process alone."""
         os.kill(self.trace(rank)[-1][3], number)
 
-    def ends(self, state: str = "COMPLETED") -> Facts:
+    def ends(self, state: str = "COMPLETED") -> SlurmJobInfo:
         """Wait for the end of the job, which must be this one."""
         final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         facts = self.until(lambda: (f := self.facts).state in final and f)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from aim_lightning.utils.process import RANKS, STEP, Place, is_rank_zero, launched_place, no_collections
+from aim_lightning.utils.process import RANKS, STEP, ProcessRank, is_rank_zero, launched_rank, no_collections
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
@@ -37,12 +37,12 @@ def test_rank_zero(monkeypatch, environment, first):
     ("environment", "place"),
     [
         ({}, None),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
-        ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, Place(0, 2, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(5, 8, 1)),
+        ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, ProcessRank(3, 4, 1)),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, ProcessRank(0, 2, 0)),
         ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # the script that sbatch runs
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Place(1, 2, 0)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ProcessRank(1, 2, 0)),
         ({"LOCAL_RANK": "1"}, None),
     ],
 )
@@ -51,7 +51,7 @@ def test_place_says_what_the_launcher_says(monkeypatch, environment, place):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launched_place() == place
+    assert launched_rank() == place
 
 
 def test_nothing_is_collected_during_imports_and_then_all_is_as_before():

@@ -3,7 +3,7 @@
 import pytest
 
 from aim_lightning.utils import progress
-from aim_lightning.utils.progress import Report, watched
+from aim_lightning.utils.progress import ProgressBar, watched
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def clock(monkeypatch):
 
 
 def test_a_log_gets_a_line_about_every_minute(clock, capsys):
-    with Report("train", 1_281_167, done=100_000) as report:
+    with ProgressBar("train", 1_281_167, done=100_000) as report:
         for second in range(1, 131):
             clock[0] = 1000.0 + second
             report.advance(690)
@@ -26,7 +26,7 @@ def test_a_log_gets_a_line_about_every_minute(clock, capsys):
 
 
 def test_other_processes_and_short_jobs_are_silent(clock, capsys):
-    with Report("val", 10, shown=False) as report:
+    with ProgressBar("val", 10, shown=False) as report:
         clock[0] += 100
         report.advance(5)
     assert list(watched([1, 2], "looking")) == [1, 2]
@@ -34,7 +34,7 @@ def test_other_processes_and_short_jobs_are_silent(clock, capsys):
 
 
 def test_a_slow_job_and_a_note(clock, capsys):
-    with Report("sampling", 50_000, "images") as report:
+    with ProgressBar("sampling", 50_000, "images") as report:
         clock[0] += 100
         report.advance(50, "peak 1.0 GiB")
     assert capsys.readouterr().out == "sampling: 50 of 50,000 images, 0.5 images/s, 27.8 h left, peak 1.0 GiB\n"
@@ -42,7 +42,7 @@ def test_a_slow_job_and_a_note(clock, capsys):
 
 def test_the_last_line_stays_where_asked_for(clock, capsys):
     for done in (0, 10):
-        with Report("val", 10, done=done, leave=True) as report:
+        with ProgressBar("val", 10, done=done, leave=True) as report:
             clock[0] += 2
             report.advance(10 - done)
     assert capsys.readouterr().out == "val: 10 of 10 images, 5 images/s, 0 s left\n"  # nothing to do, nothing to say
@@ -50,7 +50,7 @@ def test_the_last_line_stays_where_asked_for(clock, capsys):
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with Report("train", 10, done=4) as report:
+    with ProgressBar("train", 10, done=4) as report:
         report.advance(6)
         report._bar.refresh()
     shown = capsys.readouterr().out

@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.stop_request import between
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.reference_statistics import ReferenceImages
+from aim_lightning.utils.dist import ProcessGroup
 
 
 class Scoring(Callback):
@@ -55,7 +55,7 @@ class Scoring(Callback):
         """Statistics of the real images of a split, from the cache or shared out over the ranks; all call it."""
         reference = Reference(None, self.images, split)
         looking = partial(between, trainer, phase="the next images of the reference")
-        return reference.statistics(self.features, Ranks(), self.cache_dir, self.batch_size, probe, looking)
+        return reference.statistics(self.features, ProcessGroup(), self.cache_dir, self.batch_size, probe, looking)
 
 
 def has_ema(trainer: Trainer) -> bool:

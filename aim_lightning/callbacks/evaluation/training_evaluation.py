@@ -16,8 +16,7 @@ from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.evaluated_model import identity
-from aim_lightning.evaluation.incremental import Rounds, Scored
-from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.incremental import IncrementalScorer, Scored
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.score_record import append_record, score_record, write_record
 from aim_lightning.evaluation.size import check_size, drawn_size
@@ -26,9 +25,10 @@ from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.runs.results import hardware
 from aim_lightning.utils.disk_errors import tolerate_disk_errors
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_png
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 GRID = 8  # rows and columns of the image grid
 
@@ -92,8 +92,8 @@ class TrainingEvaluation(Callback):
         self.features.load(pl_module.device)
         real = Reference(self.reference, self.images)
         check_size(drawn_size(self.tokenizer), real.image_size())
-        statistics = real.statistics(self.features, Ranks(), self.cache_dir)
-        self.rounds = Rounds(self.features, statistics, self.sampling, self.compare)
+        statistics = real.statistics(self.features, ProcessGroup(), self.cache_dir)
+        self.rounds = IncrementalScorer(self.features, statistics, self.sampling, self.compare)
         names = self.rounds.prepare(self.num_samples).names()
         if self.monitor is not None and self.monitor not in names:
             raise UserError(f"training evaluation: monitor is {self.monitor!r}; use one of {', '.join(names)}")
@@ -104,7 +104,7 @@ class TrainingEvaluation(Callback):
         if whole_step and due and step > self.evaluated_step:
             asked = self._evaluate(trainer, pl_module)
             if asked:
-                say("evaluation given up; the next start does it")
+                log("evaluation given up; the next start does it")
                 _preemption(trainer).stop(trainer, asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +113,7 @@ class TrainingEvaluation(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.evaluated_step and self._evaluate(trainer, pl_module):
-            say("evaluation of the last step given up, for the checkpoint's sake; `evaluate` scores it")
+            log("evaluation of the last step given up, for the checkpoint's sake; `evaluate` scores it")
 
     def state_dict(self) -> dict:
         names = ("evaluated_step", "epoch_due", "best", "num_samples")
@@ -171,7 +171,7 @@ class TrainingEvaluation(Callback):
         directory = Path(self.run_dir) / "best"
         if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, directory / name)):
             self.best = before
-            say(f"warning: {failure}; the best ones so far stay, and training goes on")
+            log(f"warning: {failure}; the best ones so far stay, and training goes on")
             return
         if trainer.is_global_zero:
             for _, _, old in dropped:

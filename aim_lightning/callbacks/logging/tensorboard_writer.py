@@ -11,7 +11,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
-from aim_lightning.utils.disk_errors import tell_once
+from aim_lightning.utils.logging import warn_once
 
 MOST_WAITING = 64 << 20  # bytes of events kept in memory while the disk takes none
 VERSION = "brain.Event:2"
@@ -41,7 +41,7 @@ class EventFile:
 
     def add_event(self, event: Event) -> None:
         if len(self.waiting) > MOST_WAITING:
-            tell_once(f"{self.path} takes nothing, and too much waits for it: curves and images get a hole")
+            warn_once(f"{self.path} takes nothing, and too much waits for it: curves and images get a hole")
         else:
             RecordWriter(_Buffer(self.waiting)).write(event.SerializeToString())
         if time.monotonic() - self.flushed_at >= self.flush_seconds:
@@ -55,7 +55,7 @@ class EventFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _append(self.path, self.waiting)
         except OSError as error:
-            tell_once(f"{self.path} cannot be written ({error.strerror or error}); its events wait for room")
+            warn_once(f"{self.path} cannot be written ({error.strerror or error}); its events wait for room")
         else:
             self.waiting.clear()
 

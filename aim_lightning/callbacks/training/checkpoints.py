@@ -13,7 +13,7 @@ from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.runs.directory import list_checkpoints, step_of
 from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 LOOK_EVERY = 10  # optimizer steps between two looks at the clock, which all ranks take together
 
@@ -75,7 +75,7 @@ class Checkpoints(Checkpoint):
         self.save(trainer, insist=True)
         if self.best and trainer.is_global_zero:
             found = ", ".join(f"step {step} ({value:.4f})" for value, step in self.best)
-            say(f"best checkpoints by {self.monitor}: {found}")
+            log(f"best checkpoints by {self.monitor}: {found}")
 
     def state_dict(self) -> dict:
         return {"monitor": self.monitor, "mode": self.mode, "best": [list(entry) for entry in self.best]}
@@ -133,7 +133,7 @@ class Checkpoints(Checkpoint):
         failure += f"; {kept[0].name} is kept" if kept else "; there is no earlier one"
         if insist:
             raise UserError(f"{failure}; make room and run the same command again")
-        say(f"warning: {failure}; training goes on, the next attempt is at the next checkpoint")
+        log(f"warning: {failure}; training goes on, the next attempt is at the next checkpoint")
 
     def _remove_others(self) -> None:
         best = {step for _, step in self.best}

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.utils.errors import UserError
 
 
-class ReplacedRows(Callback):
+class CorruptRecords(Callback):
     """Always on; the command line adds it. Acts when `data.on_corrupt` is ``skip``.
 
     Logs data/replaced_rows: rows so far that stood in for those of corrupt records, over all devices, and

@@ -13,7 +13,7 @@ from aim_lightning.cluster import signals, step_timings
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 MUCH = 1.2  # times the longest pause so far
 
@@ -142,7 +142,7 @@ class Preemption(Callback):
     def stop(self, trainer: Trainer, agreed: int) -> None:
         """Write a checkpoint and raise `Stopped`; between two batches, on every rank."""
         name, step = signals.NAMES[agreed], trainer.global_step
-        say(f"{name}: stopping before the next batch, at step {step}")
+        log(f"{name}: stopping before the next batch, at step {step}")
         checkpoints = _checkpoints(trainer)
         beat("the checkpoint before stopping")
         saved = _save(checkpoints, trainer) if checkpoints else False
@@ -176,7 +176,7 @@ class Preemption(Callback):
         values = {"start_seconds": start, "stopped_at": 0}
         if waited is not None:
             values["stop_to_first_step_seconds"] = waited
-            say(f"first batch {waited:.1f} s after the stop; {start:.1f} s of them since this process began")
+            log(f"first batch {waited:.1f} s after the stop; {start:.1f} s of them since this process began")
         step_timings.record(self.run_dir, **values)
 
     def _keep(self, trainer: Trainer) -> None:
@@ -195,7 +195,7 @@ def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:
     try:
         return checkpoints.save(trainer)
     except UserError as error:
-        say(f"warning: {error}")
+        log(f"warning: {error}")
     except Exception:
         traceback.print_exc()
     return False

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cluster.rank_consistency import RankFacts, configuration_hash, faults, late_views, versions
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.process import node_name
 
 SHARED_SECONDS = 10.0  # network file systems show new files late
@@ -29,7 +29,7 @@ class Preflight(Callback):
     Raises:
         UserError: on rank 0, when anything differs: it names the nodes, a line a fault; the other ranks end with it.
             On any rank for whom the first sum comes out wrong.
-        PassingFault: on each rank whose exchange with the others fails, or whose view of the shared directory is old.
+        TransientError: on each rank whose exchange with the others fails, or whose view of the shared directory is old.
     """
 
     def __init__(self, run_dir: str, configuration: dict, start: str) -> None:
@@ -42,7 +42,7 @@ class Preflight(Callback):
         if lines := faults(ranks, str(self.run_dir)):
             self._refuse(trainer, lines, UserError, 2)
         if lines := late_views(ranks):
-            self._refuse(trainer, lines, PassingFault, PassingFault.exit_code)
+            self._refuse(trainer, lines, TransientError, TransientError.exit_code)
         _reduce(trainer, len(ranks))
 
     def _gather(self, trainer: Trainer) -> list[RankFacts]:
@@ -87,7 +87,7 @@ def _network(rank: int, what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's errors are of this kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PassingFault(f"node {node_name()}, rank {rank}: {what} failed ({reason})") from error
+        raise TransientError(f"node {node_name()}, rank {rank}: {what} failed ({reason})") from error
 
 
 def _reduce(trainer: Trainer, ranks: int) -> None:
@@ -110,7 +110,7 @@ def _touch(mark: Path) -> None:
             old.unlink(missing_ok=True)
         mark.touch()
     except OSError as error:
-        raise PassingFault(f"node {node_name()}: {mark} cannot be made ({error.strerror or error})") from error
+        raise TransientError(f"node {node_name()}: {mark} cannot be made ({error.strerror or error})") from error
 
 
 def _appears(path: Path) -> bool:

@@ -10,7 +10,7 @@ from aim_lightning.callbacks.training.metric_state import metric_states, restore
 from aim_lightning.utils.random import hash_seed
 
 
-class RunState(Callback):
+class ResumeState(Callback):
     """Always on; the command line adds it.
 
     Before each batch torch's generators are seeded by (seed, cursor, place of its first row in the global batch):

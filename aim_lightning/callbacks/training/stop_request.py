@@ -11,12 +11,12 @@ from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.heartbeat import beat
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 Item = TypeVar("Item")
 
 
-class Interruption(Callback):
+class StopRequest(Callback):
     """Raises `Stopped` on every rank before the same round of batches; put it before all callbacks that score.
 
     Ranks may have different numbers of batches, which nobody knows before: the one that is through takes part in the
@@ -75,14 +75,14 @@ class Interruption(Callback):
             torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self.group)
         agreed, others = said.tolist()
         if agreed:
-            say(f"{signals.NAMES[agreed]}: stopping before {phase}, without results")
+            log(f"{signals.NAMES[agreed]}: stopping before {phase}, without results")
             raise Stopped(agreed, self.step)
         return bool(others)
 
 
 def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Item]:
     """The items of this rank, each a sign of life; in `validate` it can stop before each of them."""
-    found = next((callback for callback in trainer.callbacks if isinstance(callback, Interruption)), None)
+    found = next((callback for callback in trainer.callbacks if isinstance(callback, StopRequest)), None)
     if found is not None:
         yield from found.between(items, phase)
         return

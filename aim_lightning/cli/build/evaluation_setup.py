@@ -1,4 +1,4 @@
-"""What evaluate, sweep, follow and reproduce share: processes, the judge, the generator, labels."""
+"""What evaluate, sweep, follow and reproduce share: processes, the scorer, the generator, labels."""
 
 import argparse
 import warnings
@@ -15,22 +15,22 @@ from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of
 from aim_lightning.config import Document
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.evaluation.evaluated_model import Generator, from_published, from_run
-from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.sample_blocks import resolved
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
-from aim_lightning.evaluation.scorer import Evaluation, Judge
+from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.metrics.features import FeatureNetwork, InceptionFeatures
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.instantiate import build_object
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 
-def start(document: Document) -> tuple[Ranks, torch.device]:
+def start(document: Document) -> tuple[ProcessGroup, torch.device]:
     """Start the other processes as `trainer` asks (devices, nodes, torchrun, SLURM).
 
     Raises:
@@ -44,7 +44,7 @@ def start(document: Document) -> tuple[Ranks, torch.device]:
         fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
-    return Ranks(), fabric.device
+    return ProcessGroup(), fabric.device
 
 
 def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) -> None:
@@ -55,7 +55,7 @@ def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) ->
         raise UserError(f"{given} leaves {', '.join(useless)} without a meaning; give one or the other")
 
 
-def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, device: torch.device) -> Judge:
+def make_scorer(document: Document, options: argparse.Namespace, ranks: ProcessGroup, device: torch.device) -> Scorer:
     """Feature network and reference of the document and the command line."""
     check_feature_batch(options)
     network, values = _features(document), document.values["images"]
@@ -66,8 +66,8 @@ def make_judge(document: Document, options: argparse.Namespace, ranks: Ranks, de
     network.load(device)
     real = reference.statistics(network, *how)
     speed = {"reference": reference.performance} if reference.performance else {}
-    judge = Judge(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
-    return replace(judge, performance=speed)
+    scorer = Scorer(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
+    return replace(scorer, performance=speed)
 
 
 def check_feature_batch(options: argparse.Namespace) -> None:
@@ -83,7 +83,7 @@ def _features(document: Document) -> FeatureNetwork:
     return build_object(section, FeatureNetwork, "features")
 
 
-def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> Generator:
+def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
     """Published weights, or the run's checkpoint."""
     if getattr(options, "weights", None):
         return from_published(options.weights, device, backend_of(document))
@@ -94,14 +94,14 @@ def make_generator(document: Document, options: argparse.Namespace, device: torc
 
 
 def make_evaluation(
-    document: Document, options: argparse.Namespace, generator: Generator, judge: Judge, keep_images: bool
+    document: Document, options: argparse.Namespace, generator: EvaluatedModel, scorer: Scorer, keep_images: bool
 ) -> Evaluation:
-    """Puts generator and judge together, below the run's directory."""
+    """Puts generator and scorer together, below the run's directory."""
     data = {"pictures": Path(document.values["images"]["train"]).parent.name} if document.values["images"] else {}
-    return Evaluation(generator, judge, evaluations_root(document, options, generator), data, keep_images, say)
+    return Evaluation(generator, scorer, evaluations_root(document, options, generator), data, keep_images, log)
 
 
-def evaluations_root(document: Document, options: argparse.Namespace, generator: Generator) -> Path:
+def evaluations_root(document: Document, options: argparse.Namespace, generator: EvaluatedModel) -> Path:
     """runs/EXPERIMENT/RUN/evaluations, or runs/published/NAME/evaluations; --out overrides."""
     if getattr(options, "out", None):
         return Path(options.out)
@@ -121,7 +121,7 @@ def sampling_options(document: Document) -> SamplingOptions:
     return SamplingOptions(**document.values["sampling"])
 
 
-def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
+def make_labels(options: argparse.Namespace, generator: EvaluatedModel) -> Tensor:
     """--labels, or balanced over --classes or all of them.
 
     Raises:
@@ -138,9 +138,11 @@ def make_labels(options: argparse.Namespace, generator: Generator) -> Tensor:
     return balanced_labels(options.num, chosen)
 
 
-def make_plan(options: argparse.Namespace, generator: Generator, sampling: SamplingOptions) -> SamplePlan:
+def make_plan(options: argparse.Namespace, generator: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:
     """Labels in blocks of sampling.batch_size. Every process must call it."""
-    return SamplePlan(make_labels(options, generator), resolved(generator.pipeline, sampling, Ranks()).batch_size)
+    return SamplePlan(
+        make_labels(options, generator), resolved(generator.pipeline, sampling, ProcessGroup()).batch_size
+    )
 
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:
@@ -155,7 +157,7 @@ def show(record: dict[str, Any]) -> None:
     spread = record.get("std") or {}
     for name, value in record["metrics"].items():
         more = f" ± {spread[name]:.4f}" if len(record.get("seeds", [])) > 1 else ""
-        say(f"  {name:36s}{value:12.4f}{more}")
+        log(f"  {name:36s}{value:12.4f}{more}")
     for what, speed in record["performance"].items():
         if isinstance(speed, dict) and speed:
-            say(f"  {what:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")
+            log(f"  {what:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")

@@ -8,7 +8,7 @@ from aim_lightning.models import AiM
 from aim_lightning.models.aim.transfer import CLASSES, adapt_weights
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 from aim_lightning.weights import Source, read_source
 from aim_lightning.weights.compare import check_same
 from aim_lightning.weights.load import aim_weights, vq_weights
@@ -39,9 +39,9 @@ def start_from(module: LightningModule, source: str, manifest: TokenManifest | N
         record = network.state_dict()[USAGE_RECORD]  # a new run has used no codes yet
         weights, notes = {**vq_weights(found, network.config), USAGE_RECORD: record}, []
     load_weights(network, weights, source)
-    say(f"weights from {source}")
+    log(f"weights from {source}")
     for note in notes:
-        say(f"  {note}")
+        log(f"  {note}")
 
 
 def _check_tokenizer(found: Source, manifest: TokenManifest) -> None:

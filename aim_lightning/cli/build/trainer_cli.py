@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.logging.tensorboard import own_writer
 from aim_lightning.callbacks.training.checkpoint_io import RunCheckpointIO
-from aim_lightning.callbacks.training.corrupt_records import ReplacedRows
+from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.resume_state import RunState
+from aim_lightning.callbacks.training.resume_state import ResumeState
 from aim_lightning.cli.build.callback_resources import Frozen
 from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cluster.options import ClusterOptions
@@ -83,10 +83,10 @@ class AimCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         built = self.config_init
         callbacks = [callback for callback in built["callbacks"].values() if callback is not None]
-        state = RunState(self.document.values["seed_everything"], self.document.values)
+        state = ResumeState(self.document.values["seed_everything"], self.document.values)
         options = {
             **built["trainer"],
-            "callbacks": [state, ReplacedRows(), *self.guards, *callbacks],
+            "callbacks": [state, CorruptRecords(), *self.guards, *callbacks],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
             "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO(), *environment()],

@@ -10,8 +10,8 @@ from aim_lightning.cli.build.evaluation_setup import (
     directory,
     make_evaluation,
     make_generator,
-    make_judge,
     make_plan,
+    make_scorer,
     refuse,
     sampling_options,
     seeds,
@@ -23,13 +23,13 @@ from aim_lightning.config import Document
 from aim_lightning.evaluation.decoded import open_images
 from aim_lightning.evaluation.image_sets import ImageList
 from aim_lightning.evaluation.npz_export import preview_png
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
-from aim_lightning.evaluation.scorer import PREVIEW, RECORD, Judge
+from aim_lightning.evaluation.scorer import PREVIEW, RECORD, Scorer
 from aim_lightning.runs.results import record as record_results
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 from aim_lightning.utils.threads import in_background
 
 RESULTS = Path("experiments/results")
@@ -52,13 +52,13 @@ def run(document: Document, options: argparse.Namespace) -> int:
     generator = make_generator(document, options, device)
     plan = make_plan(options, generator, sampling)
     evaluation = make_evaluation(
-        document, options, generator, make_judge(document, options, ranks, device), options.keep_images
+        document, options, generator, make_scorer(document, options, ranks, device), options.keep_images
     )
     records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
     record = over_seeds(records)
     directory = evaluation.directory(plan, sampling)
     place = directory / RECORD
-    if ranks.is_first:
+    if ranks.is_rank_zero:
         if len(records) > 1:
             place = evaluation.root / f"{directory.name}-{len(records)}seeds.json"
             write_record(place, record)
@@ -66,7 +66,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
             _keep_in_results(document, record)
         keep(record, options.record)
     show(record)
-    say(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
+    log(f'results: {place}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
     return 0
 
 
@@ -77,7 +77,7 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
     if not newest or (newest[0].name, place.experiment, place.run) != tuple(
         model[key] for key in ("checkpoint", "experiment", "run")
     ):
-        say(f"{model['checkpoint']} is not the newest checkpoint of {place.path}: results.json stays as it is")
+        log(f"{model['checkpoint']} is not the newest checkpoint of {place.path}: results.json stays as it is")
         return
     first = next(iter(record["metrics"]))  # its name tells features, number of images and raw weights
     facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": record["std"]}
@@ -87,36 +87,36 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
 def _score_given(document: Document, options: argparse.Namespace, images: ImageList) -> int:
     check_feature_batch(options)
     ranks, device = start(document)
-    batches = images.share(ranks, options.feature_batch)  # decoded from now on, beside all that follows
-    if ranks.is_first:
+    batches = images.shard(ranks, options.feature_batch)  # decoded from now on, beside all that follows
+    if ranks.is_rank_zero:
         images.begin()
-    judge = make_judge(document, options, ranks, device)
-    preview = in_background(lambda: preview_png(images, None)) if ranks.is_first else None
-    values, speed = judge.score(images, batches)
+    scorer = make_scorer(document, options, ranks, device)
+    preview = in_background(lambda: preview_png(images, None)) if ranks.is_rank_zero else None
+    values, speed = scorer.score(images, batches)
     images.gather(ranks)
-    if ranks.is_first:
+    if ranks.is_rank_zero:
         source = images.source()
-        protocol = judge.protocol(len(images))
+        protocol = scorer.protocol(len(images))
         name = (
             f"{Path(options.samples).stem}-{short_key([source['sha256'], protocol])}"  # every archive is called samples
         )
         directory = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
-        record = _given_record(judge, source, values, speed, ranks)
+        record = _given_record(scorer, source, values, speed, ranks)
         write_bytes(directory / PREVIEW, preview.result())
         write_record(directory / RECORD, record)
         keep(record, options.record)
         show(record)
-        say(f"results: {directory / RECORD}, {directory / PREVIEW}")
+        log(f"results: {directory / RECORD}, {directory / PREVIEW}")
     return 0
 
 
 def _given_record(
-    judge: Judge, source: dict[str, Any], values: dict[str, float], speed: dict[str, float], ranks: Ranks
+    scorer: Scorer, source: dict[str, Any], values: dict[str, float], speed: dict[str, float], ranks: ProcessGroup
 ) -> dict[str, Any]:
     count = source["pictures"]
-    protocol = {"pictures": source, **judge.protocol(count)}
-    performance = {**judge.performance, **speed, "processes": ranks.world_size}
-    return score_record(source, {}, values, count, protocol, performance, judge.hardware())
+    protocol = {"pictures": source, **scorer.protocol(count)}
+    performance = {**scorer.performance, **speed, "processes": ranks.world_size}
+    return score_record(source, {}, values, count, protocol, performance, scorer.hardware())
 
 
 def check_record_name(name: str | None, directory: Path = RESULTS) -> None:
@@ -129,4 +129,4 @@ def keep(record: dict[str, Any], name: str | None) -> None:
     """A copy for `make table`."""
     if name:
         write_record(RESULTS / f"{name}.json", record)
-        say(f"recorded in {RESULTS / name}.json")
+        log(f"recorded in {RESULTS / name}.json")

@@ -10,7 +10,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 from aim_lightning.callbacks.training.checkpoint_io import from_file
 from aim_lightning.callbacks.training.preemption import own_signals
 from aim_lightning.callbacks.training.validated_step import ValidatedStep
-from aim_lightning.checkpoint.io import misfits, read_checkpoint
+from aim_lightning.checkpoint.io import incompatible, read_checkpoint
 from aim_lightning.cli.build.init_from import start_from
 from aim_lightning.cli.build.trainer_cli import AimCLI, build, quiet, run_directory
 from aim_lightning.cli.fit_lifecycle import after_rank_zero, check_step, guards, leave, remember_end, watchdog
@@ -27,10 +27,11 @@ from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.read_run import read_content
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.utils.disk_errors import tolerate_disk_errors
-from aim_lightning.utils.errors import PassingFault, UserError, one_line
+from aim_lightning.utils.errors import TransientError, UserError, one_line
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.heartbeat import beat
-from aim_lightning.utils.process import is_rank_zero, node_name, rank, say
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import is_rank_zero, node_name, rank
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -43,18 +44,18 @@ def run(document: Document, options: argparse.Namespace) -> int:
         return _run(document, options, directory)
     except Stopped as stop:
         return leave(stop, directory, options.given)
-    except PassingFault as fault:
+    except TransientError as fault:
         return _passing(fault, directory)
     except (DistNetworkError, DistStoreError) as error:
         reason = str(error).strip().splitlines()[0]
-        fault = PassingFault(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        fault = TransientError(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
         return _passing(fault, directory)
     except UserError:
         remember_end(directory, USER_ERROR)
         raise
 
 
-def _passing(fault: PassingFault, directory: RunDirectory) -> int:
+def _passing(fault: TransientError, directory: RunDirectory) -> int:
     remember_end(directory, fault.exit_code)
     print(f"error: {one_line(fault)}", file=sys.stderr, flush=True)
     return fault.exit_code
@@ -81,14 +82,14 @@ def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
         fault = UserError(refusal(directory, decision))
         raise fault if is_rank_zero() else after_rank_zero(fault)
     for note in decision.notes[said:]:
-        say(note)
+        log(note)
 
 
 def _train(
     document: Document, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
 ) -> int:
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
-    say(f"{directory.path}: training {where}")
+    log(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
@@ -110,7 +111,7 @@ def _train(
     except SystemExit as stop:
         if stop.code != 1:  # Lightning's answer to Ctrl-C
             raise
-        say(f"stopped; the same command continues {directory.path}")
+        log(f"stopped; the same command continues {directory.path}")
         return 130
     if is_rank_zero():
         finish(cli, document, directory, validated.step)
@@ -121,7 +122,7 @@ def _write_start(document: Document, directory: RunDirectory, decision: Decision
     """What a start leaves in the run directory before it trains."""
     directory.set_aside_newer(decision.step, content.damaged)
     for path in directory.remove_leftovers():
-        say(f"removed {path}, left by a save that was cut short or found damaged")
+        log(f"removed {path}, left by a save that was cut short or found damaged")
     append_start(directory, decision)
     with tolerate_disk_errors(directory.config):
         write_text(directory.config, dump(document.values))
@@ -129,7 +130,7 @@ def _write_start(document: Document, directory: RunDirectory, decision: Decision
 
 def _check_fit(cli: AimCLI, checkpoint: Path) -> None:
     """Before Lightning's strict loading, which lists every weight on lines of its own."""
-    parts = misfits(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
+    parts = incompatible(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
     if parts:
         raise UserError(
             f"{checkpoint} does not fit the {type(cli.model).__name__} that is configured: {'; '.join(parts)}; "

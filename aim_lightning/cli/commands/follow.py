@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from aim_lightning.cli.build.evaluation_setup import (
     directory,
     make_evaluation,
-    make_judge,
     make_plan,
+    make_scorer,
     sampling_options,
     show,
     start,
@@ -21,16 +21,16 @@ from aim_lightning.cli.build.evaluation_setup import (
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.config import backend_of
 from aim_lightning.config import Document
-from aim_lightning.evaluation.evaluated_model import Generator, from_run
-from aim_lightning.evaluation.process_group import Ranks
+from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_run
 from aim_lightning.evaluation.score_record import short_key
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory, step_of
 from aim_lightning.runs.read_run import read_content
 from aim_lightning.runs.resume_policy import decide
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 DIRECTORY = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a directory
 
@@ -40,29 +40,29 @@ def run(document: Document, options: argparse.Namespace) -> int:
     quiet()
     place, sampling = directory(document), sampling_options(document)
     ranks, device = start(document)
-    judge = make_judge(document, options, ranks, device)
+    scorer = make_scorer(document, options, ranks, device)
     tokenizer = document.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    done = Done(place, {"sampling": asdict(sampling), "raw": options.raw, **judge.protocol(options.num)}, ranks)
+    done = FollowState(place, {"sampling": asdict(sampling), "raw": options.raw, **scorer.protocol(options.num)}, ranks)
     for step, path in new_checkpoints(place, set(done.steps), options.every, options.patience, ranks):
         how = {"raw": options.raw, "tokenizer": tokenizer, "backend": backend_of(document)}
         generator = load_together(path, ranks, lambda path, how=how: from_run(path, device=device, **how))
         if generator is None:
             continue
-        evaluation = make_evaluation(document, options, generator, judge, keep_images=False)
+        evaluation = make_evaluation(document, options, generator, scorer, keep_images=False)
         record = evaluation.run(make_plan(options, generator, sampling), sampling)
-        say(path.name)
+        log(path.name)
         show(record)
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             done.add(step, record["metrics"])
     if not place.checkpoints():
         raise UserError(f"{place.path} got no checkpoint within {options.patience:g} seconds; see --patience")
-    say(f"results: {place.path}/evaluations; curves: make tensorboard, {done.directory}")
+    log(f"results: {place.path}/evaluations; curves: make tensorboard, {done.directory}")
     return 0
 
 
 def new_checkpoints(
-    place: RunDirectory, seen: set[int], every: float, patience: float, ranks: Ranks
+    place: RunDirectory, seen: set[int], every: float, patience: float, ranks: ProcessGroup
 ) -> Iterator[tuple[int, Path]]:
     """Steps and files as they appear, oldest first; the same on every process.
 
@@ -73,12 +73,14 @@ def new_checkpoints(
         patience: seconds without a new one to stop after.
         ranks: the first looks for all.
     """
-    news, over = time.monotonic(), Over(place)
+    news, over = time.monotonic(), TrainingEnd(place)
     while True:
         training = place.lease.exists()  # before the look: the last checkpoint comes before the lease goes
         fresh = sorted(step for step in map(step_of, place.checkpoints()) if step not in seen)
-        tired = not fresh and ranks.is_first and (time.monotonic() - news > patience or (not training and over.look()))
-        step, tired = ranks.from_first((fresh[0] if fresh else None, tired))
+        tired = (
+            not fresh and ranks.is_rank_zero and (time.monotonic() - news > patience or (not training and over.look()))
+        )
+        step, tired = ranks.broadcast((fresh[0] if fresh else None, tired))
         if step is not None:
             seen.add(step)
             yield step, place.checkpoint_directory / f"step={step:08d}.ckpt"
@@ -89,7 +91,7 @@ def new_checkpoints(
             time.sleep(every)
 
 
-class Over:
+class TrainingEnd:
     """Whether `fit` would find nothing left to train; a checkpoint is read once."""
 
     def __init__(self, place: RunDirectory) -> None:
@@ -105,7 +107,7 @@ class Over:
         return self.known[newest]
 
 
-def load_together(path: Path, ranks: Ranks, load: Callable[[Path], Generator]) -> Generator | None:
+def load_together(path: Path, ranks: ProcessGroup, load: Callable[[Path], EvaluatedModel]) -> EvaluatedModel | None:
     """A checkpoint on all processes, or None on all where training has removed it meanwhile: a newer one is there.
 
     Raises:
@@ -116,12 +118,12 @@ def load_together(path: Path, ranks: Ranks, load: Callable[[Path], Generator]) -
     except UserError as error:
         generator, problem = None, str(error)
     problems = [one for one in ranks.all(problem) if one]
-    if problems and ranks.from_first(path.exists()):
+    if problems and ranks.broadcast(path.exists()):
         raise UserError(problems[0])
     return None if problems else generator
 
 
-class Done:
+class FollowState:
     """Which steps were followed before under the same protocol, and their curves: follow/KEY/ of the run.
 
     Args:
@@ -130,11 +132,11 @@ class Done:
         ranks: the first one writes.
     """
 
-    def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: Ranks) -> None:
+    def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: ProcessGroup) -> None:
         self.directory = place.path / DIRECTORY / short_key(protocol)
         self.path = self.directory / "steps.json"
         self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             write_json(self.directory / "protocol.json", protocol)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from aim_lightning.cli.build.evaluation_setup import (
     make_evaluation,
     make_generator,
-    make_judge,
     make_plan,
+    make_scorer,
     sampling_options,
     seeds,
     show,
@@ -17,14 +17,14 @@ from aim_lightning.cli.build.evaluation_setup import (
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
 from aim_lightning.config import Document
-from aim_lightning.evaluation.process_group import Ranks
 from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.evaluation.report.table import beside_paper
 from aim_lightning.evaluation.score_record import over_seeds, write_record
 from aim_lightning.evaluation.scorer import RECORD
 from aim_lightning.metrics.fetch import DOWNLOADS, fetch
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 from aim_lightning.weights.fetch import PUBLISHED
 from aim_lightning.weights.fetch import fetch as fetch_weights
 
@@ -47,37 +47,37 @@ def run(document: Document, options: argparse.Namespace) -> int:
     _fetch_missing(document, options, row.model, ranks)
     generator = make_generator(document, options, device)
     plan = make_plan(options, generator, sampling)
-    judge = make_judge(document, options, ranks, device)
-    evaluation = make_evaluation(document, options, generator, judge, keep_images=True)
+    scorer = make_scorer(document, options, ranks, device)
+    evaluation = make_evaluation(document, options, generator, scorer, keep_images=True)
     records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
     record = over_seeds(records)
-    if ranks.is_first:
+    if ranks.is_rank_zero:
         write_record(evaluation.root / f"{row.model}.json", record)
         keep(record, options.record)
     show(record)
-    say("\n" + beside_paper(record, row))
+    log("\n" + beside_paper(record, row))
     _say_protocol(record, options.num)
-    say(f"results: {evaluation.directory(plan, sampling) / RECORD}; next: make table (after --record NAME)")
+    log(f"results: {evaluation.directory(plan, sampling) / RECORD}; next: make table (after --record NAME)")
     return 0
 
 
-def _fetch_missing(document: Document, options: argparse.Namespace, model: str, ranks: Ranks) -> None:
+def _fetch_missing(document: Document, options: argparse.Namespace, model: str, ranks: ProcessGroup) -> None:
     """Weights, Inception and reference where none are given, by the first process; a file that is there is checked.
 
     Raises:
         UserError: no connection, or another file than was published; on all processes.
     """
-    ranks.ask_first(lambda: _fetch(options, model, inception=document.values["features"] is None))
+    ranks.on_rank0(lambda: _fetch(options, model, inception=document.values["features"] is None))
     options.weights = options.weights or str(_directory(model))
     options.reference = options.reference or DOWNLOADS["adm"].path
 
 
 def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
     if options.weights is None and not _directory(model).exists():  # files brought by hand have no record to check
-        say(f"fetched {fetch_weights(model)}")
+        log(f"fetched {fetch_weights(model)}")
     wanted = {"adm": options.reference is None, "inception": inception}
     for name in (name for name, missing in wanted.items() if missing):
-        say(f"using {fetch(DOWNLOADS[name])}")
+        log(f"using {fetch(DOWNLOADS[name])}")
 
 
 def _directory(model: str) -> Path:
@@ -88,6 +88,6 @@ def _say_protocol(record: dict, num: int) -> None:
     """What keeps the two rows from being comparable."""
     features = record["protocol"]["features"]["network"]
     if not any(name.startswith("fid_") for name in record["metrics"]):
-        say(f"these are distances on {features}, no FID: they compare with no paper")
+        log(f"these are distances on {features}, no FID: they compare with no paper")
     if num < 50_000:
-        say(f"{num:,} samples in place of 50,000: FID is biased upwards, compare it with none")
+        log(f"{num:,} samples in place of 50,000: FID is biased upwards, compare it with none")

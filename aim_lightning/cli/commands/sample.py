@@ -16,7 +16,7 @@ from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
-from aim_lightning.utils.progress import Report
+from aim_lightning.utils.progress import ProgressBar
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def _draw(
     sampling = pipeline.resolve(sampling)
     sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
     blocks = -(-len(wanted) // sampling.batch_size)
-    with Report("sampling", blocks * pipeline.aim.config.num_tokens, "steps") as report:
+    with ProgressBar("sampling", blocks * pipeline.aim.config.num_tokens, "steps") as report:
 
         def on_step(step: int, codes_BT: Tensor) -> None:
             report.advance(1)

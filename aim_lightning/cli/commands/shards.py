@@ -6,7 +6,7 @@ from typing import Any
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import Report, watched
+from aim_lightning.utils.progress import ProgressBar, watched
 
 SPLITS = ("train", "val")
 
@@ -90,7 +90,7 @@ def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
     from aim_lightning.data.tokens.verify.verify import verify_directory
 
     rows = TokenManifest.load(directory).rows
-    with Report(f"verifying {directory}", rows, "rows") as report:
+    with ProgressBar(f"verifying {directory}", rows, "rows") as report:
         faults = verify_directory(directory, tokenizer_hash, report.advance)
     for fault in faults:
         print(f"{directory}/{fault}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from aim_lightning.cli.build.evaluation_setup import (
     make_evaluation,
     make_generator,
-    make_judge,
     make_plan,
+    make_scorer,
     refuse,
     sampling_options,
     seeds,
@@ -31,7 +31,7 @@ from aim_lightning.evaluation.report.sweep import (
 )
 from aim_lightning.evaluation.score_record import over_seeds, short_key
 from aim_lightning.utils.files import atomic_directory, write_json
-from aim_lightning.utils.process import say
+from aim_lightning.utils.logging import log
 
 SWEEPS = Path("experiments/sweeps")
 
@@ -46,21 +46,21 @@ def run(document: Document, options: argparse.Namespace) -> int:
     ranks, device = start(document)
     generator = make_generator(document, options, device)
     plan = make_plan(options, generator, base)
-    judge = make_judge(document, options, ranks, device)
-    evaluation = make_evaluation(document, options, generator, judge, options.keep_images)
+    scorer = make_scorer(document, options, ranks, device)
+    evaluation = make_evaluation(document, options, generator, scorer, options.keep_images)
     # Every point is resolved, so that what this machine or network cannot do is told before the first is drawn.
-    sets = ranks.each(lambda: [evaluation.directory(plan, point).name for point in points])
-    identity = [sets, seeds(options, base.seed), judge.protocol(len(plan))]
+    sets = ranks.run_on_all(lambda: [evaluation.directory(plan, point).name for point in points])
+    identity = [sets, seeds(options, base.seed), scorer.protocol(len(plan))]
     directory = evaluation.root.parent / "sweeps" / (options.name or _name(list(grid), identity))
     records = []
     for number, point in enumerate(points, 1):
-        say(f"[{number}/{len(points)}] {label(point, names)}")
+        log(f"[{number}/{len(points)}] {label(point, names)}")
         several = [evaluation.run(plan, replace(point, seed=seed)) for seed in seeds(options, point.seed)]
         records.append(over_seeds(several))
-        if ranks.is_first:
+        if ranks.is_rank_zero:
             write_csv(directory / TABLE, names, points[:number], records)
             write_json(directory / PROTOCOL, sweep_protocol(names, points, records))
-    if ranks.is_first:
+    if ranks.is_rank_zero:
         plots = _finish(directory, names, points, records)
         _keep([directory / TABLE, directory / PROTOCOL, *plots], options.record)
     return 0
@@ -72,7 +72,7 @@ def _keep(files: list[Path], name: str | None) -> None:
         with atomic_directory(SWEEPS / name) as directory:
             for file in files:
                 shutil.copyfile(file, directory / file.name)
-        say(f"recorded in {SWEEPS / name}; next: make table")
+        log(f"recorded in {SWEEPS / name}; next: make table")
 
 
 def _finish(directory: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
@@ -80,10 +80,10 @@ def _finish(directory: Path, names: list[str], points: list, records: list[dict]
     write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
-    say(f"lowest {first}: {records[best]['metrics'][first]:.4f} at {label(points[best], names)}")
-    say(f"results: {directory / TABLE}; hparams: tensorboard --logdir {directory / 'hparams'}")
+    log(f"lowest {first}: {records[best]['metrics'][first]:.4f} at {label(points[best], names)}")
+    log(f"results: {directory / TABLE}; hparams: tensorboard --logdir {directory / 'hparams'}")
     plots = write_plots(directory, names, points, records)
-    say(f"plots: {', '.join(map(str, plots))}")
+    log(f"plots: {', '.join(map(str, plots))}")
     return plots
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from aim_lightning.cli.build.trainer_cli import run_directory
-from aim_lightning.cli.multiprocess import device_of, place_or_launch
+from aim_lightning.cli.multiprocess import device_of, rank_or_launch
 from aim_lightning.config import Document
 from aim_lightning.data.images.datamodule import ImageDataModule
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
@@ -14,15 +14,16 @@ from aim_lightning.data.tokens.format.views import Views
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import Place, say
-from aim_lightning.utils.progress import Report, unwatched, watched
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import ProcessRank
+from aim_lightning.utils.progress import ProgressBar, unwatched, watched
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
     """Encodes train and val with the tokenizer of this run (or of `tokenizer:`) into data.out."""
     values, directory = document.values, run_directory(document)
     how = {split: _options(options, split) for split in ("train", "val")}
-    place = place_or_launch(values["trainer"])
+    place = rank_or_launch(values["trainer"])
     if isinstance(place, int):
         return place
     device, data = device_of(place, values["trainer"]), _image_data(values["data"])
@@ -38,7 +39,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     for split, job in jobs.items():
         _run(job, split, place)
     if not all(job.complete() for job in jobs.values()):  # asked at the end: others may have finished a split meanwhile
-        say("this process's shards are finished; the process that finishes last writes the manifests")
+        log("this process's shards are finished; the process that finishes last writes the manifests")
     elif worked:
         print(f"token shards: {out}/train and {out}/val")
         print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
@@ -53,10 +54,10 @@ def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
     )
 
 
-def _run(job: TokenizeJob, split: str, place: Place) -> None:
+def _run(job: TokenizeJob, split: str, place: ProcessRank) -> None:
     title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
     todo = sum(shard.rows for shard in job.todo)
-    with Report(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
+    with ProgressBar(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
         manifest = job.run(report.advance)
     if manifest and manifest.skipped:
         number, first = len(manifest.skipped), manifest.skipped[0].key

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from aim_lightning.callbacks.training.preemption import own_signals
-from aim_lightning.callbacks.training.stop_request import Interruption
+from aim_lightning.callbacks.training.stop_request import StopRequest
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.build.trainer_cli import (
     build,
@@ -21,7 +21,8 @@ from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.runs.results import record
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import is_rank_zero, say
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import is_rank_zero
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     try:
         return score(document)
     except Stopped as stop:
-        say(f"stopped by {signals.NAMES[stop.code]}, no results were recorded; the same command begins anew")
+        log(f"stopped by {signals.NAMES[stop.code]}, no results were recorded; the same command begins anew")
         return signals.EXITS[stop.code] if is_rank_zero() else 0  # the first process to end takes the others along
 
 
@@ -45,9 +46,9 @@ def score(document: Document) -> int:
     checkpoint = newest_checkpoint(directory.path)
     content = read_checkpoint(checkpoint)
     _check_belongs(content, document, checkpoint)
-    say(f"validating {checkpoint}")
+    log(f"validating {checkpoint}")
     step = content["trainer"]["global_step"]
-    cli = build(document, purge_step=None, guards=[Interruption(step)])
+    cli = build(document, purge_step=None, guards=[StopRequest(step)])
     own_signals(cli.trainer)
     # TensorBoard's x-axis: where training stood, not 0.
     cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
@@ -64,8 +65,8 @@ def score(document: Document) -> int:
         }
         record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
         for name, value in names.items():
-            say(f"  {name:36s}{value:10.4f}")
-        say(f"results: {directory.results}\nnext: make {_next(document)}")
+            log(f"  {name:36s}{value:10.4f}")
+        log(f"results: {directory.results}\nnext: make {_next(document)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aim_lightning.cluster import job_registry
-from aim_lightning.cluster.slurm_api import Facts, SlurmError, show
+from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, show
 from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
@@ -21,7 +21,7 @@ class RunJob:
         array: run directory of the array that it is a task of, seen from the task's own run.
     """
 
-    facts: Facts
+    facts: SlurmJobInfo
     number: str
     array: Path | None = None
 
@@ -58,7 +58,7 @@ def _tasks(directory: RunDirectory) -> list[RunJob]:
     return [RunJob(_named(facts, number), number, array) for number, facts in found if facts.holds(int(match[2]))]
 
 
-def _named(facts: Facts, number: str) -> Facts:
+def _named(facts: SlurmJobInfo, number: str) -> SlurmJobInfo:
     """A task that waits is shown as all that wait with it: ARRAY_0-3."""
     return replace(facts, id=number) if "_" in number else facts
 

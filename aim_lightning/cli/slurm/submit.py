@@ -91,7 +91,7 @@ def _lines(path: Path) -> list[list[tuple[str, str]]]:
             continue
         arguments = split(shlex.split(line), plain=SECTIONS)
         if arguments.rest or arguments.configs or not arguments.overrides:
-            raise UserError(f"{path}:{number}: write options such as --model.optimizer.learning_rate 1e-3")
+            raise UserError(f"{path}:{number}: write options such as --model.optimizer.base_learning_rate 1e-3")
         found.append(arguments.overrides)
     if not found:
         raise UserError(f"--sweep {path} holds no line of options")

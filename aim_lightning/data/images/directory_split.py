@@ -19,7 +19,7 @@ from aim_lightning.data.images.directory import DirectorySource
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
-from aim_lightning.utils.progress import Watch, unwatched
+from aim_lightning.utils.progress import ProgressFn, unwatched
 from aim_lightning.utils.text import printable
 
 ROWS_PER_SHARD = 1000
@@ -42,7 +42,7 @@ def make_shards(
     val_fraction: float,
     largest_side: int,
     on_error: str = "error",
-    watch: Watch = unwatched,
+    watch: ProgressFn = unwatched,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import Watch, unwatched, watched
+from aim_lightning.utils.progress import ProgressFn, unwatched, watched
 
 DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
@@ -32,7 +32,7 @@ def make(
     train_rows: int | None = None,
     val_rows: int | None = None,
     rows_per_shard: int = 1000,
-    watch: Watch = unwatched,
+    watch: ProgressFn = unwatched,
 ) -> None:
     """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
 

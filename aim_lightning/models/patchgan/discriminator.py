@@ -15,7 +15,7 @@ class PatchGANConfig:
     """Sizes of the discriminator.
 
     Args:
-        num_layers: stride-2 convolutions. 3 judge patches of 70x70 pixels, 2 of 34x34, 1 of 16x16.
+        num_layers: stride-2 convolutions. 3 scorer patches of 70x70 pixels, 2 of 34x34, 1 of 16x16.
         channels: width of the first layer; doubles with each, up to eight times.
 
     Raises:

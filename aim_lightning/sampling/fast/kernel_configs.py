@@ -20,7 +20,7 @@ BUFFER_BYTES = 80 * 1024  # shared memory that a mix kernel's blocks may take: a
 
 
 @dataclass(frozen=True)
-class Product:
+class MatmulConfig:
     """A matrix product: rows, columns and inner values of a block, stages of the pipeline, warps.
 
     early: all of a program's weights are read before its turn, where its part is a whole number of blocks that fit into
@@ -36,7 +36,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixerKernelConfig:
     """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number).
 
     products: sums on tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding.
@@ -61,11 +61,11 @@ class Shapes:
     it multiply by. line: values between two addresses that are fetched.
     """
 
-    project: Product
-    out: Product
+    project: MatmulConfig
+    out: MatmulConfig
     split: int
-    head: Product
-    mix: Mix
+    head: MatmulConfig
+    mix: MixerKernelConfig
     ahead: int
     choose_warps: int
     ahead_b: int = 0
@@ -81,8 +81,8 @@ def table() -> dict[tuple[int, int], Shapes]:
 
 def decode(value: dict) -> Shapes:
     """Shapes from JSON."""
-    products = {name: Product(*value[name]) for name in ("project", "out", "head")}
-    return Shapes(**{**value, **products, "mix": Mix(*value["mix"])})
+    products = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
+    return Shapes(**{**value, **products, "mix": MixerKernelConfig(*value["mix"])})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -105,7 +105,7 @@ def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared: int = S
         out=_fitting_product(found.out, tall, config.d_inner / split, shared),
         head=_fitting_product(found.head, tall, config.d_model, shared),
         split=split,
-        mix=_fitting(Mix(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
+        mix=_fitting(MixerKernelConfig(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
         choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
     )
 
@@ -115,7 +115,7 @@ def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
     return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
 
 
-def _fitting_product(product: Product, tall: int, inner: float, shared: int) -> Product:
+def _fitting_product(product: MatmulConfig, tall: int, inner: float, shared: int) -> MatmulConfig:
     """With no more rows than there are and no more stages than fit; weights read early only where all `inner` values of
     a part fit."""
     product = replace(product, tall=min(product.tall, tall))
@@ -133,7 +133,7 @@ def _fitting_split(found: Shapes, config: AiMConfig) -> int:
     return 1
 
 
-def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:
+def _fitting(mix: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:
     """With as many heads a program as divide the network's and as shared memory takes."""
     heads = mix.heads
     while heads > 1 and (config.nheads % heads or _buffer_bytes(mix, heads, config, size) > BUFFER_BYTES):
@@ -141,7 +141,7 @@ def _fitting(mix: Mix, config: AiMConfig, size: int) -> Mix:
     return replace(mix, heads=heads)
 
 
-def _buffer_bytes(mix: Mix, heads: int, config: AiMConfig, size: int) -> int:
+def _buffer_bytes(mix: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
     """Of the blocks of x and B that are under way at a time; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
     return (mix.stages - 1) * mix.steps * (columns + config.d_state) * size

@@ -7,7 +7,7 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
-from aim_lightning.sampling.fast.kernel_configs import Product, shapes_for, shared_bytes
+from aim_lightning.sampling.fast.kernel_configs import MatmulConfig, shapes_for, shared_bytes
 from aim_lightning.sampling.fast.sampler import draw
 from aim_lightning.sampling.fast.weights import StaticWeights
 
@@ -121,13 +121,13 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
 
 
-def blocks(shape: Product) -> dict:
+def blocks(shape: MatmulConfig) -> dict:
     """A product's shape as its kernel takes it."""
     sizes = {"ROWS": shape.tall, "WIDE": shape.wide, "DEEP": shape.deep, "EARLY": shape.early}
     return {**sizes, "num_stages": shape.stages, "num_warps": shape.warps}
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: Product, launch: dict, line: int = 64) -> None:
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, shape: MatmulConfig, launch: dict, line: int = 64) -> None:
     """x weight^T into memory that stays where it is: (M, N), or parts of the sum (S, M, N).
 
     In bfloat16 the kernel, whose sums leave in the type of `out`; in float32 cuBLAS, which computes exact products.

@@ -15,7 +15,7 @@ import webdataset as wds
 from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.shard_url import SCHEME
-from aim_lightning.utils.errors import PassingFault, UserError
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import abandoned, atomic_path
 
 # Trying again does not help.
@@ -51,7 +51,7 @@ class Fetcher:
         """The whole file. One from a URL with another sha256 counts as a broken transfer and is fetched again.
 
         Raises:
-            PassingFault: it cannot be read, after all attempts.
+            TransientError: it cannot be read, after all attempts.
             UserError: another attempt would not help.
         """
         remote = SCHEME.match(url) is not None
@@ -72,7 +72,7 @@ class Fetcher:
                 if isinstance(error, (*PERMANENT, ValueError)):
                     raise UserError(_final(url, reason, attempt + 1)) from error
                 if last:
-                    raise PassingFault(_final(url, reason, attempt + 1)) from error
+                    raise TransientError(_final(url, reason, attempt + 1)) from error
             pause = self.pause * 2**attempt
             log.warning("%s: %s; trying again in %g s", url, reason, pause)
             time.sleep(pause)

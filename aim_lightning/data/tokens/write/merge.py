@@ -9,13 +9,13 @@ from aim_lightning.data.tokens.format.manifest import Source, TokenManifest, Tok
 from aim_lightning.data.tokens.format.shard_plan import claim
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
-from aim_lightning.utils.progress import Watch, unwatched
+from aim_lightning.utils.progress import ProgressFn, unwatched
 
 # What the parts must have in common.
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_directories(directories: list[Path], out: Path, watch: Watch = unwatched) -> TokenManifest:
+def merge_directories(directories: list[Path], out: Path, watch: ProgressFn = unwatched) -> TokenManifest:
     """Write the rows of all directories, one after the other, to `out`; stopped and started again, it continues.
 
     Args:

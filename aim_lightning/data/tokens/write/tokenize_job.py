@@ -28,8 +28,8 @@ from aim_lightning.data.tokens.write.shard_progress import (
 from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
-from aim_lightning.utils.process import Place
-from aim_lightning.utils.progress import Watch, unwatched
+from aim_lightning.utils.process import ProcessRank
+from aim_lightning.utils.progress import ProgressFn, unwatched
 from aim_lightning.utils.text import printable
 
 
@@ -57,10 +57,10 @@ class TokenizeJob:
         tokenizer: Any,
         out: Path,
         options: TokenizeOptions,
-        place: Place | None = None,
+        place: ProcessRank | None = None,
         device: torch.device | None = None,
         num_workers: int = 0,
-        watch: Watch = unwatched,
+        watch: ProgressFn = unwatched,
     ) -> None:
         self.images, self.out, self.options, self.num_workers = images, Path(out), options, num_workers
         self.device, self.watch = device or torch.device("cpu"), watch
@@ -73,7 +73,7 @@ class TokenizeJob:
         facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
         self.facts = {**facts, **options.facts()}
         check_claim(self.out, self.facts, self.shards)
-        place = place or Place()
+        place = place or ProcessRank()
         self.own = self.shards[place.rank :: place.world]
 
     @property

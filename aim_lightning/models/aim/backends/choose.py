@@ -32,7 +32,7 @@ class Backend(Protocol):
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]: ...
 
 
-class Refused:
+class BackendUnavailable:
     """Stands where a backend cannot run, so that weights may still be moved through such a device."""
 
     def __init__(self, name: str, obstacle: str) -> None:
@@ -51,9 +51,9 @@ def choose_backend(wanted: str, config: AiMConfig, device: torch.device, dtype: 
     """
     obstacle = _obstacle(device, dtype)
     if wanted == "mamba_ssm" and obstacle:
-        return Refused(wanted, f"{obstacle}; {ELSEWHERE}")
+        return BackendUnavailable(wanted, f"{obstacle}; {ELSEWHERE}")
     if device.type == "mps":
-        return Refused("torch", "its scan needs float64, which MPS lacks; use the CPU (--trainer.accelerator cpu)")
+        return BackendUnavailable("torch", "its scan needs float64, which MPS lacks; set --trainer.accelerator cpu")
     if wanted == "torch" or obstacle:
         if wanted == "auto":
             _log_once(f"backend auto took torch: {obstacle}")
