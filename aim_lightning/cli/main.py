@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
-from aim_lightning.utils.process import is_rank_zero, no_collections, node_name, rank
+from aim_lightning.utils.logging import show_log
+from aim_lightning.utils.process import no_collections, node_name, rank
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 LOST = "another process of this command has ended, which tells why; this one cannot go on without it"
@@ -31,17 +31,10 @@ class Options(argparse.ArgumentParser):
         raise UserError(f"command line: {message}; see aim-lightning {self.prog} --help")
 
 
-class Printer(logging.Handler):
-    """Prints, to what is standard output at that moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 where another rank is gone, 2 after a user's mistake, 74 for a full
     disk, 130 after Ctrl-C."""
-    _show_log()
+    show_log()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except Exception as error:
@@ -58,14 +51,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-
-
-def _show_log() -> None:
-    """What the package logs, such as the backend that a network took: plain lines of the first process."""
-    log = logging.getLogger("aim_lightning")
-    if is_rank_zero() and not log.handlers:
-        log.addHandler(Printer())
-        log.setLevel(logging.INFO)
 
 
 def _mistake(error: BaseException | None) -> UserError | None:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
-from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.files import read_json, tolerate_disk_errors, write_json
 
 FILE = "outcome.json"
 

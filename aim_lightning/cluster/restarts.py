@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.files import read_json, tolerate_disk_errors, write_json
 
 FILE = "restarts.json"
 JOBS = 8  # whose records are kept: a second job of a run must not make the first one forget

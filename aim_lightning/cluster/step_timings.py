@@ -4,8 +4,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
-from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.files import read_json, tolerate_disk_errors, write_json
 
 FILE = "timings.json"
 

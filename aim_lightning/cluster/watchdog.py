@@ -8,14 +8,14 @@ import time
 from typing import TextIO
 
 from aim_lightning.cluster.requeue import HANG
-from aim_lightning.utils import heartbeat
+from aim_lightning.utils import process
 from aim_lightning.utils.process import node_name
 
 LAST_WORDS_SECONDS = 3.0
 
 
 class Watchdog:
-    """Context manager: inside, the process must call `utils.heartbeat.beat` often enough.
+    """Context manager: inside, the process must call `utils.process.beat` often enough.
 
     A thread of Python watches; should the interpreter itself be stuck (a library that holds its lock),
     faulthandler's own thread does the same after twice the time, with exit code 1. A process that was suspended gets
@@ -33,7 +33,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     def __enter__(self) -> "Watchdog":
-        heartbeat.beat("start-up")
+        process.beat("start-up")
         if self.seconds:
             self._arm()
             self._thread.start()
@@ -53,9 +53,9 @@ class Watchdog:
         while not self._end.wait(pause):
             late = time.monotonic() - woken - pause
             self._arm()
-            silent, phase = heartbeat.last()
+            silent, phase = process.last_beat()
             if late > self.seconds / 2:  # the whole process was suspended: scontrol suspend, gang scheduling
-                heartbeat.beat(phase)
+                process.beat(phase)
             elif silent > self.seconds:
                 self._end_process(phase)
             woken = time.monotonic()

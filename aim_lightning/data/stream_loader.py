@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from aim_lightning.data.stream import BatchPlan, Cursor
-from aim_lightning.utils.worker_signals import outlive_signals
+from aim_lightning.utils.process import outlive_signals
 
 Batch = dict[str, torch.Tensor]
 

@@ -40,7 +40,7 @@ class LoadedImages(ImageList):
         """uint8 (3, H, W), its label, and a sha256 that identifies it."""
 
     def gather(self, ranks: ProcessGroup) -> None:
-        self.digests = np.bitwise_or.reduce(ranks.all(self.digests))
+        self.digests = np.bitwise_or.reduce(ranks.gather(self.digests))
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
         """As in `ImageList`. Loader processes begin to decode at the call."""

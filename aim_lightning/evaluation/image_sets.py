@@ -16,7 +16,7 @@ from aim_lightning.evaluation.sample_plan import ranges
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
-from aim_lightning.utils.threads import ahead, in_background
+from aim_lightning.utils.process import in_background, prefetch
 
 Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,), numbers (B,)
 DEPTH = 2  # batches that lie ready in pinned memory
@@ -137,7 +137,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield from batches
         return
     stream, before = torch.cuda.Stream(device), None
-    for images, labels, numbers in ahead(map(_pinned, batches), DEPTH):
+    for images, labels, numbers in prefetch(map(_pinned, batches), DEPTH):
         with torch.cuda.stream(stream):
             moved = images.to(device, non_blocking=True)  # from pinned memory it returns at once
             arrived = stream.record_event()

@@ -21,7 +21,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
-from aim_lightning.utils.threads import in_background
+from aim_lightning.utils.process import in_background
 
 CACHE = ".cache/reference"
 BATCH = 250

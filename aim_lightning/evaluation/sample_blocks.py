@@ -61,7 +61,7 @@ class BlockDirectory:
 def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: ProcessGroup) -> SamplingOptions:
     """The options without `auto`, the same on all processes. Every process must call it."""
     sampling = ranks.run_on_all(lambda: pipeline.resolve(sampling))
-    return replace(sampling, batch_size=min(ranks.all(sampling.batch_size)))
+    return replace(sampling, batch_size=min(ranks.gather(sampling.batch_size)))
 
 
 def draw_blocks(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import beat
 from aim_lightning.utils.progress import ProgressBar
 
 
@@ -44,9 +44,9 @@ class Throughput:
 
     def performance(self) -> dict[str, float]:
         """Seconds, images a second of all processes, and the largest peak memory; every process must call it."""
-        images = sum(self.ranks.all(self.done))
-        seconds = max(self.ranks.all(self.seconds))
-        memory = max(self.ranks.all(peak_memory()))
+        images = sum(self.ranks.gather(self.done))
+        seconds = max(self.ranks.gather(self.seconds))
+        memory = max(self.ranks.gather(peak_memory()))
         speed = images / seconds if seconds else 0.0
         return {
             "images": images,

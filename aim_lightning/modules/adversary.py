@@ -18,7 +18,7 @@ from aim_lightning.modules.optim import (
     check_finite,
     clip_gradients,
 )
-from aim_lightning.utils.dist import average_gradients, mean_of_ranks
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 
 
@@ -92,7 +92,7 @@ class Adversary:
         logs, weight = {"generator": loss.detach()}, self.config.weight
         if self.config.adaptive:
             scale = scaler.get_scale() if scaler else 1.0
-            logs["adaptive_weight"] = adaptive_weight(terms.pixels, loss, last_layer, mean_of_ranks, scale)
+            logs["adaptive_weight"] = adaptive_weight(terms.pixels, loss, last_layer, ProcessGroup().mean, scale)
             weight = weight * logs["adaptive_weight"]
         return weight * loss, logs
 
@@ -108,7 +108,7 @@ class Adversary:
 
     def step(self, optimizer: Optimizer, schedule: LRScheduler, scaler: GradScaler | None, step: int) -> Tensor:
         """One step of the discriminator; returns the norm of its gradient before clipping."""
-        average_gradients(self.discriminator)
+        ProcessGroup().average_gradients(self.discriminator)
         if scaler:
             scaler.unscale_(optimizer)
         norm = clip_gradients(self.discriminator, self.config.gradient_clip)

@@ -24,7 +24,7 @@ from aim_lightning.modules.optim import (
     total_steps,
 )
 from aim_lightning.modules.reconstruction_metrics import ReconstructionScores
-from aim_lightning.utils.dist import rows_of_ranks
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_float32
@@ -137,7 +137,7 @@ class TokenizerModule(LightningModule):
         if self.codebook_init == "data" and self.global_step == 0 and batch_idx == 0:
             generator = torch.Generator().manual_seed(hash_seed("codebook_init", self.seed))
             with torch.no_grad():
-                latent = rows_of_ranks(self.network.latent(self._images(batch)))
+                latent = ProcessGroup().cat(self.network.latent(self._images(batch)))
             self.network.quantize.start_from(latent, generator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -145,7 +145,7 @@ class TokenizerModule(LightningModule):
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
         last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
-        self.network.quantize.remember(rows_of_ranks(result.quantized.codes_BL))
+        self.network.quantize.remember(ProcessGroup().cat(result.quantized.codes_BL))
         terms = self._terms(images, result)
         playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, playing)
@@ -215,7 +215,7 @@ class TokenizerModule(LightningModule):
         seen = self.global_step * self.global_batch_size * rows * columns
         if not self.revival.due(self.global_step) or seen < self.network.quantize.codebook_used.numel():
             return 0
-        latent = rows_of_ranks(result.quantized.latent_BCHW.detach())
+        latent = ProcessGroup().cat(result.quantized.latent_BCHW.detach())
         return revive(self.network.quantize, latent, self.seed, self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.process import node_name
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

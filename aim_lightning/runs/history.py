@@ -8,7 +8,7 @@ import socket
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit
 from aim_lightning.runs.resume_policy import Decision
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
+from aim_lightning.utils.files import tolerate_disk_errors
 
 
 def append_start(directory: RunDirectory, decision: Decision) -> None:

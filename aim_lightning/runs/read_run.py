@@ -7,7 +7,7 @@ from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.checkpoint.torch_load import UnreadableFile
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Progress, RunContent
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import beat
 
 
 def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = True) -> RunContent:

@@ -1,1 +1,1 @@
-"""What every other package may use: errors, files, numbered randomness."""
+"""Helpers for every other package: errors, files, processes, logging, counter-based randomness."""

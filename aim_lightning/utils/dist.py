@@ -16,101 +16,107 @@ Item = TypeVar("Item")
 
 
 class ProcessGroup:
-    """This process among all; alone where no process group exists."""
+    """The default process group, or a group of one rank where torch.distributed is not initialized."""
 
     def __init__(self) -> None:
-        together = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if together else 0
-        self.world_size = dist.get_world_size() if together else 1
+        initialized = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if initialized else 0
+        self.world_size = dist.get_world_size() if initialized else 1
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes files and prints."""
+        """Return True on the rank that writes files and prints."""
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every world_size-th item, from this process's own on."""
+        """Return every world_size-th item, starting at this rank's number."""
         return items[self.rank :: self.world_size]
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value, in all of them; every process must call it. Also a barrier."""
+        """Return rank 0's value on every rank; also a barrier.
+
+        Args:
+            value: any object that pickle supports; only that of rank 0 counts.
+        """
         if self.world_size == 1:
             return value
         box = [value]
+        # Every rank blocks here until rank 0 has sent.
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def on_rank0(self, work: Callable[[], Item]) -> Item:
-        """What `work` gives on the first process, in all of them, every one of which must call it; for what depends on
-        the disk, which need not look alike everywhere.
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in rank order, on every rank.
 
-        Raises:
-            UserError, OSError: that of `work`, in all of them.
+        Args:
+            value: any object that pickle supports.
         """
-        answer, problem = None, None
-        if self.is_rank_zero:
-            try:
-                answer = work()
-            except (UserError, OSError) as error:
-                problem = error
-        answer, problem = self.broadcast((answer, problem))
-        if problem is not None:
-            raise problem
-        return answer
-
-    def run_on_all(self, work: Callable[[], Item]) -> Item:
-        """What `work`, which must not wait for other processes, gives here; every process must call it.
-
-        Raises:
-            UserError, OSError: that of the first process whose `work` raised one, in all of them once all are through.
-        """
-        answer, problem = None, None
-        try:
-            answer = work()
-        except (UserError, OSError) as error:
-            problem = error
-        problem = next((one for one in self.all(problem) if one is not None), None)
-        if problem is not None:
-            raise problem
-        return answer
-
-    def all(self, value: Any) -> list[Any]:
-        """The values of all processes in order; every process must call it."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
+    def on_rank0(self, work: Callable[[], Item]) -> Item:
+        """Call `work` on rank 0 only and return its result on every rank.
 
-def mean_of_ranks(value: Tensor) -> Tensor:
-    """Mean over all processes."""
-    if not _several():
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+        Use it for results that depend on a disk, since nodes may see different states of a shared file system.
+
+        Raises:
+            UserError, OSError: that of `work`, on every rank.
+        """
+        result, error = self.broadcast(_attempt(work) if self.is_rank_zero else None)
+        if error is not None:
+            raise error
+        return result
+
+    def run_on_all(self, work: Callable[[], Item]) -> Item:
+        """Call `work` on every rank and return this rank's result.
+
+        Args:
+            work: must not contain collectives, since a rank may leave it early by an error.
+
+        Raises:
+            UserError, OSError: that of the lowest failed rank, on every rank once all have finished.
+        """
+        result, error = _attempt(work)
+        # A failed rank joins this collective too, otherwise the others would wait for it.
+        errors = [error for error in self.gather(error) if error is not None]
+        if errors:
+            raise errors[0]
+        return result
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over all ranks."""
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def cat(self, part_B: Tensor) -> Tensor:
+        """Concatenate the ranks' tensors (B, ...), all of one shape, in the order of the global batch."""
+        if self.world_size == 1:
+            return part_B
+        part_B = part_B.contiguous()
+        parts = [torch.empty_like(part_B) for _ in range(self.world_size)]
+        dist.all_gather(parts, part_B)
+        return torch.cat(parts)
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """Replace all gradients by their mean over ranks, for a network that DDP does not wrap."""
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        # One all-reduce over a flat buffer instead of one per parameter.
+        mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
-def rows_of_ranks(part_B: Tensor) -> Tensor:
-    """The processes' parts (B, ...), all of one shape, one after the other: the order of the global batch."""
-    if not _several():
-        return part_B
-    mine = part_B.contiguous()
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine)
-    return torch.cat(parts)
-
-
-def average_gradients(network: nn.Module) -> None:
-    """Give every process the mean of all gradients, for a network that DDP leaves alone."""
-    if not _several():
-        return
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    mean = mean_of_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _attempt(work: Callable[[], Item]) -> tuple[Item | None, Exception | None]:
+    """Return the result of `work` and None, or None and the error that it raised."""
+    try:
+        return work(), None
+    except (UserError, OSError) as error:
+        return None, error

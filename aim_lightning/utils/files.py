@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and hashes of them."""
+"""Atomic writes, hashes, and handling of disk errors."""
 
 import errno
 import hashlib
@@ -15,35 +15,39 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import warn_once
 
-# Directories of some file systems cannot be flushed; a directory may let its files be written but not listed.
+# Some file systems cannot flush directories, and some directories allow writing files but not listing them.
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
-ABANDONED_AFTER = 3600  # seconds without a byte, after which a temporary file of another machine counts as left behind
+ABANDONED_AFTER = 3600  # seconds without a write, after which another machine's temporary file counts as abandoned
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; renamed to it on success, removed on any error.
+    """Yield a temporary path next to `path`; rename it to `path` on success, remove it on any error.
 
-    The content is flushed to disk before the rename, so that a crash leaves the old file or the new one; the directory
-    after it, so that what is removed next cannot be gone while the new name is not there yet.
+    A crash leaves either the old file or the new one.
+
+    Args:
+        path: final name; its directory is created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two nodes may share a number and a directory.
+    # Processes of two nodes may share a process id and a directory.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        # Content first, then the new name: after a crash the name must not point to an empty file.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        # The caller may delete an older file next; the new name must be on disk by then.
         _flush_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _flush_directory(directory: Path) -> None:
-    """Put the names in a directory on disk, where its file system can do so."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -56,19 +60,23 @@ def _flush_directory(directory: Path) -> None:
 
 
 def abandoned(directory: Path) -> list[Path]:
-    """Temporary files that `atomic_path` left in a directory: of dead processes of this machine, or an hour old."""
+    """List the temporary files of `atomic_path` whose process is dead, or that are an hour old.
+
+    Args:
+        directory: only its own entries are searched. Processes of other machines are judged by age.
+    """
     owner = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)-[0-9a-f]+\.tmp")
-    found = []
+    paths = []
     for path in directory.glob(".*.tmp"):
         match = owner.fullmatch(path.name)
-        if (match and not _runs(int(match[1]))) or _age(path) > ABANDONED_AFTER:
-            found.append(path)
-    return found
+        if (match and not _is_running(int(match[1]))) or _age(path) > ABANDONED_AFTER:
+            paths.append(path)
+    return paths
 
 
-def _runs(process: int) -> bool:
+def _is_running(process_id: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process_id, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -77,21 +85,20 @@ def _runs(process: int) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since it was written to; 0 where it has become a whole file meanwhile."""
     try:
         return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+    except FileNotFoundError:  # renamed to its final name in the meantime
         return 0.0
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; renamed to it on success, removed on any error.
+    """Yield a temporary directory next to `path`; rename it to `path` on success, remove it on any error.
 
-    An empty directory, or one that holds only files of the names just written (an earlier version), is replaced.
+    An empty directory is replaced, and one that contains only files of the names just written (an earlier version).
 
     Raises:
-        UserError: `path` is a file, a directory with anything else in it, or the one that we stand in.
+        UserError: `path` is a file, a directory with other content, or contains the current directory.
     """
     path, here = Path(path), Path.cwd()
     if path.resolve() in (here, *here.parents):
@@ -124,15 +131,24 @@ def _names(directory: Path) -> set[str]:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """What the system says when `path` cannot be written, as one line.
+    """Convert an OSError of the block to a UserError that names the path.
 
     Raises:
-        UserError: no such place, no permission, no space, …
+        UserError: `path` cannot be written.
     """
     try:
         yield
     except OSError as error:
         raise UserError(f"{path} could not be written ({error.strerror or error}); give another place") from error
+
+
+@contextmanager
+def tolerate_disk_errors(path: object) -> Iterator[None]:
+    """End the block at an OSError and warn once per process; for files that training can do without."""
+    try:
+        yield
+    except OSError as error:
+        warn_once(f"{path} cannot be written ({error.strerror or error}); training goes on without it")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -152,8 +168,12 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Read JSON; `what` names the file's role in the error.
+def read_json(path: str | Path, role: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: of the file.
+        role: noun for the file in the error, such as "results file".
 
     Raises:
         UserError: the file is missing or no JSON.
@@ -161,12 +181,18 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist") from None
+        raise UserError(f"{role} {path} does not exist") from None
     except (ValueError, IsADirectoryError) as error:
-        raise UserError(f"{what} {path} is not readable JSON ({error})") from None
+        raise UserError(f"{role} {path} is not readable JSON ({error})") from None
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(name: str) -> str:
+    r"""Return a file name as valid Unicode: bytes that are not UTF-8 become escapes such as `\udcff`."""
+    # Python represents such bytes as surrogates, which cannot be printed or written as JSON.
+    return name.encode("utf-8", "backslashreplace").decode()

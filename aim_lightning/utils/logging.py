@@ -1,5 +1,6 @@
-"""Log lines for the user: plain text on standard output from rank 0, warnings on standard error."""
+"""Log lines for the user: plain text on standard output from rank 0, warnings on standard error from any rank."""
 
+import logging
 import sys
 
 from aim_lightning.utils.process import is_rank_zero
@@ -13,8 +14,28 @@ def log(text: str) -> None:
         print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning from any rank."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def warn_once(text: str) -> None:
     """Print a warning, unless this process has printed the same one before."""
     if text not in _warned:
         _warned.add(text)
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        warn(text)
+
+
+def show_log() -> None:
+    """Print what the package's modules log with the standard library, such as the selected backend."""
+    logger = logging.getLogger("aim_lightning")
+    if not logger.handlers:
+        logger.addHandler(_ConsoleHandler())
+        logger.setLevel(logging.INFO)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Handler that passes records of the standard library's loggers to `log` and `warn`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (warn if record.levelno >= logging.WARNING else log)(self.format(record))

@@ -1,39 +1,50 @@
-"""Which process this is, before any process group exists, printing from one of them, and imports in less time."""
+"""The current process: its rank before a process group exists, its heartbeat, signals and threads. Imports no torch."""
 
 import contextlib
 import gc
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
-# Set by Lightning for its own subprocesses and nodes, and by srun; 0 or absent in the first process.
+Result = TypeVar("Result")
+
+# Set by Lightning for its subprocesses and nodes, and by srun; 0 or absent on rank 0.
 RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-# Of every process that srun starts; the script that sbatch starts has the step's id alone at most.
+# Set for every process that srun starts; a script that sbatch starts has at most the step's id.
 STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # job names of `srun --pty bash`: a shell, not ranks
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+_last_beat, _phase = time.monotonic(), "start-up"
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the first process of all, or the only one."""
-    if os.environ.get("RANK"):  # torchrun's word is final: its nodes need not be in srun's order
+    """Return True on rank 0 and in a single process."""
+    if os.environ.get("RANK"):  # torchrun takes precedence: its nodes need not be in srun's order
         return int(os.environ["RANK"]) == 0
     return all(int(os.environ.get(name) or 0) == 0 for name in RANKS)
 
 
 def rank() -> int:
-    """Number of this process among all of them, as far as the environment tells."""
+    """Return the global rank according to the environment."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
 
 
 def node_name() -> str:
-    """This machine as SLURM calls it, or its host name."""
+    """Return this machine's name in SLURM, or its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """Process `rank` of `world`; `local_rank` counts on its node."""
+    """Global rank, number of ranks, and rank on the node."""
 
     rank: int = 0
     world: int = 1
@@ -41,31 +52,92 @@ class ProcessRank:
 
 
 def launched_rank() -> ProcessRank | None:
-    """What torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) says; None without a launcher.
+    """Return the rank that torchrun or srun assigned; None without a launcher.
 
-    No launchers: sbatch, whose script is one process whatever SLURM_NTASKS says, and a shell that srun gave.
+    sbatch is no launcher: its script is one process, whatever SLURM_NTASKS is. Nor is a shell that srun started.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return _rank_from("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if in_step(os.environ):
-        return _place("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        return _rank_from("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return None
 
 
 def in_step(env: Mapping[str, str]) -> bool:
-    """Whether srun started this process as one of its ranks."""
+    """Return True if srun started this process as one of its ranks."""
     return all(name in env for name in STEP) and env.get("SLURM_JOB_NAME") not in INTERACTIVE
 
 
-def _place(rank: str, world: str, local_rank: str) -> ProcessRank:
-    return ProcessRank(
-        *(int(os.environ.get(name) or default) for name, default in ((rank, 0), (world, 1), (local_rank, 0)))
-    )
+def _rank_from(rank: str, world: str, local_rank: str) -> ProcessRank:
+    defaults = ((rank, 0), (world, 1), (local_rank, 0))
+    return ProcessRank(*(int(os.environ.get(name) or default) for name, default in defaults))
+
+
+def beat(phase: str) -> None:
+    """Record a sign of life for the watchdog of `cluster`.
+
+    Args:
+        phase: what the process does next, for the watchdog's report.
+    """
+    global _last_beat, _phase
+    _last_beat, _phase = time.monotonic(), phase
+
+
+def last_beat() -> tuple[float, str]:
+    """Return the seconds since the last call of `beat`, and its phase."""
+    return time.monotonic() - _last_beat, _phase
+
+
+def outlive_signals(worker: int = 0) -> None:
+    """Keep a loader process alive at SLURM's signals; only the parent's SIGTERM ends it.
+
+    For `DataLoader(worker_init_fn=…)`. SLURM signals every process of a job: without this its warning would kill the
+    workers, and the rank would fail before it reaches its batch boundary.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True, name="signals").start()
+
+
+def _obey_parent(parent: int) -> None:
+    while True:
+        info = signal.sigwaitinfo(JOB_SIGNALS)
+        if info.si_signo == signal.SIGTERM and info.si_pid in (parent, os.getpid()):
+            os._exit(0)
+
+
+def in_background(work: Callable[[], Result]) -> "Future[Result]":
+    """Start `work` in a daemon thread; `.result()` waits for it and raises its error.
+
+    An executor's threads would keep the process alive at exit.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="background").start()
+    return future
+
+
+def prefetch(items: Iterator[Result], depth: int) -> Iterator[Result]:
+    """Yield the same items in order while a thread fetches up to `depth` of them ahead; its errors are raised here."""
+    end = object()
+    pool = ThreadPoolExecutor(1)  # one thread, since a generator cannot run in two
+    try:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def no_collections() -> Iterator[None]:
-    """For imports: what they make stays, and looking for garbage in it took a third of their time."""
+    """Pause garbage collection, for imports: their objects stay, and scanning them took a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

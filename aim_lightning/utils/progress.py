@@ -1,79 +1,93 @@
-"""How far a long job is: a bar in a terminal, in a log a plain line now and then."""
+"""Progress of long loops: a tqdm bar in a terminal, one plain line per minute in a log."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 
 from tqdm import tqdm
 
+from aim_lightning.utils.process import is_rank_zero
+
 INTERVAL = 60.0  # seconds between two lines in a log
 
-# (items, what is done with them) to the same items; whoever starts a long loop decides how that is shown.
+# (items, name of the loop) to the same items.
 ProgressFn = Callable[[Sequence, str], Iterable]
 
 
-def unwatched(items: Sequence, what: str) -> Iterable:
-    """The `ProgressFn` that shows nothing."""
+def unwatched(items: Sequence, name: str) -> Iterable:
+    """Return the items and show no progress."""
     return items
 
 
-def watched(items: Sequence, what: str) -> Iterable:
-    """The `ProgressFn` that shows a `ProgressBar`."""
-    with ProgressBar(what, len(items), "items") as report:
+def progress(items: Iterable, name: str, total: int | None = None, unit: str = "items") -> Iterator:
+    """Yield the items of a loop and show its progress on rank 0.
+
+    Args:
+        items: what the loop runs over.
+        name: text before the numbers.
+        total: number of items; None = its length.
+        unit: plural noun for the items.
+    """
+    with ProgressBar(name, len(items) if total is None else total, unit, shown=is_rank_zero()) as bar:
         for item in items:
             yield item
-            report.advance(1)
+            bar.advance(1)
 
 
 class ProgressBar:
-    """Context manager; where standard output is no terminal (SLURM, nohup, tee) it prints lines instead of a bar.
+    """Context manager that shows a bar, or prints lines where standard output is no terminal (SLURM, nohup, tee).
 
-    tqdm's bar, not rich's: an exception in a loop over a generator leaves rich's thread behind, and the collector,
-    which may run in another bar's thread, then waits for it for ever.
+    tqdm's bar, not rich's: an exception in a loop over a generator leaves rich's thread behind. The garbage collector,
+    when it runs in another bar's thread, then waits for that thread forever.
 
     Args:
-        what: is done, the word before the numbers.
-        total: how much there is.
-        unit: of the numbers, plural.
-        done: how much was there before; the speed is that of the rest.
-        shown: False on all processes but the one that speaks.
-        leave: the bar stays when it is over; in a log there is a last line.
+        name: text before the numbers.
+        total: number of items.
+        unit: plural noun for the items.
+        done: number of items done by an earlier process; they do not count towards the speed.
+        shown: False on all ranks but one.
+        leave: keep the bar after the loop; in a log, print a last line.
     """
 
     def __init__(
-        self, what: str, total: int, unit: str = "images", done: int = 0, shown: bool = True, leave: bool = False
+        self, name: str, total: int, unit: str = "images", done: int = 0, shown: bool = True, leave: bool = False
     ) -> None:
-        self.what, self.total, self.unit, self.done, self.before = what, total, unit, done, done
-        self.shown, self.leave = shown, leave
+        self.name, self.total, self.unit, self.leave = name, total, unit, leave
+        self.done = self.initial = done
+        in_terminal = shown and sys.stdout.isatty()
+        self._prints_lines = shown and not in_terminal
+        options = {"initial": done, "unit": f" {unit}", "leave": leave, "file": sys.stdout}
+        self._bar = tqdm(desc=name, total=total, disable=not in_terminal, **options)
+        self._started = self._printed = monotonic()
 
     def __enter__(self) -> "ProgressBar":
-        in_terminal = self.shown and sys.stdout.isatty()
-        self._lines = self.shown and not in_terminal
-        options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}
-        self._bar = tqdm(desc=self.what, total=self.total, disable=not in_terminal, **options)
-        self._begun = self._told = monotonic()
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        if self._lines and self.leave and self.done > self.before:
+        if self._prints_lines and self.leave and self.done > self.initial:
             print(self._line(""), flush=True)
 
     def advance(self, count: int, note: str = "") -> None:
-        """So much more is done; `note` is shown behind the numbers."""
+        """Add finished items.
+
+        Args:
+            count: number of items finished since the last call.
+            note: text after the numbers.
+        """
         self.done += count
         if note:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
-        if self._lines and monotonic() - self._told >= INTERVAL:
-            self._told = monotonic()
+        if self._prints_lines and monotonic() - self._printed >= INTERVAL:
+            self._printed = monotonic()
             print(self._line(note), flush=True)
 
     def _line(self, note: str) -> str:
-        speed = max(self.done - self.before, 1) / max(monotonic() - self._begun, 1e-9)
+        speed = max(self.done - self.initial, 1) / max(monotonic() - self._started, 1e-9)
         rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
         left = _duration((self.total - self.done) / speed)
-        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate} {self.unit}/s, {left} left"
+        text = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate} {self.unit}/s, {left} left"
         return f"{text}, {note}" if note else text
 
 

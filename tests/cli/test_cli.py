@@ -129,7 +129,7 @@ def test_missing_files_are_found_before_torch_is_imported(aim_cli, tmp_path, com
             ["--trainer.val_check_interval", "9000", "--trainer.check_val_every_n_epoch", "1"],
             ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
         ),
-        (["--runs_root", "/dev/null/runs"], ["/dev/null/runs", "choose another place"]),
+        (["--runs_root", "/dev/null/runs"], ["/dev/null/runs", "choose another path"]),
         (
             ["--callbacks.more.class_path", "aim_lightning.callbacks.training.checkpoints.Checkpoints"],
             ["callbacks: ", "more than one stateful callback", "keep one of them"],

@@ -136,7 +136,7 @@ def test_handlers_that_llvm_took_are_set_again():
 HANG = """
 import ctypes, sys, time
 from aim_lightning.cluster.watchdog import Watchdog
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import beat
 def work():
     beat("the batch after step 3")
     time.sleep(100) if sys.argv[1] == "python" else ctypes.PyDLL(None).sleep(100)
@@ -165,7 +165,7 @@ def test_a_hang_ends_with_the_stacks_and_work_does_not(where, code, words):
 SUSPENDED = """
 import time
 from aim_lightning.cluster.watchdog import Watchdog
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import beat
 with Watchdog(4):
     beat("work")
     print("up", flush=True)
@@ -190,7 +190,7 @@ def test_a_process_that_was_suspended_does_not_count_as_hung_but_is_watched_afte
 
 WORKER = """
 import os, signal, sys, time
-from aim_lightning.utils.worker_signals import outlive_signals
+from aim_lightning.utils.process import outlive_signals
 ready = os.pipe()
 child = os.fork()
 if child == 0:

@@ -28,9 +28,9 @@ def full():
 
 
 def test_alone_work_is_just_done():
-    assert ProcessGroup().each(lambda: 3) == 3
+    assert ProcessGroup().run_on_all(lambda: 3) == 3
     with pytest.raises(UserError, match="item 0"):
-        ProcessGroup().each(lambda: list(numbers(1, 0)))
+        ProcessGroup().run_on_all(lambda: list(numbers(1, 0)))
 
 
 def ranks(rank: int, directory: str) -> None:
@@ -40,13 +40,15 @@ def ranks(rank: int, directory: str) -> None:
     together, interruption = ProcessGroup(), StopRequest(0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     interruption.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
-    assert together.each(lambda: rank) == rank
+    assert together.run_on_all(lambda: rank) == rank
     for between in (iter, lambda items: interruption.between(items, "a test")):
         seen = []
         with pytest.raises(TransientError, match=r"^item 2 cannot be read$"):
-            together.each(lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None))))
-        assert together.all(len(seen)) == [5, 2]
-    for work in (together.each, together.on_rank0):
+            together.run_on_all(
+                lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None)))
+            )
+        assert together.gather(len(seen)) == [5, 2]
+    for work in (together.run_on_all, together.on_rank0):
         with pytest.raises(OSError, match="No space left"):  # told in one line later; NCCL would wait half an hour
             work(lambda: None if rank else full())
     torch.distributed.destroy_process_group()
@@ -60,14 +62,14 @@ def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path
 def left_alone(rank: int, directory: str) -> None:
     """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
-    assert ProcessGroup().all(rank) == [0, 1]
+    assert ProcessGroup().gather(rank) == [0, 1]
     through = Path(directory, "through")  # rank 0 with the first exchange
     if rank == 1:
         while not through.exists():
             time.sleep(0.01)
         os._exit(0)
     through.touch()
-    cli.run = lambda argv: ProcessGroup().all(rank)
+    cli.run = lambda argv: ProcessGroup().gather(rank)
     assert cli.main([]) == 1
 
 

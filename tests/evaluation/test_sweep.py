@@ -223,7 +223,7 @@ def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_train
 @pytest.mark.parametrize(("there", "result"), [(True, "damaged"), (False, None)])
 def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_path, there, result):
     class Two(ProcessGroup):
-        def all(self, value):
+        def gather(self, value):
             return [value, "step=3 is damaged"]
 
     path = tmp_path / "step=00000003.ckpt"

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from aim_lightning.cluster.signals import received
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.process import beat
 
 
 class Probe(Callback):

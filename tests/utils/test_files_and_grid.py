@@ -1,4 +1,4 @@
-"""Atomic files and labelled grids."""
+"""Atomic files, tolerated disk errors and labelled grids."""
 
 import errno
 import os
@@ -11,12 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
+from aim_lightning.callbacks.logging import image_logging
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, atomic_directory, atomic_path, read_json, write_json
+from aim_lightning.utils.files import (
+    abandoned,
+    atomic_directory,
+    atomic_path,
+    read_json,
+    tolerate_disk_errors,
+    write_json,
+)
 from aim_lightning.utils.grid import labelled_grid, save_png
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "deep" / "a.json"
     write_json(path, {"ä": 1})
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
@@ -26,20 +34,18 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("place", [".", "..", "/", "", "{here}", "inner/.."])
-def test_the_present_directory_is_not_replaced(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("path", [".", "..", "/", "", "{here}", "inner/.."])
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch, path):
     (tmp_path / "a" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a")
-    with (
-        pytest.raises(UserError, match="the present directory or above it"),
-        atomic_directory(place.format(here=Path.cwd())),
-    ):
+    refused = pytest.raises(UserError, match="the current directory or above it")
+    with refused, atomic_directory(path.format(here=Path.cwd())):
         pytest.fail("must be refused before anything is written")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "inner"]
 
 
-def test_the_new_name_is_on_disk_when_the_file_is_said_to_be_written(tmp_path, monkeypatch):
-    """Older checkpoints are removed right after it."""
+def test_the_new_name_is_on_disk_when_a_write_returns(tmp_path, monkeypatch):
+    """Check the order of flushes: older checkpoints are removed right after the write."""
     path, flushed, error = tmp_path / "a.json", [], None
 
     def fsync(descriptor):
@@ -66,7 +72,7 @@ def test_reading_json_names_role_and_file(tmp_path):
         read_json(tmp_path / "bad.json", "manifest")
 
 
-def test_grid_places_images_in_rows_and_enlarges_small_ones(tmp_path):
+def test_grid_arranges_images_in_rows_and_enlarges_small_ones(tmp_path):
     images = torch.stack([torch.full((3, 8, 8), 40 * i, dtype=torch.uint8) for i in range(6)])
     grid = labelled_grid(images, 3, ["bag", "ankle boot"])
     assert grid.dtype == torch.uint8 and grid.shape[1] == 2 * 66
@@ -97,3 +103,19 @@ def test_temporary_files_are_abandoned_by_dead_processes_and_by_age(tmp_path):
     with atomic_path(tmp_path / "c.tar") as temporary:
         temporary.touch()
         assert temporary not in abandoned(tmp_path)
+
+
+def test_a_full_disk_is_reported_once_per_file(capsys):
+    for name in ("a.json", "a.json", "b.json"):
+        with tolerate_disk_errors(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2 and "warning: a.json cannot be written (No space left on device)" in err
+    with pytest.raises(ValueError), tolerate_disk_errors("c.json"):
+        raise ValueError
+
+
+def test_training_continues_when_an_image_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "samples").touch()  # no directory can be created here
+    image_logging._keep(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
+    assert "grid.png cannot be written" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The precision of products inside and after the context, by torch's older and newer names."""
+"""Precision of products inside and after the context, by torch's older and newer names."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from aim_lightning.utils.precision import exact_products
 
 
 @pytest.fixture(autouse=True)
-def _put_back():
+def _restore():
     yield
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("highest")
@@ -18,7 +18,7 @@ def newer() -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_what_was_set_by_older_names_comes_back(precision):
+def test_settings_by_older_names_are_restored(precision):
     torch.set_float32_matmul_precision(precision)
     with exact_products():
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
@@ -28,7 +28,7 @@ def test_what_was_set_by_older_names_comes_back(precision):
 
 
 @pytest.mark.parametrize(("conv", "matmul"), [("ieee", "tf32"), ("tf32", "tf32"), ("ieee", "ieee")])
-def test_what_was_set_by_newer_names_comes_back_and_is_no_error(conv, matmul):
+def test_settings_by_newer_names_are_restored_without_an_error(conv, matmul):
     torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
     with exact_products(True):
         assert newer() == ("tf32", "tf32")
@@ -38,7 +38,7 @@ def test_what_was_set_by_newer_names_comes_back_and_is_no_error(conv, matmul):
     assert newer() == (conv, matmul)
 
 
-def test_a_precision_for_everything_does_not_reach_inside():
+def test_a_global_precision_has_no_effect_inside():
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.fp32_precision = "tf32"
     try:
@@ -49,7 +49,7 @@ def test_a_precision_for_everything_does_not_reach_inside():
         torch.backends.fp32_precision = "none"
 
 
-def test_everything_comes_back_after_an_error():
+def test_everything_is_restored_after_an_error():
     with pytest.raises(ValueError), exact_products():
         raise ValueError
     assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.deterministic

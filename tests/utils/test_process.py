@@ -1,20 +1,31 @@
-"""Which process is the first, and what its start and end leave out."""
+"""Ranks from the environment, garbage collection at start and end, and background threads."""
 
 import gc
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from conftest import ROOT
 
-from aim_lightning.utils.process import RANKS, STEP, ProcessRank, is_rank_zero, launched_rank, no_collections
+from aim_lightning.utils.process import (
+    RANKS,
+    STEP,
+    ProcessRank,
+    in_background,
+    is_rank_zero,
+    launched_rank,
+    no_collections,
+    prefetch,
+)
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
 
 
 @pytest.mark.parametrize(
-    ("environment", "first"),
+    ("environment", "expected"),
     [
         ({}, True),
         ({"LOCAL_RANK": "1"}, False),
@@ -25,16 +36,16 @@ LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NA
         ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
     ],
 )
-def test_rank_zero(monkeypatch, environment, first):
+def test_rank_zero(monkeypatch, environment, expected):
     for name in RANKS:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert is_rank_zero() is first
+    assert is_rank_zero() is expected
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, None),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(5, 8, 1)),
@@ -46,15 +57,15 @@ def test_rank_zero(monkeypatch, environment, first):
         ({"LOCAL_RANK": "1"}, None),
     ],
 )
-def test_place_says_what_the_launcher_says(monkeypatch, environment, place):
+def test_the_rank_is_that_of_the_launcher(monkeypatch, environment, expected):
     for name in (*RANKS, *LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launched_rank() == place
+    assert launched_rank() == expected
 
 
-def test_nothing_is_collected_during_imports_and_then_all_is_as_before():
+def test_garbage_collection_pauses_during_imports():
     with no_collections(), no_collections():
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -63,8 +74,42 @@ def test_nothing_is_collected_during_imports_and_then_all_is_as_before():
     assert gc.isenabled()
 
 
-def test_the_end_of_the_process_collects_nothing_that_was_imported():
+def test_imported_objects_are_not_collected_at_exit():
     frozen = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # registered first, it runs last
     code = f"import atexit, gc; {frozen}; import aim_lightning.__main__; print(gc.get_freeze_count())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["0", "True"], done.stderr
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.stdout.split() == ["0", "True"], result.stderr
+
+
+def test_in_background_returns_results_and_raises_errors():
+    assert in_background(lambda: 3).result() == 3
+    failed = in_background(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failed.result()
+
+
+def test_prefetch_keeps_the_order_and_its_depth():
+    fetched = []
+    items = prefetch((fetched.append(i) or i for i in range(9)), 2)
+    assert next(items) == 0
+    deadline = time.monotonic() + 10
+    while len(fetched) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert fetched == [0, 1, 2], "two ahead, no more"
+    assert list(items) == list(range(1, 9))
+
+
+def test_prefetch_raises_after_the_items_before_an_error_and_leaves_no_thread():
+    def broken():
+        yield from (1, 2)
+        raise ValueError("three")
+
+    before, seen = threading.active_count(), []
+    with pytest.raises(ValueError, match="three"):
+        seen.extend(prefetch(broken(), 2))
+    assert seen == [1, 2]
+    items = prefetch(iter(range(100)), 2)
+    next(items)
+    items.close()
+    assert threading.active_count() == before

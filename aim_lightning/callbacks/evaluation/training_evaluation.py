@@ -24,9 +24,9 @@ from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.runs.results import hardware
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.logging import log
 

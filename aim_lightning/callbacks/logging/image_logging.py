@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.callbacks.logging.tensorboard import show_image
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling.options import SamplingOptions
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
+from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 

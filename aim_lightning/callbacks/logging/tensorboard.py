@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
+from aim_lightning.utils.files import tolerate_disk_errors
 
 LAYOUT = {
     "training": {

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from aim_lightning.callbacks.logging.tensorboard import flush
 from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.runs.directory import list_checkpoints, step_of
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.logging import log
 
 LOOK_EVERY = 10  # optimizer steps between two looks at the clock, which all ranks take together

@@ -12,8 +12,8 @@ from aim_lightning.callbacks.training.checkpoints import Checkpoints
 from aim_lightning.cluster import signals, step_timings
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import beat
 
 MUCH = 1.2  # times the longest pause so far
 

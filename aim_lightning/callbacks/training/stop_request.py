@@ -10,8 +10,8 @@ from aim_lightning.callbacks.training.preemption import wake_llvm
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.heartbeat import beat
 from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import beat
 
 Item = TypeVar("Item")
 

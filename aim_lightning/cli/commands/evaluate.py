@@ -30,7 +30,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes
 from aim_lightning.utils.logging import log
-from aim_lightning.utils.threads import in_background
+from aim_lightning.utils.process import in_background
 
 RESULTS = Path("experiments/results")
 # What given images, and published weights, leave without a meaning.

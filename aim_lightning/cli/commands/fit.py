@@ -26,12 +26,10 @@ from aim_lightning.runs.history import append_start
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.read_run import read_content
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import TransientError, UserError, one_line
-from aim_lightning.utils.files import write_text
-from aim_lightning.utils.heartbeat import beat
+from aim_lightning.utils.files import tolerate_disk_errors, write_text
 from aim_lightning.utils.logging import log
-from aim_lightning.utils.process import is_rank_zero, node_name, rank
+from aim_lightning.utils.process import beat, is_rank_zero, node_name, rank
 
 
 def run(document: Document, options: argparse.Namespace) -> int:

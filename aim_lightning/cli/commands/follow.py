@@ -117,7 +117,7 @@ def load_together(path: Path, ranks: ProcessGroup, load: Callable[[Path], Evalua
         generator, problem = load(path), None
     except UserError as error:
         generator, problem = None, str(error)
-    problems = [one for one in ranks.all(problem) if one]
+    problems = [one for one in ranks.gather(problem) if one]
     if problems and ranks.broadcast(path.exists()):
         raise UserError(problems[0])
     return None if problems else generator

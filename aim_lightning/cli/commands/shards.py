@@ -6,7 +6,7 @@ from typing import Any
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import ProgressBar, watched
+from aim_lightning.utils.progress import ProgressBar, progress
 
 SPLITS = ("train", "val")
 
@@ -108,7 +108,7 @@ def _preview(path: Path, options: argparse.Namespace) -> int:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(options.tokenizer).to(device)
-    for directory in watched(_directories(path), "decoding"):
+    for directory in progress(_directories(path), "decoding"):
         out = Path(options.out) if options.out else directory / "preview.png"
         shown = preview(directory, tokenizer, options.num, options.seed, device)
         save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
@@ -134,7 +134,7 @@ def _merge(paths: list[Path], options: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{absent[0]} does not exist, but another directory has that split; merge complete sets")
     for split in splits:
-        manifest = merge_directories([path / split for path in paths], out / split, watched)
+        manifest = merge_directories([path / split for path in paths], out / split, progress)
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} directories")
     print(f"next: make shards ARGS='verify {out}'")
     return 0

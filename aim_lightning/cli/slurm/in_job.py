@@ -8,8 +8,8 @@ from aim_lightning.cluster import exit_record, job_registry, requeue, restarts
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config import Document
-from aim_lightning.utils.disk_errors import tolerate_disk_errors
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import tolerate_disk_errors
 
 
 def started(document: Document, options: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.stream_datamodule import StreamDataModule
 from aim_lightning.data.stream_loader import Batch, MicroBatches
+from aim_lightning.utils.process import outlive_signals
 from aim_lightning.utils.random import hash_seed, permutation
-from aim_lightning.utils.worker_signals import outlive_signals
 
 
 class ImageMicroBatches(MicroBatches):

@@ -20,7 +20,7 @@ from aim_lightning.data.images.shard_writer import (
 )
 from aim_lightning.data.images.tar import TarSource
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.text import printable
+from aim_lightning.utils.files import printable
 
 # Pillow knows the names of these, but needs other programs to decode them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}

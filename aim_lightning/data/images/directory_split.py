@@ -18,9 +18,8 @@ from aim_lightning.data.images.decode import UnreadableImage, decode, read_image
 from aim_lightning.data.images.directory import DirectorySource
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, write_image_shards
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json
+from aim_lightning.utils.files import printable, read_json
 from aim_lightning.utils.progress import ProgressFn, unwatched
-from aim_lightning.utils.text import printable
 
 ROWS_PER_SHARD = 1000
 MADE_BY = "aim-lightning dataset"

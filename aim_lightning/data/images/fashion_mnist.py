@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import ProgressFn, unwatched, watched
+from aim_lightning.utils.progress import ProgressFn, progress, unwatched
 
 DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)
     try:
-        make(options.source, options.out, options.train_rows, options.val_rows, watch=watched)
+        make(options.source, options.out, options.train_rows, options.val_rows, watch=progress)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

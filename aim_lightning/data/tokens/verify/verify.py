@@ -7,8 +7,7 @@ import numpy as np
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.verify.shard_verify import Fault, ShardContent, inspect_shard
-from aim_lightning.utils.files import sha256_file
-from aim_lightning.utils.text import printable
+from aim_lightning.utils.files import printable, sha256_file
 
 MANIFEST = "manifest.json"
 

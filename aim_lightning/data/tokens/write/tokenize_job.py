@@ -27,10 +27,9 @@ from aim_lightning.data.tokens.write.shard_progress import (
 )
 from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.files import printable, sha256_file
 from aim_lightning.utils.process import ProcessRank
 from aim_lightning.utils.progress import ProgressFn, unwatched
-from aim_lightning.utils.text import printable
 
 
 class TokenizeJob:
