@@ -24,7 +24,7 @@ DRY ?=
 .PHONY: help install install-cuda demo test test-long test-all test-gpu torture lint format train plan validate evaluate sweep \
 	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
-	clean
+	docs clean
 
 # For experiments that `make dataset` wrote before it chose views by the size of the images.
 CROPS := --views ten_crop --crop_range 1.1,1.05
@@ -185,6 +185,14 @@ bench-evaluate: install ## Measure metrics: features to FID, Inception features,
 
 record-gpu: install ## Measure on a GPU what is recorded of one (PARTS="tests sampling"; none lists them)
 	@PYTHON=$(BIN)/python bash experiments/record_gpu.sh $(PARTS)
+
+# Links lead from docs/ to records elsewhere, so the site is built from a copy with the same layout.
+docs: install ## Build the site with the API reference into site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@rm -rf .cache/docs && mkdir -p .cache/docs
+	@git ls-files '*.md' '*.png' LICENSE 'data/*/LICENSE' benchmarks/results experiments | tar -cf - -T - | tar -xf - -C .cache/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'site: site/README.html'
 
 clean: ## Remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache
