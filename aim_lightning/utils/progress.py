@@ -1,7 +1,7 @@
 """Progress of long loops: a tqdm bar in a terminal, one plain line per minute in a log."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from time import monotonic
 
 from tqdm import tqdm
@@ -9,14 +9,6 @@ from tqdm import tqdm
 from aim_lightning.utils.process import is_rank_zero
 
 INTERVAL = 60.0  # seconds between two lines in a log
-
-# (items, name of the loop) to the same items.
-ProgressFn = Callable[[Sequence, str], Iterable]
-
-
-def unwatched(items: Sequence, name: str) -> Iterable:
-    """Return the items and show no progress."""
-    return items
 
 
 def progress(items: Iterable, name: str, total: int | None = None, unit: str = "items") -> Iterator:

@@ -64,17 +64,18 @@ def test_images_are_split_by_the_hash_of_their_names(checkout, capsys):
     assert by_content("data/birds/val").items() <= before.items()  # nothing changed sides
 
 
-def test_progress_tells_of_every_image(checkout):
+def test_progress_counts_every_image(checkout, monkeypatch):
     seen = []
 
-    def watch(rows, what):
+    def progress(rows, name):
         for row in rows:
-            seen.append((what, len(rows)))
+            seen.append((name, len(rows)))
             yield row
 
-    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32, watch=watch)
+    monkeypatch.setattr("aim_lightning.data.images.directory_split.progress", progress)
+    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32)
     wanted = {"looking at the images": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
-    assert {what: seen.count((what, count)) for what, count in wanted.items()} == wanted
+    assert {name: seen.count((name, count)) for name, count in wanted.items()} == wanted
 
 
 def test_bytes_are_kept_where_the_shards_allow_them(checkout):

@@ -13,7 +13,6 @@ from aim_lightning.cli.dataset_files import (
 from aim_lightning.data.images.directory_split import make_shards
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import progress
 
 
 def run(document: None, options: argparse.Namespace) -> int:
@@ -28,7 +27,7 @@ def run(document: None, options: argparse.Namespace) -> int:
             raise UserError(f"there is no {needed} here; run this in the root of the checkout")
     refuse_files_of_others(name)
     out = Path("data") / name
-    report = make_shards(Path(options.directory), out, options.val_fraction, 2 * size, options.on_error, progress)
+    report = make_shards(Path(options.directory), out, options.val_fraction, 2 * size, options.on_error)
     train, val = report.rows["train"], report.rows["val"]
     fewest, most = min(report.train_per_class), max(report.train_per_class)
     print(f"{out}: {train} training and {val} validation images, {fewest} to {most} training images a class")

@@ -134,7 +134,7 @@ def _merge(paths: list[Path], options: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{absent[0]} does not exist, but another directory has that split; merge complete sets")
     for split in splits:
-        manifest = merge_directories([path / split for path in paths], out / split, progress)
+        manifest = merge_directories([path / split for path in paths], out / split)
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} directories")
     print(f"next: make shards ARGS='verify {out}'")
     return 0

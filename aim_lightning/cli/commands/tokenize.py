@@ -16,7 +16,7 @@ from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import ProcessRank
-from aim_lightning.utils.progress import ProgressBar, progress, unwatched
+from aim_lightning.utils.progress import ProgressBar
 
 
 def run(document: Document, options: argparse.Namespace) -> int:
@@ -30,9 +30,8 @@ def run(document: Document, options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
-    watch = progress if place.rank == 0 else unwatched
     jobs = {  # both before the first image: what is wrong with val is not to be told after hours of train
-        split: TokenizeJob(images, tokenizer, out / split, how[split], place, device, data.num_workers, watch)
+        split: TokenizeJob(images, tokenizer, out / split, how[split], place, device, data.num_workers)
         for split, images in data.sets.items()
     }
     worked = place.rank == 0 or any(job.todo for job in jobs.values())

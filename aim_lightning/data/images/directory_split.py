@@ -19,7 +19,7 @@ from aim_lightning.data.images.directory import DirectorySource
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, read_json
-from aim_lightning.utils.progress import ProgressFn, unwatched
+from aim_lightning.utils.progress import progress
 
 ROWS_PER_SHARD = 1000
 MADE_BY = "aim-lightning dataset"
@@ -41,7 +41,6 @@ def make_shards(
     val_fraction: float,
     largest_side: int,
     on_error: str = "error",
-    watch: ProgressFn = unwatched,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
@@ -52,7 +51,6 @@ def make_shards(
         largest_side: an image whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
             the others keep their bytes where the shards allow their format, and become PNG where not.
         on_error: ``error``, or ``skip`` to leave unreadable images out and list them.
-        watch: shows how far it is.
 
     Raises:
         UserError: an unreadable image, or a class with fewer than two images.
@@ -62,13 +60,13 @@ def make_shards(
     refuse_foreign(out)
     source = DirectorySource(directory)
     stored, skipped = _Stored(source, largest_side), []
-    everything = watch(list(range(len(source))), "looking at the images")
+    everything = progress(range(len(source)), "looking at the images")
     kept = [row for row in everything if _readable(stored, row, on_error, skipped)]
     in_val = choose_val(source, kept, val_fraction)
     rows = {"train": [row for row in kept if row not in in_val], "val": [row for row in kept if row in in_val]}
     extra = {"made_by": MADE_BY, "skipped": [{"key": key, "reason": reason} for key, reason in skipped]}
     for split, chosen in rows.items():
-        records = stored.records(watch(chosen, f"writing {split}"))
+        records = stored.records(progress(chosen, f"writing {split}"))
         write_image_shards(records, out / split, source.class_names, ROWS_PER_SHARD, extra)
     per_class = np.bincount(source.labels[rows["train"]], minlength=len(source.class_names)).tolist()
     return SplitReport({split: len(chosen) for split, chosen in rows.items()}, source.class_names, per_class, skipped)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.progress import ProgressFn, progress, unwatched
+from aim_lightning.utils.progress import progress
 
 DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = [
@@ -32,7 +32,6 @@ def make(
     train_rows: int | None = None,
     val_rows: int | None = None,
     rows_per_shard: int = 1000,
-    watch: ProgressFn = unwatched,
 ) -> None:
     """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
 
@@ -42,14 +41,13 @@ def make(
         train_rows: None for all; a number takes the first tenth of it from each class.
         val_rows: the same for val.
         rows_per_shard: images a shard.
-        watch: shows how far it is.
 
     Raises:
         UserError: files missing or damaged, or rows that ten classes cannot share.
     """
     for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
         images, labels = read_split(source, prefix)
-        chosen = watch(choose_rows(labels, rows, f"{split}_rows").tolist(), f"writing {split}")
+        chosen = progress(choose_rows(labels, rows, f"{split}_rows").tolist(), f"writing {split}")
         extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
         records = _records(images, labels, chosen, split)
         write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
@@ -141,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)
     try:
-        make(options.source, options.out, options.train_rows, options.val_rows, watch=progress)
+        make(options.source, options.out, options.train_rows, options.val_rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

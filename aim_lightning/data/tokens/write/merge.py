@@ -9,19 +9,18 @@ from aim_lightning.data.tokens.format.manifest import Source, TokenManifest, Tok
 from aim_lightning.data.tokens.format.shard_plan import claim
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
-from aim_lightning.utils.progress import ProgressFn, unwatched
+from aim_lightning.utils.progress import progress
 
 # What the parts must have in common.
 SAME = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views")
 
 
-def merge_directories(directories: list[Path], out: Path, watch: ProgressFn = unwatched) -> TokenManifest:
+def merge_directories(directories: list[Path], out: Path) -> TokenManifest:
     """Write the rows of all directories, one after the other, to `out`; stopped and started again, it continues.
 
     Args:
         directories: each with a manifest.json.
         out: the new one.
-        watch: shows how far it is.
 
     Raises:
         UserError: fewer than two directories, directories that do not belong together, a shard that is not the one its
@@ -37,7 +36,7 @@ def merge_directories(directories: list[Path], out: Path, watch: ProgressFn = un
     claim(out, {"merged": facts}, [])
     pairs = zip(directories, manifests, strict=True)
     old = [directory / shard.name for directory, manifest in pairs for shard in manifest.shards]
-    for path, shard in watch(list(zip(old, merged.shards, strict=True)), f"merging into {out}"):
+    for path, shard in progress(list(zip(old, merged.shards, strict=True)), f"merging into {out}"):
         _take(path, out / shard.name, shard.sha256)
     merged.save(out)
     return merged

@@ -29,7 +29,7 @@ from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, sha256_file
 from aim_lightning.utils.process import ProcessRank
-from aim_lightning.utils.progress import ProgressFn, unwatched
+from aim_lightning.utils.progress import progress
 
 
 class TokenizeJob:
@@ -43,7 +43,6 @@ class TokenizeJob:
         place: which process this is; by default the only one.
         device: where to encode.
         num_workers: processes that decode images; 0 = this one.
-        watch: shows how far the check of finished shards is.
 
     Raises:
         UserError: codebook too large, images of another size, views that they cannot have, or `out` begun from
@@ -59,10 +58,9 @@ class TokenizeJob:
         place: ProcessRank | None = None,
         device: torch.device | None = None,
         num_workers: int = 0,
-        watch: ProgressFn = unwatched,
     ) -> None:
         self.images, self.out, self.options, self.num_workers = images, Path(out), options, num_workers
-        self.device, self.watch = device or torch.device("cpu"), watch
+        self.device = device or torch.device("cpu")
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
         self.manifest = _empty_manifest(images, tokenizer, options)
         _check_size(images.transform.image_size, tokenizer, self.device)
@@ -85,7 +83,7 @@ class TokenizeJob:
         """This process's shards that were unfinished or damaged at the start; the finished ones are read to see it."""
         finished = read_finished(self.out, self.own)
         there = [shard for shard in self.own if shard.name in finished]
-        seen = self.watch(there, f"checking finished shards of {self.out}")
+        seen = progress(there, f"checking finished shards of {self.out}")
         whole = {shard.name for shard in seen if is_intact(self.out, finished[shard.name])}
         return [shard for shard in self.own if shard.name not in whole]
 
