@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from aim_lightning.losses import LossTerms, TokenizerLoss
 from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.models import PatchGAN, VQConfig, VQModel
-from aim_lightning.models.patchgan.batch_norm import use_torch_sync
+from aim_lightning.models.patchgan import use_torch_sync
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.adversary import AdversarialConfig, Adversary
 from aim_lightning.modules.codebook import RevivalConfig, perplexity, revive, usage
@@ -145,7 +145,7 @@ class TokenizerModule(LightningModule):
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
         last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
-        self.network.quantize.remember(ProcessGroup().cat(result.quantized.codes_BL))
+        self.network.quantize.record_usage(ProcessGroup().cat(result.quantized.codes_BL))
         terms = self._terms(images, result)
         playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, playing)

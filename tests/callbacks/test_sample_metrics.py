@@ -46,4 +46,4 @@ def test_the_untrained_network_is_always_the_same_and_leaves_no_trace():
 
 
 def test_the_untrained_network_has_the_backend_that_was_asked_for():
-    assert _untrained(AiM(TINY, "torch"), torch.device("cpu")).wanted_backend == "torch"
+    assert _untrained(AiM(TINY, "torch"), torch.device("cpu")).backend_option == "torch"

@@ -13,7 +13,7 @@ from aim_lightning.models.aim.backends import choose
 from aim_lightning.sampling import generate
 
 pytestmark = pytest.mark.gpu
-# in_proj is 1288 wide for the fused path and 1284 (no multiple of 8) for the unfused one.
+# in_proj is 1288 wide for the fused path and 1284 (not a multiple of 8) for the unfused one.
 HEADS = {"fused": {"headdim": 64, "d_state": 128}, "unfused": {"headdim": 128, "d_state": 128}}
 DTYPES = list(LOGITS)
 
@@ -111,7 +111,7 @@ def test_the_unfused_path_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="aim_lightning"):
         MambaBackend(AiMConfig(d_model=256, headdim=128))
     assert [record.getMessage() for record in caplog.records] == [
-        "mamba_ssm: unfused scan, because in_proj is 1284 wide, no multiple of 8"
+        "mamba_ssm: unfused scan, because in_proj is 1284 wide, not a multiple of 8"
     ]
 
 

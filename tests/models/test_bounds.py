@@ -46,6 +46,6 @@ def test_fields_of_other_kinds():
     with pytest.raises(UserError, match="position_embedding is 1; use true or false"):
         AiMConfig(position_embedding=1)
     for levels in ((), (1, 0), (1, 2.0), 4, "12", None):
-        with pytest.raises(UserError, match=r"channel_multipliers is .* one positive whole number a level"):
+        with pytest.raises(UserError, match=r"channel_multipliers is .* one positive whole number per level"):
             VQConfig(channel_multipliers=levels)
     assert VQConfig(channel_multipliers=[1, 2]).channel_multipliers == (1, 2)

@@ -8,7 +8,7 @@ import torch
 from torch import distributed, nn
 
 from aim_lightning.models import PatchGAN, PatchGANConfig
-from aim_lightning.models.patchgan.batch_norm import SyncedBatchNorm2d
+from aim_lightning.models.patchgan import SyncedBatchNorm2d
 from aim_lightning.utils.errors import UserError
 
 

@@ -51,5 +51,5 @@ def test_what_may_not_differ_is_left_for_strict_loading():
     adapted, _ = adapt_weights(model, source.state_dict())
     with pytest.raises(RuntimeError, match="word_embeddings"):
         model.load_state_dict(adapted)
-    with pytest.raises(UserError, match="no square grid"):
+    with pytest.raises(UserError, match="not a square grid"):
         adapt_weights(AiM(replace(TINY, num_tokens=9)), AiM(replace(TINY, num_tokens=6)).state_dict())

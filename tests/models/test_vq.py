@@ -79,7 +79,7 @@ def test_usage_record_and_start_from_data():
     latent = model.latent(images).detach()
     model.quantize.start_from(latent, torch.Generator().manual_seed(0))
     codes = model(images).quantized.codes_BL.flatten()
-    model.quantize.remember(codes)
+    model.quantize.record_usage(codes)
     assert torch.equal(model.quantize.codebook_used.long(), codes[-64:])
     chosen = model.quantize.lookup(model.quantize.codes(latent), (8, 8))
     nearest = torch.nn.functional.cosine_similarity(chosen, latent, dim=1)

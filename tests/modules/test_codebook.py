@@ -25,7 +25,7 @@ def test_usage_and_perplexity():
 def quantizer():
     torch.manual_seed(0)
     made = VQModel(TINY_VQ).quantize
-    made.remember(torch.arange(64) % 10)  # codes 10 to 15 are dead
+    made.record_usage(torch.arange(64) % 10)  # codes 10 to 15 are dead
     return made
 
 
@@ -69,6 +69,6 @@ def test_when_it_is_due():
 
 
 def test_the_record_keeps_the_latest_codes(quantizer):
-    quantizer.remember(torch.full((2, 4), 11))
+    quantizer.record_usage(torch.full((2, 4), 11))
     assert quantizer.codebook_used[-8:].tolist() == [11.0] * 8
     assert quantizer.codebook_used[:56].tolist() == [float(i % 10) for i in range(8, 64)]

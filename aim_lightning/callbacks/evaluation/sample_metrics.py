@@ -114,4 +114,4 @@ def _untrained(network: AiM, device: torch.device) -> AiM:
     """A fresh network of the same sizes, the same one every time."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hash_seed("untrained"))
-        return AiM(network.config, network.wanted_backend).to(device).eval()
+        return AiM(network.config, network.backend_option).to(device).eval()

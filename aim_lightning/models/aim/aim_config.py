@@ -24,17 +24,17 @@ LEAST = {
 
 @dataclass(frozen=True)
 class AiMConfig:
-    """Everything that fixes AiM's parameters; names follow the published configuration.
+    """Set everything that determines AiM's parameters; names follow the published configuration.
 
     Args:
         d_model: width of the residual stream.
         n_layer: number of Mamba-2 blocks.
         vocab_size: codebook size of the tokenizer, V.
         num_classes: labels run from 0 to num_classes - 1; num_classes is the null class.
-        num_tokens: codes an image, L (256 for 16x16).
-        adaln: class modulation. ``layer`` = plain adaLN, one projection a layer; ``group`` = adaLN-group,
-            num_groups projections shared by interleaved layers plus a table a layer; ``none`` = no modulation.
-        num_groups: adaLN groups; 1 is adaLN-single. Used by ``group`` alone.
+        num_tokens: codes per image, L (256 for 16x16).
+        adaln: class modulation. ``layer`` = plain adaLN, one projection per layer; ``group`` = adaLN-group,
+            num_groups projections shared by interleaved layers plus a table per layer; ``none`` = no modulation.
+        num_groups: adaLN groups; 1 is adaLN-single. Used by ``group`` only.
         position_embedding: add a learnt absolute position embedding to every code.
         d_intermediate: hidden width of an optional gated MLP after each mixer; 0 = none, as published.
         token_dropout: dropout on the embedded input sequence, 0 to 1.
@@ -43,7 +43,7 @@ class AiMConfig:
         d_state: state width N of Mamba-2.
         d_conv: taps of the causal depthwise convolution.
         expand: d_inner = expand * d_model.
-        headdim: channels a head, P; d_inner must be a multiple of it.
+        headdim: channels per head, P; d_inner must be a multiple of it.
         chunk_size: longest block that the scan treats as one quadratic piece, in codes.
 
     Raises:
@@ -70,17 +70,17 @@ class AiMConfig:
 
     def __post_init__(self) -> None:
         check_whole_numbers(self, LEAST)
-        check_dropouts(self, ("token_dropout", "mixer_dropout", "mlp_dropout"))
+        check_dropouts(self, "token_dropout", "mixer_dropout", "mlp_dropout")
         if self.adaln not in ("none", "layer", "group"):
             raise UserError(f"AiMConfig.adaln is {self.adaln!r}; use none, layer or group")
         if not isinstance(self.position_embedding, bool):
             raise UserError(f"AiMConfig.position_embedding is {self.position_embedding!r}; use true or false")
         if self.d_inner % self.headdim:
-            raise UserError(f"AiMConfig: expand * d_model = {self.d_inner} is no multiple of headdim {self.headdim}")
+            raise UserError(f"AiMConfig.headdim is {self.headdim}; it must divide expand * d_model = {self.d_inner}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "AiMConfig":
-        """A published size, with single fields changed: ``AiMConfig.preset("AiM-B", num_classes=10)``.
+        """Return a published size, with single fields changed: ``AiMConfig.preset("AiM-B", num_classes=10)``.
 
         Raises:
             UserError: no such preset or field.
@@ -94,20 +94,20 @@ class AiMConfig:
 
     @property
     def d_inner(self) -> int:
-        """Channels inside the mixer."""
+        """Return the channels inside the mixer."""
         return self.expand * self.d_model
 
     @property
     def nheads(self) -> int:
-        """Heads of the state-space layer, H."""
+        """Return the number of heads of the state-space layer, H."""
         return self.d_inner // self.headdim
 
     @property
     def conv_dim(self) -> int:
-        """Channels of the causal convolution: x, B and C."""
+        """Return the channels of the causal convolution: x, B and C."""
         return self.d_inner + 2 * self.d_state
 
     @property
     def modulation_rows(self) -> int:
-        """Rows of one layer's modulation: shift, scale, gate, each doubled when there is an MLP."""
+        """Return the rows of one layer's modulation: shift, scale, gate, each doubled when there is an MLP."""
         return 6 if self.d_intermediate else 3

@@ -3,6 +3,7 @@
 Shapes: B images, L codes so far, V codebook size, D = d_model. Parameter names are those of the published code.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,67 +11,14 @@ from torch import Tensor, nn
 
 from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend, choose_backend, require_backend
-from aim_lightning.models.aim.backends.plain import TorchBackend
-from aim_lightning.models.aim.block import Block, modulation_head
-from aim_lightning.models.aim.init import init_weights
-from aim_lightning.models.aim.mixer import Mamba2Mixer
-from aim_lightning.models.aim.norm import RMSNorm
-from aim_lightning.models.aim.state import MixerState
-
-
-class CodeEmbeddings(nn.Module):
-    """Embedding of codes, plus the absolute position embedding where the configuration has one."""
-
-    def __init__(self, config: AiMConfig) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.d_model)
-        if config.position_embedding:
-            self.position_embeddings = nn.Embedding(config.num_tokens + 1, config.d_model)
-
-    def forward(self, codes: Tensor, positions: Tensor) -> Tensor:
-        """codes and positions: int64 of shapes that broadcast; adds the last dimension D."""
-        words = self.word_embeddings(codes)
-        return words + self.position_embeddings(positions) if hasattr(self, "position_embeddings") else words
-
-
-class ClassEmbedding(nn.Module):
-    """Labels to vectors; the last row of the table is the null class of guidance."""
-
-    def __init__(self, config: AiMConfig) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.d_model)
-
-    def forward(self, labels_B: Tensor) -> Tensor:
-        return self.embedding_table(labels_B)
-
-
-class FinalLayer(nn.Module):
-    """A second RMSNorm, modulated by the class (shift, scale) unless adaln is none."""
-
-    def __init__(self, config: AiMConfig) -> None:
-        super().__init__()
-        self.norm_final = RMSNorm(config.d_model)
-        if config.adaln != "none":
-            self.adaLN_modulation = modulation_head(config.d_model, 2)
-
-    def modulation(self, class_BD: Tensor) -> Tensor | None:
-        """(B, 2, D): shift, scale."""
-        if not hasattr(self, "adaLN_modulation"):
-            return None
-        return self.adaLN_modulation(class_BD).unflatten(-1, (2, -1))
-
-    def forward(self, h: Tensor, rows_B2D: Tensor | None) -> Tensor:
-        h = self.norm_final(h)
-        if rows_B2D is None:
-            return h
-        rows = rows_B2D.transpose(0, 1)
-        shift, scale = rows[:, :, None] if h.dim() == 3 else rows
-        return h * (1 + scale) + shift
+from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
+from aim_lightning.models.aim.block import Block, ClassEmbedding, CodeEmbeddings, FinalLayer, modulation_head
+from aim_lightning.models.aim.mixer import Mamba2Mixer, RMSNorm
 
 
 @dataclass
 class Conditioning:
-    """All that the class decides, computed once a sequence.
+    """Everything that depends on the class, computed once per sequence.
 
     start_BD: the input of step 0; layers: rows (B, R, D) by layer; final_B2D: rows of the final layer.
     """
@@ -97,7 +45,7 @@ class Backbone(nn.Module):
         self.final_layer = FinalLayer(config)
 
     def condition(self, labels_B: Tensor) -> Conditioning:
-        """Class embedding and the modulation of every layer; layer i takes group i % num_groups."""
+        """Compute the class embedding and the modulation of every layer; layer i takes group i % num_groups."""
         class_BD = self.cls_embed(labels_B)
         groups = [None]
         if self.config.adaln == "group":
@@ -107,7 +55,7 @@ class Backbone(nn.Module):
         return Conditioning(class_BD, rows, self.final_layer.modulation(class_BD))
 
     def forward(self, x: Tensor, condition: Conditioning, states: list[MixerState] | None = None) -> Tensor:
-        """Embedded inputs (B, L, D), or with `states` one position (B, D), to hidden values of that shape."""
+        """Map embedded inputs (B, L, D), or with `states` one position (B, D), to hidden values of that shape."""
         x, residual = self.token_dropout(x), None
         for i, layer in enumerate(self.layers):
             x, residual = layer(x, residual, condition.layers[i], None if states is None else states[i])
@@ -116,7 +64,7 @@ class Backbone(nn.Module):
 
 
 class AiM(nn.Module):
-    """The network alone: codes and labels to logits; no tokenizer, no Lightning.
+    """Autoregressive network from codes and labels to logits, without tokenizer and Lightning.
 
     ``AiM(config)(codes_BL, labels_B)`` takes a prefix of 0 <= L <= num_tokens codes (int64, 0 to V - 1) and
     labels 0 to num_classes (num_classes = the null class) and gives logits (B, L + 1, V): position t predicts
@@ -124,45 +72,45 @@ class AiM(nn.Module):
 
     Args:
         config: sizes.
-        backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it can be
-            had, else torch; the choice is logged when it is made: on a GPU, or at the first use). Taken anew whenever
-            the network is moved; same parameters.
+        backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it is
+            available, else torch; the choice is logged when it is made: on a GPU, or at the first use). Chosen again
+            whenever the network is moved; same parameters.
 
     Raises:
-        UserError: mamba_ssm is asked for and not installed; used where the weights cannot run on it.
+        UserError: mamba_ssm is requested and not installed; at the first use, it cannot run on the weights' device.
     """
 
     def __init__(self, config: AiMConfig, backend: str = "auto") -> None:
         super().__init__()
         require_backend(backend)
-        self.config, self.wanted_backend = config, backend
+        self.config, self.backend_option = config, backend
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight
+        self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight  # tied, as published
         if self.lm_head.weight.device.type != "meta":
             init_weights(self)
-        self._place_backend()
+        self._choose_backend()
 
     @property
     def backend(self) -> str:
-        """The backend in use: torch or mamba_ssm."""
+        """Return the name of the backend in use: torch or mamba_ssm."""
         return self.backbone.backend.name
 
-    def _place_backend(self) -> None:
-        """The backend for where the weights are now.
+    def _choose_backend(self) -> None:
+        """Choose the backend for the device that holds the weights.
 
-        On a CPU auto decides, and says so, at the first use: the network may still be on its way to a GPU.
+        On a CPU, auto waits until the first use: the network may still be moved to a GPU.
         """
-        waits = self.wanted_backend == "auto" and self.lm_head.weight.device.type in ("cpu", "meta")
-        self._settled = not waits
-        if waits:
+        deferred = self.backend_option == "auto" and self.lm_head.weight.device.type in ("cpu", "meta")
+        self._settled = not deferred
+        if deferred:
             self._set_backend(TorchBackend())
         else:
-            self._take_backend()
+            self._set_chosen_backend()
 
-    def _take_backend(self) -> None:
+    def _set_chosen_backend(self) -> None:
         weight = self.lm_head.weight
-        self._set_backend(choose_backend(self.wanted_backend, self.config, weight.device, weight.dtype))
+        self._set_backend(choose_backend(self.backend_option, self.config, weight.device, weight.dtype))
 
     def _set_backend(self, backend: Backend) -> None:
         for module in self.modules():
@@ -170,15 +118,15 @@ class AiM(nn.Module):
                 module.backend = backend
 
     def _settle(self) -> None:
-        """Make the choice that waited for the first use."""
+        """Make the choice that was deferred to the first use."""
         if not self._settled and not torch.compiler.is_compiling():
             self._settled = True
-            self._take_backend()
+            self._set_chosen_backend()
 
     def _apply(self, fn, recurse: bool = True) -> "AiM":
-        """Move or convert, then take the backend that fits the new device and type."""
+        """Move or convert, then choose the backend for the new device and type."""
         super()._apply(fn, recurse)
-        self._place_backend()
+        self._choose_backend()
         return self
 
     def __call__(self, *args, **options) -> Tensor:
@@ -187,7 +135,7 @@ class AiM(nn.Module):
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no class."""
+        """Return the label of the null class."""
         return self.config.num_classes
 
     def forward(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
@@ -198,16 +146,16 @@ class AiM(nn.Module):
         return self.lm_head(self.backbone(x_BLD, condition))
 
     def new_states(self, batch_size: int) -> list[MixerState]:
-        """Empty decoding states, one a layer, on the network's device; float32, or the network's wider type."""
+        """Return empty decoding states, one per layer, on the network's device, in float32 or wider."""
         weight = self.lm_head.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return [MixerState.empty(self.config, batch_size, weight.device, dtype) for _ in self.backbone.layers]
 
     def step(self, codes_B: Tensor | None, position: int, condition: Conditioning, states: list[MixerState]) -> Tensor:
-        """One decoding step; `states` are updated in place.
+        """Compute one decoding step; `states` are updated in place.
 
         Args:
-            codes_B: the code just drawn, or None at the start.
+            codes_B: the code just sampled, or None at the start.
             position: index of that code's position embedding (its own index, as in training).
 
         Returns:
@@ -220,10 +168,10 @@ class AiM(nn.Module):
         return self.lm_head(self.backbone(x_BD, condition, states))
 
     def flops_per_image(self) -> int:
-        """Floating-point operations of one image, forward and backward.
+        """Return the floating-point operations of one image, forward and backward.
 
         6 per weight and use, and three times the forward scan (4 per state value and code: update and output).
-        Class modulation is used once an image, everything else once a code.
+        Class modulation is used once per image, everything else once per code.
         """
         config = self.config
         once, per_code = 0, 2 * config.n_layer * config.d_inner * config.d_state
@@ -234,3 +182,31 @@ class AiM(nn.Module):
             elif "position_embeddings" not in name and "cls_embed" not in name:
                 per_code += parameter.numel()
         return 6 * (once + per_code * config.num_tokens)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module) -> None:
+    """Initialise every parameter of an AiM in place from torch's global generator.
+
+    As published (hp-l33/AiM and mamba_ssm.models.mixer_seq_simple). A new plain-adaLN network is the identity
+    through every block: its modulation, gates included, is zero. The group form starts with small random gates.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Mamba2Mixer):
+            module.init_weights()
+    # Each of the n residual branches is divided by sqrt(n), so that the depth does not scale the residual's variance.
+    branches = model.config.n_layer * (2 if model.config.d_intermediate else 1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("out_proj.weight", "mlp.fc2.weight")):
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+            parameter.div_(math.sqrt(branches))
+    # A second loop: the order of random numbers is part of what a seed reproduces.
+    for name, parameter in model.named_parameters():
+        if "adaLN_modulation" in name:
+            nn.init.zeros_(parameter)
+        elif name.endswith("scale_shift_table"):
+            nn.init.normal_(parameter, std=1 / math.sqrt(parameter.shape[-1]))

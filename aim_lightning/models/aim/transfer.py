@@ -1,4 +1,4 @@
-"""Weights of one AiM as the start of another with other classes or another grid."""
+"""Use the weights of one AiM to initialise another one with other classes or another grid."""
 
 import math
 
@@ -14,9 +14,10 @@ POSITIONS = "backbone.embeddings.position_embeddings.weight"
 
 
 def adapt_weights(model: AiM, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Make the class table and the position table fit `model`; every other name stays as it is, for strict loading.
+    """Resize the class table and the position table for `model`; other weights stay as they are, for strict loading.
 
-    With another number of classes the new classes start as the model's own fresh rows and the null class is kept.
+    With another number of classes the new classes start as the model's freshly initialised rows, and the null class
+    is kept.
     With another grid the positions are resized bicubically in two dimensions.
 
     Args:
@@ -27,12 +28,12 @@ def adapt_weights(model: AiM, weights: dict[str, Tensor]) -> tuple[dict[str, Ten
         (weights, one line for each table that was replaced).
 
     Raises:
-        UserError: a grid that is no square, so that its positions have no rows and columns.
+        UserError: the grid is not square, so that its positions have no rows and columns.
     """
     adapted, notes = dict(weights), []
-    own = model.state_dict()
+    current = model.state_dict()
     for name, adapt in ((CLASSES, _classes), (POSITIONS, _positions)):
-        old, new = weights.get(name), own.get(name)
+        old, new = weights.get(name), current.get(name)
         if old is not None and new is not None and old.shape != new.shape and old.shape[1:] == new.shape[1:]:
             adapted[name], note = adapt(old, new)
             notes.append(f"{name}: {note}")
@@ -46,6 +47,7 @@ def _classes(old: Tensor, new: Tensor) -> tuple[Tensor, str]:
 
 def _positions(old: Tensor, new: Tensor) -> tuple[Tensor, str]:
     before, after = _side(len(old) - 1), _side(len(new) - 1)
+    # The last row is the position after the last code, outside the grid; bicubic needs float32.
     grid = old[:-1].float().unflatten(0, (before, before)).permute(2, 0, 1)[None]
     resized = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
     table = torch.cat((resized[0].flatten(1).T.to(old), old[-1:]))
@@ -55,5 +57,5 @@ def _positions(old: Tensor, new: Tensor) -> tuple[Tensor, str]:
 def _side(codes: int) -> int:
     side = math.isqrt(codes)
     if side * side != codes:
-        raise UserError(f"{POSITIONS}: {codes} codes are no square grid, so they cannot be resized")
+        raise UserError(f"{POSITIONS}: {codes} codes are not a square grid; they cannot be resized")
     return side

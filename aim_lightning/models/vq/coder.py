@@ -1,4 +1,4 @@
-"""Encoder and decoder of the VQ tokenizer."""
+"""Encoder and decoder of the VQ tokenizer; names as in the published tokenizer (LlamaGen)."""
 
 from collections.abc import Iterable
 
@@ -7,36 +7,146 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from aim_lightning.models.vq.layers import Downsample, Level, Upsample, group_norm, middle, products
 from aim_lightning.models.vq.vq_config import VQConfig
 
 
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Build a GroupNorm with the published epsilon."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, norm, SiLU, dropout, conv, plus the input (through 1x1 where channels change)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over positions, with 1x1 convolutions."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B, HW, C)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution after padding right and bottom by one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # asymmetric, as published: padding=1 would shift the grid
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by two, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, optional attention after each, then an optional change of resolution."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, attention: bool, groups: int, dropout: float
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.res = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], groups, dropout) for i in range(blocks))
+        self.attn = nn.ModuleList(Attention(out_channels, groups) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+    def products(self, side: int) -> tuple[int, int]:
+        """Return the multiplications per image for an input of side x side positions, and the output's side."""
+        count = products(self.res, side) + products(self.attn, side)
+        for name, output_side in (("downsample", side // 2), ("upsample", side * 2)):
+            if hasattr(self, name):
+                return count + products(getattr(self, name), output_side), output_side
+        return count, side
+
+
+def products(part: nn.Module, side: int) -> int:
+    """Count the multiplications per image of a part that works at side x side positions throughout."""
+    count = 0
+    for layer in part.modules():
+        if isinstance(layer, nn.Conv2d):
+            count += layer.weight.numel() * side**2
+        elif isinstance(layer, Attention):  # of queries with keys, and of their weights with values
+            count += 2 * side**4 * layer.q.out_channels
+    return count
+
+
+def middle(channels: int, groups: int, dropout: float) -> nn.ModuleList:
+    """Build the lowest resolution: residual block, attention, residual block."""
+    first, last = (ResidualBlock(channels, channels, groups, dropout) for _ in range(2))
+    return nn.ModuleList([first, Attention(channels, groups), last])
+
+
 class Coder(nn.Module):
-    """What encoder and decoder share.
+    """Share checkpointing and FLOP counts between encoder and decoder.
 
     gradient_checkpointing: keep only the levels' inputs for the backward pass and compute the rest again.
     """
 
     gradient_checkpointing = False
 
-    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """One block after the other."""
+    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Apply the blocks in order, checkpointed where the option is set and gradients are needed."""
         for block in blocks:
-            again = self.gradient_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
     def products(self, side: int) -> int:
-        """Multiplications an image in convolutions and attention, for an input of side x side positions."""
+        """Count the multiplications per image in convolutions and attention, for an input of side x side."""
         count, lowest = products(self.conv_in, side), side
         for level in self.conv_blocks:
-            more, side = level.products(side)
-            count, lowest = count + more, min(lowest, side)
+            level_count, side = level.products(side)
+            count, lowest = count + level_count, min(lowest, side)
         return count + products(self.mid, lowest) + products(self.conv_out, side)
 
 
 class Encoder(Coder):
-    """(B, 3, H, W) to (B, z_channels, H / f, W / f)."""
+    """Map (B, 3, H, W) to (B, z_channels, H / f, W / f)."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -44,8 +154,9 @@ class Encoder(Coder):
         self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            before = widths[i - 1] if i else config.base_channels
-            level = Level(before, width, config.num_res_blocks, i == last, config.norm_groups, config.dropout)
+            previous = widths[i - 1] if i else config.base_channels
+            # Attention only at the lowest resolution, where its cost (side^4) is small.
+            level = Level(previous, width, config.num_res_blocks, i == last, config.norm_groups, config.dropout)
             if i < last:
                 level.downsample = Downsample(width)
             self.conv_blocks.append(level)
@@ -54,12 +165,12 @@ class Encoder(Coder):
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.through([*self.conv_blocks, *self.mid], self.conv_in(x))
+        x = self.run_blocks([*self.conv_blocks, *self.mid], self.conv_in(x))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Decoder(Coder):
-    """(B, z_channels, h, w) to (B, 3, f h, f w); levels run from low to high resolution."""
+    """Map (B, z_channels, h, w) to (B, 3, f h, f w); levels run from low to high resolution."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -68,8 +179,8 @@ class Decoder(Coder):
         self.mid = middle(widths[0], config.norm_groups, config.dropout)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            before, blocks = widths[max(i - 1, 0)], config.num_res_blocks + 1
-            level = Level(before, width, blocks, i == 0, config.norm_groups, config.dropout)
+            previous, blocks = widths[max(i - 1, 0)], config.num_res_blocks + 1
+            level = Level(previous, width, blocks, i == 0, config.norm_groups, config.dropout)
             if i < last:
                 level.upsample = Upsample(width)
             self.conv_blocks.append(level)
@@ -77,5 +188,5 @@ class Decoder(Coder):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        z = self.through([*self.mid, *self.conv_blocks], self.conv_in(z))
+        z = self.run_blocks([*self.mid, *self.conv_blocks], self.conv_in(z))
         return self.conv_out(F.silu(self.norm_out(z)))

@@ -14,7 +14,7 @@ ROWS_AT_A_TIME = 16384
 
 @dataclass
 class Quantized:
-    """What quantisation gives.
+    """The result of a quantisation.
 
     quantized_BCHW: unit codes, with the gradient of the straight-through estimator; latent_BCHW: the unit vectors
     before; codes_BL: int64 in raster order; codebook_loss and commitment_loss: unweighted means of squared distances.
@@ -28,7 +28,7 @@ class Quantized:
 
 
 class VectorQuantizer(nn.Module):
-    """Replaces each latent vector by the code of smallest angle; always in float32."""
+    """Replace each latent vector by the code of smallest angle, always in float32."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -41,15 +41,17 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, latent_BCHW: Tensor) -> Tensor:
-        """Nearest codes, (B, L) int64."""
+        """Return the nearest codes, (B, L) int64."""
+        # bfloat16 has 8 bits of mantissa: nearly equal scores would tie, and codes would depend on the precision.
         with torch.autocast(latent_BCHW.device.type, enabled=False):
             rows = F.normalize(latent_BCHW.float().flatten(2).transpose(1, 2), dim=-1)
             codebook_VC, flat = self.codebook_VC, rows.flatten(0, 1)
+            # On the unit sphere the largest scalar product is the smallest distance.
             best = [(part @ codebook_VC.T).argmax(-1) for part in flat.split(ROWS_AT_A_TIME)]
             return torch.cat(best).view(rows.shape[:2])
 
     def lookup(self, codes_BL: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Codes to unit vectors, (B, C, h, w)."""
+        """Return the unit vectors of codes, (B, C, h, w)."""
         vectors_BLC = F.normalize(self.embedding(codes_BL).float(), dim=-1)
         return vectors_BLC.transpose(1, 2).unflatten(2, grid)
 
@@ -58,35 +60,38 @@ class VectorQuantizer(nn.Module):
             latent = F.normalize(latent_BCHW.float(), dim=1)
             codes_BL = self.codes(latent_BCHW.detach())
             chosen = self.lookup(codes_BL, latent.shape[-2:])
+            # Each loss moves one side only: the codebook towards the latent, the encoder towards the codebook.
             codebook_loss = F.mse_loss(chosen, latent.detach())
             commitment_loss = F.mse_loss(latent, chosen.detach())
+            # Straight-through estimator: the value of the code, the gradient of the latent.
             quantized = latent + (chosen - latent).detach()
         return Quantized(quantized, latent, codes_BL, codebook_loss, commitment_loss)
 
     @property
     def codebook_VC(self) -> Tensor:
-        """The codes as unit vectors, float32."""
+        """Return the codes as unit vectors, float32."""
         return F.normalize(self.embedding.weight.float(), dim=-1)
 
     @torch.no_grad()
-    def remember(self, codes_BL: Tensor) -> None:
-        """Take a training batch's codes into the record of recent ones; hand in those of all processes."""
+    def record_usage(self, codes_BL: Tensor) -> None:
+        """Append a training batch's codes, gathered from all ranks, to the record of the latest ones."""
         window = self.codebook_used.numel()
         recent = codes_BL.flatten()[-window:].to(self.codebook_used.dtype)
         self.codebook_used.copy_(torch.cat((self.codebook_used[recent.numel() :], recent)))
 
     def recent_counts(self) -> Tensor:
-        """How often each code stands in the record, float32 (V,)."""
+        """Count how often each code occurs in the record, float32 (V,)."""
         recent = self.codebook_used.long()
         return torch.zeros_like(self.embedding.weight[:, 0]).index_add_(0, recent, torch.ones_like(self.codebook_used))
 
     def start_from(self, latent_BCHW: Tensor, generator: torch.Generator) -> None:
-        """Set the whole codebook to latents drawn from a batch."""
+        """Set the whole codebook to random latents of a batch."""
         self.replace(torch.arange(self.embedding.num_embeddings, device=latent_BCHW.device), latent_BCHW, generator)
 
     @torch.no_grad()
     def replace(self, codes: Tensor, latent_BCHW: Tensor, generator: torch.Generator) -> None:
-        """Set the given codes (n,) to latents drawn from a batch (with repetition where there are too few)."""
+        """Set the listed codes (n,) to random latents of a batch, with repetition where there are too few."""
         rows = F.normalize(latent_BCHW.float().movedim(1, -1).flatten(0, -2), dim=-1)
+        # The permutation is computed on the CPU, so that every rank and device gets the same one.
         order = torch.randperm(len(rows), generator=generator).repeat(-(-len(codes) // len(rows)))[: len(codes)]
         self.embedding.weight[codes] = rows[order.to(rows.device)]

@@ -14,19 +14,19 @@ LEAST = {
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Everything that fixes the tokenizer's parameters.
+    """Set everything that determines the tokenizer's parameters.
 
     Args:
         image_size: height and width of the images, pixels.
         codebook_size: number of codes, V.
         codebook_dim: dimensions of a code.
         base_channels: width of the first level; every level's width is a multiple of it.
-        channel_multipliers: one a level, high resolution first; each level but the last halves the image.
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        channel_multipliers: one per level, high resolution first; each level but the last halves the image.
+        num_res_blocks: residual blocks per level in the encoder; the decoder has one more.
         z_channels: width between the convolutional part and the 1x1 projections to the codes.
         norm_groups: groups of every GroupNorm; must divide every level's width.
         dropout: inside residual blocks, 0 to 1.
-        usage_window: how many of the latest training codes (of all devices) `quantize.codebook_used` remembers.
+        usage_window: number of the latest training codes (of all ranks) kept in `quantize.codebook_used`.
 
     Raises:
         UserError: a value that no network can have.
@@ -45,33 +45,34 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         levels = self.channel_multipliers
-        listed = isinstance(levels, list | tuple) and all(is_whole_number(one) and one >= 1 for one in levels)
-        if not levels or not listed:
-            raise UserError(f"VQConfig.channel_multipliers is {levels!r}; give one positive whole number a level")
+        valid = isinstance(levels, list | tuple) and all(is_whole_number(level) and level >= 1 for level in levels)
+        if not levels or not valid:
+            raise UserError(f"VQConfig.channel_multipliers is {levels!r}; give one positive whole number per level")
+        # Files give lists; a frozen configuration must be hashable.
         object.__setattr__(self, "channel_multipliers", tuple(levels))
         check_whole_numbers(self, LEAST)
-        check_dropouts(self, ("dropout",))
+        check_dropouts(self, "dropout")
         if self.image_size % self.downsampling:
             raise UserError(
-                f"VQConfig.image_size {self.image_size} is no multiple of the downsampling {self.downsampling} "
-                f"that {len(self.channel_multipliers)} levels give"
+                f"VQConfig.image_size is {self.image_size}; it must be a multiple of {self.downsampling}, the "
+                f"downsampling of {len(levels)} levels"
             )
-        odd = [width for width in self.widths if width % self.norm_groups]
-        if odd:
-            raise UserError(f"VQConfig.norm_groups {self.norm_groups} does not divide the level width {odd[0]}")
+        for width in self.widths:
+            if width % self.norm_groups:
+                raise UserError(f"VQConfig.norm_groups is {self.norm_groups}; it must divide the level width {width}")
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level, high resolution first."""
+        """Return the channels of each level, high resolution first."""
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
 
     @property
     def downsampling(self) -> int:
-        """Pixels a code, along one side."""
+        """Return the pixels per code along one side."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Codes an image: (rows, columns)."""
+        """Return the codes per image as (rows, columns)."""
         side = self.image_size // self.downsampling
         return side, side

@@ -1,4 +1,4 @@
-"""Which backend a network takes on its device, and why."""
+"""Choose the backend of a network for its device, and log why."""
 
 import functools
 import importlib
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.models.aim.aim_config import AiMConfig
-from aim_lightning.models.aim.backends.plain import TorchBackend
-from aim_lightning.models.aim.state import MixerState
+from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.utils.errors import UserError
 
 BACKENDS = ("auto", "torch", "mamba_ssm")
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What a block asks for; `mixer` holds the parameters, `norm` the weight and eps of an RMSNorm."""
+    """The three operations that a block needs; `mixer` holds the parameters, `norm` the weight and eps of a norm."""
 
     name: str
 
@@ -33,7 +32,7 @@ class Backend(Protocol):
 
 
 class BackendUnavailable:
-    """Stands where a backend cannot run, so that weights may still be moved through such a device."""
+    """Raise a UserError at every use, so that weights may still be moved through a device without this backend."""
 
     def __init__(self, name: str, obstacle: str) -> None:
         self.name, self.obstacle = name, obstacle
@@ -44,40 +43,40 @@ class BackendUnavailable:
     mix = step = add_norm = _refuse
 
 
-def choose_backend(wanted: str, config: AiMConfig, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend for weights of this type on this device; what `auto` took and why is logged once.
+def choose_backend(name: str, config: AiMConfig, device: torch.device, dtype: torch.dtype) -> Backend:
+    """Return the backend for weights of this type on this device, and log once what `auto` took and why.
 
-    Where the backend cannot run on the device, every use of what is returned raises a UserError.
+    Where the backend cannot run on the device, every use of the result raises a UserError.
     """
     obstacle = _obstacle(device, dtype)
-    if wanted == "mamba_ssm" and obstacle:
-        return BackendUnavailable(wanted, f"{obstacle}; {ELSEWHERE}")
+    if name == "mamba_ssm" and obstacle:
+        return BackendUnavailable(name, f"{obstacle}; {ELSEWHERE}")
     if device.type == "mps":
         return BackendUnavailable("torch", "its scan needs float64, which MPS lacks; set --trainer.accelerator cpu")
-    if wanted == "torch" or obstacle:
-        if wanted == "auto":
+    if name == "torch" or obstacle:
+        if name == "auto":
             _log_once(f"backend auto took torch: {obstacle}")
         return TorchBackend()
-    if wanted == "auto":
+    if name == "auto":
         _log_once("backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed")
     return _mamba(config)
 
 
-def require_backend(wanted: str) -> None:
-    """Fail before anything is built where a backend can never be had on this machine.
+def require_backend(name: str) -> None:
+    """Raise before anything is built if a backend cannot exist on this machine.
 
     Raises:
         UserError: an unknown name, or mamba_ssm is not installed.
     """
-    if wanted not in BACKENDS:
-        raise UserError(f"backend is {wanted!r}; use {', '.join(BACKENDS)}")
-    if wanted == "mamba_ssm" and missing():
+    if name not in BACKENDS:
+        raise UserError(f"backend is {name!r}; use {', '.join(BACKENDS)}")
+    if name == "mamba_ssm" and missing():
         raise UserError(f"backend mamba_ssm cannot be used: {missing()}")
 
 
 @functools.cache
 def missing() -> str | None:
-    """What keeps mamba-ssm's kernels from being imported; None when nothing does."""
+    """Return why mamba-ssm's kernels cannot be imported; None when they can."""
     try:
         importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
     except Exception as error:  # a broken compiled package may raise anything while it is imported
@@ -87,7 +86,7 @@ def missing() -> str | None:
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why mamba-ssm's kernels cannot take weights of this type on this device."""
+    """Return why mamba-ssm's kernels cannot take weights of this type on this device."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # the kernels' own tests on a CPU
     if device.type != "cuda" and not interpreted:
         return f"the weights are on the {device.type.upper()}, its kernels need an NVIDIA GPU"
@@ -98,6 +97,7 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def _mamba(config: AiMConfig) -> Backend:
+    # Imported here: the module needs mamba-ssm, which most machines lack.
     from aim_lightning.models.aim.backends.mamba import MambaBackend
 
     return MambaBackend(config)

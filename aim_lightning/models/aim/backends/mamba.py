@@ -1,7 +1,7 @@
 """AiM's mixer and norm on mamba-ssm's Triton kernels: the same parameters and names, NVIDIA GPUs.
 
-Imported only where `choose.missing` found nothing missing. Float32 products are exact, as PyTorch's own default
-is, unless torch.set_float32_matmul_precision allows TF32 or TRITON_F32_DEFAULT says otherwise.
+Imported only where `choose.missing` returns None. Float32 products are exact, as PyTorch's own default is, unless
+torch.set_float32_matmul_precision allows TF32 or TRITON_F32_DEFAULT says otherwise.
 """
 
 import logging
@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aim_lightning.models.aim.aim_config import AiMConfig
-from aim_lightning.models.aim.backends.plain import causal_conv, conv_step_
-from aim_lightning.models.aim.state import MixerState
+from aim_lightning.models.aim.backends.plain import MixerState, causal_conv, conv_step_
 
 log = logging.getLogger(__name__)
 # The convolution kernel reads rows of 16 bytes: its own channels, and the width of in_proj whose slice they are, must
@@ -34,10 +33,10 @@ FUSED_MULTIPLE = 8
 
 
 class MambaBackend:
-    """The fused convolution + scan + norm + projection where its kernel exists for this width, else the unfused scan.
+    """Fused convolution, scan, norm and projection where that kernel exists for this width, else the unfused scan.
 
     Args:
-        config: sizes of the network; they decide between the two paths, which is logged once.
+        config: sizes of the network; they decide between the two paths; the unfused one is logged once.
     """
 
     name = "mamba_ssm"
@@ -50,10 +49,11 @@ class MambaBackend:
 
     @torch.compiler.disable
     def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
-        """The mixer over whole sequences, from an empty state."""
+        """Apply the mixer to complete sequences, from an empty state."""
         return self._mix_fused(mixer, u_BLD) if self.fused else self._mix_unfused(mixer, u_BLD)
 
     def _mix_fused(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
+        # norm_before_gate=False: RMSNorm(y * SiLU(z)), as in `plain.gated_output`.
         return mamba_split_conv1d_scan_combined(
             mixer.in_proj(u_BLD),
             mixer.conv1d.weight[:, 0],
@@ -87,10 +87,11 @@ class MambaBackend:
 
     @torch.compiler.disable
     def step(self, mixer: nn.Module, u_BD: Tensor, state: MixerState) -> Tensor:
-        """The mixer at one position; `state` is updated in place."""
+        """Apply the mixer at one position; `state` is updated in place."""
         sizes = (-1, mixer.config.headdim)
         z_BI, xbc_BK, dt_BH = mixer.project(u_BD)
         x_BI, b_BN, c_BN = mixer.split_xbc(F.silu(conv_step_(mixer, xbc_BK, state)))
+        # The kernel takes dt, A and D per channel; expanded views repeat the head's value without copying.
         y_BHP = selective_state_update(
             state.ssm_BHPN,
             x_BI.unflatten(-1, (mixer.config.nheads, -1)),
@@ -110,18 +111,18 @@ class MambaBackend:
 
     @torch.compiler.disable
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """residual += x and RMSNorm of it in one kernel; the residual is float32, the norm of x's type."""
+        """Add x to the residual (float32) and return (its RMSNorm in x's type, the residual), in one kernel."""
         return rms_norm_fn(x, norm.weight, None, residual=residual, prenorm=True, residual_in_fp32=True, eps=norm.eps)
 
 
 def fused_refusal(config: AiMConfig) -> str | None:
-    """Why the fused path cannot be taken; None where it can."""
+    """Return why the fused path cannot be taken; None where it can."""
     if causal_conv1d_fwd_function is None:
         return "causal-conv1d is not installed"
     width = config.d_inner + config.conv_dim + config.nheads
-    for what, size in (("in_proj", width), ("the convolution", config.conv_dim)):
+    for part, size in (("in_proj", width), ("the convolution", config.conv_dim)):
         if size % FUSED_MULTIPLE:
-            return f"{what} is {size} wide, no multiple of {FUSED_MULTIPLE}"
+            return f"{part} is {size} wide, not a multiple of {FUSED_MULTIPLE}"
     if not 2 <= config.d_conv <= 4:
         return f"causal-conv1d has no kernel for d_conv {config.d_conv}"
     return None

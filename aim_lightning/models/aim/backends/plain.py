@@ -1,14 +1,36 @@
-"""AiM's mixer and norm in plain PyTorch: any device, any floating type, the definition of right."""
+"""AiM's mixer and norm in plain PyTorch: any device, any floating type, the definition of the right result."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.scan import scan, scan_step_
-from aim_lightning.models.aim.state import MixerState
 
 # One quadratic block costs more than its matrix products gain beyond this many steps (benchmarks/scan.py).
 LONGEST_CHUNK = 64
+
+
+@dataclass
+class MixerState:
+    """The decoding state of one layer between two codes.
+
+    conv_BKW: the last d_conv - 1 inputs of the convolution; ssm_BHPN: the recurrent state.
+    """
+
+    conv_BKW: Tensor
+    ssm_BHPN: Tensor
+
+    @classmethod
+    def empty(
+        cls, config: AiMConfig, batch_size: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> "MixerState":
+        """Return the state before the first input: zeros."""
+        conv = torch.zeros(batch_size, config.conv_dim, config.d_conv - 1, device=device, dtype=dtype)
+        shape = (batch_size, config.nheads, config.headdim, config.d_state)
+        return cls(conv, torch.zeros(shape, device=device, dtype=dtype))
 
 
 class TorchBackend:
@@ -17,9 +39,10 @@ class TorchBackend:
     name = "torch"
 
     def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
-        """The mixer over whole sequences, from an empty state."""
+        """Apply the mixer to complete sequences, from an empty state."""
         z_BLI, xbc_BLK, dt_BLH = mixer.project(u_BLD)
         xbc_BLK = F.silu(causal_conv(mixer, xbc_BLK))
+        # The scan sums over the sequence: in bfloat16 its rounding would grow with the length.
         with torch.autocast(u_BLD.device.type, enabled=False):
             x_BLHP, b_BLN, c_BLN, dt_BLH, a_H = mixer.scan_inputs(xbc_BLK, dt_BLH)
             y_BLHP = scan(x_BLHP, dt_BLH, a_H, b_BLN, c_BLN, min(mixer.config.chunk_size, LONGEST_CHUNK))
@@ -27,7 +50,7 @@ class TorchBackend:
         return gated_output(mixer, y_BLI, z_BLI)
 
     def step(self, mixer: nn.Module, u_BD: Tensor, state: MixerState) -> Tensor:
-        """The mixer at one position; `state` is updated in place."""
+        """Apply the mixer at one position; `state` is updated in place."""
         z_BI, xbc_BK, dt_BH = mixer.project(u_BD)
         xbc_BK = F.silu(conv_step_(mixer, xbc_BK, state))
         with torch.autocast(u_BD.device.type, enabled=False):
@@ -37,16 +60,16 @@ class TorchBackend:
         return gated_output(mixer, y_BI, z_BI)
 
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-        """residual += x and RMSNorm of it, both in float32 also under autocast and for bf16 weights."""
+        """Add x to the residual and return (its RMSNorm, the residual), in float32 also under autocast."""
         residual = x.to(torch.promote_types(x.dtype, torch.float32)) if residual is None else residual + x
         return norm(residual), residual
 
 
 def causal_conv(mixer: nn.Module, xbc_BLK: Tensor) -> Tensor:
-    """Depthwise convolution as shifted products: several times faster on a CPU than grouped conv1d."""
+    """Convolve depthwise by shifted products: several times faster on a CPU than grouped conv1d."""
     taps, length = mixer.config.d_conv, xbc_BLK.shape[1]
     weight_KW = mixer.conv1d.weight[:, 0].to(xbc_BLK.dtype)
-    padded = F.pad(xbc_BLK, (0, 0, taps - 1, 0))
+    padded = F.pad(xbc_BLK, (0, 0, taps - 1, 0))  # on the left only, so that no position sees a later one
     y_BLK = mixer.conv1d.bias.to(xbc_BLK.dtype)
     for tap in range(taps):
         y_BLK = y_BLK + padded[:, tap : tap + length] * weight_KW[:, tap]
@@ -54,7 +77,7 @@ def causal_conv(mixer: nn.Module, xbc_BLK: Tensor) -> Tensor:
 
 
 def conv_step_(mixer: nn.Module, xbc_BK: Tensor, state: MixerState) -> Tensor:
-    """The convolution at one position; the window in `state` moves on by one."""
+    """Convolve at one position and move the window in `state` on by one."""
     window_BKW = torch.cat((state.conv_BKW, xbc_BK[..., None].to(state.conv_BKW.dtype)), dim=-1)
     state.conv_BKW.copy_(window_BKW[..., 1:])
     weight_KW = mixer.conv1d.weight[:, 0].to(xbc_BK.dtype)
@@ -62,7 +85,7 @@ def conv_step_(mixer: nn.Module, xbc_BK: Tensor, state: MixerState) -> Tensor:
 
 
 def skip(mixer: nn.Module, x: Tensor) -> Tensor:
-    """D x, by heads."""
+    """Return D x, by heads."""
     return mixer.D.to(x.dtype)[:, None] * x
 
 

@@ -1,1 +1,0 @@
-"""The discriminator of adversarial tokenizer training."""
