@@ -1,8 +1,10 @@
-"""Sets of images to be scored: drawn blocks, an .npz (directories: `decoded`); all uint8, by number."""
+"""Sets of images to score, uint8 and by number: an .npz, sample blocks, a directory, images of an experiment."""
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,78 +12,88 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from aim_lightning.data.images.base import ImageSource
+from aim_lightning.data.images.dataset import ImageDataset
+from aim_lightning.data.images.decode import opening, read_image
 from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.evaluation.sample_plan import ranges
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.npz import NpzFile
-from aim_lightning.utils.process import in_background, prefetch
+from aim_lightning.utils.process import outlive_signals, prefetch
 
-Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,), numbers (B,)
-DEPTH = 2  # batches that lie ready in pinned memory
+Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,) or None, image numbers (B,)
+Size = tuple[int, int]  # height, width
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LOADER_WORKERS = 16
+LOADER_THRESHOLD = 256  # images: fewer are decoded without loader processes
+DECODED_AHEAD = 4000  # images: 0.8 GB at 256 pixels
+PINNED_BATCHES = 2
 
 
-class ImageList(ABC):
-    """Images by number."""
+class ImageSet(ABC):
+    """A numbered set of images of one size."""
 
-    labels: Tensor | None = None
+    labels: Tensor | None = None  # int64 (N,)
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """The images of each range, ranges in rising order; raises UserError for what is no image.
+        """Yield one batch per range; ranges ascend.
 
-        What takes time may begin at the call: call it early.
+        Raises:
+            UserError: an image cannot be read.
         """
 
-    def shard(self, ranks: ProcessGroup, batch_size: int) -> Iterator[Batch]:
-        """This process's share of all images, in batches that are the same whoever gets them."""
-        return self.batches(ranks.shard(ranges(len(self), batch_size)))
-
-    known_by_reading = False  # whether `source` is quick once all images were read, and slow before
-
-    def begin(self) -> None:  # noqa: B027
-        """Begin in a thread what `source` takes time for and no reading tells."""
-
-    def gather(self, ranks: ProcessGroup) -> None:  # noqa: B027
-        """Put together what the processes learnt by reading their shares; every one of which must call it."""
-
     @abstractmethod
-    def source(self) -> dict[str, Any]:
-        """Plain values that identify the images, for the protocol; no paths of this machine."""
+    def identity(self) -> dict[str, Any]:
+        """Return plain values that identify the images, for the protocol; they contain no paths of this machine."""
 
-    def content(self) -> dict[str, str]:
-        """What more identifies them once all were read, and after `gather`."""
-        return {}
+    def files(self) -> Iterable[Path]:
+        """Return the files that contain the images."""
+        return []
 
     def state(self) -> str:
-        """Changes with the files even where `source` does not; for caches of this machine."""
-        return ""
+        """Return a hash of the modification times: an image that is edited in place may keep its name and size."""
+        digest = hashlib.sha256()
+        for path in self.files():
+            with opening(path):
+                digest.update(f"{path.stat().st_mtime_ns} ".encode())
+        return digest.hexdigest()
 
-    def images(self, numbers: Sequence[int]) -> Tensor:
-        """A few images, uint8 (n, 3, H, W), for a preview; numbers rise."""
-        parts = [range(number, number + 1) for number in numbers]
-        return torch.cat([images for images, _, _ in self.batches(parts)])
+    def shard(self, ranks: ProcessGroup, batch_size: int) -> Iterator[Batch]:
+        """Return this rank's share of all images; the batches do not depend on the number of ranks."""
+        return self.batches(ranks.shard(ranges(len(self), batch_size)))
+
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """Return a few images, uint8 (n, 3, H, W), for a preview; numbers ascend."""
+        return torch.cat([images for images, _, _ in self.batches([range(n, n + 1) for n in numbers])])
+
+    def _batch(self, images: Tensor, rows: range) -> Batch:
+        numbers = torch.arange(rows.start, rows.stop)
+        return images, None if self.labels is None else self.labels[numbers], numbers
 
 
-class NpzImages(ImageList):
-    """arr_0, uint8 (N, H, W, 3), and labels in arr_1 or `labels` where there are some: ADM's format.
+class NpzImages(ImageSet):
+    """Images in ADM's format: arr_0 is uint8 (N, H, W, 3), arr_1 or `labels` the optional class numbers.
 
     Raises:
-        UserError: another dtype or shape, a damaged file, pickled objects.
+        UserError: another dtype or shape, a damaged file, or pickled objects.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.file = NpzFile(path)
         self.rows = self.file.rows("arr_0")
-        shape, where = self.rows.shape, f"{self.file.path}, array arr_0,"
+        shape, where = self.rows.shape, f"{self.file.path}, array arr_0"
         if self.rows.dtype != np.uint8:
-            raise UserError(f"{where} is {self.rows.dtype}; images must be uint8, 0 to 255 (round, do not truncate)")
+            raise UserError(f"{where}: dtype is {self.rows.dtype}; save uint8 images, 0 to 255, rounded")
         if len(shape) != 4 or shape[3] != 3:
-            raise UserError(f"{where} has shape {shape}; expected (images, height, width, 3)")
+            raise UserError(f"{where}: shape is {shape}; expected (images, height, width, 3)")
         names = [name for name in ("arr_1", "labels") if name in self.file]
         self.labels = self._read_labels(names[0]) if names else None
 
@@ -89,29 +101,32 @@ class NpzImages(ImageList):
         labels = self.file.array(name)
         if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
             shape = f"{labels.dtype} {labels.shape}"
-            raise UserError(f"{self.file.path}, array {name}, is {shape}; expected one class number an image")
+            raise UserError(f"{self.file.path}, array {name}: {shape}; expected one class number per image")
         return torch.from_numpy(labels.astype(np.int64))
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """Yield the rows of each range."""
         for rows, array in zip(parts, self.rows.batches(parts), strict=True):
-            yield _batch(array, self.labels, rows)
+            yield self._batch(_channels_first(array), rows)
 
-    def begin(self) -> None:
-        self._hash  # noqa: B018
+    def identity(self) -> dict[str, Any]:
+        """Return the file's name and hash; the first call reads the file and compares its checksums."""
+        return {"kind": "npz", "name": self.file.path.name, "sha256": self._sha256, "pictures": len(self)}
 
-    def source(self) -> dict[str, Any]:
-        return {"kind": "npz", "name": self.file.path.name, "sha256": self._hash.result(), "pictures": len(self)}
+    def files(self) -> Iterable[Path]:
+        """Return the archive."""
+        return [self.file.path]
 
     @cached_property
-    def _hash(self) -> Future[str]:
-        return in_background(self.file.sha256)
+    def _sha256(self) -> str:
+        return self.file.sha256()
 
 
-class BlockImages(ImageList):
-    """The blocks of a directory, all there."""
+class BlockImages(ImageSet):
+    """The samples of a complete block directory."""
 
     def __init__(self, directory: BlockDirectory) -> None:
         self.directory, self.labels = directory, directory.plan.labels
@@ -120,54 +135,186 @@ class BlockImages(ImageList):
         return len(self.labels)
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """Yield the images of each range, which may span several blocks."""
         size = self.directory.plan.block_size
         for rows in parts:
             blocks = range(rows.start // size, (rows.stop - 1) // size + 1)
-            arrays = [self.directory.read(block) for block in blocks]
+            array = np.concatenate([self.directory.read(block) for block in blocks])
             first = rows.start - blocks.start * size
-            yield _batch(np.concatenate(arrays)[first : first + len(rows)], self.labels, rows)
+            yield self._batch(_channels_first(array[first : first + len(rows)]), rows)
 
-    def source(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Return the count; the record's model and protocol identify samples."""
         return {"kind": "drawn", "pictures": len(self)}
 
 
+class DecodedImages(ImageSet):
+    """Images that are decoded one by one, by loader processes where there are many.
+
+    Args:
+        source: the encoded images.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> Tensor:
+        """Decode one image, uint8 (3, H, W)."""
+
+    def files(self) -> Iterable[Path]:
+        """Return the image files or the archives that contain them."""
+        return self.source.files()
+
+    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """Yield the images of each range; loader workers decode whole batches."""
+        options: dict[str, Any] = {}
+        if sum(map(len, parts)) > LOADER_THRESHOLD:
+            workers = min(LOADER_WORKERS, os.cpu_count() or 1, len(parts))
+            options = {"num_workers": workers, "prefetch_factor": max(1, DECODED_AHEAD // (workers * len(parts[0])))}
+        # The loader draws a seed for its workers: from its own generator, so that training's random state stays.
+        options |= {"generator": torch.Generator(), "worker_init_fn": outlive_signals}
+        loader = DataLoader(self, batch_sampler=parts, **options)
+        for rows, images in zip(parts, loader, strict=True):
+            yield self._batch(images, rows)
+
+
+class FlatDirectory(ImageSource):
+    """All images below a directory in the order of their paths, without classes."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        paths = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        keys = [os.fsencode(path.relative_to(root).as_posix()) for path in sorted(paths)]
+        if not keys:
+            raise UserError(f"{root} contains no images ({', '.join(SUFFIXES)}); fill the directory")
+        super().__init__([], np.zeros(len(keys)), keys)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the hex sha256 over the paths below the root and the content of all files."""
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(LOADER_WORKERS) as pool:
+            for row, content in enumerate(pool.map(sha256_file, self.files())):
+                digest.update(os.fsencode(f"{self.key(row)} {content}\n"))
+        return digest.hexdigest()
+
+    def files(self) -> Iterator[Path]:
+        """Return the images."""
+        return (self.root / self.key(row) for row in range(len(self)))
+
+    def _content(self, row: int) -> bytes:
+        return read_image(self.root / self.key(row))
+
+    def _where(self, row: int) -> str:
+        return str(self.root / self.key(row))
+
+
+class DirectoryImages(DecodedImages):
+    """All images below a directory; they must have one size.
+
+    Raises:
+        UserError: the directory contains no images, or the first one cannot be read.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__(FlatDirectory(directory))
+        self.shape = _to_tensor(self.source[0].image).shape
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Decode one image and compare its size with the first one's."""
+        image = _to_tensor(self.source[number].image)
+        if image.shape != self.shape:
+            path, size, expected = self.source.root / self.source.key(number), *map(pixels, (image, self.shape))
+            raise UserError(f"{path} is {size} pixels, {self.source.key(0)} {expected}; give all images one size")
+        return image
+
+    def identity(self) -> dict[str, Any]:
+        """Return the directory's name and a hash of all paths and files."""
+        name, fingerprint = self.source.root.name, self.source.fingerprint
+        return {"kind": "folder", "name": name, "sha256": fingerprint, "pictures": len(self)}
+
+
+class ExperimentImages(DecodedImages):
+    """An image set of an experiment, class directories or shards, with its resizing and cropping."""
+
+    def __init__(self, dataset: ImageDataset, name: str) -> None:
+        super().__init__(dataset.source)
+        self.dataset, self.name = dataset, name
+        self.labels = torch.from_numpy(dataset.labels)
+        self.num_classes = len(dataset.class_names)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Decode, resize and crop one image."""
+        return self.dataset.batch([number])[0][0]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fingerprint: of the shards' content with a manifest, else of file names and sizes."""
+        return {
+            "kind": "pictures",
+            "name": self.name,
+            "fingerprint": self.source.fingerprint,
+            "pictures": len(self),
+            "geometry": repr(self.dataset.transform),
+        }
+
+
+def open_images(path: str | Path) -> ImageSet:
+    """Open an .npz file or a directory of images.
+
+    Raises:
+        UserError: the path is neither.
+    """
+    return DirectoryImages(path) if Path(path).is_dir() else NpzImages(path)
+
+
+def check_size(size: Size | None, reference: Size | None) -> None:
+    """Compare the sizes of images and reference images.
+
+    Args:
+        size: height and width of the images; None where it is unknown.
+        reference: height and width of the reference images; None where it is unknown.
+
+    Raises:
+        UserError: they differ.
+    """
+    if size is not None and reference is not None and tuple(size) != tuple(reference):
+        sizes = f"the images are {pixels(size)} pixels, those of the reference {pixels(reference)}"
+        raise UserError(f"{sizes}; give both one size")
+
+
+def decoded_size(tokenizer: Any) -> Size | None:
+    """Return the size of the images that a tokenizer decodes; None where its configuration has no image_size."""
+    size = getattr(getattr(tokenizer, "config", None), "image_size", None)
+    return None if size is None else (size, size)
+
+
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches with their images on the device; on a GPU the next ones are read and sent while these are worked on."""
+    """Yield batches with their images on the device; a GPU gets pinned batches that a thread reads ahead."""
     if device.type != "cuda":
         yield from batches
         return
-    stream, before = torch.cuda.Stream(device), None
-    for images, labels, numbers in prefetch(map(_pinned, batches), DEPTH):
-        with torch.cuda.stream(stream):
-            moved = images.to(device, non_blocking=True)  # from pinned memory it returns at once
-            arrived = stream.record_event()
-        if before is not None:
-            yield _arrived(*before)
-        before = moved, labels, numbers, arrived
-    if before is not None:
-        yield _arrived(*before)
+    for images, *others in prefetch((_pinned(batch) for batch in batches), PINNED_BATCHES):
+        # From pinned memory the copy is asynchronous: Python continues and the GPU is never idle.
+        yield images.to(device, non_blocking=True), *others
 
 
-def joined(images: Sequence[Tensor]) -> Tensor:
-    """One after the other; for a process that works on a GPU in pinned memory."""
-    shape = sum(map(len, images)), *images[0].shape[1:]
-    # A process that works on the CPU leaves GPUs alone.
-    return torch.cat(images, out=torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized()))
+def pixels(shape: Any) -> str:
+    """Return ``width x height`` of an image or of a shape that ends with height and width."""
+    height, width = getattr(shape, "shape", shape)[-2:]
+    return f"{width}x{height}"
 
 
 def _pinned(batch: Batch) -> Batch:
     return batch[0].pin_memory(), *batch[1:]
 
 
-def _arrived(images: Tensor, labels: Tensor | None, numbers: Tensor, arrived: torch.cuda.Event) -> Batch:
-    current = torch.cuda.current_stream(images.device)
-    current.wait_event(arrived)
-    images.record_stream(current)
-    return images, labels, numbers
+def _channels_first(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
 
 
-def _batch(array: np.ndarray, labels: Tensor | None, rows: range) -> Batch:
-    """From rows of an array, uint8 (B, H, W, 3)."""
-    images = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
-    numbers = torch.arange(rows.start, rows.stop)
-    return images, None if labels is None else labels[numbers], numbers
+def _to_tensor(image: Any) -> Tensor:
+    return _channels_first(np.array(image)[None])[0].contiguous()

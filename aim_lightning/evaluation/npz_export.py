@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from aim_lightning.evaluation.image_sets import ImageList
+from aim_lightning.evaluation.image_sets import ImageSet
 from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.utils.grid import labelled_grid, png_bytes
 from aim_lightning.utils.npz import write_npz
@@ -21,11 +21,11 @@ def write_archive(path: Path, directory: BlockDirectory) -> None:
     write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", map(directory.read, blocks))})
 
 
-def preview_png(image_list: ImageList, class_names: list[str] | None) -> bytes:
+def preview_png(image_set: ImageSet, class_names: list[str] | None) -> bytes:
     """One PNG: a row a class for the first classes; without labels the first images."""
-    labels, names = image_list.labels, []
+    labels, names = image_set.labels, []
     if labels is None:
-        numbers = list(range(min(len(image_list), ROWS * COLUMNS)))
+        numbers = list(range(min(len(image_set), ROWS * COLUMNS)))
     else:
         classes = [int(label) for label in labels.unique()[:ROWS]]
         by_class = [(labels == label).nonzero()[:COLUMNS, 0].tolist() for label in classes]
@@ -34,5 +34,5 @@ def preview_png(image_list: ImageList, class_names: list[str] | None) -> bytes:
         names = [class_names[label] if class_names else str(label) for label in classes]
     columns = len(numbers) // len(names) if names else COLUMNS
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = image_list.images([numbers[i] for i in order])[torch.tensor(order).argsort()]
+    images = image_set.read([numbers[i] for i in order])[torch.tensor(order).argsort()]
     return png_bytes(labelled_grid(images, columns, names))

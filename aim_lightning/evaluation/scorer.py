@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
-from aim_lightning.evaluation.image_sets import Batch, BlockImages, ImageList, NpzImages, on_device
+from aim_lightning.evaluation.image_sets import BlockImages, ImageSet, NpzImages, check_size, decoded_size, on_device
 from aim_lightning.evaluation.npz_export import preview_png, write_archive
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
-from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.metric_names import count_suffix
@@ -70,33 +69,29 @@ class Scorer:
         self.scores.reset()
         return self.scores
 
-    def score(
-        self, images: ImageList, batches: Iterator[Batch] | None = None
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def score(self, images: ImageSet) -> tuple[dict[str, float], dict[str, Any]]:
         """Values by plain name, and speeds for the record: of the features, seconds of the metrics on them. Every
         process must call it.
 
         Args:
             images: to be scored.
-            batches: this process's share of them, where its reading has begun before.
 
         Raises:
             UserError: images that cannot be read or of another size than the real ones, or features that are not
                 finite; on all processes.
         """
         scores = self._scores(len(images))
-        batches = batches or images.shard(self.ranks, self.batch_size)
         with Throughput("features", len(images), self.ranks) as meter:
-            self.ranks.run_on_all(lambda: self._update(scores, batches, meter))
+            self.ranks.run_on_all(lambda: self._update(scores, images, meter))
         start = time.perf_counter()
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
         return values, {"features": meter.performance(), "metrics_s": seconds}
 
-    def _update(self, scores: Scores, batches: Iterator[Batch], meter: Throughput) -> None:
+    def _update(self, scores: Scores, image_set: ImageSet, meter: Throughput) -> None:
         """With this process's share."""
-        for images, labels, numbers in on_device(batches, self.network.device):
+        for images, labels, numbers in on_device(image_set.shard(self.ranks, self.batch_size), self.network.device):
             check_size(tuple(images.shape[2:]), self.image_size)
             scores.update(images, numbers, labels)
             meter.advance(len(images))
@@ -164,14 +159,10 @@ class Evaluation:
         """Drawn, scored and written."""
         ranks = self.scorer.ranks
         # Another size is noticed before hours of drawing, where the tokenizer tells its own.
-        check_size(drawn_size(self.generator.pipeline.tokenizer), self.scorer.image_size)
+        check_size(decoded_size(self.generator.pipeline.tokenizer), self.scorer.image_size)
         images, speed = self._images(directory, plan, sampling)
-        # An archive of before is compared with its checksums meanwhile.
-        if ranks.is_rank_zero:
-            images.begin()
+        ranks.on_rank0(images.identity)  # an archive is compared with its checksums
         values, scoring = self.scorer.score(images)
-        if ranks.is_rank_zero:
-            images.source()
         performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
         facts = self.generator.facts, self.data
         made_by = self.scorer.hardware()
@@ -201,7 +192,7 @@ class Evaluation:
         whole = (directory / ARCHIVE).is_file() or not self.keep_images
         return record if record and record["protocol"] == protocol and whole else None
 
-    def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageList, dict]:
+    def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
         """The drawn images, from the archive where there is one."""
         blocks, ranks = BlockDirectory(directory / "blocks", plan), self.scorer.ranks
         if ranks.broadcast((directory / ARCHIVE).is_file()):
@@ -214,7 +205,7 @@ class Evaluation:
         ranks.broadcast(None)  # all blocks are there
         return BlockImages(blocks), speed
 
-    def _finish(self, directory: Path, plan: SamplePlan, images: ImageList, record: dict[str, Any]) -> None:
+    def _finish(self, directory: Path, plan: SamplePlan, images: ImageSet, record: dict[str, Any]) -> None:
         blocks = BlockDirectory(directory / "blocks", plan)
         if self.keep_images and not (directory / ARCHIVE).is_file():
             write_archive(directory / ARCHIVE, blocks)

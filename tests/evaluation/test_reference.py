@@ -9,11 +9,10 @@ from metrics.test_frechet import Means
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.evaluation.decoded import DirectoryImages, GeometryImages
+from aim_lightning.evaluation.image_sets import DecodedImages, DirectoryImages
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import sha256_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 
@@ -43,21 +42,21 @@ def flat(tmp_path):
 def test_class_directories_get_the_experiments_whole_geometry(classes, geometry):
     images = Images(str(classes), str(classes), image_size=8, **geometry)
     given, own = Reference(classes, images), Reference(None, images)
-    assert given.source() == own.source() and given.image_size() == (8, 8)
-    assert torch.equal(given.list.images(range(6)), own.list.images(range(6)))
+    assert given.identity() == own.identity() and given.image_size() == (8, 8)
+    assert torch.equal(given.images.read(range(6)), own.images.read(range(6)))
 
 
 def test_an_archive_of_imagenet(root):
     images = Images(str(root), str(root), image_size=8, crop="adm_center")
     reference = Reference(root / TRAIN, images)
-    assert reference.image_size() == (8, 8) and len(reference.list) == 8
+    assert reference.image_size() == (8, 8) and len(reference.images) == 8
     with pytest.raises(UserError, match="needs a geometry"):
         Reference(root / TRAIN, None)
 
 
 def test_what_is_no_reference(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for name, words in (("notes.txt", "of no known kind; give"), ("none.tar", "does not exist; give")):
+    for name, words in (("notes.txt", "is not supported; give"), ("none.tar", "does not exist; give")):
         with pytest.raises(UserError, match=words):
             Reference(tmp_path / name, None)
 
@@ -135,59 +134,32 @@ def test_damaged_statistics_are_worked_out_again(classes, network, tmp_path, dam
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
-def test_a_directory_is_read_once_where_nothing_is_cached(flat, network, tmp_path, monkeypatch):
-    hashed = []
-    monkeypatch.setattr(
-        "aim_lightning.evaluation.decoded.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
-    )
+def test_a_flat_directory_is_identified_by_the_content_of_its_files(flat, network, tmp_path):
     first = statistics(flat, network, tmp_path / "cache")
-    assert not hashed, "reading the images tells their hash"
-    assert first.source == DirectoryImages(flat).source() and len(hashed) == 6
-    assert same(first, statistics(flat, network, tmp_path / "cache")) and network.asked == 6 and len(hashed) == 12
+    assert first.source == DirectoryImages(flat).identity()
+    assert same(first, statistics(flat, network, tmp_path / "cache")) and network.asked == 6
     Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
     assert statistics(flat, network, tmp_path / "cache").source["sha256"] != first.source["sha256"]
     assert network.asked == 12
 
 
-def test_begun_early_on_a_cache_of_another_network_it_is_the_same(flat, network, tmp_path):
-    other = Network().load()
-    other.weights_hash = "other"
-    for cache, begun in (("empty", network), ("empty", other)):
-        reference = Reference(flat, None)
-        how = ProcessGroup(), tmp_path / cache, 4
-        reference.begin(begun, *how)
-        real = reference.statistics(begun, *how)
-        assert same(real, statistics(flat, begun, tmp_path / "alone", 4))
-        assert reference.performance["images"] == 6
+@pytest.mark.parametrize("name", ["classes", "flat"])
+def test_images_edited_while_they_are_read_are_an_error(name, network, tmp_path, monkeypatch, request):
+    """The modification times are taken before the first image is read, and compared afterwards."""
+    images, shard = request.getfixturevalue(name), DecodedImages.shard
+    path = images / ("0.png" if name == "flat" else "red/0.png")
 
-
-def test_images_edited_between_hash_and_reading_count_as_read(flat, network, tmp_path):
-    statistics(flat, network, tmp_path / "cache", 4)
-    Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
-    reference, how = Reference(flat, None), (ProcessGroup(), tmp_path / "cache", 4)
-    reference.begin(network, *how)
-    reference._identity.result()
-    Image.new("RGB", (8, 8), "red").save(flat / "0.png")
-    assert reference.statistics(network, *how).source == DirectoryImages(flat).source()
-    Image.new("RGB", (8, 8), "blue").save(flat / "0.png")
-    statistics(flat, network, tmp_path / "cache", 4)
-    assert network.asked == 18, "these were never worked out"
-
-
-def test_an_image_edited_after_reading_began_is_worked_out_again(classes, network, tmp_path, monkeypatch):
-    """The files' modification times are taken before, not while the images are read."""
-    share = GeometryImages.share
-
-    def share_and_edit(images, *arguments):
-        batches = list(share(images, *arguments))
-        Image.new("RGB", (10, 10), (254, 0, 0)).save(classes / "red" / "0.png")
-        monkeypatch.undo()
+    def shard_and_edit(image_set, *arguments):
+        batches = list(shard(image_set, *arguments))
+        Image.new("RGB", (8, 8), "red").save(path)
         return iter(batches)
 
-    Image.new("RGB", (10, 10), (255, 0, 0)).save(classes / "red" / "0.png")  # of as many bytes
-    monkeypatch.setattr(GeometryImages, "share", share_and_edit)
-    first = statistics(classes, network, tmp_path / "cache")
-    assert not same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="changed while they were read"):
+        patch.setattr(DecodedImages, "shard", shard_and_edit)
+        statistics(images, network, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*"))
+    statistics(images, network, tmp_path / "cache")
+    assert network.asked == 12
 
 
 def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):

@@ -20,8 +20,7 @@ from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.data.tokens.format.views import Views
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
-from aim_lightning.evaluation.decoded import DirectoryImages
-from aim_lightning.evaluation.image_sets import on_device
+from aim_lightning.evaluation.image_sets import DirectoryImages, on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate
 from aim_lightning.utils.pixels import to_unit_range

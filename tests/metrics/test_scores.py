@@ -346,12 +346,12 @@ def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
     path, rows = tmp_path / "x.npz", np.zeros((100, 10, 10, 3), np.uint8)
     np.savez(path, arr_0=rows)
     whole = NpzImages(path)
-    assert len(whole.source()["sha256"]) == 64
+    assert len(whole.identity()["sha256"]) == 64
     content = bytearray(path.read_bytes())
     content[5000:5064] = bytes(64 * [255])
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.npz, array arr_0, is truncated, damaged"):
-        NpzImages(path).source()
+        NpzImages(path).identity()
     np.savez_compressed(path, arr_0=rows)
     ((images, _, _),) = NpzImages(path).batches([range(0, 100)])
     assert images.shape == (100, 3, 10, 10)

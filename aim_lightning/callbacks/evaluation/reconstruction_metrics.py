@@ -52,7 +52,7 @@ class ReconstructionMetrics(Scoring):
         """Everything that the numbers depend on, for results.json."""
         return {
             "features": self.features.protocol(),
-            "reference": Reference(None, self.images, "val").source(),
+            "reference": Reference(None, self.images, "val").identity(),
             "precision": "float32, uint8 images",
         }
 

@@ -69,7 +69,7 @@ class SampleMetrics(Scoring):
         return {
             "num_samples": self.num_samples,
             "features": self.features.protocol(),
-            "reference": Reference(None, self.images).source(),
+            "reference": Reference(None, self.images).identity(),
             "tokenizer": self.tokenizer.weights_hash,
             "sampling": asdict(replace(self.sampling, batch_size=self.batch_size)),
         }

@@ -16,10 +16,10 @@ from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.evaluated_model import identity
+from aim_lightning.evaluation.image_sets import check_size, decoded_size
 from aim_lightning.evaluation.incremental import IncrementalScorer, Scored
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.score_record import append_record, score_record, write_record
-from aim_lightning.evaluation.size import check_size, drawn_size
 from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
@@ -91,7 +91,7 @@ class TrainingEvaluation(Callback):
         """Feature weights and reference, before training takes its time."""
         self.features.load(pl_module.device)
         real = Reference(self.reference, self.images)
-        check_size(drawn_size(self.tokenizer), real.image_size())
+        check_size(decoded_size(self.tokenizer), real.image_size())
         statistics = real.statistics(self.features, ProcessGroup(), self.cache_dir)
         self.rounds = IncrementalScorer(self.features, statistics, self.sampling, self.compare)
         names = self.rounds.prepare(self.num_samples).names()

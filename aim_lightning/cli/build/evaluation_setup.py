@@ -59,12 +59,10 @@ def make_scorer(document: Document, options: argparse.Namespace, ranks: ProcessG
     """Feature network and reference of the document and the command line."""
     check_feature_batch(options)
     network, values = _features(document), document.values["images"]
-    network.weights_path()  # without weights nothing else need begin
+    network.weights_path()  # missing weights are reported before images are read
     reference = Reference(options.reference, Images(**values) if values else None)
-    how = ranks, options.cache, options.feature_batch
-    reference.begin(network, *how)
     network.load(device)
-    real = reference.statistics(network, *how)
+    real = reference.statistics(network, ranks, options.cache, options.feature_batch)
     speed = {"reference": reference.performance} if reference.performance else {}
     scorer = Scorer(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
     return replace(scorer, performance=speed)

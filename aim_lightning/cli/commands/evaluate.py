@@ -20,8 +20,7 @@ from aim_lightning.cli.build.evaluation_setup import (
 )
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.config import Document
-from aim_lightning.evaluation.decoded import open_images
-from aim_lightning.evaluation.image_sets import ImageList
+from aim_lightning.evaluation.image_sets import ImageSet, open_images
 from aim_lightning.evaluation.npz_export import preview_png
 from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
 from aim_lightning.evaluation.scorer import PREVIEW, RECORD, Scorer
@@ -30,7 +29,6 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes
 from aim_lightning.utils.logging import log
-from aim_lightning.utils.process import in_background
 
 RESULTS = Path("experiments/results")
 # What given images, and published weights, leave without a meaning.
@@ -84,25 +82,22 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
     record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
 
 
-def _score_given(document: Document, options: argparse.Namespace, images: ImageList) -> int:
+def _score_given(document: Document, options: argparse.Namespace, images: ImageSet) -> int:
     check_feature_batch(options)
     ranks, device = start(document)
-    batches = images.shard(ranks, options.feature_batch)  # decoded from now on, beside all that follows
-    if ranks.is_rank_zero:
-        images.begin()
     scorer = make_scorer(document, options, ranks, device)
-    preview = in_background(lambda: preview_png(images, None)) if ranks.is_rank_zero else None
-    values, speed = scorer.score(images, batches)
-    images.gather(ranks)
+    state, source = ranks.on_rank0(lambda: (images.state(), images.identity()))
+    values, speed = scorer.score(images)
+    if ranks.on_rank0(images.state) != state:
+        raise UserError(f"--samples {options.samples} changed while it was read; run the command again")
     if ranks.is_rank_zero:
-        source = images.source()
         protocol = scorer.protocol(len(images))
         name = (
             f"{Path(options.samples).stem}-{short_key([source['sha256'], protocol])}"  # every archive is called samples
         )
         directory = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(scorer, source, values, speed, ranks)
-        write_bytes(directory / PREVIEW, preview.result())
+        write_bytes(directory / PREVIEW, preview_png(images, None))
         write_record(directory / RECORD, record)
         keep(record, options.record)
         show(record)

@@ -1,4 +1,4 @@
-"""Tensors that are computed once and kept in a file named after everything they were made from."""
+"""The reference cache: statistics of reference images, computed once and kept in one file per identity."""
 
 import hashlib
 import json
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from aim_lightning.utils.files import atomic_path
 
+CACHE = ".cache/reference"
 
-class TensorCache:
-    """One entry of a cache directory.
+
+class ReferenceCache:
+    """One file of a cache directory, named after everything that its tensors depend on.
 
     Args:
-        directory: made when missing.
-        name: start of the file's name.
+        directory: created when missing.
+        name: first part of the file name, the feature network.
         made_from: plain values; other values give another file.
     """
 
@@ -27,21 +29,16 @@ class TensorCache:
         self.key = hashlib.sha256(self.made_from.encode()).hexdigest()
         self.path = Path(directory) / f"{name}-{self.key[:16]}.safetensors"
 
-    @staticmethod
-    def has_any(directory: str | Path, name: str) -> bool:
-        """Whether the directory has an entry of this name, made from whatever."""
-        return any(Path(directory).glob(f"{name}-*.safetensors"))
-
     def read(self) -> dict[str, Tensor] | None:
-        """The tensors on the CPU; None when the file is missing or damaged."""
+        """Return the tensors on the CPU, or None where the file is missing or damaged."""
         if not self.path.exists():
             return None
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            # The hash, because safetensors checks the length alone.
-            if (metadata.get("key"), metadata.get("sha256")) == (self.key, _tensors_hash(tensors)):
+            # safetensors checks the length only, so the content has a hash of its own.
+            if (metadata.get("key"), metadata.get("sha256")) == (self.key, _hash(tensors)):
                 return tensors
             reason = "its content is not what was written"
         except (SafetensorError, OSError) as error:
@@ -50,13 +47,13 @@ class TensorCache:
         return None
 
     def write(self, tensors: dict[str, Tensor]) -> None:
-        """Write atomically; tensors must be on the CPU."""
-        metadata = {"key": self.key, "sha256": _tensors_hash(tensors), "made_from": self.made_from}
+        """Write CPU tensors atomically."""
+        metadata = {"key": self.key, "sha256": _hash(tensors), "made_from": self.made_from}
         with atomic_path(self.path) as temporary:
             save_file(tensors, temporary, metadata)
 
 
-def _tensors_hash(tensors: dict[str, Tensor]) -> str:
+def _hash(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
