@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.config.yaml_text import dump
+from aim_lightning.config.yaml import dump
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import newest_checkpoint

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.callbacks.training.preflight import Preflight
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster import exit_record, signals, step_timings
 from aim_lightning.cluster.options import ClusterOptions
@@ -16,7 +17,6 @@ from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, Req
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.cluster.watchdog import Watchdog
-from aim_lightning.config import Document
 from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
@@ -25,12 +25,12 @@ from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import is_rank_zero, rank
 
 
-def cluster_options(document: Document) -> ClusterOptions:
+def cluster_options(document: Config) -> ClusterOptions:
     """The section `cluster`."""
     return ClusterOptions(**document.values["cluster"])
 
 
-def check_step(document: Document) -> None:
+def check_step(document: Config) -> None:
     """The processes that srun started must be those that the configuration counts on.
 
     Raises:
@@ -63,12 +63,12 @@ def after_rank_zero(fault: UserError) -> BaseException:
     return SystemExit(code) if signals.received() else fault
 
 
-def watchdog(document: Document) -> Watchdog:
+def watchdog(document: Config) -> Watchdog:
     """Notices when this process hangs."""
     return Watchdog(cluster_options(document).hang_seconds, rank())
 
 
-def guards(document: Document, directory: RunDirectory, decision: Decision) -> list[Callback]:
+def guards(document: Config, directory: RunDirectory, decision: Decision) -> list[Callback]:
     """Callbacks that every training has."""
     start = decision.checkpoint.name if decision.checkpoint else "the beginning"
     path = str(directory.path)

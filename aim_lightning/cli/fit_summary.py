@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import Timer
 
 from aim_lightning.cli.build.trainer_cli import AimCLI, hardware_of, scored_weights_hash, weights_kind
 from aim_lightning.cli.commands.validate import score
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import record, recorded_step
 from aim_lightning.runs.resume_policy import Decision, Progress, is_finished
@@ -15,7 +15,7 @@ from aim_lightning.utils.logging import log
 MAX_TIME = "trainer.max_time"
 
 
-def finished(document: Document, directory: RunDirectory, decision: Decision) -> int:
+def finished(document: Config, directory: RunDirectory, decision: Decision) -> int:
     """Nothing to train; a run that was stopped between its last checkpoint and its results gets them now.
 
     Raises:
@@ -25,7 +25,7 @@ def finished(document: Document, directory: RunDirectory, decision: Decision) ->
     return 0 if recorded_step(directory) == decision.step else score(document)
 
 
-def finish(cli: AimCLI, document: Document, directory: RunDirectory, validated: int | None) -> None:
+def finish(cli: AimCLI, document: Config, directory: RunDirectory, validated: int | None) -> None:
     """Results and last words of a training that was not stopped by a signal; for rank 0.
 
     Args:
@@ -75,7 +75,7 @@ def _record(directory: RunDirectory, step: int, facts: dict, metrics: dict[str, 
         raise UserError(f"{fault}: make room, then {again}") from None
 
 
-def _next(document: Document, directory: RunDirectory) -> str:
+def _next(document: Config, directory: RunDirectory) -> str:
     """The command that one would type now."""
     names = f"EXP={directory.experiment} RUN={directory.run}"
     tokenizer = document.values["model"]["class_path"].endswith("TokenizerModule")

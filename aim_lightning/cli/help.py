@@ -4,8 +4,8 @@ import argparse
 import shutil
 import textwrap
 
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
-from aim_lightning.config import Document
 from aim_lightning.config.describe import describe
 from aim_lightning.config.sections import Leaf
 
@@ -33,7 +33,7 @@ def actions_help(name: str, command: Command) -> str:
     )
 
 
-def command_help(name: str, command: Command, parser: argparse.ArgumentParser, document: Document | None) -> str:
+def command_help(name: str, command: Command, parser: argparse.ArgumentParser, document: Config | None) -> str:
     """What `aim-lightning COMMAND --help` prints."""
     given = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
     usage = USAGE if command.needs_config else "aim-lightning COMMAND [--option VALUE …]"

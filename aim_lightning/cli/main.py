@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from aim_lightning.cli.build.input_checks import check_files
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.help import actions_help, command_help, program_help
 from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config import Document, compose
+from aim_lightning.config import compose
 from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.schema import check
 from aim_lightning.config.sections import Leaf, Section
@@ -108,12 +109,12 @@ def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, l
     return argv[0], argv[1:]
 
 
-def read(arguments: Arguments) -> Document:
+def read(arguments: Arguments) -> Config:
     """Compose defaults, files and overrides."""
-    return compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)
+    return Config(**vars(compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)))
 
 
-def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Document:
+def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:
     """The checked document; without a run, experiment, model and data may be missing."""
     without_run = command.without_run(options)
     if not arguments.configs and not without_run:
@@ -124,7 +125,7 @@ def _document(name: str, command: Command, arguments: Arguments, options: argpar
     return document
 
 
-def compose_and_check(arguments: Arguments, unused: tuple[str, ...] = ()) -> Document:
+def compose_and_check(arguments: Arguments, unused: tuple[str, ...] = ()) -> Config:
     """Compose, and compare with the sections and signatures; sections that are not used may be missing."""
     document = read(arguments)
     check(document, {name: _optional(kind) if name in unused else kind for name, kind in SECTIONS.items()})

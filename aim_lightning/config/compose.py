@@ -8,12 +8,12 @@ from typing import Any
 
 from aim_lightning.config.merge import COMMAND_LINE, Tree
 from aim_lightning.config.resolve import resolve
-from aim_lightning.config.yaml_text import YamlProblem, inline, parse, read_mapping
+from aim_lightning.config.yaml import YamlProblem, inline, parse, read_mapping
 from aim_lightning.utils.errors import UserError
 
 
 @dataclass
-class Document:
+class ComposedConfig:
     """The resolved configuration.
 
     Args:
@@ -32,7 +32,7 @@ class Document:
         return self.origins.get(key, "configuration")
 
 
-def compose(files: list[Path], overrides: list[tuple[str, str]], texts: Collection[str] = ()) -> Document:
+def compose(files: list[Path], overrides: list[tuple[str, str]], texts: Collection[str] = ()) -> ComposedConfig:
     """Merge configuration files, then overrides, then resolve interpolations.
 
     Every file's `include:` list comes before the file itself, later files over earlier ones. Mappings merge,
@@ -54,7 +54,7 @@ def compose(files: list[Path], overrides: list[tuple[str, str]], texts: Collecti
     # A new class drops the arguments of the old one, so it must not come after --model.x of the same line.
     for key, text in sorted(overrides, key=lambda pair: not pair[0].endswith(".class_path")):
         tree.set(key, _value(key, text, texts))
-    return Document(resolve(tree), tree.origins)
+    return ComposedConfig(resolve(tree), tree.origins)
 
 
 def _value(key: str, text: str, texts: Collection[str]) -> Any:

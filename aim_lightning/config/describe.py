@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from aim_lightning.config.annotations import dataclass_of, expected, parse_annotation
-from aim_lightning.config.compose import Document
+from aim_lightning.config.compose import ComposedConfig
 from aim_lightning.config.options import Parameter
 from aim_lightning.config.sections import Leaf, NamedSection, Section, is_class, source_of
 from aim_lightning.config.signature import signature
 from aim_lightning.config.source import ClassSource
-from aim_lightning.config.yaml_text import inline
+from aim_lightning.config.yaml import inline
 
 
 class Option(NamedTuple):
@@ -22,7 +22,7 @@ class Option(NamedTuple):
     description: str
 
 
-def describe(name: str, section: Section, document: Document) -> list[Option]:
+def describe(name: str, section: Section, document: ComposedConfig) -> list[Option]:
     """Options of a section as overrides write them (without `init_args`).
 
     Raises:
@@ -45,7 +45,7 @@ def describe(name: str, section: Section, document: Document) -> list[Option]:
     return [Option(f"{name}.class_path", "class", section.default or "required", section.description)]
 
 
-def _entry(document: Document, key: str, value: Any, provided: Collection[str]) -> Iterator[Option]:
+def _entry(document: ComposedConfig, key: str, value: Any, provided: Collection[str]) -> Iterator[Option]:
     if is_class(value):
         yield from _object(document, key, value, provided)
     else:
@@ -53,7 +53,7 @@ def _entry(document: Document, key: str, value: Any, provided: Collection[str]) 
 
 
 def _object(
-    document: Document, key: str, value: dict[str, Any], provided: Collection[str], default: str | None = None
+    document: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str], default: str | None = None
 ) -> Iterator[Option]:
     """Rows of one object: its class, then the options of that class."""
     class_path = value.get("class_path", default)
@@ -63,7 +63,7 @@ def _object(
 
 
 def _class(
-    document: Document, key: str, class_path: str, values: dict[str, Any], provided: Collection[str]
+    document: ComposedConfig, key: str, class_path: str, values: dict[str, Any], provided: Collection[str]
 ) -> Iterator[Option]:
     source = source_of(document, key, class_path)
     if source:
@@ -71,7 +71,7 @@ def _class(
 
 
 def _options(
-    document: Document, key: str, source: ClassSource, values: dict[str, Any], provided: Collection[str] = ()
+    document: ComposedConfig, key: str, source: ClassSource, values: dict[str, Any], provided: Collection[str] = ()
 ) -> Iterator[Option]:
     for name, parameter in signature(source).parameters.items():
         value, option = values.get(name), f"{key}.{name}"

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from aim_lightning.config.yaml_text import inline
+from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
 COMMAND_LINE = "command line"

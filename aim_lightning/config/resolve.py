@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aim_lightning.config.merge import Tree, full_path
-from aim_lightning.config.yaml_text import inline
+from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
 # An absolute reference such as ${data.batch_size}; relative ones and resolvers are OmegaConf's alone.

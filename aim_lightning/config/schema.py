@@ -13,20 +13,20 @@ from aim_lightning.config.annotations import (
     members,
     parse_annotation,
 )
-from aim_lightning.config.compose import Document
+from aim_lightning.config.compose import ComposedConfig
 from aim_lightning.config.describe import Option, describe
 from aim_lightning.config.merge import CLASS_KEYS
 from aim_lightning.config.modules import Module, suggest
 from aim_lightning.config.options import Parameter, Signature
 from aim_lightning.config.sections import ClassSection, Leaf, NamedSection, Section, is_class, source_of
 from aim_lightning.config.signature import signature
-from aim_lightning.config.yaml_text import inline
+from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
 __all__ = ["ClassSection", "Leaf", "NamedSection", "Option", "Section", "check", "describe"]
 
 
-def check(document: Document, sections: dict[str, Section]) -> None:
+def check(document: ComposedConfig, sections: dict[str, Section]) -> None:
     """Compare a document with what a command takes, without importing the classes.
 
     What the source cannot settle (compiled classes, types of no plain values) is left to the later check.
@@ -54,7 +54,7 @@ def check(document: Document, sections: dict[str, Section]) -> None:
 class _Checker:
     """One document's checks; every method raises UserError or returns nothing."""
 
-    def __init__(self, document: Document):
+    def __init__(self, document: ComposedConfig):
         self.document = document
 
     def section(self, name: str, section: Section, value: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from aim_lightning.config.compose import Document
+from aim_lightning.config.compose import ComposedConfig
 from aim_lightning.config.modules import NotFound
 from aim_lightning.config.source import ClassSource, find_class
 from aim_lightning.utils.errors import UserError
@@ -70,7 +70,7 @@ def is_class(value: Any) -> bool:
     return isinstance(value, dict) and "class_path" in value
 
 
-def source_of(document: Document, key: str, class_path: Any) -> ClassSource | None:
+def source_of(document: ComposedConfig, key: str, class_path: Any) -> ClassSource | None:
     """Definition of the class that a section names; None where its source cannot tell.
 
     Raises:

@@ -44,7 +44,7 @@ def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_saved_configuration_composes_to_itself(path, tmp_path):
-    from aim_lightning.config.yaml_text import dump
+    from aim_lightning.config.yaml import dump
 
     first = compose_and_check(path)
     (tmp_path / "config.yaml").write_text(dump(first.values))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aim_lightning.config import compose
-from aim_lightning.config.yaml_text import dump, parse
+from aim_lightning.config.yaml import dump, parse
 from aim_lightning.utils.errors import UserError
 
 MODEL = """\

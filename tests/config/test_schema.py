@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aim_lightning.config import Document, compose
+from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.schema import ClassSection, Leaf, NamedSection, check, describe
 from aim_lightning.utils.errors import UserError
 
@@ -139,16 +139,16 @@ def toybox(tmp_path_factory):
     assert not any(name.startswith("toybox") for name in sys.modules)
 
 
-def document(**values) -> Document:
+def document(**values) -> ComposedConfig:
     """A document in which every section came from x.yaml."""
-    return Document(values, dict.fromkeys(values, "x.yaml"))
+    return ComposedConfig(values, dict.fromkeys(values, "x.yaml"))
 
 
-def model(name: str, **init_args) -> Document:
+def model(name: str, **init_args) -> ComposedConfig:
     return document(model={"class_path": f"toybox.{name}", "init_args": init_args})
 
 
-def fails(doc: Document) -> str:
+def fails(doc: ComposedConfig) -> str:
     with pytest.raises(UserError) as error:
         check(doc, SECTIONS)
     assert "\n" not in str(error.value)
@@ -331,7 +331,7 @@ def test_every_mistake_is_one_line_with_file_and_key(toybox, bad, message):
 
 def test_missing_required_sections():
     with pytest.raises(UserError, match=r"^configuration: model is missing; set it in a --config file"):
-        check(Document(), {"model": ClassSection(required=True)})
+        check(ComposedConfig(), {"model": ClassSection(required=True)})
 
 
 def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_path):
@@ -365,7 +365,7 @@ def test_describe(toybox):
     assert rows["model.rate"][1:3] == ("float", "0.5")
     assert rows["model.workers"][2:] == ("2", "how many.")
     assert "model.shuffle" not in rows and "model.root" not in rows
-    assert describe("model", ClassSection(), Document())[0][:3] == ("model.class_path", "class", "required")
+    assert describe("model", ClassSection(), ComposedConfig())[0][:3] == ("model.class_path", "class", "required")
     assert describe("experiment", SECTIONS["experiment"], document(experiment="e"))[0].value == "'e'"
 
 
@@ -373,7 +373,7 @@ def test_describe_named_and_fixed_sections(toybox):
     doc = document(callbacks={"a": None, "b": {"class_path": "toybox.Things", "init_args": {"either": 1}}})
     rows = {row.option: row.value for row in describe("callbacks", SECTIONS["callbacks"], doc)}
     assert rows["callbacks.a"] == "null" and rows["callbacks.b.either"] == "1" and "callbacks.b.owner" not in rows
-    rows = {row.option: row for row in describe("trainer", SECTIONS["trainer"], Document())}
+    rows = {row.option: row for row in describe("trainer", SECTIONS["trainer"], ComposedConfig())}
     assert rows["trainer.max_epochs"].type == "int or null" and rows["trainer.max_epochs"].value == "null"
     assert "Stop training" in rows["trainer.max_epochs"].description
     assert "trainer.callbacks" not in rows

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.data.stream_datamodule import StreamDataModule
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import load_tokenizer
@@ -18,7 +18,7 @@ class Frozen:
     Names: tokenizer, features, images, sampling, class_names, configuration, run_dir.
     """
 
-    def __init__(self, built: Any, document: Document, data: StreamDataModule, directory: RunDirectory) -> None:
+    def __init__(self, built: Any, document: Config, data: StreamDataModule, directory: RunDirectory) -> None:
         self.built, self.document, self.data, self.directory = built, document, data, directory
         self._made: dict[str, Any] = {}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
 from aim_lightning.evaluation.reference import Reference
@@ -30,7 +30,7 @@ from aim_lightning.utils.instantiate import build_object
 from aim_lightning.utils.logging import log
 
 
-def start(document: Document) -> tuple[ProcessGroup, torch.device]:
+def start(document: Config) -> tuple[ProcessGroup, torch.device]:
     """Start the other processes as `trainer` asks (devices, nodes, torchrun, SLURM).
 
     Raises:
@@ -55,7 +55,7 @@ def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) ->
         raise UserError(f"{given} leaves {', '.join(useless)} without a meaning; give one or the other")
 
 
-def make_scorer(document: Document, options: argparse.Namespace, ranks: ProcessGroup, device: torch.device) -> Scorer:
+def make_scorer(document: Config, options: argparse.Namespace, ranks: ProcessGroup, device: torch.device) -> Scorer:
     """Feature network and reference of the document and the command line."""
     check_feature_batch(options)
     network, values = _features(document), document.values["images"]
@@ -74,14 +74,14 @@ def check_feature_batch(options: argparse.Namespace) -> None:
         raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
 
 
-def _features(document: Document) -> FeatureNetwork:
+def _features(document: Config) -> FeatureNetwork:
     section = document.values["features"]
     if section is None:
         return InceptionFeatures()
     return build_object(section, FeatureNetwork, "features")
 
 
-def make_generator(document: Document, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
+def make_generator(document: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
     """Published weights, or the run's checkpoint."""
     if getattr(options, "weights", None):
         return from_published(options.weights, device, backend_of(document))
@@ -92,14 +92,14 @@ def make_generator(document: Document, options: argparse.Namespace, device: torc
 
 
 def make_evaluation(
-    document: Document, options: argparse.Namespace, generator: EvaluatedModel, scorer: Scorer, keep_images: bool
+    document: Config, options: argparse.Namespace, generator: EvaluatedModel, scorer: Scorer, keep_images: bool
 ) -> Evaluation:
     """Puts generator and scorer together, below the run's directory."""
     data = {"pictures": Path(document.values["images"]["train"]).parent.name} if document.values["images"] else {}
     return Evaluation(generator, scorer, evaluations_root(document, options, generator), data, keep_images, log)
 
 
-def evaluations_root(document: Document, options: argparse.Namespace, generator: EvaluatedModel) -> Path:
+def evaluations_root(document: Config, options: argparse.Namespace, generator: EvaluatedModel) -> Path:
     """runs/EXPERIMENT/RUN/evaluations, or runs/published/NAME/evaluations; --out overrides."""
     if getattr(options, "out", None):
         return Path(options.out)
@@ -108,13 +108,13 @@ def evaluations_root(document: Document, options: argparse.Namespace, generator:
     return directory(document).path / "evaluations"
 
 
-def directory(document: Document) -> RunDirectory:
+def directory(document: Config) -> RunDirectory:
     """The run's."""
     values = document.values
     return RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
 
 
-def sampling_options(document: Document) -> SamplingOptions:
+def sampling_options(document: Config) -> SamplingOptions:
     """Of the document."""
     return SamplingOptions(**document.values["sampling"])
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.main import read
 from aim_lightning.cli.registry import SECTIONS
-from aim_lightning.config import Document
 from aim_lightning.config.arguments import Arguments
 from aim_lightning.config.schema import check
 from aim_lightning.utils.errors import UserError
@@ -23,5 +23,5 @@ def tokenizer_source(text: str) -> str | dict[str, Any]:
     value = document.values["tokenizer"]
     if value is None:
         raise UserError(f"--tokenizer: {text} does not set the key tokenizer")
-    check(Document({"tokenizer": value}, document.origins), {"tokenizer": SECTIONS["tokenizer"]})
+    check(Config({"tokenizer": value}, document.origins), {"tokenizer": SECTIONS["tokenizer"]})
     return value

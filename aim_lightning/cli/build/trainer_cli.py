@@ -25,9 +25,9 @@ from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import ResumeState
 from aim_lightning.cli.build.callback_resources import Frozen
 from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config import Document
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import weights_hash
 from aim_lightning.metrics.features import FeatureNetwork
@@ -39,7 +39,7 @@ from aim_lightning.utils.errors import UserError
 class AimCLI(LightningCLI):
     """LightningCLI over one composed document; named callbacks and loggers, sections of our own."""
 
-    def __init__(self, document: Document, guards: Sequence[Callback] = ()) -> None:
+    def __init__(self, document: Config, guards: Sequence[Callback] = ()) -> None:
         self.document, self.guards = document, guards
         self.directory = run_directory(document)
         super().__init__(
@@ -115,7 +115,7 @@ def environment() -> list[ClusterEnvironment]:
     return [LightningEnvironment() if job.tasks is None else SLURMEnvironment(auto_requeue=False)]
 
 
-def build(document: Document, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
+def build(document: Config, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
     """Build module, data and trainer, share out the batch, hand the frozen networks to the callbacks.
 
     Args:
@@ -206,7 +206,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
-def _one_line(error: Exception, document: Document) -> str:
+def _one_line(error: Exception, document: Config) -> str:
     text = " ".join(str(error).split())
     keys = [key for key in document.origins if key in text]
     where = document.origins[max(keys, key=len)] if keys else "configuration"

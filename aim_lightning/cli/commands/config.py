@@ -3,24 +3,24 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.config import Document
-from aim_lightning.config.yaml_text import dump
+from aim_lightning.cli.config import Config
+from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 
 
-def run_directory(document: Document) -> RunDirectory:
+def run_directory(document: Config) -> RunDirectory:
     """Where this run's files go."""
     values = document.values
     return RunDirectory(str(values["experiment"]), str(values["run"]), Path(values["runs_root"]))
 
 
-def backend_of(document: Document) -> str:
+def backend_of(document: Config) -> str:
     """The backend that `model` asks for; auto where it asks for none."""
     model = document.values.get("model") or {}
     return (model.get("init_args") or {}).get("backend", "auto")
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Prints the composed and resolved document as YAML."""
     print(dump(document.values), end="")
     return 0

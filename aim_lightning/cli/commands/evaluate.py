@@ -19,7 +19,7 @@ from aim_lightning.cli.build.evaluation_setup import (
     start,
 )
 from aim_lightning.cli.build.trainer_cli import quiet
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.image_sets import ImageSet, open_images
 from aim_lightning.evaluation.npz_export import preview_png
 from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
@@ -36,7 +36,7 @@ WITHOUT_DRAWING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", 
 WITHOUT_RUN = ("--checkpoint", "--raw")
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
     quiet()
     check_record_name(options.record)
@@ -68,7 +68,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     return 0
 
 
-def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
+def _keep_in_results(document: Config, record: dict[str, Any]) -> None:
     """Into results.json of the run, where the checkpoint is its newest."""
     place, model = directory(document), record["model"]
     newest = place.checkpoints()
@@ -82,7 +82,7 @@ def _keep_in_results(document: Document, record: dict[str, Any]) -> None:
     record_results(place, f"evaluate_{first}", model["step"], facts, record["metrics"], record["hardware"])
 
 
-def _score_given(document: Document, options: argparse.Namespace, images: ImageSet) -> int:
+def _score_given(document: Config, options: argparse.Namespace, images: ImageSet) -> int:
     check_feature_batch(options)
     ranks, device = start(document)
     scorer = make_scorer(document, options, ranks, device)

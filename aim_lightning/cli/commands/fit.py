@@ -13,13 +13,13 @@ from aim_lightning.callbacks.training.validated_step import ValidatedStep
 from aim_lightning.checkpoint.io import incompatible, read_checkpoint
 from aim_lightning.cli.build.init_from import start_from
 from aim_lightning.cli.build.trainer_cli import AimCLI, build, quiet, run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.fit_lifecycle import after_rank_zero, check_step, guards, leave, remember_end, watchdog
 from aim_lightning.cli.fit_summary import finish, finished
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
-from aim_lightning.config import Document
-from aim_lightning.config.yaml_text import dump
+from aim_lightning.config.yaml import dump
 from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
@@ -32,7 +32,7 @@ from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import beat, is_rank_zero, node_name, rank
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Returns 0 when training is complete; the other codes stand in docs/slurm.md."""
     quiet()
     signals.install()
@@ -59,7 +59,7 @@ def _passing(fault: TransientError, directory: RunDirectory) -> int:
     return fault.exit_code
 
 
-def _run(document: Document, options: argparse.Namespace, directory: RunDirectory) -> int:
+def _run(document: Config, options: argparse.Namespace, directory: RunDirectory) -> int:
     with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext(), watchdog(document):
         beat("reading checkpoints")
         content = read_content(directory, document.values)
@@ -84,7 +84,7 @@ def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
 
 
 def _train(
-    document: Document, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
+    document: Config, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
 ) -> int:
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     log(f"{directory.path}: training {where}")
@@ -116,7 +116,7 @@ def _train(
     return 0
 
 
-def _write_start(document: Document, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
+def _write_start(document: Config, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
     """What a start leaves in the run directory before it trains."""
     directory.set_aside_newer(decision.step, content.damaged)
     for path in directory.remove_leftovers():

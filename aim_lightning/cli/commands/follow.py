@@ -20,7 +20,7 @@ from aim_lightning.cli.build.evaluation_setup import (
 )
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.config import backend_of
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_run
 from aim_lightning.evaluation.score_record import short_key
 from aim_lightning.pipeline import load_tokenizer
@@ -35,7 +35,7 @@ from aim_lightning.utils.logging import log
 DIRECTORY = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a directory
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Ends when training is complete, or after `patience` seconds without a new checkpoint."""
     quiet()
     place, sampling = directory(document), sampling_options(document)

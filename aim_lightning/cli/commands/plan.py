@@ -12,10 +12,10 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from aim_lightning.cli.build.trainer_cli import quiet, run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measured, measure
 from aim_lightning.cli.plan.report import disk_lines, memory_lines, size_lines, time_lines, window_lines
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.config import Document
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.shard_url import Location
@@ -26,7 +26,7 @@ from aim_lightning.utils.files import read_json
 PROBE_BYTES = 256 << 20  # written to see how fast the run's directory is
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Print the estimate; exit code 0."""
     quiet()
     values = document.values
@@ -68,7 +68,7 @@ def _devices(trainer: dict, given: int | None) -> int:
     return max(torch.cuda.device_count(), 1) * nodes
 
 
-def _rows(document: Document, tokens: TokenManifest | None, given: int | None) -> int:
+def _rows(document: Config, tokens: TokenManifest | None, given: int | None) -> int:
     """Images in the training set."""
     if given or tokens:
         return given or tokens.rows
@@ -117,7 +117,7 @@ def _kept_by_evaluation(callbacks: dict[str, Any]) -> int:
 
 
 def _measured(
-    document: Document, batch: BatchPlan, tokens: TokenManifest | None, options: argparse.Namespace
+    document: Config, batch: BatchPlan, tokens: TokenManifest | None, options: argparse.Namespace
 ) -> Measured | None:
     """A few steps on one device, unless the speed is given or the device is not here."""
     if options.images_per_s or not options.steps:
@@ -130,7 +130,7 @@ def _measured(
         return measure(document, batch.micro_batch_size, options.steps, Path(directory), simulate)
 
 
-def _pauses(document: Document, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
+def _pauses(document: Config, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
     """Seconds for a checkpoint, where they are from, seconds to a batch boundary, and for a step until ranks agree."""
     timings = run_directory(document).path / "timings.json"
     known = read_json(timings, "timings") if timings.exists() else {}

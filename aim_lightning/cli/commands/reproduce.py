@@ -16,7 +16,7 @@ from aim_lightning.cli.build.evaluation_setup import (
 )
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.evaluation.report.table import beside_paper
 from aim_lightning.evaluation.score_record import over_seeds, write_record
@@ -32,7 +32,7 @@ from aim_lightning.weights.fetch import fetch as fetch_weights
 SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Fetches what is missing, evaluates and prints both rows."""
     quiet()
     row = paper_row(options.preset)
@@ -61,7 +61,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch_missing(document: Document, options: argparse.Namespace, model: str, ranks: ProcessGroup) -> None:
+def _fetch_missing(document: Config, options: argparse.Namespace, model: str, ranks: ProcessGroup) -> None:
     """Weights, Inception and reference where none are given, by the first process; a file that is there is checked.
 
     Raises:

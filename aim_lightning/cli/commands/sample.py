@@ -11,7 +11,7 @@ from torch import Tensor
 from aim_lightning.cli.build.trainer_cli import device
 from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of, run_directory
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
@@ -19,7 +19,7 @@ from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
 from aim_lightning.utils.progress import ProgressBar
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Writes a PNG an image and one grid, a row a class; with --animate an animation of the grid too."""
     directory = run_directory(document)
     source = document.values["tokenizer"]

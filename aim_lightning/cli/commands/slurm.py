@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.in_job import ended, started
 from aim_lightning.cli.slurm.status import known
 from aim_lightning.cli.slurm.submit import make_plan, write_configurations
@@ -13,19 +14,18 @@ from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import JobPlan, check
 from aim_lightning.cluster.sbatch_script import render
 from aim_lightning.cluster.slurm_api import SlurmError, command
-from aim_lightning.config import Document
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Returns the exit code."""
     actions = {"submit": _submit, "status": _status, "cancel": _cancel, "started": started, "ended": ended}
     return actions[options.action](document, options)
 
 
-def _submit(document: Document, options: argparse.Namespace) -> int:
+def _submit(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
     plan, documents = make_plan(document, options)
     notes = check(plan)
@@ -79,7 +79,7 @@ def _ask(*words: str) -> str:
         raise UserError(f"{words[0]}: {error}") from None
 
 
-def _status(document: Document, options: argparse.Namespace) -> int:
+def _status(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
     jobs = known(directory)
     for job in jobs:
@@ -98,7 +98,7 @@ def _status(document: Document, options: argparse.Namespace) -> int:
     return 0
 
 
-def _cancel(document: Document, options: argparse.Namespace) -> int:
+def _cancel(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
     jobs = {job.number: job for job in known(directory) if job.facts.waiting_or_running}
     for job_id, job in jobs.items():

@@ -17,7 +17,7 @@ from aim_lightning.cli.build.evaluation_setup import (
 )
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.evaluate import WITHOUT_RUN, check_record_name
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.report.plots import write_plots
 from aim_lightning.evaluation.report.sweep import (
     PROTOCOL,
@@ -36,7 +36,7 @@ from aim_lightning.utils.logging import log
 SWEEPS = Path("experiments/sweeps")
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """A directory with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
     quiet()
     refuse(options, "--weights", WITHOUT_RUN)

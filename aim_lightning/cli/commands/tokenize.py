@@ -6,8 +6,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from aim_lightning.cli.build.trainer_cli import run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.multiprocess import device_of, rank_or_launch
-from aim_lightning.config import Document
 from aim_lightning.data.images.datamodule import ImageDataModule
 from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
 from aim_lightning.data.tokens.format.views import Views
@@ -19,7 +19,7 @@ from aim_lightning.utils.process import ProcessRank
 from aim_lightning.utils.progress import ProgressBar
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Encodes train and val with the tokenizer of this run (or of `tokenizer:`) into data.out."""
     values, directory = document.values, run_directory(document)
     how = {split: _options(options, split) for split in ("train", "val")}

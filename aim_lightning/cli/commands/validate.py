@@ -14,9 +14,9 @@ from aim_lightning.cli.build.trainer_cli import (
     scored_weights_hash,
     weights_kind,
 )
+from aim_lightning.cli.config import Config
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
-from aim_lightning.config import Document
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.runs.results import record
 from aim_lightning.runs.resume_policy import differences
@@ -25,7 +25,7 @@ from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import is_rank_zero
 
 
-def run(document: Document, options: argparse.Namespace) -> int:
+def run(document: Config, options: argparse.Namespace) -> int:
     """Loss and every metric callback on the whole validation set; results.json gets the numbers."""
     quiet()
     signals.install()
@@ -36,7 +36,7 @@ def run(document: Document, options: argparse.Namespace) -> int:
         return signals.EXITS[stop.code] if is_rank_zero() else 0  # the first process to end takes the others along
 
 
-def score(document: Document) -> int:
+def score(document: Config) -> int:
     """The same as a part of `fit`, which knows what becomes of a job that is stopped.
 
     Raises:
@@ -70,13 +70,13 @@ def score(document: Document) -> int:
     return 0
 
 
-def _next(document: Document) -> str:
+def _next(document: Config) -> str:
     values = document.values
     target = "tokenize" if values["model"]["class_path"].endswith("TokenizerModule") else "sample"
     return f"{target} EXP={values['experiment']} RUN={values['run']}"
 
 
-def _check_belongs(content: dict, document: Document, path: Path) -> None:
+def _check_belongs(content: dict, document: Config, path: Path) -> None:
     """The network must be the checkpoint's, and averaged weights there when they are asked for."""
     sizes = [
         (values["model"]["class_path"], values["model"]["init_args"]["network"])

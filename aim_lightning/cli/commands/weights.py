@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from aim_lightning.config import Document
-from aim_lightning.config.yaml_text import dump
+from aim_lightning.cli.config import Config
+from aim_lightning.config.yaml import dump
 from aim_lightning.pipeline import load, load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
@@ -19,12 +19,12 @@ from aim_lightning.weights.inspect import Part, inspect
 from aim_lightning.weights.source import Source
 
 
-def run(document: Document | None, options: argparse.Namespace) -> int:
+def run(document: Config | None, options: argparse.Namespace) -> int:
     """Dispatch by the action; returns the exit code."""
     return {"import": _import, "export": _export, "inspect": _inspect}[options.action](document, options)
 
 
-def _import(document: Document, options: argparse.Namespace) -> int:
+def _import(document: Config, options: argparse.Namespace) -> int:
     """Weights to runs/EXPERIMENT/RUN of the configuration."""
     values = document.values
     directory = RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])

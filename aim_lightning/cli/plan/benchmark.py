@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cli.build.trainer_cli import AimCLI
-from aim_lightning.config import Document
+from aim_lightning.cli.config import Config
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.models import AiMConfig
@@ -43,7 +43,7 @@ class Stopwatch(Callback):
         self.moments.append(time.perf_counter())
 
 
-def measure(document: Document, micro_batch_size: int, steps: int, directory: Path, simulate: bool) -> Measured:
+def measure(document: Config, micro_batch_size: int, steps: int, directory: Path, simulate: bool) -> Measured:
     """Train for so many steps in `directory`; nothing of the run itself is touched.
 
     Args:

@@ -3,16 +3,16 @@
 import argparse
 
 from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.status import script_of
 from aim_lightning.cluster import exit_record, job_registry, requeue, restarts
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config import Document
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
 
 
-def started(document: Document, options: argparse.Namespace) -> int:
+def started(document: Config, options: argparse.Namespace) -> int:
     """First line of job.sbatch: may this job start (again)?"""
     directory, job = run_directory(document), _job()
     if job_registry.is_cancelled(directory.path.parent, job.id):
@@ -35,7 +35,7 @@ def _remember(job: Job, options: argparse.Namespace) -> None:
             job_registry.add(script.parent, number)
 
 
-def ended(document: Document, options: argparse.Namespace) -> int:
+def ended(document: Config, options: argparse.Namespace) -> int:
     """Last line of job.sbatch: bring back what training could not bring back itself."""
     directory, job = run_directory(document), _job()
     told = exit_record.read(directory.path, job)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.config import Config
 from aim_lightning.cluster import step_timings
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.config import Document
 from aim_lightning.config.arguments import Arguments, split
-from aim_lightning.config.yaml_text import dump
+from aim_lightning.config.yaml import dump
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.resume_policy import decide, differences, refusal
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
 
-def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan, list[Document]]:
+def make_plan(document: Config, options: argparse.Namespace) -> tuple[JobPlan, list[Config]]:
     """The plan, and the document of each task.
 
     Raises:
@@ -53,11 +53,11 @@ def make_plan(document: Document, options: argparse.Namespace) -> tuple[JobPlan,
     return plan, [one for _, one in documents]
 
 
-def _task(directory: Path, index: int | None, document: Document) -> Task:
+def _task(directory: Path, index: int | None, document: Config) -> Task:
     return Task(index, document.values["run"], directory / ("job.yaml" if index is None else f"job-{index}.yaml"))
 
 
-def _documents(document: Document, options: argparse.Namespace) -> list[tuple[int | None, Document]]:
+def _documents(document: Config, options: argparse.Namespace) -> list[tuple[int | None, Config]]:
     """(index in the array, document); one without index where there is no array."""
     if options.seeds and options.sweep:
         raise UserError("--seeds and --sweep exclude each other; put --seed_everything into the lines of --sweep")
@@ -73,7 +73,7 @@ def _documents(document: Document, options: argparse.Namespace) -> list[tuple[in
     return [(i, _compose(options.given, [*more, ("run", f"{run}-{i}")])) for i, more in given.items()]
 
 
-def _compose(given: Arguments, more: list[tuple[str, str]]) -> Document:
+def _compose(given: Arguments, more: list[tuple[str, str]]) -> Config:
     from aim_lightning.cli.main import compose_and_check
 
     return compose_and_check(Arguments(given.configs, [*given.overrides, *more]))
@@ -98,7 +98,7 @@ def _lines(path: Path) -> list[list[tuple[str, str]]]:
     return found
 
 
-def _check_ranks(document: Document) -> None:
+def _check_ranks(document: Config) -> None:
     """As many ranks as the configuration says, and a global batch that they can share."""
     trainer, data = document.values["trainer"], document.values["data"].get("init_args") or {}
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
@@ -110,7 +110,7 @@ def _check_ranks(document: Document) -> None:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
 
 
-def _check_unchanged(document: Document, allow_changes: bool) -> None:
+def _check_unchanged(document: Config, allow_changes: bool) -> None:
     """What `fit` would refuse, now instead of after the job has waited; tensors stay on the disk."""
     directory = run_directory(document)
     if not directory.checkpoints():
@@ -122,7 +122,7 @@ def _check_unchanged(document: Document, allow_changes: bool) -> None:
         raise UserError(refusal(directory, decision))
 
 
-def _check_shared(document: Document, task: Document) -> None:
+def _check_shared(document: Config, task: Config) -> None:
     """All tasks of an array have one job script: what it is made of cannot differ between them."""
     for line in differences(_for_script(document.values), _for_script(task.values)).values():
         raise UserError(
@@ -142,7 +142,7 @@ def _for_script(values: dict) -> dict:
     }
 
 
-def write_configurations(plan: JobPlan, documents: list[Document]) -> None:
+def write_configurations(plan: JobPlan, documents: list[Config]) -> None:
     """Freeze what was submitted: editing an experiment must not change a job that waits or comes back."""
     for task, document in zip(plan.tasks, documents, strict=True):
         write_text(task.config, dump(document.values))

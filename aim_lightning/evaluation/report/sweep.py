@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.config.yaml_text import YamlProblem, parse
+from aim_lightning.config.yaml import YamlProblem, parse
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_text
