@@ -28,7 +28,7 @@ from record import save
 from torch import nn
 
 from aim_lightning.metrics.features import InceptionFeatures
-from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
+from aim_lightning.metrics.fid import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT = 10_000  # images a directory; more are hard links to these, which are decoded like others

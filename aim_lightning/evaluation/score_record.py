@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.metrics.metric_names import metric_name
+from aim_lightning.metrics import metric_name
 from aim_lightning.runs.results import commit
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json

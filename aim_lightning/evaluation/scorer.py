@@ -17,8 +17,8 @@ from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
 from aim_lightning.evaluation.throughput import Throughput
+from aim_lightning.metrics import count_suffix
 from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.metrics.metric_names import count_suffix
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.runs.lease import Lease

@@ -1,4 +1,4 @@
-"""ADM's reference files: VIRTUAL_imagenet256_labeled.npz and its kin (github.com/openai/guided-diffusion)."""
+"""ADM's reference files: VIRTUAL_imagenet256_labeled.npz and similar (github.com/openai/guided-diffusion)."""
 
 import numpy as np
 import torch
@@ -8,26 +8,27 @@ from aim_lightning.metrics.features import FEATURES, SPATIAL, FeatureNetwork
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
 
-# The network's output -> mean and covariance in the file.
+# Output of the network -> names of mean and covariance in the file.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
 IMAGES = "arr_0"
-PUBLISHED = "fid"  # metric name of the published Inception's weights alone
+PUBLISHED = "fid"  # metric name of the published Inception's weights only
 
 
 def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> dict[str, tuple[Tensor, Tensor]]:
-    """Published mean (F,) and covariance (F, F) by output of the network; empty where the file has none for it.
+    """Return the published mean (F,) and covariance (F, F) per output of the network; empty if the file has none.
 
-    They are of the published Inception's features: for any other network or weights the file's images count.
+    They belong to the features of the published Inception. For any other network or weights, the images in the file
+    are used instead.
 
     Raises:
-        UserError: damaged file, arrays of other shapes, or no images for a network that they are not of.
+        UserError: a damaged file, arrays of other shapes, or another network and no images.
     """
     present = {output: names for output, names in STATISTICS.items() if names[0] in file}
     if present and network.metric_name != PUBLISHED:
         if IMAGES in file:
             return {}
         raise UserError(
-            f"{file.path} holds statistics of the published Inception alone, and no images (arr_0) for "
+            f"{file.path} holds statistics of the published Inception only, and no images (arr_0) for "
             f"{network.metric_name}; give another reference"
         )
     sizes = network.output_sizes()

@@ -1,4 +1,4 @@
-"""The Inception Score (arXiv 1606.03498) in constant memory, whatever the order of the images."""
+"""The Inception Score (arXiv 1606.03498) in constant memory, independent of the order of the images."""
 
 from typing import Literal
 
@@ -7,17 +7,21 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aim_lightning.metrics.nan_guard import FiniteValues
+from aim_lightning.metrics.sample_features import FiniteValues
 
 Splitting = Literal["adm", "torch_fidelity"]
 ADM_SPLIT, TORCH_FIDELITY_SPLITS, TORCH_FIDELITY_SEED = 5000, 10, 2020
 
 
 def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
-    """The split of each image by its number, int64 (num_images,).
+    """Return the split of each image by its index, int64 (num_images,).
 
-    ``adm``: 5,000 after 5,000 in order, the last split may be smaller. ``torch_fidelity``: ten splits of a fixed
-    shuffle. Both give ten splits of 5,000 for 50,000 images.
+    Both ways give ten splits of 5,000 for 50,000 images.
+
+    Args:
+        num_images: in the set.
+        splitting: ``adm`` for consecutive splits of 5,000, the last one may be smaller; ``torch_fidelity`` for ten
+            splits of a fixed shuffle.
     """
     if splitting == "adm":
         return torch.arange(num_images) // ADM_SPLIT
@@ -32,14 +36,14 @@ def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
 class InceptionScore(FiniteValues, Metric):
     """exp of the mean divergence of p(class | image) from p(class): mean and standard deviation over splits.
 
-    The divergence of a split is (sum of p log p) / n - q log q with q = (sum of p) / n, so that sums by split are all
-    that is kept, in float64; processes add theirs.
+    The divergence of a split is (sum of p log p) / n - q log q with q = (sum of p) / n. Only the sums per split are
+    stored, in float64; ranks add theirs.
 
     Args:
-        num_images: in the whole set; each enters once, by its number.
+        num_images: in the whole set; each is added once, with its index.
         splitting: see `split_numbers`.
-        num_classes: values of an image's logits.
-        kwargs: torchmetrics' own.
+        num_classes: logits per image.
+        kwargs: options of torchmetrics' `Metric`.
     """
 
     higher_is_better = True
@@ -48,7 +52,7 @@ class InceptionScore(FiniteValues, Metric):
 
     def __init__(self, num_images: int, splitting: Splitting = "adm", num_classes: int = 1008, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.watch()
+        self.add_finite_state()
         self.splits = split_numbers(num_images, splitting)
         count = int(self.splits.max()) + 1
         self.add_state("inner", torch.zeros(count, dtype=torch.float64), dist_reduce_fx="sum")
@@ -56,16 +60,20 @@ class InceptionScore(FiniteValues, Metric):
         self.add_state("counts", torch.zeros(count, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, indices: Tensor) -> None:
-        """Add logits (B, C) of the images with these numbers (B,); B may be 0.
+        """Add the logits of a batch.
+
+        Args:
+            logits: (B, C), B may be 0.
+            indices: (B,) of the images in the set.
 
         Raises:
-            ValueError: shapes that do not fit, or numbers out of range.
+            ValueError: shapes that do not fit, or indices out of range.
         """
         if logits.ndim != 2 or logits.shape[1] != self.marginal.shape[1] or indices.shape != logits.shape[:1]:
             raise ValueError(f"InceptionScore was given {tuple(logits.shape)} for {tuple(indices.shape)} images")
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.splits):
             raise ValueError(f"InceptionScore is for images 0 to {len(self.splits) - 1}")
-        self.note(logits)
+        self.record_finite(logits)
         split = self.splits[indices.cpu()].to(logits.device, non_blocking=True)  # a wait would stop the GPU
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
@@ -74,13 +82,13 @@ class InceptionScore(FiniteValues, Metric):
         self.counts.index_add_(0, split, torch.ones_like(split))
 
     def compute(self) -> dict[str, Tensor]:
-        """{"mean", "std"}, float64 scalars, over the splits that have images; NaN without any.
+        """Return "mean" and "std", float64 scalars, over the splits that contain images; NaN without any.
 
         Raises:
-            UserError: logits were not finite.
+            UserError: logits that are not finite.
         """
-        self.check()
+        self.check_finite()
         filled = self.counts > 0
         counts, q = self.counts[filled], self.marginal[filled] / self.counts[filled, None]
-        scores = (self.inner[filled] / counts - torch.xlogy(q, q).sum(1)).exp()
+        scores = (self.inner[filled] / counts - torch.xlogy(q, q).sum(1)).exp()  # xlogy: 0 log 0 = 0
         return {"mean": scores.mean(), "std": scores.std(correction=0)}

@@ -1,4 +1,4 @@
-"""The Kernel Inception Distance (arXiv 1801.01401), subset by subset as torch-fidelity draws them."""
+"""The Kernel Inception Distance (arXiv 1801.01401), with the random subsets of torch-fidelity."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from aim_lightning.metrics.sample_features import SampleFeatures
 
 
 class KernelDistance(SampleFeatures):
-    """Unbiased squared MMD with the kernel (x.y / F + 1)^3, mean and standard deviation over random subsets.
+    """Unbiased squared MMD with the kernel (x.y / F + 1)^3: mean and standard deviation over random subsets.
 
-    Each process feeds its own images with their numbers, which decide what a subset holds.
+    Each rank adds its own images with their indices, which decide what a subset contains.
 
     Args:
-        reference: features (M, F) of real images.
-        subsets: drawn from either side.
-        subset_size: images in a subset; fewer where a side has fewer (`protocol` says how many).
-        seed: of the drawing.
-        kwargs: torchmetrics' own.
+        reference: features (M, F) of reference images.
+        subsets: number of subsets per side.
+        subset_size: images per subset; fewer where a side has fewer (see `protocol`).
+        seed: of the random subsets.
+        kwargs: options of torchmetrics' `Metric`.
     """
 
     higher_is_better = False
@@ -31,7 +31,11 @@ class KernelDistance(SampleFeatures):
         self.reference, self.subsets, self.subset_size, self.seed = reference, subsets, subset_size, seed
 
     def protocol(self, samples: int) -> dict[str, Any]:
-        """Plain values that fix the result for so many samples."""
+        """Return the plain values that determine the result.
+
+        Args:
+            samples: number of generated images.
+        """
         return {
             "subsets": self.subsets,
             "subset_size": min(self.subset_size, samples, len(self.reference)),
@@ -41,17 +45,17 @@ class KernelDistance(SampleFeatures):
         }
 
     def compute(self) -> dict[str, Tensor]:
-        """{"mean", "std"}, float64 scalars, over the images of all processes; below 0 is possible.
+        """Return "mean" and "std", float64 scalars, over the images of all ranks; values below 0 are possible.
 
         Raises:
-            ValueError: fewer than two images on either side, or an image that came twice.
+            ValueError: fewer than two images on either side, or two images with the same index.
         """
         features = self.in_order()
         reference = self.reference.to(features.device)
         size = min(self.subset_size, len(features), len(reference))
         if size < 2:
             raise ValueError("KernelDistance needs at least two images on either side")
-        rng = np.random.RandomState(self.seed)
+        rng = np.random.RandomState(self.seed)  # torch-fidelity's generator and order of calls
         values = []
         for _ in range(self.subsets):
             rows = [torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (features, reference)]
@@ -61,10 +65,10 @@ class KernelDistance(SampleFeatures):
 
 
 def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    within = [_kernel(z, z) for z in (x, y)]
     pairs = len(x) * (len(x) - 1)
-    own = sum((kernel.sum() - kernel.diagonal().sum()) / pairs for kernel in within)
-    return own - 2 * _kernel(x, y).mean()
+    # Without the diagonal the estimate is unbiased.
+    within = sum((kernel.sum() - kernel.diagonal().sum()) / pairs for kernel in (_kernel(x, x), _kernel(y, y)))
+    return within - 2 * _kernel(x, y).mean()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

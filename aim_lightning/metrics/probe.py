@@ -1,4 +1,4 @@
-"""Which class an image shows, by a linear probe on frozen features, and how often it is the one asked."""
+"""Class agreement: how often a linear probe on frozen features predicts the requested class."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from torchmetrics import Metric
 class LinearProbe(nn.Module):
     """Multinomial logistic regression on standardised features.
 
-    `weight` (C, F) and `bias` (C,), float64, are its whole state: the standardisation is folded into them.
+    Its state is `weight` (C, F) and `bias` (C,), float64, with the standardisation folded in.
 
     Args:
-        l2: weight of the penalty l2 / 2 * ||W||^2 beside the mean cross-entropy, on standardised features.
+        l2: weight of the penalty l2 / 2 * ||W||^2 next to the mean cross-entropy, on standardised features.
             0.03 was the best of 0.001, 0.01, 0.03 and 0.1 on the 2,000 embedded val images.
-        max_iterations: of LBFGS; the accuracy is settled long before it converges.
+        max_iterations: of LBFGS; the accuracy is stable long before it converges.
     """
 
     def __init__(self, l2: float = 0.03, max_iterations: int = 100) -> None:
@@ -27,13 +27,13 @@ class LinearProbe(nn.Module):
 
     @classmethod
     def from_state(cls, weight: Tensor, bias: Tensor) -> "LinearProbe":
-        """A fitted probe from the two tensors of its state."""
+        """Build a fitted probe from its state: `weight` (C, F) and `bias` (C,)."""
         probe = cls()
         probe.weight, probe.bias = weight, bias
         return probe
 
     def settings(self) -> dict[str, Any]:
-        """Plain values that fix what `fit` does."""
+        """Return the plain values that determine the result of `fit`."""
         return {"probe": "logistic regression, LBFGS", "l2": self.l2, "max_iterations": self.max_iterations}
 
     def fit(self, features: Tensor, labels: Tensor, num_classes: int) -> "LinearProbe":
@@ -42,6 +42,7 @@ class LinearProbe(nn.Module):
         Args:
             features: (N, F) floats.
             labels: (N,) integers in 0..num_classes-1.
+            num_classes: rows of `weight`.
 
         Raises:
             ValueError: shapes that do not fit, no rows, or labels out of range.
@@ -49,7 +50,10 @@ class LinearProbe(nn.Module):
         _check(features, labels)
         if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"LinearProbe needs at least one row, and labels in 0..{num_classes - 1}")
-        with torch.inference_mode(False), torch.enable_grad():  # Lightning evaluates in inference mode
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # Lightning evaluates in inference mode, without gradients
             x, y = features.detach().clone().double(), labels.detach().clone().long()
             mean, scale = x.mean(0), x.std(0, correction=0)
             scale = torch.where(scale > 0, scale, 1)  # a constant feature keeps weight zero
@@ -75,7 +79,10 @@ class LinearProbe(nn.Module):
         return weight.detach(), bias.detach()
 
     def predict(self, features: Tensor) -> Tensor:
-        """Most likely class of each row: (N, F) to int64 (N,).
+        """Return the most likely class of each row, int64 (N,).
+
+        Args:
+            features: (N, F) floats.
 
         Raises:
             RuntimeError: the probe was not fitted.
@@ -86,11 +93,11 @@ class LinearProbe(nn.Module):
 
 
 class ClassAgreement(Metric):
-    """Share of the samples in which the probe sees the class that was asked for, 0 to 1, over all processes.
+    """Share of the samples whose requested class the probe predicts, 0 to 1, over all ranks.
 
     Args:
         probe: a fitted probe.
-        kwargs: torchmetrics' own.
+        kwargs: options of torchmetrics' `Metric`.
     """
 
     higher_is_better = True
@@ -104,7 +111,11 @@ class ClassAgreement(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add (B, F) features and the (B,) classes that were asked for; B may be 0.
+        """Add a batch of samples.
+
+        Args:
+            features: (B, F), B may be 0.
+            labels: (B,) requested classes.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -114,7 +125,7 @@ class ClassAgreement(Metric):
         self.total += len(labels)
 
     def compute(self) -> Tensor:
-        """float64 scalar; NaN without samples."""
+        """Return the share, a float64 scalar; NaN without samples."""
         return self.agreeing.double() / self.total.double()
 
 

@@ -1,4 +1,4 @@
-"""Everything that scores need to know of the real images: gaussians, features to compare with, a probe."""
+"""Statistics of the reference images: gaussians, single features and a linear probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 
 from aim_lightning.metrics.features import FEATURES, SPATIAL, FeatureNetwork
-from aim_lightning.metrics.fid import FrechetDistance
-from aim_lightning.metrics.gaussian import mean_and_covariance
+from aim_lightning.metrics.fid import FrechetDistance, mean_and_covariance
 from aim_lightning.metrics.probe import LinearProbe
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_int64
 
-FORMAT = 2  # raise it when the same inputs give other values
-NEIGHBOUR_IMAGES = 10_000  # real images for precision, recall and kernel distances, as in ADM's reference files
+FORMAT = 2  # increase it when the same inputs give other values
+NEIGHBOUR_IMAGES = 10_000  # kept for precision, recall and kernel distances, as in ADM's reference files
 PROBE_IMAGES = 50_000
-PIXELS = "pixels_sha256"  # in `source`: known once the images were read, so that it is kept with the statistics
+PIXELS = "pixels_sha256"  # entry of `source` that is computed while reading, and therefore cached
+_PARTS = ("mean", "covariance")
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Statistics of the real images, on the CPU.
+    """Statistics of the reference images, on the CPU.
 
     Args:
         gaussians: output of the network -> mean (F,) and covariance (F, F), float64.
-        features: (M, F) float32 of single images; None where only statistics are known.
+        features: (M, F) float32 of single images; None for published statistics.
         probe: weight (C, F) and bias (C,) of a `LinearProbe`; None without labels.
-        source: where they come from, plain values for the protocol.
-        count: images that the gaussians are of; None for published ones, which do not tell.
-        memo: what is worked out from them once, such as the radii of their manifold.
+        source: origin of the images, plain values for the protocol.
+        count: number of images behind the gaussians; None for published ones, which do not contain it.
+        memo: cache of values computed from the statistics, such as the radii of their manifold.
     """
 
     gaussians: dict[str, tuple[Tensor, Tensor]]
@@ -42,12 +42,8 @@ class ReferenceImages:
     memo: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a cache file; inverse of `from_tensors`."""
-        named = {
-            f"{part}.{name}": value
-            for name, pair in self.gaussians.items()
-            for part, value in zip(_PARTS, pair, strict=True)
-        }
+        """Return the content of a cache file; inverse of `from_tensors`."""
+        named = {f"{part}.{name}": pair[i] for name, pair in self.gaussians.items() for i, part in enumerate(_PARTS)}
         named |= {"rows": self.features} if self.features is not None else {}
         named |= {"probe_weight": self.probe[0], "probe_bias": self.probe[1]} if self.probe else {}
         if PIXELS in self.source:
@@ -57,7 +53,12 @@ class ReferenceImages:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "ReferenceImages":
-        """Back from `tensors`; `source` gets the hash of the pixels that they hold."""
+        """Build the statistics from the content of a cache file.
+
+        Args:
+            tensors: result of `tensors`.
+            source: origin of the images; the cached hash of the pixels is added.
+        """
         if PIXELS in tensors:
             source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
         outputs = [name.removeprefix("mean.") for name in tensors if name.startswith("mean.")]
@@ -67,26 +68,31 @@ class ReferenceImages:
         return cls(gaussians, tensors.get("rows"), probe, source, count)
 
 
-_PARTS = ("mean", "covariance")
-
-
 def chosen_rows(num_images: int, limit: int, purpose: str = "neighbour_row") -> Tensor:
-    """Which images are kept one by one: those of smallest hash, by their number; bool (num_images,)."""
-    numbers = torch.arange(num_images)
-    kept = torch.zeros(num_images, dtype=torch.bool)
-    kept[hash_int64(purpose, numbers).argsort()[:limit]] = True
-    return kept
+    """Choose the images of smallest hash by index, bool (num_images,).
+
+    Args:
+        num_images: in the set.
+        limit: largest number of chosen images.
+        purpose: name of the random stream.
+    """
+    chosen = torch.zeros(num_images, dtype=torch.bool)
+    chosen[hash_int64(purpose, torch.arange(num_images)).argsort()[:limit]] = True
+    return chosen
 
 
 class ReferenceImagesBuilder:
-    """Takes in real images, each process its own, and adds them up over all processes.
+    """Accumulates statistics of reference images over batches and ranks.
 
     Args:
-        network: loaded.
-        num_images: of all processes together.
+        network: loaded feature network.
+        num_images: total over all ranks.
         num_classes: labels are 0..num_classes-1; 0 = no labels, no probe.
-        gaussian: False leaves the sums out, where published statistics take their place.
-        neighbours: at most so many images are kept one by one.
+        gaussian: False skips the sums, where published statistics replace them.
+        neighbours: largest number of images whose features are kept.
+
+    Raises:
+        UserError: fewer than two images.
     """
 
     def __init__(
@@ -109,7 +115,13 @@ class ReferenceImagesBuilder:
         self.probe_rows = SampleFeatures(network.num_features + 1).to(device)
 
     def add(self, images: Tensor, labels: Tensor | None, indices: Tensor) -> None:
-        """uint8 (B, 3, H, W), labels (B,) and the images' numbers (B,); B may be 0."""
+        """Add a batch.
+
+        Args:
+            images: uint8 (B, 3, H, W), B may be 0.
+            labels: (B,), or None without a probe.
+            indices: (B,) of the images in the set, on the CPU.
+        """
         outputs = self.network.outputs(images.to(self.network.device))
         for name, sums in self.sums.items():
             sums.update_features(outputs[name], real=True)
@@ -118,20 +130,26 @@ class ReferenceImagesBuilder:
         self.rows.update(features[kept.to(features.device, non_blocking=True)], indices[kept])
         if self.probed is not None:
             chosen = self.probed[indices].nonzero()[:, 0]
-            place = chosen.to(features.device, non_blocking=True)
-            own = labels[chosen].to(features.device, features.dtype, non_blocking=True)
-            self.probe_rows.update(torch.cat((features[place], own[:, None]), 1), indices[chosen])
+            rows = features[chosen.to(features.device, non_blocking=True)]
+            # The label is one more column, so that it is gathered and sorted together with its features.
+            column = labels[chosen].to(features.device, features.dtype, non_blocking=True)[:, None]
+            self.probe_rows.update(torch.cat((rows, column), 1), indices[chosen])
 
     def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> ReferenceImages:
-        """Over all processes, every one of which must call it; the same on all."""
-        own = {}
+        """Return the statistics over all ranks, equal on each; a collective.
+
+        Args:
+            source: origin of the images.
+            gaussians: published statistics that replace the computed ones.
+        """
+        computed = {}
         for name, sums in self.sums.items():
             state = sums.reference_state()
-            own[name] = tuple(v.cpu() for v in mean_and_covariance(state["sum"], state["outer_sum"], state["count"]))
+            pair = mean_and_covariance(state["sum"], state["outer_sum"], state["count"])
+            computed[name] = tuple(value.cpu() for value in pair)
         features = self.rows.compute().cpu()
-        return ReferenceImages(
-            gaussians or own, features, self._probe(), source, None if gaussians else self.num_images
-        )
+        count = None if gaussians else self.num_images
+        return ReferenceImages(gaussians or computed, features, self._probe(), source, count)
 
     def _probe(self) -> tuple[Tensor, Tensor] | None:
         if self.probed is None:
@@ -142,5 +160,5 @@ class ReferenceImagesBuilder:
 
 
 def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, options: Sequence[Any] = ()) -> list:
-    """What a cache file of `ReferenceImages` is named after."""
+    """Return everything that a cache file of `ReferenceImages` depends on."""
     return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, *options]

@@ -1,9 +1,10 @@
-"""All metrics of a set of images from one pass over its features."""
+"""All metrics of a set of images from one pass of the feature network."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
@@ -16,23 +17,27 @@ from aim_lightning.utils.errors import UserError
 
 
 def least_images(compare: bool) -> int:
-    """How many images either side needs at least, with or without precision, recall and kernel distance."""
+    """Return the smallest number of images on either side.
+
+    Args:
+        compare: True with precision, recall and kernel distance.
+    """
     return NEIGHBOUR + 1 if compare else 2
 
 
 class Scores(nn.Module):
-    """What network and real images allow: distances always, on Inception also sFID and Inception Score, with single
-    real images also kernel distance, precision and recall, with labels also class agreement.
+    """All metrics that network and reference allow.
 
-    Each process feeds its own images with their numbers in the whole set; `compute` puts all together.
+    Fréchet distances always; on Inception also sFID and Inception Score; with features of single reference images also
+    kernel distance, precision and recall; with labels also class agreement. Each rank adds its own images with their
+    indices in the set; `compute` combines all ranks.
 
     Args:
-        network: loaded.
-        real: statistics of the real images.
-        num_images: in the whole set.
+        network: loaded feature network.
+        real: statistics of the reference images.
+        num_images: in the set.
         splitting: of the Inception Score.
-        compare: whether single images are compared: False saves the memory and time of precision, recall and kernel
-            distance.
+        compare: False skips precision, recall and kernel distance and saves their memory and time.
 
     Raises:
         UserError: too few images on either side.
@@ -48,7 +53,7 @@ class Scores(nn.Module):
     ) -> None:
         super().__init__()
         self.real, self.num_images, self.splitting = real, num_images, splitting
-        self.__dict__["network"] = network  # frozen, and no part of this module
+        self.__dict__["network"] = network  # not a submodule: shared and frozen
         sizes = network.output_sizes()
         self.distances = nn.ModuleDict()
         for output, (mean, covariance) in real.gaussians.items():
@@ -56,14 +61,19 @@ class Scores(nn.Module):
             self.distances[output].load_gaussian(mean, covariance, real.count)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None
-        _check_numbers(num_images, len(real.features) if compare else None)
+        _check_counts(num_images, len(real.features) if compare else None)
         self.kernel = KernelDistance(real.features) if compare else None
         self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
         self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
         self.to(network.device)
 
     def update(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
-        """Add images, uint8 (B, 3, H, W), with their numbers (B,) and the classes asked for (B,); B may be 0.
+        """Add a batch of images.
+
+        Args:
+            images: uint8 (B, 3, H, W), B may be 0.
+            indices: (B,) of the images in the set.
+            labels: (B,) requested classes.
 
         Raises:
             ValueError: anything but uint8 images.
@@ -73,21 +83,21 @@ class Scores(nn.Module):
             distance.update_features(outputs[output], real=False)
         if self.inception is not None:
             self.inception.update(outputs[LOGITS], indices)
-        for metric in (self.kernel, self.neighbours):  # both hold the same tensors: no memory for a second copy
+        for metric in (self.kernel, self.neighbours):  # both store the same tensors, without a copy
             if metric is not None:
                 metric.update(outputs[FEATURES], indices)
         if self.agreement is not None:
-            known = 0 if labels is None else len(labels)  # without labels the metric stays empty
-            asked = torch.zeros(0, dtype=torch.int64) if labels is None else labels
-            place = outputs[FEATURES].device
-            self.agreement.update(outputs[FEATURES][:known], asked.to(place, non_blocking=True))
+            # Without labels an empty update: torchmetrics warns when a metric without any is computed.
+            labels = torch.zeros(0, dtype=torch.int64) if labels is None else labels
+            labels = labels.to(self.network.device, non_blocking=True)
+            self.agreement.update(outputs[FEATURES][: len(labels)], labels)
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
-        """Every value by its name without the number of images; every process must call it.
+        """Return every value by its name without the number of images; a collective.
 
         Raises:
-            UserError: features were not finite; on all processes.
+            UserError: features that are not finite, on all ranks.
         """
         values = [distance.compute() for distance in self.distances.values()]
         if self.inception is not None:
@@ -98,54 +108,56 @@ class Scores(nn.Module):
         if self.agreement is not None:
             values.append(self.agreement.compute())
         named = dict(zip(self.names(), map(float, values), strict=True))
-        if named.get("class_agreement") != named.get("class_agreement"):  # NaN: there were no labels
+        if named.get("class_agreement") != named.get("class_agreement"):  # NaN: no labels were given
             del named["class_agreement"]
         return named
 
     def names(self) -> list[str]:
-        """Of the values; class agreement falls away without labels. Names of features other than the published
-        Inception's say so: a stand-in is never taken for the real."""
-        ending = self.network.name_ending
-        found = [self._name(output) for output in self.distances]
+        """Return the names of the values; class agreement is dropped without labels.
+
+        Features other than those of the published Inception are part of the name, so that no value is mistaken for
+        that of a paper.
+        """
+        ending, distance = self.network.name_ending, self.network.metric_name
+        names = [distance if output == FEATURES else f"s{distance}" for output in self.distances]
         if self.inception is not None:
-            found += [f"is{ending}", f"is_std{ending}"]
+            names += [f"is{ending}", f"is_std{ending}"]
         if self.kernel is not None:
             kernel = [f"kd{ending}"] if ending else ["kid", "kid_std"]
-            found += [*kernel, f"precision{ending}", f"recall{ending}"]
-        return [*found, *(["class_agreement"] if self.agreement is not None else [])]
+            names += [*kernel, f"precision{ending}", f"recall{ending}"]
+        return [*names, *(["class_agreement"] if self.agreement is not None else [])]
 
     def reset(self) -> None:
-        """Forget the images, not the real ones. Use one object again and again: torchmetrics' objects are held by
-        cycles, so that new ones would leave their memory to Python's garbage collector."""
-        metrics = (self.inception, self.kernel, self.neighbours, self.agreement)
-        for metric in (*self.distances.values(), *metrics):
-            if metric is not None:
-                metric.reset()
+        """Remove the added images and keep the reference.
+
+        Use one object repeatedly: torchmetrics' objects contain reference cycles, so that the memory of an unused one
+        stays allocated until Python's garbage collector runs.
+        """
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
 
     def protocol(self, num_images: int | None = None) -> dict[str, Any]:
-        """Plain values that fix every number, but for the images themselves.
+        """Return the plain values that determine every number, except for the images themselves.
 
         Args:
-            num_images: that were scored, where it was ended before all of them.
+            num_images: scored images, where the scoring ended early.
         """
         count = num_images or self.num_images
         values = {"features": self.network.protocol(), "reference": self.real.source, "num_images": count}
         if self.inception is not None:
             values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
         if self.kernel is not None:
-            values |= {"kernel_distance": self.kernel.protocol(count)}
-            values |= {"precision_recall": self.neighbours.protocol()}
+            values["kernel_distance"] = self.kernel.protocol(count)
+            values["precision_recall"] = self.neighbours.protocol()
         if self.agreement is not None:
             values["class_agreement"] = LinearProbe().settings()
         return values
 
-    def _name(self, output: str) -> str:
-        return self.network.metric_name if output == FEATURES else f"s{self.network.metric_name}"
 
-
-def _check_numbers(num_images: int, real: int | None) -> None:
-    """`real`: images to compare with one by one; None = they are not."""
-    least = least_images(real is not None)
-    for count, what in ((num_images, "to be scored"), (least if real is None else real, "in the reference")):
+def _check_counts(num_images: int, reference: int | None) -> None:
+    """Raise UserError if a side has too few images; `reference` is None if single images are not compared."""
+    least = least_images(reference is not None)
+    for count, role in ((num_images, "to be scored"), (least if reference is None else reference, "in the reference")):
         if count < least:
-            raise UserError(f"there are {count} images {what}; these metrics need {least} or more")
+            raise UserError(f"there are {count} images {role}; these metrics need {least} or more")

@@ -5,8 +5,8 @@ from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from aim_lightning.losses import LossTerms
+from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.lpips import PerceptualDistance
-from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.codebook import CodeCounts, perplexity, usage
 

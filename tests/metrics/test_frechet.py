@@ -8,10 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from aim_lightning.metrics import count_suffix, metric_name
 from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.metrics.fid import FrechetDistance
-from aim_lightning.metrics.gaussian import frechet_distance, mean_and_covariance
-from aim_lightning.metrics.metric_names import count_suffix, metric_name
+from aim_lightning.metrics.fid import FrechetDistance, frechet_distance, mean_and_covariance
 from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)

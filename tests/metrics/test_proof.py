@@ -11,7 +11,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
-from aim_lightning.metrics.gaussian import frechet_distance
+from aim_lightning.metrics.fid import frechet_distance
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import PrecisionRecall
 from aim_lightning.metrics.reference_statistics import ReferenceImagesBuilder

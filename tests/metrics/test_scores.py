@@ -16,15 +16,14 @@ from torchmetrics import Metric
 
 from aim_lightning.evaluation.image_sets import NpzImages
 from aim_lightning.metrics.adm import adm_gaussians
-from aim_lightning.metrics.features import LOGITS
-from aim_lightning.metrics.gaussian import frechet_distance
+from aim_lightning.metrics.features import LOGITS, TorchFeatures
+from aim_lightning.metrics.fid import frechet_distance
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import PrecisionRecall
 from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, chosen_rows
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.metrics.scores import Scores
-from aim_lightning.metrics.torch_features import TorchFeatures
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile, write_npz
 
@@ -293,9 +292,7 @@ def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
     assert set(adm_gaussians(file, network)) == {"features", "spatial"}
     assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
     np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
-    with pytest.raises(
-        UserError, match=r"published Inception alone, and no images \(arr_0\) for fd_inception_1a2b3c4d"
-    ):
+    with pytest.raises(UserError, match=r"published Inception only, and no images \(arr_0\) for fd_inception_1a2b3c4d"):
         adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
 
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
 from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.fid import FrechetDistance
-from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 from aim_lightning.utils.precision import exact_float32
 

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
 from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
+from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.fid import FrechetDistance
-from aim_lightning.metrics.metric_names import metric_name
 from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.models import AiM

@@ -20,7 +20,7 @@ from aim_lightning.evaluation.image_sets import check_size, decoded_size
 from aim_lightning.evaluation.incremental import IncrementalScorer, Scored
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.score_record import append_record, score_record, write_record
-from aim_lightning.metrics.metric_names import metric_name
+from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.runs.results import hardware

@@ -1,7 +1,16 @@
-"""Frozen feature networks: images in, one vector of features an image out."""
+"""Frozen feature networks, which map each image to a vector of features."""
 
 from aim_lightning.metrics.features.effnet import EfficientNetLite0Features
 from aim_lightning.metrics.features.inception import InceptionFeatures
 from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.features.torch_features import TorchFeatures
 
-__all__ = ["FEATURES", "LOGITS", "SPATIAL", "EfficientNetLite0Features", "FeatureNetwork", "InceptionFeatures"]
+__all__ = [
+    "FEATURES",
+    "LOGITS",
+    "SPATIAL",
+    "EfficientNetLite0Features",
+    "FeatureNetwork",
+    "InceptionFeatures",
+    "TorchFeatures",
+]

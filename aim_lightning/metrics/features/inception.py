@@ -1,4 +1,4 @@
-"""The Inception of FID."""
+"""The Inception network of FID."""
 
 import io
 import warnings
@@ -8,29 +8,35 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork
-from aim_lightning.metrics.weights_file import existing_file, read_weights
+from aim_lightning.metrics.features.network import (
+    FEATURES,
+    LOGITS,
+    SPATIAL,
+    FeatureNetwork,
+    existing_file,
+    read_weights,
+)
 from aim_lightning.utils.errors import UserError
 
 
 class InceptionFeatures(FeatureNetwork):
     """The 2048 features of FID: torch-fidelity's port of the Inception of 2015-12-05, with its resizing.
 
-    Its other outputs: "spatial", the first 7 of the 192 channels of the 1x1 branch of the block mixed_6 on its 17x17
-    grid, position by position as sFID has them (arXiv 2103.03841; 2,023 values); "logits", 1,008 without the bias, as
-    the Inception Score takes them.
+    Two more outputs: "spatial" holds the first 7 of the 192 channels of the 1x1 branch of block mixed_6 on its 17x17
+    grid, as sFID uses them (arXiv 2103.03841; 2,023 values). "logits" holds 1,008 logits without the bias, as the
+    Inception Score uses them.
 
     Args:
         weights: file of the weights (see `SOURCE`); nothing is downloaded.
-        precision: of the convolutions on NVIDIA GPUs: ``float32``, or ``tf32``, torch-fidelity's default there; faster,
-            and the protocol says so.
+        precision: of the convolutions on NVIDIA GPUs: ``float32``, or ``tf32``, which is faster and torch-fidelity's
+            default there. The protocol records it.
 
     Raises:
-        UserError: no such precision.
+        UserError: an unknown precision.
     """
 
     SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
-    # Of the file of published FIDs. Weights of another hash give other features, which get names of their own.
+    # Of the file behind published FIDs. Other weights give other features, hence other metric names.
     SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
     name = "inception_2015_12_05"
@@ -55,15 +61,19 @@ class InceptionFeatures(FeatureNetwork):
 
     @property
     def metric_name(self) -> str:
-        """``fid``; for any other weights than the published ones ``fd_inception_`` and how their hash begins.
+        """Return ``fid``, or for other weights than the published ones ``fd_inception_`` and the start of their hash.
 
         Raises:
-            UserError: there is no weights file.
+            UserError: the weights file is missing.
         """
         return "fid" if self.weights_hash == self.SHA256 else f"fd_inception_{self.weights_hash[:8]}"
 
     def weights_path(self) -> Path:
-        """The constructor's `weights`. Raises UserError, saying where users get it, when it is missing."""
+        """Return the constructor's `weights`.
+
+        Raises:
+            UserError: the file is missing; the message names its source.
+        """
         return existing_file(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
 
     def _build(self) -> nn.Module:
@@ -80,7 +90,7 @@ class InceptionFeatures(FeatureNetwork):
                 f"{self.metric_name}",
                 stacklevel=3,
             )
-        # torch-fidelity unpickles any file that it is given, so it gets a copy of what was read safely.
+        # torch-fidelity unpickles files, which can run code; it gets a copy of tensors that were read safely.
         copy = io.BytesIO()
         torch.save(read_weights(path), copy)
         copy.seek(0)
@@ -89,7 +99,8 @@ class InceptionFeatures(FeatureNetwork):
             network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=copy)
         except (RuntimeError, TypeError):
             raise UserError(f"{path} holds other weights than torch-fidelity's Inception; use {self.SOURCE}") from None
-        for module in network.modules():  # batch norms folded into the convolutions: less work
+        # Batch norms are folded into the convolutions: the same function with less work.
+        for module in network.modules():
             if hasattr(module, "conv") and hasattr(module, "bn"):
                 module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
@@ -97,6 +108,7 @@ class InceptionFeatures(FeatureNetwork):
         return network
 
     def output_sizes(self) -> dict[str, int]:
+        """Return the values per image by output."""
         return {FEATURES: self.num_features, SPATIAL: 7 * 17 * 17, LOGITS: 1008}
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, result: Tensor) -> None:

@@ -1,5 +1,6 @@
-"""What all feature networks share: images are checked, run in float32 and in chunks."""
+"""The base class of feature networks, which checks images and computes in float32 and in chunks."""
 
+import pickle
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -8,20 +9,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.precision import exact_products
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
-CPU_CHUNK = 32  # images at once on a CPU: more runs slower there (measured at 64 to 128 pixels)
+CPU_CHUNK = 32  # images per pass on a CPU: larger chunks are slower (measured at 64 to 128 pixels)
 
 
 class FeatureNetwork(nn.Module, ABC):
-    """A network that is never trained; the metrics call it on uint8 images.
+    """A frozen network that metrics call on uint8 images.
 
-    The constructor reads nothing, so that configs without weights files can be built; `load` reads.
+    The constructor reads nothing, so that configurations without weights files can be built; `load` reads.
 
-    Subclasses set `name` (of the network), `metric_name` (of the Fréchet distance on its features),
-    `num_features`, `input_size` (pixels a side that the network sees) and `recipe` (what `protocol` adds).
+    Subclasses set `name` (of the network), `metric_name` (of the Fréchet distance on its features), `num_features`,
+    `input_size` (side of the network's input in pixels) and `recipe` (further entries of `protocol`).
     """
 
     name: str
@@ -34,40 +36,50 @@ class FeatureNetwork(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.register_module("network", None)
-        # Remembers the device of a `.to(device)` that comes before `load`.
-        self.register_buffer("_place", torch.empty(0), persistent=False)
+        # Empty buffer that records the device of a `.to(device)` before `load`.
+        self.register_buffer("_device_marker", torch.empty(0), persistent=False)
         super().train(False)
 
     @abstractmethod
     def weights_path(self) -> Path:
-        """The file that `load` reads. Raises UserError when it is missing."""
+        """Return the file that `load` reads.
+
+        Raises:
+            UserError: the file is missing.
+        """
 
     @abstractmethod
     def _build(self) -> nn.Module:
-        """The network with its weights."""
+        """Build the network with its weights."""
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, num_features)."""
+        """Map uint8 (B, 3, H, W) to float32 (B, num_features)."""
 
     @property
     def name_ending(self) -> str:
-        """Of the names of all other metrics on these features: nothing for the published Inception, whose scores alone
-        may be called as in papers, such as kid."""
+        """Return the ending of the names of other metrics on these features.
+
+        It is empty for the published Inception only, whose scores may carry the names of papers, such as kid.
+        """
         return "" if self.metric_name == "fid" else f"_{self.metric_name.removeprefix('fd_')}"
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, or will be after `load`."""
-        return self._place.device
+        """Return the device of the weights, now or after `load`."""
+        return self._device_marker.device
 
     @cached_property
     def weights_hash(self) -> str:
-        """Hex sha256 of the weights file. Raises UserError when it is missing."""
+        """Return the hex sha256 of the weights file.
+
+        Raises:
+            UserError: the file is missing.
+        """
         return sha256_file(self.weights_path())
 
     def protocol(self) -> dict[str, Any]:
-        """Plain values that fix the features: two networks with equal protocols give equal features."""
+        """Return plain values that determine the features: equal protocols give equal features."""
         values = {
             "network": self.name,
             "weights_sha256": self.weights_hash,
@@ -76,25 +88,28 @@ class FeatureNetwork(nn.Module, ABC):
         return values | {"input_size": self.input_size, "precision": self.precision} | self.recipe
 
     def load(self, device: torch.device | None = None) -> "FeatureNetwork":
-        """Read the weights, once, onto `device` (None: where it is); returns self.
+        """Read the weights, once, and return self.
+
+        Args:
+            device: where to compute; None = the current device.
 
         Raises:
-            UserError: the file is missing or something else, or `precision` cannot be had on the device.
+            UserError: the file is missing or contains something else, or the device does not support `precision`.
         """
         if device is not None:
             self.to(device)
         if self.network is None:
-            # Lightning evaluates in inference mode, whose tensors could not be moved later.
+            # Lightning evaluates in inference mode, whose tensors cannot be moved later.
             with torch.inference_mode(False):
                 self.network = self._build().requires_grad_(False).eval().to(self.device)
         return self
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
-        """Stays in evaluation mode, whatever the module around it does."""
+        """Stay in evaluation mode, also when the module around it is trained."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features without gradients, in `precision` whatever precision the caller trains in.
+        """Compute features without gradients, in `precision` instead of the caller's precision.
 
         Args:
             images: uint8 (B, 3, H, W), 0..255, any size; B may be 0.
@@ -109,20 +124,20 @@ class FeatureNetwork(nn.Module, ABC):
         return self.outputs(images)[FEATURES]
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Everything that metrics use, from one pass: see `output_sizes`; arguments and errors as in `forward`."""
+        """Compute all outputs of `output_sizes` in one pass; arguments and errors as in `forward`."""
         self._check(images)
         if not len(images):
             sizes = self.output_sizes().items()
             return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
-        # TF32 in convolutions alone, as torch-fidelity's command has it; the caller's settings do not count.
+        # TF32 in convolutions only, as in torch-fidelity's command; the caller's settings have no effect.
         exact = exact_products(self.precision == "tf32", in_matmul=False)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False), exact:
             parts = [self._outputs(part) for part in images.split(chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def output_sizes(self) -> dict[str, int]:
-        """Values an image by output: "features" always; Inception has "spatial" and "logits" too."""
+        """Return the values per image by output: "features", and for Inception also "spatial" and "logits"."""
         return {FEATURES: self.num_features}
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -137,3 +152,30 @@ class FeatureNetwork(nn.Module, ABC):
             raise RuntimeError(f"{self.name} has no weights yet: call load() before the first image")
         if next(self.network.parameters()).dtype != torch.float32:
             raise RuntimeError(f"{self.name} was cast from float32; keep it out of .to(dtype)")
+
+
+def existing_file(path: str | Path, hint: str) -> Path:
+    """Return the path of a weights file.
+
+    Args:
+        path: of the file.
+        hint: how to obtain the file, for the error.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"weights file {path} does not exist; {hint}")
+    return Path(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, on the CPU, without running code of the file.
+
+    Raises:
+        UserError: a damaged file, or one of something else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"weights file {path} is damaged or no file of weights ({type(error).__name__})") from None

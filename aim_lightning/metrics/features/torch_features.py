@@ -1,4 +1,4 @@
-"""The Fréchet distance on any torch network, named in YAML."""
+"""Features of any torch network, named in the configuration."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.metrics.weights_file import existing_file, read_weights
+from aim_lightning.metrics.features.network import FeatureNetwork, existing_file, read_weights
 from aim_lightning.utils.errors import UserError
 
 
@@ -17,16 +16,16 @@ class TorchFeatures(FeatureNetwork):
     """Features of one layer of a network that an importable function or class builds.
 
     Args:
-        factory: what builds it, such as ``torchvision.models.resnet18``.
+        factory: dotted name of the function or class, such as ``torchvision.models.resnet18``.
         weights: file of its state_dict, written by torch.save.
         name: in metric names: ``fd_NAME``.
-        num_features: values an image.
-        input_size: pixels a side that images are resized to (bilinear with antialias).
+        num_features: values per image.
+        input_size: side in pixels that images are resized to (bilinear with antialias).
         options: keyword arguments of `factory`.
-        layer: dotted name of the module whose output is taken; empty for the network's own. Outputs of more than two
-            dimensions are averaged over positions.
-        mean: subtracted from the channels, which are in [0, 1] then.
-        std: divides them afterwards.
+        layer: dotted name of the module whose output is used; empty for the output of the network. Outputs of more
+            than two dimensions are averaged over positions.
+        mean: subtracted from the channels, scaled to [0, 1].
+        std: divides the channels after that.
     """
 
     def __init__(
@@ -56,7 +55,11 @@ class TorchFeatures(FeatureNetwork):
         }
 
     def weights_path(self) -> Path:
-        """The constructor's `weights`; raises UserError when it is missing."""
+        """Return the constructor's `weights`.
+
+        Raises:
+            UserError: the file is missing.
+        """
         return existing_file(self.weights, "set features.init_args.weights")
 
     def _build(self) -> nn.Module:
