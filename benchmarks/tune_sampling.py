@@ -27,6 +27,7 @@ from trials import allowed, trial
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling.fast import FastDecoder, kernel_configs
 from aim_lightning.sampling.fast.kernel_configs import Shapes, shapes_for
+from aim_lightning.sampling.filters import Filters
 from aim_lightning.utils.files import atomic_path
 
 PATH = Path(kernel_configs.__file__).with_name("kernel_configs.json")
@@ -64,8 +65,8 @@ class Sequence:
 
     def draw(self, **options) -> Tensor:
         scales = [OPTIONS["cfg_scale"]] * self.model.config.num_tokens
-        options = {"temperature": 1.0, "top_k": OPTIONS["top_k"], "top_p": OPTIONS["top_p"], **options}
-        return self.decoder.run(self.model, self.labels, self.uniform, scales=scales, **options)
+        filters = Filters(**{"top_k": OPTIONS["top_k"], "top_p": OPTIONS["top_p"], **options})
+        return self.decoder.run(self.model, self.labels, self.uniform, scales=scales, filters=filters)
 
     def drawn(self) -> Drawn:
         hot = self.draw(**HOT)

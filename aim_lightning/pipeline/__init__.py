@@ -1,7 +1,6 @@
 """Network and tokenizer together: labels in, images out; from a run, a directory or the hub."""
 
-from aim_lightning.pipeline.from_run import load
-from aim_lightning.pipeline.load_tokenizer import load_tokenizer
+from aim_lightning.pipeline.from_run import load, load_tokenizer
 from aim_lightning.pipeline.pipeline import AiMPipeline
 
 __all__ = ["AiMPipeline", "load", "load_tokenizer"]

@@ -1,56 +1,86 @@
-"""A generator from a run directory, without Lightning."""
+"""Load the network and tokenizer of a run directory, without Lightning."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from aim_lightning.checkpoint.io import check_content
-from aim_lightning.pipeline.load_tokenizer import check_hash, load_tokenizer
-from aim_lightning.pipeline.pipeline import AiMPipeline
+from aim_lightning.pipeline.pipeline import AiMPipeline, check_hash
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights import import_aim, read_source
+from aim_lightning.utils.instantiate import build_object
+from aim_lightning.weights import import_aim, import_vq, read_source
+
+PROTOCOL = ("encode", "decode", "grid", "codebook_size", "weights_hash")
 
 
 def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backend: str = "auto") -> AiMPipeline:
-    """A trained generator for notebooks: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
+    """Load the pipeline of a training run: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
 
     Args:
         run_dir: run directory of an AiM experiment, or one of its checkpoint files.
-        raw: the trained weights themselves instead of their average.
-        tokenizer: use this one; by default the one that the run's configuration names.
-        backend: of the network (see `AiM`), whatever it was trained on.
+        raw: use the trained weights instead of their average.
+        tokenizer: the tokenizer to use; by default the one that the run's configuration names.
+        backend: of the network (see `AiM`); need not be the one used in training.
 
     Raises:
-        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, or a backend that
-            cannot be had.
+        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, or a backend that is
+            not available.
     """
     path = newest_checkpoint(run_dir)
-    found = read_source(path, raw=raw)
-    check_content(found.run, path)
-    content, aim = found.run, import_aim(found, backend=backend)
+    source = read_source(path, raw=raw)
+    check_content(source.run, path)
+    content, aim = source.run, import_aim(source, backend=backend)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
-    check_hash(found, tokenizer)
+    check_hash(source, tokenizer)
     return AiMPipeline(aim, tokenizer, content.get("class_names"))
 
 
+def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:
+    """Load the tokenizer that the key `tokenizer` names, in evaluation mode and without gradients, on the CPU.
+
+    Args:
+        source: a run, a checkpoint or published weights of a VQ tokenizer (see `aim_lightning.weights`); or a mapping
+            of class_path and init_args: any torch module with `encode`, `decode`, `grid`, `codebook_size` and
+            `weights_hash` (docs/extending.md). Its code is run.
+        raw: of VQ weights, the trained ones instead of their average.
+
+    Raises:
+        UserError: no weights, or those of another model; no such class, or one that lacks part of the protocol.
+    """
+    has_class = isinstance(source, Mapping) and "class_path" in source
+    tokenizer = _build_tokenizer(source) if has_class else import_vq(source, raw=raw)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _build_tokenizer(section: Mapping[str, Any]) -> nn.Module:
+    tokenizer = build_object(section, nn.Module, "tokenizer")
+    lacking = [name for name in PROTOCOL if not hasattr(tokenizer, name)]
+    if lacking:
+        raise UserError(f"tokenizer: {section['class_path']} has no {', '.join(lacking)}; see docs/extending.md")
+    return tokenizer
+
+
 def _tokenizer_source(configuration: dict, path: Path) -> Path:
-    """The tokenizer that the run names, from this directory or beside the run wherever that was moved to."""
+    """Return the run's tokenizer, relative to this directory or next to the run where that was moved."""
     source = configuration.get("tokenizer")
     if not source:
         raise UserError(f"{path} names no tokenizer; pass tokenizer=")
     if isinstance(source, dict):  # a checkpoint must run no code
-        kind = source.get("class_path")
-        raise UserError(f"{path} was trained with a tokenizer of class {kind}; pass tokenizer=, or set it by --config")
-    places = [Path(source), *_beside(source, configuration["runs_root"], path.resolve())]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+        name = source.get("class_path")
+        raise UserError(f"{path} was trained with a tokenizer of class {name}; pass tokenizer=, or set it by --config")
+    candidates = [Path(source), *_next_to_run(source, configuration["runs_root"], path.resolve())]
+    existing = [candidate for candidate in candidates if candidate.exists()]
+    if not existing:
         raise UserError(f"{path} names the tokenizer {source}, which is not here; pass tokenizer= (or --tokenizer)")
-    return found
+    return existing[0]
 
 
-def _beside(source: str, runs_root: str, checkpoint: Path) -> list[Path]:
-    """Where a tokenizer below runs_root lies as seen from RUNS/EXPERIMENT/RUN/checkpoints/FILE; nothing elsewhere."""
+def _next_to_run(source: str, runs_root: str, checkpoint: Path) -> list[Path]:
+    """Return a tokenizer below runs_root as seen from RUNS/EXPERIMENT/RUN/checkpoints/FILE; nothing elsewhere."""
     below = Path(source).is_relative_to(runs_root)
     in_run = checkpoint.parent.name in ("checkpoints", "best") and len(checkpoint.parents) > 3
     return [checkpoint.parents[3] / Path(source).relative_to(runs_root)] if below and in_run else []

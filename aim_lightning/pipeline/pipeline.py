@@ -1,4 +1,4 @@
-"""The generator: labels in, images out."""
+"""The pipeline: labels in, images out."""
 
 import weakref
 from collections import deque
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
-from aim_lightning.pipeline.load_tokenizer import check_hash
-from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels
-from aim_lightning.pipeline.preview import preview
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, preview
 from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
+from aim_lightning.weights import Source, export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.hub import local_directory
 
 
 class AiMPipeline:
-    """``AiMPipeline(aim, tokenizer).generate(labels)``; both are put into evaluation mode.
+    """Generate images with a network and a tokenizer: ``AiMPipeline(aim, tokenizer).generate(labels)``.
 
-    What the fast decoder keeps on the device goes with the pipeline: training gets its memory back.
+    Both are put into evaluation mode. The memory that the fast decoder keeps on the device is released with the
+    pipeline.
+
+    Args:
+        aim: the network.
+        tokenizer: with `decode`, `grid`, `codebook_size` and `weights_hash`.
+        class_names: one name per class; their numbers by default.
 
     Raises:
         UserError: the tokenizer's codebook or grid is not the network's.
@@ -34,13 +38,14 @@ class AiMPipeline:
         if tokenizer.codebook_size != aim.config.vocab_size or rows * columns != aim.config.num_tokens:
             raise UserError(
                 f"the tokenizer has {tokenizer.codebook_size} codes on a {rows}x{columns} grid, the network "
-                f"{aim.config.vocab_size} codes, {aim.config.num_tokens} an image: they do not belong together"
+                f"{aim.config.vocab_size} codes, {aim.config.num_tokens} per image: they do not belong together"
             )
         device = aim.lm_head.weight.device
         self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
         self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
         self._pixels: dict[tuple, PixelDecoder] = {}
         self._auto: dict[tuple, int] = {}
+        # Decoders are kept per network, which may live longer than its pipeline (as in validation during training).
         weakref.finalize(self, release_decoders, aim).atexit = False
 
     @classmethod
@@ -55,50 +60,50 @@ class AiMPipeline:
         tokenizer: Any = None,
         backend: str = "auto",
     ) -> "AiMPipeline":
-        """The generator of a directory in the published layout, or of a hub repository: ``"hp-l33/aim-base"``.
+        """Load a directory in the published layout, or a hub repository: ``"hp-l33/aim-base"``.
 
         Args:
             source: directory of config.json and model.safetensors, a weights file, or a hub id.
             revision: branch, tag or commit of the repository.
-            cache_dir: where the hub's files are kept; its own default otherwise.
+            cache_dir: where the hub's files are kept; the hub's default otherwise.
             token: for repositories that need one.
-            local_files_only: take the copy on this machine, ask nobody.
-            tokenizer: use this one; by default the one in the source.
+            local_files_only: use the copy on this machine, without network access.
+            tokenizer: the tokenizer to use; by default the one in the source.
             backend: of the network, see `AiM`.
 
         Raises:
             UserError: no such directory or repository, no connection, unknown fields in config.json, no tokenizer or
                 another one than the network was trained with, names that are missing, surplus or misshapen, a run of
-                ours, or a backend that cannot be had.
+                this project, or a backend that is not available.
         """
-        asked = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        found = read_source(local_directory(source, **asked))
-        if found.run is not None:
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        weights = read_source(local_directory(source, **hub))
+        if weights.run is not None:
             raise UserError(f"{source} is a run or a checkpoint of this project; use aim_lightning.load for it")
-        aim = import_aim(found, backend=backend)
+        aim = import_aim(weights, backend=backend)
         if tokenizer is None:
-            if not found.parts.vq:
+            if not weights.parts.vq:
                 raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
-            tokenizer = import_vq(found).requires_grad_(False)
-        check_hash(found, tokenizer)
-        return cls(aim, tokenizer, found.class_names)
+            tokenizer = import_vq(weights).requires_grad_(False)
+        check_hash(weights, tokenizer)
+        return cls(aim, tokenizer, weights.class_names)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write config.json and model.safetensors in the published layout; the directory is complete or absent.
 
         Raises:
-            UserError: the directory holds something else, or the tokenizer is no VQModel.
+            UserError: the directory contains something else, or the tokenizer is not a VQModel.
         """
         return export_aim(self.aim, directory, tokenizer=self.tokenizer, class_names=self.class_names)
 
     def to(self, device) -> "AiMPipeline":
-        """Move both networks."""
+        """Move both networks to a device."""
         self.aim.to(device)
         self.tokenizer.to(device)
         return self
 
     def resolve(self, sampling: SamplingOptions) -> SamplingOptions:
-        """The options without `auto`, as they act here; the block size stays the same once it was asked for.
+        """Return the options without `auto`, for this network and device; a block size of `auto` is chosen once.
 
         Raises:
             UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, or the fast decoder where
@@ -107,6 +112,7 @@ class AiMPipeline:
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
+        # Chosen once per device and memory demand: free memory differs from call to call, results must not.
         key = sampling.decoder, sampling.precision, sampling.cfg_scale != 1, sampling.pixel_precision
         key += (self.aim.lm_head.weight.device,)
         if key not in self._auto:
@@ -114,11 +120,11 @@ class AiMPipeline:
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
 
     def generate(self, labels, *, batch_size: int | Literal["auto"] = "auto", indices=None, **options) -> Tensor:
-        """Images for labels.
+        """Generate one image per label.
 
         Args:
             labels: class indices, a list or an int64 tensor (B,).
-            batch_size: images sampled at a time; auto is what the device takes well, and no more than there are labels.
+            batch_size: images sampled at a time; auto chooses by device and memory, at most the number of labels.
             indices: number of each image, default 0 to B - 1 (see `aim_lightning.sampling.generate`).
             **options: as `batches`.
 
@@ -140,15 +146,15 @@ class AiMPipeline:
         on_step: Callable[[int, Tensor], None] | None = None,
         **options,
     ) -> Iterator[Tensor]:
-        """The same as uint8 batches (b, 3, H, W) on the network's device, one at a time.
+        """Yield the images of `generate` as uint8 batches (b, 3, H, W) on the network's device.
 
-        A given batch_size is the size of every block: short ones are filled up, so that the same seed, index and
-        batch_size give the same image however many are drawn. On a GPU a batch is decoded to pixels while the next one
-        is drawn, and comes after that.
+        A fixed batch_size is the size of every block: short ones are filled up, so that the same seed, index and
+        batch_size give the same image in a set of any size. On a GPU a batch is decoded to pixels while the next one
+        is sampled, and is yielded after that.
 
         Args:
             labels: class indices, a list or an int64 tensor (B,).
-            batch_size: images sampled at a time; auto is what the device takes well, and no more than there are labels.
+            batch_size: images sampled at a time; auto chooses by device and memory, at most the number of labels.
             indices: number of each image, default 0 to B - 1.
             on_step: called after each step with (step, codes so far (b, step + 1)) of the batch's images.
             **options: other fields of `aim_lightning.sampling.SamplingOptions`: cfg_scale, temperature, top_k, seed, …
@@ -158,7 +164,7 @@ class AiMPipeline:
         """
         labels_B = torch.as_tensor(labels, dtype=torch.int64)
         if not len(labels_B):
-            raise UserError("there are no labels to draw images for; give at least one")
+            raise UserError("there are no labels; give at least one")
         indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
         sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
         if batch_size == "auto":
@@ -166,45 +172,57 @@ class AiMPipeline:
         pixels = self._pixel_decoder(sampling)
         waiting: deque[Pixels] = deque()
         for part in torch.arange(len(labels_B)).split(sampling.batch_size):
-            waiting.append(self._draw(labels_B[part], indices_B[part], sampling, pixels, on_step))
+            waiting.append(self._start_block(labels_B[part], indices_B[part], sampling, pixels, on_step))
             if len(waiting) > pixels.behind:
                 yield waiting.popleft().images()
         while waiting:
             yield waiting.popleft().images()
 
     def preview(self, show: Callable[[Tensor], None], every: int | None = None) -> Callable[[int, Tensor], None]:
-        """An `on_step` for images that appear as they are drawn: ``generate([7], on_step=pipeline.preview(show))``.
+        """Return an `on_step` that shows images in the making: ``generate([7], on_step=pipeline.preview(show))``.
 
         Args:
-            show: called with uint8 images (b, 3, H, W) on the device, of one batch; what is not drawn yet is grey.
-            every: codes between two calls, by default a row of the grid; the last code gets one in any case.
+            show: called with uint8 images (b, 3, H, W) on the device, of one batch; missing codes are grey.
+            every: codes between two calls, by default a row of the grid; the last code always causes one.
         """
         return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
 
-    def _draw(
+    def _start_block(
         self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step
     ) -> Pixels:
-        """One block, filled up to its size by its own images once more."""
-        count, whole = len(labels_b), torch.arange(sampling.batch_size) % len(labels_b)
-        seen = on_step and (lambda step, codes: on_step(step, codes[:count]))
+        """Sample one block, filled up to its size by repeating its images, and start to decode it."""
+        count, rows = len(labels_b), torch.arange(sampling.batch_size) % len(labels_b)
+        report = on_step and (lambda step, codes: on_step(step, codes[:count]))
         try:
             codes_BL = generate(
                 self.aim,
-                labels_b[whole],
-                indices_B=indices_b[whole],
-                on_step=seen,
+                labels_b[rows],
+                indices_B=indices_b[rows],
+                on_step=report,
                 pixel_bytes=pixels.image_bytes(),
                 **sampling.code_options(),
             )
             return pixels.start(codes_BL[:count])
         except torch.OutOfMemoryError:
             pass  # the failed attempt's tensors are free only after this block
-        guided = sampling.cfg_scale != 1
-        each = image_bytes(self.aim, sampling.decoder, sampling.precision, guided) + pixels.image_bytes()
-        raise out_of_memory(self.aim, sampling.batch_size, each)
+        raise out_of_memory(self.aim, sampling.batch_size, image_bytes(self.aim, sampling) + pixels.image_bytes())
 
     def _pixel_decoder(self, sampling: SamplingOptions) -> PixelDecoder:
         key = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
         if key not in self._pixels:
             self._pixels[key] = PixelDecoder(self.tokenizer, *key)
         return self._pixels[key]
+
+
+def check_hash(source: Source, tokenizer: Any) -> None:
+    """Check that the source's AiM was trained on this tokenizer's codes, where the source records it.
+
+    Raises:
+        UserError: the network was trained on another tokenizer.
+    """
+    trained_on = source.tokenizer_hash
+    if trained_on and tokenizer.weights_hash != trained_on:
+        raise UserError(
+            f"{source.name} was trained on the codes of another tokenizer (weights hash {trained_on[:12]}…); "
+            "give that one: tokenizer= or --tokenizer"
+        )

@@ -1,26 +1,29 @@
-"""From codes to images: the tokenizer's decoder, on a GPU beside the drawing of the next batch."""
+"""From codes to images: the tokenizer's decoder, on a GPU concurrently with the sampling of the next batch."""
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.pixels import round_pixels
+from aim_lightning.utils.pixels import round_pixels, to_uint8
 from aim_lightning.utils.precision import exact_products
 
-# Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one to
-# work with.
+# Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one
+# temporary.
 AT_ONCE = 4
+GREY = 128
 
 
 class Pixels:
-    """Images that may still be in the making.
+    """Images that may still be computed on another CUDA stream.
 
     Args:
         rounded: uint8 (b, 3, H, W).
-        bad: bool on the device, whether any pixel was NaN.
+        bad: bool on the device: is any pixel NaN.
         stream: where they are computed; None = in order with everything else.
     """
 
@@ -28,7 +31,7 @@ class Pixels:
         self._rounded, self._bad, self._stream = rounded, bad, stream
 
     def images(self) -> Tensor:
-        """uint8 (b, 3, H, W) on the device, for the current stream.
+        """Return uint8 (b, 3, H, W) on the device, for the current stream.
 
         Raises:
             UserError: the tokenizer's decoder gave NaN.
@@ -36,6 +39,7 @@ class Pixels:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._rounded.device)
             current.wait_stream(self._stream)
+            # The allocator must not reuse this memory before the current stream has read it.
             for tensor in (self._rounded, self._bad):
                 tensor.record_stream(current)
         if self._bad:
@@ -46,15 +50,15 @@ class Pixels:
 
 
 class PixelDecoder:
-    """Decodes batches of codes; on a GPU on a stream of its own, beside what follows.
+    """Decode batches of codes, on a GPU on a separate stream, concurrently with what follows.
 
     Args:
         tokenizer: with `decode` and `grid`.
         device: where it is and the codes will be.
         precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16`` by autocast, which keeps the norms in float32.
-        fused: compile the decoder, on a GPU a copy in channels-last layout (the tokenizer itself is shared and keeps
-            its own; the copy keeps the weights that it was made with). Uncompiled, PyTorch's group norm there takes
-            the plain layout only, and would copy before and after every convolution.
+        fused: compile the decoder. On a GPU this compiles a copy in channels-last layout: the tokenizer itself is
+            shared and keeps its layout, and the copy keeps the weights that it was made with. Uncompiled, PyTorch's
+            group norm takes the plain layout only, and would copy before and after every convolution.
 
     Raises:
         UserError: TF32 without an NVIDIA GPU.
@@ -74,22 +78,23 @@ class PixelDecoder:
 
     @property
     def behind(self) -> int:
-        """Batches that may be drawn before the first one's images are asked for."""
+        """Return the batches that may be sampled before the first one's images are read."""
         return 1 if self.device.type == "cuda" else 0
 
     @torch.no_grad()
     def start(self, codes_BL: Tensor) -> Pixels:
-        """Begin to decode; nothing waits for the device."""
+        """Start to decode, without waiting for the device."""
         if self.device.type != "cuda":
-            return self._decoded(codes_BL, None)
+            return self._decode(codes_BL, None)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
+        # The codes are ready when the current stream is; the decoder's stream reads them after that.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         codes_BL.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            return self._decoded(codes_BL, self._stream)
+            return self._decode(codes_BL, self._stream)
 
-    def _decoded(self, codes_BL: Tensor, stream) -> Pixels:
+    def _decode(self, codes_BL: Tensor, stream) -> Pixels:
         with self._products():
             images_BCHW = self.decode(codes_BL)
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
@@ -100,7 +105,7 @@ class PixelDecoder:
         return exact_products(self.precision == "tf32")
 
     def image_bytes(self) -> int:
-        """GPU memory that one image takes while it is decoded, by the largest of what the tokenizer's modules give."""
+        """Return the GPU memory per image while it is decoded, from the largest output of the tokenizer's modules."""
         if self.device.type != "cuda":
             return 0
         if self._largest is None:
@@ -110,7 +115,7 @@ class PixelDecoder:
 
 @torch.no_grad()
 def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
-    """Values of the largest tensor that any module of the tokenizer gives while it decodes one image."""
+    """Return the size of the largest tensor that any module of the tokenizer outputs while it decodes one image."""
     sizes: list[int] = []
     record = lambda module, inputs, output: sizes.append(output.numel()) if isinstance(output, Tensor) else None  # noqa: E731
     hooks = [module.register_forward_hook(record) for module in tokenizer.modules()]
@@ -121,3 +126,27 @@ def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def preview(tokenizer, show: Callable[[Tensor], None], every: int) -> Callable[[int, Tensor], None]:
+    """Return an `on_step` for `aim_lightning.sampling.generate` that shows images while they are sampled.
+
+    Args:
+        tokenizer: decodes.
+        show: called with uint8 images (b, 3, H, W) on the device; missing codes are grey.
+        every: codes between two calls; the last code always causes one.
+    """
+    rows, columns = tokenizer.grid
+
+    @torch.no_grad()
+    def on_step(step: int, codes_BT: Tensor) -> None:
+        count = step + 1
+        if count % every and count < rows * columns:
+            return
+        # Missing codes are decoded as code 0 and covered: only the pixels next to them depend on that choice.
+        images_BCHW = to_uint8(tokenizer.decode(F.pad(codes_BT, (0, rows * columns - count))))
+        done = (torch.arange(rows * columns, device=codes_BT.device) < count).view(1, 1, rows, columns)
+        visible = F.interpolate(done.float(), images_BCHW.shape[-2:]).bool()
+        show(torch.where(visible, images_BCHW, torch.full_like(images_BCHW, GREY)))
+
+    return on_step

@@ -1,4 +1,4 @@
-"""Drawing codes from an autoregressive network."""
+"""Sampling of codes from an autoregressive network."""
 
 from aim_lightning.sampling.auto_options import image_bytes, resolve
 from aim_lightning.sampling.fast import release_decoders

@@ -1,4 +1,4 @@
-"""What `auto` stands for on a device: the values that a record names."""
+"""Replace `auto` by the values for a device, which records then contain."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,55 +7,52 @@ import torch
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
-from aim_lightning.sampling.guidance import guidance_scales
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 from aim_lightning.sampling.options import SamplingOptions
 from aim_lightning.sampling.plain_decoder import state_bytes
 from aim_lightning.utils.errors import UserError
 
-# `batch_size: auto`: always so many on a CPU; on a GPU a power of two, so that a little more or less free memory gives
-# the same number, and no more than what keeps a GPU busy.
+# `batch_size: auto` is constant on a CPU. On a GPU it is a power of two, so that small differences of free memory give
+# the same number, and not larger than what keeps a GPU busy.
 AUTO_ON_CPU, AUTO_AT_MOST = 64, 256
 
 
 def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int] = int) -> SamplingOptions:
-    """The same options without `auto`, for the network's device.
+    """Return the options without `auto`, for the network's device.
 
     Args:
         options: as configured.
-        model: the network, where it will draw.
-        pixel_bytes: gives the bytes an image that decoding to pixels takes; asked on a GPU alone.
+        model: the network, on the device where it will sample.
+        pixel_bytes: returns the bytes per image of decoding to pixels; called on a GPU only.
 
     Raises:
-        UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot take the network.
+        UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot be used.
     """
-    takes_fast(options.decoder, model)
+    check_decoder(options, model)
     device = model.lm_head.weight.device
-    options = replace(options, precision=resolve_precision(options.decoder, options.precision, model))
+    options = replace(options, precision=resolve_precision(options, model))
     if options.batch_size != "auto":
         return options
     if device.type != "cuda":
         return replace(options, batch_size=AUTO_ON_CPU)
-    each = image_bytes(model, options.decoder, options.precision, _guided(options, model)) + pixel_bytes()
+    needed = image_bytes(model, options) + pixel_bytes()
     if options.decoder == "plain":
-        release_decoders(model)  # of no use to it
-    # Kept decoders go when a new one needs their memory: the number does not depend on what was drawn before.
-    free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options.decoder, options.precision)
-    return replace(options, batch_size=auto_batch(free, each))
+        release_decoders(model)  # the plain decoder does not use them
+    # Kept decoders are released when a new one needs their memory: the result does not depend on earlier calls.
+    free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options)
+    return replace(options, batch_size=auto_batch(free, needed))
 
 
-def takes_fast(decoder: str, model: AiM) -> bool:
-    """Whether it is the fast decoder. Raises UserError for an unknown one, or where the fast one cannot be used."""
-    if decoder not in ("plain", "fast"):
-        raise UserError(f"decoder is {decoder!r}; use plain or fast")
-    reason = obstacle(model.config, model.lm_head.weight.device)
-    if reason and decoder == "fast":
-        raise UserError(f"the fast decoder cannot be used: {reason}")
-    return decoder == "fast"
+def check_decoder(options: SamplingOptions, model: AiM) -> None:
+    """Raise a UserError where the fast decoder is configured and cannot take the network or a filter."""
+    if options.decoder == "fast":
+        reason = obstacle(model.config, model.lm_head.weight.device) or options.filters().fast_obstacle()
+        if reason:
+            raise UserError(f"the fast decoder cannot be used: {reason}")
 
 
 def auto_batch(free: int, image_bytes: int) -> int:
-    """The power of two, at most AUTO_AT_MOST, that fits into so many free bytes.
+    """Return the largest power of two, at most AUTO_AT_MOST, that fits into the free bytes.
 
     Raises:
         UserError: not even one image fits.
@@ -66,29 +63,25 @@ def auto_batch(free: int, image_bytes: int) -> int:
     return 1 << (fits.bit_length() - 1)
 
 
-def resolve_precision(decoder: str, precision: str, model: AiM) -> str:
-    """The type in which codes are drawn: float32 or bfloat16; the plain decoder keeps the network's own."""
+def resolve_precision(options: SamplingOptions, model: AiM) -> str:
+    """Return the type in which codes are sampled; the plain decoder keeps the network's own."""
     weight = model.lm_head.weight
-    if decoder == "plain":
+    if options.decoder == "plain":
         return str(weight.dtype).removeprefix("torch.")
-    if precision == "auto":
+    if options.precision == "auto":
         return "bfloat16" if weight.is_cuda else "float32"
-    return precision
+    return options.precision
 
 
-def image_bytes(model: AiM, decoder: str, precision: str, guided: bool) -> int:
-    """Bytes of one image's decoding state; `precision` is resolved."""
-    if decoder == "plain":
+def image_bytes(model: AiM, options: SamplingOptions) -> int:
+    """Return the bytes of one image's decoding state; the options are resolved."""
+    guided = any(scale != 1 for scale in options.scales(model.config.num_tokens))
+    if options.decoder == "plain":
         return state_bytes(model.config, guided)
-    return bytes_needed(model.config, 1, guided, getattr(torch, precision))
+    return bytes_needed(model.config, 1, guided, getattr(torch, options.precision))
 
 
-def weight_bytes(model: AiM, decoder: str, precision: str) -> int:
-    """Bytes of the fast decoder's own copy of the weights."""
+def weight_bytes(model: AiM, options: SamplingOptions) -> int:
+    """Return the bytes of the fast decoder's copy of the weights."""
     count = sum(parameter.numel() for parameter in model.parameters())
-    return 0 if decoder == "plain" else count * getattr(torch, precision).itemsize
-
-
-def _guided(options: SamplingOptions, model: AiM) -> bool:
-    values = (options.cfg_scale, options.cfg_schedule, options.cfg_power, options.cfg_interval)
-    return any(scale != 1 for scale in guidance_scales(model.config.num_tokens, *values))
+    return 0 if options.decoder == "plain" else count * getattr(torch, options.precision).itemsize

@@ -1,4 +1,14 @@
-"""From logits to a code: guidance, temperature, top-k, top-p and the draw itself."""
+"""From logits to a code: guidance, temperature, top-k, top-p and the random choice.
+
+To add a filter, write its function here, add a field to `Filters` with a range in `__post_init__`, and apply it in
+`sample_codes`. Add the same field to `SamplingOptions` (options.py). Everything between passes filters through by name.
+The fast decoder refuses a filter that is not in `FAST_FILTERS`; its kernels are in fast/kernels/sample_token.py.
+"""
+
+from dataclasses import dataclass, fields
+from math import inf
+from numbers import Real
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -6,15 +16,71 @@ from torch import Tensor
 from aim_lightning.utils.errors import UserError
 
 COLDEST = 1e-6  # temperature: divided by less, logits would overflow
+FAST_FILTERS = ("temperature", "top_k", "top_p")  # implemented by the kernels of the fast decoder
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Options of one random choice, applied in the order of `sample_codes`.
+
+    Args:
+        temperature: divides the guided logits; 1e-6 or more.
+        top_k: codes kept per step; 0 = all, 1 = argmax.
+        top_p: probability kept per step, above 0; 1 = all.
+
+    Raises:
+        UserError: a value of another type or out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, valid, limits in (
+            ("temperature", COLDEST <= self.temperature < inf, f"{COLDEST} or more (top_k 1 is argmax)"),
+            ("top_k", self.top_k >= 0, "0 (all codes) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not valid:
+                raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
+
+    def fast_obstacle(self) -> str | None:
+        """Return why the fast decoder cannot apply these filters; None when it can."""
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        missing = [name for name in changed if name not in FAST_FILTERS]
+        return f"its kernels have no {missing[0]}; use decoder plain" if missing else None
+
+
+def check_types(options: Any) -> None:
+    """Check the fields of an options dataclass against their annotations: float, int, bool and Literal.
+
+    Raises:
+        UserError: the first field whose value has another type.
+    """
+    kinds = {float: (Real, "a number"), int: (int, "a whole number"), bool: (bool, "true or false")}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if get_origin(field.type) is Literal:
+            *names, last = get_args(field.type)
+            valid, limits = value in (*names, last), f"{', '.join(names)} or {last}"
+        elif field.type in kinds:
+            kind, limits = kinds[field.type]
+            valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        else:  # checked by the class itself
+            continue
+        if not valid:
+            raise UserError(f"sampling: {field.name} is {value!r}; it must be {limits}")
 
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, cfg_scale: float) -> Tensor:
-    """Classifier-free guidance on logits: uncond + cfg_scale * (cond - uncond)."""
+    """Apply classifier-free guidance to logits: uncond + cfg_scale * (cond - uncond)."""
     return uncond_BV + cfg_scale * (cond_BV - uncond_BV)
 
 
 def keep_top_k(logits_BV: Tensor, top_k: int) -> Tensor:
-    """All but the top_k largest logits of a row to -inf; 0 keeps all. Ties at the threshold stay."""
+    """Set all but the top_k largest logits of a row to -inf; 0 keeps all. Ties at the threshold stay."""
     if top_k <= 0 or top_k >= logits_BV.shape[-1]:
         return logits_BV
     threshold_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
@@ -22,18 +88,21 @@ def keep_top_k(logits_BV: Tensor, top_k: int) -> Tensor:
 
 
 def keep_top_p(logits_BV: Tensor, top_p: float) -> Tensor:
-    """The smallest set of codes whose probability reaches top_p stays; at least one does; 1 keeps all."""
+    """Keep the smallest set of codes whose probability reaches top_p, at least one code; 1 keeps all."""
     if top_p >= 1:
         return logits_BV
+    # Stable: of equal logits the lowest index comes first, on every device.
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
     probability_BV = sorted_BV.softmax(dim=-1)
+    # The probability of the codes before this one: the code that crosses top_p stays.
     before_BV = probability_BV.cumsum(dim=-1) - probability_BV
     drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= top_p)
     return logits_BV.masked_fill(drop_BV, float("-inf"))
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """One code a row by inverting the cumulative distribution at uniform_B in [0, 1); -inf is never drawn."""
+def sample_categorical(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return one code per row by inverting the cumulative distribution at uniform_B in [0, 1); never one of -inf."""
+    # float64: in float32 the cumulative sum over 16,384 codes would shift the later ones by their own probability.
     cumulative_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
     # The total is 1 up to rounding: scaling u by it keeps the last code from taking the difference.
     target_B1 = (uniform_B.double() * cumulative_BV[:, -1])[:, None]
@@ -42,12 +111,12 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def diverged(logits_BV: Tensor) -> Tensor:
-    """Whether any logit is NaN or infinite: a bool on the logits' device, for which nothing waits."""
+    """Return a bool on the logits' device, without waiting for it: is any logit NaN or infinite."""
     return ~logits_BV.isfinite().all()
 
 
 def refuse_diverged(seen: Tensor | bool) -> None:
-    """Once a sequence: what was drawn from logits that are not finite is no sample. Waits for the device.
+    """Raise if any logits of a sequence were not finite. Called once per sequence, because it waits for the device.
 
     Raises:
         UserError: `seen` is true.
@@ -56,9 +125,15 @@ def refuse_diverged(seen: Tensor | bool) -> None:
         raise UserError("logits are not finite: the network's weights have diverged; take an earlier checkpoint")
 
 
-def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Temperature, top-k, top-p, draw; top_k = 1 is argmax (the lowest index among equals)."""
-    if top_k == 1:
+def sample_codes(logits_BV: Tensor, uniform_B: Tensor, filters: Filters) -> Tensor:
+    """Return one code per row: temperature, top-k, top-p, then a random choice.
+
+    Args:
+        logits_BV: guided logits.
+        uniform_B: one random number in [0, 1) per row.
+        filters: options; top_k = 1 is argmax (the lowest index among equals).
+    """
+    if filters.top_k == 1:
         return logits_BV.argmax(dim=-1)
-    logits_BV = keep_top_k(logits_BV.float() / temperature, top_k)
-    return draw(keep_top_p(logits_BV, top_p), uniform_B)
+    logits_BV = keep_top_k(logits_BV.float() / filters.temperature, filters.top_k)
+    return sample_categorical(keep_top_p(logits_BV, filters.top_p), uniform_B)

@@ -1,4 +1,4 @@
-"""How strong guidance is at each step of the sequence."""
+"""Schedules of classifier-free guidance: its scale at each step of the sequence."""
 
 import math
 from typing import Literal
@@ -16,7 +16,7 @@ def guidance_scales(
     cfg_power: float = 1.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
 ) -> list[float]:
-    """The guidance scale of each step, scales_L; 1 = no guidance at that step.
+    """Return the guidance scale of each step, scales_L; 1 = no guidance at that step.
 
     With t = step / (num_tokens - 1), from 0 at the first code to 1 at the last:
 
@@ -27,11 +27,11 @@ def guidance_scales(
     - ``interval``: cfg_scale where cfg_interval[0] <= t <= cfg_interval[1], else 1 (after arXiv 2404.07724)
 
     Args:
-        num_tokens: codes an image.
+        num_tokens: codes per image.
         cfg_scale: the strongest guidance; 1 = none anywhere.
         cfg_schedule: which of the curves.
         cfg_power: exponent of ``power``; above 0, 1 is ``cosine``.
-        cfg_interval: beginning and end for ``interval``, shares of the sequence from 0 to 1.
+        cfg_interval: start and end for ``interval``, shares of the sequence from 0 to 1.
 
     Raises:
         UserError: a value out of range.
@@ -49,14 +49,14 @@ def guidance_scales(
 
 
 def _scale(cfg_scale: float, share: float) -> float:
-    """Exact at both ends, so that a constant schedule is cfg_scale to the bit."""
+    """Interpolate from 1 to cfg_scale, exactly at both ends: a constant schedule is cfg_scale to the bit."""
     if share in (0.0, 1.0):
         return float(cfg_scale) if share else 1.0
     return 1 + (cfg_scale - 1) * share
 
 
 def check_guidance(cfg_scale: float, cfg_schedule: str, cfg_power: float, cfg_interval: tuple[float, float]) -> None:
-    """Raises UserError for a value out of range."""
+    """Raise a UserError for a value out of range."""
     if not cfg_scale >= 0:
         raise UserError(f"cfg_scale is {cfg_scale}; it must be 0 or more (1 = no guidance)")
     if cfg_schedule not in SCHEDULES:

@@ -1,35 +1,34 @@
-"""Sampler settings as one value, for configuration files and records."""
+"""Sampling options as one value, for configuration files and records."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import inf
 from numbers import Real
 from typing import Literal
 
-from aim_lightning.sampling.filters import COLDEST
-from aim_lightning.sampling.guidance import check_guidance
+from aim_lightning.sampling.filters import Filters, check_types
+from aim_lightning.sampling.guidance import check_guidance, guidance_scales
 from aim_lightning.utils.errors import UserError
 
-# Not about the codes of a batch, but about batches and pixels.
-OF_THE_PIPELINE = ("batch_size", "pixel_precision", "pixel_compile")
-PIXEL_PRECISIONS = ("float32", "tf32", "bfloat16")
+# Options of batches and pixels, which `generate` does not take: it samples codes.
+PIPELINE_OPTIONS = ("batch_size", "pixel_precision", "pixel_compile")
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How images are drawn; see `aim_lightning.sampling.generate`.
+    """Set how images are generated; see `aim_lightning.sampling.generate`.
 
     Args:
         cfg_scale: guidance; 1 = none.
         temperature: 1e-6 or more; top_k 1 is argmax.
-        top_k: codes kept a step; 0 = all, 1 = argmax.
-        top_p: probability kept a step; 1 = all.
+        top_k: codes kept per step; 0 = all, 1 = argmax.
+        top_p: probability kept per step; 1 = all.
         seed: of the images' random streams.
-        batch_size: images drawn at a time on one device, always so many: the last ones are filled up. ``auto`` is a
-            power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
+        batch_size: images sampled at a time on one device; a last, smaller block is filled up to this size. ``auto``
+            is a power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
         position_offset: 1 = positions of the published decoder.
         cfg_schedule: guidance over the sequence (`aim_lightning.sampling.guidance`).
         cfg_power: exponent of the schedule ``power``.
-        cfg_interval: begin and end of the schedule ``interval``, shares of the sequence, 0 to 1.
+        cfg_interval: start and end of the schedule ``interval``, shares of the sequence, 0 to 1.
         decoder: ``plain``, or ``fast`` (docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
         pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU.
@@ -56,38 +55,39 @@ class SamplingOptions:
     pixel_compile: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {"cfg_scale": self.cfg_scale, "temperature": self.temperature, "top_p": self.top_p}
-        numbers |= {"cfg_power": self.cfg_power}
-        interval = self.cfg_interval if isinstance(self.cfg_interval, list | tuple) else [self.cfg_interval]
-        numbers |= {f"cfg_interval[{i}]": value for i, value in enumerate(interval)}
-        whole = {name: getattr(self, name) for name in ("top_k", "seed", "position_offset")}
-        whole |= {} if self.batch_size == "auto" else {"batch_size": self.batch_size}
-        for values, kind, what in ((numbers, Real, "number"), (whole, int, "whole number")):
-            for name, value in values.items():
-                if not isinstance(value, kind) or isinstance(value, bool):
-                    raise UserError(f"sampling: {name} is {value!r}; it must be a {what}")
+        check_types(self)
+        size, interval = self.batch_size, self.cfg_interval
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise UserError(f"sampling: batch_size is {size!r}; it must be auto, or a whole number, at least 1")
+        numbers = isinstance(interval, list | tuple) and all(isinstance(value, Real) for value in interval)
+        if not numbers:
+            raise UserError(f"sampling: cfg_interval is {interval!r}; it must be two numbers")
         check_guidance(self.cfg_scale, self.cfg_schedule, self.cfg_power, interval)
-        for name, fits, limits in (
-            ("temperature", COLDEST <= self.temperature < inf, f"{COLDEST} or more (top_k 1 is argmax)"),
-            ("cfg_scale", self.cfg_scale < inf, "finite"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (all codes) or more"),
-            ("batch_size", self.batch_size == "auto" or self.batch_size >= 1, "auto, or at least 1"),
-            ("position_offset", self.position_offset in (0, 1), "0, or 1 for the published decoder"),
-            ("decoder", self.decoder in ("plain", "fast"), "plain or fast"),
-            ("precision", self.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
-            ("pixel_precision", self.pixel_precision in PIXEL_PRECISIONS, "float32, tf32 or bfloat16"),
-        ):
-            if not fits:
-                raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
-        for name in ("cfg_scale", "temperature", "top_p", "cfg_power"):  # 2 and 2.0 are one value, with one name
-            object.__setattr__(self, name, float(getattr(self, name)))
+        if not self.cfg_scale < inf:
+            raise UserError(f"sampling: cfg_scale is {self.cfg_scale}; it must be finite")
+        if self.position_offset not in (0, 1):
+            raise UserError(
+                f"sampling: position_offset is {self.position_offset}; it must be 0, or 1 for the published decoder"
+            )
+        self.filters()  # checks their ranges
+        # 2 and 2.0 are one value: results of both are recorded under one name.
+        for field in fields(self):
+            if field.type is float:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         object.__setattr__(self, "cfg_interval", tuple(map(float, interval)))
 
+    def filters(self) -> Filters:
+        """Return the options of each random choice."""
+        return Filters(**{field.name: getattr(self, field.name) for field in fields(Filters)})
+
+    def scales(self, num_tokens: int) -> list[float]:
+        """Return the guidance scale of each step (see `guidance_scales`)."""
+        return guidance_scales(num_tokens, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval)
+
     def options(self) -> dict:
-        """Keyword arguments of `AiMPipeline.generate`."""
+        """Return the keyword arguments of `AiMPipeline.generate`."""
         return asdict(self)
 
     def code_options(self) -> dict:
-        """Keyword arguments of `generate`: those that decide which codes are drawn."""
-        return {name: value for name, value in asdict(self).items() if name not in OF_THE_PIPELINE}
+        """Return the keyword arguments of `generate`: the options that determine the codes."""
+        return {name: value for name, value in asdict(self).items() if name not in PIPELINE_OPTIONS}

@@ -1,20 +1,22 @@
 """The plain decoder: recurrent steps of the network, both guidance branches in one batch.
 
-The definition that `sampling/fast` is held against.
+The reference that `sampling/fast` is tested against.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.sampling.filters import guide
+from aim_lightning.sampling.filters import Filters, diverged, guide, refuse_diverged, sample_codes
 
 
 class PlainDecoder:
-    """Feeds codes one at a time and returns guided logits.
+    """Take codes one at a time and return guided logits.
 
     scales_L is the guidance of each step. Without any (1 everywhere) the null-class branch is left out; where only
-    some steps have none it runs along, because its state must follow the codes. Class modulation is computed once a
+    some steps have none it runs along, because its state must follow the codes. Class modulation is computed once per
     sequence.
     """
 
@@ -27,7 +29,7 @@ class PlainDecoder:
         self.states = model.new_states(labels_B.shape[0])
 
     def logits(self, codes_B: Tensor | None, index: int) -> Tensor:
-        """Logits (B, V), float32, of code `index`, given code index - 1 (None at the start)."""
+        """Return logits (B, V), float32, of code `index`, given code index - 1 (None at the start)."""
         if codes_B is not None:
             codes_B = codes_B.repeat(self.branches)
         position = index - 1 + self.position_offset
@@ -35,10 +37,35 @@ class PlainDecoder:
         if self.branches == 1:
             return logits
         cond_BV, uncond_BV = logits.chunk(2)
+        # At scale 1 the formula would round: such a step gives the conditional logits exactly.
         return cond_BV if self.scales_L[index] == 1 else guide(cond_BV, uncond_BV, self.scales_L[index])
 
 
+def run_plain(
+    model: AiM,
+    labels_B: Tensor,
+    uniform_BL: Tensor,
+    *,
+    scales: list[float],
+    filters: Filters,
+    position_offset: int,
+    on_step: Callable[[int, Tensor], None] | None,
+) -> Tensor:
+    """Return codes_BL by the network's own steps; arguments as `FastDecoder.run`."""
+    decoder = PlainDecoder(model, labels_B, scales, position_offset)
+    codes_BL = torch.zeros(uniform_BL.shape, dtype=torch.int64, device=uniform_BL.device)
+    bad = torch.zeros((), dtype=torch.bool, device=uniform_BL.device)
+    for step in range(model.config.num_tokens):
+        logits_BV = decoder.logits(codes_BL[:, step - 1] if step else None, step)
+        bad |= diverged(logits_BV)  # read once at the end: reading here would wait for the device at every step
+        codes_BL[:, step] = sample_codes(logits_BV, uniform_BL[:, step], filters)
+        if on_step is not None:
+            on_step(step, codes_BL[:, : step + 1])
+    refuse_diverged(bad)
+    return codes_BL
+
+
 def state_bytes(config: AiMConfig, guided: bool) -> int:
-    """Bytes of one image's states and logits, nearly all that grows with the batch."""
+    """Return the bytes of one image's states and logits, nearly all that grows with the batch."""
     state = config.nheads * config.headdim * config.d_state + config.conv_dim * (config.d_conv - 1)
     return (2 if guided else 1) * 4 * (config.n_layer * state + config.vocab_size)

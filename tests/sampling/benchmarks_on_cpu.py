@@ -57,7 +57,7 @@ def searched(directory: Path) -> dict:
         best = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
         late = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
     stored = json.loads((directory / "kernel_configs.json").read_text())
-    with mock.patch.object(tune.shapes, "files", lambda package: directory):
+    with mock.patch.object(tune.kernel_configs, "files", lambda package: directory):
         again = table()
     return {
         "best": best.choose_warps, "late": late.choose_warps, "kept": kept, "log": log.getvalue(),

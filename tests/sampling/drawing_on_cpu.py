@@ -47,11 +47,11 @@ def drawn(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature:
 
 def share_equal(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> float:
     """Of the codes, with those of the filters."""
-    from aim_lightning.sampling.filters import choose, guide
+    from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
     buffers = drawn(logits, guided, top_k, top_p, temperature)
     plain = guide(*logits.chunk(2), SCALE) if guided else logits
-    wanted = choose(plain, buffers.uniform_BT[:, STEP], temperature, top_k, top_p)
+    wanted = sample_codes(plain, buffers.uniform_BT[:, STEP], Filters(temperature, top_k, top_p))
     return (buffers.codes_BT[:, STEP] == wanted).float().mean().item()
 
 
@@ -128,9 +128,9 @@ def large() -> bool:
     made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
     made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
     sampler.draw(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
-    from aim_lightning.sampling.filters import choose, guide
+    from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
-    wanted = choose(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], 1.0, 600, 0.98)
+    wanted = sample_codes(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
     return torch.equal(made.codes_BT[:, STEP], wanted)
 
 

@@ -37,10 +37,11 @@ def codes_equal(adaln: str, guided: bool) -> bool:
     """Whole sequences, kernels against plain PyTorch."""
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.fast.triton_step import TritonStep
+    from aim_lightning.sampling.filters import Filters
 
     model, labels = network(adaln, num_tokens=5), torch.tensor([1])
     uniform = torch.rand(1, 5, dtype=torch.float64)
-    options = {"scales": [2.0] * 5, "temperature": 1.0, "top_k": 10, "top_p": 0.9}
+    options = {"scales": [2.0] * 5, "filters": Filters(top_k=10, top_p=0.9)}
     decoder = FastDecoder(model, 1, guided, torch.float32)
     expected = decoder.run(model, labels, uniform, **options)
     for value in (*vars(decoder.buffers.layers[0]).values(), decoder.buffers.codes_BT):
@@ -89,11 +90,12 @@ def logits_in_bf16(
 
     from aim_lightning.sampling.fast import buffers, kernel_configs, triton_step
     from aim_lightning.sampling.fast.decoder import FastDecoder
+    from aim_lightning.sampling.filters import Filters
 
     model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
     labels, uniform = torch.arange(2), torch.rand(2, tokens, dtype=torch.float64)
     # So hot that rounding draws no other code.
-    options = {"scales": [2.0] * tokens, "temperature": 1e6, "top_k": 0, "top_p": 1.0}
+    options = {"scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
     with mock.patch.object(buffers, "LONG", long):
         decoder = FastDecoder(model, 2, True, torch.bfloat16)
     assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)

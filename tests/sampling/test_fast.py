@@ -91,7 +91,7 @@ def test_previews_and_refusals():
     assert torch.equal(kept[-1], codes)  # the next call does not write to what a caller keeps
     with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
         generate(network("none", d_intermediate=8), LABELS, decoder="fast")
-    with pytest.raises(UserError, match="decoder is 'slow'; use plain or fast"):
+    with pytest.raises(UserError, match="decoder is 'slow'; it must be plain or fast"):
         generate(model, LABELS, decoder="slow")
 
 

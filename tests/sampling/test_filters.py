@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_lightning.sampling.filters import choose, draw, guide, keep_top_k, keep_top_p
+from aim_lightning.sampling.filters import Filters, guide, keep_top_k, keep_top_p, sample_categorical, sample_codes
 
 logits = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=30).map(lambda v: torch.tensor([v]))
 
@@ -33,19 +33,19 @@ def test_top_p_is_the_smallest_set_that_reaches_p(row, p):
         assert probability[kept].min() >= probability[~kept].max() - 1e-9
 
 
-def test_draw_follows_the_distribution():
+def test_sampling_follows_the_distribution():
     row = torch.tensor([[0.0, 1.0, float("-inf"), 2.0]])
     uniform = (torch.arange(20000) + 0.5) / 20000
-    codes = draw(row.expand(20000, -1), uniform)
+    codes = sample_categorical(row.expand(20000, -1), uniform)
     share = torch.bincount(codes, minlength=4) / 20000
     assert torch.allclose(share, row.softmax(-1)[0], atol=1e-3)
     assert share[2] == 0
 
 
-def test_draw_at_the_edges_never_takes_an_excluded_code():
+def test_sampling_at_the_edges_never_takes_an_excluded_code():
     row = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]])
     edges = torch.tensor([0.0, 0.5 - 1e-12, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw(row.expand(4, -1), edges).tolist() == [1, 1, 3, 3]
+    assert sample_categorical(row.expand(4, -1), edges).tolist() == [1, 1, 3, 3]
 
 
 def test_guidance_one_and_zero():
@@ -58,6 +58,6 @@ def test_guidance_one_and_zero():
 def test_temperature_sharpens_and_top_k_one_is_argmax():
     row = torch.tensor([[1.0, 1.2, 0.9]]).expand(1000, -1)
     uniform = (torch.arange(1000) + 0.5) / 1000
-    assert (choose(row, uniform, 0.01, 0, 1.0) == 1).all()
-    assert (choose(row, uniform, 1.0, 1, 1.0) == 1).all()
-    assert choose(row, uniform, 1.0, 0, 1.0).unique().numel() == 3
+    assert (sample_codes(row, uniform, Filters(temperature=0.01)) == 1).all()
+    assert (sample_codes(row, uniform, Filters(top_k=1)) == 1).all()
+    assert sample_codes(row, uniform, Filters()).unique().numel() == 3

@@ -56,7 +56,7 @@ def test_values():
     [
         ({"cfg_scale": -1.0}, "cfg_scale"),
         ({"cfg_scale": float("nan")}, "cfg_scale"),
-        ({"cfg_schedule": "square"}, "cosine, power, interval"),
+        ({"cfg_schedule": "square"}, "cosine, power or interval"),
         ({"cfg_power": 0.0}, "cfg_power"),
         ({"cfg_interval": (0.6, 0.4)}, "cfg_interval"),
         ({"cfg_interval": (0.0, 1.5)}, "cfg_interval"),

@@ -3,7 +3,7 @@
 import pytest
 
 from aim_lightning.cli.main import main
-from aim_lightning.sampling import SamplingOptions
+from aim_lightning.sampling import SamplingOptions, filters
 from aim_lightning.utils.errors import UserError
 
 
@@ -36,6 +36,17 @@ def test_values_out_of_range_are_refused(name, value):
 def test_whole_numbers_and_lists_do_for_numbers_and_intervals():
     options = SamplingOptions(cfg_scale=2, temperature=1, cfg_interval=[0, 1], cfg_schedule="interval")
     assert options.options()["cfg_scale"] == 2
+
+
+def test_the_fast_decoder_refuses_a_filter_that_its_kernels_lack(monkeypatch):
+    monkeypatch.setattr(filters, "FAST_FILTERS", ("temperature", "top_k"))
+    assert SamplingOptions(top_k=3, temperature=2).filters().fast_obstacle() is None
+    assert SamplingOptions(top_p=0.5).filters().fast_obstacle() == "its kernels have no top_p; use decoder plain"
+
+
+def test_every_filter_is_an_option_with_the_same_default():
+    """A filter takes a field in each of the two classes."""
+    assert SamplingOptions().filters() == filters.Filters()
 
 
 def test_a_command_says_it_in_one_line(capsys, monkeypatch, root):

@@ -10,7 +10,7 @@ from aim_lightning.models import AiM
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.fast.weights import StaticWeights
-from aim_lightning.sampling.filters import refuse_diverged
+from aim_lightning.sampling.filters import Filters, refuse_diverged
 from aim_lightning.utils.precision import exact_products
 
 # Steps of one graph: between two graphs the GPU waits for Python a little.
@@ -51,9 +51,7 @@ class FastDecoder:
         uniform_BT: Tensor,
         *,
         scales: Sequence[float],
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        filters: Filters,
         position_offset: int = 0,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
@@ -72,7 +70,7 @@ class FastDecoder:
             self.weights.refresh(model)
             with _products(self.buffers.dtype):
                 self._condition(model, labels_B)
-            self._set_options(uniform_BT, scales, temperature, top_k, top_p, position_offset)
+            self._set_options(uniform_BT, scales, filters, position_offset)
             done = 0
             for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_A_GRAPH):
                 self._advance(steps)
@@ -92,13 +90,13 @@ class FastDecoder:
             self.buffers.layer_rows.copy_(torch.stack(condition.layers))
             self.buffers.final_rows[0].copy_(condition.final_B2D)
 
-    def _set_options(self, uniform_BT, scales, temperature, top_k, top_p, position_offset) -> None:
+    def _set_options(self, uniform_BT, scales, filters: Filters, position_offset: int) -> None:
         buffers = self.buffers
         buffers.uniform_BT.copy_(uniform_BT)
         buffers.scale_T.copy_(torch.tensor(scales, dtype=torch.float32))
-        buffers.temperature.fill_(temperature)
-        buffers.top_k.fill_(min(top_k, self.config.vocab_size))
-        buffers.top_p.fill_(top_p)
+        buffers.temperature.fill_(filters.temperature)
+        buffers.top_k.fill_(min(filters.top_k, self.config.vocab_size))
+        buffers.top_p.fill_(filters.top_p)
         buffers.offset.fill_(position_offset)
         buffers.step.zero_()
         buffers.diverged.zero_()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import Buffers, LayerCache
 from aim_lightning.sampling.fast.weights import LayerWeights, StaticWeights
-from aim_lightning.sampling.filters import choose, diverged, guide
+from aim_lightning.sampling.filters import Filters, diverged, guide, sample_codes
 
 EPS = 1e-5
 
@@ -61,8 +61,9 @@ class TorchStep:
             scale = float(buffers.scale_T[step])
             logits_MV = cond_BV if scale == 1 else guide(cond_BV, uncond_BV, scale)
         buffers.diverged |= diverged(logits_MV)
-        options = float(buffers.temperature), int(buffers.top_k), float(buffers.top_p)
-        buffers.codes_BT[:, step] = choose(logits_MV, buffers.uniform_BT[:, step], *options)
+        # Read back from the buffers, as the kernels do: this step is their reference.
+        filters = Filters(float(buffers.temperature), int(buffers.top_k), float(buffers.top_p))
+        buffers.codes_BT[:, step] = sample_codes(logits_MV, buffers.uniform_BT[:, step], filters)
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
