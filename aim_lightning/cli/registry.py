@@ -37,7 +37,7 @@ SECTIONS = {
         description="guidance, temperature, top-k, top-p",
     ),
     "callbacks": NamedSection(description="named callbacks, --callbacks.NAME.OPTION; null switches one off"),
-    "logger": NamedSection(provided=("save_dir", "name", "version"), description="named loggers, likewise"),
+    "logger": NamedSection(provided=("save_dir",), description="named loggers, likewise"),
     "cluster": ClassSection(
         fixed="aim_lightning.cluster.options.ClusterOptions",
         description="how `slurm` puts the run on a cluster",

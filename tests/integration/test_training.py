@@ -93,6 +93,19 @@ def series(run_dir):
     return {tag: values for tag, values in scalars(run_dir).items() if not tag.startswith(TIMED)}
 
 
+def test_a_csv_logger_works_by_its_class_path_alone(place, experiment):
+    config = place / "csv.yaml"
+    config.write_text(
+        "include: [tiny.yaml]\nlogger: {tensorboard: null, csv: {class_path: lightning.pytorch.loggers.CSVLogger}}\n"
+    )
+    code, output = fit(config, "csv", "--trainer.max_steps", "6")
+    assert code == 0, output
+    run_dir = place / "runs" / "tiny" / "csv"
+    lines = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"step", "train/loss", "val/loss"} <= set(lines[0].split(",")) and len(lines) > 6
+    assert not list(run_dir.glob("events.out.tfevents.*"))
+
+
 def test_checkpoint_has_explicit_keys_and_plain_names(whole):
     content = final(whole)
     assert set(content) == {

@@ -117,5 +117,5 @@ def test_a_full_disk_is_reported_once_per_file(capsys):
 
 def test_training_continues_when_an_image_cannot_be_written(tmp_path, capsys):
     (tmp_path / "samples").touch()  # no directory can be created here
-    image_logging._keep(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
+    image_logging._save(torch.zeros(3, 4, 4, dtype=torch.uint8), tmp_path / "samples" / "grid.png")
     assert "grid.png cannot be written" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from aim_lightning.callbacks.logging.tensorboard import show_image
+from aim_lightning.callbacks.logging.image_logging import log_image
 from aim_lightning.callbacks.training.checkpoints import write_or_tell
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.preemption import Preemption
@@ -140,7 +140,7 @@ class TrainingEvaluation(Callback):
             logger.log_metrics(curves, trainer.global_step - 1)
         if trainer.is_global_zero:
             directory, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
-            show_image(trainer, "evaluation", grid)
+            log_image(trainer, "evaluation", grid)
             with tolerate_disk_errors(directory):
                 save_png(grid, directory / "evaluation.png")
                 write_record(directory / "evaluation.json", record)

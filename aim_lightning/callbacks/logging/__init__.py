@@ -1,1 +1,1 @@
-"""Callbacks that log curves, histograms and images."""
+"""Callbacks that write to loggers: images, histograms, the TensorBoard page, and training speed."""

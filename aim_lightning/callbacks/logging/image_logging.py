@@ -1,11 +1,13 @@
-"""Images in TensorBoard and in the run directory: one sees a model learn before a number says so."""
+"""Images in the loggers and in the run directory; `log_image` is the one interface to all loggers."""
 
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
-from aim_lightning.callbacks.logging.tensorboard import show_image
+from aim_lightning.callbacks.logging.tensorboard import logged_step
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling.options import SamplingOptions
 from aim_lightning.utils.files import tolerate_disk_errors
@@ -13,11 +15,28 @@ from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
 
-class Reconstructions(Callback):
-    """After each validation: originals above their reconstructions by the (EMA) tokenizer.
+def log_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
+    """Add an image at the current step to every logger that supports images; does nothing on other ranks than 0.
 
     Args:
-        num_images: the first so many validation images, all where there are fewer.
+        trainer: its loggers: TensorBoard, and those with a method `log_image`, such as WandbLogger.
+        tag: name of the image.
+        image_CHW: uint8 (3, H, W).
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, image_CHW, logged_step(trainer))
+        elif hasattr(logger, "log_image"):
+            logger.log_image(tag, [image_CHW.permute(1, 2, 0).numpy()], step=logged_step(trainer))
+
+
+class Reconstructions(Callback):
+    """Log originals above their reconstructions by the (EMA) tokenizer after each validation.
+
+    Args:
+        num_images: the first N validation images; all if there are fewer.
     """
 
     needs = ("images", "run_dir")
@@ -33,16 +52,16 @@ class Reconstructions(Callback):
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
         grid = labelled_grid(both, len(originals), ["original", "reconstruction"])
-        show_image(trainer, "reconstructions", grid)
-        _keep(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
+        log_image(trainer, "reconstructions", grid)
+        _save(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
 
 
 class SampleGrid(Callback):
-    """After each validation: a row a class, the same seeds every time, drawn from the (EMA) network.
+    """Log samples of the (EMA) network after each validation: one row per class, the same seeds every time.
 
     Args:
-        classes: at most so many classes, from label 0 on.
-        columns: images a class.
+        classes: largest number of rows, from label 0 on.
+        columns: images per class.
     """
 
     needs = ("tokenizer", "sampling", "class_names", "run_dir")
@@ -56,20 +75,32 @@ class SampleGrid(Callback):
         grid = sample_grid(
             pl_module.network, self.tokenizer, self.sampling, self.class_names, self.classes, self.columns
         )
-        show_image(trainer, "samples", grid)
+        log_image(trainer, "samples", grid)
         directory = Path(self.run_dir) / "samples"
-        _keep(grid, directory / "grid.png")
-        if trainer.state.fn == "fit":  # `validate` knows no step
-            _keep(grid, directory / f"grid-step={trainer.global_step:08d}.png")
+        _save(grid, directory / "grid.png")
+        if trainer.state.fn == "fit":  # in `validate`, the trainer's step is not that of the checkpoint
+            _save(grid, directory / f"grid-step={trainer.global_step:08d}.png")
 
 
-def _keep(grid: torch.Tensor, path: Path) -> None:
+def _save(grid: Tensor, path: Path) -> None:
     with tolerate_disk_errors(path):
         save_png(grid, path)
 
 
-def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, classes: int, columns: int):
-    """uint8 image: one row a class, image k of the grid drawn with index k."""
+def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, classes: int, columns: int) -> Tensor:
+    """Generate one row of images per class; image k of the grid has index k.
+
+    Args:
+        network: AiM.
+        tokenizer: decodes its codes.
+        sampling: options.
+        class_names: texts of the rows.
+        classes: largest number of rows.
+        columns: images per class.
+
+    Returns:
+        uint8 (3, H, W).
+    """
     rows = min(classes, network.config.num_classes)
     labels = torch.arange(rows).repeat_interleave(columns)
     pipeline = AiMPipeline(network, tokenizer)

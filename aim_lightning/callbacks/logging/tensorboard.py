@@ -1,8 +1,9 @@
-"""What TensorBoard shows besides the curves: configuration, page layout, images."""
+"""TensorBoard beyond curves: the event writer of a run, the configuration, the layout, and histograms."""
 
 import os
 from pathlib import Path
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -12,49 +13,56 @@ from torch.utils.tensorboard import SummaryWriter
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
 
-LAYOUT = {
+# Page -> chart -> tags of its curves.
+CHARTS = {
     "training": {
-        "loss": ["Multiline", ["train/loss", "val/loss"]],
-        "bits per code": ["Multiline", ["train/bits_per_code", "val/bits_per_code"]],
-        "learning rate": ["Multiline", ["train/learning_rate"]],
-        "gradient norm": ["Multiline", ["train/grad_norm", "train/grad_norm_discriminator"]],
+        "loss": ("train/loss", "val/loss"),
+        "bits per code": ("train/bits_per_code", "val/bits_per_code"),
+        "learning rate": ("train/learning_rate",),
+        "gradient norm": ("train/grad_norm", "train/grad_norm_discriminator"),
     },
     "tokenizer": {
-        "loss terms": [
-            "Multiline",
-            ["train/reconstruction", "train/perceptual", "train/codebook", "train/commitment", "train/entropy"],
-        ],
-        "adversarial": ["Multiline", ["train/generator", "train/discriminator", "train/adaptive_weight"]],
-        "logits": ["Multiline", ["train/logits_real", "train/logits_fake"]],
-        "PSNR": ["Multiline", ["val/psnr"]],
-        "SSIM and LPIPS": ["Multiline", ["val/ssim", "val/lpips"]],
-        "codebook usage": ["Multiline", ["train/codebook_usage", "val/codebook_usage"]],
-        "codebook perplexity": ["Multiline", ["train/codebook_perplexity", "val/codebook_perplexity"]],
+        "loss terms": (
+            "train/reconstruction",
+            "train/perceptual",
+            "train/codebook",
+            "train/commitment",
+            "train/entropy",
+        ),
+        "adversarial": ("train/generator", "train/discriminator", "train/adaptive_weight"),
+        "logits": ("train/logits_real", "train/logits_fake"),
+        "PSNR": ("val/psnr",),
+        "SSIM and LPIPS": ("val/ssim", "val/lpips"),
+        "codebook usage": ("train/codebook_usage", "val/codebook_usage"),
+        "codebook perplexity": ("train/codebook_perplexity", "val/codebook_perplexity"),
     },
     "samples": {
-        "Fréchet distance": ["Multiline", ["metrics/r?fd_.*", "metrics/r?fid_.*"]],
-        "class agreement": ["Multiline", ["metrics/class_agreement_.*"]],
+        "Fréchet distance": ("metrics/r?fd_.*", "metrics/r?fid_.*"),
+        "class agreement": ("metrics/class_agreement_.*",),
     },
     "speed": {
-        "images/s": ["Multiline", ["perf/images_per_s"]],
-        "tokens/s": ["Multiline", ["perf/tokens_per_s"]],
-        "model TFLOP/s": ["Multiline", ["perf/model_tflops_per_s"]],
+        "images/s": ("perf/images_per_s",),
+        "tokens/s": ("perf/tokens_per_s",),
+        "model TFLOP/s": ("perf/model_tflops_per_s",),
     },
 }
+CODES_AT_A_TIME = 2048
 
 
-def own_writer(logger: TensorBoardLogger, purge_step: int | None) -> None:
-    """Let the logger write an event file of ours, which bears a full disk.
+def use_run_writer(logger: TensorBoardLogger, purge_step: int | None) -> None:
+    """Replace the logger's writer by one that survives a full disk.
 
     Args:
-        purge_step: TensorBoard forgets what earlier files say from this step on; None = nothing.
+        logger: not used yet.
+        purge_step: TensorBoard ignores what earlier files contain from this step on; None = nothing.
     """
-    known = {name: value for name, value in logger._kwargs.items() if name in ("flush_secs", "filename_suffix")}
-    logger._experiment = RunWriter(logger.log_dir, purge_step, **known)
+    options = {name: value for name, value in logger._kwargs.items() if name in ("flush_secs", "filename_suffix")}
+    # Private: `logger.experiment` would create the writer, and with it a file, on first access.
+    logger._experiment = RunWriter(logger.log_dir, purge_step, **options)
 
 
 def writer(trainer: Trainer) -> SummaryWriter | None:
-    """The TensorBoard writer of rank 0; None elsewhere or without such a logger."""
+    """Return rank 0's TensorBoard writer; None on other ranks or without such a logger."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             return logger.experiment
@@ -62,7 +70,7 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
 
 
 def flush(trainer: Trainer) -> None:
-    """Put what was logged so far on disk, where the loss of the machine cannot reach it."""
+    """Write everything logged so far to disk, so that a crash of the machine cannot lose it."""
     experiment = writer(trainer)
     if experiment is None:
         return
@@ -73,31 +81,55 @@ def flush(trainer: Trainer) -> None:
             os.fsync(file.fileno())
 
 
-def show_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
-    """Add a uint8 image at the current step."""
-    experiment = writer(trainer)
-    if experiment is not None:
-        experiment.add_image(tag, image_CHW, trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def show_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
-    """Add the distribution of values at the current step."""
-    experiment = writer(trainer)
-    if experiment is not None:
-        experiment.add_histogram(tag, values.float().cpu(), trainer.fit_loop.epoch_loop._batches_that_stepped)
+def logged_step(trainer: Trainer) -> int:
+    """Return the step under which Lightning logs metrics now."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped  # private: `global_step` counts both optimizers
 
 
 class TensorBoardPage(Callback):
-    """The composed configuration as text and a custom-scalars page that puts together what belongs together."""
+    """Log the composed configuration as text, and a custom-scalars page of related curves, once per run."""
+
+    needs = ("configuration",)
 
     def __init__(self) -> None:
         self.configuration: dict = {}
-
-    needs = ("configuration",)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         experiment = writer(trainer)
         if experiment is not None:
             text = yaml.safe_dump(self.configuration, sort_keys=False, allow_unicode=True)
             experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
-            experiment.add_custom_scalars(LAYOUT)
+            experiment.add_custom_scalars(_layout())
+
+
+def _layout() -> dict[str, dict[str, list]]:
+    return {page: {name: ["Multiline", list(tags)] for name, tags in charts.items()} for page, charts in CHARTS.items()}
+
+
+class CodebookHistograms(Callback):
+    """Log histograms over the codes of the (EMA) tokenizer after each validation.
+
+    `codebook/uses`: log10 of 1 + how often the validation set used the code. `codebook/nearest_cosine`: cosine of the
+    angle to the nearest other code; values near 1 are redundant codes.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        # A collective, hence on every rank. The hook of the module, which resets the counts, comes after this one.
+        counts = pl_module.scores.counts.compute()
+        experiment = writer(trainer)
+        if experiment is not None:
+            cosines = nearest_cosine(pl_module.network.quantize.codebook_VC.detach())
+            for name, values in (("uses", (counts + 1).log10()), ("nearest_cosine", cosines)):
+                experiment.add_histogram(f"codebook/{name}", values.float().cpu(), logged_step(trainer))
+
+
+def nearest_cosine(codes_VC: Tensor) -> Tensor:
+    """Return for each unit vector the largest product with another one, (V,)."""
+    largest, rows = [], torch.arange(len(codes_VC), device=codes_VC.device)
+    for part in rows.split(CODES_AT_A_TIME):  # bounds the products held at once
+        products = codes_VC[part] @ codes_VC.T
+        products[part - part[0], part] = -1.0  # a code is no neighbour of itself
+        largest.append(products.amax(1))
+    return torch.cat(largest)

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, written so that a full disk neither ends training nor leaves a hole in the curves."""
+"""TensorBoard's event file, written so that a full disk neither ends training nor loses parts of the curves."""
 
 import os
 import socket
@@ -13,20 +13,20 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from aim_lightning.utils.logging import warn_once
 
-MOST_WAITING = 64 << 20  # bytes of events kept in memory while the disk takes none
+MOST_WAITING = 64 << 20  # bytes of events kept in memory while the disk is full
 VERSION = "brain.Event:2"
 _numbers = count()
 
 
 class EventFile:
-    """Takes the place of tensorboard's EventFileWriter, whose thread ends at the first failed write.
+    """Replacement of tensorboard's EventFileWriter, whose thread ends at the first failed write.
 
-    Events wait in memory until they are flushed; what the disk does not take is cut off again, waits on, and is
-    written once there is room. Past 64 MiB further events are lost, which is told.
+    Events stay in memory until they are flushed. After a failed flush the file is cut back to whole records, and the
+    events are written again by a later flush. Beyond 64 MiB further events are lost, with a warning.
 
     Args:
-        directory: made with the first flush, as the file is.
-        flush_seconds: longest wait of an event, when nobody flushes.
+        directory: created by the first flush, like the file.
+        flush_seconds: longest time in seconds between two flushes, if nothing else flushes.
         suffix: of the file's name.
     """
 
@@ -37,17 +37,20 @@ class EventFile:
         self.add_event(Event(wall_time=time.time(), file_version=VERSION))
 
     def get_logdir(self) -> str:
+        """Return the directory of the file, for tensorboard's FileWriter."""
         return str(self.path.parent)
 
     def add_event(self, event: Event) -> None:
+        """Append an event in memory, and flush after `flush_seconds`."""
         if len(self.waiting) > MOST_WAITING:
-            warn_once(f"{self.path} takes nothing, and too much waits for it: curves and images get a hole")
+            warn_once(f"{self.path} cannot be written and 64 MiB wait for it; curves and images get a hole")
         else:
             RecordWriter(_Buffer(self.waiting)).write(event.SerializeToString())
         if time.monotonic() - self.flushed_at >= self.flush_seconds:
             self.flush()
 
     def flush(self) -> None:
+        """Write waiting events to the file; a disk error is reported once."""
         self.flushed_at = time.monotonic()
         if not self.waiting:
             return
@@ -60,21 +63,22 @@ class EventFile:
             self.waiting.clear()
 
     def close(self) -> None:
+        """Write waiting events to the file."""
         self.flush()
 
     def reopen(self) -> None:
-        """Nothing to do: the file is opened for every flush."""
+        """Do nothing: every flush opens the file."""
 
 
 class _Buffer:
-    """What a RecordWriter needs of a file."""
+    """File-like object of a RecordWriter, which calls only `write`."""
 
     def __init__(self, data: bytearray) -> None:
         self.write = data.extend
 
 
 def _append(path: Path, data: bytes | bytearray) -> None:
-    """All of it or nothing: half a record would hide every later one from TensorBoard."""
+    """Append all bytes or none: TensorBoard reads nothing after half a record."""
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         try:
@@ -88,18 +92,19 @@ def _append(path: Path, data: bytes | bytearray) -> None:
 
 
 class RunWriter(SummaryWriter):
-    """A SummaryWriter over an `EventFile`; the arguments are those of SummaryWriter that matter to a run."""
+    """SummaryWriter on an `EventFile`; the arguments are those of SummaryWriter."""
 
     def __init__(self, log_dir: str, purge_step: int | None = None, flush_secs: float = 120, filename_suffix: str = ""):
         self._events = EventFile(log_dir, flush_secs, filename_suffix)
         super().__init__(log_dir, purge_step=purge_step)
 
-    def _get_file_writer(self) -> FileWriter:
+    def _get_file_writer(self) -> FileWriter:  # private: the only place where SummaryWriter creates its file
         if self.file_writer is None:
-            self.file_writer = FileWriter.__new__(FileWriter)  # its constructor would open a file of tensorboard's
+            self.file_writer = FileWriter.__new__(FileWriter)  # its constructor would create tensorboard's own file
             self.file_writer.event_writer = self._events
             self.all_writers = {self._events.get_logdir(): self.file_writer}
             if self.purge_step is not None:
+                # A session start at this step makes TensorBoard drop later steps of earlier files.
                 for content in ({"file_version": VERSION}, {"session_log": SessionLog(status=SessionLog.START)}):
                     self.file_writer.add_event(Event(step=self.purge_step, **content))
                 self.purge_step = None

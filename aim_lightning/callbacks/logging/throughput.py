@@ -1,4 +1,4 @@
-"""How fast training runs."""
+"""Training speed and learning rate."""
 
 import time
 
@@ -8,11 +8,11 @@ TERA = 1e12
 
 
 class Throughput(Callback):
-    """Logs perf/images_per_s, perf/tokens_per_s, perf/model_tflops_per_s and train/learning_rate.
+    """Log perf/images_per_s, perf/tokens_per_s, perf/model_tflops_per_s and train/learning_rate.
 
-    Averages over the steps since the last line in the log, validation left out; all devices together. Model FLOP
-    are those of the network's definition (6 a weight and use); recomputation, padding, and in stage 1 discriminator and
-    LPIPS are not counted.
+    Averages over all devices and the steps since the last logged line, without validation. Model FLOP are those of the
+    network's definition (6 per weight and use). They leave out recomputation and padding, and in stage 1 also
+    discriminator and LPIPS.
     """
 
     def __init__(self) -> None:
@@ -20,6 +20,7 @@ class Throughput(Callback):
         self.learning_rate = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        # Read before the step: afterwards the schedule has set the next step's rate.
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         if self.started is None:
             self.started = time.perf_counter()
@@ -44,8 +45,7 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rate = self.images / max(self.seconds, 1e-9)
         rows, columns = getattr(pl_module.network, "grid", (0, 0))
-        config = pl_module.network.config
-        tokens = getattr(config, "num_tokens", rows * columns)
+        tokens = getattr(pl_module.network.config, "num_tokens", rows * columns)
         values = {
             "perf/images_per_s": rate,
             "perf/tokens_per_s": rate * tokens,

@@ -1,6 +1,8 @@
 """Everything that a configuration names, built and connected."""
 
 import copy
+import inspect
+import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from aim_lightning.callbacks.logging.tensorboard import own_writer
+from aim_lightning.callbacks.logging.tensorboard import use_run_writer
 from aim_lightning.callbacks.training.checkpoint_io import RunCheckpointIO
 from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 from aim_lightning.callbacks.training.ema import EMA
@@ -34,6 +36,9 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+
+# Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
+LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
 
 
 class AimCLI(LightningCLI):
@@ -58,9 +63,9 @@ class AimCLI(LightningCLI):
         """The document with loggers pointed at the run directory."""
         values = copy.deepcopy(self.document.values)
         for logger in values["logger"].values():
-            if logger is not None and logger["class_path"].endswith("TensorBoardLogger"):
-                place = {"save_dir": str(self.directory.path), "name": "", "version": ""}
-                logger["init_args"] = {**place, **(logger.get("init_args") or {})}
+            if logger is not None:
+                defaults = logger_defaults(logger["class_path"], str(self.directory.path))
+                logger["init_args"] = defaults | (logger.get("init_args") or {})
         return values
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -104,6 +109,18 @@ class AimCLI(LightningCLI):
             raise UserError(f"callbacks: {' '.join(str(error).split())}; keep one of them") from None
 
 
+def logger_defaults(class_path: str, run_dir: str) -> dict[str, str]:
+    """Return constructor arguments that make a logger write to the run directory.
+
+    Args:
+        class_path: of any Lightning logger.
+        run_dir: path of the run directory.
+    """
+    accepted = inspect.signature(pkgutil.resolve_name(class_path)).parameters
+    directories = {"save_dir": run_dir} if "save_dir" in accepted else {}
+    return directories | LOGGER_NAMES.get(class_path.rpartition(".")[2], {})
+
+
 def environment() -> list[ClusterEnvironment]:
     """Where ranks come from, where Lightning would guess wrong.
 
@@ -141,7 +158,7 @@ def build(document: Config, purge_step: int | None = None, guards: Sequence[Call
         frozen.give(name, callback)
     for logger in cli.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            own_writer(logger, purge_step)
+            use_run_writer(logger, purge_step)
     return cli
 
 
