@@ -1,14 +1,21 @@
-"""The configuration of one command, with typed access to the sections that several commands use."""
+"""The configuration of one command, composed and checked, with typed access to its sections."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.sections import SECTIONS, TEXTS
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.config import ComposedConfig
+from aim_lightning.config import ComposedConfig, compose
+from aim_lightning.config.check import check
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.process import no_collections
 
 if TYPE_CHECKING:
     from aim_lightning.sampling import SamplingOptions
+
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 
 class Config(ComposedConfig):
@@ -58,3 +65,25 @@ class Config(ComposedConfig):
     def reads_tokens(self) -> bool:
         """Return True if the data section reads token shards."""
         return self.class_name("data") == "TokenDataModule"
+
+
+def read(arguments: Arguments) -> Config:
+    """Compose the defaults, the files and the overrides of a command line."""
+    return Config(**vars(compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)))
+
+
+def read_and_check(arguments: Arguments, optional: Collection[str] = (), classes: bool = True) -> Config:
+    """Compose a configuration, then compare it with the sections and the signatures of its classes.
+
+    Args:
+        arguments: files and overrides.
+        optional: required sections that may be missing.
+        classes: False to check scalar sections only, without importing torch.
+
+    Raises:
+        UserError: a value is missing, unknown or of the wrong type.
+    """
+    config = read(arguments)
+    with no_collections():
+        check(config, SECTIONS, optional, classes)
+    return config

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.callbacks.training.preflight import Preflight
+from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster import exit_record, signals, step_timings
@@ -17,7 +18,6 @@ from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, Req
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.cluster.watchdog import Watchdog
-from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
 from aim_lightning.utils.errors import UserError

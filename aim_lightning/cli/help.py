@@ -1,59 +1,88 @@
-"""Help screens, from the same source as the checks: signatures and docstrings, read without importing."""
+"""Help screens: commands and their options, and the options of every class that a configuration names."""
 
 import argparse
+import dataclasses
+import inspect
 import shutil
 import textwrap
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
-from aim_lightning.cli.config import Config
-from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
-from aim_lightning.config.describe import describe
-from aim_lightning.config.sections import Leaf
+from aim_lightning.cli.registry import COMMANDS, Command
+from aim_lightning.cli.sections import SECTIONS
+from aim_lightning.config import ComposedConfig
+from aim_lightning.config.check import (
+    NamedSection,
+    ScalarSection,
+    Section,
+    dataclass_of,
+    find_class,
+    is_class,
+    parameters,
+    type_text,
+)
+from aim_lightning.config.yaml import inline
 
 USAGE = "aim-lightning COMMAND --config FILE [--config FILE …] [--section.option VALUE …]"
 
 
+class Option(NamedTuple):
+    """One row of a help screen; `value` is the present value, else the default, else 'required'."""
+
+    option: str
+    type: str
+    value: str
+    description: str
+
+
 def program_help() -> str:
-    """What `aim-lightning --help` prints."""
+    """Return the text of `aim-lightning --help`."""
     commands = "\n".join(f"  {name:10s} {command.help}" for name, command in COMMANDS.items())
     return (
         f"usage: {USAGE}\n\n"
         "AiM with PyTorch Lightning: train tokenizers and autoregressive Mamba-2 image generators.\n\n"
         f"commands:\n{commands}\n\n"
-        "aim-lightning COMMAND --help shows a command's options; with --config FILE also every option of the\n"
-        "classes that the file chooses, with its present value."
+        "aim-lightning COMMAND --help shows the options of a command. With --config FILE it also lists every option\n"
+        "of the classes that the file names, with its present value; --help SECTION lists one section only."
     )
 
 
 def actions_help(name: str, command: Command) -> str:
-    """What `aim-lightning COMMAND --help` prints where COMMAND has actions."""
-    actions = "\n".join(f"  {action:10s} {what.help}" for action, what in command.actions.items())
+    """Return the text of `aim-lightning COMMAND --help` for a command with actions."""
+    actions = "\n".join(f"  {action:10s} {entry.help}" for action, entry in command.actions.items())
     return (
         f"usage: aim-lightning {name} ACTION …\n\n{command.help}\n\nactions:\n{actions}\n\n"
         f"aim-lightning {name} ACTION --help shows an action's options."
     )
 
 
-def command_help(name: str, command: Command, parser: argparse.ArgumentParser, document: Config | None) -> str:
-    """What `aim-lightning COMMAND --help` prints."""
-    given = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
+def command_help(name: str, command: Command, parser: argparse.ArgumentParser, config: ComposedConfig | None) -> str:
+    """Return the text of `aim-lightning COMMAND --help`; with a configuration, also the options of all sections."""
+    positionals = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
     usage = USAGE if command.needs_config else "aim-lightning COMMAND [--option VALUE …]"
-    lines = [f"usage: {usage.replace('COMMAND', name + given)}", "", command.help, "", "options:"]
+    lines = [f"usage: {usage.replace('COMMAND', name + positionals)}", "", command.help, "", "options:"]
     for action in parser._actions:
-        what = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
-        flag = " ".join([*action.option_strings[:1], what])
-        lines += _entry(flag, action.help or "")
-    lines += _entry("--config FILE", "YAML file; repeatable, later files win") if command.needs_config else []
-    listed = "; with --config FILE it lists every option" if command.needs_config else ""
-    lines += _entry("--help", f"this text{listed}")
+        value = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
+        lines += _entry(" ".join([*action.option_strings[:1], value]), action.help or "")
     if command.needs_config:
+        lines += _entry("--config FILE", "YAML file; repeatable, later files win")
+        lines += _entry("--help [SECTION]", "this text; with --config FILE it lists every option, or one section only")
         lines += ["", "sections:"]
-        for section, what in SECTIONS.items():
-            lines += _entry(f"--{section}{' VALUE' if isinstance(what, Leaf) else '.OPTION VALUE'}", what.description)
-    if document is not None:
+        for section, kind in SECTIONS.items():
+            value = " VALUE" if isinstance(kind, ScalarSection) else ".OPTION VALUE"
+            lines += _entry(f"--{section}{value}", kind.description)
+    else:
+        lines += _entry("--help", "this text")
+    if config is not None:
         lines += ["", "options of the classes in this configuration:"]
-        for option in (row for section in SECTIONS for row in describe(section, SECTIONS[section], document)):
-            lines += _entry(f"--{option.option} [{option.type}] {option.value}", option.description)
+        lines += [line for section in SECTIONS for line in section_help(section, config)]
     return "\n".join(lines)
+
+
+def section_help(name: str, config: ComposedConfig) -> list[str]:
+    """Return the lines about the options of one section."""
+    rows = describe(name, SECTIONS[name], config)
+    return [line for row in rows for line in _entry(f"--{row.option} [{row.type}] {row.value}", row.description)]
 
 
 def _entry(flag: str, text: str) -> list[str]:
@@ -63,3 +92,64 @@ def _entry(flag: str, text: str) -> list[str]:
     if len(head) > 26:
         return [head, *(f"{'':28s}{line}" for line in body if line)]
     return [f"{head:28s}{body[0]}", *(f"{'':28s}{line}" for line in body[1:])]
+
+
+def describe(name: str, section: Section, config: ComposedConfig) -> list[Option]:
+    """Return the options of a section as overrides write them, without `init_args`.
+
+    Raises:
+        UserError: a class that the configuration names does not exist.
+    """
+    value = config.values.get(name)
+    if isinstance(section, ScalarSection):
+        if section.or_class and is_class(value):
+            return list(_object(config, name, value))
+        current = inline(value) if name in config.values else "required" if section.required else ""
+        return [Option(name, type_text(section.type), current, section.description)]
+    if isinstance(section, NamedSection):
+        entries = [(f"{name}.{entry}", item) for entry, item in (value or {}).items()]
+        return [
+            row
+            for key, item in entries
+            for row in (
+                _object(config, key, item, section.provided)
+                if is_class(item)
+                else [Option(key, "class", inline(item), "switched off" if item is None else "")]
+            )
+        ]
+    if section.fixed:
+        return list(_options(find_class(section.fixed, name), name, value or {}, section.provided))
+    if isinstance(value, dict) and value.get("class_path", section.default):
+        return list(_object(config, name, {"class_path": section.default, **value}, section.provided))
+    return [Option(f"{name}.class_path", "class", section.default or "required", section.description)]
+
+
+def _object(
+    config: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str] = ()
+) -> Iterator[Option]:
+    """Yield the rows of one object: its class, then the options of that class."""
+    path = value["class_path"]
+    cls = find_class(path, f"{config.origin(f'{key}.class_path')}: {key}.class_path")
+    yield Option(f"{key}.class_path", "class", path, (inspect.getdoc(cls) or "").partition("\n\n")[0])
+    yield from _options(cls, key, value.get("init_args") or {}, provided, config)
+
+
+def _options(
+    cls: Any, key: str, values: dict[str, Any], provided: Collection[str] = (), config: ComposedConfig | None = None
+) -> Iterator[Option]:
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    factories = {item.name: item.default_factory for item in fields if callable(item.default_factory)}
+    for name, parameter in (parameters(cls) or {}).items():
+        value, option = values.get(name), f"{key}.{name}"
+        nested = dataclass_of(parameter.annotation)
+        if name in provided:
+            continue
+        if is_class(value):
+            yield from _object(config or ComposedConfig(), option, value)
+        elif nested and (isinstance(value, dict) or nested is not cls):  # a tree would have no end
+            yield from _options(nested, option, value if isinstance(value, dict) else {}, (), config)
+        else:
+            default = factories[name]() if name in factories else parameter.default
+            required = name not in values and default is inspect.Parameter.empty
+            current = "required" if required else inline(values.get(name, default))
+            yield Option(option, type_text(parameter.annotation), current, " ".join((parameter.doc or "").split()))

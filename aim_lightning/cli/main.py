@@ -1,28 +1,24 @@
-"""Entry point of `aim-lightning`. Help and mistakes in the configuration answer before torch is imported."""
+"""Entry point of `aim-lightning`. Help screens answer before torch is imported."""
 
 import argparse
 import importlib
 import sys
-from dataclasses import replace
-from pathlib import Path
 
+from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
-from aim_lightning.cli.config import Config
-from aim_lightning.cli.help import actions_help, command_help, program_help
-from aim_lightning.cli.registry import COMMANDS, SECTIONS, Command
+from aim_lightning.cli.config import Config, read, read_and_check
+from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
+from aim_lightning.cli.registry import COMMANDS, Command
+from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config import compose
-from aim_lightning.config.arguments import Arguments, split
-from aim_lightning.config.schema import check
-from aim_lightning.config.sections import Leaf, Section
+from aim_lightning.config.check import suggest
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.process import no_collections, node_name, rank
 
-DEFAULTS = Path(__file__).with_name("defaults.yaml")
+# They answer without importing torch; `slurm submit` has checked the configuration of their job.
+UNCHECKED = ("slurm status", "slurm cancel", "slurm started", "slurm ended")
 LOST = "another process of this command has ended, which tells why; this one cannot go on without it"
-# Their values stay the text that was typed: a run may be called 001.
-TEXTS = {name for name, section in SECTIONS.items() if isinstance(section, Leaf) and section.annotation != "int"}
 
 
 class Options(argparse.ArgumentParser):
@@ -88,8 +84,11 @@ def run(argv: list[str]) -> int:
     if command.add_options:
         command.add_options(parser)
     if arguments.help:
-        document = read(arguments) if arguments.configs else None
-        print(command_help(name, command, parser, document))
+        section, config = arguments.help_section, read(arguments) if command.needs_config else None
+        if section and section not in SECTIONS:
+            raise UserError(f"command line: {section} is not a known section{suggest(section, SECTIONS)}")
+        listed = config if arguments.configs else None
+        print("\n".join(section_help(section, config)) if section else command_help(name, command, parser, listed))
         return 0
     options = parser.parse_args(arguments.rest)
     options.given = arguments
@@ -109,28 +108,12 @@ def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, l
     return argv[0], argv[1:]
 
 
-def read(arguments: Arguments) -> Config:
-    """Compose defaults, files and overrides."""
-    return Config(**vars(compose([DEFAULTS, *arguments.configs], arguments.overrides, texts=TEXTS)))
-
-
 def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:
-    """The checked document; without a run, experiment, model and data may be missing."""
+    """Return the checked configuration; without a run, experiment, model and data may be missing."""
     without_run = command.without_run(options)
     if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
-    document = compose_and_check(arguments, tuple(SECTIONS) if without_run else command.unused)
+    document = read_and_check(arguments, SECTIONS if without_run else command.unused, classes=name not in UNCHECKED)
     if not without_run:
         check_files(name, document.values, getattr(options, "checkpoint", None))
     return document
-
-
-def compose_and_check(arguments: Arguments, unused: tuple[str, ...] = ()) -> Config:
-    """Compose, and compare with the sections and signatures; sections that are not used may be missing."""
-    document = read(arguments)
-    check(document, {name: _optional(kind) if name in unused else kind for name, kind in SECTIONS.items()})
-    return document
-
-
-def _optional(section: Section) -> Section:
-    return replace(section, required=False) if getattr(section, "required", False) else section

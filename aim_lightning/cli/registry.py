@@ -4,51 +4,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aim_lightning.config.sections import ClassSection, Leaf, NamedSection
-
-# Options of Lightning's Trainer that are none here: set by the framework, or at odds with resuming to the exact row.
-TRAINER_GIVEN = {
-    "callbacks": "name callbacks in the section `callbacks`",
-    "logger": "name loggers in the section `logger`",
-    "default_root_dir": "results go to runs_root/experiment/run",
-    "use_distributed_sampler": "the data sections share rows out themselves",
-    "accumulate_grad_batches": "it follows from data.global_batch_size and data.max_device_batch_size",
-    "limit_train_batches": "an epoch is the whole data set; use max_steps for a shorter training",
-    "overfit_batches": "an epoch is the whole data set; give a small one instead",
-    "fast_dev_run": "try a run of its own: --run try --trainer.max_steps 3",
-}
-
-SECTIONS = {
-    "experiment": Leaf("str", "name of the experiment; results go to runs/EXPERIMENT/RUN", required=True),
-    "run": Leaf("str", "name of the run"),
-    "runs_root": Leaf("str", "directory of all runs"),
-    "seed_everything": Leaf("int", "fixes the whole run"),
-    "model": ClassSection(description="what is trained, and how", required=True),
-    "data": ClassSection(description="what it is trained on", required=True),
-    "images": ClassSection(
-        fixed="aim_lightning.data.images.dataset.Images", description="the real images and their size"
-    ),
-    "tokenizer": Leaf(
-        "str | None", "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
-    ),
-    "features": ClassSection(description="feature network of the Fréchet distance"),
-    "sampling": ClassSection(
-        fixed="aim_lightning.sampling.options.SamplingOptions",
-        description="guidance, temperature, top-k, top-p",
-    ),
-    "callbacks": NamedSection(description="named callbacks, --callbacks.NAME.OPTION; null switches one off"),
-    "logger": NamedSection(provided=("save_dir",), description="named loggers, likewise"),
-    "cluster": ClassSection(
-        fixed="aim_lightning.cluster.options.ClusterOptions",
-        description="how `slurm` puts the run on a cluster",
-    ),
-    "trainer": ClassSection(
-        fixed="lightning.pytorch.Trainer",
-        provided=TRAINER_GIVEN,
-        description="options of Lightning's Trainer",
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Command:

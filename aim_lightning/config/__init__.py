@@ -1,4 +1,4 @@
-"""From configuration files and command-line overrides to one checked document, without importing torch."""
+"""Compose one configuration from files and command-line overrides, and check it. Imports no torch by itself."""
 
 from aim_lightning.config.compose import ComposedConfig, compose
 

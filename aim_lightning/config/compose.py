@@ -1,23 +1,33 @@
-"""Files and command-line overrides, merged into one plain document."""
+"""Merge configuration files and command-line overrides into one plain configuration."""
 
+import copy
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.config.merge import COMMAND_LINE, Tree
-from aim_lightning.config.resolve import resolve
-from aim_lightning.config.yaml import YamlProblem, inline, parse, read_mapping
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from aim_lightning.config.yaml import YamlError, inline, parse, read_mapping
 from aim_lightning.utils.errors import UserError
+
+COMMAND_LINE = "command line"
+# The keys next to class_path; every other key is an argument of the class.
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# An absolute reference such as ${data.batch_size}; OmegaConf alone handles relative ones and resolvers.
+_REFERENCE = re.compile(r"(?<!\\)\$\{([A-Za-z_][\w.]*)\}")
+_CIRCLES = ("Recursive interpolation", "Interpolation to parent node")
 
 
 @dataclass
 class ComposedConfig:
-    """The resolved configuration.
+    """The merged and resolved configuration.
 
     Args:
-        values: plain mappings, lists and scalars; nothing is left to resolve.
+        values: plain mappings, lists and scalars without interpolations.
         origins: dotted key of every mapping and leaf -> the file that set it, or "command line".
     """
 
@@ -25,7 +35,7 @@ class ComposedConfig:
     origins: dict[str, str] = field(default_factory=dict)
 
     def origin(self, key: str) -> str:
-        """Who set a key, or its nearest enclosing mapping when the key itself came from an interpolation."""
+        """Return the file that set a key, or its nearest enclosing mapping if the key came from an interpolation."""
         key = key.split("[")[0]
         while key and key not in self.origins:
             key = key.rpartition(".")[0]
@@ -37,60 +47,157 @@ def compose(files: list[Path], overrides: list[tuple[str, str]], texts: Collecti
 
     Every file's `include:` list comes before the file itself, later files over earlier ones. Mappings merge,
     but a mapping with another class_path replaces the earlier one; lists and scalars replace; null replaces.
-    `${data.batch_size}` may stand for any value that the document holds.
+    `${data.batch_size}` may refer to any value of the configuration.
 
     Args:
         files: the --config files in order.
-        overrides: (dotted key, YAML text) in order; `init_args` may be left out of a key.
-        texts: keys whose override stays the text that was typed, such as a run's name; null is still null.
+        overrides: (dotted key, YAML text) in order; `init_args` may be omitted from a key.
+        texts: keys whose override stays the text that was typed, such as the run name; null is still null.
 
     Raises:
-        UserError: a file cannot be read or understood, or a value cannot be resolved.
+        UserError: a file cannot be read or parsed, or a value cannot be resolved.
     """
-    tree = Tree()
+    tree = _Tree()
     for file in files:
         for mapping, name in _layers(Path(file), COMMAND_LINE, ()):
-            tree.merge(mapping, name)
+            tree.merge(tree.values, mapping, "", name)
     # A new class drops the arguments of the old one, so it must not come after --model.x of the same line.
     for key, text in sorted(overrides, key=lambda pair: not pair[0].endswith(".class_path")):
-        tree.set(key, _value(key, text, texts))
-    return ComposedConfig(resolve(tree), tree.origins)
+        tree.override(key, text if key in texts and text != "null" else _parse(key, text))
+    return ComposedConfig(tree.resolve(), tree.origins)
 
 
-def _value(key: str, text: str, texts: Collection[str]) -> Any:
-    if key in texts and text != "null":
-        return text
+def _parse(key: str, text: str) -> Any:
     try:
         return parse(text)
-    except YamlProblem as problem:
-        raise UserError(f"{COMMAND_LINE}: {key}: {problem}") from None
+    except YamlError as error:
+        raise UserError(f"{COMMAND_LINE}: {key}: {error}") from None
 
 
-def _layers(file: Path, wanted_by: str, chain: tuple[Path, ...]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Mappings of a file's includes, then its own, each with the name that errors use."""
+def _layers(file: Path, included_by: str, chain: tuple[Path, ...]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the mappings of a file's includes, then its own, each with the name that errors use."""
     name, real = _name(file), file.resolve()
     if real in chain:
-        circle = " -> ".join(_name(one) for one in (*chain[chain.index(real) :], real))
-        raise UserError(f"{wanted_by}: include goes round in a circle: {circle}")
+        circle = " -> ".join(map(_name, (*chain[chain.index(real) :], real)))
+        raise UserError(f"{included_by}: include goes round in a circle: {circle}")
     if not file.is_file():
-        what = "is a directory" if file.is_dir() else "does not exist"
-        where = "--config" if wanted_by == COMMAND_LINE else "include"
-        raise UserError(f"{wanted_by}: {where} {name} {what}; give the path of a YAML file")
+        fact = "is a directory" if file.is_dir() else "does not exist"
+        option = "--config" if included_by == COMMAND_LINE else "include"
+        raise UserError(f"{included_by}: {option} {name} {fact}; give the path of a YAML file")
     mapping = read_mapping(file, name)
-    for entry in _includes(mapping, name):
-        yield from _layers(file.parent / entry, name, (*chain, real))
-    yield {key: value for key, value in mapping.items() if key != "include"}, name
-
-
-def _includes(mapping: dict[str, Any], name: str) -> list[str]:
-    include = mapping.get("include", [])
+    include = mapping.pop("include", [])
     if not isinstance(include, list) or not all(isinstance(entry, str) for entry in include):
-        raise UserError(f"{name}: include is {inline(include)}; it must be a list of paths, one a line after '- '")
-    return include
+        raise UserError(f"{name}: include is {inline(include)}; it must be a list of paths, each on a line after '- '")
+    for entry in include:
+        yield from _layers(file.parent / entry, name, (*chain, real))
+    yield mapping, name
 
 
 def _name(file: Path) -> str:
-    """Path relative to the working directory where it lies below it, without `..` steps."""
+    """Return the path relative to the working directory for files below it, without `..` steps."""
     path = os.path.normpath(file.absolute())
-    below = os.path.relpath(path)
-    return path if below.startswith("..") else below
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+class _Tree:
+    """The values merged so far, and for every dotted key the file (or "command line") that set it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.leaves: dict[str, Any] = {}
+
+    def merge(self, old: dict[str, Any], new: dict[str, Any], prefix: str, origin: str) -> None:
+        """Merge a mapping into an earlier one: mappings merge, everything else replaces."""
+        for name, value in new.items():
+            key, before = f"{prefix}{name}", old.get(name)
+            if isinstance(before, dict) and isinstance(value, dict) and not _other_class(before, value):
+                self.merge(before, value, f"{key}.", origin)
+                continue
+            if isinstance(before, dict) and not isinstance(value, dict):
+                self._check_replacement(key, before, value, origin)
+            self.origins = {path: file for path, file in self.origins.items() if not path.startswith(f"{key}.")}
+            # A copy: an anchor may put one object in two places, and later merges change it in place.
+            old[name] = copy.deepcopy(value)
+            self._record(key, value, origin)
+
+    def override(self, key: str, value: Any) -> None:
+        """Apply one override; missing mappings on the way to the key are created."""
+        if not all(key.split(".")):
+            raise UserError(f"{COMMAND_LINE}: --{key} is no dotted option; write it like --trainer.max_epochs 2")
+        path, node = self._full_path(key), self.values
+        for depth, part in enumerate(path[:-1], start=1):
+            node = node.get(part)
+            if node is None:
+                break
+            if not isinstance(node, dict):
+                way = ".".join(path[:depth])
+                fact = f"{way} is {inline(node)} ({self.origins.get(way, COMMAND_LINE)}), not a mapping"
+                raise UserError(f"{COMMAND_LINE}: {'.'.join(path)} cannot be set: {fact}; set {way} itself")
+        for part in reversed(path):
+            value = {part: value}
+        self.merge(self.values, value, "", COMMAND_LINE)
+
+    def resolve(self) -> dict[str, Any]:
+        """Return the values with every interpolation replaced; references may omit `init_args`."""
+        try:
+            return OmegaConf.to_container(OmegaConf.create(self._prepare("", self.values)), resolve=True)
+        except OmegaConfBaseException as error:
+            key, problem = error.full_key or "", str(error).splitlines()[0]
+            problem = "the reference leads back to itself" if problem.startswith(_CIRCLES) else problem
+            fact = f"{key} is {inline(self.leaves.get(key))}, which cannot be resolved: {problem}"
+            raise UserError(f"{self._origin(key)}: {fact}") from None
+
+    def _prepare(self, key: str, value: Any) -> Any:
+        """Return a value with `init_args` inserted into every reference that omits it."""
+        if isinstance(value, dict):
+            return {name: self._prepare(f"{key}.{name}".lstrip("."), item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._prepare(f"{key}[{number}]", item) for number, item in enumerate(value)]
+        self.leaves[key] = value
+        if value == "???":
+            raise UserError(f"{self._origin(key)}: {key} is ??? (to be given); set it in a file or with --{key}")
+        return _REFERENCE.sub(lambda match: self._reference(key, match), value) if isinstance(value, str) else value
+
+    def _reference(self, key: str, match: re.Match[str]) -> str:
+        """Return a reference with its full path. OmegaConf would report the first key that leads to a wrong one."""
+        path, node = self._full_path(match[1]), self.values
+        for part in path:
+            if isinstance(node, dict) and part not in node:
+                raise UserError(f"{self._origin(key)}: {key} is {match.string!r}, but nothing sets {match[1]}")
+            node = node[part] if isinstance(node, dict) else None
+        return "${" + ".".join(path) + "}"
+
+    def _full_path(self, key: str) -> list[str]:
+        """Return the parts of a dotted key, with the `init_args` that it omits: model.lr -> model, init_args, lr."""
+        path: list[str] = []
+        node: Any = self.values
+        for part in key.split("."):
+            if isinstance(node, dict) and "class_path" in node and part not in CLASS_KEYS:
+                path.append("init_args")
+                node = node.get("init_args")
+            path.append(part)
+            node = node.get(part) if isinstance(node, dict) else None
+        return path
+
+    def _record(self, key: str, value: Any, origin: str) -> None:
+        self.origins[key] = origin
+        if isinstance(value, dict):
+            for name, item in value.items():
+                self._record(f"{key}.{name}", item, origin)
+
+    def _check_replacement(self, key: str, before: dict[str, Any], value: Any, origin: str) -> None:
+        """Allow only null in place of sections, classes and their arguments; deeper mappings are plain values."""
+        special = "." not in key or "class_path" in before or key.endswith(".init_args")
+        reference = isinstance(value, str) and "${" in value  # may resolve to a mapping
+        if special and value is not None and not reference:
+            hint = "; to use a file, list it under include:" if isinstance(value, str) else ""
+            raise UserError(f"{origin}: {key} is {inline(value)}, but {self.origins[key]} has a mapping there{hint}")
+
+    def _origin(self, key: str) -> str:
+        return self.origins.get(key.split("[")[0], "configuration")
+
+
+def _other_class(before: dict[str, Any], value: dict[str, Any]) -> bool:
+    return "class_path" in before and "class_path" in value and before["class_path"] != value["class_path"]

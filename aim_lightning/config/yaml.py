@@ -1,5 +1,6 @@
-"""YAML as experiments write it: 1e-4 is a float, no key twice, every error with its line."""
+"""YAML as experiments use it: 1e-4 is a float, 010 a text, no key occurs twice, every error has its line."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,74 +14,43 @@ _FLOAT = re.compile(
     r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 _INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0b[01]+)$")
-_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML's safe loader with our numbers."""
+    """PyYAML's safe loader with the numbers of JSON."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every string that `_Loader` would read as something else; writes no anchors."""
+    """Dumper that quotes every string that `_Loader` would read as something else, and writes no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _set_numbers(cls: type) -> None:
-    """Replace YAML 1.1's numbers: there 1e-4 is a string, 00:12:00:00 is 43200 and 010 is 8."""
-    dropped = {f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp")}
-    cls.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in dropped]
-        for first, resolvers in cls.yaml_implicit_resolvers.items()
+# YAML 1.1, and with it OmegaConf.load, reads 1e-4 as a string, 00:12:00:00 as 43200 and 010 as 8.
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag[len(_TAG) :] not in ("float", "int", "timestamp")]
+        for first, resolvers in _class.yaml_implicit_resolvers.items()
     }
-    cls.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-    cls.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    _class.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+    _class.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
 
 
-_set_numbers(_Loader)
-_set_numbers(_Dumper)
-
-
-class YamlProblem(Exception):
-    """What is wrong with a YAML text (one line), and in which of its lines."""
+class YamlError(Exception):
+    """An error in a YAML text: one line, and the number of the line that it is in."""
 
     def __init__(self, message: str, line: int):
         super().__init__(message)
         self.line = line
 
 
-def _check_keys(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:
-    """Refuse doubled keys, keys that are no strings, and anchors that contain themselves."""
-    if any(node is one for one in above):
-        raise YamlProblem("an anchor contains itself", node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item, (*above, node))
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            _check_key(key, seen)
-            _check_keys(value, (*above, node))
-
-
-def _check_key(key: yaml.Node, seen: set[str]) -> None:
-    line = key.start_mark.line + 1
-    if key.tag == _MERGE:
-        return
-    if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-        name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-        raise YamlProblem(f"key {name} is no string; put it in quotes", line)
-    if key.value in seen:
-        raise YamlProblem(f"key {key.value} stands twice in one mapping; remove one", line)
-    seen.add(key.value)
-
-
 def parse(text: str) -> Any:
-    """Value of a YAML text.
+    """Return the value of a YAML text.
 
     Raises:
-        YamlProblem: a syntax error, a doubled key, a key that is no string.
+        YamlError: a syntax error, a duplicate key, or a key that is not a string.
     """
     loader = _Loader(text)
     try:
@@ -89,30 +59,51 @@ def parse(text: str) -> Any:
         return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlProblem(_explain(text, error), mark.line + 1 if mark else 1) from None
+        raise YamlError(_explain(text, error), mark.line + 1 if mark else 1) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise YamlProblem(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
+        raise YamlError(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
     finally:
         loader.dispose()
 
 
+def _check_keys(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:
+    """Raise YamlError for duplicate keys, keys that are not strings, and anchors that contain themselves."""
+    if node in above:
+        raise YamlError("an anchor contains itself", node.start_mark.line + 1)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    keys = [key for key, _ in pairs if key.tag != f"{_TAG}merge"]
+    for index, key in enumerate(keys):
+        line, text = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        if key.tag != f"{_TAG}str":
+            raise YamlError(f"key {text} is no string; put it in quotes", line)
+        if text in [other.value for other in keys[:index]]:
+            raise YamlError(f"key {text} occurs twice in one mapping; remove one", line)
+    children = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
+    for child in children:
+        _check_keys(child, (*above, node))
+
+
 def _explain(text: str, error: yaml.MarkedYAMLError) -> str:
-    """One line about a syntax error, with the usual cause when there is an interpolation inside brackets."""
+    """Return one line about a syntax error, with the usual cause where an interpolation is inside brackets."""
     inside = isinstance(error, yaml.parser.ParserError) and re.search(r"[\[{,:]\s*\$\{", text)
     hint = "; inside [] and {} write interpolations in quotes: '${a.b}'" if inside else ""
     return f"not readable YAML ({error.problem or error.context}){hint}"
 
 
 def read_mapping(path: Path, name: str) -> dict[str, Any]:
-    """Mapping in a YAML file; `name` is what errors call the file. An empty file is an empty mapping.
+    """Return the mapping in a YAML file; an empty file is an empty mapping.
+
+    Args:
+        path: the file.
+        name: its name in errors.
 
     Raises:
-        UserError: the file cannot be read, is no YAML, or its top level is no mapping.
+        UserError: the file cannot be read, is not YAML, or its top level is not a mapping.
     """
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except YamlProblem as problem:
-        raise UserError(f"{name}:{problem.line}: {problem}") from None
+    except YamlError as error:
+        raise UserError(f"{name}:{error.line}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{name}: cannot be read ({reason})") from None
@@ -122,13 +113,11 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
 
 
 def dump(values: Any) -> str:
-    """YAML text that `parse` reads back as the same values."""
+    """Return YAML text that `parse` reads as the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def inline(value: Any, limit: int = 60) -> str:
-    """A value as one short piece of a sentence: null, true, 'text', [1, 2]."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    """Return a value as a short part of a sentence: null, true, 'text', [1, 2]."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -11,15 +11,10 @@ AIM = {"b": 147_622_080, "l": 349_760_000, "xl": 763_291_392, "1b": 1_335_944_19
 
 
 def compose_and_check(path, *overrides):
-    from aim_lightning.cli.main import DEFAULTS
-    from aim_lightning.cli.registry import SECTIONS
-    from aim_lightning.config import compose
-    from aim_lightning.config.schema import check
+    from aim_lightning.cli.arguments import Arguments
+    from aim_lightning.cli.config import read_and_check
 
-    paths = path if isinstance(path, list) else [path]
-    document = compose([DEFAULTS, *paths], list(overrides))
-    check(document, SECTIONS)
-    return document
+    return read_and_check(Arguments(path if isinstance(path, list) else [path], list(overrides)))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

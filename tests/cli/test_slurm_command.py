@@ -11,9 +11,9 @@ from conftest import ROOT
 from integration.tiny import write_experiment
 
 from aim_lightning.checkpoint.io import KEYS, write_checkpoint
+from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster.sbatch_script import DEAF
-from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 
 COMMANDS = {

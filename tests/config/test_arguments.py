@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aim_lightning.config.arguments import split
+from aim_lightning.cli.arguments import split
 from aim_lightning.utils.errors import UserError
 
 PLAIN = {"experiment", "run"}

@@ -56,10 +56,10 @@ def write_small(root: Path, seed: int = 0) -> Path:
 
 def write_step(root: Path, aim: AiM, step: int, run: str = "main", max_steps: int | None = None) -> Path:
     """One more checkpoint of the run, as training that goes on to `max_steps` writes it."""
-    from aim_lightning.cli.main import DEFAULTS
-    from aim_lightning.config import compose
+    from aim_lightning.cli.arguments import Arguments
+    from aim_lightning.cli.config import read
 
-    values = compose([DEFAULTS, root / "small.yaml"], [("run", run)]).values
+    values = read(Arguments([root / "small.yaml"], [("run", run)])).values
     values["trainer"] |= {"max_steps": max_steps}
     content = {
         "network": aim.state_dict(),

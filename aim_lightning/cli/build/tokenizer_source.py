@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.cli.config import Config
-from aim_lightning.cli.main import read
-from aim_lightning.cli.registry import SECTIONS
-from aim_lightning.config.arguments import Arguments
-from aim_lightning.config.schema import check
+from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.config import Config, read
+from aim_lightning.cli.sections import SECTIONS
+from aim_lightning.config.check import check
 from aim_lightning.utils.errors import UserError
 
 

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, show
-from aim_lightning.config.arguments import Arguments
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 

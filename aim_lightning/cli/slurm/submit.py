@@ -6,13 +6,14 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.commands.config import run_directory
-from aim_lightning.cli.config import Config
+from aim_lightning.cli.config import Config, read_and_check
+from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster import step_timings
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.config.arguments import Arguments, split
 from aim_lightning.config.yaml import dump
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.resume_policy import decide, differences, refusal
@@ -74,15 +75,11 @@ def _documents(document: Config, options: argparse.Namespace) -> list[tuple[int 
 
 
 def _compose(given: Arguments, more: list[tuple[str, str]]) -> Config:
-    from aim_lightning.cli.main import compose_and_check
-
-    return compose_and_check(Arguments(given.configs, [*given.overrides, *more]))
+    return read_and_check(Arguments(given.configs, [*given.overrides, *more]))
 
 
 def _lines(path: Path) -> list[list[tuple[str, str]]]:
     """Overrides a line; empty lines and comments do not count."""
-    from aim_lightning.cli.registry import SECTIONS
-
     if not path.is_file():
         raise UserError(f"--sweep {path} does not exist; it holds a line of options a task")
     found = []

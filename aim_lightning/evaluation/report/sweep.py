@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.config.yaml import YamlProblem, parse
+from aim_lightning.config.yaml import YamlError, parse
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_text
@@ -34,7 +34,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
             raise UserError(f"--grid: {word!r}; write each option once, as {name}=VALUE,VALUE")
         try:
             grid[name] = [parse(value) for value in COMMA.split(values)]
-        except YamlProblem as problem:
+        except YamlError as problem:
             raise UserError(f"--grid: {name}: {problem}") from None
         if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
             raise UserError(f"--grid: {word!r} has a value twice; write each once")

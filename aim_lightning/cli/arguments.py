@@ -1,4 +1,4 @@
-"""Splits a command line into configuration files, overrides and the rest."""
+"""Split a command line into configuration files, overrides and the rest."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,30 +11,32 @@ _HELP = ("-h", "--help")
 
 @dataclass
 class Arguments:
-    """A command line, taken apart.
+    """The parts of a command line.
 
     Args:
         configs: --config files in order.
         overrides: (dotted key, text) in order.
         rest: everything else in order, for the command's own parser.
-        help: whether -h or --help was given.
+        help: True after -h or --help.
+        help_section: the word after --help; empty without one.
     """
 
     configs: list[Path] = field(default_factory=list)
     overrides: list[tuple[str, str]] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     help: bool = False
+    help_section: str = ""
 
 
 def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
-    """Take a command line apart. A value may start with one minus sign; one that starts with two needs `=`.
+    """Split a command line. A value may start with one minus sign; a value that starts with two needs `=`.
 
     Args:
         argv: the arguments after the command's name.
         plain: names of sections that are single values (`--experiment NAME`); they become overrides too.
 
     Raises:
-        UserError: --config or an override stands without its value.
+        UserError: --config or an override has no value.
     """
     result = Arguments()
     words = list(argv)
@@ -46,6 +48,7 @@ def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
             break
         if word in _HELP:
             result.help = True
+            result.help_section = words.pop(0) if words and not words[0].startswith("-") else ""
         elif not word.startswith("--") or not (name == "config" or name in plain or "." in name):
             result.rest.append(word)
         else:
