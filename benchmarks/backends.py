@@ -17,7 +17,7 @@ from aim_lightning.models.aim.backends.choose import missing
 
 
 def measure(model: str, backend: str, batch: int, steps: int) -> dict:
-    """Forward, backward and fused AdamW in bf16 autocast on random codes."""
+    """Measure forward, backward and fused AdamW in bf16 autocast on random codes."""
     torch.cuda.reset_peak_memory_stats()
     network = AiM(AiMConfig.preset(model), backend=backend).cuda()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, betas=(0.9, 0.95), fused=True)

@@ -3,7 +3,7 @@
 python benchmarks/forms.py [--rows 2,32,128] [--tokens 256,1024] [--repeats 20]
 AiM-B's widths. The recurrence in PyTorch (compiled) with a bfloat16 and a float32 state, mamba-ssm's
 selective_state_update where it is installed, and the fast decoder's mix kernel (on a CPU its PyTorch step), which
-gates, adds the skip and sums the norm's squares besides. The dual form reads more at each step: mean of four steps of
+also gates, adds the skip and sums the norm's squares. The dual form reads more at each step: mean of four steps of
 the sequence. Copies are taken in turn so that the cache holds none. Writes benchmarks/results/forms_HARDWARE_DATE.json.
 """
 
@@ -31,7 +31,7 @@ Work = Callable[[], object]
 
 
 def update(state_MHPN: Tensor, x_MHP: Tensor, dt_MH: Tensor, a_H: Tensor, b_MN: Tensor, c_MN: Tensor) -> Tensor:
-    """One step of the recurrence, y_MHP; the state changes in place and is computed in float32."""
+    """Compute one step of the recurrence, y_MHP; the state changes in place and is computed in float32."""
     decay = torch.exp(-dt_MH * a_H)[..., None, None]
     new = state_MHPN.float() * decay + (dt_MH[..., None] * x_MHP.float())[..., None] * b_MN.float()[:, None, None]
     state_MHPN.copy_(new)
@@ -39,7 +39,7 @@ def update(state_MHPN: Tensor, x_MHP: Tensor, dt_MH: Tensor, a_H: Tensor, b_MN: 
 
 
 def inputs(config: AiMConfig, rows: int, device: torch.device) -> list[Tensor]:
-    """x_MHP, dt_MH, a_H, b_MN, c_MN of a step."""
+    """Return x_MHP, dt_MH, a_H, b_MN, c_MN of a step."""
     H, P, N = config.nheads, config.headdim, config.d_state
     make = lambda *shape: torch.randn(shape, device=device)  # noqa: E731
     x, b, c = (make(*shape).bfloat16() for shape in ((rows, H, P), (rows, N), (rows, N)))
@@ -47,7 +47,7 @@ def inputs(config: AiMConfig, rows: int, device: torch.device) -> list[Tensor]:
 
 
 def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[tuple[str, int, list[Work]]]:
-    """(form, bytes of a step, the step on each copy)."""
+    """Yield (form, bytes of a step, the step on each copy)."""
     H, P, N = config.nheads, config.headdim, config.d_state
     x, dt, a, b, c = inputs(config, rows, device)
     for dtype in (torch.bfloat16, torch.float32):
@@ -69,7 +69,7 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
 
 
 def dual(config: AiMConfig, rows: int, device: torch.device) -> tuple[int, Callable[[int], list[Work]]]:
-    """(mean bytes of a step, what gives step number so on each copy)."""
+    """Return (mean bytes of a step, a function from step number to the step on each copy)."""
     T, dtype = config.num_tokens, torch.bfloat16
     code = (config.d_inner + config.d_state) * dtype.itemsize + config.nheads * exponent_type(config, dtype).itemsize
     count = copies(rows * T // 2 * code, device)
@@ -99,12 +99,12 @@ def _steps(config: AiMConfig, weights: StaticWeights, buffers: Buffers, step: in
 
 
 def copies(size: int, device: torch.device) -> int:
-    """So many that together they are beyond a GPU's cache."""
+    """Return the number of copies that together exceed a GPU's cache."""
     return 1 if device.type == "cpu" else min(MOST_COPIES, 1 + BEYOND_CACHE // size)
 
 
 def microseconds(work: list[Work], repeats: int) -> float:
-    """Median of one step; on a GPU all copies are replayed as one graph."""
+    """Measure the median of one step; on a GPU all copies are replayed as one graph."""
     for _ in range(2):
         work[0]()
     run = lambda: [step() for step in work]  # noqa: E731
@@ -116,16 +116,16 @@ def microseconds(work: list[Work], repeats: int) -> float:
         run = graph.replay
     found = []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - begin)
+        found.append(time.perf_counter() - start)
     return statistics.median(found[1:]) / len(work) * 1e6
 
 
 def measure(config: AiMConfig, rows: int, device: torch.device, repeats: int, recurrent: bool = True) -> list[dict]:
-    """A record for each form; the recurrence's cost is the same for any number of codes."""
+    """Return a record per form; the recurrence's cost is the same for any number of codes."""
     found = []
     for form, size, work in recurrences(config, rows, device) if recurrent else ():
         found.append({"form": form, "rows": rows, "tokens": "any", "bytes": size, "us": microseconds(work, repeats)})

@@ -2,7 +2,7 @@
 
 python benchmarks/kernels.py [--models AiM-L,AiM-XL] [--batches 64,16]
 Mean over a sequence under PyTorch's profiler, which itself takes some; kernels overlap, so that their own durations
-would count twice. A kernel that is called for several things is told apart by the one that ends next. Needs a GPU.
+would count twice. A kernel that is called for several things is distinguished by the one that ends next. Needs a GPU.
 Writes benchmarks/results/kernels_HARDWARE_DATE.json.
 """
 
@@ -21,7 +21,7 @@ Event = tuple[str, float, float]  # name, start, end in microseconds
 
 
 def by_kernel(events: Iterable[Event], steps: int) -> list[dict]:
-    """Launches a step and mean microseconds of each of the decoder's kernels, the costliest first."""
+    """Return launches per step and mean microseconds of each of the decoder's kernels, the costliest first."""
     found, ordered = defaultdict(list), sorted(events, key=lambda event: event[2])
     for (_, _, before), (name, start, end), (following, *_) in zip(ordered, ordered[1:], ordered[2:], strict=False):
         if start - before < APART:
@@ -35,7 +35,7 @@ def by_kernel(events: Iterable[Event], steps: int) -> list[dict]:
 
 
 def measure(name: str, batch: int) -> list[dict]:
-    """Rows of one case, last the sum of a step."""
+    """Return the rows of one case, last the sum of a step."""
     device = torch.device("cuda")
     model, labels = network(name, device), torch.arange(batch)
     draw = lambda: generate(model, labels, decoder="fast", **OPTIONS)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Does the fast decoder in bfloat16 cost quality? Fréchet distances of both decoders' samples from one more plain set.
+"""Measure if the fast decoder in bfloat16 costs quality: Fréchet distances of both decoders from one more plain set.
 
 python benchmarks/quality.py --weights DIRECTORY [--num 5000] [--seeds 3] [--cfg_scale 1.5]
 DIRECTORY: published layout with a trained network and its tokenizer (`aim-lightning weights export`). The first two
@@ -20,14 +20,14 @@ from aim_lightning.pipeline import AiMPipeline
 
 
 def samples(pipeline: AiMPipeline, decoder: str, seed: int, options: argparse.Namespace) -> Tensor:
-    """uint8 (num, 3, H, W), classes balanced."""
+    """Generate uint8 (num, 3, H, W), classes balanced."""
     labels = torch.arange(options.num) % pipeline.aim.config.num_classes
     how = {"decoder": decoder, "seed": seed, "cfg_scale": options.cfg_scale, "top_k": options.top_k}
     return pipeline.generate(labels, batch_size=options.batch, **how)
 
 
 def distance(metric: FrechetDistance, images: Tensor) -> float:
-    """From the metric's reference."""
+    """Return the distance of images from the metric's reference."""
     metric.reset()
     for block in images.split(250):
         metric.update_fake(block.to(metric.device))
@@ -58,10 +58,10 @@ def main() -> None:
         "precision": "bfloat16" if device.type == "cuda" else "float32",
     }
     for decoder, first in (("plain", 0), ("fast", 100), ("fast", 0)):
-        found = [distance(metric, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)]
+        result = [distance(metric, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)]
         name = f"fd_effnet_lite0_{decoder}_seeds_from_{first}"
-        row |= {name: found, f"{name}_mean": statistics.mean(found), f"{name}_stdev": statistics.stdev(found)}
-        print(f"{name}: {statistics.mean(found):.2f} +- {statistics.stdev(found):.2f} {found}", flush=True)
+        row |= {name: result, f"{name}_mean": statistics.mean(result), f"{name}_stdev": statistics.stdev(result)}
+        print(f"{name}: {statistics.mean(result):.2f} +- {statistics.stdev(result):.2f} {result}", flush=True)
     print(f"written to {save('quality', [row])}")
 
 

@@ -1,10 +1,10 @@
-"""Seconds for 256 codes with guidance: the fast decoder, the plain one, and the time the bytes alone would take.
+"""Seconds for 256 codes with guidance: the fast decoder, the plain one, and the memory-bandwidth bound.
 
 python benchmarks/sampling.py [--models AiM-B,AiM-B] [--batches 1,16] [--repeats 5] [--no_plain] [--no_pixels]
 Medians after warm-up; top_k 600, top_p 0.98, random weights. On a CPU: AiM-B batch 4. Then codes and pixels together,
 AiM-B with VQ-16. Writes benchmarks/results/sampling_HARDWARE_DATE.json and a table of the same name, after each row.
 Kernels and the pixels' decoder are compiled into empty caches: compile_s is the first call of a row, capture_s the
-first one of a decoder made anew (a kernel that an earlier row has compiled is not compiled again).
+first one of a new decoder (a kernel that an earlier row has compiled is not compiled again).
 """
 
 import argparse
@@ -72,7 +72,10 @@ def keep(rows: list[Row], row: Row) -> None:
 
 
 def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool, rate: float) -> Row:
-    """Drawing alone. compile_s: first call, capture_s: first call of a second decoder; peak_gib: the fast decoder's."""
+    """Measure sampling of codes.
+
+    compile_s: first call; capture_s: first call of a second decoder; peak_gib: the fast decoder's.
+    """
     model, labels = network(name, device), torch.arange(batch)
     draw = lambda decoder: lambda: generate(model, labels, decoder=decoder, **OPTIONS)  # noqa: E731
     reset_peak(device)
@@ -92,7 +95,7 @@ def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool
 
 
 def pixels(batch: int, device: torch.device, how: dict) -> Row:
-    """Labels to images with VQ-16, in several blocks on a GPU, where decoding overlaps with drawing."""
+    """Measure labels to images with VQ-16, in several blocks on a GPU, where decoding overlaps with sampling."""
     model = network("AiM-B", device)
     torch.manual_seed(0)
     pipeline = AiMPipeline(model, VQModel(VQConfig()).requires_grad_(False))
@@ -114,40 +117,40 @@ def pixels(batch: int, device: torch.device, how: dict) -> Row:
 
 
 def pixel_options(device: torch.device) -> list[dict]:
-    """Ways to decode pixels worth a row."""
+    """Return the pixel options to measure."""
     plain, tf32, narrow = ({"pixel_precision": name} for name in ("float32", "tf32", "bfloat16"))
     return [plain, tf32, narrow, narrow | {"pixel_compile": True}] if device.type == "cuda" else [plain]
 
 
 def network(name: str, device: torch.device) -> AiM:
-    """A preset with random weights."""
+    """Build a preset with random weights."""
     torch.manual_seed(0)
     return AiM(AiMConfig.preset(name)).to(device).eval()
 
 
 def gpu_factor() -> float | None:
-    """What the goals' seconds are multiplied by here; None on other hardware."""
+    """Return the factor from the goals' hardware to this machine; None on other hardware."""
     name = hardware()
     return 1.0 if "H100" in name else H200 if "H200" in name else None
 
 
 def goals(name: str, batch: int) -> Row:
-    """The published code's time on an H100, and the goals for this machine."""
-    found, factor = GOALS.get((name, batch)), gpu_factor()
-    if found is None or factor is None:
+    """Return the published code's time on an H100, and the goals for this machine."""
+    result, factor = GOALS.get((name, batch)), gpu_factor()
+    if result is None or factor is None:
         return {}
-    return {"published_h100_s": found[0], "goal_s": found[1] * factor, "stretch_s": found[2] * factor}
+    return {"published_h100_s": result[0], "goal_s": result[1] * factor, "stretch_s": result[2] * factor}
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy, read and written."""
+    """Measure the bytes per second of a large copy, read and written."""
     source = torch.ones(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / statistics.median(timed(lambda: target.copy_(source), device, 10))
 
 
 def timed(work: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 1) -> list[float]:
-    """Seconds of each repeat, everything finished."""
+    """Return the seconds of each repeat, until the device has finished."""
     seconds = []
     for _ in range(repeats + warm_up):
         synchronize(device)
@@ -159,29 +162,29 @@ def timed(work: Callable[[], Any], device: torch.device, repeats: int, warm_up: 
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count memory anew."""
+    """Reset the peak of allocated memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak(device: torch.device) -> Row:
-    """Most memory since the reset; nothing on a CPU."""
+    """Return the peak of allocated memory since the reset; nothing on a CPU."""
     return {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
 
 
 def load(device: torch.device) -> Row:
-    """Processes that ran on a CPU in the last minute: above one a core, others shared the machine."""
+    """Return a CPU's load average; more than one per core means other processes shared the machine."""
     return {} if device.type == "cuda" else {"load_average": os.getloadavg()[0]}
 
 
 def traffic(config: AiMConfig, batch: int, size: int) -> tuple[float, float]:
-    """Bytes of a sequence with guidance, recurrent and dual form; weights and values of `size` bytes."""
+    """Return the bytes of a sequence with guidance, recurrent and dual form; values of `size` bytes."""
     with torch.device("meta"):
         model = AiM(config)
     once = ("adaLN_modulation", "adaln_group", "cls_embed", "position_embeddings")
@@ -194,7 +197,7 @@ def traffic(config: AiMConfig, batch: int, size: int) -> tuple[float, float]:
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """The rows as Markdown, a table for each kind; a cell that has no value is empty."""
+    """Write the rows as Markdown, one table per kind; missing values are empty cells."""
     lines = [
         f"# Sampling on {hardware()}",
         "",

@@ -39,7 +39,7 @@ def seconds(function, values, *options) -> float:
 
 
 def saved_bytes(function, values, *options) -> int:
-    """What the backward pass keeps; tensors that share their memory count once."""
+    """Return the bytes kept for the backward pass; tensors that share their memory count once."""
     kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ def saved_bytes(function, values, *options) -> int:
 
 
 def measure(length: int, device: str, repeats: int) -> list[dict]:
-    """A row for each way to scan sequences of this length."""
+    """Return a row for each way to scan sequences of this length."""
     values, rows = inputs(length, device), []
     for name, (function, *size) in CASES.items():
         seconds(function, values, *size)

@@ -1,4 +1,4 @@
-"""What benchmarks/tune_sampling.py may try: shapes that differ from given ones in a few fields.
+"""Proposals of benchmarks/tune_sampling.py: kernel configurations that differ from others in a few fields.
 
 Fields of one kernel are changed together, since blocks, stages and warps share its registers and shared memory.
 """
@@ -12,14 +12,14 @@ from aim_lightning.sampling.fast.buffers import PARTS
 from aim_lightning.sampling.fast.kernel_configs import (
     BUFFER_BYTES,
     SHARED_BYTES,
+    KernelConfigs,
     MatmulConfig,
     MixerKernelConfig,
-    Shapes,
 )
 
-# How often each kernel's fields are changed, by what its time is of a step and how much there is to choose.
+# How often each kernel's fields are changed, by its share of a step's time and its number of choices.
 OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.13, "head": 0.08, "choose_warps": 0.02}
-PRODUCT = {"tall": (16, 32, 64, 128), "wide": (16, 32, 64, 128), "deep": (64, 128, 256, 512)}
+PRODUCT = {"block_m": (16, 32, 64, 128), "block_n": (16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
 PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
 MIX = {
     "heads": (1, 2, 3, 4, 6, 8, 12, 16),
@@ -34,66 +34,65 @@ FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
 
 
-def trial(rng: random.Random, found: Shapes) -> Shapes:
-    """Other shapes near `found`, which `allowed` may refuse."""
+def trial(rng: random.Random, configs: KernelConfigs) -> KernelConfigs:
+    """Return other configurations near these, which `allowed` may refuse."""
     (kernel,) = rng.choices(list(OFTEN), list(OFTEN.values()))
     if kernel == "choose_warps":
-        return replace(found, choose_warps=_near(rng, (4, 8, 16, 32), found.choose_warps))
+        return replace(configs, choose_warps=_near(rng, (4, 8, 16, 32), configs.choose_warps))
     if kernel == "fetch":
-        return _changed(rng, found, FETCH)
+        return _changed(rng, configs, FETCH)
     if kernel == "mix":
-        return replace(found, mix=_changed(rng, found.mix, MIX))
+        return replace(configs, mixer=_changed(rng, configs.mixer, MIX))
     if kernel == "out" and rng.random() < 0.4:
-        found = replace(found, split=_near(rng, range(1, PARTS + 1), found.split))
-    return replace(found, **{kernel: _changed(rng, getattr(found, kernel), PRODUCT)})
+        configs = replace(configs, split=_near(rng, range(1, PARTS + 1), configs.split))
+    return replace(configs, **{kernel: _changed(rng, getattr(configs, kernel), PRODUCT)})
 
 
 def _changed(rng: random.Random, fields, choices: dict[str, Sequence]):
-    """A dataclass with some of its fields a little different."""
+    """Return a dataclass with some of its fields changed to neighbouring values."""
     names = rng.sample(list(choices), rng.choice(FIELDS))
     return replace(fields, **{name: _near(rng, choices[name], getattr(fields, name)) for name in names})
 
 
 def _near(rng: random.Random, choices: Sequence, value):
-    """One of the two choices on either side, or any where the value is none of them."""
+    """Return one of the two choices on either side, or any where the value is not among them."""
     if value not in choices:
         return rng.choice(choices)
     place = choices.index(value) + rng.choice((-2, -1, 1, 2))
     return choices[max(0, min(len(choices) - 1, place))]
 
 
-def allowed(shapes: Shapes, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
-    """Whether the decoder would take them as they are on a GPU of `shared` bytes, and a thread's values fit into its
-    registers."""
+def allowed(shapes: KernelConfigs, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
+    """Return if a GPU of `shared` bytes takes them unchanged, and a thread's values fit into registers."""
     out, project, head = shapes.out, shapes.project, shapes.head
     inner = (out, config.d_inner / shapes.split), (project, config.d_model), (head, config.d_model)
     return (
-        _mix_allowed(shapes.mix, config)
-        and all(_product_allowed(product, count, rows, shared) for product, count in inner)
+        _mixer_allowed(shapes.mixer, config)
+        and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
         and not head.early
-        and config.d_inner % (shapes.split * out.deep) == 0
+        and config.d_inner % (shapes.split * out.block_k) == 0
         and (shapes.split > 1 or not out.early)
     )
 
 
-def _mix_allowed(mix: MixerKernelConfig, config: AiMConfig) -> bool:
-    columns = 1 << (mix.heads * config.headdim - 1).bit_length()
-    block = mix.steps * (columns + config.d_state)
+def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
+    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
+    block = mixer.steps * (columns + config.d_state)
     return (
-        config.nheads % mix.heads == 0
-        and (mix.products or not mix.first)
-        and (mix.steps >= 16 or not mix.products)
-        and (mix.stages - 1) * block * 2 <= BUFFER_BYTES
-        and mix.steps * columns <= THREAD_VALUES * mix.warps * 32
+        config.nheads % mixer.heads == 0
+        and (mixer.products or not mixer.first)
+        and (mixer.steps >= 16 or not mixer.products)
+        and (mixer.stages - 1) * block * 2 <= BUFFER_BYTES
+        and mixer.steps * columns <= THREAD_VALUES * mixer.warps * 32
     )
 
 
-def _product_allowed(product: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
-    lines, threads = 2 * (product.tall + product.wide), product.warps * 32
+def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
+    lines, threads = 2 * (matmul.block_m + matmul.block_n), matmul.warps * 32
     return (
-        product.tall <= max(16, 1 << (rows - 1).bit_length())
-        and inner % product.deep == 0
-        and lines * (inner if product.early else product.deep * (product.stages - 1)) <= shared
-        and product.tall * product.wide <= THREAD_VALUES // 2 * threads
-        and product.wide * product.deep <= 2 * THREAD_VALUES * threads
+        matmul.block_m <= max(16, 1 << (rows - 1).bit_length())
+        and inner % matmul.block_k == 0
+        and lines * (inner if matmul.early else matmul.block_k * (matmul.stages - 1)) <= shared
+        and matmul.block_m * matmul.block_n <= THREAD_VALUES // 2 * threads
+        and matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads
     )

@@ -1,7 +1,7 @@
-"""Finds the shapes of the fast decoder's kernels: random changes, kept where whole sequences take less time.
+"""Tune the fast decoder's kernel configurations: random changes, kept where complete sequences take less time.
 
 python benchmarks/tune_sampling.py [--models AiM-B,AiM-L] [--batches 16,16] [--seconds 600] [--seed 1] [--out FILE]
-A change (benchmarks/trials.py) must draw what the shapes before draw; then both are timed by turns. While one is timed,
+A change (benchmarks/trials.py) must give the same codes as before; then both are timed interleaved. While one is timed,
 other processes compile the next ones. --out, by default kernel_configs.json of the package, is written after every
 gain: a run that is cut off loses nothing. Needs a GPU. Another --seed searches elsewhere: the best of a few is kept.
 """
@@ -26,7 +26,7 @@ from trials import allowed, trial
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling.fast import FastDecoder, kernel_configs
-from aim_lightning.sampling.fast.kernel_configs import Shapes, shapes_for
+from aim_lightning.sampling.fast.kernel_configs import KernelConfigs, kernel_configs_for
 from aim_lightning.sampling.filters import Filters
 from aim_lightning.utils.files import atomic_path
 
@@ -36,15 +36,15 @@ HOPELESS = 1.02  # what is not timed again
 REPEATS = 7  # sequences of both
 TWICE = 0.3  # of the trials change two kernels
 COMPILING = 60  # seconds
-NEAR = 3e-2  # of logits from those of the present shapes, norm over norm, after a whole sequence
+NEAR = 3e-2  # of logits from those of the current configurations, norm over norm, after a complete sequence
 Case = tuple[str, int]
-# So hot that every code is equally likely and rounding draws no other: all shapes have the same past.
+# So hot that every code is equally likely and rounding changes none: all configurations have the same history.
 HOT = {"temperature": 1e9, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass
-class Drawn:
-    """What shapes draw: codes under the benchmark's options; codes and last logits when hot."""
+class Samples:
+    """Results of a configuration: codes under the benchmark's options; codes and last logits when hot."""
 
     codes_BT: Tensor
     hot_BT: Tensor
@@ -52,46 +52,46 @@ class Drawn:
 
 
 class Sequence:
-    """A decoder in given shapes, ready to draw."""
+    """A decoder in a given configuration, ready to sample."""
 
-    def __init__(self, model: AiM, batch: int, wanted: Shapes, graph: bool = True) -> None:
+    def __init__(self, model: AiM, batch: int, configs: KernelConfigs, graph: bool = True) -> None:
         self.model, self.device = model, model.lm_head.weight.device
-        with mock.patch.object(kernel_configs, "table", lambda: {(model.config.d_model, 2 * batch): wanted}):
+        with mock.patch.object(kernel_configs, "table", lambda: {(model.config.d_model, 2 * batch): configs}):
             self.decoder = FastDecoder(model, batch, True, torch.bfloat16, graph)
         generator = torch.Generator().manual_seed(0)
         self.uniform = torch.rand(batch, model.config.num_tokens, generator=generator, dtype=torch.float64)
         self.uniform, self.labels = self.uniform.to(self.device), torch.arange(batch, device=self.device)
         self.labels %= model.config.num_classes
 
-    def draw(self, **options) -> Tensor:
+    def sample(self, **options) -> Tensor:
         scales = [OPTIONS["cfg_scale"]] * self.model.config.num_tokens
         filters = Filters(**{"top_k": OPTIONS["top_k"], "top_p": OPTIONS["top_p"], **options})
         return self.decoder.run(self.model, self.labels, self.uniform, scales=scales, filters=filters)
 
-    def drawn(self) -> Drawn:
-        hot = self.draw(**HOT)
+    def samples(self) -> Samples:
+        hot = self.sample(**HOT)
         logits = self.decoder.buffers.logits_MV.clone()
-        return Drawn(self.draw(), hot, logits)
+        return Samples(self.sample(), hot, logits)
 
     def seconds(self) -> float:
-        return timed(self.draw, self.device, 1, warm_up=0)[0]
+        return timed(self.sample, self.device, 1, warm_up=0)[0]
 
 
-def fault(found: Drawn, wanted: Drawn) -> str | None:
-    """Why `found` is not what the first shapes draw; None if it is, up to rounding."""
-    if not torch.equal(found.hot_BT, wanted.hot_BT):
+def fault(result: Samples, expected: Samples) -> str | None:
+    """Return how a result differs from the first configuration's; None if it is equal up to rounding."""
+    if not torch.equal(result.hot_BT, expected.hot_BT):
         return "other codes although all are equally likely"
-    distance = float((found.logits_MV - wanted.logits_MV).norm() / wanted.logits_MV.norm())
+    distance = float((result.logits_MV - expected.logits_MV).norm() / expected.logits_MV.norm())
     if not distance <= NEAR:
         return f"logits are {distance:.1e} apart"
-    other = int((found.codes_BT[:, 0] != wanted.codes_BT[:, 0]).sum())
-    if other > 2 + len(found.codes_BT) // 2:  # a code is drawn among hundreds: rounding moves many a draw to the next
+    other = int((result.codes_BT[:, 0] != expected.codes_BT[:, 0]).sum())
+    if other > 2 + len(result.codes_BT) // 2:  # one of hundreds is chosen: rounding moves many choices to the next
         return f"{other} images begin with another code"
     return None
 
 
 def faster(best: Sequence, other: Sequence, known: float) -> tuple[float, float] | None:
-    """Least seconds of both by turns, where `other` takes less; cheap where it does not.
+    """Return the least seconds of both, measured interleaved, where `other` takes less; cheap where it does not.
 
     known: what `best` took when it was last timed.
     """
@@ -107,44 +107,45 @@ def faster(best: Sequence, other: Sequence, known: float) -> tuple[float, float]
 def tune(
     model: AiM,
     batch: int,
-    found: Shapes,
-    propose: Callable[[Shapes], Shapes | None],
+    configs: KernelConfigs,
+    propose: Callable[[KernelConfigs], KernelConfigs | None],
     until: float,
-    keep: Callable[[Shapes], None],
-) -> Shapes:
-    """The best shapes on a way of gains, each `keep`t when it is found. propose: shapes to try, given the best;
-    None ends it."""
-    best = Sequence(model, batch, found)
-    wanted, known, tried = best.drawn(), min(best.seconds() for _ in range(REPEATS)), 0
-    while time.monotonic() < until and (new := propose(found)) is not None:
+    keep: Callable[[KernelConfigs], None],
+) -> KernelConfigs:
+    """Return the best configurations after a series of gains, each passed to `keep`.
+
+    propose: returns configurations to try, given the best; None ends the search.
+    """
+    best = Sequence(model, batch, configs)
+    expected, known, tried = best.samples(), min(best.seconds() for _ in range(REPEATS)), 0
+    while time.monotonic() < until and (new := propose(configs)) is not None:
         tried += 1
         try:
             other = Sequence(model, batch, new)
             times = faster(best, other, known)
-            why = times and fault(other.drawn(), wanted)
-        except Exception as error:  # too much shared memory, say: another change will do
-            print(
-                f"  {type(error).__name__} {str(error).partition(chr(10))[0][:100]}: {changed(found, new)}", flush=True
-            )
+            why = times and fault(other.samples(), expected)
+        except Exception as error:  # for example too much shared memory: try another change
+            reason = str(error).partition("\n")[0][:100]
+            print(f"  {type(error).__name__} {reason}: {changed(configs, new)}", flush=True)
             continue
         if why:
-            print(f"  REFUSED, {why}: {changed(found, new)}", flush=True)
+            print(f"  REFUSED, {why}: {changed(configs, new)}", flush=True)
         elif times:
-            print(f"  {times[0]:.4f} -> {times[1]:.4f} s {changed(found, new)}", flush=True)
-            found, best, known = new, other, times[1]
-            keep(found)
+            print(f"  {times[0]:.4f} -> {times[1]:.4f} s {changed(configs, new)}", flush=True)
+            configs, best, known = new, other, times[1]
+            keep(configs)
     print(f"  {tried} tried", flush=True)
-    return found
+    return configs
 
 
-def changed(old: Shapes, new: Shapes) -> dict:
-    """Fields that differ."""
+def changed(old: KernelConfigs, new: KernelConfigs) -> dict:
+    """Return the fields that differ."""
     before = asdict(old)
     return {name: value for name, value in asdict(new).items() if value != before[name]}
 
 
 class Proposals:
-    """Shapes near the best ones, none twice, whose kernels other processes have compiled.
+    """KernelConfigs near the best ones, none twice, whose kernels other processes have compiled.
 
     Those near an earlier best, which were being compiled when a gain came, are tried too.
     """
@@ -156,7 +157,7 @@ class Proposals:
         self.random, self.seen, self.waiting = random.Random(seed), set(), deque()
         self.config, self.rows = AiMConfig.preset(case[0]), 2 * case[1]
 
-    def __call__(self, best: Shapes) -> Shapes:
+    def __call__(self, best: KernelConfigs) -> KernelConfigs:
         self.seen.add(best)
         while len(self.waiting) < self.ahead:
             new = self._new(best)
@@ -165,7 +166,7 @@ class Proposals:
         compiled.wait(COMPILING)  # if it failed, the trial will say why
         return new
 
-    def _new(self, best: Shapes) -> Shapes:
+    def _new(self, best: KernelConfigs) -> KernelConfigs:
         while True:
             new = trial(self.random, best)
             if self.random.random() < TWICE:
@@ -175,27 +176,27 @@ class Proposals:
                 return new
 
 
-def compile_only(case: Case, wanted: Shapes) -> None:
-    """Into Triton's cache, with a shallow network of the same widths; no kernel of the decoder runs."""
+def compile_only(case: Case, configs: KernelConfigs) -> None:
+    """Compile into Triton's cache, with a shallow network of the same widths; no kernel of the decoder runs."""
     from triton.runtime.jit import JITFunction
 
     def compiled(kernel, grid):
         return lambda *args, **kwargs: kernel.run(*args, grid=grid, warmup=True, **kwargs)
 
     with mock.patch.object(JITFunction, "__getitem__", compiled):
-        Sequence(shallow(case[0]), case[1], wanted, graph=False).decoder._step()
+        Sequence(shallow(case[0]), case[1], configs, graph=False).decoder._step()
 
 
 @lru_cache(1)
 def shallow(name: str) -> AiM:
-    """Of few layers and codes."""
+    """Build a preset of few layers and codes."""
     preset = AiMConfig.preset(name)
     with torch.device("cuda"):
         return AiM(replace(preset, n_layer=max(2, preset.num_groups), num_tokens=16)).eval()
 
 
 def shortened(name: str, layers: int) -> AiM:
-    """A preset with so many of its layers (0: all): kernels take as long in fewer of them."""
+    """Build a preset with some of its layers (0: all): a kernel takes as long in a shallower network."""
     torch.manual_seed(0)
     preset = AiMConfig.preset(name)
     with torch.device("cuda"):
@@ -203,37 +204,37 @@ def shortened(name: str, layers: int) -> AiM:
 
 
 def key(case: Case) -> tuple[int, int]:
-    """Of a row of the table."""
+    """Return the key of a row of the table."""
     return AiMConfig.preset(case[0]).d_model, 2 * case[1]
 
 
-def store(path: Path, place: tuple[int, int], found: Shapes) -> None:
-    """Into the table, which is complete at any moment; a row is a line of it."""
+def store(path: Path, key_: tuple[int, int], configs: KernelConfigs) -> None:
+    """Write a row to the table, one line per row; the file is complete at any moment."""
     table = json.loads((path if path.exists() else PATH).read_text())
-    table["x".join(map(str, place))] = {name: _stored(value) for name, value in asdict(found).items()}
+    table["x".join(map(str, key_))] = {name: _stored(value) for name, value in asdict(configs).items()}
     lines = ",\n".join(f' "{name}": {json.dumps(value)}' for name, value in table.items())
     with atomic_path(path) as temporary:
         temporary.write_text("{\n" + lines + "\n}\n")
 
 
 def _stored(value):
-    """A kernel's fields without their names, as the table has them."""
+    """Return a kernel's fields without their names, as in the table."""
     return list(value.values()) if isinstance(value, dict) else value
 
 
 def search(case: Case, options: argparse.Namespace, until: float) -> None:
-    """Tune one row of the table, and say what the whole network gains."""
+    """Tune one row of the table, and print the gain of the complete network."""
     model = shortened(case[0], options.layers)
     shared = kernel_configs.shared_bytes(model.lm_head.weight.device)
-    before = found = shapes_for(model.config, 2 * case[1], torch.bfloat16, shared)
-    print(f"{case}, {model.config.n_layer} layers: {found}", flush=True)
+    before = configs = kernel_configs_for(model.config, 2 * case[1], torch.bfloat16, shared)
+    print(f"{case}, {model.config.n_layer} layers: {configs}", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         propose = Proposals(case, pool, options.workers, options.seed, shared)
-        found = tune(model, case[1], found, propose, until, lambda best: store(options.out, key(case), best))
+        configs = tune(model, case[1], configs, propose, until, lambda best: store(options.out, key(case), best))
         pool.terminate()
-    if found != before:
+    if configs != before:
         model = shortened(case[0], 0)
-        ways = [Sequence(model, case[1], shapes) for shapes in (before, found)]
+        ways = [Sequence(model, case[1], kernel_config) for kernel_config in (before, configs)]
         seconds = [min(sequence.seconds() for _ in range(REPEATS)) for sequence in ways]
         print(f"{case}, all layers: {seconds[0]:.4f} -> {seconds[1]:.4f} s", flush=True)
 

@@ -45,8 +45,8 @@ def autocast(dtype: torch.dtype):
 def test_forward_and_gradients(path, dtype):
     plain, ours, codes, labels = pair(path)
     assert ours.backbone.backend.fused == (path == "fused")
-    expected, found = (logits_and_gradients(network, codes, labels, dtype) for network in (plain, ours))
-    assert_close(found, expected, dtype)
+    expected, result = (logits_and_gradients(network, codes, labels, dtype) for network in (plain, ours))
+    assert_close(result, expected, dtype)
 
 
 def logits_and_gradients(network: AiM, codes, labels, dtype: torch.dtype) -> tuple[torch.Tensor, dict]:
@@ -58,8 +58,8 @@ def logits_and_gradients(network: AiM, codes, labels, dtype: torch.dtype) -> tup
     return logits, {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
 
 
-def assert_close(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], dtype: torch.dtype) -> None:
-    (logits, gradients), (expected_logits, expected_gradients) = found, expected
+def assert_close(result: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], dtype: torch.dtype) -> None:
+    (logits, gradients), (expected_logits, expected_gradients) = result, expected
     assert relative(logits, expected_logits) <= LOGITS[dtype]
     assert gradients.keys() == expected_gradients.keys()  # the same parameters have one
     for name, gradient in gradients.items():
@@ -71,10 +71,10 @@ def assert_close(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor,
 def test_decoding_equals_teacher_forcing(path, dtype):
     plain, ours, codes, labels = pair(path)
     with torch.no_grad(), autocast(dtype):
-        whole = plain(codes[:, :40], labels).float()
+        complete = plain(codes[:, :40], labels).float()
         condition, states = ours.backbone.condition(labels), ours.new_states(len(labels))
         steps = [ours.step(codes[:, t - 1] if t else None, t - 1, condition, states).float() for t in range(41)]
-    assert relative(torch.stack(steps, 1), whole) <= LOGITS[dtype]
+    assert relative(torch.stack(steps, 1), complete) <= LOGITS[dtype]
 
 
 @pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
@@ -131,8 +131,8 @@ def test_compiled_is_the_same(backend):
     network = ours if backend == "mamba_ssm" else plain
     expected = logits_and_gradients(network, codes, labels, torch.bfloat16)
     network.compile()
-    found = logits_and_gradients(network, codes, labels, torch.bfloat16)
-    assert_close(found, expected, torch.bfloat16)
+    result = logits_and_gradients(network, codes, labels, torch.bfloat16)
+    assert_close(result, expected, torch.bfloat16)
 
 
 def test_two_hundred_steps_give_the_same_curve():

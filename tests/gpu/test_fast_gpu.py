@@ -10,7 +10,7 @@ from helpers import relative
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
 from aim_lightning.sampling.fast import decoder_for, kernel_configs
-from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 from aim_lightning.sampling.filters import guide, keep_top_k, keep_top_p
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -45,7 +45,7 @@ def network(adaln: str, seed: int = 0, num_tokens: int = 64, **sizes) -> AiM:
 
 
 def assert_same(model: AiM, labels: torch.Tensor = LABELS, **options) -> None:
-    """The fast decoder in float32 draws the plain one's codes, up to where a draw falls on the edge of two codes."""
+    """The fast decoder in float32 gives the plain one's codes, unless a random number falls on the edge of two."""
     plain = generate(model, labels, decoder="plain", seed=3, **options)
     fast = generate(model, labels, decoder="fast", precision="float32", seed=3, **options)
     if options.get("top_k") != 1:
@@ -60,7 +60,7 @@ def assert_same(model: AiM, labels: torch.Tensor = LABELS, **options) -> None:
 def draw_margin(
     model, label, codes_L, image, step, other, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, seed=3, **_
 ):
-    """How far the step's random number lies from where the other code would have been drawn, in probability."""
+    """How far the step's random number lies from where the other code would have been chosen, in probability."""
     null = torch.full_like(label, model.null_class)
     with torch.no_grad():
         logits = model(codes_L.expand(2, -1), torch.stack((label, null)).cuda())[:, -1].float()
@@ -87,7 +87,7 @@ def test_larger_grids(tokens):
 
 
 def test_a_captured_graph_serves_no_stale_state():
-    """Shapes, models, options and weights by turns."""
+    """Batch sizes, models, options and weights in turn."""
     first, second = network("group"), network("layer", seed=1)
     for turn in range(2):
         for model in (first, second):
@@ -121,7 +121,7 @@ def test_bf16_logits_stay_near_a_float32_state_at_every_step(cfg_scale):
 def test_bf16_in_all_shapes_of_the_table(d_model, rows):
     """The kernels that the presets take: several blocks of the past, tiles of rows, 16384 codes."""
     model = network("layer", num_tokens=80, d_model=d_model, n_layer=2, vocab_size=16384)
-    assert shapes_for(model.config, rows, torch.bfloat16) == table()[d_model, rows]
+    assert kernel_configs_for(model.config, rows, torch.bfloat16) == table()[d_model, rows]
     assert bf16_distance(model, torch.arange(rows // 2) % 10, 2.0) <= STEP_LOGITS[4]
 
 
@@ -147,19 +147,19 @@ def test_bf16_at_widths_off_the_kernels_blocks(d_model):
 
 
 def test_bf16_codes_do_not_depend_on_the_block_size_but_where_rounding_decides():
-    """Blocks of other sizes take other kernels; a code differs first where the draw is near the edge of two."""
+    """Blocks of other sizes take other kernels; a code differs first where the random number is near the edge of two."""
     model, labels = network("layer", d_model=768, n_layer=2, vocab_size=16384), torch.arange(64) % 10
     options = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98, "seed": 7}
     draw = lambda size: [  # noqa: E731
         generate(model, labels[part], indices_B=part, decoder="fast", **options)
         for part in torch.arange(len(labels)).split(size)
     ]
-    whole, parts = torch.cat(draw(64)), torch.cat(draw(16))
-    assert (whole == parts)[:, 0].float().mean() > 0.9
-    for image in (whole != parts).any(dim=1).nonzero().flatten().tolist():
-        step = int((whole[image] != parts[image]).nonzero()[0])
+    complete, parts = torch.cat(draw(64)), torch.cat(draw(16))
+    assert (complete == parts)[:, 0].float().mean() > 0.9
+    for image in (complete != parts).any(dim=1).nonzero().flatten().tolist():
+        step = int((complete[image] != parts[image]).nonzero()[0])
         other = parts[image, step]
-        margin = draw_margin(model, labels[image], whole[image, :step], image, step, other, **options)
+        margin = draw_margin(model, labels[image], complete[image, :step], image, step, other, **options)
         print(f"image {image} differs from step {step} on, margin {margin:.1e}")
         assert margin <= EDGE_BF16
 
@@ -169,10 +169,10 @@ def test_averaged_weights_swapped_in_and_out():
     model, average = network("group"), network("group", seed=1)
     options = {"cfg_scale": 2.0, "seed": 7, "decoder": "fast"}
     own = [parameter.data for parameter in model.parameters()]
-    first, wanted = generate(model, LABELS, **options), generate(average, LABELS, **options)
+    first, expected = generate(model, LABELS, **options), generate(average, LABELS, **options)
     for parameter, other in zip(model.parameters(), average.parameters(), strict=True):
         parameter.data = other.data
-    assert torch.equal(generate(model, LABELS, **options), wanted)
+    assert torch.equal(generate(model, LABELS, **options), expected)
     for parameter, before in zip(model.parameters(), own, strict=True):
         parameter.data = before
     assert torch.equal(generate(model, LABELS, **options), first)
@@ -240,11 +240,11 @@ MIXES = {
 def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
     """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
     product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
-    wanted = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
-    wanted = replace(wanted, ahead=64, ahead_b=64, vectors=True, line=16)
-    monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): wanted})
+    expected = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
+    expected = replace(expected, ahead=64, ahead_b=64, vectors=True, line=16)
+    monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): expected})
     model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)
-    assert shapes_for(model.config, 32, torch.bfloat16) == wanted
+    assert kernel_configs_for(model.config, 32, torch.bfloat16) == expected
     assert bf16_distance(model, torch.arange(16) % 10, 2.0) <= STEP_LOGITS[4]
     assert_patient_kernels_draw_the_same(model, 16, monkeypatch)
 

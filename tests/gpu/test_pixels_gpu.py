@@ -1,4 +1,4 @@
-"""Codes to pixels on an NVIDIA GPU: beside the drawing of the next batch, and what stays behind."""
+"""Codes to pixels on an NVIDIA GPU: concurrently with sampling of the next batch, and what remains afterwards."""
 
 import gc
 
@@ -29,10 +29,10 @@ def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
     keep = lambda step, sofar: codes.append(sofar.clone()) if step == last else None  # noqa: E731
     images = list(made.batches(labels, on_step=keep, **options))
     assert [len(batch) for batch in images] == [4, 4, 4, 4, 4, 2]
-    for batch, drawn in zip(images, codes, strict=True):
+    for batch, sampled in zip(images, codes, strict=True):
         narrow = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16")
         with narrow, exact_products(precision == "tf32"):
-            serial = to_uint8(made.tokenizer.decode(drawn))
+            serial = to_uint8(made.tokenizer.decode(sampled))
         assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
     assert all(map(torch.equal, images, made.batches(labels, **options)))
 

@@ -81,9 +81,9 @@ def test_training_in_bf16_is_continued(tmp_path):
     fit("cut")
     (tmp_path / "runs/tiny/cut/checkpoints/step=00000022.ckpt").unlink()
     assert "training from step 20" in fit("cut")
-    whole, cut = (dict(scalars(tmp_path / "runs" / "tiny" / run)["train/loss"]) for run in ("whole", "cut"))
+    complete, cut = (dict(scalars(tmp_path / "runs" / "tiny" / run)["train/loss"]) for run in ("whole", "cut"))
     assert sorted(cut) == list(range(22))
-    assert [cut[step] for step in range(22)] == pytest.approx([whole[step] for step in range(22)], rel=5e-3)
+    assert [cut[step] for step in range(22)] == pytest.approx([complete[step] for step in range(22)], rel=5e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
@@ -168,9 +168,9 @@ def test_adversarial_training_is_continued(tmp_path, precision):
         (runs / "cut" / "checkpoints" / f"step={step:08d}.ckpt").unlink()
     assert "training from step 4" in fit("cut")
     for tag in ("train/loss", "train/discriminator", "val/psnr"):
-        whole, cut = (dict(scalars(runs / run)[tag]) for run in ("whole", "cut"))
-        assert whole.keys() == cut.keys()
-        assert list(cut.values()) == pytest.approx(list(whole.values()), rel=2e-2), tag
+        complete, cut = (dict(scalars(runs / run)[tag]) for run in ("whole", "cut"))
+        assert complete.keys() == cut.keys()
+        assert list(cut.values()) == pytest.approx(list(complete.values()), rel=2e-2), tag
 
 
 def test_the_quantiser_is_float32_under_autocast():

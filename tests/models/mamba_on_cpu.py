@@ -1,4 +1,4 @@
-"""Our backends beside mamba-ssm's own code on a CPU; prints one JSON object of relative differences.
+"""Backends compared with mamba-ssm's code on a CPU; prints one JSON object of relative differences.
 
 A process of its own, because Triton's interpreter must be chosen before anything imports triton.
 """
@@ -28,7 +28,7 @@ from aim_lightning.models.aim.block import GatedMLP  # noqa: E402
 from aim_lightning.models.aim.mixer import Mamba2Mixer  # noqa: E402
 from aim_lightning.models.aim.scan import scan, scan_step_  # noqa: E402
 
-# mamba_split_conv1d_scan_ref ends in the CUDA scan of Mamba-1; the library's own reference of that stands in.
+# mamba_split_conv1d_scan_ref ends in the CUDA scan of Mamba-1; the library's reference of that replaces it.
 selective_scan_interface.selective_scan_fn = selective_scan_interface.selective_scan_ref
 # Widths of (in_proj, convolution): (296, 160) suit the fused path; in (284, 148) both are no multiples of 8, in
 # (280, 148) the convolution alone.
@@ -54,7 +54,7 @@ def scan_inputs(length: int) -> list[torch.Tensor]:
 def references() -> dict[str, float]:
     """Our PyTorch code against mamba-ssm's PyTorch references."""
     x, dt, a, b, c = scan_inputs(48)
-    found = {
+    result = {
         "scan": relative(scan(x, dt, a, b, c), ssd_chunk_scan_combined_ref(x, dt, a, b[:, :, None], c[:, :, None], 16))
     }
     state = torch.randn(2, 3, 8, 16)
@@ -68,13 +68,13 @@ def references() -> dict[str, float]:
         b[:, 0, None],
         c[:, 0, None],
     )
-    found["step"] = relative(scan_step_(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state), expected)
-    found["step_state"] = relative(state, expected_state)
-    return found | {"mixer": mixer_reference(), "mlp": mlp_reference()}
+    result["step"] = relative(scan_step_(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state), expected)
+    result["step_state"] = relative(state, expected_state)
+    return result | {"mixer": mixer_reference(), "mlp": mlp_reference()}
 
 
 def mixer_reference() -> float:
-    """The whole mixer against mamba_split_conv1d_scan_ref (which wants whole chunks)."""
+    """Compare the mixer with mamba_split_conv1d_scan_ref, which needs complete chunks."""
     mixer, u = random_weights(Mamba2Mixer(config(**SIZES["fused"]))), torch.randn(2, 32, 64)
     mixer.init_weights()
     expected = mamba_split_conv1d_scan_ref(
@@ -139,9 +139,9 @@ def decode(network: AiM, codes_BL: torch.Tensor) -> torch.Tensor:
 
 def refusals() -> dict[str, str | None]:
     """Why the fused path is not taken."""
-    found = {f"d_conv {taps}": mamba.fused_refusal(config(d_conv=taps, **SIZES["fused"])) for taps in (1, 2, 4, 5)}
+    result = {f"d_conv {taps}": mamba.fused_refusal(config(d_conv=taps, **SIZES["fused"])) for taps in (1, 2, 4, 5)}
     with mock.patch.object(mamba, "causal_conv1d_fwd_function", None):
-        return found | {"not installed": mamba.fused_refusal(config(**SIZES["fused"]))}
+        return result | {"not installed": mamba.fused_refusal(config(**SIZES["fused"]))}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""mamba-ssm's own code on a CPU: its PyTorch references, and its Triton kernels through Triton's interpreter.
+"""mamba-ssm's code on a CPU: its PyTorch references, and its Triton kernels through Triton's interpreter.
 
 `make test` unpacks mamba-ssm and einops into .venv/mamba-reference, apart from the environment: without CUDA the
-package cannot be imported as a whole, and no backend must find it there by accident.
+package cannot be imported, and no backend must import it from there by accident.
 """
 
 import contextlib

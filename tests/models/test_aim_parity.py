@@ -66,11 +66,11 @@ def test_step_equals_forward_at_every_position(adaln, d_intermediate, position_e
         torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
     codes, labels = torch.randint(40, (4, 21)), torch.tensor([0, 2, 4, 5])
     with torch.no_grad():
-        whole = model(codes[:, :-1], labels)
+        complete = model(codes[:, :-1], labels)
         condition, states, steps = model.backbone.condition(labels), model.new_states(4), []
         for t in range(21):
             steps.append(model.step(codes[:, t - 1] if t else None, t - 1, condition, states))
-    assert max(relative(step, whole[:, t]) for t, step in enumerate(steps)) <= 1e-5
+    assert max(relative(step, complete[:, t]) for t, step in enumerate(steps)) <= 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -92,12 +92,12 @@ def test_prefix_of_no_codes_and_causality():
     model = published_aim("tiny_group")
     labels, codes = torch.tensor([1, 2]), torch.randint(128, (2, 15))
     with torch.no_grad():
-        empty, whole = model(codes[:, :0], labels), model(codes, labels)
+        empty, complete = model(codes[:, :0], labels), model(codes, labels)
         changed = model(torch.cat((codes[:, :7], (codes[:, 7:] + 1) % 128), dim=1), labels)
     assert empty.shape == (2, 1, 128)
-    assert relative(empty, whole[:, :1]) <= 1e-5
-    assert relative(changed[:, :8], whole[:, :8]) <= 1e-6
-    assert relative(changed[:, 8:], whole[:, 8:]) > 1e-2
+    assert relative(empty, complete[:, :1]) <= 1e-5
+    assert relative(changed[:, :8], complete[:, :8]) <= 1e-6
+    assert relative(changed[:, 8:], complete[:, 8:]) > 1e-2
 
 
 @pytest.mark.parametrize(

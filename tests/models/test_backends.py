@@ -1,4 +1,4 @@
-"""Backends: the choice and its words, and agreement with mamba-ssm's own code on a CPU."""
+"""Backends: the choice and its words, and agreement with mamba-ssm's code on a CPU."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch
 
 @pytest.fixture(scope="module")
 def differences() -> dict:
-    """Relative differences found by tests/models/mamba_on_cpu.py, in a process of its own."""
+    """Relative differences from tests/models/mamba_on_cpu.py, in a process of its own."""
     if not mamba_reference.available():
         pytest.skip("mamba-ssm's source is not unpacked: make install")
     script = ROOT / "tests/models/mamba_on_cpu.py"
@@ -41,12 +41,12 @@ def test_plain_code_equals_mamba_ssm_references(differences, what):
 
 @pytest.mark.parametrize("path", ["fused", "unfused in_proj", "unfused convolution"])
 def test_kernels_equal_plain_code(differences, path):
-    found = differences[path]
-    assert found["backend"] == "mamba_ssm"
-    assert found["fused"] == (path == "fused")
-    assert found["forward"] <= 5e-6
-    assert found["decoding"] <= 5e-6
-    assert found["gradients"] <= 5e-5
+    result = differences[path]
+    assert result["backend"] == "mamba_ssm"
+    assert result["fused"] == (path == "fused")
+    assert result["forward"] <= 5e-6
+    assert result["decoding"] <= 5e-6
+    assert result["gradients"] <= 5e-5
 
 
 def test_where_the_fused_path_is_not_taken(differences):
@@ -72,7 +72,7 @@ USES = {
 
 
 @pytest.fixture
-def told(caplog):
+def messages(caplog):
     """What is logged from here on."""
     choose._log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="aim_lightning")
@@ -80,12 +80,12 @@ def told(caplog):
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_auto_says_once_at_the_first_use_what_it_took(told, use):
+def test_auto_logs_its_choice_once_at_the_first_use(messages, use):
     model = AiM(TINY).eval().to(torch.bfloat16).to("cpu").float()
-    assert model.backend == "torch" and not told()  # it may still be moved to a GPU
+    assert model.backend == "torch" and not messages()  # it may still be moved to a GPU
     use(model)
     use(model)
-    assert model.backend == "torch" and told() == [TOOK_TORCH]
+    assert model.backend == "torch" and messages() == [TOOK_TORCH]
 
 
 @pytest.fixture
@@ -97,10 +97,10 @@ def kernels(monkeypatch):
     return backend
 
 
-def test_auto_on_a_gpu(told, kernels):
+def test_auto_on_a_gpu(messages, kernels):
     backend = choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16)
     assert backend is kernels
-    assert told() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
+    assert messages() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
 
 
 @pytest.mark.parametrize(
@@ -110,25 +110,27 @@ def test_auto_on_a_gpu(told, kernels):
         (torch.float64, None, "it has no kernels for torch.float64"),
     ],
 )
-def test_auto_on_a_gpu_without_the_kernels_is_never_silent(told, monkeypatch, dtype, missing, reason):
+def test_auto_on_a_gpu_without_the_kernels_is_never_silent(messages, monkeypatch, dtype, missing, reason):
     monkeypatch.setattr(choose, "missing", lambda: missing)
     for _ in range(2):
         assert choose.choose_backend("auto", TINY, torch.device("cuda"), dtype).name == "torch"
-    assert len(told()) == 1 and told()[0].startswith(f"backend auto took torch: {reason}")
+    assert len(messages()) == 1 and messages()[0].startswith(f"backend auto took torch: {reason}")
 
 
-def test_moved_to_a_gpu_it_logs_that_choice_alone(told, monkeypatch, kernels):
+def test_moved_to_a_gpu_it_logs_that_choice_alone(messages, monkeypatch, kernels):
     model = AiM(TINY).to(torch.bfloat16)
     on_gpu = mock.PropertyMock(return_value=torch.device("cuda"))
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Parameter, "device", on_gpu, raising=False)
         model.to(torch.float32)
         assert model.backend == "mamba_ssm"
-        assert told() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
+        assert messages() == [
+            "backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"
+        ]
     model.to("cpu")
-    assert model.backend == "torch" and len(told()) == 1
+    assert model.backend == "torch" and len(messages()) == 1
     model(CODES, LABELS)
-    assert told()[1:] == [TOOK_TORCH]
+    assert messages()[1:] == [TOOK_TORCH]
 
 
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
@@ -160,9 +162,9 @@ def test_parameters_that_must_stay_exact_do_in_bf16():
     assert model.double().backbone.layers[0].mixer.A_log.dtype == torch.float64
 
 
-@pytest.mark.parametrize("wanted", ["auto", "torch"])
-def test_a_device_without_float64_is_refused_at_use(wanted):
-    backend = choose.choose_backend(wanted, TINY, torch.device("mps"), torch.float32)
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_device_without_float64_is_refused_at_use(name):
+    backend = choose.choose_backend(name, TINY, torch.device("mps"), torch.float32)
     with pytest.raises(UserError, match="backend torch cannot be used: its scan needs float64, which MPS lacks"):
         backend.add_norm(torch.zeros(1), None, torch.nn.Identity())
 

@@ -29,8 +29,8 @@ def test_rows_are_shifts_then_scales_then_gates_mixer_first(config: AiMConfig):
     if config.d_intermediate:
         residual = x + out
         out = gates[:, 1] * block.mlp(block.norm2(residual) * (1 + scales[:, 1]) + shifts[:, 1])
-    found, found_residual = block(x, None, rows)
-    assert relative(found, out) <= 1e-6 and relative(found_residual, residual) <= 1e-6
+    result, result_residual = block(x, None, rows)
+    assert relative(result, out) <= 1e-6 and relative(result_residual, residual) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["token_dropout", "mixer_dropout", "mlp_dropout"])

@@ -87,14 +87,14 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path):
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
-    found, whole = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], _pass(nn.BatchNorm2d(3), images)
+    result, complete = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], _pass(nn.BatchNorm2d(3), images)
     for name in ("out", "x"):
-        assert torch.allclose(torch.cat([part[name] for part in found]), whole[name], atol=1e-5), name
+        assert torch.allclose(torch.cat([part[name] for part in result]), complete[name], atol=1e-5), name
     for name in ("weight", "bias"):
-        assert torch.allclose(found[0][name] + found[1][name], whole[name], atol=1e-4), name
-    for name, value in whole["state"].items():
-        assert torch.allclose(found[0]["state"][name], value, atol=1e-5), name
-        assert torch.equal(found[0]["state"][name], found[1]["state"][name]), name
+        assert torch.allclose(result[0][name] + result[1][name], complete[name], atol=1e-4), name
+    for name, value in complete["state"].items():
+        assert torch.allclose(result[0]["state"][name], value, atol=1e-5), name
+        assert torch.equal(result[0]["state"][name], result[1]["state"][name]), name
 
 
 def test_alone_it_is_plain_batch_norm():

@@ -1,4 +1,4 @@
-"""The VQ tokenizer against the published fixture, and its own promises."""
+"""The VQ tokenizer against the published fixture, and its documented behaviour."""
 
 import dataclasses
 

@@ -22,7 +22,7 @@ import tune_sampling as tune
 from kernels_on_cpu import network
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 CPU = torch.device("cpu")
 
@@ -33,18 +33,18 @@ def searched(directory: Path) -> dict:
     On a CPU the logits do not lie in the buffers: those here stand in.
     """
     model = network("group", num_tokens=6)
-    found, seconds = shapes_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
+    found, seconds = kernel_configs_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
     found, kept = replace(found, choose_warps=8), []
     proposals = [*(replace(found, choose_warps=count) for count in (4, 32, 16)), None]
-    drawn = tune.Sequence.drawn
+    samples = tune.Sequence.samples
 
     class Fake(tune.Sequence):
-        def __init__(self, model, batch, wanted, graph=True):
-            super().__init__(model, batch, wanted, graph)
-            self.warps = wanted.choose_warps
+        def __init__(self, model, batch, configs, graph=True):
+            super().__init__(model, batch, configs, graph)
+            self.warps = configs.choose_warps
 
-        def drawn(self):
-            return replace(drawn(self), logits_MV=torch.full((4, 40), 1.5 if self.warps == 32 else 1.0))
+        def samples(self):
+            return replace(samples(self), logits_MV=torch.full((4, 40), 1.5 if self.warps == 32 else 1.0))
 
         def seconds(self):
             return seconds[self.warps]
@@ -65,20 +65,20 @@ def searched(directory: Path) -> dict:
     }  # fmt: skip
 
 
-def alike() -> list:
+def same() -> list:
     """What is taken for the same: itself, other codes where rounding decides, and not: far logits, other codes."""
     model = network("group", num_tokens=6)
-    mine = tune.Sequence(model, 40, shapes_for(model.config, 80, torch.bfloat16)).drawn()
-    mine.logits_MV.fill_(1.0)
-    one, all_ = mine.codes_BT.clone(), mine.codes_BT + 1
+    reference = tune.Sequence(model, 40, kernel_configs_for(model.config, 80, torch.bfloat16)).samples()
+    reference.logits_MV.fill_(1.0)
+    one, all_ = reference.codes_BT.clone(), reference.codes_BT + 1
     one[0] += 1
     return [
-        tune.fault(mine, mine),
-        tune.fault(replace(mine, codes_BT=one), mine),
-        tune.fault(replace(mine, logits_MV=mine.logits_MV * 1.1), mine),
-        tune.fault(replace(mine, logits_MV=mine.logits_MV * torch.nan), mine),
-        tune.fault(replace(mine, hot_BT=all_), mine),
-        tune.fault(replace(mine, codes_BT=all_), mine),
+        tune.fault(reference, reference),
+        tune.fault(replace(reference, codes_BT=one), reference),
+        tune.fault(replace(reference, logits_MV=reference.logits_MV * 1.1), reference),
+        tune.fault(replace(reference, logits_MV=reference.logits_MV * torch.nan), reference),
+        tune.fault(replace(reference, hot_BT=all_), reference),
+        tune.fault(replace(reference, codes_BT=all_), reference),
     ]
 
 
@@ -86,10 +86,10 @@ class Compiling:
     """A pool and a result: what it is asked for stands in `asked`."""
 
     def __init__(self) -> None:
-        self.asked = []
+        self.requested = []
 
     def apply_async(self, work, arguments):
-        self.asked.append(arguments)
+        self.requested.append(arguments)
         return self
 
     def wait(self, seconds):
@@ -98,15 +98,15 @@ class Compiling:
 
 def proposed() -> dict:
     """What a search of AiM-B at 16 is given: twice 20 from one seed, and 20 from another."""
-    best, given, asked = table()[768, 32], [], []
+    best, given, requested = table()[768, 32], [], []
     for seed in (1, 1, 2):
         pool = Compiling()
         proposals = tune.Proposals(("AiM-B", 16), pool, 3, seed)
         given.append([proposals(best) for _ in range(20)])
-        asked.append([wanted for _, wanted in pool.asked])
+        requested.append([wanted for _, wanted in pool.requested])
     return {
         "again": given[0] == given[1], "other": given[0] != given[2], "twice": 20 - len(set(given[0])),
-        "best": best in given[0], "ahead": len(asked[0]) - 20, "in_order": asked[0][:20] == given[0],
+        "best": best in given[0], "ahead": len(requested[0]) - 20, "in_order": requested[0][:20] == given[0],
     }  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
-    report |= {"proposed": proposed(), "searched": searched(directory), "alike": alike(), "forms": measured, "row": row}
+    report |= {"proposed": proposed(), "searched": searched(directory), "same": same(), "forms": measured, "row": row}
     print(json.dumps(report))
 
 

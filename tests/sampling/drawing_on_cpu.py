@@ -1,4 +1,4 @@
-"""The kernels that draw, through Triton's interpreter, against the filters; prints one JSON object.
+"""The sampling kernels, through Triton's interpreter, against the filters; prints one JSON object.
 
 A process of its own, because the interpreter must be chosen before anything imports triton.
 """
@@ -33,12 +33,12 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
     )  # fmt: skip
 
 
-def drawn(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
+def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
     """The buffers after one step."""
-    from aim_lightning.sampling.fast.sampler import draw
+    from aim_lightning.sampling.fast import sampler
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
-    draw(SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False})
+    sampler.sample_codes(SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False})
     codes = buffers.codes_BT[:, STEP]
     assert codes.min() >= 0 and codes.max() < logits.shape[1] and int(buffers.step) == STEP + 1
     assert int(buffers.done) == 0 and (buffers.codes_BT[:, [0, 2]] == -1).all()
@@ -49,10 +49,10 @@ def share_equal(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temper
     """Of the codes, with those of the filters."""
     from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
-    buffers = drawn(logits, guided, top_k, top_p, temperature)
+    buffers = sampled(logits, guided, top_k, top_p, temperature)
     plain = guide(*logits.chunk(2), SCALE) if guided else logits
-    wanted = sample_codes(plain, buffers.uniform_BT[:, STEP], Filters(temperature, top_k, top_p))
-    return (buffers.codes_BT[:, STEP] == wanted).float().mean().item()
+    expected = sample_codes(plain, buffers.uniform_BT[:, STEP], Filters(temperature, top_k, top_p))
+    return (buffers.codes_BT[:, STEP] == expected).float().mean().item()
 
 
 def logits_of(kind: str, rows: int, vocabulary: int) -> torch.Tensor:
@@ -72,32 +72,32 @@ def logits_of(kind: str, rows: int, vocabulary: int) -> torch.Tensor:
 
 def table() -> dict[str, list[float]]:
     """Shares of equal codes by kind of logits and vocabulary, one for every set of options."""
-    found = {}
+    result = {}
     for kind in KINDS:
         for vocabulary, guided in ((61, True), (97, False), (7, False)):
             logits = logits_of(kind, 2 * IMAGES if guided else IMAGES, vocabulary)
             name = f"{kind} {vocabulary}"
             several = MORE if vocabulary == 97 else OPTIONS + MORE
-            found[name] = [share_equal(logits, guided, **options) for options in several]
-    return found
+            result[name] = [share_equal(logits, guided, **options) for options in several]
+    return result
 
 
 def paths() -> dict[str, int]:
-    """Draws over all logits, by kind, of as many images; top_k is 12 of 64 logits, half of which may be candidates."""
+    """Count the choices over all logits, by kind; top_k is 12 of 64 logits, half of which may be candidates."""
     from unittest import mock
 
     from aim_lightning.sampling.fast.kernels import sample_token
 
-    found, whole = dict.fromkeys(KINDS, 0), sample_token._draw_from_all
+    result, complete = dict.fromkeys(KINDS, 0), sample_token._sample_from_all
     for kind in KINDS:
 
         def count(*arguments, kind=kind):
-            found[kind] += 1
-            return whole(*arguments)
+            result[kind] += 1
+            return complete(*arguments)
 
-        with mock.patch.object(sample_token, "_draw_from_all", count):
-            drawn(logits_of(kind, IMAGES, 64), False, top_k=12, top_p=0.9)
-    return found
+        with mock.patch.object(sample_token, "_sample_from_all", count):
+            sampled(logits_of(kind, IMAGES, 64), False, top_k=12, top_p=0.9)
+    return result
 
 
 def sifted() -> list[str]:
@@ -105,7 +105,7 @@ def sifted() -> list[str]:
     wrong = []
     for kind in KINDS:
         logits = logits_of(kind, IMAGES, 61)
-        made = drawn(logits, False, top_k=3)
+        made = sampled(logits, False, top_k=3)
         for image, row in enumerate(logits):
             for chunk, x in enumerate(row.split(CHUNK)):
                 value, place = made.values_BCS[image, chunk], made.places_BCS[image, chunk]
@@ -127,11 +127,11 @@ def large() -> bool:
     made.chunk, slots, chunks = buffers.sifting(16384)
     made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
     made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
-    sampler.draw(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
+    sampler.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
     from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
-    wanted = sample_codes(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
-    return torch.equal(made.codes_BT[:, STEP], wanted)
+    expected = sample_codes(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
+    return torch.equal(made.codes_BT[:, STEP], expected)
 
 
 def diverging() -> list[int]:
@@ -141,7 +141,7 @@ def diverging() -> list[int]:
         for places in (slice(7, 8), slice(0, 60), slice(16, 60)):
             logits = torch.randn(1, 60)
             logits[:, places] = value
-            flags += [int(drawn(logits, False, **options).diverged) for options in OPTIONS[:5]]
+            flags += [int(sampled(logits, False, **options).diverged) for options in OPTIONS[:5]]
     return flags
 
 

@@ -57,7 +57,7 @@ def products() -> dict[str, float]:
     from aim_lightning.sampling.fast.kernel_configs import MatmulConfig
     from aim_lightning.sampling.fast.triton_step import linear
 
-    found = {}
+    result = {}
     for rows, inner, cols, split, early in [
         (3, 192, 40, 1, False),
         (70, 96, 33, 1, False),
@@ -71,8 +71,8 @@ def products() -> dict[str, float]:
         out = torch.full((split, rows, cols), torch.nan)
         linear(x, weight, out if split > 1 else out[0], MatmulConfig(16, 32, 128, 3, 4, early), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
-        found[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
-    return found
+        result[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
+    return result
 
 
 @torch.no_grad()
@@ -99,8 +99,8 @@ def logits_in_bf16(
     with mock.patch.object(buffers, "LONG", long):
         decoder = FastDecoder(model, 2, True, torch.bfloat16)
     assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)
-    plain, draw = [], decoder._step._choose
-    decoder._step._choose = lambda logits, step: (plain.append(logits), draw(logits, step))
+    plain, draw = [], decoder._step._sample
+    decoder._step._sample = lambda logits, step: (plain.append(logits), draw(logits, step))
     decoder.run(model, labels, uniform, **options)
     small = replace(
         kernel_configs.table()[768, 32],
@@ -112,7 +112,7 @@ def logits_in_bf16(
         small = replace(small, project=early, out=early)
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
-    assert decoder._step.shapes.out.early == bool(deep) and decoder._step.shapes.mix.heads == heads
+    assert decoder._step.configs.out.early == bool(deep) and decoder._step.configs.mix.heads == heads
     decoder.run(model, labels, uniform, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -132,10 +132,10 @@ def far_row() -> bool:
     step = torch.zeros((), dtype=torch.int32)
     xs[-inner:] = 0
     kernels.activate_kernel[(1, 2)](
-        zx, ring, *conv, new(1), gate, xs, bs, c, dt, step, 2, T, INNER=inner, H=1, N=N, TAPS=4, WIDE=128
+        zx, ring, *conv, new(1), gate, xs, bs, c, dt, step, 2, T, INNER=inner, H=1, N=N, TAPS=4, BLOCK_N=128
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
-    kernels.mix_kernel[(2, 1)](
+    kernels.mixer_kernel[(2, 1)](
         gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, y, y, y, T,
         INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=False,
         AHEAD=0, AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
@@ -162,19 +162,19 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
     with mock.patch.multiple(mixer_step, _prefetch=note, _wait=nothing, _start_next=nothing):
-        mixer_step.mix_kernel[(2, 2)](
+        mixer_step.mixer_kernel[(2, 2)](
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
             T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,
             FIRST=False, AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
         )  # fmt: skip
-    found, past = [], set()
+    result, past = [], set()
     for values in (xs, bs):
         places = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
         past |= places
         width = values.shape[2]
         codes = [(place - values[1].data_ptr()) // (2 * width) for place in places]
-        found.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
+        result.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
     starts = [gate_rows.data_ptr() + 2 * D * kind for kind in (2, 5)]
     starts += [next_rows.data_ptr() + 2 * D * kind for kind in range(4)]
     vectors = {start + 2 * i for start in starts for i in range(0, D, line)}
@@ -183,7 +183,7 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     # A share of five places in two is three each: the last ones are taken once more.
     rest = {start + 2 * (D - 1) for start in starts} | {norm.data_ptr() + 4 * (D - 1)}
     assert seen - vectors - rest <= past
-    return found
+    return result
 
 
 def multiply_bfloat16() -> None:

@@ -13,7 +13,7 @@ from aim_lightning.sampling.fast.buffers import sifting
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict:
+def sampled() -> dict:
     """What the Triton kernels give on a CPU, in a process of its own (tests/sampling/drawing_on_cpu.py)."""
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/models'}", "OMP_NUM_THREADS": "1"}
     script = ROOT / "tests/sampling/drawing_on_cpu.py"
@@ -24,29 +24,29 @@ def drawn() -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vocabulary", [61, 97, 7])
-def test_codes_are_those_of_the_filters(drawn, kind, vocabulary):
+def test_codes_are_those_of_the_filters(sampled, kind, vocabulary):
     """Under every set of options, also where logits are equal across chunks or nearly so."""
-    shares = drawn["equal"][f"{kind} {vocabulary}"]
+    shares = sampled["equal"][f"{kind} {vocabulary}"]
     assert shares == [1.0] * len(MORE if vocabulary == 97 else OPTIONS + MORE)
 
 
-def test_all_logits_are_searched_only_where_candidates_do_not_decide(drawn):
-    assert drawn["all"]["skewed"] == drawn["all"]["equal"] == IMAGES
-    assert drawn["all"]["random"] < IMAGES
+def test_all_logits_are_searched_only_where_candidates_do_not_decide(sampled):
+    assert sampled["all"]["skewed"] == sampled["all"]["equal"] == IMAGES
+    assert sampled["all"]["random"] < IMAGES
 
 
-def test_candidates_are_the_largest_of_their_chunk_in_order(drawn):
+def test_candidates_are_the_largest_of_their_chunk_in_order(sampled):
     """All from the cutoff on, three quarters of the slots at least where no entries are equal."""
-    assert drawn["sifted"] == []
+    assert sampled["sifted"] == []
 
 
-def test_they_end_and_tell_when_logits_are_not_finite(drawn):
+def test_they_end_and_tell_when_logits_are_not_finite(sampled):
     """A search over such values would never end."""
-    assert drawn["diverged"] == [1] * 45 + [0] * 15
+    assert sampled["diverged"] == [1] * 45 + [0] * 15
 
 
-def test_a_draw_from_a_presets_number_of_codes(drawn):
-    assert drawn["large"]
+def test_a_draw_from_a_presets_number_of_codes(sampled):
+    assert sampled["large"]
 
 
 def test_chunks_by_the_number_of_codes():

@@ -221,7 +221,7 @@ def test_steps_go_into_graphs_of_eight_and_ones(monkeypatch):
         captured.append(steps)
         return lambda: [self._step() for _ in range(steps)]
 
-    monkeypatch.setattr(FastDecoder, "_captured", capture)
+    monkeypatch.setattr(FastDecoder, "_capture", capture)
     decoder_for(model, 3, False, torch.float32)._capturing = True
     for _ in range(2):
         assert torch.equal(*both(model))

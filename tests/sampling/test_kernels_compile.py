@@ -25,34 +25,38 @@ TYPES = dict.fromkeys(BF16, "*bf16") | {
     **dict.fromkeys(("step_ptr", "done_ptr", "offset_ptr", "top_k_ptr", "diverged_ptr", "places_ptr"), "*i32"),
 }
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
-PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "WIDE": 32, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
-LINEAR = {"SPLIT": 4, "ROWS": 16, "WIDE": 16, "DEEP": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
+PROJECT = {**AIM_B, "D": 768, "TAPS": 4, "BLOCK_N": 32, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
+LINEAR = {"SPLIT": 4, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "VECTORS": False, "LINE": 64, "CHAINED": True}
 MIX |= {"FIRST": False, "D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
 SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CASES = [
-    ("linear_kernel", {**LINEAR, "INNER": 768, "SPLIT": 1, "ROWS": 64, "WIDE": 32}, {}),
+    ("linear_kernel", {**LINEAR, "INNER": 768, "SPLIT": 1, "BLOCK_M": 64, "BLOCK_N": 32}, {}),
     ("linear_kernel", {**LINEAR, "INNER": 1536}, {}),
     ("linear_kernel", {**LINEAR, "INNER": 600}, {}),
-    ("linear_kernel", {**LINEAR, "INNER": 1536, "WIDE": 32, "EARLY": True, "LINE": 8}, {}),
-    ("linear_kernel", {**LINEAR, "INNER": 2048, "ROWS": 32, "WIDE": 32, "DEEP": 512, "EARLY": True}, {"num_warps": 8}),
-    ("project_kernel", {**PROJECT, "ROWS": 16}, {}),
-    ("project_kernel", {**PROJECT, "ROWS": 64}, {"num_warps": 8}),
-    ("project_kernel", {**PROJECT, "ROWS": 16, "DEEP": 256, "EARLY": True}, {}),
-    ("activate_kernel", {**AIM_B, "TAPS": 4, "WIDE": 512}, {}),
-    ("mix_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False}, {"num_warps": 8}),
+    ("linear_kernel", {**LINEAR, "INNER": 1536, "BLOCK_N": 32, "EARLY": True, "LINE": 8}, {}),
     (
-        "mix_kernel",
+        "linear_kernel",
+        {**LINEAR, "INNER": 2048, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 512, "EARLY": True},
+        {"num_warps": 8},
+    ),
+    ("in_proj_kernel", {**PROJECT, "BLOCK_M": 16}, {}),
+    ("in_proj_kernel", {**PROJECT, "BLOCK_M": 64}, {"num_warps": 8}),
+    ("in_proj_kernel", {**PROJECT, "BLOCK_M": 16, "BLOCK_K": 256, "EARLY": True}, {}),
+    ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}, {}),
+    ("mixer_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False}, {"num_warps": 8}),
+    (
+        "mixer_kernel",
         {**MIX, "HEADS": 4, "STEPS": 8, "PRODUCTS": False, "AHEAD": 64, "AHEAD_B": 64, "VECTORS": True},
         {"num_warps": 2},
     ),
-    ("mix_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "AHEAD": 128}, {"num_warps": 8}),
-    ("sift_kernel", SIFT, {"num_warps": 8}),
-    ("sift_kernel", SIFT, {"num_warps": 2}),
-    ("mix_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "PRODUCTS": True, "FIRST": True, "AHEAD": 32}, {"num_warps": 8}),
-    ("choose_kernel", CHOOSE, {"num_warps": 8}),
-    ("choose_kernel", CHOOSE, {"num_warps": 16}),
+    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "AHEAD": 128}, {"num_warps": 8}),
+    ("top_candidates_kernel", SIFT, {"num_warps": 8}),
+    ("top_candidates_kernel", SIFT, {"num_warps": 2}),
+    ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "PRODUCTS": True, "FIRST": True, "AHEAD": 32}, {"num_warps": 8}),
+    ("sample_token_kernel", CHOOSE, {"num_warps": 8}),
+    ("sample_token_kernel", CHOOSE, {"num_warps": 16}),
     ("enter_kernel", {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024, "CHAINED": True}, {}),
     (
         "advance_kernel",

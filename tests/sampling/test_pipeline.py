@@ -38,7 +38,7 @@ def pipeline() -> AiMPipeline:
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[int]:
+def sampled(monkeypatch) -> list[int]:
     """Sizes of the batches that the network draws."""
     sizes = []
 
@@ -50,10 +50,10 @@ def drawn(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_every_block_has_the_size_that_was_asked_for(pipeline, drawn):
+def test_every_block_has_the_size_that_was_asked_for(pipeline, sampled):
     assert [len(batch) for batch in pipeline.batches(LABELS, batch_size=3)] == [3, 2]
     assert len(pipeline.generate(LABELS, batch_size=8)) == 5
-    assert drawn == [3, 3, 8]
+    assert sampled == [3, 3, 8]
 
 
 @pytest.mark.parametrize("decoder", ["plain", "fast"])
@@ -75,12 +75,12 @@ def test_codes_do_not_depend_on_the_block_size_in_float32(pipeline, decoder):
     assert all(torch.equal(codes, seen[1]) for codes in seen.values())
 
 
-def test_auto_on_a_cpu(pipeline, drawn):
+def test_auto_on_a_cpu(pipeline, sampled):
     """A fixed number, and no more than there are labels; a record names it."""
     assert pipeline.resolve(SamplingOptions(batch_size="auto")).batch_size == 64
     pipeline.generate(LABELS)
     pipeline.generate([0] * 65, batch_size="auto")
-    assert drawn == [5, 64, 64]
+    assert sampled == [5, 64, 64]
 
 
 def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
@@ -94,12 +94,12 @@ def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
     weight, module = SimpleNamespace(is_cuda=True, device=torch.device("cuda")), sys.modules[resolve.__module__]
     on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY, parameters=list)
     monkeypatch.setattr(module, "obstacle", lambda config, device: None)
-    each, found = cache.bytes_needed(TINY, 1, False, torch.bfloat16), []
+    each, result = cache.bytes_needed(TINY, 1, False, torch.bfloat16), []
     for kept in (0, 60 * each):
         monkeypatch.setattr(module, "kept_bytes", lambda model, kept=kept: kept)
         monkeypatch.setattr(module, "free_bytes", lambda device, kept=kept: 75 * each - kept)
-        found.append(resolve(SamplingOptions(decoder="fast", batch_size="auto"), on_gpu).batch_size)
-    assert found == [64, 64]
+        result.append(resolve(SamplingOptions(decoder="fast", batch_size="auto"), on_gpu).batch_size)
+    assert result == [64, 64]
 
 
 def test_precision_is_resolved_for_the_record(monkeypatch):

@@ -13,7 +13,7 @@ from conftest import ROOT
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernel_configs
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.kernel_configs import shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def report(tmp_path_factory) -> dict:
 
 
 def test_the_search_keeps_what_is_faster_and_draws_the_same(report):
-    found = report["searched"]
-    assert (found["best"], found["kept"]) == (16, [16])
-    assert found["late"] == 8
-    assert found["read"] and found["others"] and found["rows"] == len(table()) + 1
-    refused, better, tried, late = found["log"].splitlines()  # of what is slower there is no line
+    result = report["searched"]
+    assert (result["best"], result["kept"]) == (16, [16])
+    assert result["late"] == 8
+    assert result["read"] and result["others"] and result["rows"] == len(table()) + 1
+    refused, better, tried, late = result["log"].splitlines()  # of what is slower there is no line
     assert refused == "  REFUSED, logits are 5.0e-01 apart: {'choose_warps': 32}"
     assert better == "  1.0000 -> 0.9000 s {'choose_warps': 16}"
     assert (tried, late) == ("  3 tried", "  0 tried")
@@ -44,9 +44,9 @@ def test_the_search_proposes_nothing_twice_and_compiles_ahead(report):
 
 
 def test_what_counts_as_the_same(report):
-    assert report["alike"][:2] == [None, None]
+    assert report["same"][:2] == [None, None]
     words = ["apart", "logits are nan apart", "equally likely", "begin with another code"]
-    assert all(word in found for word, found in zip(words, report["alike"][2:], strict=True))
+    assert all(word in result for word, result in zip(words, report["same"][2:], strict=True))
 
 
 def test_every_form_is_measured(report):
@@ -80,7 +80,7 @@ def test_what_the_search_tries_fits_the_presets(monkeypatch):
     for rows in (2, 18, 24, 80, 128):  # also what is no power of two: the shapes in use are a beginning
         config = AiMConfig.preset("AiM-B")
         for shared in (92 * 1024, kernel_configs.SHARED_BYTES):
-            assert trials.allowed(shapes_for(config, rows, torch.bfloat16, shared), config, rows, shared)
+            assert trials.allowed(kernel_configs_for(config, rows, torch.bfloat16, shared), config, rows, shared)
     for place, own in table().items():
         config, tried = AiMConfig.preset({768: "AiM-B", 1024: "AiM-L", 1536: "AiM-XL"}[place[0]]), set()
         assert trials.allowed(own, config, place[1])
@@ -89,8 +89,8 @@ def test_what_the_search_tries_fits_the_presets(monkeypatch):
             if not trials.allowed(wanted, config, place[1]):
                 continue
             with mock.patch.object(kernel_configs, "table", lambda place=place, wanted=wanted: {place: wanted}):
-                assert shapes_for(config, place[1], torch.bfloat16) == wanted
-            assert wanted.split <= PARTS and wanted.project.deep % wanted.line == 0
+                assert kernel_configs_for(config, place[1], torch.bfloat16) == wanted
+            assert wanted.split <= PARTS and wanted.project.block_k % wanted.line == 0
             tried.add(wanted)
         kernels = {name for shape in tried for name, value in vars(shape).items() if value != getattr(own, name)}
         assert len(tried) > 50 and kernels >= {"project", "out", "split", "head", "mix", "ahead", "choose_warps"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, shapes_for, table
+from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, kernel_configs_for, table
 
 SHARED = 227 * 1024  # bytes that a program may have on an H100
 
@@ -17,30 +17,33 @@ SHARED = 227 * 1024  # bytes that a program may have on an H100
 )
 def test_the_presets_have_rows_of_their_own(preset, images):
     config = AiMConfig.preset(preset)
-    own = table()[config.d_model, 2 * images]
-    found = shapes_for(config, 2 * images, torch.bfloat16)
-    assert found == own
-    assert config.nheads % found.mix.heads == 0
+    measured = table()[config.d_model, 2 * images]
+    configs_for_preset = kernel_configs_for(config, 2 * images, torch.bfloat16)
+    assert configs_for_preset == measured
+    assert config.nheads % configs_for_preset.mix.heads == 0
 
 
 @pytest.mark.parametrize("shared", [91, 155, 200])  # KiB: a consumer's GPU, an A100, an H100, less what is spared
 @pytest.mark.parametrize("key", table())
 def test_products_fit_into_a_gpus_shared_memory(key, shared):
     config = AiMConfig(d_model=key[0], n_layer=2, num_classes=10)
-    shapes = shapes_for(config, key[1], torch.bfloat16, shared * 1024)
-    for product in (shapes.project, shapes.out, shapes.head):
-        assert product.early or (product.tall + product.wide) * product.deep * 2 * (product.stages - 1) <= shared * 1024
-        assert product.stages >= 2
-    assert shared < 200 or shapes == table()[key]
+    configs = kernel_configs_for(config, key[1], torch.bfloat16, shared * 1024)
+    for matmul in (configs.project, configs.out, configs.head):
+        assert (
+            matmul.early
+            or (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= shared * 1024
+        )
+        assert matmul.stages >= 2
+    assert shared < 200 or configs == table()[key]
 
 
 def test_every_row_of_the_table_can_run():
-    for shapes in table().values():
-        assert shapes.split <= PARTS
-        for product in (shapes.project, shapes.out, shapes.head):
-            assert (product.tall + product.wide) * product.deep * 2 * (product.stages - 1) <= SHARED
-            assert product.tall >= 16
-        assert not shapes.mix.products or shapes.mix.heads <= 16 <= shapes.mix.steps
+    for configs in table().values():
+        assert configs.split <= PARTS
+        for matmul in (configs.project, configs.out, configs.head):
+            assert (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= SHARED
+            assert matmul.block_m >= 16
+        assert not configs.mix.products or configs.mix.heads <= 16 <= configs.mix.steps
 
 
 @given(
@@ -53,12 +56,14 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
     if 2 * d_model % headdim:
         return
     config = AiMConfig(d_model=d_model, n_layer=2, headdim=headdim, num_classes=10)
-    shapes = shapes_for(config, rows, dtype)
-    assert shapes == shapes_for(config, rows, dtype)
-    assert config.nheads % shapes.mix.heads == 0
-    assert shapes.project.tall <= max(16, 2 * rows)
-    parts = [n for n in (2, 3, 4) if config.d_inner % (n * shapes.out.deep) == 0 and dtype == torch.bfloat16]
-    assert shapes.split in parts or (shapes.split == 1 and not parts)
-    block = shapes.mix.steps * (shapes.mix.heads * headdim + config.d_state) * dtype.itemsize * (shapes.mix.stages - 1)
-    assert block <= BUFFER_BYTES or shapes.mix.heads == 1
-    assert dtype == torch.bfloat16 or shapes.split == 1
+    configs = kernel_configs_for(config, rows, dtype)
+    assert configs == kernel_configs_for(config, rows, dtype)
+    assert config.nheads % configs.mix.heads == 0
+    assert configs.project.block_m <= max(16, 2 * rows)
+    parts = [n for n in (2, 3, 4) if config.d_inner % (n * configs.out.block_k) == 0 and dtype == torch.bfloat16]
+    assert configs.split in parts or (configs.split == 1 and not parts)
+    block = (
+        configs.mix.steps * (configs.mix.heads * headdim + config.d_state) * dtype.itemsize * (configs.mix.stages - 1)
+    )
+    assert block <= BUFFER_BYTES or configs.mix.heads == 1
+    assert dtype == torch.bfloat16 or configs.split == 1

@@ -1,4 +1,4 @@
-"""Decoding at the speed of memory: dual form over stored inputs, static memory, one captured graph."""
+"""Fast decoding, bound by memory bandwidth: dual form over stored inputs, static memory, captured graphs."""
 
 from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.cache import decoder_for, kept_bytes, obstacle, release_decoders

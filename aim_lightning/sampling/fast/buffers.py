@@ -1,4 +1,4 @@
-"""All memory of the fast decoder, allocated once for a shape."""
+"""All memory of the fast decoder, allocated once per shape: a captured graph contains addresses."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from aim_lightning.models import AiM, AiMConfig
 
-LONG = 256  # codes up to which a running sum in float32 is near enough
-CHUNKS = 16  # parts of an image's logits, at most, whose largest are gathered before the filters search among them
-CHUNK = 1024  # logits of such a part, at least, where there are so many
-SLOTS = 128  # of which so many are gathered, at most
-PARTS = 4  # of out_proj's sum, at most
+LONG = 256  # codes up to which a running sum in float32 is accurate enough
+CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are gathered for the filters
+CHUNK = 1024  # at least: logits per part
+SLOTS = 128  # at most: entries gathered per part
+PARTS = 4  # at most: parts of out_proj's sum
 
 
 @dataclass
 class LayerCache:
-    """What one layer keeps of the codes so far; M rows, T codes.
+    """The inputs of one layer for the codes so far; M rows, T codes.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
     scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read.
@@ -30,13 +30,13 @@ class LayerCache:
 
 
 class Buffers:
-    """Static tensors for `images` images; with guidance the rows are images, then the same images without class.
+    """Static tensors for a number of images; with guidance the rows are images, then the same images without class.
 
     Args:
         model: gives sizes and device.
-        images: images a call.
-        guided: whether the null-class branch runs beside the conditional one.
-        dtype: of weights, stored inputs and what passes between kernels; the exponents of the decay have
+        images: images per call.
+        guided: whether the null-class branch runs alongside the conditional one.
+        dtype: type of weights, stored inputs and tensors between kernels; the exponents of the decay have
             `exponent_type`.
     """
 
@@ -47,29 +47,32 @@ class Buffers:
         exponent = exponent_type(config, dtype)
         empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
         M, T = self.rows, config.num_tokens
+        # State of a sequence. On the device, so that one graph serves every step: kernels read and increment `step`.
         self.codes_BT = torch.zeros(images, T, dtype=torch.int64, device=device)
         self.step = torch.zeros((), dtype=torch.int32, device=device)
         self.done = torch.zeros((), dtype=torch.int32, device=device)
         self.offset = torch.zeros((), dtype=torch.int32, device=device)
         self.diverged = torch.zeros((), dtype=torch.int32, device=device)
+        # Options of a call.
         self.uniform_BT = empty(images, T, dtype=torch.float64)
         self.scale_T = empty(T, dtype=torch.float32)
         self.temperature, self.top_p = empty(1, dtype=torch.float32), empty(1, dtype=torch.float32)
         self.top_k = empty(1, dtype=torch.int32)
+        # Condition of a call, then the values between the kernels of a step.
         self.start_MD = empty(M, config.d_model)
         self.layer_rows = self._rows(empty, config, config.n_layer, M, config.modulation_rows)
         self.final_rows = self._rows(empty, config, 1, M, 2)
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         columns = config.d_inner + config.conv_dim + config.nheads
-        self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # bfloat16 goes on without storing it
+        self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
         self.gate_MI = empty(M, config.d_inner)
         self.c_MN = empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
         self.squares = empty(M, config.nheads, dtype=torch.float32)
         self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
-        self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies what rounding leaves
+        self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies rounding
         self.chunk, slots, chunks = sifting(config.vocab_size)
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
         self.places_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
@@ -91,29 +94,29 @@ class Buffers:
 
 
 def sifting(vocab_size: int) -> tuple[int, int, int]:
-    """Logits a chunk, those gathered of each, and chunks, all powers of two: the last chunks may be empty."""
+    """Return logits per chunk, entries gathered per chunk, and chunks, all powers of two; the last may be empty."""
     block = 1 << (vocab_size - 1).bit_length()
     chunk = max(min(CHUNK, block), block // CHUNKS)
     return chunk, min(SLOTS, chunk), block // chunk
 
 
 def no_bounds(images: int, chunks: int, device: torch.device | str | None = None) -> Tensor:
-    """Cutoff, least and largest entry of chunks that have none, (images, 3, chunks)."""
+    """Return cutoff, least and largest entry of empty chunks, (images, 3, chunks)."""
     none = torch.tensor([-torch.inf, torch.inf, -torch.inf], dtype=torch.float32, device=device)
     return none[None, :, None].repeat(images, 1, chunks)
 
 
 def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
-    """Of L, the running sum of dt A, and log dt - L, whose rounding grows with the number of codes.
+    """Return the type of L, the running sum of dt A, and of log dt - L: their rounding grows with the codes.
 
-    float64 where the dual form is to equal the recurrence to rounding, and for more than LONG codes: in float32 the
-    weights of 1,024 would be off by up to 0.7 %.
+    float64 where the dual form must equal the recurrence to rounding, and for more than LONG codes: in float32 the
+    weights of 1,024 codes would be off by up to 0.7 %.
     """
     return torch.float64 if dtype == torch.float32 or config.num_tokens > LONG else torch.float32
 
 
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
-    """Device memory of `Buffers` for so many images, nearly all of it stored inputs, modulation and logits."""
+    """Return the device memory of `Buffers`, nearly all of it stored inputs, modulation and logits."""
     rows, size = images * (2 if guided else 1), dtype.itemsize
     stored = config.num_tokens * (
         (config.d_inner + config.d_state) * size + config.nheads * exponent_type(config, dtype).itemsize

@@ -1,4 +1,4 @@
-"""Decoders kept from call to call, and whether one can be had."""
+"""Keep fast decoders from call to call, and check where they can be used."""
 
 import importlib.util
 from collections import OrderedDict
@@ -11,13 +11,13 @@ from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.decoder import FastDecoder
 from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
 
-# Shapes a model: the block of a long series and one other (a grid of images).
+# Decoders per model: one for the block of a long series and one other (a grid of images).
 KEPT = 2
 _decoders: WeakKeyDictionary[AiM, OrderedDict] = WeakKeyDictionary()
 
 
 def obstacle(config: AiMConfig, device: torch.device) -> str | None:
-    """Why the fast decoder cannot take this network on this device; None where it can."""
+    """Return why the fast decoder cannot take this network on this device; None when it can."""
     if config.d_intermediate:
         return "it has no MLP (d_intermediate)"
     if device.type == "cpu":
@@ -29,17 +29,17 @@ def obstacle(config: AiMConfig, device: torch.device) -> str | None:
 
 
 def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int = 0) -> FastDecoder:
-    """The decoder of this shape, made at the first call; the longest unused of a model's decoders goes.
+    """Return the decoder of this shape, built at the first call; a model's least recently used decoder is released.
 
     Args:
         model: the network.
-        images: labels a call.
+        images: labels per call.
         guided: whether the null-class branch runs.
-        dtype: of weights and stored inputs.
-        pixel_bytes: GPU memory an image that decoding to pixels will need beside it.
+        dtype: type of weights and stored inputs.
+        pixel_bytes: GPU memory per image that decoding to pixels needs at the same time.
 
     Raises:
-        UserError: the GPU's free memory does not suffice; the message names the batch that would fit.
+        UserError: the GPU's free memory does not suffice; the message contains the batch that would fit.
     """
     device = model.lm_head.weight.device
     kept = _decoders.setdefault(model, OrderedDict())
@@ -48,19 +48,19 @@ def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel
         while len(kept) >= KEPT:
             kept.popitem(last=False)
         _make_room(kept, model, images, guided, dtype, pixel_bytes)
-        with torch.inference_mode(False):  # tensors made inside it could not be written to outside
+        with torch.inference_mode(False):  # tensors created inside it could not be written to outside
             kept[key] = FastDecoder(model, images, guided, dtype)
     kept.move_to_end(key)
     return kept[key]
 
 
 def release_decoders(model: AiM) -> None:
-    """Give back the memory of the model's decoders."""
+    """Release the memory of the model's decoders."""
     _decoders.pop(model, None)
 
 
 def kept_bytes(model: AiM) -> int:
-    """Device memory of the model's decoders, which they give back when a new one needs it."""
+    """Return the device memory of the model's decoders, which is released when a new one needs it."""
     return sum(
         bytes_needed(config, images, guided, dtype) + _weight_bytes(model, dtype)
         for images, guided, dtype, _, config in _decoders.get(model, ())
@@ -72,13 +72,13 @@ def _weight_bytes(model: AiM, dtype: torch.dtype) -> int:
 
 
 def _make_room(kept: OrderedDict, model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int) -> None:
-    """Drop the kept decoders where the new one does not fit beside them; an error where it does not fit alone."""
-    each = bytes_needed(model.config, 1, guided, dtype) + pixel_bytes
+    """Release the kept decoders where the new one does not fit next to them; raise where it does not fit alone."""
+    image_bytes = bytes_needed(model.config, 1, guided, dtype) + pixel_bytes
     device, weights = model.lm_head.weight.device, _weight_bytes(model, dtype)
     free = free_bytes(device) - weights
-    if images > fitting_batch(free, each):
+    if images > fitting_batch(free, image_bytes):
         kept.clear()
         free = free_bytes(device) - weights
-    fits = fitting_batch(free, each)
+    fits = fitting_batch(free, image_bytes)
     if images > fits:
-        raise too_large(images, fits, images * each, free)
+        raise too_large(images, fits, images * image_bytes, free)

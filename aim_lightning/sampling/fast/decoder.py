@@ -1,4 +1,4 @@
-"""The fast decoder: static memory, one captured graph a shape, options as tensors."""
+"""The fast decoder: static memory, one captured graph per shape, options as tensors."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,16 +13,16 @@ from aim_lightning.sampling.fast.weights import StaticWeights
 from aim_lightning.sampling.filters import Filters, refuse_diverged
 from aim_lightning.utils.precision import exact_products
 
-# Steps of one graph: between two graphs the GPU waits for Python a little.
-STEPS_A_GRAPH = 8
+# Between two graphs the GPU waits for Python; longer graphs take longer to capture.
+STEPS_PER_GRAPH = 8
 
 
 class FastDecoder:
-    """Draws codes for `images` labels at a time; everything else may change from call to call.
+    """Sample codes for a fixed number of labels; everything else may change from call to call.
 
     Args:
-        model: gives sizes and device; `run` takes the network itself, whose weights are read anew at every call.
-        images: labels a call.
+        model: gives sizes and device; `run` takes the network itself and reads its weights at every call.
+        images: labels per call.
         guided: whether the null-class branch runs.
         dtype: bfloat16, or float32 for the plain decoder's codes.
         graph: capture steps (GPU only).
@@ -55,24 +55,29 @@ class FastDecoder:
         position_offset: int = 0,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        """codes_BT, int64, in memory of their own; options as `aim_lightning.sampling.generate`.
+        """Return codes_BT, int64, in newly allocated memory; options as `aim_lightning.sampling.generate`.
 
         Args:
             model: a network of the sizes that the decoder was built for.
+            labels_B: int64 classes on the network's device.
+            uniform_BT: one random number in [0, 1) per code, float64.
             scales: guidance of each step; unused without guidance.
+            filters: options of each random choice, those of FAST_FILTERS.
+            position_offset: 1 = positions of the published decoder.
+            on_step: called after each step with (step, codes so far).
 
         Raises:
             UserError: the network's logits were not finite at some step.
         """
         codes_BT = self.buffers.codes_BT
-        # Kernels start on the current device, which need not be the network's.
+        # Kernels start on the current device, which may be another than the network's.
         with torch.cuda.device(codes_BT.device) if codes_BT.is_cuda else nullcontext():
             self.weights.refresh(model)
             with _products(self.buffers.dtype):
                 self._condition(model, labels_B)
             self._set_options(uniform_BT, scales, filters, position_offset)
             done = 0
-            for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_A_GRAPH):
+            for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_PER_GRAPH):
                 self._advance(steps)
                 done += steps
                 if on_step is not None:
@@ -81,7 +86,7 @@ class FastDecoder:
             return codes_BT.clone()
 
     def _condition(self, model: AiM, labels_B: Tensor) -> None:
-        """Class embedding and modulation of every layer, once a sequence."""
+        """Compute the class embedding and the modulation of every layer, once per sequence."""
         if self.buffers.guided:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
         condition = model.backbone.condition(labels_B)
@@ -92,6 +97,7 @@ class FastDecoder:
 
     def _set_options(self, uniform_BT, scales, filters: Filters, position_offset: int) -> None:
         buffers = self.buffers
+        # Values go into tensors that a graph reads: no option is part of the graph.
         buffers.uniform_BT.copy_(uniform_BT)
         buffers.scale_T.copy_(torch.tensor(scales, dtype=torch.float32))
         buffers.temperature.fill_(filters.temperature)
@@ -102,7 +108,7 @@ class FastDecoder:
         buffers.diverged.zero_()
 
     def _advance(self, steps: int) -> None:
-        """So many more codes."""
+        """Sample the codes of the next steps."""
         if not self._capturing:
             with _products(self.buffers.dtype):
                 for _ in range(steps):
@@ -110,11 +116,11 @@ class FastDecoder:
             return
         if steps not in self._replays:
             with _products(self.buffers.dtype):  # a graph keeps the precision it was captured with
-                self._replays[steps] = self._captured(steps)
+                self._replays[steps] = self._capture(steps)
         self._replays[steps]()
 
-    def _captured(self, steps: int) -> Callable[[], None]:
-        """So many steps as a graph, which reads from memory which ones they are."""
+    def _capture(self, steps: int) -> Callable[[], None]:
+        """Capture a number of steps as a graph; it reads from memory which steps they are."""
         if not self._replays:
             self._warm_up()
         graph = torch.cuda.CUDAGraph()
@@ -125,7 +131,7 @@ class FastDecoder:
         return graph.replay
 
     def _warm_up(self) -> None:
-        """Compiles the kernels and sets up cuBLAS outside the capture, by the first step, which is then done again."""
+        """Run the first step outside the capture to compile the kernels and set up cuBLAS; it is then run again."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -136,10 +142,10 @@ class FastDecoder:
 
 
 def _products(dtype: torch.dtype) -> AbstractContextManager:
-    """In float32 no product takes TF32, whatever the process allows elsewhere."""
+    """Return a context in which float32 products never use TF32, even if the process allows it elsewhere."""
     return exact_products() if dtype == torch.float32 else nullcontext()
 
 
 def portions(count: int, most: int) -> list[int]:
-    """`count` as so many times `most`, and ones for the rest."""
+    """Split a count into portions of `most`, and ones for the rest: two graphs serve any count."""
     return [most] * (count // most) + [1] * (count % most)

@@ -1,7 +1,7 @@
-"""Shapes in which the kernels run: blocks, warps and buffers, as benchmarks/tune_sampling.py found them on an H100.
+"""Launch configurations of the kernels: blocks, warps and buffers, as benchmarks/tune_sampling.py measured on an H100.
 
-They decide about speed, and about rounding: in bfloat16 a draw at the edge of two codes depends on them, as it does on
-the size of a batch. So they are a table, and never measured while a decoder is made.
+They determine speed, and rounding: in bfloat16 a random number at the edge of two codes depends on them, as it does on
+the size of a batch. They are therefore a table, and never measured when a decoder is built.
 """
 
 import json
@@ -14,22 +14,22 @@ import torch
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import PARTS
 
-SHARED_BYTES = 200 * 1024  # that a product's blocks, or a program's early weights and its x, may take
-SPARE_BYTES = 8 * 1024  # shared memory for other things: an H100 has 227 KiB
-BUFFER_BYTES = 80 * 1024  # shared memory that a mix kernel's blocks may take: all fits smaller GPUs' 99 KiB too
+SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's early weights and its x
+SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
+BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 KiB of smaller GPUs too
 
 
 @dataclass(frozen=True)
 class MatmulConfig:
-    """A matrix product: rows, columns and inner values of a block, stages of the pipeline, warps.
+    """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
-    early: all of a program's weights are read before its turn, where its part is a whole number of blocks that fit into
-    shared memory; else they are on their way to the cache by then, and read block by block.
+    early: all of a program's weights are read before the previous kernel ends, where its part is a multiple of blocks
+    that fit into shared memory; else they are prefetched into the cache and read block by block.
     """
 
-    tall: int
-    wide: int
-    deep: int
+    block_m: int
+    block_n: int
+    block_k: int
     stages: int
     warps: int
     early: bool = False
@@ -37,10 +37,11 @@ class MatmulConfig:
 
 @dataclass(frozen=True)
 class MixerKernelConfig:
-    """The mix kernel: heads a program, past codes a block, stages, warps, most registers a thread (0: any number).
+    """Launch configuration of the mixer kernel.
 
-    products: sums on tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding.
-    first: with products, the first block is read before the kernel's turn (otherwise it always is).
+    heads: per program; steps: past codes per block; registers: at most per thread (0: any number). products: sums on
+    tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding. first: with products, the
+    first block is read before the previous kernel ends (without products it always is).
     """
 
     heads: int
@@ -52,13 +53,16 @@ class MixerKernelConfig:
     first: bool = False
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """All kernels of a step.
+FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4, products=False)  # tensor cores would round float32 to TF32
 
-    split: programs that share the inner dimension of out_proj. ahead: past codes whose x the mix kernel fetches before
-    its turn; ahead_b: those whose B it fetches; vectors: whether it also fetches what the norm and the modulation after
-    it multiply by. line: values between two addresses that are fetched.
+
+@dataclass(frozen=True)
+class KernelConfigs:
+    """Launch configurations of all kernels of a step; the fields are the keys of kernel_configs.json.
+
+    split: programs that share the inner dimension of out_proj. ahead: past codes whose x the mixer kernel prefetches
+    before the previous kernel ends; ahead_b: those whose B it prefetches; vectors: whether it also prefetches the
+    factors of the following norm and modulation. line: values between two prefetched addresses.
     """
 
     project: MatmulConfig
@@ -73,75 +77,75 @@ class Shapes:
     vectors: bool = False
 
 
-def table() -> dict[tuple[int, int], Shapes]:
-    """What was measured, by (d_model, rows): images, twice as many with guidance."""
+def table() -> dict[tuple[int, int], KernelConfigs]:
+    """Return the measured configurations by (d_model, rows); rows are images, twice as many with guidance."""
     stored = json.loads((files(__package__) / "kernel_configs.json").read_text())
     return {tuple(map(int, key.split("x"))): decode(value) for key, value in stored.items()}
 
 
-def decode(value: dict) -> Shapes:
-    """Shapes from JSON."""
-    products = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
-    return Shapes(**{**value, **products, "mix": MixerKernelConfig(*value["mix"])})
+def decode(value: dict) -> KernelConfigs:
+    """Build the configurations from a row of the JSON file."""
+    matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
+    return KernelConfigs(**{**value, **matmuls, "mix": MixerKernelConfig(*value["mix"])})
 
 
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that a product's blocks may take on a device."""
+    """Return the shared memory that a product's blocks may take on a device."""
     if device.type != "cuda":
         return SHARED_BYTES
     return min(SHARED_BYTES, torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor - SPARE_BYTES)
 
 
-def shapes_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared: int = SHARED_BYTES) -> Shapes:
-    """The nearest measured shapes, cut to what this network and `shared` bytes of shared memory allow."""
-    known = table()
-    found = known[min(known, key=lambda key: _distance(key, config, rows))]
-    tall = max(16, 1 << (rows - 1).bit_length())
+def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared: int = SHARED_BYTES) -> KernelConfigs:
+    """Return the nearest measured configurations, reduced to what the network and the shared memory (bytes) allow."""
+    measured = table()
+    nearest = measured[min(measured, key=lambda key: _distance(key, config, rows))]
+    block_m = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
-    split = 1 if exact else _fitting_split(found, config)
+    split = 1 if exact else _fitting_split(nearest, config)
     return replace(
-        found,
-        project=_fitting_product(found.project, tall, config.d_model, shared),
-        out=_fitting_product(found.out, tall, config.d_inner / split, shared),
-        head=_fitting_product(found.head, tall, config.d_model, shared),
+        nearest,
+        project=_fitting_matmul(nearest.project, block_m, config.d_model, shared),
+        out=_fitting_matmul(nearest.out, block_m, config.d_inner / split, shared),
+        head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         split=split,
-        mix=_fitting(MixerKernelConfig(1, 64, 2, 4, products=False) if exact else found.mix, config, dtype.itemsize),
-        choose_warps=found.choose_warps if config.vocab_size > 4096 else 4,
+        mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config, dtype.itemsize),
+        choose_warps=nearest.choose_warps if config.vocab_size > 4096 else 4,
     )
 
 
 def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
-    """How far a measured (d_model, rows) lies off; the rows decide more."""
+    """Return how far a measured (d_model, rows) differs; rows count twice, because they change the bottleneck."""
     return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
 
 
-def _fitting_product(product: MatmulConfig, tall: int, inner: float, shared: int) -> MatmulConfig:
-    """With no more rows than there are and no more stages than fit; weights read early only where all `inner` values of
-    a part fit."""
-    product = replace(product, tall=min(product.tall, tall))
-    lines = 2 * (product.tall + product.wide)  # bytes an inner value
-    early = product.early and inner % product.deep == 0 and lines * inner <= shared
-    fitting = product.stages if early else max(2, 1 + int(shared // (lines * product.deep)))  # all but one are buffers
-    return replace(product, stages=min(product.stages, fitting), early=early)
+def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
+    """Reduce rows to those that exist and stages to those that fit; read weights early only where a part fits."""
+    matmul = replace(matmul, block_m=min(matmul.block_m, block_m))
+    bytes_per_k = 2 * (matmul.block_m + matmul.block_n)
+    early = matmul.early and inner % matmul.block_k == 0 and bytes_per_k * inner <= shared
+    # All stages but one are buffers in shared memory; a pipeline has at least two.
+    fitting = matmul.stages if early else max(2, 1 + int(shared // (bytes_per_k * matmul.block_k)))
+    return replace(matmul, stages=min(matmul.stages, fitting), early=early)
 
 
-def _fitting_split(found: Shapes, config: AiMConfig) -> int:
-    """The measured number of parts of out_proj's sum, or the largest that divides this network's blocks."""
-    for split in (found.split, *range(PARTS, 1, -1)):
-        if config.d_inner % (split * found.out.deep) == 0:
+def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
+    """Return the measured number of parts of out_proj's sum, or the largest that divides this network's blocks."""
+    for split in (configs.split, *range(PARTS, 1, -1)):
+        if config.d_inner % (split * configs.out.block_k) == 0:
             return split
     return 1
 
 
-def _fitting(mix: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:
-    """With as many heads a program as divide the network's and as shared memory takes."""
-    heads = mix.heads
-    while heads > 1 and (config.nheads % heads or _buffer_bytes(mix, heads, config, size) > BUFFER_BYTES):
+def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:
+    """Reduce the heads per program until they divide the network's heads and fit into shared memory."""
+    heads = mixer.heads
+    while heads > 1 and (config.nheads % heads or _buffer_bytes(mixer, heads, config, size) > BUFFER_BYTES):
         heads //= 2
-    return replace(mix, heads=heads)
+    return replace(mixer, heads=heads)
 
 
-def _buffer_bytes(mix: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
-    """Of the blocks of x and B that are under way at a time; a block is padded to a power of two."""
+def _buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
+    """Return the bytes of the blocks of x and B that are loaded at a time; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return (mix.stages - 1) * mix.steps * (columns + config.d_state) * size
+    return (mixer.stages - 1) * mixer.steps * (columns + config.d_state) * size

@@ -1,4 +1,4 @@
-"""One step of the fast decoder in plain PyTorch: the CPU's fast path, and what the kernels are held against."""
+"""One step of the fast decoder in plain PyTorch: the CPU's fast path, and the reference of the kernels."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ EPS = 1e-5
 
 
 class TorchStep:
-    """Calling it computes one more code for every image; the step is `buffers.step`."""
+    """Compute one more code for every image when called; the step is `buffers.step`."""
 
     def __init__(self, config: AiMConfig, weights: StaticWeights, buffers: Buffers) -> None:
         self.config, self.weights, self.buffers = config, weights, buffers
@@ -29,7 +29,7 @@ class TorchStep:
             x = x if rows is None else x * rows[:, 2].float()
         h = _norm(_norm(residual + x, self.weights.norm_f), self.weights.norm_final)
         h = _modulate(h, None if buffers.final_rows is None else buffers.final_rows[0])
-        self._choose(F.linear(h.to(buffers.dtype).float(), self.weights.words.float()), step)
+        self._sample(F.linear(h.to(buffers.dtype).float(), self.weights.words.float()), step)
         buffers.step += 1
 
     def _enter(self, step: int) -> Tensor:
@@ -44,17 +44,19 @@ class TorchStep:
         config = self.config
         z, xbc, dt = F.linear(h_MD, weights.in_proj).split((config.d_inner, config.conv_dim, config.nheads), dim=-1)
         x, b, c = _conv(xbc, weights, cache, step).split((config.d_inner, config.d_state, config.d_state), dim=-1)
+        # L, the running log decay, and g = log dt - L for every code: exp(L_t + g_s) is the weight of code s at step t.
         dt_MH = F.softplus(dt.float() + weights.dt_bias)
         previous = cache.decay_MH if step else torch.zeros_like(cache.decay_MH)
         cache.decay_MH.copy_(previous - (dt_MH * weights.a_log.exp()).to(previous.dtype))
         cache.x_MTI[:, step], cache.b_MTN[:, step] = x.to(cache.x_MTI.dtype), b.to(cache.b_MTN.dtype)
         cache.g_MHT[:, :, step] = dt_MH.log().to(previous.dtype) - cache.decay_MH
+        # The state is never formed: y is a weighted sum of the stored inputs.
         y_MHP = _dual(c, cache, step + 1, config) + weights.d[:, None] * x.unflatten(-1, (config.nheads, -1))
         gated = y_MHP.flatten(1) * F.silu(z.float())
         y = (_norm(gated, weights.gated_norm)).to(self.buffers.dtype)
         return F.linear(y, weights.out_proj)
 
-    def _choose(self, logits_MV: Tensor, step: int) -> None:
+    def _sample(self, logits_MV: Tensor, step: int) -> None:
         buffers = self.buffers
         if buffers.guided:
             cond_BV, uncond_BV = logits_MV.chunk(2)
@@ -75,7 +77,7 @@ def _modulate(h: Tensor, rows_MRD: Tensor | None) -> Tensor:
 
 
 def _conv(xbc_MK: Tensor, weights: LayerWeights, cache: LayerCache, step: int) -> Tensor:
-    """Causal convolution and SiLU in float32; the raw input goes into the ring."""
+    """Convolve causally in float32 and apply SiLU; the raw input goes into the ring."""
     taps = len(cache.ring)
     cache.ring[step % taps] = xbc_MK
     y = weights.conv_bias
@@ -84,9 +86,9 @@ def _conv(xbc_MK: Tensor, weights: LayerWeights, cache: LayerCache, step: int) -
     return F.silu(y)
 
 
-def _dual(c_MN: Tensor, cache: LayerCache, known: int, config: AiMConfig) -> Tensor:
-    """y_MHP from the inputs of the first `known` codes: scores times decay, as one product a row and head."""
-    scores_MT = torch.bmm(cache.b_MTN[:, :known].float(), c_MN[..., None])[..., 0]
-    decay_MHT = (cache.decay_MH[..., None] + cache.g_MHT[..., :known]).float().exp()
-    x_MHTP = cache.x_MTI[:, :known].unflatten(-1, (config.nheads, -1)).transpose(1, 2).float()
+def _dual(c_MN: Tensor, cache: LayerCache, count: int, config: AiMConfig) -> Tensor:
+    """Return y_MHP from the inputs of the first `count` codes: scores times decay, one product per row and head."""
+    scores_MT = torch.bmm(cache.b_MTN[:, :count].float(), c_MN[..., None])[..., 0]
+    decay_MHT = (cache.decay_MH[..., None] + cache.g_MHT[..., :count]).float().exp()
+    x_MHTP = cache.x_MTI[:, :count].unflatten(-1, (config.nheads, -1)).transpose(1, 2).float()
     return torch.matmul((decay_MHT * scores_MT[:, None])[:, :, None], x_MHTP)[:, :, 0]

@@ -1,4 +1,4 @@
-"""A model's weights in the decoder's type, at addresses that never change."""
+"""Copy a model's weights in the decoder's type to addresses that never change."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from aim_lightning.models import AiM
 
 @dataclass
 class LayerWeights:
-    """One block: `norm` is its own, the others are its mixer's; conv_weight is (taps, channels)."""
+    """Weights of one block: `norm` is the block's, the others are its mixer's; conv_weight is (taps, channels)."""
 
     norm: Tensor
     in_proj: Tensor
@@ -24,13 +24,14 @@ class LayerWeights:
 
 
 class StaticWeights:
-    """Copies that `refresh` brings up to date: a captured graph reads them, so they are never allocated anew.
+    """Copies that `refresh` updates in place: a captured graph reads them, so they are never allocated again.
 
     Matrices take `dtype`; norms, biases and the parameters of the recurrence stay float32.
     """
 
     def __init__(self, model: AiM, dtype: torch.dtype) -> None:
-        self._wide, self._narrow = ([_empty(value, kind) for value in found] for found, kind in _kinds(model, dtype))
+        self._wide = [_empty(value, dtype) for value in _matrices(model)]
+        self._narrow = [_empty(value, torch.float32) for value in _vectors(model)]
         self._taps = _empty(_taps(model), torch.float32)  # one copy for all layers
         wide, narrow = iter(self._wide), iter(self._narrow)
         self.words = next(wide)
@@ -48,9 +49,9 @@ class StaticWeights:
 
     @torch.no_grad()
     def refresh(self, model: AiM) -> None:
-        """Copy everything anew: cheaper than being sure that nothing changed (EMA swaps, optimizer steps).
+        """Copy every weight again: cheaper than detecting changes (EMA swaps, optimizer steps).
 
-        Grouped by type and layout, so that a GPU takes a few kernels and not one for each tensor.
+        Grouped by type and layout, so that a GPU runs a few kernels instead of one per tensor.
         """
         torch._foreach_copy_(self._wide, _matrices(model))
         torch._foreach_copy_(self._narrow, _vectors(model))
@@ -61,33 +62,29 @@ def _empty(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(value.shape, dtype=dtype, device=value.device)
 
 
-def _kinds(model: AiM, dtype: torch.dtype) -> tuple:
-    return (_matrices(model), dtype), (_vectors(model), torch.float32)
-
-
 def _matrices(model: AiM) -> list[Tensor]:
-    """Those that take the decoder's type: embeddings, then in_proj and out_proj of each layer."""
+    """Return the weights in the decoder's type: embeddings, then in_proj and out_proj of each layer."""
     backbone = model.backbone
-    found = [backbone.embeddings.word_embeddings.weight]
+    weights = [backbone.embeddings.word_embeddings.weight]
     if model.config.position_embedding:
-        found.append(backbone.embeddings.position_embeddings.weight)
+        weights.append(backbone.embeddings.position_embeddings.weight)
     for layer in backbone.layers:
-        found += [layer.mixer.in_proj.weight, layer.mixer.out_proj.weight]
-    return found
+        weights += [layer.mixer.in_proj.weight, layer.mixer.out_proj.weight]
+    return weights
 
 
 def _vectors(model: AiM) -> list[Tensor]:
-    """Those that stay float32, but for the convolutions' weights."""
+    """Return the weights that stay float32, without those of the convolutions."""
     backbone = model.backbone
-    found = [backbone.norm_f.weight, backbone.final_layer.norm_final.weight]
+    weights = [backbone.norm_f.weight, backbone.final_layer.norm_final.weight]
     for layer in backbone.layers:
         mixer = layer.mixer
-        found += [layer.norm.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight]
-    return found
+        weights += [layer.norm.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight]
+    return weights
 
 
 @torch.no_grad()
 def _taps(model: AiM) -> Tensor:
-    """Weights of the convolutions, (layers, taps, channels); their own layout has the taps last."""
+    """Return the convolutions' weights, (layers, taps, channels), so that kernels read neighbouring channels."""
     weights = [layer.mixer.conv1d.weight[:, 0] for layer in model.backbone.layers]
     return torch.stack(weights).transpose(1, 2)

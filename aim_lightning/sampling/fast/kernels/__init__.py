@@ -1,23 +1,25 @@
-"""Triton kernels of the fast decoder: one step of AiM in four launches a layer (float32: five).
+"""Triton kernels of the fast decoder: one step of AiM in four launches per layer (float32: five).
 
-All take the step from memory, so that one captured graph serves every step. Sums are in float32; what passes between
-kernels has the weights' type.
+All read the step from memory, so that one captured graph serves every step. Sums are in float32; tensors between
+kernels have the weights' type. A layer: in_proj_kernel (convolution included), mixer_kernel, linear_kernel (out_proj),
+advance_kernel (residual and norm). A step starts with enter_kernel and ends with the logits (linear_kernel),
+top_candidates_kernel and sample_token_kernel.
 """
 
-from aim_lightning.sampling.fast.kernels.in_proj import activate_kernel, project_kernel
+from aim_lightning.sampling.fast.kernels.in_proj import activate_kernel, in_proj_kernel
 from aim_lightning.sampling.fast.kernels.linear import linear_kernel
-from aim_lightning.sampling.fast.kernels.mixer_step import mix_kernel
+from aim_lightning.sampling.fast.kernels.mixer_step import mixer_kernel
 from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
-from aim_lightning.sampling.fast.kernels.sample_token import choose_kernel
-from aim_lightning.sampling.fast.kernels.top_candidates import sift_kernel
+from aim_lightning.sampling.fast.kernels.sample_token import sample_token_kernel
+from aim_lightning.sampling.fast.kernels.top_candidates import top_candidates_kernel
 
 __all__ = [
     "activate_kernel",
     "advance_kernel",
-    "choose_kernel",
     "enter_kernel",
+    "in_proj_kernel",
     "linear_kernel",
-    "mix_kernel",
-    "project_kernel",
-    "sift_kernel",
+    "mixer_kernel",
+    "sample_token_kernel",
+    "top_candidates_kernel",
 ]

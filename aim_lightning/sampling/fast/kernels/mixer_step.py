@@ -7,10 +7,10 @@ from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _
 from aim_lightning.sampling.fast.kernels.history_sum import (
     _block,
     _block_of_products,
-    _load_own,
+    _load_columns,
     _past_by_products,
     _past_by_sums,
-    _store_own,
+    _store_columns,
 )
 
 
@@ -19,7 +19,7 @@ def _fetch_ahead(
     values_ptr, begin, end, first_column, STRIDE: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr,
     LINE: tl.constexpr,
 ):  # fmt: skip
-    """Send W columns of the codes from `begin` to `end` on their way to the L2 cache, STEPS codes at a time."""
+    """Prefetch W columns of the codes from `begin` to `end` into the L2 cache, STEPS codes at a time."""
     LINES: tl.constexpr = (W + LINE - 1) // LINE
     lines = tl.arange(0, triton.next_power_of_2(LINES)) * LINE
     if LINES & (LINES - 1):
@@ -32,35 +32,35 @@ def _fetch_ahead(
 
 @triton.jit
 def _fetch_vectors(gate_ptr, rows_ptr, norm_ptr, part, D: tl.constexpr, PARTS: tl.constexpr, LINE: tl.constexpr):
-    """Send a share of what `advance_kernel` will want on its way to the L2 cache: gate, shift, scale, norm weight."""
+    """Prefetch this part's share of the factors of `advance_kernel`: gate, shift, scale, norm weight."""
     LINES: tl.constexpr = (D + LINE - 1) // LINE
-    own = part + PARTS * tl.arange(0, triton.next_power_of_2((LINES + PARTS - 1) // PARTS))
-    cols = tl.minimum(own * LINE, D - 1)
+    lines = part + PARTS * tl.arange(0, triton.next_power_of_2((LINES + PARTS - 1) // PARTS))
+    cols = tl.minimum(lines * LINE, D - 1)
     _prefetch(gate_ptr + 2 * D + cols)
     _prefetch(rows_ptr + cols)
     _prefetch(rows_ptr + D + cols)
     _prefetch(norm_ptr + cols)  # float32: twice as many bytes
-    _prefetch(norm_ptr + tl.minimum(own * LINE + LINE // 2, D - 1))
+    _prefetch(norm_ptr + tl.minimum(lines * LINE + LINE // 2, D - 1))
 
 
 @triton.jit
-def mix_kernel(
+def mixer_kernel(
     gate_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
     step_ptr, gate_rows_ptr, next_rows_ptr, next_norm_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, GATE_ROWS: tl.constexpr, NEXT_ROWS: tl.constexpr, HEADS: tl.constexpr,
     STEPS: tl.constexpr, PRODUCTS: tl.constexpr, FIRST: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
     VECTORS: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Dual form over the stored inputs, skip, gate, norm weight; one program a row and HEADS heads, 16 at most.
+    """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
-    The norm itself needs the whole row: its sum of squares leaves in parts, and `advance_kernel` divides by it.
+    One program per row and HEADS heads, 16 at most. The norm itself needs the complete row: its sum of squares leaves
+    in parts, and `advance_kernel` divides by it.
 
     y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, L the running sum of dt A. Stored for each code: x, B
-    (by `project_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
-    never formed. PRODUCTS: on tensor cores. Before the kernel before has ended x of the last AHEAD codes and B of the
-    last AHEAD_B, of which each program of a row sends a share, are on their way to the cache (VECTORS: also what
-    `advance_kernel` multiplies by); without PRODUCTS, and with FIRST, the inputs of the first STEPS codes are in
-    registers.
+    (by `in_proj_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
+    never formed. PRODUCTS: on tensor cores. Before the previous kernel has ended, x of the last AHEAD codes and B of
+    the last AHEAD_B (a share per program of a row) are prefetched into the cache; VECTORS: the factors of
+    `advance_kernel` too. Without PRODUCTS, and with FIRST, the inputs of the first STEPS codes are loaded by then.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
@@ -77,28 +77,30 @@ def mix_kernel(
         x_SW, b, g = _block_of_products(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
     if not PRODUCTS:
         x_SW, b, g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
-    THERE: tl.constexpr = STEPS if FIRST or not PRODUCTS else 0  # codes that are there already
+    LOADED: tl.constexpr = STEPS if FIRST or not PRODUCTS else 0  # codes that are in registers already
     if CHAINED and AHEAD > 0:
-        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, THERE), step, part * W, INNER, W, STEPS, LINE)
+        _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, LOADED), step, part * W, INNER, W, STEPS, LINE)
     if CHAINED and VECTORS:
         gate_rows, next_rows = gate_rows_ptr + row * GATE_ROWS * D, next_rows_ptr + row * NEXT_ROWS * D
         _fetch_vectors(gate_rows, next_rows, next_norm_ptr, part, D, H // HEADS, LINE)
     if CHAINED and AHEAD_B > 0:
         SHARE: tl.constexpr = (AHEAD_B * HEADS + H - 1) // H
-        begin = tl.maximum(step - AHEAD_B, THERE) + part * SHARE
+        begin = tl.maximum(step - AHEAD_B, LOADED) + part * SHARE
         _fetch_ahead(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
     before = tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0)
-    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), _load_own(d_ptr + wide // P, cols, W)
-    norm_W = _load_own(norm_ptr + wide, cols, W).to(tl.float32)
+    a, skip_W = tl.exp(tl.load(a_log_ptr + heads)), _load_columns(d_ptr + wide // P, cols, W)
+    norm_W = _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
 
     c, newest_b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
     dt = tl.load(dt_ptr + heads)
+    # L of this step; in float64 where a float32 running sum would lose digits (buffers.exponent_type).
     decay = before - (dt * a).to(decay_ptr.dtype.element_ty)
-    gate_W = _load_own(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
-    newest_W = _load_own(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
-    y_W = newest_W * _load_own(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
+    gate_W = _load_columns(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
+    # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
+    newest_W = _load_columns(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
+    y_W = newest_W * _load_columns(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
     if PRODUCTS:
         if not FIRST:
             x_SW, b, g = 0, 0, 0
@@ -109,8 +111,9 @@ def mix_kernel(
         y_W += _past_by_sums(
             x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
         )
+    # Without the division by the rms, which needs the other programs of the row.
     gated_W = y_W * gate_W
-    _store_own(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
+    _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
     once = tl.arange(0, ROWS) < HEADS
     tl.store(decay_ptr + heads, decay, once)

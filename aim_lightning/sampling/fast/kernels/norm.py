@@ -8,7 +8,7 @@ from aim_lightning.sampling.fast.kernels.common import _rms, _start_next, _wait
 
 @triton.jit
 def _modulation(rows_ptr, D, cols, mask, MODULATED: tl.constexpr):
-    """(shift, scale) of a row (shift, scale, …); zeros where the network has no modulation."""
+    """Return (shift, scale) of a row (shift, scale, …); zeros where the network has no modulation."""
     if MODULATED:
         shift = tl.load(rows_ptr + cols, mask, 0.0).to(tl.float32)
         scale = tl.load(rows_ptr + D + cols, mask, 0.0).to(tl.float32)
@@ -24,12 +24,13 @@ def enter_kernel(
     D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """The step's input (class embedding, or the code before with its position) and the first layer's norm."""
+    """Compute the step's input (class embedding, or the previous code with its position) and the first layer's norm."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
     weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
     shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
+    # The next kernel starts after this wait only: older results may then be read ahead (see common.py).
     _wait(CHAINED)
     _start_next(CHAINED)
     step = tl.load(step_ptr)
@@ -52,9 +53,9 @@ def advance_kernel(
     M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
     PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """residual += gate * (mixer output, normed by the squares that the mix kernel summed), then the next norm.
+    """Add gate * (mixer output / rms) to the residual, then apply the next norm; the squares are the mixer kernel's.
 
-    FINAL: norm_f first, and the weights of the final layer's norm after it.
+    FINAL: norm_f first, then the final layer's norm.
     """
     _start_next(CHAINED)
     row = tl.program_id(0).to(tl.int64)
@@ -71,6 +72,7 @@ def advance_kernel(
     x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
     for part in tl.static_range(1, SPLIT):
         x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
+    # The gated norm's division, which commutes with out_proj: it is one number per row.
     x *= tl.rsqrt(squares / INNER + eps)
     if MODULATED:
         x *= gate

@@ -1,4 +1,4 @@
-"""From logits to codes: the filters and the draw of `aim_lightning.sampling.filters`, without sorting."""
+"""From logits to codes: the filters and random choice of `aim_lightning.sampling.filters`, without sorting."""
 
 import triton
 import triton.language as tl
@@ -14,49 +14,50 @@ def _bounds_of_all(a, b, c, d, e, f):
 
 
 @triton.jit
-def _draw(x, places, limited, top_k, top_p, uniform, low, best, number, none, MANY: tl.constexpr):
-    """Place of the entry drawn from some in index order, of which `number` are at least `low`, the top_k-th too."""
+def _sample(x, places, limited, top_k, top_p, uniform, low, best, number, none, MANY: tl.constexpr):
+    """Return the place of the sampled entry; entries are in index order, and `number` of them are at least `low`."""
     count = number
     if limited:
         low, high, count, count_high, before = _search(x, x, top_k * 1.0, low, _beyond(best), number, top_k, True, MANY)
     mass = tl.where(x >= low, tl.exp(x - best), 0.0)
     if top_p < 1:
-        wanted = top_p * tl.sum(mass, axis=0)
-        low, high, count, count_high, before = _search(x, mass, wanted, low, _beyond(best), count, 0, False, MANY)
-        if count - count_high > 1:  # of equal codes only as many as are needed stay, those of the lowest index
+        target = top_p * tl.sum(mass, axis=0)
+        low, high, count, count_high, before = _search(x, mass, target, low, _beyond(best), count, 0, False, MANY)
+        if count - count_high > 1:  # of equal codes only those needed stay, lowest index first
             tied = ((x >= low) & (x < high)).to(tl.int32)
-            mass = _stay(x, mass, low, high, before, wanted, tl.cumsum(tied, axis=0) - tied)
+            mass = _stay(x, mass, low, high, before, target, tl.cumsum(tied, axis=0) - tied)
         else:
             mass = tl.where(x >= low, mass, 0.0)
+    # float64, as in `filters.sample_categorical`.
     cumulative = tl.cumsum(mass.to(tl.float64), axis=0)
-    # Entries without mass are never drawn, and the places of the others are in order: the first of those passed.
+    # Entries without mass are never sampled, and places are in order: the result is the first one passed.
     passed = (cumulative > uniform * tl.max(cumulative, axis=0)) & (mass > 0)
     return tl.min(tl.where(passed, places, none), axis=0)
 
 
 @triton.jit
-def _draw_from_all(
+def _sample_from_all(
     logits_ptr, scale, temperature, image, images, limited, top_k, top_p, uniform, low, best, V, GUIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The code drawn from all logits, where candidates do not decide."""
+    """Return the code sampled from all logits, for options that the candidates do not cover."""
     cols = tl.arange(0, BLOCK)
     x = _guided(logits_ptr, scale, temperature, image, images, V, cols, GUIDED)
-    return _draw(x, cols, limited, top_k, top_p, uniform, low, best, V * 1.0, V - 1, True)
+    return _sample(x, cols, limited, top_k, top_p, uniform, low, best, V * 1.0, V - 1, True)
 
 
 @triton.jit
-def choose_kernel(
+def sample_token_kernel(
     logits_ptr, codes_ptr, step_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
     values_ptr, places_ptr, bounds_ptr, V, T, images, GUIDED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
     CHUNKS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Top-k, top-p and the draw of `aim_lightning.sampling.filters`, without sorting: one program an image.
+    """Sample one code per image as `aim_lightning.sampling.filters`, without sorting: one program per image.
 
-    Filters are thresholds, found by search: among the candidates of `sift_kernel`, CHUNKS times SLOTS an image, where
-    those from the highest cutoff of all chunks on are at least top_k, so that no other entry can count; else among all
-    logits, as also without top_k. Of logits that are not finite the code is any that exists. The last program moves the
-    step on.
+    Filters are thresholds, determined by search: among the candidates of `top_candidates_kernel`, CHUNKS times SLOTS
+    per image, where those from the highest cutoff of all chunks on are at least top_k, so that no other entry can
+    count; else, and without top_k, among all logits. Of logits that are not finite the code is any valid one. The last
+    program increments the step.
     """
     image, step = tl.program_id(0).to(tl.int64), tl.load(step_ptr)
     scale, temperature, top_k = _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED)
@@ -73,13 +74,14 @@ def choose_kernel(
         top_p, uniform, cutoff, least = top_p * 0 + 1, uniform * 0, tl.maximum(cutoff, best), best
     number = tl.sum((x >= cutoff).to(tl.float32), axis=0)
     if (top_k > 0) & (top_k <= FEW // 2) & (number >= top_k):
-        code = _draw(x, places, True, top_k, top_p, uniform, cutoff, best, number, V - 1, False)
+        code = _sample(x, places, True, top_k, top_p, uniform, cutoff, best, number, V - 1, False)
     else:
         limited = (top_k > 0) & (top_k < V)
-        code = _draw_from_all(
+        code = _sample_from_all(
             logits_ptr, scale, temperature, image, images, limited, top_k, top_p, uniform, least, best, V, GUIDED, BLOCK
         )
     tl.store(codes_ptr + image * T + step, tl.minimum(code, V - 1).to(tl.int64))
+    # The atomic counts finished programs: the step must not change while another program still reads it.
     if tl.atomic_add(done_ptr, 1) == images - 1:
         tl.store(done_ptr, 0)
         tl.store(step_ptr, step + 1)

@@ -1,9 +1,9 @@
-"""The search for a threshold among values that are not sorted."""
+"""Search for a threshold among values that are not sorted."""
 
 import triton
 import triton.language as tl
 
-WAYS = tl.constexpr(8)  # parts of the interval a round: what a round takes is mostly its reduction over all warps
+WAYS = tl.constexpr(8)  # parts of the interval per round: a round's time is mostly its reduction over all warps
 
 
 @triton.jit
@@ -28,20 +28,20 @@ def _closest(a, b, c, d, e, f, g, h, i, j):
 
 @triton.jit
 def _beyond(best):
-    """Above the largest entry, by some neighbouring floats."""
+    """Return a value a few floats above the largest entry."""
     return best + tl.abs(best) * 1e-6 + 1e-30
 
 
 @triton.jit
 def _cuts(low, high, dense):
-    """WAYS thresholds from `low` on, at equal distances, or closer to each other near `low` where most entries are."""
+    """Return WAYS thresholds from `low` on, at equal distances, or denser near `low`, where most entries are."""
     share = tl.arange(0, WAYS).to(tl.float32) * (1.0 / WAYS)
     return low + (high - low) * tl.where(dense, share * share, share)
 
 
 @triton.jit
 def _open(low, high, count, count_high, enough):
-    """Whether to search on: several entries in the interval, which may differ, and more than enough above its start.
+    """Return if the search continues: several entries in the interval may differ, and more than enough are above `low`.
 
     Bounds that are not finite end the search: the comparisons fail.
     """
@@ -50,9 +50,9 @@ def _open(low, high, count, count_high, enough):
 
 
 @triton.jit
-def _narrow(cuts, counts, masses, wanted, low, high, count, count_high, before):
-    """The part of the interval in which the mass of the entries above falls below what is wanted."""
-    has = masses >= wanted
+def _narrow(cuts, counts, masses, target, low, high, count, count_high, before):
+    """Return the part of the interval in which the mass of the entries above falls below the target."""
+    has = masses >= target
     inf, zero = tl.full(cuts.shape, float("inf"), tl.float32), tl.zeros_like(cuts)
     lows, highs, fewest = tl.where(has, cuts, -inf), tl.where(has, inf, cuts), tl.where(has, counts, inf)
     most, most_mass = tl.where(has, zero, counts), tl.where(has, zero, masses)
@@ -62,9 +62,9 @@ def _narrow(cuts, counts, masses, wanted, low, high, count, count_high, before):
 
 
 @triton.jit
-def _round_of_few(x, mass, wanted, low, high, count, count_high, before, COUNTING: tl.constexpr):
-    """One round of `_search` that leaves an eighth of the interval: all comparisons are one block."""
-    # Masses are first looked for among the largest entries of all, whose tail thins out upwards.
+def _round_of_few(x, mass, target, low, high, count, count_high, before, COUNTING: tl.constexpr):
+    """Run one round of `_search` that leaves an eighth of the interval: all comparisons are one block."""
+    # The first round of a mass search is over the largest entries, whose density falls upwards.
     cuts = _cuts(low, high, (count_high == 0) & (not COUNTING))
     above = tl.where(x[:, None] >= cuts[None, :], 1.0, 0.0)
     if COUNTING:
@@ -72,12 +72,12 @@ def _round_of_few(x, mass, wanted, low, high, count, count_high, before, COUNTIN
         masses = counts
     else:
         counts, masses = tl.reduce((above, above * mass[:, None]), 0, _add2)
-    return _narrow(cuts, counts, masses, wanted, low, high, count, count_high, before)
+    return _narrow(cuts, counts, masses, target, low, high, count, count_high, before)
 
 
 @triton.jit
 def _above(x, mass, t1, t2, t3, COUNTING: tl.constexpr):
-    """Mass and number of the entries of at least each of three thresholds, in one reduction."""
+    """Return mass and number of the entries above each of three thresholds, in one reduction."""
     counts = (tl.where(x >= t1, 1.0, 0.0), tl.where(x >= t2, 1.0, 0.0), tl.where(x >= t3, 1.0, 0.0))
     if COUNTING:
         n1, n2, n3 = tl.reduce(counts, 0, _add3)
@@ -87,15 +87,15 @@ def _above(x, mass, t1, t2, t3, COUNTING: tl.constexpr):
 
 
 @triton.jit
-def _round_of_many(x, mass, wanted, low, high, count, count_high, before, COUNTING: tl.constexpr):
-    """One that leaves a quarter, for so many entries that a block of comparisons would not fit into registers."""
+def _round_of_many(x, mass, target, low, high, count, count_high, before, COUNTING: tl.constexpr):
+    """Run one round that leaves a quarter, for more entries than a block of comparisons in registers allows."""
     t1, t2, t3 = low + (high - low) * 0.25, low + (high - low) * 0.5, low + (high - low) * 0.75
     m1, m2, m3, n1, n2, n3 = _above(x, mass, t1, t2, t3, COUNTING)
-    if m3 >= wanted:
+    if m3 >= target:
         low, count = t3, n3
-    elif m2 >= wanted:
+    elif m2 >= target:
         low, count, high, count_high, before = t2, n2, t3, n3, m3
-    elif m1 >= wanted:
+    elif m1 >= target:
         low, count, high, count_high, before = t1, n1, t2, n2, m2
     else:
         high, count_high, before = t1, n1, m1
@@ -103,31 +103,31 @@ def _round_of_many(x, mass, wanted, low, high, count, count_high, before, COUNTI
 
 
 @triton.jit
-def _search(x, mass, wanted, low, high, count, enough, COUNTING: tl.constexpr, MANY: tl.constexpr):
-    """Bounds of the largest entry T for which the entries x >= T have at least the wanted mass; COUNTING: 1 each.
+def _search(x, mass, target, low, high, count, enough, COUNTING: tl.constexpr, MANY: tl.constexpr):
+    """Return bounds of the largest entry T for which the entries x >= T have at least the target mass.
 
-    The `count` entries x >= low have it, the `count_high` entries x >= high, of mass `before`, have not; at first there
-    are none of those. It ends when the interval holds one entry, or equal ones alone, or when no more than `enough`
-    entries are at least `low`.
+    COUNTING: every entry has the mass 1. The `count` entries x >= low have the target mass; the `count_high` entries
+    x >= high, of mass `before`, do not, and at first there are none of those. The search ends when the interval holds
+    one entry, or equal ones only, or when no more than `enough` entries are at least `low`.
     """
-    count_high, before = count * 0, wanted * 0
+    count_high, before = count * 0, target * 0
     while _open(low, high, count, count_high, enough):
         if MANY:
             low, high, count, count_high, before = _round_of_many(
-                x, mass, wanted, low, high, count, count_high, before, COUNTING
+                x, mass, target, low, high, count, count_high, before, COUNTING
             )
         else:
             low, high, count, count_high, before = _round_of_few(
-                x, mass, wanted, low, high, count, count_high, before, COUNTING
+                x, mass, target, low, high, count, count_high, before, COUNTING
             )
     return low, high, count, count_high, before
 
 
 @triton.jit
-def _stay(x, mass, low, high, before, wanted, rank):
-    """Masses of the entries that stay, all above T and those equal ones before which the wanted mass is not reached.
+def _stay(x, mass, low, high, before, target, rank):
+    """Return the masses of the entries that stay: all above T, and equal ones until the target mass is reached.
 
     low, high: bounds of T; before: mass of the entries above T; rank: how many equal ones have a lower index.
     """
-    needed = (x >= low) & (x < high) & (before + rank.to(tl.float32) * mass < wanted)
+    needed = (x >= low) & (x < high) & (before + rank.to(tl.float32) * mass < target)
     return tl.where((x >= high) | needed, mass, 0.0)

@@ -1,4 +1,4 @@
-"""The largest logits of every part of the vocabulary, each part by a program of its own."""
+"""The largest logits of every part of the vocabulary, one program per part."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from aim_lightning.sampling.fast.kernels.search import _beyond, _search
 
 @triton.jit
 def _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED: tl.constexpr):
-    """Guidance, temperature and top_k of this step; argmax is of the logits as they are."""
+    """Load guidance, temperature and top_k of this step; argmax (top_k 1) ignores the temperature."""
     top_k = tl.load(top_k_ptr)
     scale = tl.load(scale_ptr + tl.load(step_ptr)) if GUIDED else 1.0
     return scale, tl.where(top_k == 1, 1.0, tl.load(temperature_ptr)), top_k
@@ -17,11 +17,11 @@ def _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED: tl.constex
 
 @triton.jit
 def _guided(logits_ptr, scale, temperature, image, images, V, cols, GUIDED: tl.constexpr):
-    """An image's logits after guidance and temperature, float32; those beyond the vocabulary are -inf."""
+    """Load an image's logits after guidance and temperature, float32; those beyond the vocabulary are -inf."""
     x = tl.load(logits_ptr + image * V + cols, cols < V, float("-inf")).to(tl.float32)
     if GUIDED:
         null = tl.load(logits_ptr + (image + images) * V + cols, cols < V, float("-inf")).to(tl.float32)
-        x = tl.where(cols < tl.where(scale == 1, 0, V), null + scale * (x - null), x)  # 1 is the class's own, exactly
+        x = tl.where(cols < tl.where(scale == 1, 0, V), null + scale * (x - null), x)  # scale 1 is exact
     return x / temperature
 
 
@@ -32,9 +32,9 @@ def _least_and_most(a, b, c, d, e, f):
 
 @triton.jit
 def _keep(x, cols, values_ptr, places_ptr, least, best, number, SLOTS: tl.constexpr):
-    """Store the largest entries in index order, and give the cutoff from which on all of them are stored."""
-    WANTED: tl.constexpr = SLOTS * 3 // 4
-    low, high, count, count_high, _ = _search(x, x, WANTED * 1.0, least, _beyond(best), number, SLOTS, True, False)
+    """Store the largest entries in index order, and return the cutoff from which on all of them are stored."""
+    TARGET: tl.constexpr = SLOTS * 3 // 4
+    low, high, count, count_high, _ = _search(x, x, TARGET * 1.0, least, _beyond(best), number, SLOTS, True, False)
     if count > SLOTS:  # too many are equal: those above them
         low, count = high, count_high
     slots, free = tl.cumsum((x >= low).to(tl.int32), axis=0) - 1, tl.arange(0, SLOTS)
@@ -46,16 +46,16 @@ def _keep(x, cols, values_ptr, places_ptr, least, best, number, SLOTS: tl.conste
 
 
 @triton.jit
-def sift_kernel(
+def top_candidates_kernel(
     logits_ptr, step_ptr, scale_ptr, temperature_ptr, top_k_ptr, diverged_ptr, values_ptr, places_ptr, bounds_ptr, V,
     images, GUIDED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Guidance, temperature, and of CHUNK logits the largest, so that `choose_kernel` need not look at the others.
+    """Apply guidance and temperature, and store the largest of CHUNK logits for `sample_token_kernel`.
 
-    values_ptr, places_ptr: SLOTS a chunk and CHUNKS chunks an image, in index order; free ones hold -inf. They are
+    values_ptr, places_ptr: SLOTS per chunk and CHUNKS chunks per image, in index order; free ones hold -inf. They are
     filled where top_k is small enough, and at least three quarters of them unless entries are equal. bounds_ptr: of
-    every image and chunk the cutoff from which on all entries are there, the least and the largest entry, (images, 3,
+    every image and chunk the cutoff from which on all entries are stored, the least and the largest entry, (images, 3,
     CHUNKS). Logits that are not finite set the flag at diverged_ptr.
     """
     _start_next(CHAINED)
