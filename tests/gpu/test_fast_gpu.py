@@ -147,7 +147,7 @@ def test_bf16_at_widths_off_the_kernels_blocks(d_model):
 
 
 def test_bf16_codes_do_not_depend_on_the_block_size_but_where_rounding_decides():
-    """Blocks of other sizes take other kernels; a code differs first where the random number is near the edge of two."""
+    """Other block sizes take other kernels; a code differs first where the random number is near an edge."""
     model, labels = network("layer", d_model=768, n_layer=2, vocab_size=16384), torch.arange(64) % 10
     options = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98, "seed": 7}
     draw = lambda size: [  # noqa: E731
