@@ -42,7 +42,7 @@ def trial(rng: random.Random, configs: KernelConfigs) -> KernelConfigs:
     if kernel == "fetch":
         return _changed(rng, configs, FETCH)
     if kernel == "mix":
-        return replace(configs, mixer=_changed(rng, configs.mixer, MIX))
+        return replace(configs, mix=_changed(rng, configs.mix, MIX))
     if kernel == "out" and rng.random() < 0.4:
         configs = replace(configs, split=_near(rng, range(1, PARTS + 1), configs.split))
     return replace(configs, **{kernel: _changed(rng, getattr(configs, kernel), PRODUCT)})
@@ -62,16 +62,16 @@ def _near(rng: random.Random, choices: Sequence, value):
     return choices[max(0, min(len(choices) - 1, place))]
 
 
-def allowed(shapes: KernelConfigs, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
+def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
     """Return if a GPU of `shared` bytes takes them unchanged, and a thread's values fit into registers."""
-    out, project, head = shapes.out, shapes.project, shapes.head
-    inner = (out, config.d_inner / shapes.split), (project, config.d_model), (head, config.d_model)
+    out, project, head = configs.out, configs.project, configs.head
+    inner = (out, config.d_inner / configs.split), (project, config.d_model), (head, config.d_model)
     return (
-        _mixer_allowed(shapes.mixer, config)
+        _mixer_allowed(configs.mix, config)
         and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
         and not head.early
-        and config.d_inner % (shapes.split * out.block_k) == 0
-        and (shapes.split > 1 or not out.early)
+        and config.d_inner % (configs.split * out.block_k) == 0
+        and (configs.split > 1 or not out.early)
     )
 
 
