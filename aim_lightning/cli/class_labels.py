@@ -17,7 +17,7 @@ def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
     if text is None:
         return list(range(min(len(class_names), DEFAULT_CLASSES)))
     known, labels = _known(class_names), []
-    parts = [" ".join(part.lower().split()) for part in text.split(",")]
+    parts = _parts(text)
     while parts:
         whole = (count for count in range(len(parts), 0, -1) if ", ".join(parts[:count]) in known)
         if (count := next(whole, None)) is None:
@@ -30,7 +30,7 @@ def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
 
 def _known(class_names: list[str]) -> dict[str, int]:
     """Label by whole name, by number, and by a part of the name that is one class's alone."""
-    names = [name.lower() for name in class_names]
+    names = [", ".join(_parts(name)) for name in class_names]
     owners: dict[str, set[int]] = {}
     for label, name in enumerate(names):
         for part in name.split(", "):
@@ -38,3 +38,7 @@ def _known(class_names: list[str]) -> dict[str, int]:
     parts = {part: min(labels) for part, labels in owners.items() if len(labels) == 1}
     numbers = {str(label): label for label in range(len(names))}
     return {**parts, **numbers, **{name: label for label, name in enumerate(names)}}
+
+
+def _parts(text: str) -> list[str]:
+    return [" ".join(part.lower().split()) for part in text.split(",")]

@@ -25,6 +25,11 @@ def test_names_with_commas_are_found_whole_and_by_a_part_of_their_own():
     assert choose_classes("crane, lifting machine, crane", names) == [2, 1]
 
 
+def test_names_with_commas_without_spaces():
+    assert choose_classes("a,b", ["a,b", "c"]) == [0]
+    assert choose_classes("c,A, b,0", ["a,b", "c"]) == [1, 0, 0]
+
+
 @pytest.mark.parametrize("text", ["shoe", "3", "-1", "bag,,", ""])
 def test_unknown_classes_name_the_known_ones(text):
     with pytest.raises(UserError, match="classes are t-shirt; ankle boot; bag"):
