@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from aim_lightning.checkpoint.io import check_content
@@ -16,7 +17,14 @@ from aim_lightning.weights import import_aim, import_vq, read_source
 PROTOCOL = ("encode", "decode", "grid", "codebook_size", "weights_hash")
 
 
-def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backend: str = "auto") -> AiMPipeline:
+def load(
+    run_dir: str | Path,
+    *,
+    raw: bool = False,
+    tokenizer: Any = None,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+) -> AiMPipeline:
     """Load the pipeline of a training run: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
 
     Args:
@@ -24,11 +32,16 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backe
         raw: use the trained weights instead of their average.
         tokenizer: the tokenizer to use; by default the one that the run's configuration names.
         backend: of the network (see `AiM`); need not be the one used in training.
+        device: where to generate, such as "cuda".
 
     Raises:
-        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, or a backend that is
-            not available.
+        UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, a backend that is
+            not available, or an unknown device.
     """
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device is {device!r}; use cpu, cuda or cuda:N") from error
     path = newest_checkpoint(run_dir)
     source = read_source(path, raw=raw)
     check_content(source.run, path)
@@ -36,7 +49,7 @@ def load(run_dir: str | Path, *, raw: bool = False, tokenizer: Any = None, backe
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     check_hash(source, tokenizer)
-    return AiMPipeline(aim, tokenizer, content.get("class_names"))
+    return AiMPipeline(aim, tokenizer, content.get("class_names")).to(device)
 
 
 def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:

@@ -1,5 +1,6 @@
 """The pipeline: labels in, images out."""
 
+import difflib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,12 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, preview
-from aim_lightning.sampling import SamplingOptions, generate, image_bytes, out_of_memory, release_decoders, resolve
+from aim_lightning.sampling import (
+    SamplingOptions,
+    generate,
+    image_bytes,
+    out_of_memory,
+    release_decoders,
+    resolve,
+    with_sampling_options,
+)
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.grid import labelled_grid
 from aim_lightning.weights import Source, export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.hub import local_directory
 
@@ -96,6 +107,16 @@ class AiMPipeline:
         """
         return export_aim(self.aim, directory, tokenizer=self.tokenizer, class_names=self.class_names)
 
+    def __repr__(self) -> str:
+        config, (rows, columns) = self.aim.config, self.tokenizer.grid
+        size = f"d_model={config.d_model}, n_layer={config.n_layer}, num_classes={config.num_classes}"
+        return f"{type(self).__name__}({size}, grid={rows}x{columns}, device={self.aim.lm_head.weight.device})"
+
+    def grid(self, images: Tensor, columns: int = 8) -> Image.Image:
+        """Arrange uint8 images (B, 3, H, W) in one PIL image, row by row; small images are enlarged."""
+        pixels_CHW = labelled_grid(images, min(columns, max(1, len(images))), [])
+        return Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
+
     def to(self, device) -> "AiMPipeline":
         """Move both networks to a device."""
         self.aim.to(device)
@@ -119,17 +140,19 @@ class AiMPipeline:
             self._auto[key] = resolve(sampling, self.aim, pixels.image_bytes).batch_size
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
 
+    @with_sampling_options
     def generate(self, labels, *, batch_size: int | Literal["auto"] = "auto", indices=None, **options) -> Tensor:
         """Generate one image per label.
 
         Args:
-            labels: class indices, a list or an int64 tensor (B,).
+            labels: class indices or names, a list or an int64 tensor (B,).
             batch_size: images sampled at a time; auto chooses by device and memory, at most the number of labels.
             indices: number of each image, default 0 to B - 1 (see `aim_lightning.sampling.generate`).
             **options: as `batches`.
 
         Returns:
-            uint8 (B, 3, H, W) on the CPU.
+            uint8 (B, 3, H, W) on the CPU. In float32 the codes of an image depend on (seed, index, label) only. Pixels
+            are also bit-identical with the same batch_size; with another one they may differ by one grey level.
 
         Raises:
             UserError: as `aim_lightning.sampling.generate`.
@@ -137,6 +160,7 @@ class AiMPipeline:
         batches = self.batches(labels, batch_size=batch_size, indices=indices, **options)
         return torch.cat([batch.cpu() for batch in batches])
 
+    @with_sampling_options
     def batches(
         self,
         labels,
@@ -144,6 +168,7 @@ class AiMPipeline:
         batch_size: int | Literal["auto"] = "auto",
         indices=None,
         on_step: Callable[[int, Tensor], None] | None = None,
+        allow_null_class: bool = False,
         **options,
     ) -> Iterator[Tensor]:
         """Yield the images of `generate` as uint8 batches (b, 3, H, W) on the network's device.
@@ -153,18 +178,17 @@ class AiMPipeline:
         is sampled, and is yielded after that.
 
         Args:
-            labels: class indices, a list or an int64 tensor (B,).
+            labels: class indices or names, a list or an int64 tensor (B,).
             batch_size: images sampled at a time; auto chooses by device and memory, at most the number of labels.
             indices: number of each image, default 0 to B - 1.
             on_step: called after each step with (step, codes so far (b, step + 1)) of the batch's images.
+            allow_null_class: accept the label num_classes, which stands for no class.
             **options: other fields of `aim_lightning.sampling.SamplingOptions`: cfg_scale, temperature, top_k, seed, …
 
         Raises:
-            UserError: no labels, or as `aim_lightning.sampling.generate`.
+            UserError: no labels, labels of another type or unknown classes, or as `aim_lightning.sampling.generate`.
         """
-        labels_B = torch.as_tensor(labels, dtype=torch.int64)
-        if not len(labels_B):
-            raise UserError("there are no labels; give at least one")
+        labels_B = self._label_tensor(labels, allow_null_class)
         indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
         sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
         if batch_size == "auto":
@@ -186,6 +210,29 @@ class AiMPipeline:
             every: codes between two calls, by default a row of the grid; the last code always causes one.
         """
         return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
+
+    def _label_tensor(self, labels: Any, allow_null_class: bool) -> Tensor:
+        if isinstance(labels, str | int | float) or getattr(labels, "ndim", 1) != 1:
+            raise UserError(f"labels is {labels!r}; give a list, such as [7]")
+        if not isinstance(labels, Tensor):
+            labels = [self._label(label) if isinstance(label, str) else label for label in labels]
+        if not len(labels):
+            raise UserError("there are no labels; give at least one")
+        labels_B = torch.as_tensor(labels)
+        if labels_B.is_floating_point() or labels_B.is_complex() or labels_B.dtype == torch.bool:
+            raise UserError(f"labels are of type {labels_B.dtype}; give whole numbers or class names")
+        most = self.aim.null_class if allow_null_class else self.aim.null_class - 1
+        if not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= most:
+            hint = "" if allow_null_class else f"; the null class {most + 1} needs allow_null_class=True"
+            raise UserError(f"labels must be 0 to {most}{hint}")
+        return labels_B.long()
+
+    def _label(self, name: str) -> int:
+        if name in self.class_names:
+            return self.class_names.index(name)
+        close = difflib.get_close_matches(name, self.class_names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see class_names"
+        raise UserError(f"labels: there is no class {name!r}; {hint}")
 
     def _start_block(
         self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step

@@ -3,6 +3,14 @@
 from aim_lightning.sampling.auto_options import image_bytes, resolve
 from aim_lightning.sampling.fast import release_decoders
 from aim_lightning.sampling.generate import generate, out_of_memory
-from aim_lightning.sampling.options import SamplingOptions
+from aim_lightning.sampling.options import SamplingOptions, with_sampling_options
 
-__all__ = ["SamplingOptions", "generate", "image_bytes", "out_of_memory", "release_decoders", "resolve"]
+__all__ = [
+    "SamplingOptions",
+    "generate",
+    "image_bytes",
+    "out_of_memory",
+    "release_decoders",
+    "resolve",
+    "with_sampling_options",
+]

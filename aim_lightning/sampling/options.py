@@ -1,6 +1,8 @@
 """Sampling options as one value, for configuration files and records."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from inspect import Parameter, signature
 from math import inf
 from numbers import Real
 from typing import Literal
@@ -22,7 +24,7 @@ class SamplingOptions:
         temperature: 1e-6 or more; top_k 1 is argmax.
         top_k: codes kept per step; 0 = all, 1 = argmax.
         top_p: probability kept per step; 1 = all.
-        seed: of the images' random streams.
+        seed: of the images' random streams, 0 or more.
         batch_size: images sampled at a time on one device; a last, smaller block is filled up to this size. ``auto``
             is a power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
         position_offset: 1 = positions of the published decoder.
@@ -56,6 +58,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.seed < 0:
+            raise UserError(f"sampling: seed is {self.seed}; it must be 0 or more")
         size, interval = self.batch_size, self.cfg_interval
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise UserError(f"sampling: batch_size is {size!r}; it must be auto, or a whole number, at least 1")
@@ -91,3 +95,15 @@ class SamplingOptions:
     def code_options(self) -> dict:
         """Return the keyword arguments of `generate`: the options that determine the codes."""
         return {name: value for name, value in asdict(self).items() if name not in PIPELINE_OPTIONS}
+
+
+def with_sampling_options(function: Callable) -> Callable:
+    """Show the fields of `SamplingOptions` instead of **options in a function's signature (help, tab completion)."""
+    original = signature(function)
+    named = [parameter for parameter in original.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    missing = [field for field in fields(SamplingOptions) if field.name not in original.parameters]
+    options = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type) for field in missing
+    ]
+    function.__signature__ = original.replace(parameters=[*named, *options])
+    return function

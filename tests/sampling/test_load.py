@@ -53,6 +53,12 @@ def test_a_checkpoint_directly_below_the_root_of_the_disk():
             _tokenizer_source(configuration, path)
 
 
+def test_a_device_is_taken_or_refused_in_one_line(run):
+    assert load(run, device="cpu").aim.lm_head.weight.device.type == "cpu"
+    with pytest.raises(UserError, match="device is 'gpu'; use cpu, cuda or cuda:N"):
+        load(run, device="gpu")
+
+
 def test_from_pretrained_says_what_is_for_runs(run):
     for source in (run, run / "checkpoints" / "step=00000001.ckpt"):
         with pytest.raises(UserError, match=r"is a run or a checkpoint of this project; use aim_lightning.load"):

@@ -1,7 +1,7 @@
 """Labels to images: blocks of one size, `auto`, memory, and what stays behind."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +188,63 @@ def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
 def test_no_labels(pipeline):
     with pytest.raises(UserError, match="there are no labels"):
         pipeline.generate([])
+
+
+def test_the_package_lists_and_documents_its_public_names():
+    import inspect
+
+    import aim_lightning
+
+    assert {"AiMPipeline", "generate", "load"} <= set(dir(aim_lightning))
+    assert aim_lightning.generate is generate and aim_lightning.AiMPipeline is AiMPipeline
+    for function in (AiMPipeline.generate, AiMPipeline.batches):
+        parameters = inspect.signature(function).parameters
+        assert parameters["cfg_scale"].default == 1.0 and parameters["batch_size"].default == "auto"
+        assert "options" not in parameters and {field.name for field in fields(SamplingOptions)} <= parameters.keys()
+    with pytest.raises(AttributeError, match="has no attribute 'sample'"):
+        aim_lightning.sample  # noqa: B018
+
+
+def test_labels_are_numbers_or_names(pipeline):
+    pipeline.class_names = ["tench", "crane", "a,b"]
+    expected = pipeline.generate([1, 2, 0], seed=1)
+    assert torch.equal(pipeline.generate(["crane", "a,b", 0], seed=1), expected)
+    assert len(pipeline.generate([3], allow_null_class=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (7, r"^labels is 7; give a list, such as \[7\]$"),
+        ("tench", "^labels is 'tench'; give a list"),
+        ([0.0, 1.0], "^labels are of type torch.float32; give whole numbers or class names$"),
+        ([True], "^labels are of type torch.bool"),
+        ([3], "^labels must be 0 to 2; the null class 3 needs allow_null_class=True$"),
+        ([-1], "^labels must be 0 to 2"),
+        (["tensh"], "^labels: there is no class 'tensh'; did you mean 'tench'"),
+    ],
+)
+def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
+    pipeline.class_names = ["tench", "crane", "bag"]
+    with pytest.raises(UserError, match=message):
+        pipeline.generate(labels)
+
+
+def test_a_negative_seed_is_refused(pipeline):
+    with pytest.raises(UserError, match="seed is -1; it must be 0 or more"):
+        pipeline.generate([0], seed=-1)
+
+
+def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
+    grid = pipeline.grid(pipeline.generate(LABELS), columns=3)
+    assert grid.mode == "RGB" and grid.size == (3 * 66, 2 * 66)
+    assert repr(pipeline).startswith("AiMPipeline(d_model=") and "device=cpu" in repr(pipeline)
+
+
+def test_an_image_does_not_depend_on_the_others_but_for_one_grey_level(pipeline):
+    alone, among = pipeline.generate([2], seed=5)[0], pipeline.generate([2] * 3, seed=5)[0]
+    assert (alone.int() - among.int()).abs().max() <= 1
+    assert torch.equal(*(pipeline.generate(labels, seed=5, batch_size=3)[0] for labels in ([2], [2] * 3)))
 
 
 def test_memory_of_pixels_follows_the_largest_tensor(pipeline):
