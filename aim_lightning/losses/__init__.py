@@ -1,4 +1,4 @@
-"""What stage 1 minimises: distances between images, terms of the codebook, the adversarial game."""
+"""Losses of stage 1: reconstruction, codebook, entropy and adversarial terms."""
 
 from aim_lightning.losses.tokenizer import LossTerms, TokenizerLoss
 

@@ -1,23 +1,28 @@
-"""The tokenizer's loss but for the adversarial term."""
+"""The tokenizer's loss without the adversarial term."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from aim_lightning.losses.entropy import entropy_loss
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.utils.errors import UserError
+
+ROWS_AT_A_TIME = 16384  # limits the scores in memory to 16k x V values
 
 
 @dataclass
 class LossTerms:
-    """What one batch gives, scalars.
+    """Loss and terms of one batch, scalars.
 
-    pixels: weighted reconstruction and perceptual distance; loss: weighted sum of all terms; each: the unweighted
-    terms by name.
+    Args:
+        pixels: weighted sum of reconstruction and perceptual distance.
+        loss: weighted sum of all terms.
+        each: unweighted terms by name.
     """
 
     pixels: Tensor
@@ -27,7 +32,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class TokenizerLoss:
-    """LossTerms and their weights; a weight of 0 leaves perceptual and entropy term out altogether.
+    """Terms and weights of the loss; perceptual and entropy terms of weight 0 are not computed.
 
     Args:
         reconstruction: ``l1`` or ``l2`` between images in [-1, 1].
@@ -71,22 +76,53 @@ class TokenizerLoss:
         codebook_VC: Tensor,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> LossTerms:
-        """All terms of a batch.
+        """Compute all terms of a batch.
 
         Args:
             images: float32 (B, 3, H, W) in [-1, 1].
-            result: what the tokenizer made of them.
+            result: output of the tokenizer.
             codebook_VC: unit vectors with gradient.
-            perceptual: gives one distance an image, (B,); needed for a perceptual weight above 0.
+            perceptual: returns one distance per image, (B,); required if its weight is above 0.
         """
-        made, quantized = result.images_BCHW.float(), result.quantized
+        reconstructions, quantized = result.images_BCHW.float(), result.quantized
         distance = F.l1_loss if self.reconstruction == "l1" else F.mse_loss
-        each = {"reconstruction": distance(made, images)}
+        each = {"reconstruction": distance(reconstructions, images)}
         if self.perceptual_weight:
-            each["perceptual"] = perceptual(made, images).mean()
+            each["perceptual"] = perceptual(reconstructions, images).mean()
         pixels = sum(getattr(self, f"{name}_weight") * value for name, value in each.items())
         each |= {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
         if self.entropy_weight:
             each["entropy"] = entropy_loss(quantized.latent_BCHW, codebook_VC, self.entropy_temperature)
         loss = sum(getattr(self, f"{name}_weight") * value for name, value in each.items())
         return LossTerms(pixels, loss, each)
+
+
+def entropy_loss(latent_BCHW: Tensor, codebook_VC: Tensor, temperature: float) -> Tensor:
+    """Return the mean entropy of each position's code minus the entropy of the mean distribution, a scalar in nats.
+
+    It is low if every position has a certain code and all codes are used equally (as in MAGVIT-v2, arXiv 2310.05737,
+    equation 4, and the published tokenizer code).
+
+    Args:
+        latent_BCHW: unit vectors.
+        codebook_VC: unit vectors.
+        temperature: of the softmax over negative squared distances.
+    """
+    rows = latent_BCHW.movedim(1, -1).flatten(0, -2)
+    # Checkpointing: the backward pass recomputes the scores of one part at a time instead of storing them all.
+    parts = [
+        checkpoint(_code_probabilities, part, codebook_VC, temperature, use_reentrant=False)
+        for part in rows.split(ROWS_AT_A_TIME)
+    ]
+    mean_V = torch.stack([probabilities for probabilities, _ in parts]).sum(0) / len(rows)
+    position_entropy = torch.stack([entropy for _, entropy in parts]).sum() / len(rows)
+    return position_entropy + (mean_V * (mean_V + 1e-5).log()).sum()
+
+
+def _code_probabilities(rows: Tensor, codebook_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return sums over rows: of the probabilities (V,) and of their entropies."""
+    with torch.autocast(rows.device.type, enabled=False):
+        scores = 2 * rows.float() @ codebook_VC.float().T  # -|a - b|^2 = 2 ab - 2 for unit vectors
+        logs = F.log_softmax(scores / temperature, dim=-1)
+        probabilities = logs.exp()
+        return probabilities.sum(0), -(probabilities * logs).sum()

@@ -1,1 +1,1 @@
-"""LightningModules: what is trained and how."""
+"""LightningModules of both stages and their parts: optimizer, adversarial training, codebook, validation metrics."""

@@ -1,4 +1,4 @@
-"""The adversarial side of tokenizer training: a discriminator with an optimizer of its own."""
+"""Adversarial training of the tokenizer: a discriminator with its own optimizer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,30 +10,26 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from aim_lightning.losses import LossTerms
 from aim_lightning.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from aim_lightning.losses.tokenizer import LossTerms
 from aim_lightning.models import PatchGAN, PatchGANConfig
-from aim_lightning.modules.optim import (
-    OptimizerConfig,
-    check_finite,
-    clip_gradients,
-)
+from aim_lightning.modules.optim import OptimizerConfig, check_finite, clip_gradients
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The adversarial loss and the discriminator behind it.
+    """The adversarial loss and its discriminator.
 
     Args:
         loss: ``hinge``, ``non_saturating``, or ``vanilla`` (cross-entropy for the discriminator, the mean logit for
             the tokenizer, as in VQGAN).
         weight: of the tokenizer's term and of the discriminator's loss.
-        start_step: optimizer steps before both begin.
+        start_step: optimizer steps before both are used.
         adaptive: multiply the tokenizer's term by the ratio of gradient norms at the decoder's last layer.
         discriminator: its sizes.
-        optimizer: AdamW of the discriminator, its schedule counted from start_step; null = the tokenizer's settings.
+        optimizer: AdamW of the discriminator, with a schedule that starts at start_step; null = the tokenizer's.
         gradient_clip: largest L2 norm of the discriminator's gradient; null = no clipping.
 
     Raises:
@@ -54,7 +50,14 @@ class AdversarialConfig:
                 raise UserError(f"model.adversarial.{name} is {getattr(self, name)}; it must be 0 or more")
 
     def check_length(self, steps: int) -> None:
-        """Raises UserError if a training of so many steps (-1 = without end) is over before the game begins."""
+        """Check that training is longer than `start_step`.
+
+        Args:
+            steps: optimizer steps of the training; -1 = without end.
+
+        Raises:
+            UserError: training ends before the adversarial loss is used.
+        """
         if self.weight and 0 <= steps <= self.start_step:
             raise UserError(
                 f"model.adversarial.start_step is {self.start_step}, but training ends after {steps} steps: its loss "
@@ -63,10 +66,10 @@ class AdversarialConfig:
 
 
 class Adversary:
-    """Both sides of the game around a discriminator; the LightningModule owns the network and its optimizer.
+    """The losses of both networks and the discriminator's step; the LightningModule owns network and optimizer.
 
-    DDP leaves the discriminator alone, since it has a backward pass of its own: gradients are averaged here, once a
-    step, and its batch norm sees the images of all processes.
+    DDP ignores the discriminator, which has its own backward pass: its gradients are averaged here once per step, and
+    its batch norm uses the images of all ranks.
 
     Args:
         config: the options.
@@ -77,18 +80,21 @@ class Adversary:
         self.config, self.discriminator = config, discriminator
 
     def generator_term(
-        self, terms: LossTerms, made: Tensor, last_layer: Tensor, scaler: GradScaler | None
+        self, terms: LossTerms, reconstructions: Tensor, last_layer: Tensor, scaler: GradScaler | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The tokenizer's weighted term, and what to log.
+        """Compute the tokenizer's weighted adversarial term.
 
         Args:
             terms: the other terms of this batch.
-            made: reconstructions (B, 3, H, W).
+            reconstructions: (B, 3, H, W).
             last_layer: weight of the decoder's last layer.
             scaler: of fp16 training.
+
+        Returns:
+            The term and the values to log.
         """
         with _frozen(self.discriminator):
-            loss = generator_loss(self.config.loss, self.discriminator(made))
+            loss = generator_loss(self.config.loss, self.discriminator(reconstructions))
         logs, weight = {"generator": loss.detach()}, self.config.weight
         if self.config.adaptive:
             scale = scaler.get_scale() if scaler else 1.0
@@ -96,24 +102,40 @@ class Adversary:
             weight = weight * logs["adaptive_weight"]
         return weight * loss, logs
 
-    def discriminator_loss(self, images: Tensor, made: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's weighted loss, and what to log; no gradient reaches the tokenizer.
+    def discriminator_loss(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the discriminator's weighted loss; no gradient reaches the tokenizer.
 
-        Two passes, so that batch norm never mixes real images with reconstructions.
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            reconstructions: of the same shape.
+
+        Returns:
+            The loss and the values to log.
         """
-        real, fake = self.discriminator(images), self.discriminator(made.detach())
+        # Two passes, so that batch norm never mixes images with reconstructions.
+        real, fake = self.discriminator(images), self.discriminator(reconstructions.detach())
         loss = discriminator_loss(self.config.loss, real, fake)
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return self.config.weight * loss, {name: value.detach() for name, value in logs.items()}
 
     def step(self, optimizer: Optimizer, schedule: LRScheduler, scaler: GradScaler | None, step: int) -> Tensor:
-        """One step of the discriminator; returns the norm of its gradient before clipping."""
+        """Take one optimizer step of the discriminator.
+
+        Args:
+            optimizer: of the discriminator.
+            schedule: of its learning rate.
+            scaler: of fp16 training; the tokenizer's step, which comes next, updates it.
+            step: number of this step, for errors.
+
+        Returns:
+            The gradient norm before clipping.
+        """
         ProcessGroup().average_gradients(self.discriminator)
         if scaler:
             scaler.unscale_(optimizer)
         norm = clip_gradients(self.discriminator, self.config.gradient_clip)
         if scaler:
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # skips the step if a gradient overflowed
         else:
             check_finite(norm, "the discriminator's gradient norm", step)
             optimizer.step()
@@ -124,7 +146,7 @@ class Adversary:
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Inside, the network passes gradients on but collects none."""
+    """Propagate gradients through a network without accumulating gradients of its parameters."""
     network.requires_grad_(False)
     try:
         yield

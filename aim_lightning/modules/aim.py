@@ -10,13 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.modules.optim import (
-    OptimizerConfig,
-    build_optimizer,
-    check_finite,
-    clip_gradients,
-    total_steps,
-)
+from aim_lightning.modules.optim import OptimizerConfig, build_optimizer, check_finite, clip_gradients, total_steps
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
@@ -27,13 +21,13 @@ class AiMModule(LightningModule):
     Args:
         network: sizes of the network.
         optimizer: AdamW and its schedule.
-        global_batch_size: images an optimizer step; take it from the data section by interpolation.
+        global_batch_size: images per optimizer step; set it by interpolation from the data section.
         label_dropout: share of images trained as the null class, 0 to 1; training only.
-        seed: with (epoch, dataset row) it decides whose label is dropped.
+        seed: decides with (epoch, dataset row) which labels are dropped.
         compile: torch.compile the network in place.
-        backend: ``auto`` takes mamba-ssm's kernels on a GPU that has them, else plain PyTorch; ``torch`` and
-            ``mamba_ssm`` insist.
-        init_from: start a new run from these weights: a run, a checkpoint, or a published file. The number of classes
+        backend: ``auto`` selects mamba-ssm's kernels on a GPU that has them, else plain PyTorch; ``torch`` and
+            ``mamba_ssm`` require one of them.
+        init_from: weights that a new run starts from: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
 
     Raises:
@@ -58,7 +52,7 @@ class AiMModule(LightningModule):
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
-        # Lightning's own mean over ranks rounds the number of rows when ranks have unequal shares.
+        # Not Lightning's mean over ranks, which rounds the number of rows when ranks have unequal shares.
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
@@ -66,11 +60,10 @@ class AiMModule(LightningModule):
             self.network.compile()  # in place: parameter names stay those of the plain network
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        labels_B = self._dropped(batch)
-        loss = self._loss(batch["codes"], labels_B)
+        loss = self._loss(batch["codes"], self._drop_labels(batch))
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/bits_per_code", loss / math.log(2))
-        if self._scaled:  # gradients may overflow there, which the scaler mends
+        if self._is_scaled:  # gradients may overflow here, and the scaler handles that; the loss may not
             check_finite(loss, "the loss", self.global_step)
         return loss
 
@@ -84,33 +77,36 @@ class AiMModule(LightningModule):
         self.log("val/bits_per_code", loss / math.log(2), prog_bar=True)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip by norm and log the norm before; it is the same on all ranks, so that all stop together."""
+        """Clip by norm and log the norm before.
+
+        DDP has averaged the gradients by now, so that the norm is equal on all ranks and all of them stop together.
+        """
         if gradient_clip_algorithm not in (None, "norm"):
-            raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is built")
+            raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is supported")
         norm = clip_gradients(self.network, gradient_clip_val)
         self.log("train/grad_norm", norm)
-        if not self._scaled:
+        if not self._is_scaled:
             check_finite(norm, "the gradient norm", self.global_step)
 
     def configure_optimizers(self) -> dict:
         steps = total_steps(self.trainer, self.trainer.datamodule)
         optimizer, schedule = build_optimizer(
-            self.network, self.optimizer_config, self.global_batch_size, steps, self._scaled
+            self.network, self.optimizer_config, self.global_batch_size, steps, self._is_scaled
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
-    def _scaled(self) -> bool:
-        """Whether the loss is scaled, as fp16 needs."""
+    def _is_scaled(self) -> bool:
+        """Return True if the loss is scaled, as in fp16."""
         return self.trainer.precision == "16-mixed"
 
-    def _dropped(self, batch: dict[str, Tensor]) -> Tensor:
-        """Labels with the dropped ones replaced by the null class."""
+    def _drop_labels(self, batch: dict[str, Tensor]) -> Tensor:
         uniform_B = hash_uniform("label_dropout", self.seed, batch["epoch"], batch["index"])
         null = torch.full_like(batch["labels"], self.network.null_class)
         return torch.where(uniform_B < self.label_dropout, null, batch["labels"])
 
     def _loss(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy over all codes, nats; logits in float32."""
+        """Return the mean cross-entropy over all codes in nats."""
         logits_BLV = self.network(codes_BL[:, :-1], labels_B)
+        # float32: bfloat16 has too few digits for the sum over the codebook.
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())

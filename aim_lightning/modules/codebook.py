@@ -1,4 +1,4 @@
-"""Codebook health: how many codes are in use, and a second life for those that are not."""
+"""Codebook usage, and the revival of unused codes."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from aim_lightning.utils.random import hash_seed
 
 @dataclass(frozen=True)
 class RevivalConfig:
-    """When codes that stand nowhere in the record of recent ones are set to latents of the present batch.
+    """When codes that were not used recently are set to latents of the current batch.
 
     Args:
-        every_n_steps: optimizer steps between two looks; 0 = never.
-        until_step: no look after this step, so that the codebook can settle; null = to the end.
+        every_n_steps: optimizer steps between two revivals; 0 = never.
+        until_step: no revival after this step, so that the codebook can converge; null = until the end.
 
     Raises:
         UserError: a negative number.
@@ -32,13 +32,13 @@ class RevivalConfig:
                 raise UserError(f"model.revival.{name} is {getattr(self, name)}; it must be 0 or more")
 
     def due(self, step: int) -> bool:
-        """Whether to look after so many optimizer steps."""
+        """Return True if unused codes are to be revived after optimizer step `step`."""
         over = self.until_step is not None and step > self.until_step
         return bool(self.every_n_steps) and step % self.every_n_steps == 0 and not over
 
 
 class CodeCounts(Metric):
-    """How often each code was chosen, int64 (V,), over all processes."""
+    """Counts of each code over all ranks, int64 (V,)."""
 
     full_state_update = False
 
@@ -51,29 +51,32 @@ class CodeCounts(Metric):
         self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
 
     def compute(self) -> Tensor:
-        """The counts."""
+        """Return the counts, int64 (V,)."""
         return self.counts
 
 
 def usage(counts_V: Tensor) -> Tensor:
-    """Share of the codes that were used at all, 0 to 1."""
+    """Return the share of the codes that were used, 0 to 1."""
     return (counts_V > 0).float().mean()
 
 
 def perplexity(counts_V: Tensor) -> Tensor:
-    """exp of the entropy of the choice: the number of codes that, used alike, would be as hard to guess."""
+    """Return exp(entropy) of the codes: the effective number of codes in use."""
     share = counts_V.float() / counts_V.sum().clamp(min=1)
     return torch.special.entr(share).sum().exp()
 
 
 def revive(quantizer: VectorQuantizer, latent_BCHW: Tensor, seed: int, step: int) -> int:
-    """Set every code without a place in the record to a latent drawn by (seed, step); returns how many.
+    """Set every code that was not used recently to a random latent.
 
     Args:
         quantizer: its codebook is changed in place.
-        latent_BCHW: of all processes, in the same order on each: then all draw the same.
-        seed: of the run.
+        latent_BCHW: of all ranks, in the same order on each, so that all ranks select the same.
+        seed: of the run; selects the latents together with `step`.
         step: optimizer steps so far.
+
+    Returns:
+        The number of revived codes.
     """
     dead = (quantizer.recent_counts() == 0).nonzero().flatten()
     if len(dead):

@@ -1,4 +1,4 @@
-"""Optimizer, decay groups and learning-rate schedule, shared by both stages."""
+"""Optimizer, schedule, clipping and checks of both stages."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from aim_lightning.utils.errors import UserError
 
 NEVER_DECAYED = ("A_log", "dt_bias", "D")
-# fp16's scale of the loss, 65536 at first and halved by every step whose gradients are not finite.
+# fp16's loss scale starts at 65536 and is halved by every step whose gradients are not finite.
 SMALLEST_SCALE = 2.0**-10
 
 
@@ -22,12 +22,15 @@ class OptimizerConfig:
     """AdamW and its schedule.
 
     Args:
-        base_learning_rate: peak, per 256 images of global batch: the optimizer gets base_learning_rate * batch / 256.
+        base_learning_rate: peak per 256 images of global batch; the optimizer's is base_learning_rate * batch / 256.
         betas: of Adam.
-        weight_decay: on parameters of two or more dimensions; never on A_log, dt_bias, D, norms and biases.
+        weight_decay: of parameters with two or more dimensions, except A_log, dt_bias, D, norms and biases.
         warmup_steps: optimizer steps of linear warm-up from 0.
         schedule: after the warm-up: ``constant``, or ``linear`` or ``cosine`` decay to the end of training.
         final_fraction: learning rate at the end of a decaying schedule, as a fraction of the peak.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     base_learning_rate: float = 1e-4
@@ -38,24 +41,23 @@ class OptimizerConfig:
     final_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value out of range."""
-        for name, value, fits, range_ in (
+        for name, value, is_valid, valid_range in (
             ("base_learning_rate", self.base_learning_rate, self.base_learning_rate > 0, "above 0"),
             ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
             ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             ("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "from 0 to 1"),
         ):
-            if not fits:
-                raise UserError(f"model.optimizer.{name} is {value}; it must be {range_}")
+            if not is_valid:
+                raise UserError(f"model.optimizer.{name} is {value}; it must be {valid_range}")
 
     def peak(self, global_batch_size: int) -> float:
-        """The optimizer's learning rate after the warm-up."""
+        """Return the optimizer's learning rate after the warm-up."""
         return self.base_learning_rate * global_batch_size / 256
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups: decayed, and not."""
+    """Split the parameters into a group with weight decay and one without."""
     decayed, kept = [], []
     for name, parameter in network.named_parameters():
         never = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in NEVER_DECAYED
@@ -65,7 +67,13 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Multiple of the peak for optimizer step `step` (0 = the first)."""
+    """Return the learning rate of a step as a multiple of the peak.
+
+    Args:
+        config: the schedule.
+        step: optimizer step, 0 = the first.
+        total_steps: of the whole training.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -79,7 +87,14 @@ def learning_rate_factor(config: OptimizerConfig, step: int, total_steps: int) -
 def build_optimizer(
     network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int, scaled: bool = False
 ) -> tuple[AdamW, "Schedule"]:
-    """AdamW with decay groups and its per-step schedule; `scaled` = gradients are scaled (fp16), so not fused.
+    """Build AdamW with decay groups and its schedule per step.
+
+    Args:
+        network: its parameters are optimized.
+        config: the options.
+        global_batch_size: images per optimizer step.
+        total_steps: of the whole training; -1 = without end.
+        scaled: True in fp16, whose scaled gradients the fused AdamW does not support.
 
     Raises:
         UserError: a decaying schedule without an end.
@@ -96,10 +111,10 @@ def build_optimizer(
 
 
 class Schedule(LambdaLR):
-    """A checkpoint tells it how far training is; learning rate, betas and weight decay are the configuration's.
+    """Schedule that restores the step from a checkpoint, but keeps learning rate, betas and weight decay.
 
-    Both optimizer and schedule would bring back those of the checkpoint, whatever was changed since. Their states are
-    loaded in this order.
+    The states of optimizer and schedule contain those of the checkpoint, which would override changes of the
+    configuration. Lightning loads the optimizer first, so that this schedule corrects both.
     """
 
     SETTINGS = "initial_lr", "betas", "weight_decay"
@@ -115,15 +130,20 @@ class Schedule(LambdaLR):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.base_lrs = [own["initial_lr"] for own in self.settings]
-        for group, own, factor in zip(self.optimizer.param_groups, self.settings, self.lr_lambdas, strict=True):
-            group |= own
-            group["lr"] = own["initial_lr"] * factor(self.last_epoch)
+        self.base_lrs = [settings["initial_lr"] for settings in self.settings]
+        for group, settings, factor in zip(self.optimizer.param_groups, self.settings, self.lr_lambdas, strict=True):
+            group |= settings
+            group["lr"] = settings["initial_lr"] * factor(self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def total_steps(trainer, datamodule) -> int:
-    """Optimizer steps of the whole training, -1 where it has no end."""
+    """Return the optimizer steps of the whole training, -1 if it has no end.
+
+    Args:
+        trainer: its max_steps and max_epochs; the earlier end counts.
+        datamodule: its number of batches per epoch.
+    """
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         ends.append(trainer.max_epochs * datamodule.batches_per_epoch)
@@ -131,9 +151,13 @@ def total_steps(trainer, datamodule) -> int:
 
 
 def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
-    """Scale all gradients so that their L2 norm is at most `largest`; returns the norm before that.
+    """Scale all gradients so that their L2 norm is at most `largest`, and return the norm before.
 
-    Lightning's own clipping refuses the fused AdamW under autocast, although nothing is scaled in bf16.
+    Lightning's clipping refuses the fused AdamW under autocast, although bf16 scales nothing.
+
+    Args:
+        network: its gradients are changed in place.
+        largest: None = no clipping.
     """
     parameters = [p for p in network.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
@@ -142,15 +166,20 @@ def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
     return norm
 
 
-def check_finite(value: torch.Tensor, what: str, step: int) -> None:
-    """Stop training before a broken step reaches the weights.
+def check_finite(value: torch.Tensor, name: str, step: int) -> None:
+    """Stop training before a step that is not finite reaches the weights.
+
+    Args:
+        value: scalar; reading it waits for the device.
+        name: of the value, for the error.
+        step: optimizer steps so far.
 
     Raises:
         UserError: the value is infinite or not a number.
     """
     if not torch.isfinite(value):
         raise UserError(
-            f"{what} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
+            f"{name} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
             "lower model.optimizer.base_learning_rate or look at train/grad_norm before this step"
         )
 
@@ -158,8 +187,12 @@ def check_finite(value: torch.Tensor, what: str, step: int) -> None:
 def check_scale(scale: float, step: int) -> None:
     """Stop a training in fp16 whose steps are all skipped; every rank has the same scale.
 
+    Args:
+        scale: of the loss.
+        step: optimizer steps so far.
+
     Raises:
-        UserError: the scale is so small that no gradient can have overflowed by it.
+        UserError: the scale is too small for an overflow, so that the gradients themselves are not finite.
     """
     if scale < SMALLEST_SCALE:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Scores of reconstructions on the validation set, over all processes."""
+"""Metrics of reconstructions on the validation set, over all ranks."""
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
@@ -12,10 +12,10 @@ from aim_lightning.modules.codebook import CodeCounts, perplexity, usage
 
 
 class ReconstructionScores(nn.Module):
-    """PSNR, SSIM, LPIPS where there is one, the loss, and codebook usage.
+    """PSNR, SSIM, the loss and codebook usage, and LPIPS if given.
 
-    PSNR is that of the mean squared error over all images, which are in [-1, 1]; reconstructions are clamped to it
-    for PSNR, SSIM and LPIPS.
+    PSNR is that of the mean squared error over all images. PSNR, SSIM and LPIPS are computed in [-1, 1], to which
+    reconstructions are clamped.
 
     Args:
         codebook_size: number of codes.
@@ -33,34 +33,40 @@ class ReconstructionScores(nn.Module):
         self.image_count = SumMetric()
 
     def update(self, images: Tensor, result: Reconstruction, terms: LossTerms) -> None:
-        """Add a batch: images, what the tokenizer made of them, its loss."""
-        made, rows = result.images_BCHW.float().clamp(-1, 1), len(images)
-        self.psnr.update(made, images)
-        self.ssim.update(made, images)
+        """Add a batch.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            result: output of the tokenizer.
+            terms: its loss.
+        """
+        reconstructions, rows = result.images_BCHW.float().clamp(-1, 1), len(images)
+        self.psnr.update(reconstructions, images)
+        self.ssim.update(reconstructions, images)
         self.means["loss"].update(terms.loss, weight=rows)
         self.means["reconstruction"].update(terms.each["reconstruction"], weight=rows)
         if self.perceptual:
-            self.means["lpips"].update(self.perceptual(made, images).mean(), weight=rows)
+            self.means["lpips"].update(self.perceptual(reconstructions, images).mean(), weight=rows)
         self.counts.update(result.quantized.codes_BL)
         self.image_count.update(rows)
 
     def compute(self) -> dict[str, Tensor]:
-        """Values over all batches of all processes; every process must call it."""
+        """Return the values over all batches and ranks; a collective."""
         metrics = {"psnr": self.psnr, "ssim": self.ssim, **self.means}
         values = {name: metric.compute() for name, metric in metrics.items()}
         counts = self.counts.compute()
         return values | {"codebook_usage": usage(counts), "codebook_perplexity": perplexity(counts)}
 
     def named(self, raw: bool) -> dict[str, Tensor]:
-        """What results may be compared by, under names that say on how many images: psnr_10k, lpips_50k_raw.
+        """Return the metrics of results.json, with the number of images in their names, such as lpips_50k_raw.
 
         Args:
-            raw: the network's weights are no moving average.
+            raw: True if the network's weights are no moving average.
         """
         values, count = self.compute(), int(self.image_count.compute())
         return {metric_name(name, count, raw): values[name] for name in ("psnr", "ssim", "lpips") if name in values}
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all batches."""
         for metric in (self.psnr, self.ssim, self.counts, self.image_count, *self.means.values()):
             metric.reset()

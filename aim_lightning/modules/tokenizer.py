@@ -32,24 +32,24 @@ from aim_lightning.utils.random import hash_seed
 
 
 class TokenizerModule(LightningModule):
-    """Trains a VQModel; manual optimisation, since the discriminator has an optimizer of its own.
+    """Trains a VQModel with manual optimization, since the discriminator has its own optimizer.
 
-    A global step is a step of the tokenizer; the discriminator's are not counted.
+    A global step is a step of the tokenizer; those of the discriminator are not counted.
 
     Args:
         network: sizes of the tokenizer.
         optimizer: AdamW and its schedule.
-        global_batch_size: images an optimizer step; take it from the data section by interpolation.
+        global_batch_size: images per optimizer step; set it by interpolation from the data section.
         loss: terms and their weights.
         adversarial: discriminator and adversarial loss; null = none.
         gradient_clip: largest L2 norm of the tokenizer's gradient; null = no clipping.
-        gradient_checkpointing: keep less of encoder and decoder for the backward pass and compute it again.
+        gradient_checkpointing: store fewer activations of encoder and decoder and recompute them in the backward pass.
         codebook_init: ``random``, or ``data`` to start the codebook from the first batch's latents.
-        revival: when unused codes are set to latents.
-        init_from: start a new run from these weights: a run, a checkpoint, or a published file (read by the command).
-        lpips_file: torchvision's VGG16 weights, for LPIPS in validation where the loss has none; null = go without.
+        revival: steps at which unused codes are set to latents.
+        init_from: weights that a new run starts from: a run, a checkpoint, or a published file (read by the command).
+        lpips_file: torchvision's VGG16 weights, for LPIPS in validation if the loss has none; null = no LPIPS.
         channels_last: memory format of the convolutions.
-        seed: of the codebook's start from data, and of revivals.
+        seed: of codebook_init ``data`` and of revivals.
 
     Raises:
         UserError: options that contradict each other.
@@ -83,15 +83,15 @@ class TokenizerModule(LightningModule):
         self.optimizer_config, self.global_batch_size, self.loss = optimizer, global_batch_size, loss
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
-        self.grad_norm: Tensor | None = None  # of the present step, before clipping
-        self.terms_so_far: list[dict[str, Tensor]] = []  # of the present step, a micro-batch each
+        self.grad_norm: Tensor | None = None  # of the current step, before clipping
+        self.terms_so_far: list[dict[str, Tensor]] = []  # of the current step, one entry per micro-batch
         vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
         self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
         self.to(memory_format=self.memory_format)
-        # Alike on all ranks without DDP's help, which would send the record of used codes around at every step.
-        own = [name for name in self.state_dict() if name.startswith("discriminator.")]
-        self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used", *own]
+        # Equal on all ranks without DDP, which would broadcast the record of used codes at every step.
+        ignored = [name for name in self.state_dict() if name.startswith("discriminator.")]
+        self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used", *ignored]
         self.scores = ReconstructionScores(self.network.codebook_size, self.perceptual)
 
     def _make_adversary(self, config: AdversarialConfig | None) -> Adversary | None:
@@ -107,12 +107,19 @@ class TokenizerModule(LightningModule):
         return Adversary(config, self.discriminator)
 
     def setup(self, stage: str) -> None:
-        """Read VGG16 before anything takes time."""
+        """Read VGG16 early, since its file may be missing."""
         if self.perceptual:
             self.perceptual.load()
 
     def check_length(self, steps: int) -> None:
-        """Raises UserError if a training of so many steps (-1 = without end) has no place for what is configured."""
+        """Check that training is long enough for the adversarial loss.
+
+        Args:
+            steps: optimizer steps of the training; -1 = without end.
+
+        Raises:
+            UserError: training ends before the adversarial loss is used.
+        """
         if self.adversary:
             self.adversary.config.check_length(steps)
 
@@ -121,7 +128,7 @@ class TokenizerModule(LightningModule):
             use_torch_sync(self.discriminator)
 
     def on_fit_start(self) -> None:
-        """All ranks get rank 0's discriminator, as DDP would do it."""
+        """Broadcast rank 0's discriminator, as DDP does for the tokenizer."""
         if self.adversary and self.trainer.world_size > 1:
             weights = {name: value.cpu() for name, value in self.discriminator.state_dict().items()}
             self.discriminator.load_state_dict(self.trainer.strategy.broadcast(weights))
@@ -133,7 +140,7 @@ class TokenizerModule(LightningModule):
             raise UserError(f"the checkpoint {state}; use the configuration that it was trained with")
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Before the very first step, set the codebook from the latents of all ranks where asked for."""
+        """Initialize the codebook from the latents of all ranks before the first step, if configured."""
         if self.codebook_init == "data" and self.global_step == 0 and batch_idx == 0:
             generator = torch.Generator().manual_seed(hash_seed("codebook_init", self.seed))
             with torch.no_grad():
@@ -141,22 +148,22 @@ class TokenizerModule(LightningModule):
             self.network.quantize.start_from(latent, generator)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Backward passes of both networks on one micro-batch; steps after the last one."""
+        """Run the backward passes of both networks on a micro-batch, and the optimizers after the last one."""
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
-        last = (batch_idx + 1) % accumulate == 0
+        is_last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
         self.network.quantize.record_usage(ProcessGroup().cat(result.quantized.codes_BL))
         terms = self._terms(images, result)
-        playing = self.adversary is not None and self.global_step >= self.adversary.config.start_step
-        logs = self._backward(images, result, terms, accumulate, playing)
-        self._log_terms({"loss": terms.loss, **terms.each, **logs}, last)
-        if last:
-            self._steps(result, playing)
+        adversarial = self.adversary is not None and self.global_step >= self.adversary.config.start_step
+        logs = self._backward(images, result, terms, accumulate, adversarial)
+        self._log_terms({"loss": terms.loss, **terms.each, **logs}, is_last)
+        if is_last:
+            self._steps(result, adversarial)
 
-    def _log_terms(self, terms: dict[str, Tensor], last: bool) -> None:
-        """Means over the micro-batches of a step, after its last one."""
+    def _log_terms(self, terms: dict[str, Tensor], is_last: bool) -> None:
+        """Log means over the micro-batches of a step after its last one."""
         self.terms_so_far.append({name: value.detach().float() for name, value in terms.items()})
-        if not last:
+        if not is_last:
             return
         for name in terms:
             mean = torch.stack([each[name] for each in self.terms_so_far]).mean()
@@ -164,62 +171,66 @@ class TokenizerModule(LightningModule):
         self.terms_so_far.clear()
 
     def _backward(
-        self, images: Tensor, result: Reconstruction, terms: LossTerms, accumulate: int, playing: bool
+        self, images: Tensor, result: Reconstruction, terms: LossTerms, accumulate: int, adversarial: bool
     ) -> dict[str, Tensor]:
-        """Both networks scorer each other as they were before this step, as in the published code."""
-        if self._scaler:  # gradients may overflow there, which the scaler mends
+        """Accumulate the gradients of both networks and return the values to log.
+
+        Neither network has taken its step yet, as in the published code.
+        """
+        if self._scaler:  # gradients may overflow here, and the scaler handles that; the loss may not
             check_finite(terms.loss, "the loss", self.global_step)
-        if not playing:
+        if not adversarial:
             self.manual_backward(terms.loss / accumulate)
             return {}
-        made = result.images_BCHW
-        term, logs = self.adversary.generator_term(terms, made, self.network.last_layer, self._scaler)
+        reconstructions = result.images_BCHW
+        term, logs = self.adversary.generator_term(terms, reconstructions, self.network.last_layer, self._scaler)
         self.manual_backward((terms.loss + term) / accumulate)
-        loss, more = self.adversary.discriminator_loss(images, made)
-        # Not by manual_backward: DDP would wait for gradients of the tokenizer.
+        loss, more = self.adversary.discriminator_loss(images, reconstructions)
+        # Not by manual_backward, after which DDP would wait for gradients of the tokenizer.
         (self._scaler.scale(loss / accumulate) if self._scaler else loss / accumulate).backward()
         return logs | more
 
-    def _steps(self, result: Reconstruction, playing: bool) -> None:
-        if playing:
+    def _steps(self, result: Reconstruction, adversarial: bool) -> None:
+        if adversarial:
             optimizer, schedule = self.optimizers(use_pl_optimizer=False)[1], self.lr_schedulers()[1]
             norm = self.adversary.step(optimizer, schedule, self._scaler, self.global_step)
             self.log("train/grad_norm_discriminator", norm)
         optimizer, schedule = _first(self.optimizers()), _first(self.lr_schedulers())
-        optimizer.step()  # counted by Lightning; in fp16 it unscales and moves the scaler on for both
+        optimizer.step()  # counted as the global step; in fp16 it unscales, and updates the scaler for both
         if self._scaler:
             check_scale(self._scaler.get_scale(), self.global_step)
         self.log("train/grad_norm", self.grad_norm)
         optimizer.zero_grad()
         schedule.step()
-        self._care_for_codebook(result)
+        self._update_codebook(result)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the tokenizer's gradients; in fp16 they are unscaled by now.
 
-        Logged later: a second hook that logs makes Lightning forget what `training_step` logged before.
+        `_steps` logs the norm: a log call in a second hook would drop the values that `training_step` has logged.
         """
         self.grad_norm = clip_gradients(self.network, self.gradient_clip)
         if not self._scaler:
             check_finite(self.grad_norm, "the gradient norm", self.global_step)
 
-    def _care_for_codebook(self, result: Reconstruction) -> None:
+    def _update_codebook(self, result: Reconstruction) -> None:
         counts = self.network.quantize.recent_counts()
         self.log_dict({"train/codebook_usage": usage(counts), "train/codebook_perplexity": perplexity(counts)})
         if self.revival.every_n_steps:
-            self.log("train/revived_codes", float(self._revived(result)))
+            self.log("train/revived_codes", float(self._revive(result)))
 
-    def _revived(self, result: Reconstruction) -> int:
-        """How many codes came back to life; none before the record is full, since all would seem unused."""
+    def _revive(self, result: Reconstruction) -> int:
+        """Revive unused codes if it is due and return their number."""
         rows, columns = self.network.grid
         seen = self.global_step * self.global_batch_size * rows * columns
+        # Before the record is full, codes that are in use would count as unused.
         if not self.revival.due(self.global_step) or seen < self.network.quantize.codebook_used.numel():
             return 0
         latent = ProcessGroup().cat(result.quantized.latent_BCHW.detach())
         return revive(self.network.quantize, latent, self.seed, self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Reconstruct and score in float32: numbers to compare by may not depend on `trainer.precision`."""
+        """Reconstruct and score in float32, so that results do not depend on `trainer.precision`."""
         images = self._images(batch)
         with exact_float32(images.device.type):
             result = self.network(images)
@@ -236,14 +247,14 @@ class TokenizerModule(LightningModule):
         pairs = [build_optimizer(self.network, self.optimizer_config, size, steps, scaled)]
         if self.adversary:
             config = self.adversary.config
-            after = max(steps - config.start_step, 1) if steps >= 0 else steps  # a weight of 0 may never begin
+            after = max(steps - config.start_step, 1) if steps >= 0 else steps  # weight 0 is allowed to never start
             settings = config.optimizer or self.optimizer_config
             pairs.append(build_optimizer(self.discriminator, settings, size, after, scaled))
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     @property
     def _scaler(self) -> GradScaler | None:
-        """Lightning's scaler of the loss in fp16, which travels in the checkpoint."""
+        """Return Lightning's loss scaler in fp16, whose state is part of the checkpoint."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _terms(self, images: Tensor, result: Reconstruction) -> LossTerms:
@@ -253,6 +264,6 @@ class TokenizerModule(LightningModule):
         return to_unit_range(batch["images"]).contiguous(memory_format=self.memory_format)
 
 
-def _first(one_or_many):
-    """Lightning hands out a list only where there are several."""
-    return one_or_many[0] if isinstance(one_or_many, list) else one_or_many
+def _first(items):
+    """Return the tokenizer's optimizer or schedule; Lightning returns a list only if there are several."""
+    return items[0] if isinstance(items, list) else items

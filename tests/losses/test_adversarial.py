@@ -1,4 +1,4 @@
-"""The adversarial game's two sides, and the weight between the losses."""
+"""Adversarial losses of both networks and the adaptive weight."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from aim_lightning.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 
-KINDS = ("hinge", "non_saturating", "vanilla")
+LOSSES = ("hinge", "non_saturating", "vanilla")
 
 
 @pytest.fixture
@@ -15,17 +15,17 @@ def logits():
     return [torch.randn(4, 1, 6, 6, generator=generator) * 3 for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_side_wants_what_the_other_does_not(kind, logits):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradients_of_both_losses_have_opposite_signs(loss, logits):
     real, fake = (value.requires_grad_() for value in logits)
-    (to_fake,) = torch.autograd.grad(generator_loss(kind, fake), fake)
+    (to_fake,) = torch.autograd.grad(generator_loss(loss, fake), fake)
     assert (to_fake < 0).all()  # descent raises the logits of reconstructions
-    to_real, to_fake = torch.autograd.grad(discriminator_loss(kind, real, fake), (real, fake))
+    to_real, to_fake = torch.autograd.grad(discriminator_loss(loss, real, fake), (real, fake))
     assert (to_real <= 0).all() and (to_fake >= 0).all() and to_real.min() < 0 < to_fake.max()
 
 
 def test_non_saturating_is_cross_entropy_with_the_arguments_in_order(logits):
-    """The published code hands (target, logits) over, which turns its loss into something else."""
+    """Compare with the published code, which swaps target and logits and thereby changes its loss."""
     real, fake = logits
     entropy = F.binary_cross_entropy_with_logits
     assert torch.allclose(generator_loss("non_saturating", fake), entropy(fake, torch.ones_like(fake)))
@@ -37,7 +37,7 @@ def test_non_saturating_is_cross_entropy_with_the_arguments_in_order(logits):
     assert torch.equal(generator_loss("vanilla", fake), -fake.mean())
 
 
-def test_hinge_leaves_what_is_clear_alone():
+def test_hinge_ignores_logits_beyond_the_margin():
     real, fake = torch.tensor([1.5, 3.0]), torch.tensor([-1.5, -9.0])
     assert discriminator_loss("hinge", real, fake) == 0
     assert discriminator_loss("hinge", torch.zeros(3), torch.zeros(3)) == 1
@@ -45,7 +45,7 @@ def test_hinge_leaves_what_is_clear_alone():
 
 
 def both_losses(pixels=3.0, adversarial=-0.5):
-    """Linear in the last layer's weight: gradients of known norm."""
+    """Return losses that are linear in the last layer's weight, with gradients of known norm."""
     weight = torch.ones(2, 3, requires_grad=True)
     direction = torch.zeros(2, 3)
     direction[0, 0] = 1.0
@@ -54,22 +54,22 @@ def both_losses(pixels=3.0, adversarial=-0.5):
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     pixels, adversarial, weight = both_losses()
-    found = adaptive_weight(pixels, adversarial, weight, lambda value: value)
-    assert found == pytest.approx(3.0 / (0.5 + 1e-4)) and not found.requires_grad
-    (pixels + found * adversarial).backward()  # the graphs are still there
+    result = adaptive_weight(pixels, adversarial, weight, lambda value: value)
+    assert result == pytest.approx(3.0 / (0.5 + 1e-4)) and not result.requires_grad
+    (pixels + result * adversarial).backward()  # the graphs are still there
     assert torch.isfinite(weight.grad).all()
     scaled = adaptive_weight(*both_losses(), lambda value: value, scale=1024.0)
-    assert scaled == pytest.approx(float(found))
+    assert scaled == pytest.approx(float(result))
 
 
-def test_adaptive_weight_has_an_upper_end():
+def test_adaptive_weight_has_an_upper_bound():
     assert adaptive_weight(*both_losses(adversarial=0.0), lambda value: value) == 1e4
 
 
-def test_adaptive_weight_takes_the_mean_gradient_of_all_ranks():
+def test_adaptive_weight_uses_the_mean_gradient_over_ranks():
     pixels, adversarial, weight = both_losses()
     other = torch.stack((torch.full((2, 3), 9.0), torch.zeros(2, 3)))
-    found = adaptive_weight(pixels, adversarial, weight, lambda value: (value + other) / 2)
+    result = adaptive_weight(pixels, adversarial, weight, lambda value: (value + other) / 2)
     expected = torch.full((2, 3), 4.5)
     expected[0, 0] = 6.0
-    assert found == pytest.approx(float(expected.norm() / (0.25 + 1e-4)))
+    assert result == pytest.approx(float(expected.norm() / (0.25 + 1e-4)))

@@ -1,11 +1,12 @@
-"""LossTerms of the tokenizer's loss."""
+"""Terms of the tokenizer's loss."""
 
 import pytest
 import torch
 from helpers import TINY_VQ
 from torch.nn import functional as F
 
-from aim_lightning.losses import TokenizerLoss, entropy
+from aim_lightning.losses import TokenizerLoss, tokenizer
+from aim_lightning.losses.tokenizer import entropy_loss
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 
@@ -23,7 +24,9 @@ def test_the_loss_is_the_weighted_sum(batch):
     loss = TokenizerLoss(
         "l1", 2.0, perceptual_weight=3.0, perceptual_file="x", codebook_weight=0.5, commitment_weight=0.25
     )
-    terms = loss.terms(images, result, codebook, lambda made, real: (made - real).square().mean((1, 2, 3)))
+    terms = loss.terms(
+        images, result, codebook, lambda reconstructions, images: (reconstructions - images).square().mean((1, 2, 3))
+    )
     each = terms.each
     assert set(each) == {"reconstruction", "perceptual", "codebook", "commitment"}
     assert torch.allclose(each["reconstruction"], (result.images_BCHW - images).abs().mean())
@@ -32,7 +35,7 @@ def test_the_loss_is_the_weighted_sum(batch):
     assert torch.allclose(terms.loss, terms.pixels + 0.5 * each["codebook"] + 0.25 * each["commitment"])
 
 
-def test_weight_zero_needs_nothing(batch):
+def test_a_term_of_weight_zero_needs_no_file(batch):
     terms = TokenizerLoss(perceptual_file="/nowhere").terms(*batch)
     assert set(terms.each) == {"reconstruction", "codebook", "commitment"}
     assert torch.allclose(terms.each["reconstruction"], F.mse_loss(batch[1].images_BCHW, batch[0]))
@@ -46,13 +49,13 @@ def test_weight_zero_needs_nothing(batch):
         ({"entropy_temperature": 0.0}, "entropy_temperature"),
     ],
 )
-def test_mistakes_are_one_line(options, word):
+def test_invalid_options_raise(options, word):
     with pytest.raises(UserError, match=word):
         TokenizerLoss(**options)
 
 
 def published(latent, codebook, temperature):
-    """The published code's formula, of the negative squared distances."""
+    """Compute the published formula from negative squared distances."""
     rows = latent.movedim(1, -1).flatten(0, -2)
     affinity = -torch.cdist(rows, codebook).square() / temperature
     probabilities, mean = affinity.softmax(-1), affinity.softmax(-1).mean(0)
@@ -60,7 +63,7 @@ def published(latent, codebook, temperature):
     return each + (mean * (mean + 1e-5).log()).sum()
 
 
-def test_entropy_is_the_published_one_in_pieces_too(batch, monkeypatch):
+def test_entropy_equals_the_published_formula_also_in_parts(batch, monkeypatch):
     leaves = [torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(16, 8, requires_grad=True)]
 
     def value_and_gradients(loss):
@@ -69,18 +72,18 @@ def test_entropy_is_the_published_one_in_pieces_too(batch, monkeypatch):
 
     expected, gradients = value_and_gradients(published)
     for rows in (16384, 7):
-        monkeypatch.setattr(entropy, "ROWS_AT_A_TIME", rows)
-        found, mine = value_and_gradients(entropy.entropy_loss)
-        assert found == pytest.approx(expected, abs=1e-5)
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(mine, gradients, strict=True))
+        monkeypatch.setattr(tokenizer, "ROWS_AT_A_TIME", rows)
+        value, computed = value_and_gradients(entropy_loss)
+        assert value == pytest.approx(expected, abs=1e-5)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(computed, gradients, strict=True))
 
 
-def test_entropy_prefers_sure_and_even_choices():
+def test_entropy_is_low_for_certain_and_evenly_used_codes():
     codebook = torch.eye(8)
     even = codebook.T.reshape(1, 8, 2, 4)  # each code once
     one = codebook[:1].T[None, :, :, None].expand(1, 8, 2, 4)
     unsure = F.normalize(torch.ones(1, 8, 2, 4), dim=1)
-    values = [entropy.entropy_loss(latent, codebook, 0.05).item() for latent in (even, one, unsure)]
+    values = [entropy_loss(latent, codebook, 0.05).item() for latent in (even, one, unsure)]
     assert values[0] == pytest.approx(-torch.tensor(8.0).log().item(), abs=1e-3)
     assert values[1] == pytest.approx(0, abs=1e-3) and values[2] == pytest.approx(0, abs=1e-3)
 

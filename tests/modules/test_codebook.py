@@ -1,4 +1,4 @@
-"""Codebook health: measures, and the revival of dead codes."""
+"""Codebook usage and the revival of unused codes."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ def test_usage_and_perplexity():
 @pytest.fixture
 def quantizer():
     torch.manual_seed(0)
-    made = VQModel(TINY_VQ).quantize
-    made.record_usage(torch.arange(64) % 10)  # codes 10 to 15 are dead
-    return made
+    quantizer = VQModel(TINY_VQ).quantize
+    quantizer.record_usage(torch.arange(64) % 10)  # codes 10 to 15 are unused
+    return quantizer
 
 
-def test_only_dead_codes_come_back_as_latents(quantizer):
+def test_only_unused_codes_become_latents(quantizer):
     before, latent = quantizer.embedding.weight.detach().clone(), torch.randn(2, 8, 4, 4)
     assert quantizer.recent_counts().tolist() == [7.0] * 4 + [6.0] * 6 + [0.0] * 6
     assert revive(quantizer, latent, seed=0, step=50) == 6
@@ -39,26 +39,28 @@ def test_only_dead_codes_come_back_as_latents(quantizer):
     assert ((after[10:] @ rows.T).amax(1) > 1 - 1e-6).all()
 
 
-def test_the_draw_is_a_function_of_seed_and_step(quantizer):
+def test_the_selected_latents_depend_on_seed_and_step_only(quantizer):
     latent, start = torch.randn(2, 8, 4, 4), quantizer.embedding.weight.detach().clone()
-    drawn = {}
+    results = {}
     for seed, step in ((0, 50), (0, 100), (1, 50)):
         for noise in (0, 1):
-            torch.manual_seed(noise)  # the global generator has no say
+            torch.manual_seed(noise)  # the global generator has no effect
             with torch.no_grad():
                 quantizer.embedding.weight.copy_(start)
             revive(quantizer, latent, seed, step)
-            drawn.setdefault((seed, step), []).append(quantizer.embedding.weight.detach().clone())
-    assert all(torch.equal(*pair) for pair in drawn.values())
-    assert not torch.equal(drawn[0, 50][0], drawn[0, 100][0]) and not torch.equal(drawn[0, 50][0], drawn[1, 50][0])
+            results.setdefault((seed, step), []).append(quantizer.embedding.weight.detach().clone())
+    assert all(torch.equal(*pair) for pair in results.values())
+    assert not torch.equal(results[0, 50][0], results[0, 100][0]) and not torch.equal(
+        results[0, 50][0], results[1, 50][0]
+    )
 
 
-def test_more_dead_codes_than_latents(quantizer):
+def test_more_unused_codes_than_latents(quantizer):
     assert revive(quantizer, torch.randn(1, 8, 1, 2), seed=0, step=1) == 6
     assert quantizer.embedding.weight[10:].unique(dim=0).shape[0] == 2
 
 
-def test_when_it_is_due():
+def test_revival_is_due_every_n_steps_until_a_step():
     assert not RevivalConfig().due(50)
     config = RevivalConfig(every_n_steps=50, until_step=100)
     assert [step for step in range(1, 300) if config.due(step)] == [50, 100]

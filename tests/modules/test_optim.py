@@ -11,7 +11,7 @@ from aim_lightning.modules.optim import OptimizerConfig, build_optimizer, decay_
 from aim_lightning.utils.errors import UserError
 
 
-def test_decay_reaches_matrices_and_nothing_else():
+def test_only_matrices_decay():
     model = AiM(TINY)
     names = {id(p): n for n, p in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.05))
@@ -28,7 +28,7 @@ def test_decay_reaches_matrices_and_nothing_else():
     assert not any(n.endswith(("A_log", "dt_bias", ".D")) for n in decayed)
 
 
-def test_rate_follows_the_global_batch():
+def test_the_learning_rate_is_proportional_to_the_global_batch():
     optimizer, _ = build_optimizer(AiM(TINY), OptimizerConfig(schedule="constant"), 2048, -1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(8e-4)
     assert optimizer.param_groups[1]["weight_decay"] == 0
@@ -49,10 +49,10 @@ def test_a_decaying_schedule_needs_an_end():
         build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(), 8, -1)
 
 
-def test_a_checkpoint_brings_back_the_step_and_no_settings():
-    """`--allow_changes true` promises that a lowered learning rate acts."""
+def test_a_checkpoint_restores_the_step_but_no_settings():
+    """Check the promise of `--allow_changes true`: a lower learning rate takes effect."""
 
-    def made(**changes):
+    def build(**changes):
         torch.manual_seed(0)
         network = torch.nn.Linear(2, 2)
         config = OptimizerConfig(warmup_steps=2, final_fraction=0.1, **changes)
@@ -66,13 +66,13 @@ def test_a_checkpoint_brings_back_the_step_and_no_settings():
             schedule.step()
 
     def loaded(like, **changes):
-        network, optimizer, schedule = made(**changes)
+        network, optimizer, schedule = build(**changes)
         network.load_state_dict(like[0].state_dict())
         optimizer.load_state_dict(like[1].state_dict())
         schedule.load_state_dict(like[2].state_dict())
         return network, optimizer, schedule
 
-    before = made()
+    before = build()
     steps(*before, 5)
     same, other = loaded(before), loaded(before, base_learning_rate=1e-5, weight_decay=0.2, betas=(0.8, 0.9))
     steps(*before, 3)

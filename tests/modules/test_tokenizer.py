@@ -1,4 +1,4 @@
-"""What the tokenizer's module computes, step by step."""
+"""Validation metrics of the tokenizer's module."""
 
 import math
 
@@ -20,16 +20,13 @@ def tokenizer_module(**options) -> TokenizerModule:
 
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
-    """Nearly white images: within a window the variance is small beside the square of the mean."""
+    """Return nearly white images, whose variance in a window is small relative to the squared mean."""
     images = torch.randint(240, 250, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     return {"images": images.to(torch.uint8)}
 
 
-# --- scores
-
-
-def validated(module: TokenizerModule, batch: dict[str, Tensor]) -> dict[str, float]:
-    """One batch under training's autocast."""
+def validate(module: TokenizerModule, batch: dict[str, Tensor]) -> dict[str, float]:
+    """Validate one batch under the autocast of training."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         module.eval().validation_step(batch, 0)
     return {name: float(value) for name, value in module.scores.compute().items()}
@@ -39,16 +36,16 @@ def test_identical_images_give_ssim_1_under_autocast(batch, monkeypatch):
     module = tokenizer_module()
     quantized = module.network(module._images(batch)).quantized
     monkeypatch.setattr(module.network, "forward", lambda images: Reconstruction(images, quantized))
-    assert validated(module, batch)["ssim"] == pytest.approx(1, abs=1e-6)
+    assert validate(module, batch)["ssim"] == pytest.approx(1, abs=1e-6)
 
 
 def test_scores_are_those_of_a_float32_reconstruction(batch):
     module = tokenizer_module()
     images = module._images(batch)
     with torch.no_grad():
-        made = module.network.eval()(images).images_BCHW.clamp(-1, 1)
+        exact = module.network.eval()(images).images_BCHW.clamp(-1, 1)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = module.network(images).images_BCHW.float().clamp(-1, 1)
-    psnr, other = (10 * math.log10(4 / float((x.double() - images.double()).square().mean())) for x in (made, rounded))
-    found = validated(module, batch)
-    assert found["psnr"] == pytest.approx(psnr, abs=1e-5) and abs(other - psnr) > 1e-4
+    psnr, other = (10 * math.log10(4 / float((x.double() - images.double()).square().mean())) for x in (exact, rounded))
+    scores = validate(module, batch)
+    assert scores["psnr"] == pytest.approx(psnr, abs=1e-5) and abs(other - psnr) > 1e-4
