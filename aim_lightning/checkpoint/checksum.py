@@ -1,6 +1,6 @@
-"""Whether a file of torch.save is as it was written: torch itself compares no checksum when it reads.
+"""Checksums of files of `torch.save`; torch itself compares none when it reads.
 
-Such a file is a zip archive; its comment, the last bytes of all, takes a CRC-32 of everything before.
+Such a file is a zip archive. A CRC-32 of all other bytes is stored in its comment, the last bytes of the file.
 """
 
 import errno
@@ -11,24 +11,30 @@ import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 CHUNK = 1 << 22  # bytes
-END, END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip archive; its last two bytes count the comment's
+END, END_SIZE = b"PK\x05\x06", 22  # the record that ends a zip archive; its last two bytes hold the comment's length
 COMMENT = b"aim crc32 %08x"
 COMMENT_SIZE = len(COMMENT % 0)
 
 
 class DamagedArchive(Exception):
-    """Which part of the file is not as it was written."""
+    """An archive whose bytes changed; the message names the part."""
 
 
 def seal_archive(path: Path) -> None:
-    """Add the checksum of the whole file to an archive that has no comment yet."""
+    """Add the checksum of the whole file to an archive without a comment.
+
+    Raises:
+        DamagedArchive: the file does not end like an archive of `torch.save`.
+    """
     with path.open("r+b") as file:
         file.seek(-END_SIZE, os.SEEK_END)
         end = file.read()
         if not end.startswith(END) or end[-2:] != b"\0\0":
             raise DamagedArchive("it does not end as an archive of torch.save")
+        # The comment's length is part of the checksum, so it is written first.
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", COMMENT_SIZE))
         size = file.tell()
@@ -38,14 +44,14 @@ def seal_archive(path: Path) -> None:
 
 
 def verify_archive(path: Path) -> None:
-    """Read the whole file and compare checksums; once a process for an unchanged file.
+    """Read the whole file and compare checksums, once per process for an unchanged file.
 
-    Archives without our seal are compared member by member, which leaves out the padding between them. Those that
-    torch wrote with checksums switched off (zeros in their place) have nothing to compare.
+    Archives without a seal are compared member by member, without the padding between members. Archives that torch
+    wrote without checksums have zeros in their place, so nothing is compared.
 
     Raises:
-        DamagedArchive: truncated, or bytes have changed.
-        OSError: the system cannot read it, which says nothing of the file and is not remembered.
+        DamagedArchive: the file is truncated, or bytes changed.
+        OSError: the system cannot read it; the result is not cached.
     """
     state = path.stat()
     fault = _fault(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
@@ -56,7 +62,7 @@ def verify_archive(path: Path) -> None:
 @lru_cache(maxsize=64)
 def _fault(path: str, size: int, *_state: int) -> str | None:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (a key of the cache, so a text)
+        with open(path, "rb") as file:  # noqa: PTH123 (a key of the cache, so a str)
             file.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
             tail = file.read()
             sealed = re.fullmatch(END + rb".{16}.\x00aim crc32 ([0-9a-f]{8})", tail, re.DOTALL)
@@ -72,13 +78,14 @@ def _fault(path: str, size: int, *_state: int) -> str | None:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
         return str(error) or type(error).__name__
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of a place before the file's begin, where changed bytes have sent us
+        # Changed bytes can make zipfile seek before the start of the file; any other error is the system's.
+        if error.errno != errno.EINVAL:
             raise
         return str(error)
 
 
-def _checksum(file, size: int) -> int:
-    """CRC-32 of the next `size` bytes."""
+def _checksum(file: BinaryIO, size: int) -> int:
+    """Return the CRC-32 of the next `size` bytes."""
     checksum = 0
     while size:
         chunk = file.read(min(CHUNK, size))
@@ -89,7 +96,7 @@ def _checksum(file, size: int) -> int:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Ask the system to forget its copy of a file that is on disk, so that reading it again reads the disk."""
+    """Flush a file and drop it from the page cache, so that the next read comes from the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,10 +1,4 @@
-"""The checkpoint file: explicit keys, plain types, nothing of Lightning's needed to read it.
-
-Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
-schedulers; cursor; data (rows and fingerprint of the training set, and steps; not in older files); random_state (a list
-by rank); configuration; class_names; tokenizer_hash; trainer (progress of Lightning's loops, the loss scaler, metrics
-by rank, states of callbacks). Names of weights are those of the unwrapped modules.
-"""
+"""Read and write checkpoint files; Lightning is not needed for either."""
 
 import pickle
 import shutil
@@ -14,35 +8,37 @@ from typing import Any
 
 import torch
 
-from aim_lightning.checkpoint.checkpoint_types import find_foreign
 from aim_lightning.checkpoint.checksum import DamagedArchive, drop_from_cache, seal_archive, verify_archive
+from aim_lightning.checkpoint.format import FORMAT, check_content, find_unreadable
 from aim_lightning.checkpoint.torch_load import UnreadableFile, read_pickle, system_fault
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import atomic_path
 
-FORMAT = "aim_lightning.checkpoint/1"
-KEYS = ("network", "ema", "optimizers", "schedulers", "cursor", "random_state", "configuration", "trainer")
-
 
 class CheckpointNotWritten(UserError):
-    """The disk did not take a checkpoint; earlier ones are untouched."""
+    """A failed write of a checkpoint; earlier files are unchanged."""
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
-    """Write atomically: a crash leaves the file before or the whole new one, which has been read back and checked.
+    """Write a checkpoint atomically, after reading it back and verifying its checksum.
+
+    Args:
+        content: tensors and plain values by the keys of `checkpoint.format`; `format` itself is added.
+        path: final name; a crash leaves either the old file or the new one.
 
     Raises:
         CheckpointNotWritten: the disk is full or broken.
-        UserError: something in it is neither tensor nor plain value, or a key of KEYS is missing.
+        UserError: a value is neither tensor nor plain, or a key of KEYS is missing.
     """
     content = {"format": FORMAT, **content}
     try:
         with atomic_path(path) as temporary:
             _save(content, temporary, path)
             seal_archive(temporary)
+            # Without this the file would be compared with its copy in memory, and a bad disk would go unnoticed.
             drop_from_cache(temporary)
             verify_archive(temporary)
-            _load_again(content, temporary, path)
+            _read_back(content, temporary, path)
     except (OSError, MemoryError, RuntimeError, DamagedArchive, TransientError) as error:
         reason = _disk_error(error)
         if reason is None:
@@ -55,33 +51,33 @@ def _save(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
         with temporary.open("wb") as file:
             torch.save(content, file)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise _unfit(content, path, str(error)) from error
+        raise _unreadable_value(content, path, str(error)) from error
 
 
-def _load_again(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
-    """What a later start does with the file; weights stay on disk, so that this takes no time."""
+def _read_back(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
+    # torch writes types that it refuses to read. Weights stay memory-mapped on disk, so this is fast.
     try:
-        loaded = read_pickle(temporary, "checkpoint", archive=True)
+        result = read_pickle(temporary, "checkpoint", archive=True)
     except UnreadableFile as error:
-        raise _unfit(content, path, str(error)) from error
-    check_content(loaded, path)
+        raise _unreadable_value(content, path, str(error)) from error
+    check_content(result, path)
 
 
-def _unfit(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
-    found = find_foreign(content) or reason
+def _unreadable_value(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
     return UserError(
-        f"checkpoint {path} could not be read again: {found}; a callback's or module's state may hold tensors and "
-        "plain values only, so convert it there, such as float(x) or str(path)"
+        f"checkpoint {path} could not be read again: {find_unreadable(content) or reason}; a callback's or module's "
+        "state must hold tensors and plain values only, so convert it with float(x) or str(path)"
     )
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    """The system's words behind what torch makes of a failed write; None when it was something else."""
+    """Return the system's message behind a failed write, None for any other error."""
+    # torch and the context managers wrap the system's error, so the chain of causes is searched.
     while error is not None:
         if isinstance(error, DamagedArchive):
             return f"read back, it was damaged: {error}"
-        if words := system_fault(error):
-            return words
+        if reason := system_fault(error):
+            return reason
         error = error.__cause__ or error.__context__
     return None
 
@@ -90,14 +86,19 @@ def _free(path: str | Path) -> str:
     try:
         return f"{shutil.disk_usage(Path(path).parent).free / 2**20:,.0f} MiB"
     except OSError:
-        return "nothing known to be"
+        return "unknown space"
 
 
 def read_checkpoint(path: str | Path, verify: bool = True) -> dict[str, Any]:
-    """Read and check a checkpoint onto the CPU; no code in it is run. Without `verify` checksums are not compared.
+    """Read and check a checkpoint, with tensors on the CPU and without running code from the file.
+
+    Args:
+        path: of the file.
+        verify: compare checksums, which reads the whole file.
 
     Raises:
-        UnreadableFile: missing, damaged, or not one of ours.
+        UnreadableFile: missing, not written by this project, or of another version of the format.
+        DamagedFile: a checksum differs, or archive or pickle are broken.
         TransientError: the system cannot read it now.
     """
     content = read_pickle(path, "checkpoint", archive=True, verify=verify)
@@ -105,24 +106,11 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> dict[str, Any]:
     return content
 
 
-def check_content(content: Any, source: str | Path) -> None:
-    """Whether this is the whole content of a checkpoint of ours.
-
-    Raises:
-        UnreadableFile: of something else, or keys are missing.
-    """
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UnreadableFile(f"checkpoint {source} was not written by this project (format {FORMAT!r} expected)")
-    missing = [key for key in KEYS if key not in content]
-    if missing:
-        raise UnreadableFile(f"checkpoint {source} lacks {', '.join(missing)}: it is damaged")
-
-
 def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Strict loading with one message for everything that does not fit.
+    """Load weights strictly, with one message for everything that does not fit.
 
     Raises:
-        UserError: missing, surplus or misshapen names, or whole numbers where the network has others.
+        UserError: missing, surplus or misshapen names, or integers where the network has floating-point weights.
     """
     parts = incompatible(network, weights)
     if parts:
@@ -131,31 +119,36 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
 
 
 def incompatible(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], limit: int | None = 20) -> list[str]:
-    """Missing, surplus, misshapen and non-floating names, a line a kind with at most `limit`; nothing where all fits.
+    """List missing, surplus, misshapen and integer weights, one line per category; empty where all fit.
 
-    Floating types may differ; integers would be taken for numbers that they are not, such as quantised weights.
+    Floating-point types may differ. Integers may not: quantised weights need their scale.
+
+    Args:
+        network: that would load them.
+        weights: by name.
+        limit: names per line; None = all.
     """
-    own = network.state_dict()
-    both = sorted(own.keys() & weights.keys())
+    expected = network.state_dict()
+    common = sorted(expected.keys() & weights.keys())
     shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in both
-        if weights[name].shape != own[name].shape
+        f"{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}"
+        for name in common
+        if weights[name].shape != expected[name].shape
     ]
     types = [
-        f"{name} {weights[name].dtype} for {own[name].dtype}"
-        for name in both
-        if own[name].is_floating_point() and not weights[name].is_floating_point()
+        f"{name} {weights[name].dtype} for {expected[name].dtype}"
+        for name in common
+        if expected[name].is_floating_point() and not weights[name].is_floating_point()
     ]
     faults = {
-        "missing": sorted(own.keys() - weights.keys()),
-        "surplus": sorted(weights.keys() - own.keys()),
+        "missing": sorted(expected.keys() - weights.keys()),
+        "surplus": sorted(weights.keys() - expected.keys()),
         "other shape": shapes,
         "other type": types,
     }
-    return [f"{kind}: {_some(names, limit)}" for kind, names in faults.items() if names]
+    return [f"{category}: {_shorten(names, limit)}" for category, names in faults.items() if names]
 
 
-def _some(names: list[str], limit: int | None) -> str:
+def _shorten(names: list[str], limit: int | None) -> str:
     more = f" and {len(names) - limit} more" if limit is not None and len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Reading what torch.save wrote, and telling a damaged file from a disk that fails for a moment."""
+"""Read files of `torch.save`, and separate a damaged file from a transient error of the disk."""
 
 import errno
 import os
@@ -16,71 +16,85 @@ from aim_lightning.utils.errors import CLOSED, TransientError, UserError, disk_m
 from aim_lightning.utils.process import node_name
 
 WAITS = (0.5, 2.0, 5.0)  # seconds between attempts to read
-# What a system without room or a disk of several nodes says for a while; torch puts it into its own errors.
-PASSING = ("EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EINTR", "EREMOTEIO", "ENODEV")
-PASSING_WORDS = (*(os.strerror(getattr(errno, name)) for name in PASSING), "can't allocate memory")
+# Errors of a system short of memory or of a shared disk, which pass. torch puts their text into its RuntimeErrors.
+TRANSIENT = ("EIO", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EINTR", "EREMOTEIO", "ENODEV")
+TRANSIENT_TEXTS = (*(os.strerror(getattr(errno, name)) for name in TRANSIENT), "can't allocate memory")
 
 
 class UnreadableFile(UserError):
-    """The file itself is at fault: missing, damaged or foreign. Reading it again would say the same."""
+    """A file that cannot be used: missing, foreign, or of another version; its bytes may be intact."""
 
 
-def read_pickle(path: str | Path, what: str, archive: bool = False, verify: bool = True) -> Any:
-    """What torch.save wrote, its checksums compared, onto the CPU; no code in it is run.
+class DamagedFile(UnreadableFile):
+    """A file whose checksums, archive or pickle are broken."""
+
+
+def read_pickle(path: str | Path, role: str, archive: bool = False, verify: bool = True) -> Any:
+    """Read a file of `torch.save` onto the CPU without running code from it.
 
     Args:
         path: the file.
-        what: its role, for errors.
-        archive: whether it must be a zip archive; files of torch before 1.6 are none, and have no checksums.
-        verify: False leaves the checksums out: of an archive nothing is read then but the values between the tensors.
+        role: noun for the file in errors.
+        archive: require a zip archive; files of torch before 1.6 are plain pickles without checksums.
+        verify: compare checksums first. Without it tensors stay memory-mapped and are not read here.
 
     Raises:
-        UnreadableFile: missing, damaged or foreign.
-        TransientError: the system cannot read it now, after several attempts.
-        UserError: it may not be read.
+        UnreadableFile: it does not exist.
+        DamagedFile: its checksums, archive or pickle are broken.
+        TransientError: the system still cannot read it after several attempts.
+        UserError: permission is denied.
     """
-    return _patiently(lambda: _read(Path(path), what, archive, verify), f"{what} {path}")
+    return _retry(lambda: _read(Path(path), role, archive, verify), f"{role} {path}")
 
 
-def _patiently(read: Callable[[], Any], what: str) -> Any:
+def _retry(read: Callable[[], Any], name: str) -> Any:
     for wait in (*WAITS, None):
         try:
             return read()
         except (OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno in CLOSED:
-                raise disk_mistake(error, what) from None
+                raise disk_mistake(error, name) from None
             if wait is None:
-                fault = f"node {node_name()}: {what} cannot be read now ({system_fault(error)})"
-                raise TransientError(f"{fault}; it may well be whole, so nothing is changed") from error
+                raise TransientError(
+                    f"node {node_name()}: {name} cannot be read now ({system_fault(error)}); nothing is changed"
+                ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def _read(path: Path, what: str, archive: bool, verify: bool) -> Any:
-    """One attempt; what only the system is to blame for is raised as it is."""
+def _read(path: Path, role: str, archive: bool, verify: bool) -> Any:
+    """Read once; errors of the system are raised unchanged."""
     if not path.is_file():
-        raise UnreadableFile(f"{what} {path} does not exist")
+        raise UnreadableFile(f"{role} {path} does not exist")
     zipped = archive or zipfile.is_zipfile(path)
     try:
         if zipped and verify:
             verify_archive(path)
         with warnings.catch_warnings(action="ignore"):  # torch's remarks about foreign pickles
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
-        senseless = isinstance(error, MemoryError) and not zipped  # sizes that random bytes ask for
-        if system_fault(error) and not senseless:
+    except Exception as error:  # the unpickler raises any type for bytes that are not a pickle
+        # Random bytes in a plain pickle may ask for huge sizes: then MemoryError means damage.
+        from_content = isinstance(error, MemoryError) and not zipped
+        if system_fault(error) and not from_content:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "Weights only" in reason:  # torch would advise to run the code
-            reason = "it holds something else than tensors and plain values"
-        raise UnreadableFile(f"{what} {path} is damaged or no {what} ({reason})") from None
+        raise DamagedFile(f"{role} {path} is damaged or not a {role} ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    # torch advises to load with weights_only=False, which runs code from the file.
+    if "weights only" in text.lower() or "weights_only" in text:
+        if "TorchScript" in text:
+            return "it is a TorchScript archive"
+        return "it holds something else than tensors and plain values"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def system_fault(error: BaseException) -> str | None:
-    """The system's words where it failed, whatever is in the file; None where the content is at fault."""
+    """Return the system's message where reading or writing failed, None where the content is at fault."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, MemoryError):
         return "out of memory"
     text = str(error) if isinstance(error, RuntimeError) else ""
-    return next((words for words in PASSING_WORDS if words in text), None)
+    return next((reason for reason in TRANSIENT_TEXTS if reason in text), None)

@@ -150,7 +150,7 @@ class Evaluation:
     def _alone(self, directory: Path) -> Iterator[None]:
         """The blocks go when the set is finished, so that only one command may draw it."""
         with ExitStack() as stack:
-            self.scorer.ranks.on_rank0(lambda: _hold(stack, Lease(directory / LEASE, doing="drawn and scored")))
+            self.scorer.ranks.on_rank0(lambda: _hold(stack, Lease(directory / LEASE, activity="generated and scored")))
             yield
 
     def _made(

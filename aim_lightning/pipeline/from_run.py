@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aim_lightning.checkpoint.io import check_content
+from aim_lightning.checkpoint.format import check_content
 from aim_lightning.pipeline.pipeline import AiMPipeline, check_hash
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError

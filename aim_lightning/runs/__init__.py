@@ -1,1 +1,1 @@
-"""The run directory: what is in it, who may write to it, what training does with it."""
+"""The run directory: its files, its lease, and the decision to start, continue or refuse training."""

@@ -1,4 +1,4 @@
-"""Paths in runs/EXPERIMENT/RUN/: they depend on the two names alone, never on time or job."""
+"""Paths in runs/EXPERIMENT/RUN/; they depend on the two names only, never on time or job."""
 
 import re
 from collections.abc import Collection
@@ -15,10 +15,10 @@ STEP = re.compile(r"step=(\d+)\.ckpt")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where one run keeps everything.
+    """Directory of one run, with the paths of its files.
 
     Raises:
-        UserError: a name that is no plain directory name.
+        UserError: a name is not a plain directory name.
     """
 
     experiment: str
@@ -26,9 +26,9 @@ class RunDirectory:
     root: Path = Path("runs")
 
     def __post_init__(self) -> None:
-        for what, name in (("experiment", self.experiment), ("run", self.run)):
+        for key, name in (("experiment", self.experiment), ("run", self.run)):
             if not NAME.fullmatch(name):
-                raise UserError(f"{what} is {name!r}; use letters, digits, '.', '_' and '-'")
+                raise UserError(f"{key} is {name!r}; use letters, digits, '.', '_' and '-'")
 
     @property
     def path(self) -> Path:
@@ -59,73 +59,78 @@ class RunDirectory:
         return self.path / "history.jsonl"
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoint files, newest (highest step) first."""
+        """List the checkpoint files, newest (highest step) first."""
         return list_checkpoints(self.path)
 
     @property
     def latest_step(self) -> int:
-        """Of the newest checkpoint; 0 without one."""
-        found = self.checkpoints()
-        return step_of(found[0]) if found else 0
+        """Return the step of the newest checkpoint; 0 without one."""
+        checkpoints = self.checkpoints()
+        return step_of(checkpoints[0]) if checkpoints else 0
 
     def set_aside_newer(self, step: int, damaged: Collection[Path]) -> list[Path]:
-        """Rename checkpoints after `step`, all of which must be `damaged`: they would count among those that are kept.
+        """Rename the damaged checkpoints after `step`, so that they do not count among the kept ones.
+
+        Args:
+            step: optimizer steps of the checkpoint to continue from.
+            damaged: checkpoints that failed verification; must contain all newer ones.
 
         Raises:
-            TransientError: there is one that nobody has looked into, and nothing is renamed.
+            TransientError: a newer checkpoint was not verified; nothing is renamed.
         """
         newer = [path for path in self.checkpoints() if step_of(path) > step]
         if unknown := [path for path in newer if path not in damaged]:
-            late = "the shared file system showed this node an old state"
-            raise TransientError(f"node {node_name()}: {unknown[0]} has appeared since the start; {late}")
+            # A node's cache of a shared file system may be old; renaming an intact checkpoint would lose steps.
+            raise TransientError(f"node {node_name()}: {unknown[0]} has appeared since the start; start again")
         return [path.rename(path.with_name(f"{path.name}.damaged")) for path in newer]
 
     def remove_leftovers(self) -> list[Path]:
-        """Remove what kills in the middle of a save left, and all damaged checkpoints but the newest.
+        """Remove temporary files of interrupted saves, and all damaged checkpoints but the newest.
 
-        Only for who holds the lease: another training may be writing such a file.
+        Call it only under the lease: another training may be writing such a file.
+
+        Returns:
+            the removed paths.
         """
-        half = [
-            path for directory in (self.checkpoint_directory, self.path / "best") for path in directory.glob(".*.tmp")
-        ]
-        damaged = sorted(self.checkpoint_directory.glob("step=*.ckpt.damaged"))  # the digits have one width
-        gone = [*half, *damaged[:-1]]
-        for path in gone:
+        temporary = [*self.checkpoint_directory.glob(".*.tmp"), *(self.path / "best").glob(".*.tmp")]
+        damaged = sorted(self.checkpoint_directory.glob("step=*.ckpt.damaged"))  # steps are padded: sorted by step
+        removed = [*temporary, *damaged[:-1]]
+        for path in removed:
             with tolerate_disk_errors(path):
                 path.unlink(missing_ok=True)
-        return gone
+        return removed
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps in a checkpoint, from its file name."""
+    """Return the optimizer steps of a checkpoint, from its file name."""
     return int(STEP.fullmatch(path.name)[1])
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Checkpoint files of a run directory, newest (highest step) first; temporary names are no checkpoints."""
+    """List the checkpoint files of a run directory, newest (highest step) first, without temporary files."""
     files = (Path(run_dir) / "checkpoints").glob("*.ckpt")
     return sorted((path for path in files if STEP.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def missing_source(path: str | Path) -> str:
-    """What to say of a source of weights that is not there."""
+    """Return the error message for a source of weights that does not exist."""
     return (
         f"{path} does not exist; give a weights file, a run directory or a Hugging Face directory "
-        "(make weights-vq and make weights-aim fetch published ones)"
+        "(make weights-vq and make weights-aim download published ones)"
     )
 
 
 def newest_checkpoint(source: str | Path) -> Path:
-    """A checkpoint file itself, or the latest one of a run directory.
+    """Return a checkpoint file itself, or the newest one of a run directory.
 
     Raises:
-        UserError: there is no such run, or it has no checkpoint yet.
+        UserError: the run does not exist, or it has no checkpoint yet.
     """
     path = Path(source)
     if path.is_file():
         return path
-    found = list_checkpoints(path)
-    if not found:
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
         train = f"make train EXP={path.parent.name} RUN={path.name}"
         raise UserError(f"{path} holds no checkpoint; train it first ({train})")
-    return found[0]
+    return checkpoints[0]

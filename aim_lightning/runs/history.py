@@ -1,18 +1,53 @@
-"""history.jsonl: every start of a run, with what had changed since the one before."""
+"""Read how far a run got, and append its starts to history.jsonl."""
 
 import datetime
 import json
 import os
 import socket
+from pathlib import Path
+from typing import Any
 
+from aim_lightning.checkpoint.io import read_checkpoint
+from aim_lightning.checkpoint.torch_load import DamagedFile, UnreadableFile
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit
-from aim_lightning.runs.resume_policy import Decision
+from aim_lightning.runs.resume_policy import Decision, Progress, RunContent
 from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.process import beat
+
+
+def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = True) -> RunContent:
+    """Find the newest undamaged checkpoint of a run, for the decision of `resume_policy.decide`.
+
+    Args:
+        directory: of the run.
+        now: the requested configuration.
+        verify: compare checksums, which reads whole files.
+
+    Raises:
+        UnreadableFile: this version cannot read an undamaged checkpoint, so no older one may replace it.
+        TransientError: a checkpoint cannot be read now.
+    """
+    damaged: dict[Path, str] = {}
+    for path in directory.checkpoints():
+        beat(f"reading {path.name}")
+        try:
+            content = read_checkpoint(path, verify)
+        except UnreadableFile as error:
+            # An intact checkpoint of another version must not be set aside and replaced by an older one.
+            if path.exists() and not isinstance(error, DamagedFile):
+                raise
+            damaged[path] = str(error)
+            continue
+        trainer = content["trainer"]
+        progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"])
+        imported = trainer.get("imported_from")
+        return RunContent(progress, damaged, content["configuration"], now, imported, content["data"])
+    return RunContent(None, damaged, {}, now)
 
 
 def append_start(directory: RunDirectory, decision: Decision) -> None:
-    """Add a line: when, where, from which step and checkpoint, changes of the configuration, other notes."""
+    """Append a line to history.jsonl: time, host, first step, checkpoint, changes of the configuration, notes."""
     entry = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),

@@ -1,6 +1,6 @@
-"""One training a run directory, one evaluation a set of samples: a lease with a heartbeat, taken by global rank zero.
+"""A lease with a heartbeat: one training per run directory, one evaluation per set of samples; rank 0 holds it.
 
-The sign of life is the file's time stamp: setting it needs no space, so that a full disk ends no lease.
+The heartbeat is the file's modification time. Setting it needs no space, so a full disk does not end a lease.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from aim_lightning.runs.lease_file import LeaseState, read_lease
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 from aim_lightning.utils.files import write_text
 
@@ -23,25 +23,56 @@ BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 
+class LeaseState(NamedTuple):
+    """Content of a lease file, and the time of its last heartbeat in seconds since 1970."""
+
+    text: str
+    heartbeat: float
+
+    @property
+    def holder(self) -> dict:
+        """Return the holder's host, pid, job and starts; {} for a file that is created but not written yet."""
+        try:
+            holder = json.loads(self.text)
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    @property
+    def age(self) -> float:
+        """Return the seconds since the last heartbeat."""
+        return time.time() - self.heartbeat
+
+
+def read_lease(path: Path) -> LeaseState | None:
+    """Read a lease file; None where there is no such file."""
+    try:
+        # fstat after open: NFS revalidates attributes on open, while stat may return a cached time.
+        with path.open() as file:
+            return LeaseState(file.read(), os.fstat(file.fileno()).st_mtime)
+    except FileNotFoundError:
+        return None
+
+
 class Lease:
-    """Context manager: holds `path` while inside.
+    """Context manager that holds the lease file `path`.
 
     A lease is free when its heartbeat is older than `stale_seconds`, when its process is gone from this host, or when
-    it belongs to an earlier start of this very SLURM job. Of several that find it free one gets it.
+    an earlier start of the same SLURM job held it. Of several processes that see it free, one takes it.
 
     Args:
         path: the file, in a directory that all nodes share.
-        beat_seconds: between two signs of life.
-        stale_seconds: without one before the holder counts as dead.
-        patient: look whether the holder on another host still beats, instead of refusing at once. Default: in SLURM
-            jobs, which may start seconds after a node has died.
-        doing: what is done under it, for messages.
-        on_lost: called from a thread when another process has taken the lease (this one had been asleep), or may do so
-            soon because no sign of life could be given for nearly `stale_seconds`; by default the process ends at
-            once, before it can write anything.
+        beat_seconds: seconds between two heartbeats.
+        stale_seconds: age of the heartbeat after which the holder counts as dead.
+        patient: wait for a second heartbeat of a holder on another host before refusing. Default: in SLURM jobs, which
+            may start seconds after a node died.
+        activity: past participle for messages, such as "trained".
+        on_lost: called from a thread when another process took the lease (this one was suspended), or may soon take it
+            because no heartbeat succeeded for nearly `stale_seconds`. By default the process exits immediately, before
+            it can write anything.
 
     Raises:
-        UserError: somebody else holds it, or it lies where nothing can be written.
+        UserError: another process holds it, or its directory is not writable.
         TransientError: the file cannot be written now.
     """
 
@@ -51,16 +82,19 @@ class Lease:
         beat_seconds: float = BEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         patient: bool | None = None,
-        doing: str = "trained",
+        activity: str = "trained",
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
-        self.path, self.beat_seconds, self.stale_seconds, self.doing = path, beat_seconds, stale_seconds, doing
+        self.path = path
+        self.beat_seconds = beat_seconds
+        self.stale_seconds = stale_seconds
+        self.activity = activity
         job = os.environ.get("SLURM_JOB_ID")
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
         self.patient = job is not None if patient is None else patient
-        self.on_lost = on_lost or partial(_end_at_once, code=2)
-        self.on_silence = on_lost or partial(_end_at_once, code=TransientError.exit_code)
+        self.on_lost = on_lost or partial(_exit, code=2)
+        self.on_silence = on_lost or partial(_exit, code=TransientError.exit_code)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -72,7 +106,7 @@ class Lease:
                     self._replace(self.path, dead)
                     break
         except OSError as error:
-            fault = TransientError(f"{self.path} cannot be written ({_reason(error)}); make room or mend the disk")
+            fault = TransientError(f"{self.path} cannot be written ({_reason(error)}); make room or fix the disk")
             raise (disk_mistake(error, self.path) or fault) from error
         self._thread.start()
         return self
@@ -80,14 +114,15 @@ class Lease:
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # a broken disk must not hide how training ended; the lease ends by itself
-            found = read_lease(self.path)
-            if found and self._is_mine(found.holder):  # nobody took it over meanwhile
+        with contextlib.suppress(OSError):  # a broken disk must not hide how training ended; the lease expires anyway
+            state = read_lease(self.path)
+            if state and self._is_mine(state.holder):  # another process may have taken it
                 self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # a training that failed before it wrote anything leaves no directory
+            self.path.parent.rmdir()  # fails unless empty: training that failed before any write leaves no directory
 
     def _create(self, path: Path) -> bool:
-        """Whether there was none. Between making it and filling it, it is empty, which counts as held."""
+        """Create the file exclusively and write the owner; False where it exists already."""
+        # Until the owner is written the file is empty, which counts as held.
         try:
             file = path.open("x")
         except FileExistsError:
@@ -101,19 +136,19 @@ class Lease:
         return True
 
     def _wait_until_free(self) -> LeaseState | None:
-        """The lease of a dead holder, None when it is gone; refuses when its holder is alive."""
+        """Return the lease of a dead holder, None where it is gone; refuse while the holder is alive."""
         first = read_lease(self.path)
-        while (found := read_lease(self.path)) is not None and not self._is_dead(found):
-            holder, beats = found.holder, first is None or found.sign != first.sign
+        while (state := read_lease(self.path)) is not None and not self._is_dead(state):
+            holder, beats = state.holder, first is None or state.heartbeat != first.heartbeat
             if not holder or beats or not self.patient or holder.get("host") == self.owner["host"]:
-                self._refuse(found)
+                self._refuse(state)
             time.sleep(min(self.beat_seconds, 1.0))
-        return found
+        return state
 
     def _replace(self, path: Path, dead: LeaseState) -> None:
-        """Put this lease in place of a dead one. Of several that saw the same one, the one with the claim to it does.
+        """Replace a dead lease; of several processes that read the same one, the holder of its claim file does.
 
-        The claim is a lease too: one whose process died within these few lines is replaced in the same way.
+        The claim is a lease too: where its process died within these lines, it is replaced in the same way.
         """
         claim = path.with_name(f".{path.name}.{hashlib.sha256(repr(dead).encode()).hexdigest()[:16]}")
         if not self._create(claim):
@@ -122,67 +157,68 @@ class Lease:
                 self._refuse(other)
             self._replace(claim, other)
         try:
-            if (now := read_lease(path)) != dead:  # somebody was faster, or the holder has woken up
+            # Read again under the claim: another process was faster, or the holder resumed.
+            if (now := read_lease(path)) != dead:
                 self._refuse(now)
             write_text(path, self._text())
         finally:
             claim.unlink(missing_ok=True)
 
-    def _is_dead(self, found: LeaseState) -> bool:
-        holder = found.holder
+    def _is_dead(self, state: LeaseState) -> bool:
+        holder = state.holder
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
-        gone = holder.get("host") == self.owner["host"] and not _alive(holder.get("pid", 0))
-        return gone or found.age > self.stale_seconds
+        gone = holder.get("host") == self.owner["host"] and not _is_alive(holder.get("pid", 0))
+        return gone or state.age > self.stale_seconds
 
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])
 
-    def _refuse(self, found: LeaseState | None) -> None:
-        who, sign = "another process that has just started", ""
-        if found and (holder := found.holder):
-            who = f"process {holder.get('pid')} on {holder.get('host')}"
-            who += f" (job {holder['job']})" if holder.get("job") else ""
-            sign = f", last sign {found.age:.0f} s ago"
+    def _refuse(self, state: LeaseState | None) -> None:
+        owner, heartbeat = "another process that has just started", ""
+        if state and (holder := state.holder):
+            owner = f"process {holder.get('pid')} on {holder.get('host')}"
+            owner += f" (job {holder['job']})" if holder.get("job") else ""
+            heartbeat = f", last heartbeat {state.age:.0f} s ago"
         raise UserError(
-            f"{self.path.parent} is being {self.doing} by {who}{sign}; wait for it, "
-            f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last sign)"
+            f"{self.path.parent} is being {self.activity} by {owner}{heartbeat}; wait for it, "
+            f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last heartbeat)"
         )
 
     def _text(self) -> str:
         return json.dumps(self.owner, indent=2) + "\n"
 
     def _beat(self) -> None:
-        last, told = time.monotonic(), False
+        last, warned = time.monotonic(), False
         while not self._stop.wait(self.beat_seconds):
             try:
-                thief = self._sign_of_life()
-            except OSError as error:  # told once, tried again at every beat
-                told = self._bear(error, time.monotonic() - last, told)
+                other = self._renew()
+            except OSError as error:  # warned once, tried again at every beat
+                self._handle_failure(error, time.monotonic() - last, warned)
+                warned = True
                 continue
-            last, told = time.monotonic(), False
-            if thief:
-                who = f"process {thief['pid']} on {thief['host']}"
-                self.on_lost(f"{self.path.parent} has been taken over by {who}")
+            last, warned = time.monotonic(), False
+            if other:
+                owner = f"process {other['pid']} on {other['host']}"
+                self.on_lost(f"{self.path.parent} has been taken over by {owner}")
                 break
 
-    def _bear(self, error: OSError, silent: float, told: bool) -> bool:
-        """A disk that fails for a moment is told; one that fails until others count this process as dead ends it."""
-        fault = f"{self.path.parent}: no sign of life for {silent:.0f} s, {self.path} fails ({_reason(error)})"
-        if not told:
+    def _handle_failure(self, error: OSError, silence: float, warned: bool) -> None:
+        """Warn once about a failed heartbeat; abort before other processes count this one as dead."""
+        fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({_reason(error)})"
+        if not warned:
             print(f"warning: {fault}; trying again", file=sys.stderr, flush=True)
-        if silent >= self.stale_seconds - self.beat_seconds:
+        if silence >= self.stale_seconds - self.beat_seconds:
             self.on_silence(f"{fault}; another process may take it now")
             self._stop.set()
-        return True
 
-    def _sign_of_life(self) -> dict | None:
-        """Set the time stamp; who holds the lease instead, if it is not this process any more."""
-        found = read_lease(self.path)
-        if found is None:  # removed by hand
+    def _renew(self) -> dict | None:
+        """Set the modification time; return the holder instead if it is another process."""
+        state = read_lease(self.path)
+        if state is None:  # removed by hand
             self._create(self.path)
-        elif found.holder and not self._is_mine(found.holder):
-            return found.holder
+        elif state.holder and not self._is_mine(state.holder):
+            return state.holder
         else:
             os.utime(self.path)
         return None
@@ -192,7 +228,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -202,6 +238,6 @@ def _alive(pid: int) -> bool:
     return pid > 0
 
 
-def _end_at_once(message: str, code: int) -> None:
-    print(f"error: {message}; this process ends without writing anything", file=sys.stderr, flush=True)
-    os._exit(code)
+def _exit(message: str, code: int) -> None:
+    print(f"error: {message}; this process exits without writing anything", file=sys.stderr, flush=True)
+    os._exit(code)  # sys.exit would end this thread only

@@ -1,4 +1,4 @@
-"""results.json: the numbers of a run with all that is needed to believe them."""
+"""Write results.json: the metrics of a run with the protocol that produced them."""
 
 import os
 import platform
@@ -17,36 +17,39 @@ FORMAT = "aim_lightning.results/1"
 def record(
     directory: RunDirectory, source: str, step: int, facts: dict[str, Any], metrics: dict[str, float], hardware: str
 ) -> dict[str, Any]:
-    """Put metrics into results.json, which holds numbers of one step of the run: those of any other are dropped.
+    """Merge metrics into results.json and drop those of other steps of the run.
 
-    `protocol` has that step and an entry a source: `metrics` (the names of its numbers), `step`, commit, hardware and
-    `facts`. A name belongs to the entry that wrote it last; an entry that lost all its names goes.
+    `protocol` contains the step and one entry per source: `metrics` (their names), `step`, commit, hardware and
+    `facts`. A metric belongs to the source that wrote it last. A source without metrics is removed.
 
     Args:
         directory: of the run.
-        source: what made the numbers: fit, validate, evaluate_fid_50k.
+        source: what produced the metrics, such as fit, validate or evaluate_fid_50k.
         step: optimizer steps of the newest checkpoint.
-        facts: everything else that the numbers depend on; `step` among them where they are of an earlier one.
-        metrics: by name.
-        hardware: from `hardware`.
+        facts: other settings that the metrics depend on; contains `step` if the metrics are of an earlier step.
+        metrics: values by name.
+        hardware: see `hardware`.
+
+    Returns:
+        the new content of results.json.
 
     Raises:
-        UserError: results.json is no JSON.
+        UserError: results.json is not JSON.
     """
     before = read_json(directory.results, "results") if directory.results.exists() else {}
     before = before if before.get("protocol", {}).get("step") == step else {}
-    made = {"commit": commit(), "hardware": hardware}
+    origin = {"commit": commit(), "hardware": hardware}
     entries = {name: entry for name, entry in before.get("protocol", {}).items() if name != "step"}
     replaced = {*metrics, *entries.pop(source, {"metrics": []})["metrics"]}
     results = {
         "format": FORMAT,
         "experiment": directory.experiment,
         "run": directory.run,
-        **made,
+        **origin,
         "protocol": {
             "step": step,
             **_without(entries, replaced),
-            source: {"step": step, **facts, **made, "metrics": sorted(metrics)},
+            source: {"step": step, **facts, **origin, "metrics": sorted(metrics)},
         },
         "metrics": {n: value for n, value in before.get("metrics", {}).items() if n not in replaced} | metrics,
     }
@@ -55,16 +58,16 @@ def record(
 
 
 def _without(entries: dict[str, dict[str, Any]], names: set[str]) -> dict[str, dict[str, Any]]:
-    """The entries that still have a name of their own."""
+    """Remove metrics from all entries, and entries without metrics."""
     left = {source: [name for name in entry["metrics"] if name not in names] for source, entry in entries.items()}
-    return {source: {**entries[source], "metrics": own} for source, own in left.items() if own}
+    return {source: {**entries[source], "metrics": kept} for source, kept in left.items() if kept}
 
 
 def recorded_step(directory: RunDirectory) -> int | None:
-    """Optimizer steps of the checkpoint whose numbers results.json holds; None without one.
+    """Return the optimizer steps of the metrics in results.json; None without the file.
 
     Raises:
-        UserError: results.json is no JSON.
+        UserError: results.json is not JSON.
     """
     if not directory.results.exists():
         return None
@@ -72,26 +75,26 @@ def recorded_step(directory: RunDirectory) -> int | None:
 
 
 def commit() -> str:
-    """AIM_COMMIT where it is set: a copy of the tree need not have the right git, or any.
+    """Return the commit of the source tree, with -dirty for uncommitted changes; `unknown` without git.
 
-    Else git's commit of the source tree, with -dirty for uncommitted changes; `unknown` where there is none.
+    The environment variable AIM_COMMIT overrides it, for copies of the tree without their repository.
     """
-    if given := os.environ.get("AIM_COMMIT"):
-        return given
+    if override := os.environ.get("AIM_COMMIT"):
+        return override
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def hardware(device: torch.device | None = None, processes: int = 1) -> str:
-    """What did the work: GPUs by name, or the processor with the threads in use.
+    """Describe the hardware: GPUs by name, or the processor with the number of threads.
 
     Args:
-        device: of this process; None = the first GPU where there is one.
-        processes: with a device each.
+        device: of this process; None = the first GPU, or the CPU without one.
+        processes: number of processes, each with one device.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What `fit` does with a run directory: one pure function of what is in it."""
+"""Decide what `fit` does with a run directory, as a pure function of its content."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from aim_lightning.runs.directory import RunDirectory
 
-# Changes that leave the training itself as it is. Everything else stops a run from being continued.
+# Changes that do not affect the training itself. Any other change refuses to continue the run.
 HARMLESS = (
     "run",
     "callbacks",
@@ -18,7 +18,7 @@ HARMLESS = (
     "model.init_args.compile",
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",
-    "model.init_args.init_from",  # read at step 0 alone
+    "model.init_args.init_from",  # read at step 0 only
     "model.init_args.loss.perceptual_file",
     "model.init_args.lpips_file",
     "data.init_args.num_workers",
@@ -30,14 +30,14 @@ HARMLESS = (
     "data.init_args.cache_dir",
     "data.init_args.retries",
     "data.init_args.retry_pause",
-    # where and on how many devices: the global batch and its rows stay the same
+    # type and number of devices: the global batch and its rows stay the same
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.benchmark",
     "trainer.deterministic",
-    # what is shown and checked, and when
+    # logging, validation and checks
     "trainer.log_every_n_steps",
     "trainer.val_check_interval",
     "trainer.check_val_every_n_epoch",
@@ -55,14 +55,14 @@ HARMLESS = (
     "trainer.min_steps",
     "trainer.min_epochs",
 )
-# The averaged weights belong to the result.
+# Averaged weights are part of the result.
 CALLBACKS_HARMFUL = ("callbacks.ema",)
-ADVICE = "use another RUN, or --allow_changes true to continue all the same"
+ADVICE = "use another RUN, or --allow_changes true to continue anyway"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a checkpoint got: optimizer steps, and whole epochs."""
+    """Progress of a checkpoint: optimizer steps and finished epochs."""
 
     path: Path
     step: int
@@ -71,15 +71,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What the decision looks at.
+    """Content of a run directory, as input of the decision.
 
     Args:
-        newest: newest readable checkpoint, or None.
-        damaged: checkpoints newer than it that are not whole, each with the reason.
-        before: configuration in that checkpoint.
-        now: configuration asked for.
-        imported_from: where the newest checkpoint's weights are from, if they were imported.
-        data: rows and fingerprint of the training set in that checkpoint; None in those of before.
+        newest: newest undamaged checkpoint, or None.
+        damaged: newer checkpoints that are damaged, each with the reason.
+        before: configuration in the newest checkpoint.
+        now: requested configuration.
+        imported_from: source of the newest checkpoint's weights, if they were imported.
+        data: rows and fingerprint of the training set in that checkpoint; None for imported weights.
     """
 
     newest: Progress | None
@@ -92,7 +92,10 @@ class RunContent:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, the checkpoint to start from, and lines to print (for `refuse` the reason); `changes` among them."""
+    """Decision about a run: action, checkpoint to start from, and lines to print.
+
+    For `refuse` the notes contain the reason. `changes` are the notes about changed options or data.
+    """
 
     action: Literal["fresh", "continue", "finished", "refuse"]
     checkpoint: Path | None = None
@@ -102,79 +105,81 @@ class Decision:
 
 
 def decide(content: RunContent, allow_changes: bool = False) -> Decision:
-    """Fresh, continue, finished or refuse."""
+    """Decide whether to start fresh, continue, report a finished run, or refuse."""
     notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
     if newest is None:
         if content.damaged:
-            return Decision("refuse", notes=[*notes, "no checkpoint of this run can be read; move the run away"])
+            return Decision("refuse", notes=[*notes, "every checkpoint of this run is damaged; move the run away"])
         return Decision("fresh")
     if content.imported_from:
-        origin = f"it holds weights imported from {content.imported_from}, no training to continue"
+        origin = f"it contains weights imported from {content.imported_from}, no training to continue"
         return Decision("refuse", notes=[*notes, f"{origin}; train in another RUN"])
     changes = differences(content.before, content.now)
-    harmful = [line for key, line in changes.items() if not _harmless(key, content)]
+    harmful = [line for key, line in changes.items() if not _is_harmless(key, content)]
     if harmful and not allow_changes:
         return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {ADVICE}"])
-    notes += [f"changed since this run began: {line}" for line in changes.values()]
+    notes += [f"changed since this run started: {line}" for line in changes.values()]
     action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))
 
 
 def refusal(directory: RunDirectory, decision: Decision) -> str:
-    """Why a run is not continued, in one line."""
+    """Return in one line why a run is not continued."""
     return f"{directory.path} is left as it is: {' '.join(decision.notes)}"
 
 
 def decide_on_data(
     decision: Decision, before: dict[str, Any] | None, now: dict[str, Any], allow_changes: bool = False
 ) -> Decision:
-    """The decision, once the data is open: other rows under the same path are no harmless change.
+    """Refuse to continue where the training set under the same path has changed.
 
     Args:
-        before: `rows` and `fingerprint` of the training set in the checkpoint; None where it does not say.
-        now: of the training set that is there.
+        decision: of `decide`, made before the data was opened.
+        before: `rows` and `fingerprint` of the training set in the checkpoint; None without a checkpoint.
+        now: `rows` and `fingerprint` of the present training set.
+        allow_changes: continue and note the change.
     """
     if before is None or (before["rows"], before["fingerprint"]) == (now["rows"], now["fingerprint"]):
         return decision
-    was, now_is = (f"{one['rows']} rows ({one['fingerprint'][:12]})" for one in (before, now))
-    line = f"data had {was}, has {now_is}"
+    old, new = (f"{data['rows']} rows ({data['fingerprint'][:12]})" for data in (before, now))
+    line = f"data had {old}, has {new}"
     if not allow_changes:
         return Decision("refuse", notes=[f"the training data changed under the same path: {line}; {ADVICE}"])
-    note = f"changed since this run began: {line}"
+    note = f"changed since this run started: {line}"
     return replace(decision, notes=[*decision.notes, note], changes=[*decision.changes, line])
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys whose values differ, each with a readable line."""
-    found = {}
+    """Return the dotted keys whose values differ, each with a readable line."""
+    lines = {}
     for key in sorted(before.keys() | now.keys()):
         name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found |= differences(old, new, f"{name}.")
+            lines |= differences(old, new, f"{name}.")
         elif old != new:
-            found[name] = f"{name} was {old!r}, is {new!r}"
-    return found
+            lines[name] = f"{name} was {old!r}, is {new!r}"
+    return lines
 
 
-def _harmless(key: str, content: RunContent) -> bool:
+def _is_harmless(key: str, content: RunContent) -> bool:
     if key in ("trainer.max_steps", "trainer.max_epochs"):
+        # A decaying schedule depends on the last step.
         return _schedule(content.now) == "constant"
-    return _under(key, HARMLESS) and not _under(key, CALLBACKS_HARMFUL)
+    return _is_under(key, HARMLESS) and not _is_under(key, CALLBACKS_HARMFUL)
 
 
 def _schedule(configuration: dict[str, Any]) -> str | None:
-    """A decaying one depends on where training ends."""
     model = (configuration.get("model") or {}).get("init_args") or {}
     return (model.get("optimizer") or {}).get("schedule")
 
 
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
 def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:
-    """Whether max_steps or max_epochs is reached."""
+    """Return True once max_steps or max_epochs is reached."""
     max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
     steps_done = max_steps is not None and 0 <= max_steps <= newest.step
     epochs_done = max_epochs is not None and 0 <= max_epochs <= newest.epoch

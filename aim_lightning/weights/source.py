@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.checkpoint.io import FORMAT, check_content
+from aim_lightning.checkpoint.format import check_content, is_checkpoint
 from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
@@ -99,7 +99,7 @@ def _published(file: Path) -> dict[str, Any] | None:
 
 def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] | None = None) -> Source:
     run = None
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+    if is_checkpoint(content):
         check_content(content, name)
         averaged = content.get("ema")
         run, content = dict(content), content["network"] if raw or not averaged else averaged["network"]

@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT
 from integration.tiny import write_experiment
 
-from aim_lightning.checkpoint.io import KEYS, write_checkpoint
+from aim_lightning.checkpoint.format import KEYS
+from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster.sbatch_script import DEAF

@@ -67,6 +67,7 @@ def write_step(root: Path, aim: AiM, step: int, run: str = "main", max_steps: in
         "optimizers": [],
         "schedulers": [],
         "cursor": {"epoch": 0, "batch": 0},
+        "data": None,
         "random_state": [],
         "configuration": values,
         "class_names": ["red", "green", "blue"],

@@ -117,7 +117,7 @@ def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypat
         patch.setattr("aim_lightning.evaluation.scorer.Evaluation._images", drawing)
         assert main(evaluate(config, "--num", 9)) == 2
     error = capsys.readouterr().err
-    assert seen == [2] and "is being drawn and scored by process" in error and "error: enough" in error
+    assert seen == [2] and "is being generated and scored by process" in error and "error: enough" in error
     assert main(evaluate(config, "--num", 9)) == 0
 
 

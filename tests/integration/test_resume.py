@@ -9,7 +9,7 @@ import torch
 from helpers import write_tokens
 from integration.tiny import scalars, write_experiment
 
-from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
@@ -242,19 +242,6 @@ def test_results_of_an_earlier_step_do_not_count_as_those_of_the_end(fit, whole,
     assert fit("results")[0] == 0 and "validating" in capfd.readouterr().out
     assert json.loads((run_dir / "results.json").read_text())["metrics"]["val/loss"] < 10
     assert fit("results")[0] == 0 and "validating" not in capfd.readouterr().out
-
-
-def test_checkpoints_of_before_say_nothing_of_their_data_and_continue(fit, whole):
-    run_dir = whole.with_name("before")
-    shutil.copytree(whole, run_dir)
-    for path in list_checkpoints(run_dir):
-        content = read_checkpoint(path)
-        del content["format"], content["data"]
-        path.unlink()
-        if content["trainer"]["global_step"] < 22:
-            write_checkpoint(content, path)
-    assert fit("before")[0] == 0
-    assert_same(run_dir, whole)
 
 
 SCALED = """

@@ -12,16 +12,11 @@ import torch
 from helpers import TINY
 
 from aim_lightning.checkpoint import checksum, io, torch_load
-from aim_lightning.checkpoint.io import (
-    KEYS,
-    CheckpointNotWritten,
-    load_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from aim_lightning.checkpoint.format import FORMAT, KEYS
+from aim_lightning.checkpoint.io import CheckpointNotWritten, load_weights, read_checkpoint, write_checkpoint
 from aim_lightning.models import AiM
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
-from aim_lightning.runs.read_run import read_content
+from aim_lightning.runs.history import read_content
 from aim_lightning.utils.errors import TransientError, UserError
 
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
@@ -44,9 +39,9 @@ def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
     whole = path.read_bytes()
     cases = {
         "damaged": whole[: len(whole) // 2],
-        "damaged or no checkpoint": b"",
-        "no checkpoint": b"hello",
-        "no checkpoint (": pickle.dumps(Evil()),
+        "damaged or not a checkpoint": b"",
+        "not a checkpoint": b"hello",
+        "not a checkpoint (": pickle.dumps(Evil()),
     }
     for word, content in cases.items():
         path.write_bytes(content)
@@ -57,11 +52,40 @@ def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match="not written by this project"):
         read_checkpoint(path)
-    torch.save({"format": "aim_lightning.checkpoint/1", "network": {}}, path)
+    torch.save({"format": FORMAT, "network": {}}, path)
     with pytest.raises(UserError, match="lacks ema, optimizers"):
         read_checkpoint(path)
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"format": "aim_lightning.checkpoint/2"}, "has format 'aim_lightning.checkpoint/2', this version reads"),
+        ({"format": "other"}, "was not written by this project"),
+        ({"cursor": None}, "lacks cursor; use the version that wrote it"),
+    ],
+)
+def test_an_intact_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path, change, match):
+    run = RunDirectory("exp", "main", tmp_path)
+    content = {**CONTENT, "trainer": {"global_step": 4}, "cursor": {"epoch": 0}}
+    write_checkpoint(content, run.checkpoint_directory / "step=00000004.ckpt")
+    newer = {key: value for key, value in {"format": FORMAT, **content, **change}.items() if value is not None}
+    torch.save(newer, run.checkpoint_directory / "step=00000008.ckpt")
+    with pytest.raises(torch_load.UnreadableFile, match=match) as error:
+        read_content(run, {})
+    assert not isinstance(error.value, torch_load.DamagedFile) and "damaged" not in str(error.value)
+    assert len(run.checkpoints()) == 2
+
+
+def test_no_error_advises_to_run_code(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "a.pt")
+    torch.save({"x": Path("x")}, tmp_path / "b.pt")
+    for name, reason in (("a.pt", "it is a TorchScript archive"), ("b.pt", "something else than tensors")):
+        with pytest.raises(UserError, match=reason) as error:
+            torch_load.read_pickle(tmp_path / name, "weights file")
+        assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_any_changed_bit_is_noticed(tmp_path):
@@ -81,9 +105,9 @@ def test_any_changed_bit_is_noticed(tmp_path):
     assert not torch.equal(torch.load(path)["network"]["w"], CONTENT["network"]["w"])
 
 
-def test_checkpoints_of_before_have_no_seal_and_are_compared_part_by_part(tmp_path):
+def test_archives_without_a_seal_are_compared_member_by_member(tmp_path):
     path = tmp_path / "a.ckpt"
-    torch.save({"format": "aim_lightning.checkpoint/1", **CONTENT}, path)
+    torch.save({"format": FORMAT, **CONTENT}, path)
     assert torch.equal(read_checkpoint(path)["network"]["w"], CONTENT["network"]["w"])
     data = bytearray(path.read_bytes())
     data[data.index(CONTENT["network"]["w"].numpy().tobytes()[:400])] ^= 1

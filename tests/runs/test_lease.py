@@ -1,4 +1,4 @@
-"""One training a run directory."""
+"""One training per run directory."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def full(*_, **__):
 
 
 def test_a_full_disk_ends_no_lease(tmp_path, monkeypatch):
-    """Giving a sign of life writes nothing."""
+    """A heartbeat writes no bytes."""
     path, lost = tmp_path / "lease.json", []
     with Lease(path, beat_seconds=0.05, stale_seconds=2, on_lost=lost.append):
         monkeypatch.setattr(module, "write_text", full)
@@ -83,7 +83,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def test_a_beat_that_fails_is_told_once_and_tried_again(tmp_path, monkeypatch, capfd):
+def test_a_failed_heartbeat_is_warned_about_once_and_tried_again(tmp_path, monkeypatch, capfd):
     path, lost, calls, utime = tmp_path / "lease.json", [], [], os.utime
 
     def fails_three_times(*arguments):
@@ -99,18 +99,18 @@ def test_a_beat_that_fails_is_told_once_and_tried_again(tmp_path, monkeypatch, c
     assert not lost and err.count("Stale file handle") == err.count("\n") == 1 and "trying again" in err
 
 
-def test_who_cannot_beat_ends_before_another_may_take_the_run(tmp_path, monkeypatch):
+def test_a_process_without_heartbeat_exits_before_another_may_take_the_run(tmp_path, monkeypatch):
     path, lost = tmp_path / "lease.json", []
     monkeypatch.setattr(module.os, "utime", full)
     start = time.monotonic()
-    with Lease(path, beat_seconds=0.5, stale_seconds=3, on_lost=lambda why: lost.append((time.monotonic(), why))):
+    with Lease(path, beat_seconds=0.5, stale_seconds=3, on_lost=lambda reason: lost.append((time.monotonic(), reason))):
         wait_for(lambda: lost)
-    ((end, why),) = lost
+    ((end, reason),) = lost
     assert 2.4 <= end - start < 3
-    assert "No space left on device" in why and "another process may take it" in why
+    assert "No space left on device" in reason and "another process may take it" in reason
 
 
-def test_by_default_it_ends_with_the_code_that_brings_the_job_back(tmp_path):
+def test_by_default_it_exits_with_the_code_that_requeues_the_job(tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
@@ -149,19 +149,19 @@ def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(tmp_pa
     earlier_start(path, starts=0)
     with Lease(path):
         assert json.loads(path.read_text())["starts"] == 1
-    tmp_path.mkdir()  # the lease takes an empty directory along
+    tmp_path.mkdir()  # the lease removes an empty directory
     earlier_start(path, starts=1)  # a second training of the same start
     with pytest.raises(UserError, match="job 77"), Lease(path, patient=False):
         pass
 
 
-def test_a_patient_one_waits_for_a_dead_node_and_refuses_a_living_one(tmp_path):
+def test_a_patient_lease_waits_for_a_dead_node_and_refuses_a_living_one(tmp_path):
     path = tmp_path / "lease.json"
     other_host(path, age=0)
     start = time.monotonic()
     with Lease(path, beat_seconds=0.1, stale_seconds=1.0, patient=True):
         assert time.monotonic() - start >= 0.9
-    tmp_path.mkdir(exist_ok=True)  # the lease takes an empty directory along
+    tmp_path.mkdir(exist_ok=True)  # the lease removes an empty directory
     beating = f"""
 import json, time
 from pathlib import Path
@@ -221,12 +221,12 @@ except UserError:
     while len(list(tmp_path.glob("ready-*"))) < len(many):
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in many)
-    assert said == ["held"] + ["refused"] * 5
+    outputs = sorted(process.communicate(timeout=60)[0].strip() for process in many)
+    assert outputs == ["held"] + ["refused"] * 5
     assert not list(tmp_path.glob(".lease*"))
 
 
-def test_who_has_lost_it_is_told_and_leaves_the_new_one_alone(tmp_path):
+def test_a_lost_lease_is_reported_and_the_new_one_stays(tmp_path):
     path, lost = tmp_path / "lease.json", []
     with Lease(path, beat_seconds=0.05, on_lost=lost.append):
         other_host(path, age=0)

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from helpers import TINY, TINY_VQ
 
-from aim_lightning.checkpoint.io import KEYS, write_checkpoint
+from aim_lightning.checkpoint.format import KEYS
+from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.weights.configure import AIM, TOKENIZER
 

@@ -14,7 +14,7 @@ from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.models import VQModel
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.runs.read_run import read_content
+from aim_lightning.runs.history import read_content
 from aim_lightning.runs.resume_policy import decide
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
 

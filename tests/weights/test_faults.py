@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from weights.makers import aim, published, run_content, vq, write_run
 
 from aim_lightning import AiMPipeline
-from aim_lightning.checkpoint.io import FORMAT, write_checkpoint
+from aim_lightning.checkpoint.format import FORMAT
+from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
@@ -196,7 +197,7 @@ def test_one_flipped_bit(tmp_path, form):
     flip_a_weight(path)
     for read in (import_aim, load_tokenizer, inspect):
         message = mistake(read, source)
-        assert f"weights file {path} is damaged or no weights file" in message and text in message
+        assert f"weights file {path} is damaged or not a weights file" in message and text in message
 
 
 def test_archives_without_checksums_can_be_read(tmp_path):

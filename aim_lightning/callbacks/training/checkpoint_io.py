@@ -1,4 +1,4 @@
-"""Between Lightning's checkpoint dictionary and the file format of `runs.checkpoint`."""
+"""Convert between Lightning's checkpoint dictionary and the file format of `checkpoint.format`."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,14 @@ from lightning.pytorch.plugins import CheckpointIO
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
 
-# file key -> Lightning's key
+# key in the file -> Lightning's key
 RENAMED = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"}
-OWN = ("cursor", "random_state", "configuration", "class_names", "tokenizer_hash")
-LATER = ("data",)  # keys that checkpoints of before do not have
+EXTRA = ("cursor", "data", "random_state", "configuration", "class_names", "tokenizer_hash")  # not Lightning's
 EMA_STATE = EMA.__qualname__
 
 
 class RunCheckpointIO(CheckpointIO):
-    """Trainer plugin: explicit keys, plain types, atomic files, no code loaded."""
+    """Trainer plugin for checkpoints with explicit keys and plain types, written atomically and read without code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
         write_checkpoint(to_file(checkpoint), path)
@@ -29,33 +28,31 @@ class RunCheckpointIO(CheckpointIO):
 
 
 def to_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Lightning's dictionary to the content of a file; weights are grouped by the module's attribute."""
+    """Convert Lightning's dictionary to the content of a file, with weights grouped by the module's attribute."""
     rest = dict(checkpoint)
     content: dict[str, Any] = {}
     for name, value in rest.pop("state_dict").items():
         group, _, inner = name.partition(".")
         content.setdefault(group, {})[inner] = value
     rest["weight_groups"] = list(content)
-    for ours, theirs in RENAMED.items():
-        content[ours] = rest.pop(theirs)
-    for key in OWN:
+    for key, lightning_key in RENAMED.items():
+        content[key] = rest.pop(lightning_key)
+    for key in EXTRA:
         content[key] = rest.pop(key)
-    content |= {key: rest.pop(key) for key in LATER if key in rest}
     rest["callbacks"] = dict(rest["callbacks"])
     content["ema"] = rest["callbacks"].pop(EMA_STATE, None)
     return {**content, "trainer": rest}
 
 
 def from_file(content: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `to_file`."""
+    """Convert the content of a file to Lightning's dictionary, the inverse of `to_file`."""
     checkpoint = dict(content["trainer"])
     groups = checkpoint.pop("weight_groups")
     checkpoint["state_dict"] = {f"{g}.{name}": value for g in groups for name, value in content[g].items()}
-    for ours, theirs in RENAMED.items():
-        checkpoint[theirs] = content[ours]
-    for key in OWN:
+    for key, lightning_key in RENAMED.items():
+        checkpoint[lightning_key] = content[key]
+    for key in EXTRA:
         checkpoint[key] = content[key]
-    checkpoint |= {key: content[key] for key in LATER if key in content}
     checkpoint["callbacks"] = dict(checkpoint["callbacks"])
     if content["ema"] is not None:
         checkpoint["callbacks"][EMA_STATE] = content["ema"]

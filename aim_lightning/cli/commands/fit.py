@@ -22,9 +22,8 @@ from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config.yaml import dump
 from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.runs.history import append_start
+from aim_lightning.runs.history import append_start, read_content
 from aim_lightning.runs.lease import Lease
-from aim_lightning.runs.read_run import read_content
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.utils.errors import TransientError, UserError, one_line
 from aim_lightning.utils.files import tolerate_disk_errors, write_text

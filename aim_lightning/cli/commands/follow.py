@@ -25,7 +25,7 @@ from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_run
 from aim_lightning.evaluation.score_record import short_key
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory, step_of
-from aim_lightning.runs.read_run import read_content
+from aim_lightning.runs.history import read_content
 from aim_lightning.runs.resume_policy import decide
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError

@@ -112,7 +112,7 @@ def _check_unchanged(document: Config, allow_changes: bool) -> None:
     directory = run_directory(document)
     if not directory.checkpoints():
         return  # before torch is imported
-    from aim_lightning.runs.read_run import read_content
+    from aim_lightning.runs.history import read_content
 
     decision = decide(read_content(directory, document.values, verify=False), allow_changes)
     if decision.action == "refuse":
