@@ -21,7 +21,7 @@ from record import save
 from tokens import simulate
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
-from aim_lightning.data.tokens.read.windows import plan_windows
+from aim_lightning.data.tokens.read.reader import plan_windows
 
 BATCH = 2048
 

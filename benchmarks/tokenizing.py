@@ -25,10 +25,8 @@ from record import commit, hardware, save
 from aim_lightning.data.images.dataset import ImageDataset, Images
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
-from aim_lightning.data.tokens.format.views import Views
-from aim_lightning.data.tokens.write.image_loader import ImageBatches
-from aim_lightning.data.tokens.write.tokenizer_encoder import CHANNELS_LAST, Encoder
+from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
+from aim_lightning.data.tokens.write.encode import CHANNELS_LAST, Encoder, ImageBatches
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.pixels import to_unit_range

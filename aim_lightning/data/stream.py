@@ -1,9 +1,9 @@
-"""The arithmetic of the training stream: who reads which rows when.
+"""Arithmetic of the training stream: which rank reads which rows at which step.
 
-There is one global order a (seed, epoch). Global batch b takes positions [b * G, (b + 1) * G) of it, cut into
-micro-batches of the device's size: accumulation step m of rank r is the m * world + r-th piece. The position is
-therefore one number without rank or worker; the tail of an epoch that fills no global batch is left out (other
-rows every epoch, since the order changes).
+One global order exists per (seed, epoch). Global batch b takes its positions [b * G, (b + 1) * G), cut into
+micro-batches: accumulation step m of rank r is part m * world_size + r. A single number without rank or worker
+therefore describes the position. The tail of an epoch that fills no global batch is left out; it contains other rows in
+every epoch because the order changes.
 """
 
 from collections.abc import Iterator
@@ -14,27 +14,37 @@ from aim_lightning.utils.errors import UserError
 
 @dataclass
 class Cursor:
-    """Where training stands: global batches of `epoch` already trained on."""
+    """Position of training: the epoch, and the number of its global batches already trained on."""
 
     epoch: int = 0
     batch: int = 0
 
     def advance(self, batches_per_epoch: int) -> None:
-        """One global batch further."""
+        """Move past one global batch.
+
+        Args:
+            batches_per_epoch: global batches per epoch; the last one starts the next epoch.
+        """
         self.batch += 1
         if self.batch >= batches_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def state(self) -> dict[str, int]:
+        """Return the position for a checkpoint."""
         return asdict(self)
 
     def restore(self, state: dict[str, int]) -> None:
+        """Set the position from a checkpoint.
+
+        Args:
+            state: result of `state`.
+        """
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is shared out.
+    """Division of a global batch into micro-batches.
 
     global_batch_size = world_size * micro_batch_size * accumulate.
     """
@@ -45,38 +55,46 @@ class BatchPlan:
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows a device sees at once."""
+        """Return the rows per device and forward pass."""
         return self.global_batch_size // (self.world_size * self.accumulate)
 
     @classmethod
     def make(cls, global_batch_size: int, world_size: int, max_device_batch_size: int | None = None) -> "BatchPlan":
-        """The fewest accumulation steps that keep a device's batch within its limit.
+        """Return the plan with the fewest accumulation steps within the limit per device.
+
+        Args:
+            global_batch_size: rows per optimizer step, over all devices.
+            world_size: number of devices.
+            max_device_batch_size: largest micro-batch; None = no limit.
 
         Raises:
-            UserError: the global batch cannot be shared out evenly.
+            UserError: the global batch cannot be divided evenly.
         """
-        each, odd = divmod(global_batch_size, world_size)
-        if odd or not each:
+        per_device, remainder = divmod(global_batch_size, world_size)
+        if remainder or not per_device:
             raise UserError(
                 f"data.global_batch_size {global_batch_size} does not divide over {world_size} devices; "
                 f"set a multiple of {world_size}"
             )
-        limit = each if max_device_batch_size is None else max_device_batch_size
+        limit = per_device if max_device_batch_size is None else max_device_batch_size
         if limit < 1:
             raise UserError(f"data.max_device_batch_size is {limit}; it must be at least 1")
-        accumulate = -(-each // limit)
-        if each % accumulate:
+        accumulate = -(-per_device // limit)
+        if per_device % accumulate:
             raise UserError(
-                f"data.global_batch_size {global_batch_size} over {world_size} devices is {each} rows each, which "
-                f"does not divide into {accumulate} equal parts of at most {limit} (data.max_device_batch_size)"
+                f"data.global_batch_size {global_batch_size} over {world_size} devices is {per_device} rows each, "
+                f"which does not divide into {accumulate} equal parts of at most {limit} (data.max_device_batch_size)"
             )
         return cls(global_batch_size, world_size, accumulate)
 
     def batches_per_epoch(self, rows: int) -> int:
-        """Whole global batches in so many rows.
+        """Return the number of complete global batches.
+
+        Args:
+            rows: rows of the training set.
 
         Raises:
-            UserError: not even one.
+            UserError: there is none.
         """
         if rows < self.global_batch_size:
             raise UserError(
@@ -85,15 +103,27 @@ class BatchPlan:
         return rows // self.global_batch_size
 
     def first_row(self, micro: int, rank: int) -> int:
-        """Where a rank's micro-batch begins, counted in the order of its global batch (micro = 0) or of all of them."""
+        """Return the position of a micro-batch's first row.
+
+        Args:
+            micro: index of the accumulation step; within the global batch, or within the epoch.
+            rank: global rank.
+        """
         return (micro * self.world_size + rank) * self.micro_batch_size
 
     def positions(
         self, rows: int, first_batch: int, rank: int, worker: int = 0, num_workers: int = 1
     ) -> Iterator[slice]:
-        """Slices of the global order for one worker of one rank, from `first_batch` to the end of the epoch.
+        """Yield slices of the global order for a worker of a rank, up to the end of the epoch.
 
-        Loader workers take micro-batches in turn, counted from the first one after the start.
+        Loader workers take micro-batches round-robin, starting with the first one after the start.
+
+        Args:
+            rows: rows of the training set.
+            first_batch: global batch to start at.
+            rank: global rank.
+            worker: index of the loader worker.
+            num_workers: number of loader workers of the rank.
         """
         first, last = first_batch * self.accumulate, self.batches_per_epoch(rows) * self.accumulate
         for micro in range(first + worker, last, num_workers):

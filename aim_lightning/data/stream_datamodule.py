@@ -1,92 +1,158 @@
-"""What both DataModules share: the global batch, the seed and the cursor."""
+"""Base classes of the DataModules: the training stream as ready micro-batches, resumable by its cursor."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
+import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from aim_lightning.data.stream import BatchPlan, Cursor
-from aim_lightning.data.stream_loader import MicroBatches, StreamLoader
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import outlive_signals
+
+Batch = dict[str, torch.Tensor]
+
+
+class MicroBatches(IterableDataset, ABC):
+    """Micro-batches of one rank and epoch; the length is that of the whole epoch, whatever the start.
+
+    After a resume Lightning counts the batches of the epoch from its start, so the length must not shrink.
+    """
+
+    def __init__(self, rows: int, plan: BatchPlan, rank: int, seed: int) -> None:
+        self.rows = rows
+        self.plan = plan
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        return self.plan.batches_per_epoch(self.rows) * self.plan.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        return self.read(self.plan.positions(self.rows, self.first_batch, self.rank, worker, workers))
+
+    @abstractmethod
+    def read(self, positions: Iterator[slice]) -> Iterator[Batch]:
+        """Yield one batch per slice of the global order of `self.epoch`.
+
+        Args:
+            positions: increasing slices.
+        """
+
+
+class StreamLoader(DataLoader):
+    """DataLoader that starts each epoch at the cursor."""
+
+    def __init__(self, dataset: MicroBatches, cursor: Cursor, num_workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # without it every iterator advances the global generator
+            worker_init_fn=outlive_signals,
+        )
+        self.cursor = cursor
+
+    def __iter__(self):
+        # Workers get a copy of the dataset when the iterator is created: set the position before that.
+        self.dataset.epoch, self.dataset.first_batch = self.cursor.epoch, self.cursor.batch
+        return super().__iter__()
 
 
 class StreamDataModule(LightningDataModule):
-    """A training stream in one global order a (seed, epoch), resumable by its cursor.
+    """A training stream in one global order per (seed, epoch), resumable by its cursor.
 
-    Subclasses give the rows and the micro-batches. Batches are dictionaries; `index` holds dataset rows and
-    `epoch` the epoch, so that everything random later can be a function of them.
+    Subclasses provide the rows and the micro-batches. Batches are dictionaries. `index` contains dataset rows and
+    `epoch` the epoch, so that later random choices can be functions of them.
     """
 
     def __init__(self, global_batch_size: int, max_device_batch_size: int | None, num_workers: int, seed: int) -> None:
         super().__init__()
         self.global_batch_size = global_batch_size
         self.max_device_batch_size = max_device_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers = num_workers
+        self.seed = seed
         self.cursor = Cursor()
-        self.steps_elsewhere = 0  # beyond what the cursor says, where earlier epochs had other lengths
+        self.steps_offset = 0  # steps that the cursor does not count: earlier epochs may have had other lengths
         self.plan: BatchPlan | None = None
 
     @property
     @abstractmethod
     def train_rows(self) -> int:
-        """Rows of the training set (known after `setup`)."""
+        """Return the number of training rows; available after `setup`."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex sha256 of the training set, another one for other rows or another order (known after `setup`)."""
+        """Return a hex sha256 that identifies rows and order of the training set; available after `setup`."""
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """Names by label (known after `setup`)."""
+        """Return class names by label; available after `setup`."""
 
     @abstractmethod
     def micro_batches(self, plan: BatchPlan, rank: int) -> MicroBatches:
-        """The training stream of one rank."""
+        """Return the training stream of one rank.
+
+        Args:
+            plan: division of the global batch.
+            rank: global rank.
+        """
 
     def plan_for(self, world_size: int) -> BatchPlan:
-        """Share the global batch out over so many devices; `fit` calls it before training."""
+        """Divide the global batch over the devices; `fit` calls this before training.
+
+        Args:
+            world_size: number of devices.
+        """
         self.plan = BatchPlan.make(self.global_batch_size, world_size, self.max_device_batch_size)
         return self.plan
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches, that is optimizer steps, an epoch."""
-        return self._known_plan().batches_per_epoch(self.train_rows)
+        """Return the number of global batches (optimizer steps) per epoch."""
+        return self._planned().batches_per_epoch(self.train_rows)
 
     @property
     def steps(self) -> int:
-        """Global batches trained on since the beginning."""
-        return self.steps_elsewhere + self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
+        """Return the number of global batches trained on since the start of training."""
+        return self.steps_offset + self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
 
     def identity(self) -> dict[str, str | int]:
-        """What a checkpoint keeps of the training set: `rows`, `fingerprint`, and `steps` trained on it."""
+        """Return what a checkpoint stores of the training set: `rows`, `fingerprint` and the `steps` trained on it."""
         return {"rows": self.train_rows, "fingerprint": self.fingerprint, "steps": self.steps}
 
     def restore(self, cursor: dict[str, int], identity: dict[str, str | int] | None) -> None:
-        """Go on from a checkpoint; an epoch that has become shorter than what was read of it is over.
+        """Continue from a checkpoint; if the epoch is now shorter than its trained part, start the next epoch.
 
         Args:
-            cursor: `Cursor.state` in the checkpoint.
-            identity: `identity` in the checkpoint; None in those of before, whose epochs count as being as long as now.
+            cursor: `Cursor.state` of the checkpoint.
+            identity: `identity` of the checkpoint; None if it has none (imported weights).
         """
         self.cursor.restore(cursor)
         if self.cursor.batch >= self.batches_per_epoch:
             self.cursor.restore({"epoch": self.cursor.epoch + 1, "batch": 0})
-        self.steps_elsewhere = 0
-        self.steps_elsewhere = identity["steps"] - self.steps if identity else 0
+        # Reset first: `steps` includes the offset.
+        self.steps_offset = 0
+        self.steps_offset = identity["steps"] - self.steps if identity else 0
 
     def advance(self) -> None:
-        """One global batch has been trained on."""
+        """Move the cursor past one global batch."""
         self.cursor.advance(self.batches_per_epoch)
 
     def train_dataloader(self) -> DataLoader:
-        """Ready micro-batches, from the cursor on."""
-        dataset = self.micro_batches(self._known_plan(), self.trainer.global_rank)
+        """Return the loader of this rank's micro-batches, starting at the cursor."""
+        dataset = self.micro_batches(self._planned(), self.trainer.global_rank)
         return StreamLoader(dataset, self.cursor, self.num_workers)
 
-    def _known_plan(self) -> BatchPlan:
+    def _planned(self) -> BatchPlan:
         if self.plan is None:
             raise UserError("the batch plan is unknown: call datamodule.plan_for(world_size) before training")
         return self.plan

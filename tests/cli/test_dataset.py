@@ -16,7 +16,7 @@ from aim_lightning.cli import main as cli
 from aim_lightning.cli.dataset_files import DOWNSAMPLING, file_names, views_of
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import make_shards, name_hash
-from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.format.tokenize_options import Views
 from aim_lightning.utils.files import read_json
 
 
@@ -113,7 +113,7 @@ def test_unreadable_images(checkout, capsys):
 def test_images_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
     (checkout / "mine" / "blau" / "gone.png").symlink_to("nowhere.png")
     assert dataset("--on_error", "skip") == 2
-    assert "blau/gone.png was listed but is not there; restore it, or remove the link" in capsys.readouterr().err
+    assert "blau/gone.png was listed but does not exist; restore it, or remove the link" in capsys.readouterr().err
     assert not (checkout / "data").exists()
 
 

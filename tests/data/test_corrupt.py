@@ -1,6 +1,5 @@
 """Corrupt records: stop and name, or skip with every other row in its place."""
 
-import io
 import logging
 import tarfile
 
@@ -41,7 +40,7 @@ def rows_of(directory, **options):
 
 def test_by_default_training_stops_and_names_the_record(directory):
     flip(directory / "train" / "tokens-000001.tar", 1)
-    with pytest.raises(UserError, match=r"tokens-000001.tar, record 0001: its sha256 does not fit") as caught:
+    with pytest.raises(UserError, match=r"tokens-000001.tar, record 0001: its sha256 does not match") as caught:
         list(module(directory).train_dataloader())
     assert "data.on_corrupt skip" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -96,18 +95,6 @@ def test_validation_stops_all_the_same(directory):
     flip(directory / "val" / "tokens-000000.tar", 1)
     with pytest.raises(UserError, match="record 0001"):
         list(module(directory, fetch=SKIP).val_dataloader())
-
-
-def test_a_shard_of_the_first_version_is_judged_as_a_whole(directory):
-    """No checksums in the records: nothing tells which one is damaged."""
-    path = directory / "train" / "tokens-000002.tar"
-    with tarfile.open(path) as tar:
-        members = [(m, tar.extractfile(m).read()) for m in tar if not m.name.endswith("sha256")]
-    with tarfile.open(path, "w") as tar:
-        for member, content in members:
-            tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(UserError, match="the record has none of its own"):
-        list(module(directory).train_dataloader())
 
 
 def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):

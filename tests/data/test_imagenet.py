@@ -117,9 +117,9 @@ def test_incomplete_or_foreign_archives_are_named(root):
     (root / VAL).write_bytes(tar_of(dict(list(images.items())[:5])))
     refuses("holds 5 images, the devkit lists 6", root / VAL)
     (root / VAL).write_bytes(tar_of({**images, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
-    refuses("ILSVRC2012_val_00000007.JPEG, which is none of its 6", root / VAL)
+    refuses("ILSVRC2012_val_00000007.JPEG, which is not one of its 6", root / VAL)
     (root / VAL).write_bytes(tar_of({"cat.jpg": jpeg(0)}))
-    refuses("begins with 'cat.jpg': it is neither", root / VAL)
+    refuses("starts with 'cat.jpg': it is neither", root / VAL)
 
 
 def test_devkit_missing_or_changed(root):

@@ -270,7 +270,7 @@ def refuses(match: str, act, *arguments) -> UserError:
 
 
 def test_missing_or_empty_directories(tmp_path, tree):
-    refuses("nowhere does not exist; give", open_source, tmp_path / "nowhere")
+    refuses("nowhere does not exist; set", open_source, tmp_path / "nowhere")
     refuses("is no directory", open_source, tree / "cat" / "p00.png")
     refuses("does not exist", DirectorySource, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -299,12 +299,12 @@ def test_faults_of_the_disk_are_no_fault_of_the_image(tree, monkeypatch):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", fails)
-    error = refuses(r"dog/p03.png cannot be read \(Stale file handle\); mend the disk", source.__getitem__, 3)
+    error = refuses(r"dog/p03.png cannot be read \(Stale file handle\); fix the disk", source.__getitem__, 3)
     assert not isinstance(error, UnreadableImage)
     monkeypatch.undo()
     (tree / "dog" / "p03.png").unlink()
-    refuses("dog/p03.png was listed but is not there; restore it", source.__getitem__, 3)
-    refuses("dog/p03.png was listed but is not there", lambda: source.fingerprint)
+    refuses("dog/p03.png was listed but does not exist; restore it", source.__getitem__, 3)
+    refuses("dog/p03.png was listed but does not exist", lambda: source.fingerprint)
 
 
 def test_lack_of_memory_is_no_fault_of_the_image(tree, monkeypatch):
@@ -667,7 +667,7 @@ def test_damaged_idx_files(idx, tmp_path):
     def make(train_rows=None):
         fashion_mnist.make(idx, tmp_path / "out", train_rows)
 
-    refuses("train_rows is 15; give a positive multiple of 10", make, 15)
+    refuses("train_rows is 15; set a positive multiple of 10", make, 15)
     refuses("train_rows is 0", make, 0)
     refuses("a class has only 4", make, 50)
     images, labels = (idx / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
@@ -677,9 +677,9 @@ def test_damaged_idx_files(idx, tmp_path):
     images.write_bytes(gzip.compress(gzip.decompress(good)[:-1]))
     refuses("its header says", make)
     images.write_bytes(good[:-20])
-    refuses("no whole gzip file", make)
+    refuses("no complete gzip file", make)
     images.write_bytes(b"plain")
-    refuses("no whole gzip file", make)
+    refuses("no complete gzip file", make)
     images.write_bytes(good)
     labels.write_bytes((idx / "t10k-labels-idx1-ubyte.gz").read_bytes())
     refuses("40 train images but 20 labels", make)

@@ -13,7 +13,7 @@ import pytest
 from data.test_tokens import global_batches, module
 from helpers import write_tokens
 
-from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.data.tokens.format.manifest import Location
 from aim_lightning.data.tokens.read import fetch
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.utils.errors import TransientError, UserError

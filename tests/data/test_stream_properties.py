@@ -1,6 +1,7 @@
 """The stream over random sizes, shard counts, worlds, workers and cut points, read as ranks and workers read it."""
 
 import math
+from functools import partial
 
 import pytest
 from helpers import write_tokens
@@ -8,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.tokens.datamodule import ShardUrl, TokenMicroBatches
-from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.datamodule import TokenMicroBatches
+from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.data.tokens.read.reader import ShardReader
 
 
@@ -23,7 +24,7 @@ def reader_of(tmp_path_factory):
         if key not in made:
             root = tmp_path_factory.mktemp("shards")
             write_tokens(root / "train", list(shards), views=3, seed=len(made))
-            made[key] = ShardReader(TokenManifest.load(root / "train"), ShardUrl(str(root), "train"))
+            made[key] = ShardReader(TokenManifest.load(root / "train"), partial(Location(str(root)).url, "train"))
         return made[key]
 
     return reader

@@ -24,11 +24,10 @@ from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import read_records
-from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
-from aim_lightning.data.tokens.format.views import Views
-from aim_lightning.data.tokens.verify.verify import verify_directory
+from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
+from aim_lightning.data.tokens.verify import verify_directory
+from aim_lightning.data.tokens.write.encode import Encoder
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
-from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
@@ -127,10 +126,10 @@ def kill_at(event: int) -> None:
     TokenizeJob._encode = around(TokenizeJob._encode)
 
 
-def process(images, tokenizer, out, how, place, event, workers) -> None:
+def process(images, tokenizer, out, how, process_rank, event, workers) -> None:
     if event is not None:
         kill_at(event)
-    write(images, tokenizer, out, how, place=place, num_workers=workers)
+    write(images, tokenizer, out, how, process=process_rank, num_workers=workers)
 
 
 def launch(images, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
@@ -174,7 +173,7 @@ def test_a_kill_leaves_finished_shards_and_no_manifest(images, tokenizer, tmp_pa
     assert not (tmp_path / "manifest.json").exists()
     before = (tmp_path / "tokens-000000.tar").stat().st_mtime_ns
     job = TokenizeJob(images, tokenizer, tmp_path, HOW)
-    assert [shard.name for shard in job.todo] == ["tokens-000001.tar", "tokens-000002.tar"]
+    assert [shard.name for shard in job.unfinished] == ["tokens-000001.tar", "tokens-000002.tar"]
     job.run()
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
 
@@ -200,7 +199,7 @@ def test_the_last_process_writes_the_manifest(images, tokenizer, tmp_path):
     assert jobs[1].run() == TokenManifest.load(tmp_path)
     assert all(job.complete() == TokenManifest.load(tmp_path) for job in jobs)  # also those that were earlier
     more = [TokenizeJob(images, tokenizer, tmp_path, HOW, ProcessRank(rank, 5)) for rank in range(5)]
-    assert not any(job.todo for job in more) and more[4].rows == 0  # fewer shards than processes
+    assert not any(job.unfinished for job in more) and more[4].rows == 0  # fewer shards than processes
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
 
@@ -215,7 +214,7 @@ def test_a_lost_shard_is_made_again(images, tokenizer, tmp_path, loss):
     else:
         path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
     job = TokenizeJob(images, tokenizer, tmp_path, HOW)
-    assert [shard.name for shard in job.todo] == [path.name]
+    assert [shard.name for shard in job.unfinished] == [path.name]
     job.run()
     assert contents(tmp_path) == before
 
@@ -224,10 +223,10 @@ def test_a_directory_begun_with_something_else_is_refused(images, tokenizer, tmp
     write(images, tokenizer, tmp_path / "out")
     before = contents(tmp_path / "out")
     torch.manual_seed(1)
-    with pytest.raises(UserError, match="begun with another tokenizer_hash"):
+    with pytest.raises(UserError, match="started with another tokenizer_hash"):
         write(images, VQModel(TINY_VQ).eval(), tmp_path / "out")
     for name, value in {"batch_size": 4, "rows_per_shard": 9, "precision": "bf16", "views": Views("ten_crop")}.items():
-        with pytest.raises(UserError, match=f"begun with another .*{'shards' if name.startswith('rows') else name}"):
+        with pytest.raises(UserError, match=f"started with another .*{'shards' if name.startswith('rows') else name}"):
             write(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, **{name: value}))
     assert contents(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
@@ -235,7 +234,7 @@ def test_a_directory_begun_with_something_else_is_refused(images, tokenizer, tmp
     with pytest.raises(UserError, match="did not write"):
         write(images, tokenizer, tmp_path / "other")
     (tmp_path / "out" / "plan.json").write_text(json.dumps({"options": {}}))
-    with pytest.raises(UserError, match="begun by an earlier version; delete"):
+    with pytest.raises(UserError, match=r"started with another format, .*; delete"):
         write(images, tokenizer, tmp_path / "out")
 
 
@@ -279,7 +278,7 @@ def test_an_image_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, 
     images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
     job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
     path.unlink()
-    with pytest.raises(UserError, match=r"cat/8.png was listed but is not there; restore it"):
+    with pytest.raises(UserError, match=r"cat/8.png was listed but does not exist; restore it"):
         job.run()
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -357,7 +356,7 @@ def test_too_large_a_codebook(images, tmp_path):
     [
         (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
         (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
-        (lambda: Views("center_flip", (1.1,)), "crop_range is of ten_crop alone, but views is center_flip"),
+        (lambda: Views("center_flip", (1.1,)), "crop_range requires views ten_crop, but views is center_flip"),
         (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
         (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
         (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),

@@ -16,10 +16,9 @@ from integration.tiny import scalars, write_experiment
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
-from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
+from aim_lightning.data.tokens.write.encode import Encoder
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
-from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.evaluation.image_sets import DirectoryImages, on_device
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.sampling import generate

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.runs.directory import RunDirectory, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 

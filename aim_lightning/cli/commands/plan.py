@@ -17,8 +17,7 @@ from aim_lightning.cli.plan.benchmark import Measured, measure
 from aim_lightning.cli.plan.report import disk_lines, memory_lines, size_lines, time_lines, window_lines
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.data.tokens.format.shard_url import Location
+from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.runs.training_estimate import Training
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json

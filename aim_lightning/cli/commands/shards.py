@@ -61,7 +61,7 @@ def _some(names: list[str], limit: int = 10) -> str:
 
 
 def _verify(path: Path, options: argparse.Namespace) -> int:
-    from aim_lightning.data.tokens.verify.verify import verify_set
+    from aim_lightning.data.tokens.verify import verify_set
 
     tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
     faults, directories = (
@@ -87,7 +87,7 @@ def _verify(path: Path, options: argparse.Namespace) -> int:
 
 def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
     """How many faults it has; prints them."""
-    from aim_lightning.data.tokens.verify.verify import verify_directory
+    from aim_lightning.data.tokens.verify import verify_directory
 
     rows = TokenManifest.load(directory).rows
     with ProgressBar(f"verifying {directory}", rows, "rows") as report:
@@ -103,7 +103,7 @@ def _preview(path: Path, options: argparse.Namespace) -> int:
         raise UserError("preview needs the tokenizer that wrote the codes: --tokenizer runs/EXPERIMENT/RUN")
     import torch
 
-    from aim_lightning.data.tokens.verify.preview import preview
+    from aim_lightning.data.tokens.read.preview import preview
     from aim_lightning.utils.grid import captioned_grid, save_png
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

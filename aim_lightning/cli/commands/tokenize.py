@@ -9,8 +9,7 @@ from aim_lightning.cli.build.trainer_cli import run_directory
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.multiprocess import device_of, rank_or_launch
 from aim_lightning.data.images.datamodule import ImageDataModule
-from aim_lightning.data.tokens.format.shard_plan import TokenizeOptions
-from aim_lightning.data.tokens.format.views import Views
+from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
@@ -34,7 +33,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
         split: TokenizeJob(images, tokenizer, out / split, how[split], place, device, data.num_workers)
         for split, images in data.sets.items()
     }
-    worked = place.rank == 0 or any(job.todo for job in jobs.values())
+    worked = place.rank == 0 or any(job.unfinished for job in jobs.values())
     for split, job in jobs.items():
         _run(job, split, place)
     if not all(job.complete() for job in jobs.values()):  # asked at the end: others may have finished a split meanwhile
@@ -55,7 +54,7 @@ def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
 
 def _run(job: TokenizeJob, split: str, place: ProcessRank) -> None:
     title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
-    todo = sum(shard.rows for shard in job.todo)
+    todo = sum(shard.rows for shard in job.unfinished)
     with ProgressBar(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
         manifest = job.run(report.advance)
     if manifest and manifest.skipped:

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are stored, what is done to them."""
+"""Images: their sources, shards, transforms and DataModule."""

@@ -1,4 +1,4 @@
-"""What every set of images offers, wherever it lies."""
+"""Base class of all image sources."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from aim_lightning.data.images.decode import decode
 
 @dataclass
 class ImageRecord:
-    """An image in mode RGB, its label and the name of its file or key in its shard."""
+    """A decoded RGB image, its label, and its key: the file name or the key in its shard."""
 
     image: Image.Image
     label: int
@@ -24,66 +24,72 @@ class ImageRecord:
 
 
 class ImageSource(ABC):
-    """A map-style set of images: `source[row]` decodes one; safe in loader workers.
+    """Map-style collection of labelled image files: `source[row]` decodes an image; safe in loader workers.
+
+    A source stores images unchanged. Resizing and cropping belong to `ImageDataset`.
 
     Args:
-        class_names: by label.
-        labels: one a row.
-        keys: name of each row, as bytes.
+        class_names: names by label.
+        labels: labels by row.
+        keys: keys by row, as bytes.
     """
 
     def __init__(self, class_names: list[str], labels: Iterable[int], keys: Iterable[bytes]) -> None:
         self._class_names = class_names
         self._labels = np.fromiter(labels, dtype=np.int64)
-        # One array of bytes: forked workers share its pages, while every look at a list's items copies them.
+        # One array of bytes: forked workers share its memory, while access to list items would copy it page by page.
         self._keys = np.array(list(keys), dtype=np.bytes_)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, row: int) -> ImageRecord:
-        """Decode one image.
+        """Decode an image.
 
         Raises:
-            UnreadableImage: it cannot be decoded.
-            UserError: the file that it lies in cannot be read.
+            UnreadableImage: the bytes cannot be decoded.
+            UserError: the file cannot be read.
         """
-        return ImageRecord(decode(self._content(row), self._where(row)), int(self._labels[row]), self.key(row))
+        return ImageRecord(decode(self._content(row), self.location(row)), int(self._labels[row]), self.key(row))
 
     def key(self, row: int) -> str:
-        """The row's name: path below the root, or key in the shard."""
+        """Return the key of a row: its path below the root, or its key in the shard."""
         return os.fsdecode(self._keys[row])
 
     @property
     def class_names(self) -> list[str]:
-        """Names by label."""
+        """Return class names by label."""
         return self._class_names
 
     @property
     def labels(self) -> np.ndarray:
-        """Label of every row, (n,) int64."""
+        """Return the label of every row, (n,) int64."""
         return self._labels
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex sha256 that identifies the content, wherever it lies."""
+        """Return a hex sha256 that identifies the content, independent of its path."""
 
     @abstractmethod
     def files(self) -> Iterable[Path]:
-        """What the images lie in, in order."""
+        """Return the files that contain the images, in order."""
+
+    @abstractmethod
+    def location(self, row: int) -> str:
+        """Return the file (and the key in a tar) of an image, for messages."""
 
     @abstractmethod
     def _content(self, row: int) -> bytes:
-        """The encoded image. Raises UserError where its file cannot be read."""
-
-    @abstractmethod
-    def _where(self, row: int) -> str:
-        """Names the image in errors."""
+        """Return the encoded image; raise UserError if its file cannot be read."""
 
 
 def sha256_json(parts: Iterable) -> str:
-    """Hex sha256 of a sequence of JSON values."""
+    """Return the hex sha256 of a sequence of JSON values.
+
+    Args:
+        parts: values that JSON supports.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part).encode() + b"\n")

@@ -9,26 +9,28 @@ from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes
 from aim_lightning.data.images.directory import ImageSource
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.stream_datamodule import StreamDataModule
-from aim_lightning.data.stream_loader import Batch, MicroBatches
+from aim_lightning.data.stream_datamodule import Batch, MicroBatches, StreamDataModule
 from aim_lightning.utils.process import outlive_signals
 from aim_lightning.utils.random import hash_seed, permutation
 
 
 class ImageMicroBatches(MicroBatches):
-    """The training stream of one rank: a full permutation a (seed, epoch); crop and flip by (seed, epoch, row)."""
+    """Training stream of one rank: a full permutation per (seed, epoch), crop and flip by (seed, epoch, row)."""
 
     def __init__(self, source: ImageSource, transform: ImageTransform, plan: BatchPlan, rank: int, seed: int) -> None:
         super().__init__(len(source), plan, rank, seed)
-        self.source, self.transform = source, transform
+        self.source = source
+        self.transform = transform
 
     def read(self, positions: Iterator[slice]) -> Iterator[Batch]:
+        """Yield one micro-batch per slice of the global order."""
         order = permutation(self.rows, "image_order", self.seed, self.epoch)
-        for piece in positions:
-            rows = order[piece]
+        for part in positions:
+            rows = order[part]
             records = [self.source[int(row)] for row in rows]
+            # One seed per image: its augmentation depends neither on the rank nor on the worker that reads it.
             seeds = [hash_seed("augmentation", self.seed, self.epoch, int(row)) for row in rows]
-            images = [self.transform(r.image, s) for r, s in zip(records, seeds, strict=True)]
+            images = [self.transform(record.image, seed) for record, seed in zip(records, seeds, strict=True)]
             yield {
                 "images": torch.stack(images),
                 "labels": torch.tensor([record.label for record in records]),
@@ -38,10 +40,11 @@ class ImageMicroBatches(MicroBatches):
 
 
 class ImageRows(Dataset):
-    """Batches of a rank's share of a set in order, every image once over all ranks."""
+    """Batches of a rank's share of a set in order; each image occurs once over all ranks."""
 
     def __init__(self, images: ImageDataset, batch_size: int, rank: int, world_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
+        self.images = images
+        self.batch_size = batch_size
         self.rows = range(rank, len(images), world_size)
 
     def __len__(self) -> int:
@@ -54,17 +57,17 @@ class ImageRows(Dataset):
 
 
 class ImageDataModule(StreamDataModule):
-    """Images as uint8 batches; conversion to [-1, 1] is the module's work.
+    """Images as uint8 batches; the LightningModule converts them to [-1, 1].
 
     Args:
-        images: where they are and their geometry.
-        global_batch_size: images an optimizer step, over all devices.
-        max_device_batch_size: most images a device takes at once; more accumulate. null = no limit.
-        val_batch_size: images a device and validation step.
-        train_crop: ``center`` (as the images say), ``random`` or ``adm_random``.
-        flip: mirror half of the training images.
-        num_workers: loader processes a device.
-        seed: fixes order, crops and flips.
+        images: paths and size of the images.
+        global_batch_size: images per optimizer step, over all devices.
+        max_device_batch_size: largest micro-batch per device; larger batches are accumulated. null = no limit.
+        val_batch_size: images per device and validation step.
+        train_crop: ``center`` (the crop of `images`), ``random`` or ``adm_random``.
+        flip: mirror each training image with probability 0.5.
+        num_workers: loader processes per device.
+        seed: seed of order, crops and flips.
         out: directory that `tokenize` writes; null = data/tokens/EXPERIMENT.
     """
 
@@ -81,45 +84,53 @@ class ImageDataModule(StreamDataModule):
         out: str | None = None,
     ) -> None:
         super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
-        self.images, self.val_batch_size, self.out = images, val_batch_size, out
+        self.images = images
+        self.val_batch_size = val_batch_size
+        self.out = out
         crop = images.crop if train_crop == "center" else train_crop
-        # adm_random resizes by itself
-        resize = None if crop == "adm_random" else images.resize
+        resize = None if crop == "adm_random" else images.resize  # adm_random includes its own resize
         self.train_transform = ImageTransform(images.image_size, resize=resize, pad=images.pad, crop=crop, flip=flip)
         self.sets: dict[str, ImageDataset] = {}
 
     def setup(self, stage: str) -> None:
         """Open both splits.
 
+        Args:
+            stage: ignored; Lightning passes it.
+
         Raises:
-            UserError: missing directories or different classes.
+            UserError: a path is missing, or the classes differ.
         """
         self.sets = {split: self.images.open(split) for split in ("train", "val")}
         same_classes(self.sets["train"], self.sets["val"], "data.images")
 
     @property
     def train_rows(self) -> int:
+        """Return the number of training images."""
         return len(self.sets["train"])
 
     @property
     def fingerprint(self) -> str:
-        """Of the images, whatever is cut from them."""
+        """Return the fingerprint of the original training images, independent of the crop."""
         return self.sets["train"].source.fingerprint
 
     @property
     def class_names(self) -> list[str]:
+        """Return class names by label."""
         return self.sets["train"].class_names
 
     def micro_batches(self, plan: BatchPlan, rank: int) -> MicroBatches:
+        """Return the training stream of one rank."""
         return ImageMicroBatches(self.sets["train"].source, self.train_transform, plan, rank, self.seed)
 
     def val_dataloader(self) -> DataLoader:
+        """Return the loader of this rank's validation images."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = ImageRows(self.sets["val"], self.val_batch_size, rank, world)
         return DataLoader(
             rows,
             batch_size=None,
             num_workers=self.num_workers,
-            generator=torch.Generator(),  # otherwise the iterator draws from the global one
+            generator=torch.Generator(),  # without it the iterator advances the global generator
             worker_init_fn=outlive_signals,
         )

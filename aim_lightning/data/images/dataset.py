@@ -1,4 +1,4 @@
-"""Images as the tokenizer sees them: a source with its geometry, without anything random."""
+"""Image datasets: an image source with the deterministic transform of an experiment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,17 @@ from aim_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Images:
-    """The image data of an experiment.
+    """Configuration of an experiment's images: the paths of both splits and the size of the cropped images.
+
+    `open` returns a split as an `ImageDataset`.
 
     Args:
         train: training images: a class-per-directory tree, WebDataset image shards, or an archive of ImageNet.
         val: the same for validation.
-        image_size: height and width that the tokenizer sees, pixels.
-        resize: shorter side after resizing, pixels; null leaves the size.
+        image_size: height and width of the tokenizer's input, pixels.
+        resize: shorter side after resizing, pixels; null = original size.
         pad: black border added on each side, pixels.
-        crop: ``center``, or ``adm_center``, which resizes by itself so that the shorter side is image_size.
+        crop: ``center``, or ``adm_center``, which itself resizes the shorter side to image_size.
     """
 
     train: str
@@ -35,12 +37,16 @@ class Images:
     crop: str = "center"
 
     def open(self, split: str) -> "ImageDataset":
-        """`train` or `val`, each image cut from its centre; opened once, later calls give the same set.
+        """Open a split; later calls return the same object.
+
+        Args:
+            split: ``train`` or ``val``.
 
         Raises:
-            UserError: the directory is missing or holds no images, or there is no such crop.
+            UserError: the path is missing or has no images, or the crop is unknown.
         """
-        opened = self.__dict__.setdefault("_opened", {})  # not a field: no part of what compares and is printed
+        # Not a dataclass field: the cache takes no part in comparison, repr and pickling.
+        opened = self.__dict__.setdefault("_opened", {})
         if split not in opened:
             if self.crop not in ("center", "adm_center"):
                 raise UserError(f"images.crop is {self.crop!r}; use center or adm_center")
@@ -53,56 +59,80 @@ class Images:
 
 
 class ImageDataset:
-    """uint8 images (3, H, W) and labels by row."""
+    """Cropped images of a split by row: uint8 (3, H, W) and labels, without random choices.
+
+    Args:
+        source: the images in their original size.
+        transform: a transform without random choices.
+    """
 
     def __init__(self, source: ImageSource, transform: ImageTransform) -> None:
-        self.source, self.transform = source, transform
+        self.source = source
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
     def class_names(self) -> list[str]:
-        """By label."""
+        """Return class names by label."""
         return self.source.class_names
 
     @property
     def labels(self) -> np.ndarray:
-        """Of every row, (n,) int64."""
+        """Return the label of every row, (n,) int64."""
         return self.source.labels
 
     @property
     def fingerprint(self) -> str:
-        """Identifies images and geometry; keys caches."""
+        """Return a text that identifies images and transform, for cache keys."""
         return f"{self.source.fingerprint}/{self.transform!r}"
 
     def key(self, row: int) -> str:
-        """Name of the image in its source."""
+        """Return the key of an image in its source."""
         return self.source.key(row)
 
     def batch(self, rows) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W) and int64 labels (B,).
+        """Return uint8 images (B, 3, H, W) and int64 labels (B,).
+
+        Args:
+            rows: B row numbers.
 
         Raises:
-            UserError: an unreadable image.
+            UserError: an image is unreadable.
         """
         records = [self.source[row] for row in rows]
         images = torch.stack([self.transform(record.image, 0) for record in records])
         return images, torch.tensor([record.label for record in records], dtype=torch.int64)
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All rows (or the given ones) in order."""
+        """Yield the batches of `batch` in order.
+
+        Args:
+            batch_size: images per batch; the last one may be smaller.
+            rows: row numbers; None = all.
+        """
         rows = range(len(self)) if rows is None else rows
         for start in range(0, len(rows), batch_size):
             yield self.batch(rows[start : start + batch_size])
 
 
 def same_classes(train: ImageDataset, val: ImageDataset, where: str) -> None:
-    """Raises UserError unless both splits name the same classes in the same order."""
+    """Check that both splits have the same class names in the same order.
+
+    Args:
+        train: training split.
+        val: validation split.
+        where: configuration key for messages.
+
+    Raises:
+        UserError: the class names differ.
+    """
     for label, names in enumerate(zip_longest(train.class_names, val.class_names)):
         if len(set(names)) > 1:
-            ours, theirs = ("no class" if name is None else repr(name) for name in names)
+            in_train, in_val = ("no class" if name is None else repr(name) for name in names)
             counts = f"{len(train.class_names)} and {len(val.class_names)} classes"
             raise UserError(
-                f"{where}: label {label} is {ours} in train but {theirs} in val ({counts}); give both the same classes"
+                f"{where}: label {label} is {in_train} in train but {in_val} in val ({counts}); set paths with equal "
+                "classes"
             )

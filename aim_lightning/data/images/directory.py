@@ -1,4 +1,4 @@
-"""Images by row: a tree with a directory for each class, a directory of tar shards, or ImageNet's archives."""
+"""Image sources: a class-per-directory tree, a directory of tar shards, or ImageNet's archives."""
 
 import os
 from collections.abc import Iterator
@@ -11,28 +11,25 @@ from PIL import Image
 from aim_lightning.data.images.base import ImageSource, sha256_json
 from aim_lightning.data.images.decode import opening, read_image
 from aim_lightning.data.images.imagenet import ImageNetArchive
-from aim_lightning.data.images.shard_writer import (
-    MANIFEST,
-    ShardRow,
-    index_shard,
-    load_manifest,
-    shard_paths,
-)
+from aim_lightning.data.images.shard_writer import MANIFEST, ShardRow, index_shard, load_manifest, shard_paths
 from aim_lightning.data.images.tar import TarSource
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 
-# Pillow knows the names of these, but needs other programs to decode them.
+# Pillow registers these formats but needs other programs to decode them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class DirectorySource(ImageSource):
-    """A tree `root/CLASS/**/image`: class directories sorted by name are labels 0, 1, and so on.
+    """A tree `root/CLASS/**/image`: class directories in sorted order have the labels 0, 1, and so on.
 
-    Images come class by class, sorted by path. Names that begin with a dot are left out.
+    Rows are ordered by class, then by path. Names that start with a dot are left out.
+
+    Args:
+        root: directory of the class directories.
 
     Raises:
-        UserError: no such directory, no class directories, or one without images.
+        UserError: the directory is missing, has no class directories, or one of them has no images.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -44,20 +41,20 @@ class DirectorySource(ImageSource):
             raise UserError(f"{self.root} has no class directories; put the images into {self.root}/CLASS_NAME/")
         paths, labels = [], []
         for label, name in enumerate(classes):
-            found = sorted(_images_below(self.root / name))
-            if not found:
+            files = sorted(_image_files(self.root / name))
+            if not files:
                 raise UserError(f"class directory {self.root / name} holds no images; fill or remove it")
-            paths += [os.fsencode(f"{name}/{path}") for path in found]
-            labels += [label] * len(found)
+            paths += [os.fsencode(f"{name}/{path}") for path in files]
+            labels += [label] * len(files)
         super().__init__([printable(name) for name in classes], labels, paths)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every image's path below the root and its size in bytes."""
+        """Return the sha256 over path below the root and size in bytes of every image."""
         return sha256_json([self.key(row), self._size(row)] for row in range(len(self)))
 
     def files(self) -> Iterator[Path]:
-        """The images."""
+        """Return the image files."""
         return (self.root / self.key(row) for row in range(len(self)))
 
     def _size(self, row: int) -> int:
@@ -68,29 +65,33 @@ class DirectorySource(ImageSource):
     def _content(self, row: int) -> bytes:
         return read_image(self.root / self.key(row))
 
-    def _where(self, row: int) -> str:
+    def location(self, row: int) -> str:
+        """Return the path of an image."""
         return str(self.root / self.key(row))
 
 
-def _images_below(directory: Path) -> Iterator[str]:
-    """Paths below `directory`, with /, of files that Pillow can decode by suffix; directory links are followed."""
+def _image_files(directory: Path) -> Iterator[str]:
+    """Yield POSIX paths below `directory` of files whose suffix Pillow can decode; directory links are followed."""
     formats = Image.registered_extensions()
     suffixes = {s for s, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
-    for place, directories, files in os.walk(directory, followlinks=True):
+    for parent, directories, files in os.walk(directory, followlinks=True):
         directories[:] = [name for name in directories if name[0] != "."]
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
-                yield Path(place, name).relative_to(directory).as_posix()
+                yield Path(parent, name).relative_to(directory).as_posix()
 
 
 class ShardSource(TarSource):
-    """A directory of image shards (see `shards`), in the order of the manifest or else of the shards' names.
+    """A directory of image shards in the order of the manifest, or without one in the order of their names.
 
-    Without a manifest the classes are called "0" to "n-1", n being the largest label plus 1. Where two shards have a
-    key in common, all keys are those of the shards behind the shard's name: `images-000000/KEY`.
+    Without a manifest the class names are "0" to "n-1", where n is the largest label plus 1. If two shards share a
+    key, all keys get the prefix of their shard: `images-000000/KEY`.
+
+    Args:
+        path: directory of the shards.
 
     Raises:
-        UserError: damaged shard, wrong label, or manifest and shards disagree.
+        UserError: a damaged shard, a label out of range, or shards that differ from the manifest.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -102,11 +103,11 @@ class ShardSource(TarSource):
         rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(number, shard)]
         if not rows:
             raise UserError(f"the shards in {self.directory} hold no images; write them again")
-        places = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
+        spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
         names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
         keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
-        super().__init__(names, shards, places, (row.label for _, row in rows), map(os.fsencode, keys))
+        super().__init__(names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
 
     def _listed(self) -> list[Path]:
         return [self.directory / shard["name"] for shard in self._manifest["shards"]]
@@ -123,38 +124,41 @@ class ShardSource(TarSource):
                 )
         for row in rows:
             if row.label < 0 or (classes is not None and row.label >= classes):
-                limit = "labels count from 0" if classes is None else f"{MANIFEST} names {classes} classes"
+                limit = "labels start at 0" if classes is None else f"{MANIFEST} names {classes} classes"
                 raise UserError(f"shard {shard}, key {row.key}: label {row.label} is out of range, {limit}")
         return rows
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names and the manifest's hashes of the shards, else shard names and sizes."""
+        """Return the sha256 over class names and shard hashes, or without a manifest over shard names and sizes."""
         if self._manifest:
             return sha256_json([self.class_names, *(shard["sha256"] for shard in self._manifest["shards"])])
         return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
 
 
 def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
-    """The keys themselves, or behind the names of their shards: WebDataset makes them unique within a shard only."""
+    # WebDataset keys are unique within a shard only.
     if len(set(keys)) == len(keys):
         return keys
     return [f"{shard}/{key}" for shard, key in zip(shards, keys, strict=True)]
 
 
 def open_source(path: str | Path) -> ImageSource:
-    """The images at `path`: one of ImageNet's archives, a directory of shards (or their manifest), a class tree.
+    """Open the images at a path.
+
+    Args:
+        path: an ImageNet archive, a directory of shards (or of their manifest), or a class-per-directory tree.
 
     Raises:
-        UserError: nothing there, or no layout that we know.
+        UserError: the path does not exist or has an unknown layout.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".tar":
         return ImageNetArchive(path)
     if not path.is_dir():
-        what = "is no directory" if path.exists() else "does not exist"
+        fact = "is no directory" if path.exists() else "does not exist"
         raise UserError(
-            f"image set {path} {what}; give a directory of class directories or of tar shards, or an archive of "
+            f"image set {path} {fact}; set a directory of class directories or of tar shards, or an archive of "
             "ImageNet (data/README.md), or try data/fashion_mnist_mini/train"
         )
     if archives := sorted(path.glob("ILSVRC2012_img_*.tar")):

@@ -1,6 +1,6 @@
-"""One's own images: a class-per-directory tree becomes training and validation shards.
+"""Convert a class-per-directory tree to training and validation shards.
 
-An image's side follows from a hash of its file name alone: adding or removing others moves no image.
+The split of an image depends on a hash of its file name only: adding or removing other images does not move it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.decode import UnreadableImage, decode, read_image
 from aim_lightning.data.images.directory import DirectorySource
-from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, write_image_shards
+from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, read_json
 from aim_lightning.utils.progress import progress
@@ -27,7 +27,7 @@ MADE_BY = "aim-lightning dataset"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Images written by split, by class in training, and those left out (key and reason)."""
+    """Result of a split: images per split, training images per class, and (key, reason) of those left out."""
 
     rows: dict[str, int]
     class_names: list[str]
@@ -36,20 +36,16 @@ class SplitReport:
 
 
 def make_shards(
-    directory: Path,
-    out: Path,
-    val_fraction: float,
-    largest_side: int,
-    on_error: str = "error",
+    directory: Path, out: Path, val_fraction: float, largest_side: int, on_error: str = "error"
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
     Args:
         directory: class-per-directory tree.
-        out: where to write; shards in it are replaced.
-        val_fraction: share of the file names that goes to val, between 0 and 1.
-        largest_side: an image whose shorter side is longer becomes so small, pixels (a JPEG of quality 95);
-            the others keep their bytes where the shards allow their format, and become PNG where not.
+        out: directory to write; shards in it are replaced.
+        val_fraction: expected share of the images in val, between 0 and 1.
+        largest_side: an image with a longer shorter side is resized to this, pixels, as a JPEG of quality 95. The
+            others keep their bytes if shards support their format, and become PNG otherwise.
         on_error: ``error``, or ``skip`` to leave unreadable images out and list them.
 
     Raises:
@@ -59,32 +55,44 @@ def make_shards(
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
     refuse_foreign(out)
     source = DirectorySource(directory)
-    stored, skipped = _Stored(source, largest_side), []
-    everything = progress(range(len(source)), "looking at the images")
-    kept = [row for row in everything if _readable(stored, row, on_error, skipped)]
-    in_val = choose_val(source, kept, val_fraction)
-    rows = {"train": [row for row in kept if row not in in_val], "val": [row for row in kept if row in in_val]}
+    encoder, skipped = _ShardEncoder(source, largest_side), []
+    all_rows = progress(range(len(source)), "looking at the images")
+    readable = [row for row in all_rows if _is_readable(encoder, row, on_error, skipped)]
+    in_val = choose_val(source, readable, val_fraction)
+    rows = {"train": [row for row in readable if row not in in_val], "val": [row for row in readable if row in in_val]}
     extra = {"made_by": MADE_BY, "skipped": [{"key": key, "reason": reason} for key, reason in skipped]}
-    for split, chosen in rows.items():
-        records = stored.records(progress(chosen, f"writing {split}"))
+    for split, split_rows in rows.items():
+        records = encoder.records(progress(split_rows, f"writing {split}"))
         write_image_shards(records, out / split, source.class_names, ROWS_PER_SHARD, extra)
     per_class = np.bincount(source.labels[rows["train"]], minlength=len(source.class_names)).tolist()
-    return SplitReport({split: len(chosen) for split, chosen in rows.items()}, source.class_names, per_class, skipped)
+    return SplitReport({split: len(items) for split, items in rows.items()}, source.class_names, per_class, skipped)
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises UserError if `out` holds anything but an earlier result of `make_shards`, or a part of one."""
+    """Check that a directory contains nothing but results of `make_shards`, which may be incomplete.
+
+    Args:
+        out: directory to write.
+
+    Raises:
+        UserError: it contains a file of another origin.
+    """
     for path in sorted(out.rglob("*")):
-        ours = path.name[0] == "." or (path.is_dir() and path.parent == out and path.name in ("train", "val"))
-        ours = ours or (path.parent.parent == out and path.match("images-*.tar"))
+        replaceable = path.name[0] == "." or (path.is_dir() and path.parent == out and path.name in ("train", "val"))
+        replaceable = replaceable or (path.parent.parent == out and path.match("images-*.tar"))
         if path.name == MANIFEST:
-            ours = read_json(path, "image manifest").get("made_by") == MADE_BY
-        if not ours:
-            raise UserError(f"{out} holds {path.relative_to(out)}, which this command did not write; take another name")
+            replaceable = read_json(path, "image manifest").get("made_by") == MADE_BY
+        if not replaceable:
+            raise UserError(f"{out} holds {path.relative_to(out)}, which this command did not write; use another name")
 
 
 def choose_val(source: DirectorySource, rows: list[int], val_fraction: float) -> set[int]:
-    """Rows whose file name hashes below val_fraction; at least one a class on either side.
+    """Return the rows whose file name hashes below val_fraction; both splits get at least one per class.
+
+    Args:
+        source: the images.
+        rows: rows to choose from.
+        val_fraction: share between 0 and 1.
 
     Raises:
         UserError: a class with fewer than two images.
@@ -101,32 +109,37 @@ def choose_val(source: DirectorySource, rows: list[int], val_fraction: float) ->
 
 
 def name_hash(name: str) -> float:
-    """In [0, 1), from a file's name alone."""
+    """Return a hash in [0, 1) of a file name.
+
+    Args:
+        name: file name without directory.
+    """
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64
 
 
-def _readable(stored: "_Stored", row: int, on_error: str, skipped: list[tuple[str, str]]) -> bool:
+def _is_readable(encoder: "_ShardEncoder", row: int, on_error: str, skipped: list[tuple[str, str]]) -> bool:
     try:
-        stored.look(row)
+        encoder.check(row)
     except UnreadableImage as error:
         if on_error == "error":
             raise UserError(f"{error}, or leave such images out with --on_error skip") from None
-        skipped.append((printable(stored.source.key(row)), printable(str(error))))
+        skipped.append((printable(encoder.source.key(row)), printable(str(error))))
         return False
     return True
 
 
-class _Stored:
-    """Images in the form in which shards hold them; `look` at each before its records are asked for."""
+class _ShardEncoder:
+    """Encodes images as shards store them; call `check` for each row before `records`."""
 
     def __init__(self, source: DirectorySource, largest_side: int) -> None:
-        self.source, self.largest_side = source, largest_side
-        self._scales: dict[int, float] = {}  # so that images which keep their bytes are decoded once
+        self.source = source
+        self.largest_side = largest_side
+        self._scales: dict[int, float] = {}  # kept from `check`: images that keep their bytes are decoded only once
 
-    def look(self, row: int) -> None:
+    def check(self, row: int) -> None:
         self._scales[row] = self.largest_side / min(self._image(row).size)
 
-    def records(self, rows: Iterable[int]) -> Iterator[tuple[bytes, str, int, str]]:
+    def records(self, rows: Iterable[int]) -> Iterator[EncodedImage]:
         for row in rows:
             yield *self._encoded(row), int(self.source.labels[row]), self._key(row)
 
@@ -150,7 +163,7 @@ class _Stored:
         return buffer.getvalue(), "jpg"
 
     def _key(self, row: int) -> str:
-        """Unique, and without the dots that end a key."""
+        # The hash makes keys unique. Dots are replaced: WebDataset ends a key at the first one.
         key = self.source.key(row)
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(key).stem)[:40]
         return f"{int(self.source.labels[row]):05d}/{stem}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:12]}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.shard_writer import write_image_shards
+from aim_lightning.data.images.shard_writer import EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import progress
 
@@ -33,17 +33,17 @@ def make(
     val_rows: int | None = None,
     rows_per_shard: int = 1000,
 ) -> None:
-    """Write `out`/train and, from the t10k files, `out`/val: 28x28 grey PNGs in the order of the IDX files.
+    """Write `out`/train and `out`/val (from the t10k files): 28x28 grey PNGs in the order of the IDX files.
 
     Args:
         source: directory of the four IDX .gz files.
-        out: directory, made when missing; shards in it are replaced.
-        train_rows: None for all; a number takes the first tenth of it from each class.
+        out: directory, created if missing; shards in it are replaced.
+        train_rows: number of training images, a tenth of it per class in their original order; None = all.
         val_rows: the same for val.
-        rows_per_shard: images a shard.
+        rows_per_shard: images per shard.
 
     Raises:
-        UserError: files missing or damaged, or rows that ten classes cannot share.
+        UserError: files are missing or damaged, or a number of rows is not a multiple of 10.
     """
     for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
         images, labels = read_split(source, prefix)
@@ -54,10 +54,14 @@ def make(
 
 
 def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 28, 28) uint8 and labels (n,) uint8 of `train` or `t10k`.
+    """Return images (n, 28, 28) uint8 and labels (n,) uint8 of a split.
+
+    Args:
+        source: directory of the IDX files.
+        prefix: ``train`` or ``t10k``.
 
     Raises:
-        UserError: a file is missing, damaged or something else.
+        UserError: a file is missing, damaged or not from Fashion-MNIST.
     """
     source = Path(source)
     if not source.is_dir():
@@ -69,51 +73,54 @@ def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC, (28, 28))
     labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", _LABELS_MAGIC, ())
     if len(images) != len(labels):
-        raise UserError(f"{source} has {len(images)} {prefix} images but {len(labels)} labels; get both anew")
+        raise UserError(f"{source} has {len(images)} {prefix} images but {len(labels)} labels; download both again")
     if labels.max(initial=0) >= len(CLASS_NAMES):
         raise UserError(f"{source}: {prefix} has label {labels.max()}; Fashion-MNIST has 0 to 9")
     return images, labels
 
 
 def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
-    """An IDX file of unsigned bytes, (rows, *shape)."""
+    """Return the content of an IDX file of unsigned bytes, (rows, *shape)."""
     try:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; put Fashion-MNIST's four .gz files there") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is no whole gzip file ({error}); get it anew") from error
+        raise UserError(f"{path} is no complete gzip file ({error}); download it again") from error
     header = [int(number) for number in np.frombuffer(content, ">u4", min(2 + len(shape), len(content) // 4))]
     start = 4 * (2 + len(shape))
     if len(header) * 4 != start or header[0] != magic or tuple(header[2:]) != shape:
-        raise UserError(f"{path} begins with {header}, expected {[magic, 'rows', *shape]}; it is another file")
-    rows, wanted = header[1], start + header[1] * int(np.prod(shape))
-    if len(content) != wanted:
-        raise UserError(f"{path} unpacks to {len(content)} bytes, its header says {wanted}; get it anew")
+        raise UserError(f"{path} starts with {header}, expected {[magic, 'rows', *shape]}; it is another file")
+    rows, expected = header[1], start + header[1] * int(np.prod(shape))
+    if len(content) != expected:
+        raise UserError(f"{path} unpacks to {len(content)} bytes, its header says {expected}; download it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(rows, *shape)
 
 
 def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
-    """Row numbers, increasing: all, or the first rows / 10 of every class.
+    """Return increasing row numbers: all rows, or the first rows / 10 of every class.
+
+    Args:
+        labels: labels of all rows.
+        rows: number of rows; None = all.
+        name: name of the option for messages.
 
     Raises:
-        UserError: `rows` (called `name` in the error) is no multiple of 10, or a class has too few.
+        UserError: `rows` is no multiple of 10, or a class has too few images.
     """
     if rows is None:
         return np.arange(len(labels))
-    each, odd = divmod(rows, len(CLASS_NAMES))
-    if odd or each < 1:
-        raise UserError(f"{name} is {rows}; give a positive multiple of {len(CLASS_NAMES)}")
-    by_class = [np.flatnonzero(labels == label)[:each] for label in range(len(CLASS_NAMES))]
-    fewest = min(len(found) for found in by_class)
-    if fewest < each:
-        raise UserError(f"{name} is {rows}, {each} a class, but a class has only {fewest}; lower it")
+    per_class, remainder = divmod(rows, len(CLASS_NAMES))
+    if remainder or per_class < 1:
+        raise UserError(f"{name} is {rows}; set a positive multiple of {len(CLASS_NAMES)}")
+    by_class = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
+    fewest = min(map(len, by_class))
+    if fewest < per_class:
+        raise UserError(f"{name} is {rows}, {per_class} per class, but a class has only {fewest}; lower it")
     return np.sort(np.concatenate(by_class))
 
 
-def _records(
-    images: np.ndarray, labels: np.ndarray, rows: Iterable[int], split: str
-) -> Iterator[tuple[bytes, str, int, str]]:
+def _records(images: np.ndarray, labels: np.ndarray, rows: Iterable[int], split: str) -> Iterator[EncodedImage]:
     for row in rows:
         buffer = io.BytesIO()
         Image.fromarray(images[row]).save(buffer, "PNG", optimize=True)
@@ -121,7 +128,11 @@ def _records(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code: 0, or 2 after a mistake of the user's."""
+    """Run the command line and return the exit code: 0, or 2 after a UserError.
+
+    Args:
+        arguments: command-line arguments; None = sys.argv.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m aim_lightning.data.images.fashion_mnist",
         description="Write Fashion-MNIST as image shards into OUT/train and OUT/val.",
@@ -134,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="IDX .gz files (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    rows_help = "images, as many of each class: the first ones; a multiple of 10 (default: all, in order)"
+    rows_help = "images, the first ones of each class in equal numbers; a multiple of 10 (default: all)"
     parser.add_argument("--train_rows", type=int, metavar="N", help=f"training {rows_help}")
     parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
     options = parser.parse_args(arguments)

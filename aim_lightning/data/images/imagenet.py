@@ -1,7 +1,7 @@
 """ImageNet-1k's archives as they are distributed, read without unpacking.
 
-ILSVRC2012_img_train.tar holds a tar a class, named by its WordNet id; ILSVRC2012_img_val.tar holds images, whose
-classes ILSVRC2012_devkit_t12.tar.gz beside it lists. Labels follow torchvision: WordNet ids in sorted order.
+ILSVRC2012_img_train.tar contains one tar per class, named by its WordNet id. ILSVRC2012_img_val.tar contains images,
+whose classes ILSVRC2012_devkit_t12.tar.gz lists. Labels follow torchvision: WordNet ids in sorted order.
 """
 
 import os
@@ -11,120 +11,128 @@ import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from torchvision.datasets import imagenet
 from tqdm import tqdm
 
 from aim_lightning.data.images.base import sha256_json
-from aim_lightning.data.images.tar import TarSource
-from aim_lightning.data.tar import members
+from aim_lightning.data.images.tar import TAR_ERRORS, TarSource, tar_members
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import is_rank_zero
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _CLASS_TAR, _VAL_IMAGE = re.compile(r"(n\d{8})\.tar"), re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
-Place = tuple[str, str, int, int]  # WordNet id, name of the image, offset in the archive, bytes
+Member = tuple[str, str, int, int]  # WordNet id, name of the image, offset in the archive, size in bytes
 
 
 class ImageNetArchive(TarSource):
-    """The training or the validation archive; the devkit must lie beside it.
+    """The training or validation archive; the devkit must be in the same directory.
 
-    Rows and keys (`n01440764/n01440764_18.JPEG`) are those of a class-per-directory tree of the same images; class
+    Rows and keys (`n01440764/n01440764_18.JPEG`) equal those of a class-per-directory tree of the same images. Class
     names are the synonyms of WordNet, "tench, Tinca tinca" (two classes are called "crane").
 
+    Args:
+        path: the archive.
+
     Raises:
-        UserError: another archive, a missing or changed devkit, missing classes or images.
+        UserError: no ImageNet archive, a missing or changed devkit, or missing classes or images.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         names, val_wnids = read_devkit(self.path.with_name(DEVKIT))
-        places = sorted(_val_places(self.path, val_wnids) if _is_val(self.path) else _train_places(self.path, names))
+        members = _val_members(self.path, val_wnids) if _is_val(self.path) else _train_members(self.path, names)
+        members.sort()
         wnids = sorted(names)
         label = {wnid: number for number, wnid in enumerate(wnids)}
         super().__init__(
             [", ".join(names[wnid]) for wnid in wnids],
             [self.path],
-            np.array([(0, offset, size) for _, _, offset, size in places], dtype=np.int64),
-            (label[wnid] for wnid, *_ in places),
-            (os.fsencode(f"{wnid}/{name}") for wnid, name, *_ in places),
+            np.array([(0, offset, size) for _, _, offset, size in members], dtype=np.int64),
+            (label[wnid] for wnid, *_ in members),
+            (os.fsencode(f"{wnid}/{name}") for wnid, name, *_ in members),
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over class names and every image's key and size in bytes."""
-        rows = ([self.key(row), int(self._places[row][2])] for row in range(len(self)))
+        """Return the sha256 over class names and every image's key and size in bytes."""
+        rows = ([self.key(row), int(self._spans[row][2])] for row in range(len(self)))
         return sha256_json([self.class_names, *rows])
 
 
 def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Synonyms by WordNet id, and the id of each validation image in order; the file's MD5 is checked.
+    """Return synonyms by WordNet id, and the WordNet id of each validation image in order; check the file's MD5.
+
+    Args:
+        path: the development kit.
 
     Raises:
-        UserError: missing or changed.
+        UserError: the file is missing or changed.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; the archives need ImageNet's development kit beside them")
-    with tempfile.TemporaryDirectory() as place:
-        # torchvision writes what it finds beside the file.
-        (Path(place) / path.name).symlink_to(path.resolve())
+        raise UserError(f"{path} does not exist; put ImageNet's development kit next to the archives")
+    with tempfile.TemporaryDirectory() as directory:
+        # torchvision writes its result next to the file, whose directory may be read-only.
+        (Path(directory) / path.name).symlink_to(path.resolve())
         try:
-            imagenet.parse_devkit_archive(place, path.name)
-            return imagenet.load_meta_file(place)
+            imagenet.parse_devkit_archive(directory, path.name)
+            return imagenet.load_meta_file(directory)
         except RuntimeError:
-            raise UserError(f"{path} is not ImageNet's development kit (its MD5 differs); get it anew") from None
+            raise UserError(f"{path} is not ImageNet's development kit (its MD5 differs); download it again") from None
 
 
 def _is_val(path: Path) -> bool:
     with path.open("rb") as file:
-        first = next((member.name for _, member in _members(file, str(path))), "")
+        first = next((member.name for _, member in _checked_members(file, str(path))), "")
     if not (_CLASS_TAR.fullmatch(first) or _VAL_IMAGE.fullmatch(first)):
-        raise UserError(f"{path} begins with {first!r}: it is neither ImageNet's training nor validation archive")
+        raise UserError(f"{path} starts with {first!r}: it is neither ImageNet's training nor validation archive")
     return _VAL_IMAGE.fullmatch(first) is not None
 
 
-def _train_places(path: Path, names: dict[str, tuple[str, ...]]) -> list[Place]:
-    places, found = [], set()
+def _train_members(path: Path, names: dict[str, tuple[str, ...]]) -> list[Member]:
+    members, wnids = [], set()
     for tar, outer in _read(path):
         wnid = outer.name.removesuffix(".tar")
-        found.add(wnid)
+        wnids.add(wnid)
         with tar.extractfile(outer) as file:
-            for _, inner in _members(file, f"{path}, class {wnid}"):
+            for _, inner in _checked_members(file, f"{path}, class {wnid}"):
                 if not inner.name.startswith(f"{wnid}_"):
                     raise UserError(f"{path}: {outer.name} holds {inner.name}, which is no image of that class")
-                places.append((wnid, inner.name, outer.offset_data + inner.offset_data, inner.size))
-    if found != names.keys():
-        odd = sorted(found ^ names.keys())
-        what = "lacks" if odd[0] in names else "has a class unknown to the devkit,"
-        raise UserError(f"{path} {what} {odd[0]} ({len(found)} classes of {len(names)}); get it anew")
-    return places
+                # offset_data of a nested tar starts at the outer member.
+                members.append((wnid, inner.name, outer.offset_data + inner.offset_data, inner.size))
+    if wnids != names.keys():
+        first = min(wnids ^ names.keys())
+        fact = "lacks" if first in names else "has a class unknown to the devkit,"
+        raise UserError(f"{path} {fact} {first} ({len(wnids)} classes of {len(names)}); download it again")
+    return members
 
 
-def _val_places(path: Path, val_wnids: list[str]) -> list[Place]:
-    places = []
+def _val_members(path: Path, val_wnids: list[str]) -> list[Member]:
+    members = []
     for _, member in _read(path):
         match = _VAL_IMAGE.fullmatch(member.name)
         if not match or not 1 <= int(match[1]) <= len(val_wnids):
-            raise UserError(f"{path} holds {member.name}, which is none of its {len(val_wnids)} images")
-        places.append((val_wnids[int(match[1]) - 1], member.name, member.offset_data, member.size))
-    if len({name for _, name, *_ in places}) != len(val_wnids):
-        raise UserError(f"{path} holds {len(places)} images, the devkit lists {len(val_wnids)}; get it anew")
-    return places
+            raise UserError(f"{path} holds {member.name}, which is not one of its {len(val_wnids)} images")
+        members.append((val_wnids[int(match[1]) - 1], member.name, member.offset_data, member.size))
+    if len({name for _, name, *_ in members}) != len(val_wnids):
+        raise UserError(f"{path} holds {len(members)} images, the devkit lists {len(val_wnids)}; download it again")
+    return members
 
 
 def _read(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """All members; a bar shows how far it is, since the headers lie all over 138 GB."""
+    """Yield all members and show progress: the headers are spread over 138 GB."""
     options = {"unit": "B", "unit_scale": True, "leave": False, "disable": None if is_rank_zero() else True}
     with path.open("rb") as file, tqdm(total=path.stat().st_size, desc=f"opening {path.name}", **options) as bar:
-        for tar, member in _members(file, str(path)):
+        for tar, member in _checked_members(file, str(path)):
             yield tar, member
             bar.update(member.offset_data + member.size - bar.n)
 
 
-def _members(file, where: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _checked_members(file: BinaryIO, where: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     try:
-        yield from members(file)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{where} is truncated or damaged ({error}); get it anew") from error
+        yield from tar_members(file)
+    except TAR_ERRORS as error:
+        raise UserError(f"{where} is truncated or damaged ({error}); download it again") from error

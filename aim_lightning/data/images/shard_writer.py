@@ -1,41 +1,41 @@
-"""Image shards: tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls as WebDataset has it, and a manifest.
+"""Image shards: WebDataset tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls, and their manifest.
 
-`write_image_shards` makes them; the rest is what `sources.ShardSource` reads them with.
+`write_image_shards` writes them. The other functions read the index for `directory.ShardSource`.
 """
 
-import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.data.tar import members, open_tar
+from aim_lightning.data.images.tar import TAR_ERRORS, open_tar, tar_members
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
 
 FORMAT = "aim_lightning.images/1"
 MANIFEST = "manifest.json"
 EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+EncodedImage = tuple[bytes, str, int, str]  # file content, extension, label, key
 
 
 def write_image_shards(
-    records: Iterable[tuple[bytes, str, int, str]],
+    records: Iterable[EncodedImage],
     out: Path,
     class_names: list[str],
     rows_per_shard: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write encoded images as `images-NNNNNN.tar` and, last, manifest.json; same records, same bytes.
+    """Write encoded images as `images-NNNNNN.tar` and, last, manifest.json; the same records give the same bytes.
 
-    Shards and manifest of an earlier writing into `out` are replaced.
+    Shards and manifest of an earlier call with the same `out` are replaced.
 
     Args:
-        records: (encoded image, extension, label, key) in dataset order; keys are unique and without dots.
-        out: directory, made when missing.
-        class_names: by label.
-        rows_per_shard: images a shard, the last one may have fewer.
-        extra: more entries for the manifest.
+        records: (encoded image, extension, label, key) in dataset order; keys are unique and contain no dots.
+        out: directory, created if missing.
+        class_names: names by label.
+        rows_per_shard: images per shard; the last one may have fewer.
+        extra: additional entries for the manifest.
 
     Raises:
         UserError: no records, or one that could not be read back.
@@ -43,11 +43,11 @@ def write_image_shards(
     if rows_per_shard < 1:
         raise UserError(f"rows_per_shard is {rows_per_shard}; it must be at least 1")
     out = Path(out)
-    (out / MANIFEST).unlink(missing_ok=True)  # it vouches for shards that are about to change
-    shards, seen, rest = [], set(), iter(records)
-    while rows := list(islice(rest, rows_per_shard)):
+    (out / MANIFEST).unlink(missing_ok=True)  # it describes shards that are about to change
+    shards, keys, remaining = [], set(), iter(records)
+    while rows := list(islice(remaining, rows_per_shard)):
         path = out / f"images-{len(shards):06d}.tar"
-        _write_shard(path, rows, len(class_names), seen)
+        _write_shard(path, rows, len(class_names), keys)
         shards.append({"name": path.name, "rows": len(rows), "sha256": sha256_file(path)})
     if not shards:
         raise UserError(f"there are no images to write to {out}")
@@ -58,28 +58,28 @@ def write_image_shards(
     write_json(out / MANIFEST, {**manifest, **(extra or {})})
 
 
-def _write_shard(path: Path, rows: list[tuple[bytes, str, int, str]], classes: int, seen: set[str]) -> None:
+def _write_shard(path: Path, rows: list[EncodedImage], classes: int, keys: set[str]) -> None:
     with open_tar(path) as tar:
         for image, extension, label, key in rows:
-            _check_record(extension, label, key, classes, seen)
-            seen.add(key)
+            _check_record(extension, label, key, classes, keys)
+            keys.add(key)
             tar.write({"__key__": key, extension: image, "cls": str(label).encode("ascii")})
 
 
-def _check_record(extension: str, label: int, key: str, classes: int, seen: set[str]) -> None:
+def _check_record(extension: str, label: int, key: str, classes: int, keys: set[str]) -> None:
     if extension not in EXTENSIONS:
         raise UserError(f"image {key!r} has extension {extension!r}; use one of {', '.join(EXTENSIONS)}")
     if not 0 <= label < classes:
         raise UserError(f"image {key!r} has label {label}, but there are {classes} class names")
     if not key or "." in key:
         raise UserError(f"image key {key!r} is empty or has a dot, where WebDataset ends a key; rename it")
-    if key in seen:
+    if key in keys:
         raise UserError(f"image key {key!r} comes twice; make the keys unique")
 
 
 @dataclass
 class ShardRow:
-    """One image of a shard: its key, class index and place in the tar file, bytes."""
+    """An image in a shard: its key, label, offset and size in the tar file (bytes)."""
 
     key: str
     label: int
@@ -88,19 +88,26 @@ class ShardRow:
 
 
 def shard_paths(directory: Path) -> list[Path]:
-    """The directory's tar files by name, hidden ones left out."""
+    """Return the directory's tar files by name, without hidden ones.
+
+    Args:
+        directory: directory of shards.
+    """
     return sorted(path for path in directory.glob("*.tar") if not path.name.startswith("."))
 
 
 def index_shard(path: Path) -> list[ShardRow]:
-    """Where every image of a shard lies, in the order of the file; images are not decoded.
+    """Return the images of a shard in the order of the file, without decoding them.
+
+    Args:
+        path: the tar file.
 
     Raises:
-        UserError: damaged tar, or a key without exactly one image and one .cls.
+        UserError: a damaged tar, or a key without exactly one image and one .cls.
     """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    for key, extension, member, content in _members(path):
+    for key, extension, member, content in _image_members(path):
         if key in (labels if extension == "cls" else images):
             raise UserError(f"shard {path}, key {key}: more than one .{extension} or image; make keys unique")
         if extension == "cls":
@@ -108,23 +115,23 @@ def index_shard(path: Path) -> list[ShardRow]:
         else:
             images[key] = (member.offset_data, member.size)
     for key in images.keys() ^ labels.keys():
-        lack = ".cls with its class index" if key in images else f"image ({', '.join(EXTENSIONS)})"
-        raise UserError(f"shard {path}, key {key}: there is no {lack}; write the shard again (data/README.md)")
-    return [ShardRow(key, labels[key], *place) for key, place in images.items()]
+        missing = ".cls with its class index" if key in images else f"image ({', '.join(EXTENSIONS)})"
+        raise UserError(f"shard {path}, key {key}: there is no {missing}; write the shard again (data/README.md)")
+    return [ShardRow(key, labels[key], *span) for key, span in images.items()]
 
 
-def _members(path: Path):
-    """(key, lower-case extension, member, content of a .cls) of the members that matter."""
+def _image_members(path: Path) -> Iterator[tuple]:
+    """Yield (key, lower-case extension, member, content of a .cls) of images and labels; other members are ignored."""
     try:
         with path.open("rb") as file:
-            for tar, member in members(file):
+            for tar, member in tar_members(file):
                 directory, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 key, extension = f"{directory}/{stem}".lstrip("/"), extension.lower()
                 if member.isreg() and extension in (*EXTENSIONS, "cls"):
                     content = tar.extractfile(member).read() if extension == "cls" else b""
                     yield key, extension, member, content
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except TAR_ERRORS as error:
         raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
 
 
@@ -136,26 +143,29 @@ def _parse_label(content: bytes, where: str) -> int:
 
 
 def load_manifest(directory: Path) -> dict[str, Any] | None:
-    """manifest.json, checked against the tar files present; None where there is none.
+    """Read manifest.json and check it against the tar files; return None if it does not exist.
+
+    Args:
+        directory: directory of shards.
 
     Raises:
-        UserError: of another format or damaged, or it and the directory disagree about the shards.
+        UserError: another format, a damaged file, or other shards than those in the directory.
     """
     path = directory / MANIFEST
     if not path.exists():
         return None
     manifest = read_json(path, "image manifest")
-    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if found != FORMAT:
-        raise UserError(f"{path} has format {found!r}, expected {FORMAT!r}; remove it or write the shards again")
+    actual = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if actual != FORMAT:
+        raise UserError(f"{path} has format {actual!r}, expected {FORMAT!r}; remove it or write the shards again")
     try:
-        named = {shard["name"] for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
+        listed = {shard["name"] for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
         manifest["class_names"] = [str(name) for name in manifest["class_names"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it or write the shards again") from None
     present = {shard.name for shard in shard_paths(directory)}
-    if absent := sorted(named - present):
+    if absent := sorted(listed - present):
         raise UserError(f"{path} lists shard {absent[0]}, which is absent; restore it or write the shards again")
-    if unlisted := sorted(present - named):
+    if unlisted := sorted(present - listed):
         raise UserError(f"shard {directory / unlisted[0]} is not listed in {path}; remove one of the two")
     return manifest

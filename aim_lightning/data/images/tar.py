@@ -1,75 +1,119 @@
-"""Images that lie in tar files, read by their places without unpacking."""
+"""Tar files: deterministic writing, reading that detects truncation, and images read in place by their offsets."""
 
 import os
+import tarfile
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import webdataset as wds
 
 from aim_lightning.data.images.base import ImageSource
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import atomic_path
 
-_OPEN_FILES = 64  # ImageNet has more shards than a process may have files open (often 1024)
+TAR_ERRORS = (tarfile.TarError, OSError, EOFError)  # raised for a truncated or damaged file, or for no tar at all
+_OPEN_FILES = 64  # ImageNet has more shards than a process may have open files (often 1024)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[wds.TarWriter]:
+    """Open a webdataset TarWriter whose bytes depend on the content only; the file appears once it is complete.
+
+    Args:
+        path: the tar file to write.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        wds.TarWriter(file, user="aim", group="aim", mode=0o644, mtime=0, encoder=False) as writer,
+    ):
+        yield writer
+
+
+def tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the members of an uncompressed tar in order, each with the archive to extract it from.
+
+    Args:
+        file: open file, positioned at the start of the tar.
+
+    Raises:
+        tarfile.TarError, OSError, EOFError: truncated, damaged or no tar; the members before the fault were yielded.
+    """
+    end = file.tell()
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while member := tar.next():
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            yield tar, member
+            tar.members.clear()  # tarfile keeps every member, a million of them for ImageNet
+    # tarfile treats damage between two members as the end of the file, so check for the end mark here.
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no member and no end of archive at byte {end}")
 
 
 class TarSource(ImageSource, ABC):
-    """Images at (number of the tar, offset in it, bytes).
+    """Images inside tar files, read in place without unpacking.
 
     Args:
-        class_names: by label.
-        tars: the files.
-        places: (n, 3) int64.
-        labels: one a row.
-        keys: name of each row, as bytes.
+        class_names: names by label.
+        tars: the tar files.
+        spans: (n, 3) int64: index into `tars`, offset in bytes, size in bytes.
+        labels: labels by row.
+        keys: keys by row, as bytes.
     """
 
     def __init__(
-        self,
-        class_names: list[str],
-        tars: list[Path],
-        places: np.ndarray,
-        labels: Iterable[int],
-        keys: Iterable[bytes],
+        self, class_names: list[str], tars: list[Path], spans: np.ndarray, labels: Iterable[int], keys: Iterable[bytes]
     ) -> None:
-        self.tars, self._places, self._files = tars, places, TarFiles()
+        self.tars = tars
+        self._spans = spans
+        self._files = OpenFiles()
         super().__init__(class_names, labels, keys)
 
     def files(self) -> list[Path]:
-        """The tar files."""
+        """Return the tar files."""
         return self.tars
 
+    def location(self, row: int) -> str:
+        """Return the tar file and the key of an image."""
+        return f"{self.tars[self._spans[row][0]]}, key {self.key(row)}"
+
     def _content(self, row: int) -> bytes:
-        number, offset, size = self._places[row].tolist()
+        number, offset, size = self._spans[row].tolist()
         try:
             return self._files.read(self.tars[number], offset, size)
         except OSError as error:
-            raise UserError(f"{self._where(row)} cannot be read ({error}); restore the tar file") from error
-
-    def _where(self, row: int) -> str:
-        return f"{self.tars[self._places[row][0]]}, key {self.key(row)}"
+            raise UserError(f"{self.location(row)} cannot be read ({error}); restore the tar file") from error
 
 
-class TarFiles:
-    """Reads pieces of files, keeping the latest files open; usable after fork and after pickling."""
+class OpenFiles:
+    """Reads parts of files and keeps the latest files open; usable after fork and after pickling."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, int] = OrderedDict()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size) of a file.
+        """Return the bytes [offset, offset + size) of a file.
+
+        Args:
+            path: the file.
+            offset: first byte.
+            size: number of bytes.
 
         Raises:
-            OSError: it is missing or ends before.
+            OSError: the file is missing or too short.
         """
         if path not in self._open:
             self._open[path] = os.open(path, os.O_RDONLY)
         self._open.move_to_end(path)
         if len(self._open) > _OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
-        # pread has no file position: processes that share a handle after a fork cannot disturb each other.
+        # pread uses no file position: processes that share a handle after a fork cannot disturb each other.
         content = os.pread(self._open[path], size, offset)
         if len(content) != size:
             raise OSError(f"the file ends {size - len(content)} bytes too early")
@@ -81,7 +125,7 @@ class TarFiles:
             os.close(self._open.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_open": OrderedDict()}  # file handles mean nothing in another process
+        return {"_open": OrderedDict()}  # file descriptors are invalid in another process
 
     def __del__(self) -> None:
         self.close()

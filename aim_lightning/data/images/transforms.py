@@ -1,4 +1,4 @@
-"""From a decoded image to the network's size; random choices are a function of a seed that is handed in."""
+"""Transform decoded images to the network's input size; random choices depend on the `generator_seed` argument only."""
 
 import math
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ ADM_SMALLEST_CROP = 0.8  # of the shorter side
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, pad, crop, flip; in this order. Its repr names every setting, so that it can key caches.
+    """Resize, pad, crop and flip, in this order; the repr contains every setting and serves as a cache key.
 
     Args:
         image_size: height and width of the result, pixels.
-        resize: the shorter side becomes so many pixels (Lanczos); None leaves the image as it is.
-        pad: black pixels added on each side.
-        crop: where the square is cut out: ``center``, ``random``, ``none`` (the image must fit already), or one
-            that resizes in place of `resize`: ``adm_center`` makes the shorter side image_size (see `adm_resize`),
-            ``adm_random`` image_size to image_size / 0.8 pixels, drawn at random, then a random crop (ADM's own:
-            openai/guided-diffusion, image_datasets.py, random_crop_arr).
-        flip: mirror half of the images.
+        resize: shorter side after resizing (Lanczos), pixels; None = original size.
+        pad: black border added on each side, pixels.
+        crop: position of the square: ``center``, ``random``, or ``none`` (the image must have the right size). Two
+            crops replace `resize`: ``adm_center`` resizes the shorter side to image_size (see `adm_resize`).
+            ``adm_random`` resizes it to a random size between image_size and image_size / 0.8, then crops at random
+            (openai/guided-diffusion, image_datasets.py, random_crop_arr).
+        flip: mirror each image with probability 0.5.
 
     Raises:
-        UserError: values that can give no image.
+        UserError: the values contradict each other.
     """
 
     image_size: int
@@ -54,14 +54,14 @@ class ImageTransform:
             )
 
     def __call__(self, image: Image.Image, generator_seed: int) -> Tensor:
-        """RGB image to uint8 (3, image_size, image_size).
+        """Transform an RGB image to uint8 (3, image_size, image_size).
 
         Args:
             image: mode RGB.
-            generator_seed: decides crop and flip, alone; -2^63 to 2^64 - 1.
+            generator_seed: seed of random crop and flip, between -2^63 and 2^64 - 1.
 
         Raises:
-            UserError: the image is too small, or of another size where there is no crop.
+            UserError: the image is too small, or with crop ``none`` of another size.
         """
         image = self._fit(image)
         if not self.crop.startswith("adm_"):
@@ -69,7 +69,7 @@ class ImageTransform:
         if self.crop not in ("random", "adm_random") and not self.flip:
             return self._finish(image)
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also reseed the GPUs, whose state is not put back here.
+            # torch.manual_seed would also reseed the GPUs, whose state is not restored here.
             torch.default_generator.manual_seed(generator_seed)
             return self._finish(image)
 
@@ -94,19 +94,23 @@ class ImageTransform:
             "random": [v2.RandomCrop(self.image_size)],
             "none": [],
         }
-        flips = [v2.RandomHorizontalFlip(0.5)] if self.flip else []  # it draws a number even at p = 0
+        flips = [v2.RandomHorizontalFlip(0.5)] if self.flip else []  # it advances the generator even at p = 0
         return v2.Compose([*crops[self.crop], *flips, v2.PILToTensor()])
 
     def _check_size(self, width: int, height: int) -> None:
-        what, wanted = f"an image is {width}x{height} after resize and pad", self.image_size
-        if self.crop == "none" and (width, height) != (wanted, wanted):
-            raise UserError(f"{what}, not image_size {wanted}; set crop to center or random")
-        if min(width, height) < wanted:
-            raise UserError(f"{what}, less than image_size {wanted}; set resize (for example to {wanted}) or pad")
+        fact, size = f"an image is {width}x{height} after resize and pad", self.image_size
+        if self.crop == "none" and (width, height) != (size, size):
+            raise UserError(f"{fact}, not image_size {size}; set crop to center or random")
+        if min(width, height) < size:
+            raise UserError(f"{fact}, less than image_size {size}; set resize (for example to {size}) or pad")
 
 
 def adm_resize(image: Image.Image, shorter_side: int) -> Image.Image:
-    """ADM's resizing: halved by averaging while twice as large as wanted, then bicubic.
+    """Resize as ADM does: halve by averaging while at least twice as large as required, then resize bicubically.
+
+    Args:
+        image: RGB image.
+        shorter_side: shorter side of the result, pixels.
 
     Source: openai/guided-diffusion, image_datasets.py, center_crop_arr; LlamaGen and DiT use the same.
     """
@@ -122,6 +126,6 @@ def _adm_random_resize(image: Image.Image, smallest: int) -> Image.Image:
 
 
 def _cut_center(image: Image.Image, size: int) -> Image.Image:
-    """ADM rounds down where torchvision's centre crop rounds to the nearest even number."""
+    # ADM rounds down, whereas torchvision's centre crop rounds to the nearest even number.
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))

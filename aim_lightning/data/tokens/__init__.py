@@ -1,1 +1,1 @@
-"""Pre-tokenized images: shards of packed records."""
+"""Pre-tokenized images: shards of packed records, their readers, writers and checks."""

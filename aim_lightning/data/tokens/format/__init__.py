@@ -1,1 +1,1 @@
-"""Layout of token shards on disk."""
+"""Format of token shards on disk."""

@@ -1,6 +1,10 @@
-"""manifest.json of a directory of token shards: what is in them, and what wrote them."""
+"""manifest.json of a directory of token shards, and the location of such a directory.
+
+This module must stay cheap to import: input checks run before torch is imported.
+"""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -10,14 +14,42 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_json
 
 FORMAT = "aim_lightning.tokens/1"
+MANIFEST = "manifest.json"
 LARGEST_CODEBOOK = 65536  # codes are stored as uint16
-# What directories of the first version have too.
-REQUIRED = ("grid", "codebook_size", "class_names", "views", "tokenizer_hash", "source", "shards")
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # at least two letters: C: is a Windows drive
+FILE_SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Location:
+    """`data.path`: a directory, or a URL that webdataset opens, such as `http://HOST/DIRECTORY` or `pipe:COMMAND`.
+
+    Args:
+        base: directory or URL. ``{}`` is replaced by the file name, such as train/manifest.json. Without ``{}`` the
+            file name is appended after a slash: `pipe:ssh host cat /tokens` equals `pipe:ssh host cat /tokens/{}`.
+    """
+
+    base: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Return True for a URL, False for a directory."""
+        return SCHEME.match(self.base) is not None
+
+    def url(self, split: str, name: str) -> str:
+        """Return the path or URL of a file in a split.
+
+        Args:
+            split: ``train`` or ``val``.
+            name: file name below the split.
+        """
+        file = f"{split}/{name}"
+        return self.base.replace(FILE_SLOT, file) if FILE_SLOT in self.base else f"{self.base.rstrip('/')}/{file}"
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """One tar file: its name in the directory, rows (images) in it and the sha256 of its bytes."""
+    """A shard's tar file: its name in the directory, its rows (images) and the sha256 of its bytes."""
 
     name: str
     rows: int
@@ -26,7 +58,7 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that could not be read: its key in the source and why."""
+    """An image that could not be decoded: its key in the source and the reason."""
 
     key: str
     reason: str
@@ -34,7 +66,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Source:
-    """Images of consecutive shards: their fingerprint, how they were encoded, and how many shards hold them."""
+    """Origin of consecutive shards: fingerprint of their images, encoding, and number of shards."""
 
     fingerprint: str
     encoding: dict
@@ -43,19 +75,19 @@ class Source:
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """Everything a reader must know before it opens a shard.
+    """Description of a directory of token shards, needed to read it.
 
     Args:
-        grid: codes an image, (rows, columns).
-        codebook_size: codes run from 0 to codebook_size - 1.
-        class_names: by label.
-        views: stored versions of each image (1 = center crop, 2 = with its mirror image, 10 or 20 = ten-crop).
+        grid: codes per image, (rows, columns).
+        codebook_size: codes lie between 0 and codebook_size - 1.
+        class_names: names by label.
+        views: stored versions per image (1 = center crop, 2 = with its mirror image, 10 or 20 = ten-crop).
         tokenizer_hash: weights_hash of the tokenizer that wrote the codes.
         source: fingerprint of the images.
-        shards: in dataset order: row r of the set is row r of the shards read one after the other.
-        encoding: views, precision, batch size and devices that wrote the codes; empty in old directories.
-        skipped: images left out because they could not be read.
-        merged: what the directory was merged from, in the order of the shards; empty for one source.
+        shards: in dataset order. Row r of the set is row r of the concatenated shards.
+        encoding: views, precision, batch size and devices that wrote the codes; empty in merged directories.
+        skipped: images that were left out because they could not be decoded.
+        merged: sources of a merged directory in the order of the shards; empty for a single source.
     """
 
     grid: tuple[int, int]
@@ -71,40 +103,53 @@ class TokenManifest:
 
     @property
     def rows(self) -> int:
-        """Images in the set."""
+        """Return the number of images in the set."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def first_rows(self) -> np.ndarray:
-        """Dataset row of each shard's first row, and the number of rows at the end."""
+        """Return the dataset row of each shard's first row, followed by the total number of rows."""
         return np.cumsum([0, *(shard.rows for shard in self.shards)])
 
     @property
     def num_tokens(self) -> int:
-        """Codes an image."""
+        """Return the number of codes per image and view."""
         return self.grid[0] * self.grid[1]
 
     @property
     def sources(self) -> list[Source]:
-        """Where the rows come from, in the order of the shards."""
+        """Return the sources of the rows, in the order of the shards."""
         return self.merged or [Source(self.source, self.encoding, len(self.shards))]
 
     def with_shards(self, shards: list[TokenShard], skipped: list[Skipped], devices: list[str]) -> "TokenManifest":
-        """The same, of finished shards."""
+        """Return a copy that describes the finished shards.
+
+        Args:
+            shards: the finished shards in dataset order.
+            skipped: images left out of them.
+            devices: names of the devices that wrote the codes.
+        """
         return replace(self, shards=shards, skipped=skipped, encoding={**self.encoding, "devices": devices})
 
     def save(self, directory: Path) -> None:
-        """Write manifest.json atomically; its presence says that the directory is complete."""
-        write_json(directory / "manifest.json", {"format": FORMAT, "rows": self.rows, **asdict(self)})
+        """Write manifest.json atomically.
+
+        Args:
+            directory: a directory whose shards are all finished; the manifest marks it as complete.
+        """
+        write_json(directory / MANIFEST, {"format": FORMAT, "rows": self.rows, **asdict(self)})
 
     @classmethod
     def load(cls, directory: str | Path) -> "TokenManifest":
         """Read and check manifest.json.
 
+        Args:
+            directory: the directory that contains it.
+
         Raises:
-            UserError: missing, of another format, or inconsistent.
+            UserError: it is missing, has another format, or is inconsistent.
         """
-        path = Path(directory) / "manifest.json"
+        path = Path(directory) / MANIFEST
         if not path.exists():
             raise UserError(
                 f"{path} does not exist: {directory} is no finished directory of token shards; make it with "
@@ -114,27 +159,31 @@ class TokenManifest:
 
     @classmethod
     def parse(cls, text: str, where: str | Path) -> "TokenManifest":
-        """The manifest from its text; `where` names it in errors.
+        """Parse and check the text of a manifest.json.
+
+        Args:
+            text: content of the file.
+            where: path or URL for error messages.
 
         Raises:
-            UserError: of another format, or inconsistent.
+            UserError: it has another format or is inconsistent.
         """
         try:
             values = json.loads(text)
         except ValueError as error:
             raise UserError(f"token manifest {where} is not readable JSON ({error})") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else type(values).__name__
-            raise UserError(f"{where} has format {found!r}, expected {FORMAT!r}; tokenize the images again")
-        return cls._from(values, where)
+            actual = values.get("format") if isinstance(values, dict) else type(values).__name__
+            raise UserError(f"{where} has format {actual!r}, expected {FORMAT!r}; tokenize the images again")
+        return cls._from_values(values, where)
 
     @classmethod
-    def _from(cls, values: dict, path: str | Path) -> "TokenManifest":
-        lists = {"shards": TokenShard, "skipped": Skipped, "merged": Source}
+    def _from_values(cls, values: dict, path: str | Path) -> "TokenManifest":
+        items = {"shards": TokenShard, "skipped": Skipped, "merged": Source}
         try:
-            rest = {f.name: values[f.name] for f in fields(cls) if f.name in values or f.name in REQUIRED}
-            rest |= {name: [kind(**item) for item in rest[name]] for name, kind in lists.items() if name in rest}
-            manifest = cls(**{**rest, "grid": tuple(values["grid"])})
+            arguments = {field.name: values[field.name] for field in fields(cls)}
+            arguments |= {name: [item(**entry) for entry in arguments[name]] for name, item in items.items()}
+            manifest = cls(**{**arguments, "grid": tuple(values["grid"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}); tokenize the images again") from None
         if values.get("rows") != manifest.rows:

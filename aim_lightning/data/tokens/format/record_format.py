@@ -1,4 +1,4 @@
-"""Packed records of token shards: written deterministically, checked on the way in."""
+"""Packed records of token shards: deterministic writing, checked reading."""
 
 import hashlib
 import io
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import webdataset as wds
 
-from aim_lightning.data.tar import members, open_tar
+from aim_lightning.data.images.tar import open_tar, tar_members
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
 
 ROWS_PER_RECORD = 1000
+Members = dict[str, memoryview]
 
 
 @dataclass
 class Record:
-    """codes (n, views, tokens) uint16, labels (n,) int64; keys: names of the source images."""
+    """Rows to write: codes (n, views, tokens) uint16, labels (n,) int64, and the keys of the source images."""
 
     codes: np.ndarray
     labels: np.ndarray
@@ -28,7 +29,12 @@ class Record:
 
 
 def write_shard(path: Path, record: Record) -> None:
-    """Write a shard's rows as records of about a thousand, each with its checksum; same rows, same bytes."""
+    """Write rows as a shard of records with one checksum each; the same rows give the same bytes.
+
+    Args:
+        path: the tar file.
+        record: all rows of the shard; each stored record packs about a thousand of them.
+    """
     with open_tar(path) as tar:
         for start in range(0, len(record.labels), ROWS_PER_RECORD):
             part = slice(start, start + ROWS_PER_RECORD)
@@ -42,12 +48,25 @@ def write_shard(path: Path, record: Record) -> None:
 
 
 def record_digest(record: Mapping[str, bytes | memoryview]) -> str:
-    """Hex sha256 over the names and contents of a record's members, sorted by name, the digest itself left out."""
+    """Return the hex sha256 of a record.
+
+    Args:
+        record: member contents by name. Names are hashed in sorted order, the stored digest itself is left out.
+    """
     digest = hashlib.sha256()
     for name in sorted(record.keys() - {"sha256"}):
         digest.update(f"{name} {len(record[name])}\n".encode())
         digest.update(record[name])
     return digest.hexdigest()
+
+
+def has_valid_digest(record: Mapping[str, bytes | memoryview]) -> bool:
+    """Return True if the stored sha256 of a record matches its other members.
+
+    Args:
+        record: member contents by name.
+    """
+    return bytes(record.get("sha256", b"")).decode("ascii", "replace") == record_digest(record)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -56,15 +75,12 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-Members = dict[str, memoryview]
-
-
 @dataclass(frozen=True)
 class StoredRecord:
     """Rows [start, start + rows) of a shard.
 
-    codes (rows, views, tokens) uint16 and labels (rows,) int64 are views of the shard's bytes; None in a record that
-    cannot be read, whose `fault` says why.
+    codes (rows, views, tokens) uint16 and labels (rows,) int64 are views of the shard's bytes. In a record that
+    cannot be read they are None and `fault` contains the reason.
     """
 
     start: int
@@ -75,10 +91,14 @@ class StoredRecord:
 
 
 def read_records(url: str, manifest: TokenManifest) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """codes (n, views, tokens) and labels (n,) of each record of one shard of the manifest, in order.
+    """Yield codes (n, views, tokens) and labels (n,) of each record of a shard, in order.
+
+    Args:
+        url: path or URL of the shard.
+        manifest: manifest that lists the shard.
 
     Raises:
-        UserError: the shard is missing, truncated or foreign, or a record does not fit the manifest.
+        UserError: the shard is missing, truncated or no token shard, or a record does not match the manifest.
     """
     rows = next(shard.rows for shard in manifest.shards if shard.name == Path(url).name)
     with wds.gopen(url) as stream:
@@ -92,89 +112,93 @@ def read_records(url: str, manifest: TokenManifest) -> Iterator[tuple[np.ndarray
 def stored_records(
     data: bytes, rows: int, manifest: TokenManifest, where: str, intact: bool = False
 ) -> Iterator[StoredRecord]:
-    """The records that a shard of so many rows must have, in order, each whole or with its fault.
+    """Yield the expected records of a shard in order, each with its arrays or its fault.
 
     Args:
         data: bytes of the shard.
-        rows: of it, as the manifest says.
-        manifest: of its directory.
+        rows: rows of the shard in the manifest.
+        manifest: manifest of its directory.
         where: name of the shard for messages.
-        intact: the bytes have the manifest's sha256, so that the records' own need not be computed.
+        intact: True if the sha256 of `data` matches the manifest; the digests of the records are then not computed.
     """
-    found, end = _members(data)
+    records, end_reason = _read_members(data)
     for start in range(0, rows, ROWS_PER_RECORD):
         number, size = start // ROWS_PER_RECORD, min(ROWS_PER_RECORD, rows - start)
-        name = f"{where}, record {number:04d}"
         try:
-            if number not in found:
-                raise _Corrupt(_missing(found, rows, end))
-            codes, labels = (_load(found[number], kind) for kind in ("codes.npy", "labels.npy"))
-            _check(codes, labels, size, manifest)
-            if not intact:
-                _check_digest(found[number])
+            if number not in records:
+                raise _Corrupt(_missing(records, rows, end_reason))
+            codes, labels = (_load_array(records[number], name) for name in ("codes.npy", "labels.npy"))
+            for fault in array_faults(codes, labels, size, manifest):
+                raise _Corrupt(fault)
+            if not intact and not has_valid_digest(records[number]):
+                raise _Corrupt("its sha256 does not match its content")
             yield StoredRecord(start, size, codes, labels)
         except _Corrupt as error:
-            yield StoredRecord(start, size, fault=f"{name}: {error}; restore the shard or tokenize again")
+            fault = f"{where}, record {number:04d}: {error}; restore the shard or tokenize again"
+            yield StoredRecord(start, size, fault=fault)
 
 
 class _Corrupt(Exception):
-    """Why a record cannot be read."""
+    """The reason why a record cannot be read."""
 
 
-def _members(data: bytes) -> tuple[dict[int, Members], str | None]:
-    """Members by record number and kind, and why the tar ends early, if it does."""
-    found: dict[int, Members] = {}
+def _read_members(data: bytes) -> tuple[dict[int, Members], str | None]:
+    """Return members by record number and name, and the reason of an early end of the tar (None if complete)."""
+    records: dict[int, Members] = {}
     try:
-        for _, member in members(io.BytesIO(data)):
-            key, _, kind = member.name.partition(".")
+        for _, member in tar_members(io.BytesIO(data)):
+            key, _, name = member.name.partition(".")
             content = memoryview(data)[member.offset_data : member.offset_data + member.size]
             number = key.rpartition("-")[2]
             if number.isdecimal() and len(content) == member.size:
-                found.setdefault(int(number), {})[kind] = content
+                records.setdefault(int(number), {})[name] = content
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        return found, str(error)
-    return found, None
+        return records, str(error)
+    return records, None
 
 
-def _missing(found: dict[int, Members], rows: int, end: str | None) -> str:
-    if end:
-        return f"the shard is truncated or damaged before it ({end})"
-    return f"it is missing: the shard holds {len(found)} records, its manifest says {rows} rows"
+def _missing(records: dict[int, Members], rows: int, end_reason: str | None) -> str:
+    if end_reason:
+        return f"the shard is truncated or damaged before it ({end_reason})"
+    return f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
 
 
-def _load(record: Members, kind: str) -> np.ndarray:
-    """An array without copying it."""
-    if kind not in record:
-        raise _Corrupt(f"it has no {kind}: this is no token shard of ours")
-    head = io.BytesIO(record[kind][:1024])
+def _load_array(record: Members, name: str) -> np.ndarray:
+    if name not in record:
+        raise _Corrupt(f"it has no {name}: the file is no token shard")
+    # np.load would copy the array: parse the header and view the bytes after it.
+    header = io.BytesIO(record[name][:1024])
     try:
-        version = np.lib.format.read_magic(head)
+        version = np.lib.format.read_magic(header)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(head)
+        shape, fortran, dtype = read(header)
         if fortran or dtype.hasobject:
             raise ValueError("not a plain array")
-        return np.frombuffer(record[kind], dtype, int(np.prod(shape)), head.tell()).reshape(shape)
-    except Exception as error:  # NumPy's reader raises almost anything for damaged headers
-        raise _Corrupt(f"{kind} is damaged ({error})") from error
+        return np.frombuffer(record[name], dtype, int(np.prod(shape)), header.tell()).reshape(shape)
+    except Exception as error:  # NumPy raises almost any exception for a damaged header
+        raise _Corrupt(f"{name} is damaged ({error})") from error
 
 
-def _check(codes: np.ndarray, labels: np.ndarray, rows: int, manifest: TokenManifest) -> None:
-    expected = (rows, manifest.views, manifest.num_tokens)
+def array_faults(codes: np.ndarray, labels: np.ndarray, rows: int, manifest: TokenManifest) -> Iterator[str]:
+    """Yield every mismatch between a record's arrays and the manifest.
+
+    Args:
+        codes: stored codes, expected as (rows, views, tokens) uint16.
+        labels: stored labels, expected as (rows,) int64.
+        rows: expected number of rows.
+        manifest: manifest of the directory.
+    """
+    classes, expected = len(manifest.class_names), (rows, manifest.views, manifest.num_tokens)
     if codes.dtype != np.uint16 or codes.shape != expected:
-        raise _Corrupt(f"codes are {codes.dtype} {codes.shape}, expected uint16 {expected}")
-    if codes.max() >= manifest.codebook_size:
-        raise _Corrupt(f"code {codes.max()} is out of range, the codebook has {manifest.codebook_size}")
-    classes = len(manifest.class_names)
+        yield f"codes are {codes.dtype} {codes.shape}, expected uint16 {expected} (rows, views, codes per image)"
+    # max() first: it is far cheaper than the search for the positions, and this runs on every record that is read.
+    elif codes.size and codes.max() >= manifest.codebook_size:
+        wrong = np.argwhere(codes >= manifest.codebook_size)
+        row, view, position = wrong[0]
+        code, count = codes[row, view, position], f"({len(wrong)} such codes)"
+        yield f"row {row}, view {view}: code {code} is out of range, the codebook has {manifest.codebook_size} {count}"
     if labels.dtype != np.int64 or labels.shape != (rows,):
-        raise _Corrupt(f"labels are {labels.dtype} {labels.shape}, expected int64 ({rows},)")
-    if not 0 <= labels.min() <= labels.max() < classes:
-        worst = labels.min() if labels.min() < 0 else labels.max()
-        raise _Corrupt(f"label {worst} is out of range, the manifest names {classes} classes")
-
-
-def _check_digest(record: Members) -> None:
-    """Of the record; shards of the first version have none, so that nothing tells which record is damaged."""
-    if "sha256" not in record:
-        raise _Corrupt("the shard's sha256 is not its manifest's, and the record has none of its own")
-    if bytes(record["sha256"]).decode("ascii", "replace") != record_digest(record):
-        raise _Corrupt("its sha256 does not fit its content")
+        yield f"labels are {labels.dtype} {labels.shape}, expected int64 ({rows},)"
+    elif len(wrong := np.flatnonzero((labels < 0) | (labels >= classes))):
+        label, count = labels[wrong[0]], f"({len(wrong)} such labels)"
+        yield f"row {wrong[0]}: label {label} is out of range, the manifest names {classes} classes {count}"

@@ -1,1 +1,1 @@
-"""Reading of token shards."""
+"""Readers of token shards."""

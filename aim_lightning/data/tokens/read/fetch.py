@@ -1,4 +1,4 @@
-"""Whole files through webdataset's openers, tried again with growing pauses, kept in a local cache."""
+"""Read whole files through webdataset's openers, with retries and a local cache."""
 
 import fcntl
 import hashlib
@@ -14,20 +14,20 @@ from pathlib import Path
 import webdataset as wds
 from webdataset.gopen import rewrite_url
 
-from aim_lightning.data.tokens.format.shard_url import SCHEME
+from aim_lightning.data.tokens.format.manifest import SCHEME
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import abandoned, atomic_path
 
-# Trying again does not help.
+# Errors that another attempt does not resolve.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-BY_CURL = re.compile(r"(https?|sftp|ftps|scp):", re.IGNORECASE)
-STALL_SECONDS = 30  # without a byte before a transfer counts as broken
+CURL_URL = re.compile(r"(https?|sftp|ftps|scp):", re.IGNORECASE)
+STALL_SECONDS = 30  # a transfer without a byte for this long is aborted
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Bytes of a file; intact: they have the expected sha256."""
+    """Bytes of a file; `intact` is True if they have the expected sha256."""
 
     data: bytes
     intact: bool
@@ -39,8 +39,8 @@ class Fetcher:
 
     Args:
         retries: attempts after the first one.
-        pause: seconds before the second attempt; doubled before each further one.
-        cache_dir: files from URLs are kept here under their sha256, all of them; None = nowhere.
+        pause: seconds before the second attempt, doubled before each further one.
+        cache_dir: directory that keeps all files from URLs under their sha256; None = no cache.
     """
 
     retries: int = 5
@@ -48,23 +48,27 @@ class Fetcher:
     cache_dir: Path | None = None
 
     def fetch(self, url: str, sha256: str | None = None) -> Fetched:
-        """The whole file. One from a URL with another sha256 counts as a broken transfer and is fetched again.
+        """Read a whole file.
+
+        Args:
+            url: path, or URL that webdataset opens.
+            sha256: expected hash. A file from a URL with another hash is fetched again, as after a broken transfer.
 
         Raises:
-            TransientError: it cannot be read, after all attempts.
-            UserError: another attempt would not help.
+            TransientError: the file cannot be read after all attempts.
+            UserError: the file cannot be read, and another attempt would not help.
         """
         remote = SCHEME.match(url) is not None
         if remote and sha256 and self.cache_dir is not None:
-            return self._through_cache(url, sha256)
-        return self._fetch(url, sha256, insist=remote)
+            return self._fetch_cached(url, sha256)
+        return self._fetch(url, sha256, require_intact=remote)
 
-    def _fetch(self, url: str, sha256: str | None, insist: bool) -> Fetched:
+    def _fetch(self, url: str, sha256: str | None, require_intact: bool) -> Fetched:
         for attempt in range(self.retries + 1):
             last = attempt == self.retries
             try:
                 fetched = check(_read(url), sha256)
-                if fetched.intact or last or not insist:
+                if fetched.intact or last or not require_intact:
                     return fetched
                 reason = "its sha256 is not the manifest's"
             except (OSError, EOFError, ValueError) as error:
@@ -78,21 +82,20 @@ class Fetcher:
             time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def _through_cache(self, url: str, sha256: str) -> Fetched:
+    def _fetch_cached(self, url: str, sha256: str) -> Fetched:
         path = self.cache_dir / f"{sha256}.tar"
-        cached = _cached(path, sha256)
-        if cached:
+        if cached := _read_cache(path, sha256):
             return cached
         try:
-            with _locked(path):  # one process of this node fetches, the others find the file
-                cached = _cached(path, sha256)
-                return cached or self._fill(path, url, sha256)
+            # One process per node fetches. The others wait for the lock, then read the cached file.
+            with _locked(path):
+                return _read_cache(path, sha256) or self._fill_cache(path, url, sha256)
         except OSError as error:
             log.warning("cache %s cannot be used (%s); reading without it", self.cache_dir, error)
-            return self._fetch(url, sha256, insist=True)
+            return self._fetch(url, sha256, require_intact=True)
 
-    def _fill(self, path: Path, url: str, sha256: str) -> Fetched:
-        fetched = self._fetch(url, sha256, insist=True)
+    def _fill_cache(self, path: Path, url: str, sha256: str) -> Fetched:
+        fetched = self._fetch(url, sha256, require_intact=True)
         if not fetched.intact:
             return fetched
         for leftover in abandoned(path.parent):
@@ -106,24 +109,29 @@ class Fetcher:
 
 
 def check(data: bytes, sha256: str | None) -> Fetched:
-    """Compare with the expected hash, where there is one."""
+    """Compare bytes with their expected hash.
+
+    Args:
+        data: content of a file.
+        sha256: expected hex digest; None = accept any content.
+    """
     return Fetched(data, sha256 is None or hashlib.sha256(data).hexdigest() == sha256)
 
 
 def _read(url: str) -> bytes:
-    with wds.gopen(_once(rewrite_url(url))) as stream:
+    with wds.gopen(_without_retries(rewrite_url(url))) as stream:
         return stream.read()
 
 
-def _once(url: str) -> str:
-    """Webdataset's own opener lets curl try again 30 times without a word; attempts are counted here."""
-    if not BY_CURL.match(url):
+def _without_retries(url: str) -> str:
+    # webdataset's own curl command retries 30 times without a log line; here `Fetcher` counts the attempts.
+    if not CURL_URL.match(url):
         return url
-    stall = f"--speed-time {STALL_SECONDS} --speed-limit 1"  # bytes a second
+    stall = f"--speed-time {STALL_SECONDS} --speed-limit 1"  # bytes per second
     return f"pipe:curl -f -s -L --retry 0 --connect-timeout {STALL_SECONDS} {stall} {shlex.quote(url)}"
 
 
-def _cached(path: Path, sha256: str) -> Fetched | None:
+def _read_cache(path: Path, sha256: str) -> Fetched | None:
     if not path.exists():
         return None
     fetched = check(path.read_bytes(), sha256)
@@ -136,7 +144,7 @@ def _cached(path: Path, sha256: str) -> Fetched | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Inside, no other process holds the lock of this file; a dead process holds none."""
+    """Hold the lock of a cached file; the system releases it when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -144,13 +152,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a command's exit or an error of the system comes to."""
-    found = re.search(r"exit (-?\d+) \(read\)", str(error))
-    if found:
-        return f"its command ended with exit code {found[1]}"
+    # webdataset reports a failed command only as text.
+    if match := re.search(r"exit (-?\d+) \(read\)", str(error)):
+        return f"its command ended with exit code {match[1]}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _final(url: str, reason: str, attempts: int) -> str:
     times = "" if attempts == 1 else f" in {attempts} attempts"
-    return f"{url} cannot be read{times} ({reason}); restore it, or mend data.path or the connection"
+    return f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"

@@ -1,24 +1,33 @@
-"""Whole shards as rows with one view each, wherever they are stored."""
+"""Read token shards in the global order of an epoch: shards shuffled, then rows shuffled within windows.
+
+A window of several shards bounds memory and reading. The position of a row depends on (seed, epoch) and the manifest
+only, and any position is reached by reading its window. A corrupt record may be skipped. Each of its rows is then
+replaced by another row of the window, chosen by (seed, epoch, row), and every other row keeps its position.
+"""
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 
 import numpy as np
+import torch
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import stored_records
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.random import hash_uniform, permutation
 
+READING_THREADS = 2  # each holds the bytes of one shard
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """codes (n, tokens) uint16, labels (n,) int64, index (n,) int64: the dataset row of each.
+    """Rows with one view each: codes (n, tokens) uint16, labels (n,) int64, index (n,) int64 of the dataset rows.
 
-    unreadable (n,) bool: rows of corrupt records, which another row stands in for before anyone sees them.
+    unreadable (n,) bool: True for rows of corrupt records, which `replace_unreadable` fills.
     """
 
     codes: np.ndarray
@@ -27,61 +36,177 @@ class Rows:
     unreadable: np.ndarray
 
     def take(self, selection) -> "Rows":
-        return Rows(*(getattr(self, f.name)[selection] for f in fields(self)))
+        """Return the selected rows.
+
+        Args:
+            selection: any NumPy index of the first dimension.
+        """
+        return Rows(*(getattr(self, column.name)[selection] for column in fields(self)))
 
     @staticmethod
     def join(parts: list["Rows"]) -> "Rows":
-        columns = ([getattr(part, f.name) for part in parts] for f in fields(Rows))
+        """Concatenate rows.
+
+        Args:
+            parts: at least one.
+        """
+        columns = ([getattr(part, column.name) for part in parts] for column in fields(Rows))
         return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in columns))
 
 
 @dataclass
 class ShardReader:
-    """Reads shards of one directory.
+    """Reads the shards of one directory.
 
     Args:
-        manifest: of the directory.
-        url: shard name to something webdataset opens (a path, http:, pipe:).
-        fetcher: how files are read.
-        skip_corrupt: mark the rows of corrupt records as unreadable instead of stopping.
+        manifest: manifest of the directory.
+        url: maps a shard's name to its path or URL; picklable, for loader workers started by spawn.
+        fetcher: reads the files.
+        skip_corrupt: mark the rows of corrupt records as unreadable instead of raising an error.
     """
 
     manifest: TokenManifest
     url: Callable[[str], str]
     fetcher: Fetcher = field(default_factory=Fetcher)
     skip_corrupt: bool = False
-    _told: set[str] = field(default_factory=set)
+    _logged: set[str] = field(default_factory=set)
 
     def read(self, shard: int, choose_view: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        """All rows of a shard in stored order; `choose_view` maps dataset rows to views.
+        """Read all rows of a shard in stored order.
+
+        Args:
+            shard: index into the manifest's shards.
+            choose_view: maps dataset rows (n,) to view numbers (n,).
 
         Raises:
-            UserError: the shard cannot be read, or a record is corrupt (unless those are skipped).
+            UserError: the shard cannot be read, or a record is corrupt and skip_corrupt is off.
         """
         expected, first = self.manifest.shards[shard], int(self.manifest.first_rows[shard])
-        rows = _blank(first, expected.rows, self.manifest.num_tokens)
+        rows = _empty_rows(first, expected.rows, self.manifest.num_tokens)
         url = self.url(expected.name)
         fetched = self.fetcher.fetch(url, expected.sha256)
         for record in stored_records(fetched.data, expected.rows, self.manifest, url, fetched.intact):
-            place = slice(record.start, record.start + record.rows)
+            part = slice(record.start, record.start + record.rows)
             if record.fault:
                 self._skip(record.fault)
-                rows.unreadable[place] = True
+                rows.unreadable[part] = True
             else:
-                views = choose_view(rows.index[place])
-                rows.codes[place] = record.codes[np.arange(record.rows), views]
-                rows.labels[place] = record.labels
+                views = choose_view(rows.index[part])
+                rows.codes[part] = record.codes[np.arange(record.rows), views]
+                rows.labels[part] = record.labels
         return rows
 
     def _skip(self, fault: str) -> None:
         if not self.skip_corrupt:
-            raise UserError(f"{fault}, or go on without it by data.on_corrupt skip")
-        if fault not in self._told:
-            self._told.add(fault)
+            raise UserError(f"{fault}, or skip it with data.on_corrupt skip")
+        if fault not in self._logged:
+            self._logged.add(fault)
             log.warning("skipped a corrupt record: %s", fault)
 
 
-def _blank(first: int, rows: int, tokens: int) -> Rows:
+def _empty_rows(first: int, rows: int, tokens: int) -> Rows:
     index = np.arange(first, first + rows)
     codes, labels = np.zeros((rows, tokens), np.uint16), np.zeros(rows, np.int64)
     return Rows(codes, labels, index, np.zeros(rows, bool))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Positions [start, stop) of the global order, filled from these shards (indices into the manifest)."""
+
+    number: int
+    start: int
+    stop: int
+    shards: tuple[int, ...]
+
+
+def plan_windows(manifest: TokenManifest, window_rows: int, seed: int, epoch: int) -> list[Window]:
+    """Cut the shuffled shards into windows.
+
+    Args:
+        manifest: manifest of the directory.
+        window_rows: least number of rows per window; the last may be smaller.
+        seed: seed of the order of the shards.
+        epoch: epoch of that order.
+    """
+    windows, shards, start, stop = [], [], 0, 0
+    for shard in permutation(len(manifest.shards), "shard_order", seed, epoch):
+        shards.append(int(shard))
+        stop += manifest.shards[shard].rows
+        if stop - start >= window_rows:
+            windows.append(Window(len(windows), start, stop, tuple(shards)))
+            shards, start = [], stop
+    if shards:
+        windows.append(Window(len(windows), start, stop, tuple(shards)))
+    return windows
+
+
+class WindowedRows:
+    """Random access to the global order of one epoch for increasing slices; holds at most two windows."""
+
+    def __init__(self, reader: ShardReader, window_rows: int, seed: int, epoch: int) -> None:
+        self.reader = reader
+        self.seed = seed
+        self.epoch = epoch
+        self.windows = plan_windows(reader.manifest, window_rows, seed, epoch)
+        self.loaded: dict[int, Rows] = {}
+
+    def take(self, positions: slice) -> Rows:
+        """Return the rows at positions of the global order.
+
+        Args:
+            positions: a slice behind that of the previous call; windows that end before it are released.
+        """
+        self.loaded = {n: rows for n, rows in self.loaded.items() if self.windows[n].stop > positions.start}
+        parts = []
+        for window in self.windows:
+            start, stop = max(positions.start, window.start), min(positions.stop, window.stop)
+            if start < stop:
+                parts.append(self._window(window).take(slice(start - window.start, stop - window.start)))
+        return Rows.join(parts)
+
+    def _window(self, window: Window) -> Rows:
+        if window.number not in self.loaded:
+            rows = self._read(window)
+            order = permutation(len(rows.index), "window_order", self.seed, self.epoch, window.number)
+            self.loaded[window.number] = rows.take(order)
+        return self.loaded[window.number]
+
+    def _read(self, window: Window) -> Rows:
+        # Reading, hashing and gathering release Python's lock, so a second thread shortens the wait.
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            rows = Rows.join(list(pool.map(lambda shard: self.reader.read(shard, self._view), window.shards)))
+        return replace_unreadable(rows, self.seed, self.epoch)
+
+    def _view(self, index: np.ndarray) -> np.ndarray:
+        views = self.reader.manifest.views
+        if views == 1:
+            return np.zeros(len(index), dtype=np.int64)
+        uniform = hash_uniform("view", self.seed, self.epoch, torch.from_numpy(index))
+        return (uniform * views).long().numpy()
+
+
+def replace_unreadable(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Overwrite unreadable rows (codes, label, index) in place by readable ones; they stay marked as unreadable.
+
+    Args:
+        rows: rows of one window.
+        seed: seed of the choice.
+        epoch: epoch of the choice.
+
+    Raises:
+        UserError: no row of the window is readable.
+    """
+    unreadable, readable = np.flatnonzero(rows.unreadable), np.flatnonzero(~rows.unreadable)
+    if not len(unreadable):
+        return rows
+    if not len(readable):
+        raise UserError(
+            f"no record of a whole shuffle window can be read (rows from {rows.index.min()}); restore its shards"
+        )
+    # A hash of (seed, epoch, row) instead of a generator: the choice does not depend on the other corrupt rows.
+    uniform = hash_uniform("replacement", seed, epoch, torch.from_numpy(rows.index[unreadable]))
+    chosen = readable[(uniform * len(readable)).long().numpy()]
+    for column in (rows.codes, rows.labels, rows.index):
+        column[unreadable] = column[chosen]
+    return rows

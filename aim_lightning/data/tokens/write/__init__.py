@@ -1,1 +1,1 @@
-"""Writing of token shards."""
+"""Writers of token shards."""

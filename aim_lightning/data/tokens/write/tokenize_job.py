@@ -1,8 +1,8 @@
-"""Tokenizing: images to token shards, by any number of processes, continued where it was stopped.
+"""Tokenize images to shards with any number of processes; an interrupted job is continued.
 
-The plan says which images go into which shard; process r of n makes shards r, r + n, r + 2n and so on, in batches
-that never cross a shard. So neither n nor an interruption changes a byte. Finished shards stay; the manifest comes
-last, from whichever process sees all shards finished.
+The plan maps images to shards. Process r of n writes shards r, r + n, r + 2n and so on, in batches that never span two
+shards. Neither n nor an interruption changes a byte. Finished shards stay. The manifest is written last, by a process
+that sees all shards finished.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +16,19 @@ import torch
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.tokens.format.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
 from aim_lightning.data.tokens.format.record_format import Record, write_shard
-from aim_lightning.data.tokens.format.shard_plan import PlannedShard, TokenizeOptions, check_claim, claim, plan_shards
-from aim_lightning.data.tokens.write.image_loader import LoadedBatch, load
-from aim_lightning.data.tokens.write.shard_progress import (
+from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
+from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, load_batches
+from aim_lightning.data.tokens.write.shard_plan import (
     FinishedShard,
+    PlannedShard,
+    check_claim,
+    claim,
     is_intact,
+    plan_shards,
     read_finished,
     record_finished,
     write_manifest,
 )
-from aim_lightning.data.tokens.write.tokenizer_encoder import Encoder
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, sha256_file
 from aim_lightning.utils.process import ProcessRank
@@ -33,20 +36,20 @@ from aim_lightning.utils.progress import progress
 
 
 class TokenizeJob:
-    """One process's part of a token directory; nothing is written before `run`.
+    """The shards that one process writes to a token directory; nothing is written before `run`.
 
     Args:
         images: the whole set.
-        tokenizer: anything with `encode`, `grid`, `codebook_size`, `weights_hash`.
-        out: the directory.
+        tokenizer: object with `encode`, `grid`, `codebook_size`, `weights_hash`.
+        out: the token directory.
         options: how images become shards.
-        place: which process this is; by default the only one.
-        device: where to encode.
-        num_workers: processes that decode images; 0 = this one.
+        process: rank and number of processes; None = a single process.
+        device: device of the encoder; None = CPU.
+        num_workers: processes that decode images; 0 = this process.
 
     Raises:
-        UserError: codebook too large, images of another size, views that they cannot have, or `out` begun from
-            something else.
+        UserError: the codebook is too large, images have another size than the tokenizer's, the views do not fit, or
+            `out` was started with other settings.
     """
 
     def __init__(
@@ -55,74 +58,82 @@ class TokenizeJob:
         tokenizer: Any,
         out: Path,
         options: TokenizeOptions,
-        place: ProcessRank | None = None,
+        process: ProcessRank | None = None,
         device: torch.device | None = None,
         num_workers: int = 0,
     ) -> None:
-        self.images, self.out, self.options, self.num_workers = images, Path(out), options, num_workers
+        self.images = images
+        self.out = Path(out)
+        self.options = options
+        self.num_workers = num_workers
         self.device = device or torch.device("cpu")
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
         self.manifest = _empty_manifest(images, tokenizer, options)
         _check_size(images.transform.image_size, tokenizer, self.device)
-        options.views.transforms(images.transform)  # a range that does not fit is told before anything is written
-        self.shards = plan_shards(len(images), options.rows_per_shard)
-        facts = {"source": self.manifest.source, "class_names": self.manifest.class_names}
-        facts |= {name: getattr(self.manifest, name) for name in ("tokenizer_hash", "codebook_size", "grid")}
-        self.facts = {**facts, **options.facts()}
-        check_claim(self.out, self.facts, self.shards)
-        place = place or ProcessRank()
-        self.own = self.shards[place.rank :: place.world]
+        options.views.transforms(images.transform)  # raises on a wrong crop range before anything is written
+        self.all_shards = plan_shards(len(images), options.rows_per_shard)
+        names = ("source", "class_names", "tokenizer_hash", "codebook_size", "grid")
+        self.settings = {name: getattr(self.manifest, name) for name in names} | options.encoding()
+        check_claim(self.out, self.settings, self.all_shards)
+        process = process or ProcessRank()
+        self.shards = self.all_shards[process.rank :: process.world]
 
     @property
     def rows(self) -> int:
-        """Images in this process's shards."""
-        return sum(shard.rows for shard in self.own)
+        """Return the number of images in this process's shards."""
+        return sum(shard.rows for shard in self.shards)
 
     @cached_property
-    def todo(self) -> list[PlannedShard]:
-        """This process's shards that were unfinished or damaged at the start; the finished ones are read to see it."""
-        finished = read_finished(self.out, self.own)
-        there = [shard for shard in self.own if shard.name in finished]
-        seen = progress(there, f"checking finished shards of {self.out}")
-        whole = {shard.name for shard in seen if is_intact(self.out, finished[shard.name])}
-        return [shard for shard in self.own if shard.name not in whole]
+    def unfinished(self) -> list[PlannedShard]:
+        """Return this process's shards that were unfinished or damaged at the start.
+
+        The first access reads the finished shards to verify them.
+        """
+        finished = read_finished(self.out, self.shards)
+        candidates = [shard for shard in self.shards if shard.name in finished]
+        checked = progress(candidates, f"checking finished shards of {self.out}")
+        intact = {shard.name for shard in checked if is_intact(self.out, finished[shard.name])}
+        return [shard for shard in self.shards if shard.name not in intact]
 
     def run(self, on_rows: Callable[[int], None] = lambda rows: None) -> TokenManifest | None:
-        """Make the unfinished shards; `on_rows` hears of every encoded batch.
+        """Write the unfinished shards.
+
+        Args:
+            on_rows: called with the number of images after each encoded batch.
 
         Returns:
-            The manifest, written now, if this process sees all shards finished; None if others still work.
+            The manifest, if this process sees all shards finished; None while other processes still write.
 
         Raises:
-            UserError: an unreadable image, unless they are to be skipped.
+            UserError: an unreadable image, unless on_error is skip.
         """
-        claim(self.out, self.facts, self.shards)
-        batches = [rows for shard in self.todo for rows in shard.batches(self.options.batch_size)]
-        loaded = load(self.images, self.options, batches, self.num_workers, self.device)
-        for shard in self.todo:
-            self._make(shard, loaded, on_rows)
+        claim(self.out, self.settings, self.all_shards)
+        rows = [batch for shard in self.unfinished for batch in shard.batches(self.options.batch_size)]
+        batches = load_batches(self.images, self.options, rows, self.num_workers, self.device)
+        for shard in self.unfinished:
+            self._write(shard, batches, on_rows)
         return self.complete()
 
     def complete(self) -> TokenManifest | None:
-        """The manifest, written now, if all shards of all processes are finished; else None."""
-        return write_manifest(self.out, self.manifest, self.shards)
+        """Write and return the manifest if the shards of all processes are finished; else return None."""
+        return write_manifest(self.out, self.manifest, self.all_shards)
 
-    def _make(self, shard: PlannedShard, loaded: Iterator[LoadedBatch], on_rows: Callable[[int], None]) -> None:
+    def _write(self, shard: PlannedShard, batches: Iterator[ImageBatch], on_rows: Callable[[int], None]) -> None:
         codes, reasons = [], {}
         for _ in shard.batches(self.options.batch_size):
-            batch = next(loaded)
+            batch = next(batches)
             codes.append(self._encode(batch))
             reasons |= batch.skipped
             on_rows(len(batch.rows))
-        kept = [row for row in range(shard.start, shard.stop) if row not in reasons]
-        slots = np.array(kept, dtype=np.int64) - shard.start
-        keys = [self.images.key(row) for row in kept]
-        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.images.labels[kept], keys)
-        skipped = [Skipped(printable(self.images.key(row)), printable(why)) for row, why in reasons.items()]
+        rows = [row for row in range(shard.start, shard.stop) if row not in reasons]
+        slots = np.array(rows, dtype=np.int64) - shard.start
+        keys = [self.images.key(row) for row in rows]
+        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.images.labels[rows], keys)
+        skipped = [Skipped(printable(self.images.key(row)), printable(text)) for row, text in reasons.items()]
         self._finish(shard, record, skipped)
 
-    def _encode(self, batch: LoadedBatch) -> torch.Tensor:
-        """(rows, views, L) int32, left on the device so that the next batch need not wait for this one."""
+    def _encode(self, batch: ImageBatch) -> torch.Tensor:
+        """Return codes (rows, views, L) int32 on the device: a copy to the CPU here would wait for the GPU."""
         bases = [base.to(self.device, non_blocking=True) for base in batch.bases]
         views = self.options.views.cut(bases, self.images.transform.image_size)
         return torch.stack([self.encoder(view) for view in views], 1)[: len(batch.rows)]
@@ -133,11 +144,12 @@ class TokenizeJob:
             write_shard(path, record)
             size, digest = path.stat().st_size, sha256_file(path)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        # The record comes after the tar: it states that the tar is complete.
         record_finished(self.out, FinishedShard(shard.name, len(record.keys), size, digest, name, skipped))
 
 
 def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:
-    """A fully convolutional tokenizer takes any image: the number of codes tells whether it is the right size."""
+    # A fully convolutional tokenizer accepts any size; the number of codes shows a wrong one.
     black = torch.zeros(1, 3, image_size, image_size, device=device)
     count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
     if count != rows * columns:
@@ -159,5 +171,5 @@ def _empty_manifest(images: ImageDataset, tokenizer: Any, options: TokenizeOptio
         views=options.views.count,
         tokenizer_hash=tokenizer.weights_hash,
         source=images.fingerprint,
-        encoding=options.facts(),
+        encoding=options.encoding(),
     )

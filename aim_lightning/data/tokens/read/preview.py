@@ -1,4 +1,4 @@
-"""A look at stored codes: random rows, decoded."""
+"""Decode random rows of a token directory to images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,35 +14,42 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.utils.random import hash_int64, permutation
 
-BATCH = 16  # images decoded at once
+BATCH = 16  # images decoded together
 
 
 @dataclass(frozen=True)
 class Preview:
-    """images_BCHW: uint8; captions: class names, and the number of the view where there are several."""
+    """Decoded images_BCHW uint8, and captions: class names, after the view number where several are stored."""
 
     images_BCHW: Tensor
     captions: list[str]
 
 
 def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> Preview:
-    """Decode `num` rows, drawn without repetition, each in one of its views.
+    """Decode random rows, each in a random view.
+
+    Args:
+        directory: token directory.
+        tokenizer: object with `decode` and `weights_hash`.
+        num: number of rows; none is used twice.
+        seed: seed of rows and views.
+        device: device of the tokenizer.
 
     Raises:
-        UserError: another tokenizer than the one that wrote the codes, or a damaged shard.
+        UserError: another tokenizer wrote the codes, or a shard is damaged.
     """
     manifest = TokenManifest.load(directory)
     if tokenizer.weights_hash != manifest.tokenizer_hash:
-        raise UserError(f"{directory} was written by another tokenizer than the given one (weights hash differs)")
+        raise UserError(f"{directory} was written by another tokenizer (weights hash differs); set --tokenizer to it")
     if num < 1:
         raise UserError(f"--num is {num}; it must be at least 1")
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
     rows = _read(directory, manifest, chosen, seed)
     parts = torch.from_numpy(rows.codes.astype(np.int64)).split(BATCH)
     images = torch.cat([to_uint8(tokenizer.decode(codes.to(device))).cpu() for codes in parts])
-    views = _views(manifest, rows.index, seed)
     names = [manifest.class_names[label] for label in rows.labels]
     if manifest.views > 1:
+        views = _views(manifest, rows.index, seed)
         names = [f"{view}: {name}" for view, name in zip(views, names, strict=True)]
     return Preview(images, names)
 

@@ -1,1 +1,0 @@
-"""Checks and previews of token shards."""

@@ -1,0 +1,207 @@
+"""Plan and progress of a token directory.
+
+plan.json maps images to shards. It depends on the list of images and the options only, never on the number of
+processes: every process of a job, and every continuation, computes the same plan.
+
+A shard's tar appears by rename, then its record finished/NAME.json, also by rename. A shard with a record is complete;
+one without is written again. Processes share nothing but these files.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from aim_lightning.data.tokens.format.manifest import Skipped, TokenManifest, TokenShard
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import abandoned, read_json, sha256_file, write_json
+
+FORMAT = "aim_lightning.token_plan/1"
+PLAN = "plan.json"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """Images [start, stop) of the source, encoded in batches of batch_size from `start` on."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Return the number of images, including unreadable ones."""
+        return self.stop - self.start
+
+    def batches(self, batch_size: int) -> list[range]:
+        """Return the rows of each batch.
+
+        Args:
+            batch_size: images per batch. The last batch may be smaller: batches never span two shards.
+        """
+        starts = range(self.start, self.stop, batch_size)
+        return [range(start, min(start + batch_size, self.stop)) for start in starts]
+
+
+def plan_shards(rows: int, rows_per_shard: int) -> list[PlannedShard]:
+    """Cut the rows into shards of equal size; the last may be smaller.
+
+    Args:
+        rows: number of images.
+        rows_per_shard: images per shard.
+    """
+    starts = range(0, rows, rows_per_shard)
+    return [
+        PlannedShard(f"tokens-{number:06d}.tar", start, min(start + rows_per_shard, rows))
+        for number, start in enumerate(starts)
+    ]
+
+
+def claim(directory: Path, settings: dict, shards: list[PlannedShard]) -> None:
+    """Write plan.json if it does not exist, and check it.
+
+    Concurrent calls are safe: all processes write the same bytes.
+
+    Args:
+        directory: the token directory.
+        settings: everything that determines the content of the shards.
+        shards: planned shards.
+
+    Raises:
+        UserError: as in `check_claim`.
+    """
+    check_claim(directory, settings, shards)
+    if not (directory / PLAN).exists():
+        write_json(directory / PLAN, _plan(settings, shards))
+    check_claim(directory, settings, shards)
+
+
+def check_claim(directory: Path, settings: dict, shards: list[PlannedShard]) -> None:
+    """Check that a directory may be filled by this plan; write nothing.
+
+    Args:
+        directory: the token directory.
+        settings: everything that determines the content of the shards.
+        shards: planned shards.
+
+    Raises:
+        UserError: the directory was started with another plan, or contains tar files of another origin.
+    """
+    path = directory / PLAN
+    if not path.exists():
+        if any(directory.glob("*.tar")):
+            raise UserError(f"{directory} holds tar files that tokenize did not write; set data.out to a new directory")
+        return
+    stored, plan = read_json(path, "tokenizing plan"), _plan(settings, shards)
+    if different := [name for name in plan if stored.get(name) != plan[name]]:
+        raise UserError(
+            f"{directory} was started with another {', '.join(different)}; delete it or set data.out to a new one"
+        )
+
+
+def _plan(settings: dict, shards: list[PlannedShard]) -> dict:
+    plan = {"format": FORMAT, **settings, "shards": [asdict(shard) for shard in shards]}
+    return json.loads(json.dumps(plan))  # JSON turns tuples into lists, and the plan is compared with one read back
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """Result of a planned shard: rows and bytes written, and the images left out.
+
+    A shard without a readable image has 0 rows and no tar file.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    device: str
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def record_finished(directory: Path, shard: FinishedShard) -> None:
+    """Write the record of a shard whose tar file is complete.
+
+    Args:
+        directory: the token directory.
+        shard: the finished shard.
+    """
+    write_json(_record_path(directory, shard.name), asdict(shard))
+
+
+def read_finished(directory: Path, shards: list[PlannedShard]) -> dict[str, FinishedShard]:
+    """Return finished shards by name; one whose tar is missing or of another size counts as unfinished.
+
+    Args:
+        directory: the token directory.
+        shards: planned shards to look for.
+    """
+    # List the directory once instead of opening each name: network file systems may cache that a name was absent.
+    records = directory / FINISHED
+    names = {path.name for path in records.iterdir()} if records.is_dir() else set()
+    finished = [_read_record(directory, shard.name) for shard in shards if f"{shard.name}.json" in names]
+    return {shard.name: shard for shard in finished if _has_expected_size(directory, shard)}
+
+
+def is_intact(directory: Path, shard: FinishedShard) -> bool:
+    """Return True if the tar of a finished shard still has its sha256; this reads the file.
+
+    Args:
+        directory: the token directory.
+        shard: the finished shard.
+    """
+    try:
+        return not shard.rows or sha256_file(directory / shard.name) == shard.sha256
+    except OSError:
+        return False
+
+
+def _record_path(directory: Path, name: str) -> Path:
+    return directory / FINISHED / f"{name}.json"
+
+
+def _read_record(directory: Path, name: str) -> FinishedShard:
+    path = _record_path(directory, name)
+    values = read_json(path, "record of a finished shard")
+    try:
+        return FinishedShard(**{**values, "skipped": [Skipped(**item) for item in values["skipped"]]})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and its shard is written again") from None
+
+
+def _has_expected_size(directory: Path, shard: FinishedShard) -> bool:
+    path = directory / shard.name
+    return not shard.rows or (path.is_file() and path.stat().st_size == shard.bytes)
+
+
+def write_manifest(directory: Path, manifest: TokenManifest, shards: list[PlannedShard]) -> TokenManifest | None:
+    """Complete and save the manifest if all planned shards are finished.
+
+    Processes that do this at the same time write the same bytes.
+
+    Args:
+        directory: the token directory.
+        manifest: manifest without shards.
+        shards: all planned shards.
+
+    Returns:
+        The complete manifest, or None while shards are unfinished.
+
+    Raises:
+        UserError: no image of the set could be decoded.
+    """
+    finished = read_finished(directory, shards)
+    if len(finished) < len(shards):
+        return None
+    ordered = [finished[shard.name] for shard in shards]
+    if not any(shard.rows for shard in ordered):
+        raise UserError(f"none of the images for {directory} could be read; the first: {ordered[0].skipped[0].reason}")
+    manifest = manifest.with_shards(
+        [TokenShard(s.name, s.rows, s.sha256) for s in ordered if s.rows],
+        skipped=[item for shard in ordered for item in shard.skipped],
+        devices=sorted({shard.device for shard in ordered}),
+    )
+    manifest.save(directory)
+    for leftover in [*abandoned(directory), *abandoned(directory / FINISHED)]:
+        leftover.unlink(missing_ok=True)
+    return manifest
