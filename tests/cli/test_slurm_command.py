@@ -13,6 +13,7 @@ from integration.tiny import write_experiment
 from aim_lightning.checkpoint.format import KEYS
 from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.main import main
 from aim_lightning.cli.slurm.status import resubmission
 from aim_lightning.cluster.sbatch_script import DEAF
 from aim_lightning.runs.directory import RunDirectory
@@ -30,7 +31,7 @@ COMMANDS = {
 
 
 @pytest.fixture
-def slurm(tmp_path):
+def slurm(tmp_path, monkeypatch, capsys):
     """(call, place): an `aim-lightning slurm` process; `state` is what scontrol says of any job."""
     experiment = write_experiment(tmp_path)
     programs = tmp_path / "programs"
@@ -43,6 +44,13 @@ def slurm(tmp_path):
         action = ["config"] if words[0] == "config" else ["slurm", words[0]]
         command = [sys.executable, "-m", "aim_lightning", *action, "--config", experiment, *words[1:]]
         env = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
+        if not before and words[0] in ("submit", "config"):  # a process of its own would import torch each time
+            with monkeypatch.context() as patch:
+                patch.chdir(ROOT)
+                for name, value in env.items():
+                    patch.setenv(name, value)
+                code = main([str(word) for word in command[3:]])
+            return subprocess.CompletedProcess(command, code, *capsys.readouterr())
         command = [*before, *command]
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
 
