@@ -12,6 +12,7 @@ from aim_lightning.cli.registry import COMMANDS, Command
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
 from aim_lightning.config.check import (
+    ClassSection,
     NamedSection,
     ScalarSection,
     Section,
@@ -94,60 +95,54 @@ def _entry(flag: str, text: str) -> list[str]:
     return [f"{head:28s}{body[0]}", *(f"{'':28s}{line}" for line in body[1:])]
 
 
-def describe(name: str, section: Section, config: ComposedConfig) -> list[Option]:
-    """Return the options of a section as overrides write them, without `init_args`.
+def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Option]:
+    """Yield the options of a section as overrides write them, without `init_args`.
 
     Raises:
         UserError: a class that the configuration names does not exist.
     """
     value = config.values.get(name)
-    if isinstance(section, ScalarSection):
-        if section.or_class and is_class(value):
-            return list(_object(config, name, value))
-        current = inline(value) if name in config.values else "required" if section.required else ""
-        return [Option(name, type_text(section.type), current, section.description)]
+    default = section.default if isinstance(section, ClassSection) else None
     if isinstance(section, NamedSection):
-        entries = [(f"{name}.{entry}", item) for entry, item in (value or {}).items()]
-        return [
-            row
-            for key, item in entries
-            for row in (
-                _object(config, key, item, section.provided)
-                if is_class(item)
-                else [Option(key, "class", inline(item), "switched off" if item is None else "")]
-            )
-        ]
-    if section.fixed:
-        return list(_options(find_class(section.fixed, name), name, value or {}, section.provided))
-    if isinstance(value, dict) and value.get("class_path", section.default):
-        return list(_object(config, name, {"class_path": section.default, **value}, section.provided))
-    return [Option(f"{name}.class_path", "class", section.default or "required", section.description)]
+        for entry, item in (value or {}).items():
+            if is_class(item):
+                yield from _object(config, f"{name}.{entry}", item, section.provided)
+            else:
+                yield Option(f"{name}.{entry}", "class", inline(item), "switched off")
+    elif isinstance(section, ClassSection) and section.fixed:
+        yield from _options(config, name, find_class(section.fixed, name), value or {}, section.provided)
+    elif is_class(value) or (isinstance(value, dict) and default):
+        yield from _object(config, name, {"class_path": default, **value}, getattr(section, "provided", ()))
+    elif isinstance(section, ScalarSection):
+        current = inline(value) if name in config.values else "required" if section.required else ""
+        yield Option(name, type_text(section.type), current, section.description)
+    else:
+        yield Option(f"{name}.class_path", "class", default or "required", section.description)
 
 
 def _object(
     config: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str] = ()
 ) -> Iterator[Option]:
     """Yield the rows of one object: its class, then the options of that class."""
-    path = value["class_path"]
-    cls = find_class(path, f"{config.origin(f'{key}.class_path')}: {key}.class_path")
-    yield Option(f"{key}.class_path", "class", path, (inspect.getdoc(cls) or "").partition("\n\n")[0])
-    yield from _options(cls, key, value.get("init_args") or {}, provided, config)
+    cls = find_class(value["class_path"], f"{config.origin(f'{key}.class_path')}: {key}.class_path")
+    yield Option(f"{key}.class_path", "class", value["class_path"], (inspect.getdoc(cls) or "").partition("\n\n")[0])
+    yield from _options(config, key, cls, value.get("init_args") or {}, provided)
 
 
 def _options(
-    cls: Any, key: str, values: dict[str, Any], provided: Collection[str] = (), config: ComposedConfig | None = None
+    config: ComposedConfig, key: str, cls: Any, values: dict[str, Any], provided: Collection[str] = ()
 ) -> Iterator[Option]:
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    factories = {item.name: item.default_factory for item in fields if callable(item.default_factory)}
+    factories = {field.name: field.default_factory for field in fields if callable(field.default_factory)}
     for name, parameter in (parameters(cls) or {}).items():
         value, option = values.get(name), f"{key}.{name}"
         nested = dataclass_of(parameter.annotation)
         if name in provided:
             continue
         if is_class(value):
-            yield from _object(config or ComposedConfig(), option, value)
-        elif nested and (isinstance(value, dict) or nested is not cls):  # a tree would have no end
-            yield from _options(nested, option, value if isinstance(value, dict) else {}, (), config)
+            yield from _object(config, option, value)
+        elif nested and (isinstance(value, dict) or nested is not cls):  # a class that contains itself has no end
+            yield from _options(config, option, nested, value if isinstance(value, dict) else {})
         else:
             default = factories[name]() if name in factories else parameter.default
             required = name not in values and default is inspect.Parameter.empty

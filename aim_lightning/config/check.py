@@ -293,8 +293,8 @@ class _Checker:
 def _fits(value: Any, annotation: Any) -> bool:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    if not members(annotation):
-        return True
+    if all(map(dataclasses.is_dataclass, members(annotation))):  # jsonargparse accepts 3 where all fields have defaults
+        return isinstance(value, dict) or not members(annotation)
     parser = ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=annotation)

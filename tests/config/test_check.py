@@ -235,6 +235,8 @@ def test_good_documents_pass(toybox, good):
             model("Model", network=SIZES, wide={"width": 1, "inner": {"width": "x"}}),
             "ARGS.wide.inner.width is 'x'; expected int",
         ),
+        (model("Model", network=SIZES, easy=3), "ARGS.easy is 3; expected Easy"),
+        (model("Model", network=SIZES, wide=3), "ARGS.wide is 3; expected Wider or null"),
         (model("Plain", x=1), "ARGS.x is not an option of Plain"),
         (model("Free", x="a"), "ARGS.x is 'a'; expected int"),
         (model("other.Far"), "ARGS.root is missing; Far needs it (Path)"),

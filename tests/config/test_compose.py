@@ -152,7 +152,7 @@ def test_overrides_may_leave_init_args_out(directory):
     assert document.origins["model.init_args.network"] == "one.yaml"
 
 
-def test_a_new_class_on_the_command_line_keeps_the_arguments_beside_it(directory):
+def test_a_new_class_on_the_command_line_keeps_the_arguments_next_to_it(directory):
     for order in (1, -1):
         overrides = [("model.width", "3"), ("model.class_path", "pkg.Other")][::order]
         assert values(*overrides, one=MODEL)["model"] == {
