@@ -8,6 +8,7 @@ from torchmetrics.utilities import rank_zero_warn
 
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.sample_features import FiniteValues
+from aim_lightning.utils.lightning_private import drop_cached_result
 
 # Names of the sums -> torchmetrics' states.
 REFERENCE_STATES = {
@@ -143,7 +144,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             raise ValueError(f"reference statistics have shapes {shapes}; ({features},) and its square were expected")
         self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
         self._reference_loaded, self._root, self._gaussian_count = True, None, count
-        self._computed = None  # torchmetrics' cached result
+        drop_cached_result(self)  # `compute` may have run with the previous reference
 
     def reference_state(self) -> dict[str, Tensor]:
         """Return the sums over the reference images of all ranks, for `mean_and_covariance`; a collective.

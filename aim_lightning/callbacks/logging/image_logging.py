@@ -7,11 +7,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from aim_lightning.callbacks.logging.tensorboard import logged_step
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling.options import SamplingOptions
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.lightning_private import logged_step
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
 

@@ -1,6 +1,7 @@
 """TensorBoard beyond curves: the event writer of a run, the configuration, the layout, and histograms."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.lightning_private import logged_step, set_writer
 
 # Page -> chart -> tags of its curves.
 CHARTS = {
@@ -56,9 +58,7 @@ def use_run_writer(logger: TensorBoardLogger, purge_step: int | None) -> None:
         logger: not used yet.
         purge_step: TensorBoard ignores what earlier files contain from this step on; None = nothing.
     """
-    options = {name: value for name, value in logger._kwargs.items() if name in ("flush_secs", "filename_suffix")}
-    # Private: `logger.experiment` would create the writer, and with it a file, on first access.
-    logger._experiment = RunWriter(logger.log_dir, purge_step, **options)
+    set_writer(logger, partial(RunWriter, purge_step=purge_step))
 
 
 def writer(trainer: Trainer) -> SummaryWriter | None:
@@ -79,11 +79,6 @@ def flush(trainer: Trainer) -> None:
     if newest is not None:
         with tolerate_disk_errors(newest), newest.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def logged_step(trainer: Trainer) -> int:
-    """Return the step under which Lightning logs metrics now."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped  # private: `global_step` counts both optimizers
 
 
 class TensorBoardPage(Callback):

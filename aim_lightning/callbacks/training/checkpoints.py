@@ -13,6 +13,7 @@ from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.runs.directory import list_checkpoints, step_of
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.lightning_private import dump_checkpoint
 from aim_lightning.utils.logging import log
 
 LOOK_EVERY = 10  # optimizer steps between two looks at the clock, which all ranks take together
@@ -154,7 +155,7 @@ def write_or_tell(trainer: Trainer, path: str | Path) -> str | None:
     Raises:
         UserError: on all ranks, when the content could not be read again.
     """
-    content, failure = trainer._checkpoint_connector.dump_checkpoint(weights_only=False), None
+    content, failure = dump_checkpoint(trainer), None
     try:
         trainer.strategy.save_checkpoint(content, path)
     except UserError as error:

@@ -18,20 +18,6 @@ from aim_lightning.utils.process import beat
 MUCH = 1.2  # times the longest pause so far
 
 
-def own_signals(trainer: Trainer) -> None:
-    """Keep Lightning from handling signals: its handlers save and communicate inside the handler.
-
-    With several ranks it also broadcasts before every batch whether rank 0 has seen SIGTERM, and waits for the
-    answer on the GPU; `Agreement` replaces that.
-    """
-    trainer._signal_connector.register_signal_handlers = _nothing
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
-
-
-def _nothing() -> None:
-    """Stands in for what Lightning would have done."""
-
-
 def wake_llvm() -> None:
     """Have LLVM take the signals now (see `signals.keep`), not in the first step, whose kernels may take minutes."""
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch.distributed import DistNetworkError, DistStoreError
 
 from aim_lightning.callbacks.training.checkpoint_io import from_file
-from aim_lightning.callbacks.training.preemption import own_signals
 from aim_lightning.callbacks.training.validated_step import ValidatedStep
 from aim_lightning.checkpoint.io import incompatible, read_checkpoint
 from aim_lightning.cli.build.init_from import start_from
@@ -27,6 +26,7 @@ from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.utils.errors import TransientError, UserError, one_line
 from aim_lightning.utils.files import tolerate_disk_errors, write_text
+from aim_lightning.utils.lightning_private import disable_signal_handlers
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import beat, is_rank_zero, node_name, rank
 
@@ -90,7 +90,7 @@ def _train(
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
     validated = ValidatedStep()
     cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
-    own_signals(cli.trainer)
+    disable_signal_handlers(cli.trainer)
     if hasattr(cli.model, "check_length"):
         cli.model.check_length(total_steps(cli.trainer, cli.datamodule))
     if decision.checkpoint:

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.callbacks.training.preemption import own_signals
 from aim_lightning.callbacks.training.stop_request import StopRequest
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.build.trainer_cli import (
@@ -21,6 +20,7 @@ from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.runs.results import record
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.lightning_private import disable_signal_handlers, set_logged_step
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import is_rank_zero
 
@@ -49,9 +49,9 @@ def score(document: Config) -> int:
     log(f"validating {checkpoint}")
     step = content["trainer"]["global_step"]
     cli = build(document, purge_step=None, guards=[StopRequest(step)])
-    own_signals(cli.trainer)
-    # TensorBoard's x-axis: where training stood, not 0.
-    cli.trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
+    disable_signal_handlers(cli.trainer)
+    # Loggers put the results at the step of the checkpoint, which training logged one step earlier.
+    set_logged_step(cli.trainer, max(step - 1, 0))
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
