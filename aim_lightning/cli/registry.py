@@ -49,6 +49,8 @@ def _sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="images a class (default: 8)")
     parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
     parser.add_argument("--raw", type=_boolean, default=False, metavar="BOOL", help="weights without EMA")
+    untrained = "sample with guidance from a network trained with label_dropout 0 or 1 (default: false)"
+    parser.add_argument("--allow_untrained_guidance", action="store_true", help=untrained)
     animated = "also write sampled.gif, in which the images appear row by row (default: false)"
     parser.add_argument("--animate", nargs="?", const=True, type=_boolean, default=False, metavar="BOOL", help=animated)
 

@@ -24,6 +24,7 @@ def load(
     tokenizer: Any = None,
     backend: str = "auto",
     device: str | torch.device = "cpu",
+    allow_untrained_guidance: bool = False,
 ) -> AiMPipeline:
     """Load the pipeline of a training run: ``load("runs/demo_aim/main").generate([0, 1, 2])``.
 
@@ -33,6 +34,7 @@ def load(
         tokenizer: the tokenizer to use; by default the one that the run's configuration names.
         backend: of the network (see `AiM`); need not be the one used in training.
         device: where to generate, such as "cuda".
+        allow_untrained_guidance: see `AiMPipeline`.
 
     Raises:
         UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, a backend that is
@@ -49,7 +51,8 @@ def load(
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     check_hash(source, tokenizer)
-    return AiMPipeline(aim, tokenizer, content.get("class_names")).to(device)
+    dropout = None if allow_untrained_guidance else source.label_dropout
+    return AiMPipeline(aim, tokenizer, content.get("class_names"), dropout).to(device)
 
 
 def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:

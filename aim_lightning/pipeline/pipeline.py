@@ -39,12 +39,16 @@ class AiMPipeline:
         aim: the network.
         tokenizer: with `decode`, `grid`, `codebook_size` and `weights_hash`.
         class_names: one name per class; their numbers by default.
+        label_dropout: share of training images without their class; guidance is refused for 0 (the null class is
+            untrained) and 1 (the classes are). None = not recorded, or not to be checked.
 
     Raises:
         UserError: the tokenizer's codebook or grid is not the network's.
     """
 
-    def __init__(self, aim: AiM, tokenizer, class_names: list[str] | None = None) -> None:
+    def __init__(
+        self, aim: AiM, tokenizer, class_names: list[str] | None = None, label_dropout: float | None = None
+    ) -> None:
         rows, columns = tokenizer.grid
         if tokenizer.codebook_size != aim.config.vocab_size or rows * columns != aim.config.num_tokens:
             raise UserError(
@@ -54,6 +58,7 @@ class AiMPipeline:
         device = aim.lm_head.weight.device
         self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
         self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
+        self.label_dropout = label_dropout
         self._pixels: dict[tuple, PixelDecoder] = {}
         self._auto: dict[tuple, int] = {}
         # Decoders are kept per network, which may live longer than its pipeline (as in validation during training).
@@ -97,7 +102,7 @@ class AiMPipeline:
                 raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
             tokenizer = import_vq(weights).requires_grad_(False)
         check_hash(weights, tokenizer)
-        return cls(aim, tokenizer, weights.class_names)
+        return cls(aim, tokenizer, weights.class_names, weights.label_dropout)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write config.json and model.safetensors in the published layout; the directory is complete or absent.
@@ -105,7 +110,8 @@ class AiMPipeline:
         Raises:
             UserError: the directory contains something else, or the tokenizer is not a VQModel.
         """
-        return export_aim(self.aim, directory, tokenizer=self.tokenizer, class_names=self.class_names)
+        facts = {"class_names": self.class_names, "label_dropout": self.label_dropout}
+        return export_aim(self.aim, directory, tokenizer=self.tokenizer, **facts)
 
     def __repr__(self) -> str:
         config, (rows, columns) = self.aim.config, self.tokenizer.grid
@@ -127,9 +133,16 @@ class AiMPipeline:
         """Return the options without `auto`, for this network and device; a block size of `auto` is chosen once.
 
         Raises:
-            UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, or the fast decoder where
-                it cannot be used.
+            UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, the fast decoder where
+                it cannot be used, or guidance where it was not trained.
         """
+        if self.label_dropout in (0, 1) and any(scale != 1 for scale in sampling.scales(self.aim.config.num_tokens)):
+            untrained = "null class" if self.label_dropout == 0 else "classes"
+            raise UserError(
+                f"sampling.cfg_scale is {sampling.cfg_scale}, but the network was trained with label_dropout "
+                f"{self.label_dropout:g}: its {untrained} cannot guide; set it to 1 (or load it with "
+                "allow_untrained_guidance)"
+            )
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)

@@ -15,7 +15,12 @@ from aim_lightning.weights.key_mapping import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS
 
 
 def export_aim(
-    aim: AiM, directory: str | Path, *, tokenizer: VQModel | None = None, class_names: list[str] | None = None
+    aim: AiM,
+    directory: str | Path,
+    *,
+    tokenizer: VQModel | None = None,
+    class_names: list[str] | None = None,
+    label_dropout: float | None = None,
 ) -> Path:
     """Write AiM, and its tokenizer where given, as the published checkpoints have them.
 
@@ -27,6 +32,7 @@ def export_aim(
         directory: made; an earlier export there is replaced.
         tokenizer: a VQModel; other tokenizers have no published layout.
         class_names: by label; written where they are not just the labels' numbers.
+        label_dropout: share of training images without their class; written where it rules out guidance (0 or 1).
 
     Raises:
         UserError: another kind of tokenizer, or the directory holds something else or cannot be written.
@@ -36,7 +42,7 @@ def export_aim(
     tensors = {f"{AIM_PREFIX}.{name}": value for name, value in _weights(aim).items() if name != HEAD}
     if tokenizer is not None:
         tensors |= {f"{VQ_PREFIX}.{name}": value for name, value in _weights(tokenizer).items()}
-    config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names)
+    config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names, label_dropout)
     # One entry: with more, safetensors' file would differ from one writing to the next.
     return _write(directory, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"})
 

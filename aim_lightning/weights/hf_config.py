@@ -36,7 +36,7 @@ FIXED = {
 WRITTEN = {**FIXED, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
 # Inside ssm_cfg: Mamba-2's own options and the values that published directories leave out.
 MIXER = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "chunk_size": 256}
-OTHER = ("ssm_cfg", "adaln_group", "num_groups", "adaln", "position_embedding", "vqvae", "class_names")
+OTHER = ("ssm_cfg", "adaln_group", "num_groups", "adaln", "position_embedding", "vqvae", "class_names", "label_dropout")
 
 
 def check_fields(config: Any, source: str | Path) -> None:
@@ -52,6 +52,8 @@ def check_fields(config: Any, source: str | Path) -> None:
         raise UserError(f"{source}: class_names must be a list of names")
     if names and len(names) != config.get("num_classes"):
         raise UserError(f"{source} has {len(names)} class_names for num_classes {config.get('num_classes')}")
+    if config.get("label_dropout", 0) not in (0, 1):
+        raise UserError(f"{source}: label_dropout is {config['label_dropout']!r}; it must be 0 or 1, or absent")
     mixer, tokenizer = config.get("ssm_cfg", {}), config.get("vqvae", {})
     if not isinstance(mixer, dict) or not isinstance(tokenizer, dict):
         raise UserError(f"{source}: ssm_cfg and vqvae must be mappings")
@@ -82,7 +84,10 @@ def aim_options(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_published(
-    aim: AiMConfig | None = None, vq: VQConfig | None = None, class_names: list[str] | None = None
+    aim: AiMConfig | None = None,
+    vq: VQConfig | None = None,
+    class_names: list[str] | None = None,
+    label_dropout: float | None = None,
 ) -> dict[str, Any]:
     """The config.json of a directory that holds these networks."""
     config = _aim_fields(aim) if aim else {}
@@ -90,6 +95,8 @@ def to_published(
         config["vqvae"] = {**asdict(vq), "channel_multipliers": list(vq.channel_multipliers)}
     if aim and class_names and class_names != [str(i) for i in range(aim.num_classes)]:
         config["class_names"] = list(class_names)
+    if aim and label_dropout in (0, 1):  # guidance cannot be used; other values stay out of the published fields
+        config["label_dropout"] = label_dropout
     return dict(sorted(config.items()))
 
 

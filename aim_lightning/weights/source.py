@@ -39,6 +39,18 @@ class Source:
         return (self.run or self.published or {}).get("class_names")
 
     @property
+    def label_dropout(self) -> float | None:
+        """Return the share of training images without their class, where it is recorded.
+
+        None for a network that was initialised from other weights: those may have trained the null class.
+        """
+        if self.run is None:
+            return (self.published or {}).get("label_dropout")
+        options = (self.run["configuration"].get("model") or {}).get("init_args") or {}
+        initialised = options.get("init_from") or "imported_from" in self.run["trainer"]
+        return None if initialised else options.get("label_dropout")
+
+    @property
     def tokenizer_hash(self) -> str | None:
         """weights_hash of the tokenizer whose codes the AiM was trained on, by its run or as it stands beside it."""
         beside = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None

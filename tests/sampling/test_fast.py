@@ -42,7 +42,7 @@ def test_schedules_positions_and_other_taps():
 
 
 def test_nothing_of_a_call_stays_for_the_next():
-    """Shapes, models, options and weights by turns; every call equals the plain decoder's."""
+    """Shapes, models, options and weights in turn; every call equals the plain decoder's."""
     first, second = network("group"), network("layer", seed=1)
     for _ in range(2):
         for model in (first, second):
@@ -96,7 +96,7 @@ def test_previews_and_refusals():
 
 
 def test_kept_decoders_make_room(monkeypatch):
-    """They go where a new one would not fit beside them, and only there."""
+    """They are released where a new one would not fit next to them, and only there."""
     model, dtype = network("group"), torch.float32
     each, weights = cache.bytes_needed(model.config, 1, True, dtype), 4 * sum(p.numel() for p in model.parameters())
     total = 2 * weights + 30 * each

@@ -59,6 +59,21 @@ def test_a_device_is_taken_or_refused_in_one_line(run):
         load(run, device="gpu")
 
 
+@pytest.mark.parametrize(("dropout", "untrained"), [(0, "null class"), (1.0, "classes")])
+def test_guidance_needs_a_trained_null_class(tmp_path, dropout, untrained):
+    content = run_content(aim())["configuration"]
+    model = {**content["model"], "init_args": {**content["model"]["init_args"], "label_dropout": dropout}}
+    run = write_run(tmp_path / "run", aim(), configuration={**content, "model": model})
+    pipeline = load(run, tokenizer=vq())
+    pipeline.generate([0])
+    message = f"sampling.cfg_scale is 2.0, but the network was trained with label_dropout {dropout:g}: its {untrained}"
+    exported = AiMPipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "exported"))
+    for refusing in (pipeline, exported):
+        with pytest.raises(UserError, match=message):
+            refusing.generate([0], cfg_scale=2)
+    assert len(load(run, tokenizer=vq(), allow_untrained_guidance=True).generate([0], cfg_scale=2)) == 1
+
+
 def test_from_pretrained_says_what_is_for_runs(run):
     for source in (run, run / "checkpoints" / "step=00000001.ckpt"):
         with pytest.raises(UserError, match=r"is a run or a checkpoint of this project; use aim_lightning.load"):

@@ -24,7 +24,14 @@ def run(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
     source = document.values["tokenizer"]
     tokenizer = load_tokenizer(source) if source else None
-    pipeline = load(directory.path, raw=options.raw, tokenizer=tokenizer, backend=backend_of(document)).to(device())
+    pipeline = load(
+        directory.path,
+        raw=options.raw,
+        tokenizer=tokenizer,
+        backend=backend_of(document),
+        device=device(),
+        allow_untrained_guidance=options.allow_untrained_guidance,
+    )
     sampling = SamplingOptions(**document.values["sampling"])
     labels = choose_classes(options.classes, pipeline.class_names)
     if options.num < 1:

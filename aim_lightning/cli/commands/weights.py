@@ -70,7 +70,9 @@ def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
         return
     if tokenizer is None:
         tokenizer = import_vq(source)
-    export_aim(import_aim(source), out, tokenizer=tokenizer, class_names=source.class_names)
+    export_aim(
+        import_aim(source), out, tokenizer=tokenizer, class_names=source.class_names, label_dropout=source.label_dropout
+    )
 
 
 def _inspect(_: None, options: argparse.Namespace) -> int:
