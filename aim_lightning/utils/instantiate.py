@@ -1,4 +1,4 @@
-"""Objects from configuration: a mapping of class_path and init_args."""
+"""Objects from the configuration, given as class_path and init_args."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +9,15 @@ from aim_lightning.utils.errors import UserError
 
 
 def build_object(section: Mapping[str, Any], base: type, key: str) -> Any:
-    """The object that a section names, its arguments checked against the class's signature.
+    """Build the object of a section and check its arguments against the signature.
 
     Args:
-        section: class_path, and init_args where there are any.
-        base: what the class must be derived from.
-        key: of the section, for errors.
+        section: class_path and optional init_args.
+        base: required base class.
+        key: name of the section, for errors.
 
     Raises:
-        UserError: no such class, or arguments that it does not take.
+        UserError: an unknown class, or arguments that it does not accept.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, key, required=True)

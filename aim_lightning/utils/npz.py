@@ -1,4 +1,4 @@
-""".npz files of images, read and written a few rows at a time and never unpickled."""
+"""Streaming access to .npz files of images, without unpickling."""
 
 import zipfile
 import zlib
@@ -12,17 +12,17 @@ import numpy as np
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
 
-# What zipfile, the unpacking and NumPy's parsing of headers raise.
+# Exceptions of zipfile, decompression and NumPy's header parser for damaged files.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, TokenError, OSError, EOFError, ValueError, KeyError, NotImplementedError)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
 class NpzFile:
-    """The arrays of one .npz by name.
+    """The arrays of a .npz file by name.
 
     Raises:
-        UserError: missing, truncated, or no .npz.
+        UserError: the file is missing, truncated, or no .npz.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,10 +39,10 @@ class NpzFile:
         return name in self.members
 
     def array(self, name: str) -> np.ndarray:
-        """One whole array.
+        """Read an array.
 
         Raises:
-            UserError: absent, damaged, or pickled objects.
+            UserError: the array is absent, damaged, or contains pickled objects.
         """
         with self._open(name) as file:
             try:
@@ -51,15 +51,16 @@ class NpzFile:
                 raise self._damaged(error, name) from None
 
     def rows(self, name: str) -> "NpzRows":
-        """An array whose rows are read when they are asked for."""
+        """Return an array whose rows are read on demand."""
         return NpzRows(self, name)
 
     def sha256(self) -> str:
-        """Hex sha256 of the file, whose plainly stored arrays, which are mapped unread, match their checksums.
+        """Return the hex sha256 of the file after checking the checksums of uncompressed arrays.
 
         Raises:
-            UserError: an array is not what was written.
+            UserError: an array differs from its checksum.
         """
+        # zipfile checks compressed arrays while reading; uncompressed ones are mapped, without a check.
         for name, info in self.members.items():
             if info.compress_type == zipfile.ZIP_STORED:
                 self._compare_checksum(name)
@@ -82,14 +83,14 @@ class NpzFile:
             raise self._damaged(error, name) from None
 
     def _damaged(self, error: Exception, name: str = "") -> UserError:
-        what = f"{self.path}{f', array {name},' if name else ''}"
+        subject = f"{self.path}{f', array {name},' if name else ''}"
         if "pickle" in str(error) or "Object arrays" in str(error):
-            return UserError(f"{what} holds pickled objects, which could run code; save plain arrays")
-        return UserError(f"{what} is truncated, damaged or no .npz file ({type(error).__name__}); make it again")
+            return UserError(f"{subject} holds pickled objects, which could run code; save plain arrays")
+        return UserError(f"{subject} is truncated, damaged or no .npz file ({type(error).__name__}); make it again")
 
 
 class NpzRows:
-    """Rows of one array of a .npz: mapped from the disk where they are stored plainly, else unpacked in order."""
+    """Rows of an array of a .npz: memory-mapped if uncompressed, otherwise decompressed in order."""
 
     def __init__(self, file: NpzFile, name: str) -> None:
         self.file, self.name = file, name
@@ -109,10 +110,13 @@ class NpzRows:
         return self.shape[0]
 
     def batches(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
-        """Rows of each range, ranges in rising order.
+        """Yield the rows of each range.
+
+        Args:
+            batches: ranges in rising order.
 
         Raises:
-            UserError: damaged.
+            UserError: the file is damaged.
         """
         info = self.file.members[self.name]
         reader = self._mapped if info.compress_type == zipfile.ZIP_STORED else self._streamed
@@ -121,8 +125,9 @@ class NpzRows:
     def _mapped(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
         info = self.file.members[self.name]
         with self.file.path.open("rb") as file:
+            # Only the member's local header contains its own lengths; those of the directory may differ.
             file.seek(info.header_offset + _LOCAL_HEADER - 4)
-            lengths = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field that follow
+            lengths = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field
         start = info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + self.offset
         data = np.memmap(self.file.path, self.dtype, "r", start, self.shape)
         for rows in batches:
@@ -134,13 +139,13 @@ class NpzRows:
             try:
                 at = stream.read(self.offset) and 0
                 for rows in batches:
-                    while at < rows.start:  # skipped a piece at a time
+                    while at < rows.start:  # skip in small parts, to limit memory
                         step = min(256, rows.start - at)
                         at += len(stream.read(step * size)) // size or _fail()
                     content = stream.read(len(rows) * size)
                     at = rows.stop
                     if at == len(self):
-                        stream.read(1)  # at the end zipfile compares the checksum
+                        stream.read(1)  # at the end of the member zipfile checks its checksum
                     yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:]).copy()
             except _DAMAGE as error:
                 raise self.file._damaged(error, self.name) from None
@@ -155,8 +160,8 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray], streamed: dict[st
 
     Args:
         path: of the file.
-        arrays: whole arrays by name.
-        streamed: name -> (shape, dtype, iterable of arrays that make it up row by row).
+        arrays: arrays by name.
+        streamed: name -> (shape, dtype, iterable of parts in the order of the rows).
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name, (shape, dtype, parts) in streamed.items():

@@ -1,4 +1,4 @@
-"""The two pixel conventions: uint8 images in files and loaders, floats in [-1, 1] in models."""
+"""Conversion between uint8 pixels, used in files and loaders, and floats in [-1, 1], used in models."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from aim_lightning.utils.errors import UserError
 
 
 class NotFinite(UserError, ValueError):
-    """Images of a network that diverged."""
+    """Error for images with NaN, from a network that diverged."""
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 pixels 0..255 of any shape to float32 in [-1, 1].
+    """Convert uint8 pixels 0..255 of any shape to float32 in [-1, 1].
 
     Raises:
-        ValueError: another dtype, which would not have that range.
+        ValueError: another dtype, whose range would differ.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"to_unit_range takes uint8 pixels, not {images.dtype}")
@@ -22,13 +22,13 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] of any shape to the nearest uint8 pixels; what lies outside is clamped.
+    """Convert floats in [-1, 1] of any shape to the nearest uint8 pixels, with clamping.
 
-    The exact inverse of `to_unit_range`.
+    It is the exact inverse of `to_unit_range`.
 
     Raises:
         NotFinite: NaN among the values.
-        ValueError: a dtype that is no float.
+        ValueError: another dtype than a float.
     """
     if not images.is_floating_point():
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {images.dtype}")
@@ -38,6 +38,6 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def round_pixels(images: Tensor) -> Tensor:
-    """`to_uint8` without its checks, for which a GPU would have to be waited for."""
-    # float32 before the arithmetic: bfloat16 cannot tell neighbouring pixels apart near 255.
+    """Convert like `to_uint8`, without the check that would wait for a GPU."""
+    # float32 before the arithmetic: bfloat16 cannot represent all integers near 255.
     return ((images.to(torch.float32) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Products in float32 that are float32: not what autocast or TF32 make of them."""
+"""True float32 arithmetic, without autocast and TF32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,13 +11,14 @@ CUDNN = {"enabled": True, "benchmark": False, "deterministic": True}
 
 @contextmanager
 def exact_products(allow_tf32: bool = False, in_matmul: bool = True) -> Iterator[None]:
-    """TF32 on or truly off (PyTorch's default is on in convolutions), deterministic kernels chosen without timing.
+    """Set TF32 explicitly and select deterministic kernels without timing.
 
-    Everything is put back afterwards, also what was set by torch's newer names (`fp32_precision`).
+    PyTorch's default is TF32 in convolutions. All settings are restored afterwards, also those made by torch's newer
+    names (`fp32_precision`).
 
     Args:
-        allow_tf32: in convolutions and in products of matrices.
-        in_matmul: False = in convolutions alone.
+        allow_tf32: use TF32 in convolutions and matrix products.
+        in_matmul: False = TF32 in convolutions only.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     with ExitStack() as after:
@@ -26,7 +27,7 @@ def exact_products(allow_tf32: bool = False, in_matmul: bool = True) -> Iterator
             setattr(cudnn, name, value)
         after.callback(*_restoring(lambda: cudnn.allow_tf32, lambda v: setattr(cudnn, "allow_tf32", v), cudnn.conv))
         after.callback(*_restoring(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, matmul))
-        # The older names set the newer ones too, not the other way round; only off leaves convolutions to the default.
+        # The older names also set the newer ones, except that "off" leaves convolutions at their default.
         cudnn.allow_tf32 = allow_tf32
         cudnn.conv.fp32_precision = "tf32" if allow_tf32 else "ieee"
         torch.set_float32_matmul_precision("high" if allow_tf32 and in_matmul else "highest")
@@ -34,18 +35,21 @@ def exact_products(allow_tf32: bool = False, in_matmul: bool = True) -> Iterator
 
 
 def _restoring(read: Callable[[], Any], write: Callable[[Any], None], newer: Any) -> tuple:
-    """What puts a setting back: torch refuses to read it by its older name where it was set by the newer one."""
+    """Return a callback and its arguments that restore a setting."""
     try:
         return write, read()
-    except RuntimeError:
+    except RuntimeError:  # torch refuses to read by the older name what was set by the newer one
         return setattr, newer, "fp32_precision", newer.fp32_precision
 
 
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
-    """Inside, float32 tensors are computed with in float32, whatever `trainer.precision` and TF32 say outside.
+    """Compute float32 tensors in float32, independent of `trainer.precision` and TF32.
 
-    For numbers to compare by: in bfloat16, SSIM's variances E[x²] - E[x]² cancel to nothing but rounding.
+    For metrics: in bfloat16 the variances E[x²] - E[x]² of SSIM cancel to rounding noise.
+
+    Args:
+        device_type: such as "cuda".
     """
     with torch.autocast(device_type, enabled=False), exact_products():
         yield

@@ -1,7 +1,7 @@
-"""Random numbers by number: each value is a pure function of what it is for, never of what was drawn before.
+"""Counter-based random numbers: each value is a pure function of its purpose and counters.
 
-SplitMix64 (Steele, Lea, Flood 2014) over int64 tensors, whose products wrap as the algorithm needs. The same
-integers come out on every device.
+SplitMix64 (Steele, Lea, Flood 2014) on int64 tensors, whose products wrap as the algorithm requires. The integers are
+equal on every device.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644E
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    # int64 shifts are arithmetic; the mask makes them logical.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -25,11 +25,11 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def hash_int64(purpose: str, *counters: int | Tensor) -> Tensor:
-    """Uniform int64 (all 64 bits) for each element of the broadcast counters.
+    """Return a uniform int64 (all 64 bits) for each element of the broadcast counters.
 
     Args:
-        purpose: what the number is for ("label_dropout", "sample"): streams of two purposes are unrelated.
-        counters: seed, epoch, index and so on: ints or int64 tensors that broadcast.
+        purpose: name of the random stream, such as "label_dropout"; streams are independent.
+        counters: ints or int64 tensors that broadcast, such as seed, epoch and index.
     """
     digest = hashlib.sha256(purpose.encode()).digest()
     device = next((c.device for c in counters if isinstance(c, Tensor)), torch.device("cpu"))
@@ -41,21 +41,21 @@ def hash_int64(purpose: str, *counters: int | Tensor) -> Tensor:
 
 
 def _wrap(value: int) -> int:
-    """Any Python int to the int64 of the same low 64 bits."""
+    """Return the int64 of the same low 64 bits."""
     return ((value + (1 << 63)) % (1 << 64)) - (1 << 63)
 
 
 def hash_uniform(purpose: str, *counters: int | Tensor) -> Tensor:
-    """float64 in [0, 1) for each element of the broadcast counters (see `hash_int64`)."""
+    """Return a float64 in [0, 1) for each element of the broadcast counters (see `hash_int64`)."""
     return _shift_right(hash_int64(purpose, *counters), 11).to(torch.float64) * 2.0**-53
 
 
 def hash_seed(purpose: str, *counters: int) -> int:
-    """A non-negative 63-bit seed for a library's own generator."""
+    """Return a non-negative 63-bit seed for a library's generator."""
     return int(hash_int64(purpose, *counters)) & ((1 << 63) - 1)
 
 
 def permutation(length: int, purpose: str, *counters: int) -> np.ndarray:
-    """A permutation of 0 … length - 1 that depends on nothing but its arguments."""
+    """Return a permutation of 0 … length - 1 that depends on its arguments only."""
     generator = torch.Generator().manual_seed(hash_seed(purpose, *counters))
     return torch.randperm(length, generator=generator).numpy()
