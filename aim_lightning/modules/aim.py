@@ -10,7 +10,14 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.modules.optim import OptimizerConfig, build_optimizer, check_finite, clip_gradients, total_steps
+from aim_lightning.modules.optim import (
+    OptimizerConfig,
+    StepMeans,
+    build_optimizer,
+    check_finite,
+    clip_gradients,
+    total_steps,
+)
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
@@ -52,6 +59,7 @@ class AiMModule(LightningModule):
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
+        self.means = StepMeans()
         # Not Lightning's mean over ranks, which rounds the number of rows when ranks have unequal shares.
         self.val_loss = MeanMetric()
 
@@ -61,8 +69,10 @@ class AiMModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self._loss(batch["codes"], self._drop_labels(batch))
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/bits_per_code", loss / math.log(2))
+        is_last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if means := self.means.add({"loss": loss}, is_last):
+            self.log("train/loss", means["loss"], prog_bar=True)
+            self.log("train/bits_per_code", means["loss"] / math.log(2))
         if self._is_scaled:  # gradients may overflow here, and the scaler handles that; the loss may not
             check_finite(loss, "the loss", self.global_step)
         return loss

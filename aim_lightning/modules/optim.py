@@ -1,4 +1,4 @@
-"""Optimizer, schedule, clipping and checks of both stages."""
+"""Optimizer, schedule, clipping, checks and logged means of both stages."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 
 NEVER_DECAYED = ("A_log", "dt_bias", "D")
@@ -179,7 +180,7 @@ def check_finite(value: torch.Tensor, name: str, step: int) -> None:
     """
     if not torch.isfinite(value):
         raise UserError(
-            f"{name} is {float(value)} at step {step}: training stops, the last checkpoint is kept; "
+            f"{name} is {float(value)} at step {step}: training stops; "
             "lower model.optimizer.base_learning_rate or look at train/grad_norm before this step"
         )
 
@@ -197,6 +198,34 @@ def check_scale(scale: float, step: int) -> None:
     if scale < SMALLEST_SCALE:
         raise UserError(
             f"fp16's scale of the loss fell to {scale:g} at step {step}: gradients are not finite at any scale and "
-            "every step is skipped; training stops, the last checkpoint is kept; set trainer.precision bf16-mixed or "
+            "every step is skipped; training stops; set trainer.precision bf16-mixed or "
             "lower the learning rates"
         )
+
+
+class StepMeans:
+    """Means of logged values over the global batch: over the micro-batches of a step and over all ranks.
+
+    All micro-batches have the same size, so that the mean over them is that over the images.
+    """
+
+    def __init__(self) -> None:
+        self.micro_batches: list[torch.Tensor] = []
+
+    def add(self, values: dict[str, torch.Tensor], is_last: bool) -> dict[str, torch.Tensor]:
+        """Add the values of a micro-batch.
+
+        Args:
+            values: scalars by name, the same names for every micro-batch of a step.
+            is_last: True for the last micro-batch of the step, on all ranks.
+
+        Returns:
+            The means after the last micro-batch, else nothing.
+        """
+        self.micro_batches.append(torch.stack([value.detach().float() for value in values.values()]))
+        if not is_last:
+            return {}
+        # One small all-reduce per step; it stays on the device, without waiting for it.
+        means = ProcessGroup().mean(torch.stack(self.micro_batches).mean(0))
+        self.micro_batches.clear()
+        return dict(zip(values, means.unbind(), strict=True))

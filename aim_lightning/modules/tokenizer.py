@@ -17,6 +17,7 @@ from aim_lightning.modules.adversary import AdversarialConfig, Adversary
 from aim_lightning.modules.codebook import RevivalConfig, perplexity, revive, usage
 from aim_lightning.modules.optim import (
     OptimizerConfig,
+    StepMeans,
     build_optimizer,
     check_finite,
     check_scale,
@@ -84,7 +85,7 @@ class TokenizerModule(LightningModule):
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
         self.grad_norm: Tensor | None = None  # of the current step, before clipping
-        self.terms_so_far: list[dict[str, Tensor]] = []  # of the current step, one entry per micro-batch
+        self.means = StepMeans()
         vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
         self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
@@ -156,19 +157,10 @@ class TokenizerModule(LightningModule):
         terms = self._terms(images, result)
         adversarial = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, adversarial)
-        self._log_terms({"loss": terms.loss, **terms.each, **logs}, is_last)
+        for name, mean in self.means.add({"loss": terms.loss, **terms.each, **logs}, is_last).items():
+            self.log(f"train/{name}", mean, prog_bar=name == "loss")
         if is_last:
             self._steps(result, adversarial)
-
-    def _log_terms(self, terms: dict[str, Tensor], is_last: bool) -> None:
-        """Log means over the micro-batches of a step after its last one."""
-        self.terms_so_far.append({name: value.detach().float() for name, value in terms.items()})
-        if not is_last:
-            return
-        for name in terms:
-            mean = torch.stack([each[name] for each in self.terms_so_far]).mean()
-            self.log(f"train/{name}", mean, prog_bar=name == "loss")
-        self.terms_so_far.clear()
 
     def _backward(
         self, images: Tensor, result: Reconstruction, terms: LossTerms, accumulate: int, adversarial: bool

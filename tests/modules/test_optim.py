@@ -5,9 +5,17 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import TINY
+from torch import multiprocessing
 
 from aim_lightning.models import AiM
-from aim_lightning.modules.optim import OptimizerConfig, build_optimizer, decay_groups, learning_rate_factor
+from aim_lightning.modules.optim import (
+    OptimizerConfig,
+    StepMeans,
+    build_optimizer,
+    check_finite,
+    decay_groups,
+    learning_rate_factor,
+)
 from aim_lightning.utils.errors import UserError
 
 
@@ -84,3 +92,35 @@ def test_a_checkpoint_restores_the_step_but_no_settings():
     assert [group["weight_decay"] for group in groups] == [0.2, 0] and groups[0]["betas"] == (0.8, 0.9)
     steps(*other, 1)
     assert groups[0]["lr"] < expected and "settings" not in other[2].state_dict()
+
+
+def step_of(rank: int) -> dict[str, float]:
+    means = StepMeans()
+    for micro_batch in range(2):
+        values = {"loss": torch.tensor(4.0 * rank + micro_batch), "entropy": torch.tensor(-1.0)}
+        result = means.add(values, is_last=micro_batch == 1)
+        assert bool(result) == (micro_batch == 1)
+    assert not means.micro_batches
+    return {name: float(value) for name, value in result.items()}
+
+
+def compare_means(rank: int, directory: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    assert step_of(rank) == {"loss": 2.5, "entropy": -1.0}
+    torch.distributed.destroy_process_group()
+
+
+def test_logged_values_are_means_over_micro_batches():
+    assert step_of(0) == {"loss": 0.5, "entropy": -1.0}
+
+
+@pytest.mark.slow
+def test_logged_values_are_means_over_ranks(tmp_path):
+    multiprocessing.spawn(compare_means, (str(tmp_path),), nprocs=2)
+
+
+def test_a_value_that_is_not_finite_stops_training_without_a_promise_of_checkpoints():
+    check_finite(torch.tensor(1.0), "the loss", 1)
+    with pytest.raises(UserError, match="the loss is nan at step 1: training stops; lower") as error:
+        check_finite(torch.tensor(float("nan")), "the loss", 1)
+    assert "checkpoint" not in str(error.value)
