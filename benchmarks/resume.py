@@ -1,9 +1,9 @@
-"""Seconds from the loader's start to the first batch, at any point of an epoch of ImageNet's size.
+"""Measure seconds from the loader's start to the first batch, at points of an epoch of ImageNet's size.
 
 python benchmarks/resume.py [--rows 1281167] [--views 10] [--directory DIR]
 
-Writes simulated shards (6.6 GB at the defaults) to a temporary directory, or once to DIR and leaves them there. Before
-each cold measurement the system is asked to forget its copies of the shards.
+Writes simulated shards (6.6 GB at the defaults) to a temporary directory, or once to DIR and keeps them there. Each
+cold measurement starts without the shards in the page cache.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from aim_lightning.data.tokens.read.reader import plan_windows
 BATCH = 2048
 
 
-def forget(directory: Path) -> None:
+def drop_from_cache(directory: Path) -> None:
     """Drop the shards from the page cache."""
     for path in directory.glob("*.tar"):
         descriptor = os.open(path, os.O_RDONLY)
@@ -35,7 +35,7 @@ def forget(directory: Path) -> None:
 
 
 def first_batch(directory: Path, epoch: int, batch: int, workers: int) -> float:
-    """Seconds from making the loader, manifests read, to the first batch."""
+    """Return seconds from the creation of the DataModule to the first batch."""
     start = time.perf_counter()
     data = TokenDataModule(str(directory), global_batch_size=BATCH, max_device_batch_size=256, num_workers=workers)
     data.setup("fit")
@@ -46,8 +46,8 @@ def first_batch(directory: Path, epoch: int, batch: int, workers: int) -> float:
     return time.perf_counter() - start
 
 
-def places(data: TokenDataModule, epoch: int, number: int) -> list[int]:
-    """Global batches: random ones, the first and last, and those whose first rows lie in two windows."""
+def start_batches(data: TokenDataModule, epoch: int, number: int) -> list[int]:
+    """Return global batches: random ones, the first and last, and those whose first rows span two windows."""
     data.setup("fit")
     data.plan_for(1)
     last = data.batches_per_epoch - 1
@@ -76,9 +76,9 @@ def main() -> None:
         for workers in (0, 1):
             for cold in (True, False):
                 seconds = []
-                for batch in places(TokenDataModule(str(directory), global_batch_size=BATCH), 1, options.places):
+                for batch in start_batches(TokenDataModule(str(directory), global_batch_size=BATCH), 1, options.places):
                     if cold:
-                        forget(directory / "train")
+                        drop_from_cache(directory / "train")
                     else:
                         first_batch(directory, 1, batch, workers)  # fill the page cache
                     seconds.append(first_batch(directory, 1, batch, workers))

@@ -1,9 +1,9 @@
-"""Images a second through the encoder of `tokenize`, beside a plain float32 encode, and what its loader needs.
+"""Measure images per second of the encoder of `tokenize`, of a plain float32 encode, and of its loader.
 
 python benchmarks/tokenizing.py [--weights runs/EXP/RUN] [--batch_sizes 64,256] [--compiled 256]
-(not called tokenize.py, which would hide Python's own module from every script in this directory)
+(The name tokenize.py would hide the standard library module from every script in this directory.)
 
-Everything in one run, rounds of all paths one after the other, medians. The plain encode is the tokenizer's own in
+One run measures all paths in interleaved rounds and reports medians. The plain encode is the tokenizer's own in
 float32 with TF32 off, in batches of 64. Without --weights: VQ-16 with random weights on a GPU, a small one on a CPU.
 --images 0 measures the loader alone, which needs no GPU.
 """
@@ -33,7 +33,7 @@ from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_products
 
 PLAIN_BATCH = 64
-AIMS = {"bf16": 2.5, "tf32": 1.5, "float32": 1.0}
+TARGETS = {"bf16": 2.5, "tf32": 1.5, "float32": 1.0}
 OTHER = " *"  # a memory format that `tokenize` does not use
 IMAGENET = 1_281_167
 MINI = "data/fashion_mnist_mini/val"
@@ -41,7 +41,7 @@ SMALL = VQConfig(image_size=32, codebook_size=256, base_channels=16, channel_mul
 
 
 def random_images(size: int, count: int) -> torch.Tensor:
-    """The first `count` embedded images at the tokenizer's size, uint8 (count, 3, size, size)."""
+    """Return the first `count` included images at the tokenizer's size, uint8 (count, 3, size, size)."""
     transform = ImageTransform(size, pad=2) if size == 32 else ImageTransform(size, crop="adm_center")
     source = ImageDataset(open_source(MINI), transform)
     return source.batch(range(count))[0]
@@ -50,13 +50,13 @@ def random_images(size: int, count: int) -> torch.Tensor:
 def encode_paths(
     tokenizer: VQModel, device: torch.device, sizes: list[int], compiled: list[int]
 ) -> dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]]:
-    """Name to (batch size, uint8 images to codes)."""
+    """Return (batch size, function from uint8 images to codes) by name."""
     plain = copy.deepcopy(tokenizer).to(device=device, memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def plain_encode(images: torch.Tensor) -> torch.Tensor:
         with exact_products(False):
-            torch.backends.cudnn.deterministic = False  # put back by exact_products
+            torch.backends.cudnn.deterministic = False  # restored by exact_products
             return plain.encode(to_unit_range(images))
 
     paths = {"plain": (PLAIN_BATCH, plain_encode)}
@@ -72,7 +72,7 @@ def encode_paths(
 
 
 def measure(paths: dict, images: torch.Tensor, repeats: int) -> dict[str, dict[str, float]]:
-    """images/s (median), ratio to plain, and share of codes equal to plain's."""
+    """Return images/s (median), ratio to plain, and share of codes equal to plain's."""
 
     def seconds(name: str) -> float:
         size, encode = paths[name]
@@ -107,7 +107,7 @@ def _wait(images: torch.Tensor) -> None:
 
 
 def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
-    """An image with the 1/f spectrum of photographs, near ImageNet's 110 kB at that size."""
+    """Return a JPEG with the 1/f spectrum of photographs, near ImageNet's 110 kB at that size."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]) + 1 / width
     noise = np.fft.fft2(rng.standard_normal((3, height, width))) / frequency
@@ -119,7 +119,7 @@ def natural_jpeg(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def loader_rates(size: int, count: int = 64, repeats: int = 5) -> list[dict]:
-    """Images a second and core: a 500-pixel JPEG read, decoded and cut as `tokenize`'s loader workers do."""
+    """Return images per second and core: 500-pixel JPEGs read, decoded and cropped as in `tokenize`'s workers."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "any"
@@ -137,30 +137,30 @@ def loader_rates(size: int, count: int = 64, repeats: int = 5) -> list[dict]:
 
 
 def _rate(batches: ImageBatches, count: int) -> float:
-    """By the processor's time, which other programs on the machine do not take from us."""
+    """Return images per second of processor time, which other programs do not affect."""
     start = time.process_time()
     batches[0]
     return count / (time.process_time() - start)
 
 
 def summary(encoding: dict[str, dict[str, float]], loading: list[dict]) -> list[dict]:
-    """For each precision the fastest path beside its aim, hours for ImageNet on one device, and loader processes."""
+    """Return the fastest path per precision with its target, hours for ImageNet on one device, and loader processes."""
     rows = []
-    for precision, aim in AIMS.items():
-        ours = {n: row for n, row in encoding.items() if n.startswith(precision) and not n.endswith(OTHER)}
-        if not ours:
+    for precision, aim in TARGETS.items():
+        paths = {n: row for n, row in encoding.items() if n.startswith(precision) and not n.endswith(OTHER)}
+        if not paths:
             continue
-        name = max(ours, key=lambda name: ours[name]["ratio"])
-        rate = ours[name]["images_per_s"]
+        name = max(paths, key=lambda name: paths[name]["ratio"])
+        rate = paths[name]["images_per_s"]
         hours = {str(views): IMAGENET * views / rate / 3600 for views in (1, 2, 10, 20)}
         workers = {str(row["views"]): rate / row["views"] / row["images_per_s_and_core"] for row in loading}
-        facts = {"of": "aim", "precision": precision, "aim": aim, "reached": ours[name]["ratio"] >= aim, "path": name}
-        rows.append({**facts, **ours[name], "imagenet_hours_by_views": hours, "loader_processes_by_views": workers})
+        facts = {"of": "aim", "precision": precision, "aim": aim, "reached": paths[name]["ratio"] >= aim, "path": name}
+        rows.append({**facts, **paths[name], "imagenet_hours_by_views": hours, "loader_processes_by_views": workers})
     return rows
 
 
 def report(encoding: dict[str, dict[str, float]], loading: list[dict], aims: list[dict]) -> None:
-    """Print everything."""
+    """Print all results."""
     for name, row in encoding.items():
         speed = f"{row['images_per_s']:9.1f} images/s {row['ratio']:6.2f} x"
         print(f"  {name:48s}{speed}  {row['equal_codes']:8.3%} codes equal")
@@ -188,15 +188,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="images a round; 0 = the loader alone")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the loader's figure is one core's; a GPU does not care
+    torch.set_num_threads(1)  # the loader is measured on one core
     print(f"{hardware()}, torch {torch.__version__}, commit {commit()}, {options.weights or 'random weights'}")
     encoding = _encoding(options) if options.images else {}
     loading = loader_rates(256, repeats=options.repeats)
     aims = summary(encoding, loading)
     report(encoding, loading, aims)
-    named = [{"of": "encoding", "path": name, **row} for name, row in encoding.items()]
-    what = f"tokenizing_{Path(options.weights).absolute().parent.name}" if options.weights else "tokenizing"
-    print(save(what, [*named, *aims, *loading]))
+    encoding_rows = [{"of": "encoding", "path": name, **row} for name, row in encoding.items()]
+    record = f"tokenizing_{Path(options.weights).absolute().parent.name}" if options.weights else "tokenizing"
+    print(save(record, [*encoding_rows, *aims, *loading]))
 
 
 def _encoding(options: argparse.Namespace) -> dict[str, dict[str, float]]:

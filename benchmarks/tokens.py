@@ -1,4 +1,4 @@
-"""Rows a second through the token DataModule, beside bare webdataset on the same shards, in one run.
+"""Measure rows per second of the token DataModule and of plain webdataset on the same shards.
 
 python benchmarks/tokens.py [--rows 200000] [--repeats 3]
 """
@@ -25,7 +25,7 @@ BATCH = 256
 
 
 def simulate(directory: Path, rows: int, views: int, rows_per_shard: int = 10000) -> None:
-    """Shards of random codes in the format of `tokenize` (16x16 codes of 16,384)."""
+    """Write shards of random codes in the format of `tokenize` (16x16 codes of 16,384)."""
     rng, shards = np.random.default_rng(0), []
     for number, start in enumerate(range(0, rows, rows_per_shard)):
         size = min(rows_per_shard, rows - start)
@@ -37,8 +37,8 @@ def simulate(directory: Path, rows: int, views: int, rows_per_shard: int = 10000
     TokenManifest((16, 16), 16384, [str(i) for i in range(1000)], views, "none", "simulated", shards).save(directory)
 
 
-def ours(directory: Path) -> float:
-    """Rows a second, from a cold start of the loader."""
+def datamodule_rate(directory: Path) -> float:
+    """Return rows per second of the DataModule, from a cold start of the loader."""
     data = TokenDataModule(str(directory), global_batch_size=BATCH)
     data.setup("fit")
     data.plan_for(1)
@@ -46,8 +46,8 @@ def ours(directory: Path) -> float:
     return _rate(lambda: (len(batch["labels"]) for batch in data.train_dataloader()))
 
 
-def bare(directory: Path) -> float:
-    """webdataset's own shuffle and batching over the same packed records, as rows of int64 codes."""
+def webdataset_rate(directory: Path) -> float:
+    """Return rows per second of webdataset's shuffle and batching over the same records, as int64 codes."""
 
     def rows(samples):
         for sample in samples:
@@ -74,24 +74,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     results = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as root:
         for views in (1, 10):
-            directory = Path(name) / str(views)
+            directory = Path(root) / str(views)
             rows = options.rows if views == 1 else options.rows // 2
             for split, size in (("train", rows), ("val", BATCH)):
                 (directory / split).mkdir(parents=True)
                 simulate(directory / split, size, views)
             figures = {"DataModule": [], "bare webdataset": []}
             for _ in range(options.repeats):
-                figures["DataModule"].append(ours(directory))
-                figures["bare webdataset"].append(bare(directory))
-            medians = {what: statistics.median(rates) for what, rates in figures.items()}
-            for what, rate in medians.items():
-                print(f"{views:2d} view(s)  {what:16s} {rate:10,.0f} rows/s")
+                figures["DataModule"].append(datamodule_rate(directory))
+                figures["bare webdataset"].append(webdataset_rate(directory))
+            medians = {name: statistics.median(rates) for name, rates in figures.items()}
+            for name, rate in medians.items():
+                print(f"{views:2d} view(s)  {name:16s} {rate:10,.0f} rows/s")
             ratio = medians["DataModule"] / medians["bare webdataset"]
             print(f"{views:2d} view(s)  ratio            {ratio:10.2f}", flush=True)
-            named = {f"{what} rows/s": round(rate) for what, rate in medians.items()}
-            results.append({"views": views, "rows": rows, **named, "ratio": round(ratio, 2)})
+            rates = {f"{name} rows/s": round(rate) for name, rate in medians.items()}
+            results.append({"views": views, "rows": rows, **rates, "ratio": round(ratio, 2)})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"peak memory of this process, torch included: {peak:,} MiB")
     print(save("tokens", [*results, {"peak_mib": peak}]))

@@ -28,7 +28,7 @@ def flip(path, record, byte=200):
     with tarfile.open(path) as tar:
         member = next(m for m in tar if m.name.endswith(f"-{record:04d}.codes.npy"))
     data = bytearray(path.read_bytes())
-    data[member.offset_data + byte] ^= 1  # stays within the codebook: the checksum alone tells
+    data[member.offset_data + byte] ^= 1  # stays within the codebook: only the checksum differs
     path.write_bytes(data)
 
 
@@ -46,14 +46,14 @@ def test_by_default_training_stops_and_names_the_record(directory):
 
 
 def test_skipped_rows_are_replaced_and_the_others_keep_their_place(directory, caplog):
-    whole, none, codes_before = rows_of(directory, batch=4)
+    complete, none, codes_before = rows_of(directory, batch=4)
     assert none == 0
     flip(directory / "train" / "tokens-000001.tar", 1)  # dataset rows 45 to 54
     with caplog.at_level(logging.WARNING):
         skipped, replaced, codes = rows_of(directory, batch=4)
-    lost = {row for row in whole if 45 <= row < 55}
+    lost = {row for row in complete if 45 <= row < 55}
     assert replaced == len(lost) > 0 and not lost & set(skipped)
-    same = [a == b for a, b in zip(whole, skipped, strict=True)]
+    same = [a == b for a, b in zip(complete, skipped, strict=True)]
     assert same.count(False) == len(lost)
     assert all(codes[i] == codes_before[i] for i in range(len(same)) if same[i])
     first = {row: c for row, c, kept in zip(skipped, codes, same, strict=True) if kept}
@@ -99,18 +99,18 @@ def test_validation_stops_all_the_same(directory):
 
 def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
     path, rng = directory / "train" / "tokens-000002.tar", np.random.default_rng(0)
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     with tarfile.open(path) as tar:
         spans = [(m.offset_data, m.size) for m in tar]
     clean = rows_of(directory, batch=4)
     for _ in range(25):
         start, size = spans[rng.integers(len(spans))]
-        data = bytearray(whole)
+        data = bytearray(complete)
         data[start + rng.integers(size)] ^= 1 << rng.integers(8)
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"tokens-000002.tar, record 000[01]"):
             list(module(directory).train_dataloader())
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     assert rows_of(directory, batch=4) == clean
 
 
@@ -134,7 +134,7 @@ def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
         return trainer
 
     counts = {}
-    for name in ("whole", "cut"):
+    for name in ("complete", "cut"):
         callback, start = CorruptRecords(), 0
         if name == "cut":
             trainer = stop(callback, 0, until=6)
@@ -144,4 +144,4 @@ def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
         with pytest.raises(UserError, match=r"more than data.skip_limit 3"):
             stop(callback, start)
         counts[name] = (callback.total, callback.in_epoch)
-    assert counts["whole"] == counts["cut"] and counts["whole"][0] == 4
+    assert counts["complete"] == counts["cut"] and counts["complete"][0] == 4

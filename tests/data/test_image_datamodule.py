@@ -56,7 +56,7 @@ def pixels_by_row(directory, **options):
     return found
 
 
-def test_an_image_is_augmented_alike_whoever_reads_it(directory):
+def test_an_image_is_augmented_identically_on_any_rank(directory):
     expected = pixels_by_row(directory, epoch=1)
     assert len(expected) == 24  # 26 rows, 4 batches of 6
     for options in ({"world": 2}, {"world": 3, "limit": 1}, {"workers": 2}):
@@ -73,8 +73,8 @@ def test_validation_workers_outlive_the_signals_of_a_cluster(directory):
     assert rows + [row for batch in batches for row in batch["index"].tolist()] == list(range(14))
 
 
-def test_validation_draws_no_global_number(directory):
-    """A validation more or less must not change the dropout of training."""
+def test_validation_leaves_the_global_generator_unchanged(directory):
+    """An additional validation must not change the dropout of training."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
     assert len(list(module(directory).val_dataloader())) == 4
@@ -90,8 +90,8 @@ def test_epoch_and_seed_change_order_and_augmentation(directory):
 
 
 def test_it_starts_anywhere(directory):
-    whole = [batch["index"].tolist() for batch in module(directory).train_dataloader()]
-    assert [b["index"].tolist() for b in module(directory, start=2).train_dataloader()] == whole[2:]
+    complete = [batch["index"].tolist() for batch in module(directory).train_dataloader()]
+    assert [b["index"].tolist() for b in module(directory, start=2).train_dataloader()] == complete[2:]
 
 
 def test_the_global_random_state_is_left_alone(directory):

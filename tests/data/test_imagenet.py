@@ -52,7 +52,7 @@ def class_tar(wnid: str) -> bytes:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """All three archives; torchvision is told their checksums."""
+    """All three archives; torchvision is logged their checksums."""
     meta, columns = io.BytesIO(), ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
     kinds = [(name, "O") for name in columns]
     rows = [(number, wnid, words, "-", children) for number, wnid, words, children in SYNSETS]
@@ -77,16 +77,16 @@ def root(tmp_path, monkeypatch):
 def test_classes_rows_and_images_are_torchvisions(root, split, archive):
     source = open_source(root / archive)
     assert isinstance(source, ImageNetArchive) and not (root / imagenet.META_FILE).exists()
-    theirs = ImageNet(root, split)  # unpacks the archives
-    assert source.class_names == [", ".join(names) for names in theirs.classes]
+    expected = ImageNet(root, split)  # unpacks the archives
+    assert source.class_names == [", ".join(names) for names in expected.classes]
     assert source.class_names == ["tench, Tinca tinca", "crane", "kit fox, Vulpes macrotis", "crane"]
-    assert source.labels.tolist() == theirs.targets
-    assert [source.key(row) for row in range(len(source))] == [path.split(f"/{split}/")[1] for path, _ in theirs.imgs]
+    assert source.labels.tolist() == expected.targets
+    assert [source.key(row) for row in range(len(source))] == [path.split(f"/{split}/")[1] for path, _ in expected.imgs]
     tree = DirectorySource(root / split)
     assert [tree.key(row) for row in range(len(tree))] == [source.key(row) for row in range(len(source))]
     for row in range(len(source)):
-        ours, image = source[row], theirs[row][0]
-        assert np.array_equal(np.asarray(ours.image), np.asarray(image)) and ours.label == theirs[row][1]
+        record, image = source[row], expected[row][0]
+        assert np.array_equal(np.asarray(record.image), np.asarray(image)) and record.label == expected[row][1]
     assert len(source) == {"train": 8, "val": 6}[split]
 
 

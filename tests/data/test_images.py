@@ -480,8 +480,8 @@ def published_center_crop(image: Image.Image, image_size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(9, 7), (12, 8), (8, 8), (41, 50), (100, 17), (13, 64)])
 def test_adm_center_crop_is_the_published_one(size):
     image = noise(0, size)
-    ours = ImageTransform(8, crop="adm_center")(image, 0)
-    assert np.array_equal(ours.permute(1, 2, 0).numpy(), published_center_crop(image, 8))
+    cropped = ImageTransform(8, crop="adm_center")(image, 0)
+    assert np.array_equal(cropped.permute(1, 2, 0).numpy(), published_center_crop(image, 8))
 
 
 def test_adm_random_crop_is_one_of_the_published_ones():
@@ -574,7 +574,7 @@ def test_pixel_conversions_are_inverse_round_and_clamp():
 def test_pixel_conversions_refuse_nan_and_other_dtypes():
     with pytest.raises(ValueError, match="NaN") as error:
         to_uint8(torch.tensor([0.0, float("nan")]))
-    assert isinstance(error.value, UserError)  # commands say it in one line
+    assert isinstance(error.value, UserError)  # commands print it as one line
     with pytest.raises(ValueError, match="floats"):
         to_uint8(torch.tensor([1]))
     with pytest.raises(ValueError, match="uint8"):
@@ -654,7 +654,7 @@ def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
     assert np.bincount(source.labels).tolist() == [2] * 10
 
 
-def test_command_line_says_how_to_get_the_files(tmp_path, capsys):
+def test_command_line_prints_how_to_get_the_files(tmp_path, capsys):
     assert fashion_mnist.main(["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

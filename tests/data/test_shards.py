@@ -111,7 +111,7 @@ def test_any_flipped_bit_is_found_and_its_shard_named(tmp_path_factory, where, b
 
 
 def test_a_failing_disk_is_a_fault_of_its_shard(directory):
-    """Reading /proc/self/mem from its beginning gives the error of a broken disk."""
+    """Reading /proc/self/mem from its start gives the error of a broken disk."""
     path = directory / "tokens-000000.tar"
     path.unlink()
     path.symlink_to("/proc/self/mem")
@@ -155,7 +155,7 @@ def test_code_out_of_range_wrong_views_and_wrong_types(directory):
     assert "codes are int32" in texts(directory)[0]
 
 
-def test_foreign_tar_in_place_of_a_shard_and_beside_them(directory, tmp_path):
+def test_foreign_tar_in_place_of_a_shard_and_next_to_them(directory, tmp_path):
     images = io.BytesIO()
     Image.new("RGB", (4, 4)).save(images, "PNG")
     write_image_shards([(images.getvalue(), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
@@ -337,7 +337,7 @@ def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
         assert code == 2 and f"half/{absent} does not exist, but another directory has that split" in err
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
     assert shards(capsys, "verify", tmp_path / "half" / there)[0] == 0  # one split, asked for by its name
-    (tmp_path / "half" / absent).mkdir()  # begun, not finished
+    (tmp_path / "half" / absent).mkdir()  # started, not finished
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
     assert code == 1 and f"half/{absent} is no finished directory" in out and f"half/{there}: 12 rows, no faults" in out
 

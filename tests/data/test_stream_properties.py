@@ -16,7 +16,7 @@ from aim_lightning.data.tokens.read.reader import ShardReader
 
 @pytest.fixture(scope="module")
 def reader_of(tmp_path_factory):
-    """A reader of shards of so many rows each."""
+    """A reader of shards of given numbers of rows."""
     made = {}
 
     def reader(shards):
@@ -65,24 +65,24 @@ def test_any_ranks_and_workers_continue_at_any_cut(reader_of, shards, window, ea
     reader, rows = reader_of(shards), sum(shards)
     unit = math.lcm(first[0] * first[1], second[0] * second[1])  # divides over both
     batch = min(each * unit, rows // unit * unit)
-    if not batch:  # too few rows for so many ranks
+    if not batch:  # fewer rows than ranks
         batch, first, second = 1, (1, 1, first[2]), (1, 1, second[2])
     plans, workers = [BatchPlan(batch, *ranks[:2]) for ranks in (first, second)], (first[2], second[2])
     options = {"window": window, "seed": seed, "epoch": epoch}
-    whole = read(reader, plans[0], start=0, workers=workers[0], **options)
-    assert sorted(whole) == list(range(rows // batch))
-    seen = [row for number in sorted(whole) for row, _, _ in whole[number]]
+    complete = read(reader, plans[0], start=0, workers=workers[0], **options)
+    assert sorted(complete) == list(range(rows // batch))
+    seen = [row for number in sorted(complete) for row, _, _ in complete[number]]
     assert len(seen) == len(set(seen)) == rows // batch * batch
-    cut %= len(whole) + 1
+    cut %= len(complete) + 1
     rest = read(reader, plans[1], start=cut, workers=workers[1], **options)
-    assert rest == {number: content for number, content in whole.items() if number >= cut}
+    assert rest == {number: content for number, content in complete.items() if number >= cut}
 
 
 def test_the_tail_is_other_rows_every_epoch(reader_of):
     reader, rows, plan, tails = reader_of([13, 9, 17, 5]), 44, BatchPlan(12, 1, 1), []
     for epoch in range(4):
-        whole = read(reader, plan, window=20, seed=0, epoch=epoch, start=0, workers=1)
-        tails.append(frozenset(range(rows)) - {row for batch in whole.values() for row, _, _ in batch})
+        complete = read(reader, plan, window=20, seed=0, epoch=epoch, start=0, workers=1)
+        tails.append(frozenset(range(rows)) - {row for batch in complete.values() for row, _, _ in batch})
     assert all(len(tail) == rows % 12 for tail in tails) and len(set(tails)) > 1
 
 

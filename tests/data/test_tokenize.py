@@ -35,7 +35,7 @@ from aim_lightning.utils.precision import exact_products
 from aim_lightning.utils.process import ProcessRank
 
 FLIP = Views("center_flip")
-HOW = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
+OPTIONS = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def tokenizer():
     return VQModel(TINY_VQ).eval()
 
 
-def write(images, tokenizer, out, how=HOW, on_rows=lambda rows: None, **options) -> TokenManifest | None:
+def write(images, tokenizer, out, how=OPTIONS, on_rows=lambda rows: None, **options) -> TokenManifest | None:
     return TokenizeJob(images, tokenizer, out, how, **options).run(on_rows)
 
 
@@ -168,11 +168,11 @@ def test_same_bytes_for_any_number_of_processes_and_after_kills(
 
 def test_a_kill_leaves_finished_shards_and_no_manifest(images, tokenizer, tmp_path):
     # Before and after each: flush and rename of the plan; 3 batches, flush and rename of the tar and of its record.
-    assert launch(images, tokenizer, tmp_path, HOW, [2 * 2 + 2 * 7 + 3]) == [-signal.SIGKILL]
+    assert launch(images, tokenizer, tmp_path, OPTIONS, [2 * 2 + 2 * 7 + 3]) == [-signal.SIGKILL]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["tokens-000000.tar"]
     assert not (tmp_path / "manifest.json").exists()
     before = (tmp_path / "tokens-000000.tar").stat().st_mtime_ns
-    job = TokenizeJob(images, tokenizer, tmp_path, HOW)
+    job = TokenizeJob(images, tokenizer, tmp_path, OPTIONS)
     assert [shard.name for shard in job.unfinished] == ["tokens-000001.tar", "tokens-000002.tar"]
     job.run()
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
@@ -188,17 +188,17 @@ def test_what_another_process_writes_at_this_moment_stays(images, tokenizer, tmp
 
 def test_loader_workers_change_nothing(images, tokenizer, tmp_path):
     write(images, tokenizer, tmp_path / "none")
-    assert launch(images, tokenizer, tmp_path / "two", HOW, [None], workers=2) == [0]
+    assert launch(images, tokenizer, tmp_path / "two", OPTIONS, [None], workers=2) == [0]
     assert contents(tmp_path / "two") == contents(tmp_path / "none")
 
 
 def test_the_last_process_writes_the_manifest(images, tokenizer, tmp_path):
-    jobs = [TokenizeJob(images, tokenizer, tmp_path, HOW, ProcessRank(rank, 3)) for rank in range(3)]
+    jobs = [TokenizeJob(images, tokenizer, tmp_path, OPTIONS, ProcessRank(rank, 3)) for rank in range(3)]
     assert [job.rows for job in jobs] == [7, 7, 6]
     assert jobs[2].run() is None and jobs[0].run() is None and not (tmp_path / "manifest.json").exists()
     assert jobs[1].run() == TokenManifest.load(tmp_path)
     assert all(job.complete() == TokenManifest.load(tmp_path) for job in jobs)  # also those that were earlier
-    more = [TokenizeJob(images, tokenizer, tmp_path, HOW, ProcessRank(rank, 5)) for rank in range(5)]
+    more = [TokenizeJob(images, tokenizer, tmp_path, OPTIONS, ProcessRank(rank, 5)) for rank in range(5)]
     assert not any(job.unfinished for job in more) and more[4].rows == 0  # fewer shards than processes
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
@@ -213,13 +213,13 @@ def test_a_lost_shard_is_made_again(images, tokenizer, tmp_path, loss):
         path.write_bytes(path.read_bytes()[:-700])
     else:
         path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
-    job = TokenizeJob(images, tokenizer, tmp_path, HOW)
+    job = TokenizeJob(images, tokenizer, tmp_path, OPTIONS)
     assert [shard.name for shard in job.unfinished] == [path.name]
     job.run()
     assert contents(tmp_path) == before
 
 
-def test_a_directory_begun_with_something_else_is_refused(images, tokenizer, tmp_path):
+def test_a_directory_started_with_other_settings_is_refused(images, tokenizer, tmp_path):
     write(images, tokenizer, tmp_path / "out")
     before = contents(tmp_path / "out")
     torch.manual_seed(1)
@@ -227,7 +227,7 @@ def test_a_directory_begun_with_something_else_is_refused(images, tokenizer, tmp
         write(images, VQModel(TINY_VQ).eval(), tmp_path / "out")
     for name, value in {"batch_size": 4, "rows_per_shard": 9, "precision": "bf16", "views": Views("ten_crop")}.items():
         with pytest.raises(UserError, match=f"started with another .*{'shards' if name.startswith('rows') else name}"):
-            write(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, **{name: value}))
+            write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, **{name: value}))
     assert contents(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.tar").write_bytes(b"")
@@ -260,7 +260,7 @@ def test_an_unreadable_image_is_an_error_that_names_it(damaged, tokenizer, tmp_p
 
 
 def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, images, tokenizer, tmp_path):
-    skip = dataclasses.replace(HOW, on_error="skip")
+    skip = dataclasses.replace(OPTIONS, on_error="skip")
     manifest = write(damaged, tokenizer, tmp_path / "skip", skip)
     assert [item.key for item in manifest.skipped] == [*(f"cat/{i}.png" for i in range(7)), "dog/1.png"]
     assert all("not a readable image" in item.reason for item in manifest.skipped)
@@ -276,7 +276,7 @@ def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, imag
 def test_an_image_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
     shutil.copytree(tree, tmp_path / "p")
     images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
-    job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
     path.unlink()
     with pytest.raises(UserError, match=r"cat/8.png was listed but does not exist; restore it"):
         job.run()
@@ -292,7 +292,7 @@ def test_names_that_are_no_text(tokenizer, tmp_path):
     Path(os.fsdecode(directory + b"/bad\xff.png")).write_bytes(b"no image")
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     assert images.class_names == ["caf\\udce9"]
-    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
     assert manifest == TokenManifest.load(tmp_path / "out") and manifest.rows == 2
     assert manifest.skipped[0].key == "caf\\udce9/bad\\udcff.png" and "bad\\udcff.png" in manifest.skipped[0].reason
     assert verify_directory(tmp_path / "out") == []
@@ -315,7 +315,7 @@ def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path)
 def test_a_job_that_one_image_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
     with pytest.raises(UserError):
         write(damaged, tokenizer, tmp_path)
-    assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(HOW, on_error="skip")).skipped) == 8
+    assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(OPTIONS, on_error="skip")).skipped) == 8
 
 
 def test_nothing_but_unreadable_images(tokenizer, tmp_path):
@@ -323,7 +323,7 @@ def test_nothing_but_unreadable_images(tokenizer, tmp_path):
     (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no image")
     set_of_one = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     with pytest.raises(UserError, match=r"none of the images .*a.png is not a readable"):
-        write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+        write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
 
 
 def test_an_image_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_path):
@@ -331,7 +331,7 @@ def test_an_image_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_pat
     Image.new("RGB", (8, 8)).save(tmp_path / "p" / "cat" / "small.png")
     small = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     with pytest.raises(UserError, match=r"cat/small.png: .*8x8 .*less than image_size 16"):
-        write(small, tokenizer, tmp_path / "out", dataclasses.replace(HOW, on_error="skip"))
+        write(small, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
 
 
 # --- options
@@ -376,7 +376,7 @@ def test_options_out_of_range(make, match):
         ((1.1, 1.12), "crop_range 1.1 cuts images of 16 pixels from 17, as does 1.12"),
     ],
 )
-def test_crops_that_would_be_alike_are_refused_before_anything_is_written(images, tokenizer, tmp_path, ranges, match):
+def test_crops_with_identical_views_are_refused_before_anything_is_written(images, tokenizer, tmp_path, ranges, match):
     with pytest.raises(UserError, match=match):
         TokenizeJob(images, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
     assert not (tmp_path / "out").exists()

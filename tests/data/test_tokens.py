@@ -89,11 +89,11 @@ def test_random_shards_windows_and_worlds(tmp_path_factory, shards, window, worl
     shards = [*shards, batch]
     for split in ("train", "val"):
         write_tokens(directory / split, shards)
-    whole = global_batches(directory, batch=batch, window=window)
-    start = min(start, len(whole))
+    complete = global_batches(directory, batch=batch, window=window)
+    start = min(start, len(complete))
     cut = global_batches(directory, batch=batch, window=window, world=world, limit=micro, start=start)
-    assert cut == whole[start:]
-    rows = flat(whole)
+    assert cut == complete[start:]
+    rows = flat(complete)
     assert len(set(rows)) == len(rows) == sum(shards) // batch * batch
 
 
