@@ -9,8 +9,7 @@ from aim_lightning.checkpoint.io import load_weights, write_checkpoint
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights.compare import check_same
-from aim_lightning.weights.configure import AIM, TOKENIZER
+from aim_lightning.weights.infer_config import AIM, TOKENIZER, check_same
 from aim_lightning.weights.load import aim_weights, vq_weights
 from aim_lightning.weights.source import Source
 

@@ -1,76 +1,256 @@
-"""Configurations read off the shapes of weights."""
+"""Infer the configuration of a network from the shapes of its weights, and complete it from config.json or a run."""
 
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
-from aim_lightning.weights.shapes import Shapes
+from torch import Tensor
 
+from aim_lightning.models import AiMConfig, VQConfig
+from aim_lightning.utils.errors import UserError
+from aim_lightning.weights.hf_config import aim_options
+from aim_lightning.weights.source import Source
+
+AIM, TOKENIZER = "aim_lightning.modules.aim.AiMModule", "aim_lightning.modules.tokenizer.TokenizerModule"
 LAYER = r"backbone\.layers\.\d+\."
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
+# Options that do not change the weights, so the configuration decides.
+FREE = {"token_dropout", "mixer_dropout", "mlp_dropout", "chunk_size", "dropout", "image_size", "usage_window"}
+
+
+class Shapes:
+    """Shapes of one network's weights by name, with errors that name the source.
+
+    Args:
+        weights: named as in our networks.
+        network: noun for the network in errors.
+        source: path of the weights in errors.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], network: str, source: str) -> None:
+        self.shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        self.network, self.source = network, source
+
+    def get(self, pattern: str, dimensions: int) -> tuple[int, ...]:
+        """Return the most frequent shape among the names that match, so that one misshapen layer has no effect.
+
+        Raises:
+            UserError: no name matches, or the shape has another number of dimensions.
+        """
+        counts = Counter(self.shapes[name] for name in self.matching(pattern))
+        shape, name = max(counts, key=counts.get, default=None), pattern.replace("\\", "")
+        if shape is None:
+            raise UserError(f"{self.source} holds no complete {self.network}: missing: {name}")
+        if len(shape) != dimensions:
+            raise UserError(
+                f"{self.source}: {name} has shape {shape}; {self.network} has {dimensions} dimensions there"
+            )
+        return shape
+
+    def matching(self, pattern: str) -> list[str]:
+        """List the names that match a regular expression completely."""
+        return [name for name in self.shapes if re.fullmatch(pattern, name)]
+
+    def count(self, pattern: str) -> int:
+        """Return one more than the largest number in the pattern's group; 0 where nothing matches."""
+        numbers = (re.match(pattern, name) for name in self.shapes)
+        return max((int(match[1]) + 1 for match in numbers if match), default=0)
+
+    def ratio(self, size: int, part: int, option: str) -> int:
+        """Return size / part.
+
+        Raises:
+            UserError: it is not an integer.
+        """
+        if part < 1 or size < 1 or size % part:
+            raise UserError(f"{self.source}: no {self.network} has these shapes: {option} would be {size} / {part}")
+        return size // part
 
 
 def infer_aim(shapes: Shapes) -> dict[str, Any]:
-    """The options of AiMConfig that the shapes fix: all but dropouts, chunk_size, and num_tokens without positions.
+    """Return the options of AiMConfig that the shapes determine.
+
+    Dropouts and chunk_size are missing, and num_tokens without a position embedding.
 
     Raises:
-        UserError: a weight is missing without which nothing can be said, or shapes that no AiM has.
+        UserError: a required weight is missing, or no AiM has these shapes.
     """
-    vocab_size, d_model = shapes.get("backbone.embeddings.word_embeddings.weight", 2)
-    classes, _ = shapes.get("backbone.cls_embed.embedding_table.weight", 2)
+    vocab_size, d_model = shapes.get(r"backbone\.embeddings\.word_embeddings\.weight", 2)
+    classes, _ = shapes.get(r"backbone\.cls_embed\.embedding_table\.weight", 2)
+    has_mlp = bool(shapes.matching(LAYER + r"mlp\..*"))
+    d_inner = shapes.get(LAYER + r"mixer\.out_proj\.weight", 2)[1]
+    conv_dim, _, d_conv = shapes.get(LAYER + r"mixer\.conv1d\.weight", 3)
+    nheads = shapes.get(LAYER + r"mixer\.A_log", 1)[0]
     options = {
         "d_model": d_model,
         "n_layer": shapes.count(r"backbone\.layers\.(\d+)\."),
         "vocab_size": vocab_size,
-        "num_classes": classes - 1,
-        "position_embedding": POSITIONS in shapes,
-        "d_intermediate": shapes.usual(LAYER + r"mlp\.fc2\.weight", 2)[1] if _has_mlp(shapes) else 0,
-    }
-    if POSITIONS in shapes:
-        options["num_tokens"] = shapes.get(POSITIONS, 2)[0] - 1
-    return options | _mixer(shapes, d_model) | _modulation(shapes, d_model)
-
-
-def _mixer(shapes: Shapes, d_model: int) -> dict[str, int]:
-    d_inner = shapes.usual(LAYER + r"mixer\.out_proj\.weight", 2)[1]
-    conv_dim, _, d_conv = shapes.usual(LAYER + r"mixer\.conv1d\.weight", 3)
-    nheads = shapes.usual(LAYER + r"mixer\.A_log", 1)[0]
-    return {
+        "num_classes": classes - 1,  # the last row is the null class of guidance
+        "position_embedding": POSITIONS in shapes.shapes,
+        "d_intermediate": shapes.get(LAYER + r"mlp\.fc2\.weight", 2)[1] if has_mlp else 0,
         "expand": shapes.ratio(d_inner, d_model, "expand"),
         "d_conv": d_conv,
-        "d_state": shapes.ratio(conv_dim - d_inner, 2, "d_state"),
+        "d_state": shapes.ratio(conv_dim - d_inner, 2, "d_state"),  # the convolution runs over x, B and C
         "headdim": shapes.ratio(d_inner, nheads, "headdim"),
     }
-
-
-def _modulation(shapes: Shapes, d_model: int) -> dict[str, Any]:
+    if POSITIONS in shapes.shapes:
+        options["num_tokens"] = shapes.get(re.escape(POSITIONS), 2)[0] - 1  # one position is the class token's
     if shapes.matching(LAYER + r"scale_shift_table") or shapes.matching(r"backbone\.adaln_group\..*"):
-        rows = (6 if _has_mlp(shapes) else 3) * d_model
-        out, _ = shapes.get("backbone.adaln_group.1.weight", 2)
-        return {"adaln": "group", "num_groups": shapes.ratio(out, rows, "num_groups")}
-    return {"adaln": "layer" if shapes.matching(LAYER + r"adaLN_modulation\..*") else "none"}
-
-
-def _has_mlp(shapes: Shapes) -> bool:
-    return bool(shapes.matching(LAYER + r"mlp\..*"))
+        out, _ = shapes.get(r"backbone\.adaln_group\.1\.weight", 2)
+        rows = (6 if has_mlp else 3) * d_model  # shift, scale and gate per branch
+        return {**options, "adaln": "group", "num_groups": shapes.ratio(out, rows, "num_groups")}
+    return {**options, "adaln": "layer" if shapes.matching(LAYER + r"adaLN_modulation\..*") else "none"}
 
 
 def infer_vq(shapes: Shapes) -> dict[str, Any]:
-    """The options of VQConfig that the shapes fix: all but image_size, norm_groups and dropout.
+    """Return the options of VQConfig that the shapes determine: all but image_size, norm_groups and dropout.
 
     Raises:
-        UserError: a weight is missing without which nothing can be said, or shapes that no tokenizer has.
+        UserError: a required weight is missing, or no tokenizer has these shapes.
     """
-    base, *_ = shapes.get("encoder.conv_in.weight", 4)
-    levels = shapes.count(r"encoder\.conv_blocks\.(\d+)\.")
-    widths = [shapes.usual(rf"encoder\.conv_blocks\.{i}\.res\.\d+\.conv2\.weight", 4)[0] for i in range(levels)]
-    codebook_size, codebook_dim = shapes.get("quantize.embedding.weight", 2)
+    base, *_ = shapes.get(r"encoder\.conv_in\.weight", 4)
+    levels = range(shapes.count(r"encoder\.conv_blocks\.(\d+)\."))
+    widths = [shapes.get(rf"encoder\.conv_blocks\.{i}\.res\.\d+\.conv2\.weight", 4)[0] for i in levels]
+    codebook_size, codebook_dim = shapes.get(r"quantize\.embedding\.weight", 2)
     options = {
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
         "base_channels": base,
         "channel_multipliers": tuple(shapes.ratio(width, base, "a channel multiplier") for width in widths),
         "num_res_blocks": shapes.count(r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
-        "z_channels": shapes.get("encoder.conv_out.weight", 4)[0],
+        "z_channels": shapes.get(r"encoder\.conv_out\.weight", 4)[0],
     }
-    if "quantize.codebook_used" in shapes:
-        options["usage_window"] = shapes.get("quantize.codebook_used", 1)[0]
+    if shapes.matching(r"quantize\.codebook_used"):
+        options["usage_window"] = shapes.get(r"quantize\.codebook_used", 1)[0]
     return options
+
+
+def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
+    """Return the configuration of the source's AiM.
+
+    Args:
+        source: of `read_source`.
+        num_tokens: codes per image, for weights with neither position embedding nor configuration.
+
+    Raises:
+        UserError: it contains no AiM, or weights, config.json and argument contradict each other.
+    """
+    options = _complete(_aim_options(source), source.name, num_tokens=num_tokens)
+    if "num_tokens" not in options:
+        raise UserError(f"{source.name} has no position embedding, so its shapes do not contain num_tokens; give it")
+    return _build(AiMConfig, options, source.name)
+
+
+def vq_config(source: Source, image_size: int | None = None, norm_groups: int | None = None) -> VQConfig:
+    """Return the configuration of the source's tokenizer.
+
+    Args:
+        source: of `read_source`.
+        image_size: height and width of images in pixels, which overrides the source. By default the source's, else the
+            size that fits the number of codes of its AiM, else 256 as published.
+        norm_groups: groups of its GroupNorms, for sources without a configuration (32 as published).
+
+    Raises:
+        UserError: it contains no tokenizer, or weights, config.json and argument contradict each other.
+    """
+    options = _complete(_vq_options(source), source.name, norm_groups=norm_groups)
+    if image_size is not None:
+        options["image_size"] = image_size
+    return _build(VQConfig, options, source.name)
+
+
+def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Collection[str] = ()) -> None:
+    """Check that a source contains the network of a configuration.
+
+    Args:
+        source: of `read_source`.
+        expected: the configuration's network.
+        may_differ: further options that may differ.
+
+    Raises:
+        UserError: it contains no such network, or another one.
+    """
+    options = _aim_options(source) if isinstance(expected, AiMConfig) else _vq_options(source)
+    free = FREE | set(may_differ) | (set() if options.get("adaln") == "group" else {"num_groups"})
+    here = asdict(expected)
+    changes = [
+        f"{key} is {value} there and {here[key]} here"
+        for key, value in options.items()
+        if key not in free and value != here[key]
+    ]
+    if changes:
+        raise UserError(f"{source.name} is another network than model.network: {'; '.join(changes)}")
+
+
+def _aim_options(source: Source) -> dict[str, Any]:
+    """Return the options of AiMConfig in the source; all of them for a run."""
+    if source.run is not None:
+        return asdict(_build(AiMConfig, _run_options(source, AIM), source.name))
+    if not source.parts.aim:
+        raise UserError(f"{source.name} holds no AiM, only a tokenizer")
+    inferred = infer_aim(Shapes(source.parts.aim, "AiM", source.name))
+    return _merge(inferred, aim_options(source.published or {}), source.name)
+
+
+def _vq_options(source: Source) -> dict[str, Any]:
+    """Return the options of VQConfig in the source; all of them for a run."""
+    if source.run is not None:
+        return asdict(_build(VQConfig, _run_options(source, TOKENIZER), source.name))
+    if not source.parts.vq:
+        raise UserError(f"{source.name} holds no tokenizer, only AiM; give the tokenizer's own file or run")
+    published = source.published or {}
+    config = dict(published.get("vqvae", {}))
+    if "channel_multipliers" in config:
+        config["channel_multipliers"] = tuple(config["channel_multipliers"])
+    options = _merge(infer_vq(Shapes(source.parts.vq, "VQ tokenizer", source.name)), config, source.name)
+    positions = source.parts.aim.get(POSITIONS)
+    codes = published.get("num_tokens") if positions is None else len(positions) - 1
+    if "image_size" not in options and codes:
+        options["image_size"] = math.isqrt(codes) * 2 ** (len(options["channel_multipliers"]) - 1)
+    return options
+
+
+def _run_options(source: Source, class_path: str) -> dict[str, Any]:
+    model = source.run["configuration"].get("model") or {}
+    if model.get("class_path") != class_path:
+        raise UserError(f"{source.name} is a checkpoint of {model.get('class_path')}, expected {class_path}")
+    return model["init_args"]["network"]
+
+
+def _merge(inferred: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Add the options of config.json, which must agree with the weights."""
+    wrong = [
+        f"{key} {value!r} where the weights have {inferred[key]!r}"
+        for key, value in config.items()
+        if key in inferred and inferred[key] != value
+    ]
+    if wrong:
+        raise UserError(f"{name}: config.json says {'; '.join(wrong)}")
+    rest = {key: value for key, value in config.items() if key not in inferred}
+    odd = [key for key, value in rest.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    if odd:
+        raise UserError(f"{name}: config.json has {odd[0]} {rest[odd[0]]!r}; it must be a number")
+    return {**inferred, **rest}
+
+
+def _complete(options: dict[str, Any], name: str, **arguments: int | None) -> dict[str, Any]:
+    """Add the arguments that are not None, which must not contradict the source."""
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    for key, value in arguments.items():
+        if options.get(key, value) != value:
+            raise UserError(f"{name} has {key} {options[key]!r}, the argument says {value!r}; leave {key} out")
+    return {**options, **arguments}
+
+
+def _build(config_class: type, options: dict[str, Any], name: str) -> Any:
+    """Build a configuration; its errors name the source."""
+    unknown = sorted(options.keys() - {field.name for field in fields(config_class)})
+    if unknown:
+        raise UserError(f"{name} has unknown options of {config_class.__name__}: {', '.join(unknown)}")
+    try:
+        return config_class(**options)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None

@@ -1,19 +1,21 @@
-"""What a source of weights holds, for `aim-lightning weights inspect`."""
+"""Describe a source of weights, for `aim-lightning weights inspect`."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aim_lightning.checkpoint.io import incompatible
 from aim_lightning.models import AiM, VQModel
+from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
-from aim_lightning.weights.configure import aim_config, vq_config
 from aim_lightning.weights.files import weight_files
+from aim_lightning.weights.infer_config import aim_config, vq_config
+from aim_lightning.weights.key_mapping import HEAD
 from aim_lightning.weights.load import aim_weights, vq_weights
 from aim_lightning.weights.source import Source, find_file, read_source
 
@@ -23,11 +25,11 @@ class Part:
     """One network of a source.
 
     Args:
-        kind: what it is.
-        configuration: inferred options; empty where nothing could be inferred.
-        parameters: of the network of that configuration (the tied head counted once).
+        kind: noun for the network.
+        configuration: inferred options; empty where inference failed.
+        parameters: number of parameters, with the tied head counted once.
         types: number of tensors by dtype.
-        faults: missing, surplus, misshapen and non-floating names, all of them; empty where it can be imported.
+        faults: missing, surplus, misshapen and non-floating names; empty where the network can be loaded.
     """
 
     kind: str
@@ -39,7 +41,7 @@ class Part:
 
 @dataclass
 class Report:
-    """Origin of the weights, (path, bytes, sha256) of each file, the networks in them, and names left unread."""
+    """Origin of the weights, (path, bytes, sha256) of each file, the networks, and names that are not read."""
 
     origin: str
     files: list[tuple[str, int, str]]
@@ -48,27 +50,38 @@ class Report:
 
 
 def inspect(path: str | Path, *, raw: bool = False) -> Report:
-    """Read everything but build networks without memory only.
+    """Read a source completely and compare its names and shapes with networks on the meta device.
 
     Raises:
         UserError: as `read_source`; faults of names are reported instead.
     """
     source = read_source(path, raw=raw)
-    files = [(str(file), file.stat().st_size, sha256_file(file)) for file in _files(Path(path))]
+    paths = weight_files(find_file(Path(path)))
+    files = [(str(file), file.stat().st_size, sha256_file(file)) for file in paths]
     return Report(_origin(source, raw), files, list(_parts(source)), source.unread)
 
 
 def _parts(source: Source) -> Iterator[Part]:
     if source.parts.aim:
-        yield _part("AiM", source.parts.aim, lambda: _aim(source))
+        yield _part("AiM", source.parts.aim, lambda: (AiM(aim_config(source)), aim_weights(source)))
     if source.parts.vq:
-        yield _part("VQ tokenizer", source.parts.vq, lambda: _vq(source))
+        yield _part("VQ tokenizer", source.parts.vq, lambda: _build_vq(source))
 
 
-def _part(kind: str, weights: Mapping[str, Tensor], build) -> Part:
+def _build_vq(source: Source) -> tuple[VQModel, Mapping[str, Tensor]]:
+    config = vq_config(source)
+    return VQModel(config), vq_weights(source, config)
+
+
+def _part(
+    kind: str, weights: Mapping[str, Tensor], build: Callable[[], tuple[nn.Module, Mapping[str, Tensor]]]
+) -> Part:
     part = Part(kind, types=dict(Counter(str(value.dtype).removeprefix("torch.") for value in weights.values())))
+    # The tied head and the record of used codes are tensors of the file, but no parameters of their own.
+    part.parameters = sum(value.numel() for name, value in weights.items() if name not in (HEAD, USAGE_RECORD))
     try:
-        network, complete = build()
+        with torch.device("meta"):
+            network, complete = build()
     except UserError as error:
         part.faults = [str(error)]
         return part
@@ -76,22 +89,6 @@ def _part(kind: str, weights: Mapping[str, Tensor], build) -> Part:
     part.parameters = sum(parameter.numel() for parameter in network.parameters())
     part.faults = incompatible(network, complete, limit=None)
     return part
-
-
-def _aim(source: Source) -> tuple[AiM, Mapping[str, Tensor]]:
-    config = aim_config(source)
-    with torch.device("meta"):
-        return AiM(config), aim_weights(source)
-
-
-def _vq(source: Source) -> tuple[VQModel, Mapping[str, Tensor]]:
-    config = vq_config(source)
-    with torch.device("meta"):
-        return VQModel(config), vq_weights(source, config)
-
-
-def _files(path: Path) -> list[Path]:
-    return weight_files(find_file(path))
 
 
 def _origin(source: Source, raw: bool) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from aim_lightning.checkpoint.io import load_weights
 from aim_lightning.models import AiM, VQConfig, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
-from aim_lightning.weights.configure import aim_config, vq_config
+from aim_lightning.weights.infer_config import aim_config, vq_config
 from aim_lightning.weights.source import Source, read_source
 
 

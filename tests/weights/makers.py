@@ -9,7 +9,7 @@ from helpers import TINY, TINY_VQ
 from aim_lightning.checkpoint.format import KEYS
 from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
-from aim_lightning.weights.configure import AIM, TOKENIZER
+from aim_lightning.weights.infer_config import AIM, TOKENIZER
 
 SMALL_VQ = replace(TINY_VQ, image_size=4)  # a 2x2 grid, as TINY has 4 codes
 

@@ -74,6 +74,13 @@ def test_inspect_reports_faults_with_exit_code_one(tmp_path, capsys):
     assert "missing: backbone.cls_embed" in capsys.readouterr().out
 
 
+def test_inspect_counts_the_parameters_of_a_tokenizer_whose_groups_it_cannot_infer(tmp_path, capsys):
+    torch.save(vq().state_dict(), tmp_path / "vq.pt")
+    assert main(["weights", "inspect", str(tmp_path / "vq.pt")]) == 1
+    text = capsys.readouterr().out
+    assert "16,603" in text and "norm_groups" in text
+
+
 def test_inspect_names_what_it_does_not_read_and_every_fault(tmp_path, capsys):
     content = {"model": published(aim()), "optimizer": {"state": {}}, "steps": 3, "extra": torch.zeros(2)}
     torch.save(content, tmp_path / "a.pt")

@@ -10,7 +10,7 @@ from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
 from aim_lightning.weights import Source, read_source
-from aim_lightning.weights.compare import check_same
+from aim_lightning.weights.infer_config import check_same
 from aim_lightning.weights.load import aim_weights, vq_weights
 
 # The tables that follow these are made to fit.
