@@ -155,20 +155,20 @@ tensorboard: install ## Show curves and images of all runs (PORT)
 data-fashion-mnist: install ## Full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)
 	$(BIN)/python -m aim_lightning.data.images.fashion_mnist --source $(SOURCE) --out data/fashion_mnist
 
-weights-aim: install ## Fetch published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
-	@$(BIN)/python -m aim_lightning.weights.fetch $(or $(MODEL),AiM-B)
+weights-aim: install ## Download published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
+	@$(AIM) download $(or $(MODEL),AiM-B)
 
-weights-vq: install ## Fetch LlamaGen's published tokenizer into weights/ (MODEL=VQ-16 or VQ-8)
-	@$(BIN)/python -m aim_lightning.weights.fetch $(or $(MODEL),VQ-16)
+weights-vq: install ## Download LlamaGen's published tokenizer into weights/ (MODEL=VQ-16 or VQ-8)
+	@$(AIM) download $(or $(MODEL),VQ-16)
 
-weights-inception: install ## Fetch the Inception of FID into weights/
-	@$(BIN)/python -m aim_lightning.metrics.fetch inception
+weights-inception: install ## Download the Inception of FID into weights/
+	@$(AIM) download inception
 
-weights-vgg: install ## Fetch VGG16 for LPIPS into weights/
-	@$(BIN)/python -m aim_lightning.metrics.fetch vgg
+weights-vgg: install ## Download VGG16 for LPIPS into weights/
+	@$(AIM) download vgg
 
-adm-reference: install ## Fetch ADM's ImageNet 256x256 reference (2 GB) into data/reference/
-	@$(BIN)/python -m aim_lightning.metrics.fetch adm
+adm-reference: install ## Download ADM's ImageNet 256x256 reference (2 GB) into data/reference/
+	@$(AIM) download adm
 
 doctor: install ## Print versions, devices and usable kernels
 	@$(AIM) doctor

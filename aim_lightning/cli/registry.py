@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from aim_lightning.cli.commands import download
+
 
 @dataclass(frozen=True)
 class Command:
@@ -250,6 +252,7 @@ COMMANDS = {
             "inspect": Command("print what a source holds and whether it fits", _source, needs_config=False),
         },
     ),
+    "download": Command(download.HELP, download.add_options, needs_config=False),
     "shards": Command(
         "look into, check, preview or merge token shards",
         needs_config=False,

@@ -138,10 +138,10 @@ def test_paper_recipe():
         )
 
 
-def test_the_weights_to_go_on_from_are_those_that_make_weights_vq_fetches():
-    from aim_lightning.weights.fetch import PUBLISHED
+def test_finetuning_starts_from_the_weights_that_make_weights_vq_downloads():
+    from aim_lightning.weights.download import DOWNLOADS
 
     document = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
-    published = PUBLISHED["VQ-16"]
-    fetched = f"weights/{published.directory}/{published.files[0]}"
-    assert document.values["model"]["init_args"]["init_from"] == fetched
+    published = DOWNLOADS["VQ-16"]
+    path = f"{published.path}/{published.files[0]}"
+    assert document.values["model"]["init_args"]["init_from"] == path

@@ -21,12 +21,12 @@ from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid
 from aim_lightning.evaluation.report.table import read_records, render
 from aim_lightning.evaluation.score_record import read_record, score_record, write_record
 from aim_lightning.evaluation.scorer import Evaluation
-from aim_lightning.metrics.fetch import DOWNLOADS
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
+from aim_lightning.weights.download import DOWNLOADS, HubFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 GRID = "cfg_scale=1,2 cfg_schedule=constant,linear"
@@ -255,31 +255,26 @@ def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, 
     assert sampling["cfg_scale"] == 1.5  # the configuration's own goes before the default
 
 
-def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
-    """And no Inception where the configuration names other features; a directory that is there is used as it is."""
+def test_reproduce_downloads_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
+    """And no Inception where the configuration names other features; a directory that is present is used unchanged."""
     monkeypatch.chdir(ROOT)
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    fetched = []
+    calls = []
 
-    def fetch(download):
-        fetched.append(download.url)
-        np.savez(tmp_path / "adm.npz", arr_0=images)
-        return tmp_path / "adm.npz"
+    def download(entry):
+        calls.append(entry)
+        if isinstance(entry, HubFiles):
+            shutil.copytree(place / "published", tmp_path / "aim_b")
+        else:
+            np.savez(tmp_path / "adm.npz", arr_0=images)
+        return entry.path
 
-    def fetch_weights(model):
-        fetched.append(model)
-        shutil.copytree(place / "published", tmp_path / "aim_b")
-        return tmp_path / "aim_b"
-
-    module = "aim_lightning.cli.commands.reproduce"
-    monkeypatch.setattr(f"{module}.fetch", fetch)
-    monkeypatch.setattr(f"{module}.fetch_weights", fetch_weights)
-    monkeypatch.setattr(f"{module}._directory", lambda model: tmp_path / "aim_b")
+    monkeypatch.setattr("aim_lightning.cli.commands.reproduce.download", download)
+    monkeypatch.setitem(DOWNLOADS, "AiM-B", replace(DOWNLOADS["AiM-B"], path=str(tmp_path / "aim_b")))
     monkeypatch.setitem(DOWNLOADS, "adm", replace(DOWNLOADS["adm"], path=str(tmp_path / "adm.npz")))
     for _ in range(2):
         assert call("reproduce", config, "--preset", "AiM-B") == 0
-    adm = DOWNLOADS["adm"].url
-    assert fetched == ["AiM-B", adm, adm]
+    assert calls == [DOWNLOADS["AiM-B"], DOWNLOADS["adm"], DOWNLOADS["adm"]]
     assert "| AiM-B, here |" in capsys.readouterr().out
 
 
@@ -289,8 +284,8 @@ def test_reproduce_fetches_weights_and_reference_that_are_not_given(config, plac
         (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
         (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
         (["--preset", "AiM-B"], "hp-l33/aim-base is not on this machine and the hub cannot be reached"),
-        (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be fetched (no network)"),
-        (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be fetched"),
+        (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be downloaded (no network)"),
+        (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be downloaded"),
     ],
 )
 def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
@@ -298,8 +293,8 @@ def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monk
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    monkeypatch.setattr("aim_lightning.weights.fetch.HfApi.model_info", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("aim_lightning.weights.download.HfApi.model_info", unreachable)
     assert main(["reproduce", *options, "--trainer.accelerator", "cpu"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and words in error and "\n" not in error

@@ -11,11 +11,13 @@ import pytest
 from weights.hub_server import COMMIT, hub
 from weights.makers import aim, vq
 
+from aim_lightning.cli.main import main
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.weights import export_aim
-from aim_lightning.weights.fetch import FORMAT, PUBLISHED, fetch, main
+from aim_lightning.weights.download import DOWNLOADS, FORMAT, HubFiles, download
 
+COMMAND = ("-m", "aim_lightning", "download")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -37,10 +39,10 @@ def python(root, tmp_path):
     return call
 
 
-def test_fetch_records_sizes_and_hashes(python, repository, tmp_path):
-    out, fetched = tmp_path / "weights", ("-m", "aim_lightning.weights.fetch", "AiM-B", "--out", tmp_path / "weights")
+def test_download_records_sizes_and_hashes(python, repository, tmp_path):
+    out = tmp_path / "weights"
     with hub("hp-l33/aim-base", repository) as endpoint:
-        done = python(endpoint, *fetched)
+        done = python(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((out / "aim_b" / "fetched.json").read_text())
     assert (record["repository"], record["revision"]) == ("hp-l33/aim-base", COMMIT)
@@ -51,10 +53,10 @@ def test_fetch_records_sizes_and_hashes(python, repository, tmp_path):
     names = sorted(path.name for path in (out / "aim_b").iterdir())
     assert names == ["config.json", "fetched.json", "model.safetensors"]
     assert [path.name for path in out.iterdir()] == ["aim_b"]
-    assert fetch("AiM-B", out) == out / "aim_b"  # nothing to do, and nobody is asked
+    assert download(DOWNLOADS["AiM-B"], tmp_path) == out / "aim_b"  # no request is sent
     (out / "aim_b" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(UserError, match="is not the file that was fetched"):
-        fetch("AiM-B", out)
+    with pytest.raises(UserError, match="is not the downloaded file"):
+        download(DOWNLOADS["AiM-B"], tmp_path)
 
 
 RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha256": "x"}]}
@@ -64,20 +66,20 @@ RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha25
     "record",
     [None, [], {}, {**RECORD, "format": "other"}, {**RECORD, "files": []}, {**RECORD, "files": [{"name": "a"}]}],
 )
-def test_a_directory_that_was_not_fetched(tmp_path, capsys, record):
-    (tmp_path / "aim_b").mkdir()
+def test_a_directory_that_was_not_downloaded(tmp_path, capsys, record):
+    (tmp_path / "weights/aim_b").mkdir(parents=True)
     if record is not None:
-        (tmp_path / "aim_b" / "fetched.json").write_text(json.dumps(record))
-    assert main(["AiM-B", "--out", str(tmp_path)]) == 2
+        (tmp_path / "weights/aim_b/fetched.json").write_text(json.dumps(record))
+    assert main(["download", "AiM-B", "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"{tmp_path / 'aim_b'} holds files that were not fetched by this command" in error
-    assert "use them as they are, or remove it and fetch again" in error
+    assert error.count("\n") == 1 and "aim_b holds files that this command did not download" in error
+    assert "use them as they are, or remove the directory and download again" in error
 
 
-def test_a_download_that_is_not_what_the_hub_says(python, repository, tmp_path):
+def test_a_download_with_another_hash_than_on_the_hub(python, repository, tmp_path):
     with hub("hp-l33/aim-base", repository, lie_about="model.safetensors") as endpoint:
-        done = python(endpoint, "-m", "aim_lightning.weights.fetch", "AiM-B", "--out", tmp_path / "weights")
-    assert done.returncode == 2 and "another sha256 than the hub says" in done.stderr
+        done = python(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
+    assert done.returncode == 2 and "another sha256 than on the hub" in done.stderr
     assert not (tmp_path / "weights" / "aim_b").exists()
 
 
@@ -103,7 +105,7 @@ def test_from_pretrained_with_a_hub_id(python, repository):
 
 
 def test_offline_is_one_clear_line(python, tmp_path):
-    done = python(NOWHERE, "-m", "aim_lightning.weights.fetch", "VQ-16", "--out", tmp_path / "weights")
+    done = python(NOWHERE, *COMMAND, "VQ-16", "--root", tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "error: FoundationVision/LlamaGen" in done.stderr and "hub cannot be reached" in done.stderr
     assert not (tmp_path / "weights").exists()
@@ -116,25 +118,25 @@ def test_offline_is_one_clear_line(python, tmp_path):
         RuntimeError("Data processing error: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_no_missing_connection(monkeypatch, tmp_path, error):
+def test_a_full_disk_is_not_reported_as_a_missing_connection(monkeypatch, tmp_path, error):
     facts = {"revision": COMMIT, "files": {}}
-    monkeypatch.setattr("aim_lightning.weights.fetch._ask_hub", lambda published: facts)
-    monkeypatch.setattr("aim_lightning.weights.fetch.hf_hub_download", mock.Mock(side_effect=error))
+    monkeypatch.setattr("aim_lightning.weights.download._ask_hub", lambda entry: facts)
+    monkeypatch.setattr("aim_lightning.weights.download.hf_hub_download", mock.Mock(side_effect=error))
     with pytest.raises(UserError, match=r"LlamaGen could not be written here \(No space left on device\); make room"):
-        fetch("VQ-16", tmp_path)
+        download(DOWNLOADS["VQ-16"], tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(python, repository):
     with hub("hp-l33/aim-base", repository) as endpoint:
-        done = python(endpoint, "-m", "aim_lightning.weights.fetch", "AiM-B", "--out", "/proc/x")
+        done = python(endpoint, *COMMAND, "AiM-B", "--root", "/proc/x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be reached" not in done.stderr
     assert "the files of hp-l33/aim-base could not be written here (No such file or directory)" in done.stderr
 
 
-def test_what_is_not_published():
-    with pytest.raises(UserError, match="AiM-1B is not published; use one of AiM-B"):
-        fetch("AiM-1B")
-    assert {entry.repository for entry in PUBLISHED.values()} == {
+def test_unknown_names_are_refused(capsys):
+    assert main(["download", "AiM-1B"]) == 2
+    assert "AiM-1B" in (error := capsys.readouterr().err) and "AiM-B" in error and error.count("\n") == 1
+    assert {entry.repository for entry in DOWNLOADS.values() if isinstance(entry, HubFiles)} == {
         "hp-l33/aim-base", "hp-l33/aim-large", "hp-l33/aim-xlarge", "FoundationVision/LlamaGen",
     }  # fmt: skip
 

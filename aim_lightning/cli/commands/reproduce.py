@@ -21,12 +21,10 @@ from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.evaluation.report.table import beside_paper
 from aim_lightning.evaluation.score_record import over_seeds, write_record
 from aim_lightning.evaluation.scorer import RECORD
-from aim_lightning.metrics.fetch import DOWNLOADS, fetch
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
-from aim_lightning.weights.fetch import PUBLISHED
-from aim_lightning.weights.fetch import fetch as fetch_weights
+from aim_lightning.weights.download import DOWNLOADS, download
 
 # The paper's sampler settings are published nowhere: its ablation's guidance and the published decoder's positions.
 SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
@@ -38,7 +36,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
     row = paper_row(options.preset)
     if row is None:
         raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(one.model for one in AIM)}")
-    if options.weights is None and row.model not in PUBLISHED:
+    if options.weights is None and row.model not in DOWNLOADS:
         raise UserError(f"{row.model} has no published weights; give --weights")
     check_record_name(options.record)
     document.values["sampling"] = {**SETTINGS, **document.values["sampling"]}
@@ -74,14 +72,14 @@ def _fetch_missing(document: Config, options: argparse.Namespace, model: str, ra
 
 def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
     if options.weights is None and not _directory(model).exists():  # files brought by hand have no record to check
-        log(f"fetched {fetch_weights(model)}")
+        log(f"downloaded {download(DOWNLOADS[model])}")
     wanted = {"adm": options.reference is None, "inception": inception}
     for name in (name for name, missing in wanted.items() if missing):
-        log(f"using {fetch(DOWNLOADS[name])}")
+        log(f"using {download(DOWNLOADS[name])}")
 
 
 def _directory(model: str) -> Path:
-    return Path("weights") / PUBLISHED[model].directory
+    return Path(DOWNLOADS[model].path)
 
 
 def _say_protocol(record: dict, num: int) -> None:

@@ -1,4 +1,4 @@
-"""Fetching over a real connection to this machine: checked, recorded, complete or absent."""
+"""Downloads over a real connection to this machine: verified, recorded, complete or absent."""
 
 import hashlib
 import http.server
@@ -8,10 +8,14 @@ import threading
 import numpy as np
 import pytest
 
+from aim_lightning.cli.commands.download import NAMES
+from aim_lightning.cli.main import main
 from aim_lightning.metrics.features import InceptionFeatures
-from aim_lightning.metrics.fetch import DOWNLOADS, Download, fetch, main
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
+from aim_lightning.weights.download import DOWNLOADS, UrlFile, download
+
+CUT = hashlib.sha256(b"x" * 510).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -38,45 +42,50 @@ def server():
         running.shutdown()
 
 
-def test_a_good_file_is_recorded_and_fetched_once(server, tmp_path):
+def test_a_good_file_is_recorded_and_downloaded_once(server, tmp_path):
     sha256 = hashlib.sha256(b"weights" * 1000).hexdigest()
-    download = Download(f"{server}/whole", "weights/x.pth", sha256[:8])
-    path = fetch(download, tmp_path)
+    entry = UrlFile(f"{server}/whole", "weights/x.pth", sha256[:8])
+    path = download(entry, tmp_path)
     assert path.read_bytes() == b"weights" * 1000
     assert read_json(tmp_path / "weights/x.pth.json", "record")["sha256"] == sha256
-    assert fetch(download, tmp_path) == path
+    assert download(entry, tmp_path) == path
     path.write_bytes(b"changed")
     with pytest.raises(UserError, match="sha256 differs"):
-        fetch(download, tmp_path)
+        download(entry, tmp_path)
     with pytest.raises(UserError, match="records; remove both"):
-        fetch(Download(f"{server}/whole", "weights/x.pth"), tmp_path)
+        download(UrlFile(f"{server}/whole", "weights/x.pth"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("path", "options", "words"),
     [
-        ("/whole", {"sha256": "00000000"}, "published is 00000000"),
-        ("/cut", {}, "ended after 500 of 510 bytes|cannot be fetched"),
-        ("/none", {}, "cannot be fetched"),
+        ("/whole", {"sha256": "00000000"}, 'expected "00000000"'),
+        ("/cut", {"sha256": CUT}, "invalid hash|cannot be downloaded"),
+        ("/cut", {"arrays": ("mu",)}, "no .npz file|cannot be downloaded"),
+        ("/none", {}, "cannot be downloaded"),
         ("/npz", {"arrays": ("mu", "sigma")}, "holds no sigma"),
         ("/whole", {"arrays": ("mu",)}, "no .npz file"),
     ],
 )
 def test_a_bad_file_leaves_nothing(server, tmp_path, path, options, words):
     with pytest.raises(UserError, match=words) as error:
-        fetch(Download(server + path, "x", **options), tmp_path)
+        download(UrlFile(server + path, "x", **options), tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_offline_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    offline = Download("http://127.0.0.1:9/weights.pth", "weights/x.pth")
+    offline = UrlFile("http://127.0.0.1:9/weights.pth", "weights/x.pth")
     monkeypatch.setitem(DOWNLOADS, "inception", offline)
-    assert main(["inception"]) == 2
+    assert main(["download", "inception"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: http://127.0.0.1:9/weights.pth cannot be fetched") and error.count("\n") == 1
+    assert error.startswith("error: http://127.0.0.1:9/weights.pth cannot be downloaded") and error.count("\n") == 1
 
 
-def test_the_inception_that_is_fetched_is_the_one_that_is_read():
-    download = DOWNLOADS["inception"]
-    assert download.sha256 == InceptionFeatures.SHA256 and download.path == InceptionFeatures().weights
+def test_the_downloaded_inception_is_the_one_that_is_read():
+    entry = DOWNLOADS["inception"]
+    assert entry.sha256 == InceptionFeatures.SHA256 and entry.path == InceptionFeatures().weights
+
+
+def test_the_command_lists_every_download():
+    assert tuple(DOWNLOADS) == NAMES
