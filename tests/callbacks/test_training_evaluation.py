@@ -212,10 +212,10 @@ def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that
 
 
 def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
-    from aim_lightning.callbacks.training import preemption
+    from aim_lightning.callbacks.training import stop_request
 
     phases = []
-    monkeypatch.setattr(preemption, "beat", phases.append)
+    monkeypatch.setattr(stop_request, "beat", phases.append)
     fit(place, "beats", "--trainer.max_steps", 6)
     assert sum("of an evaluation" in phase for phase in phases) == 3
     record = read_record(run / "samples" / "evaluation.json")

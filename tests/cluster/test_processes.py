@@ -108,7 +108,7 @@ def test_a_signal_to_the_whole_job_does_not_end_the_command_that_asks_slurm():
 TAKEN = """
 import os, signal, time
 from aim_lightning.cluster import signals
-from aim_lightning.callbacks.training.preemption import wake_llvm
+from aim_lightning.callbacks.training.stop_request import wake_llvm
 def sent(number):
     os.kill(os.getpid(), number)
     time.sleep(0.1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from aim_lightning.callbacks.training.stop_request import StopRequest
+from aim_lightning.callbacks.training.stop_request import ValidationStop
 from aim_lightning.cli import main as cli
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import TransientError, UserError, lost_rank
@@ -37,11 +37,11 @@ def ranks(rank: int, directory: str) -> None:
     """Rank 1 meets something broken, with and without rounds in which the ranks take part after every item."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
-    together, interruption = ProcessGroup(), StopRequest(0)
+    together, validation_stop = ProcessGroup(), ValidationStop(0)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    interruption.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
+    validation_stop.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
     assert together.run_on_all(lambda: rank) == rank
-    for between in (iter, lambda items: interruption.between(items, "a test")):
+    for between in (iter, lambda items: validation_stop.between(items, "a test")):
         seen = []
         with pytest.raises(TransientError, match=r"^item 2 cannot be read$"):
             together.run_on_all(

@@ -15,7 +15,7 @@ def test_a_warning_requeues_and_the_run_is_the_same_to_the_bit(case):
     stopped = int(run.matches(r"SIGUSR1: stopping before the next batch, at step (\d+)")[1])
     run.says(f"step {stopped} is in a checkpoint; job {run.job} is requeued: its time runs out (SIGUSR1)")
     run.says(f"training from step {stopped} ")
-    run.matches(r"first batch [\d.]+ s after the stop; [\d.]+ s of them since this process began")
+    run.matches(r"first batch [\d.]+ s after the stop; [\d.]+ s of them since this process started")
     steps = [step for _, phase, step, *_ in run.trace() if phase == "batch"]
     assert steps == [*range(stopped), *range(stopped, 22)]  # no step of the first start was lost
     run.is_like(reference)

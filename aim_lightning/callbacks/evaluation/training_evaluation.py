@@ -185,7 +185,7 @@ def _preemption(trainer: Trainer) -> Preemption | None:
 def _asked(trainer: Trainer, phase: str) -> int:
     """The signal that all ranks agree on; NONE also where nothing looks for signals."""
     preemption = _preemption(trainer)
-    return preemption.asked(trainer, phase) if preemption else signals.NONE
+    return preemption.check(trainer, phase) if preemption else signals.NONE
 
 
 @contextmanager

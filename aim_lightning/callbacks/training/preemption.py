@@ -1,103 +1,51 @@
-"""Stops at a batch boundary on which all ranks agree, with everything in a checkpoint."""
+"""Stops training between two optimizer steps, with everything in a checkpoint; see `stop_request` for all steps."""
 
 import time
 import traceback
 from collections import deque
 from statistics import median
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
+from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers
 from aim_lightning.cluster import signals, step_timings
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import beat
 
-MUCH = 1.2  # times the longest pause so far
-
-
-def wake_llvm() -> None:
-    """Have LLVM take the signals now (see `signals.keep`), not in the first step, whose kernels may take minutes."""
-    try:
-        from triton._C.libtriton import ir
-
-        context = ir.context()
-        ir.load_dialects(context)
-        ir.pass_manager(context).run(ir.builder(context).create_module(), "signals")
-    except Exception:  # no Triton, or one that works otherwise: the boundary after the first step does it
-        return
-
-
-class Agreement:
-    """The most urgent signal that any rank has seen, the same answer on all ranks at the same boundary.
-
-    One integer a boundary over gloo on processors, also when training itself uses NCCL: no GPU is waited for. The
-    answer to a boundary's exchange is taken at the next one, so that its travel costs nothing.
-    """
-
-    def __init__(self, world_size: int) -> None:
-        self.group = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
-        self.pending: torch.distributed.Work | None = None
-        self.value = torch.zeros(1, dtype=torch.int64)
-
-    def exchange(self, mine: int) -> int:
-        """Say what this rank has seen; hear what all had seen one boundary ago (at once with a single rank)."""
-        if self.group is None:
-            return mine
-        agreed = self.finish()
-        if not agreed:
-            self.value.fill_(mine)
-            op = torch.distributed.ReduceOp.MAX
-            self.pending = torch.distributed.all_reduce(self.value, op, group=self.group, async_op=True)
-        return agreed
-
-    def now(self, mine: int) -> int:
-        """Likewise, but waits for the answer: for long pauses of training."""
-        return self.exchange(mine) or self.finish()
-
-    def finish(self) -> int:
-        """The answer to the exchange that is on its way; NONE when there is none."""
-        if self.pending is None:
-            return signals.NONE
-        self.pending.wait()
-        self.pending = None
-        return int(self.value)
+LONGER = 1.2  # times the longest pause so far: worth writing immediately
 
 
 class Preemption(Callback):
-    """Always on; the command line adds it. Raises `Stopped` on every rank.
+    """Raise `Stopped` on every rank after a signal; the command line always adds it.
 
-    Also tells the watchdog that training moves on, and keeps the seconds on which the signal lead depends.
+    It also reports progress to the watchdog, and records the seconds on which `cluster.signal_lead` depends.
 
     Args:
-        run_dir: for step_timings.json.
+        run_dir: directory of timings.json.
     """
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = run_dir
-        self.last_boundary: tuple[float, int] | None = None  # when, and optimizer steps done
-        self.first_step = 0  # steps done before this process
+        self.last_boundary: tuple[float, int] | None = None  # seconds, optimizer steps
+        self.first_step = 0  # optimizer steps before this process
         self.longest_pause = 0.0
         self.pauses: deque[float] = deque(maxlen=1000)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.agreement = Agreement(trainer.world_size)
-        if trainer.strategy.root_device.type == "cuda":
-            wake_llvm()
-        signals.keep()
+        self.request = StopRequest(trainer.world_size)
+        keep_handlers(trainer)
         beat("restoring, and the first batch")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
-        if batch_idx % trainer.datamodule.plan.accumulate:
+        if batch_idx % trainer.datamodule.plan.accumulate:  # within an accumulation no checkpoint is possible
             return
         self._measure(trainer)
-        beat(f"the batch after step {trainer.global_step}")
-        signals.keep()
-        agreed = self.agreement.exchange(signals.received())
-        if agreed:
-            self.stop(trainer, agreed)
+        signal = self.request.poll(f"the batch after step {trainer.global_step}")
+        if signal:
+            self.stop(trainer, signal)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         beat(f"what follows batch {batch_idx} (logging, validation, reading)")
@@ -109,51 +57,54 @@ class Preemption(Callback):
         beat("the metrics after a validation")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.agreement.finish()
-        self._keep(trainer)
+        self.request.finish()  # a pending all-reduce must not outlive its group
+        self._record(trainer)
         beat("the end of training")
 
-    def asked(self, trainer: Trainer, phase: str) -> int:
-        """In long work between two batches, every rank equally often: what signal the ranks agree on, NONE to go on.
+    def check(self, trainer: Trainer, phase: str) -> int:
+        """Return the signal that all ranks agree on in long work between two batches; NONE = continue.
 
         Args:
             trainer: of the training.
-            phase: what comes next, for the watchdog.
+            phase: the next piece of work, for the watchdog.
         """
         self._measure(trainer)
-        beat(phase)
-        signals.keep()
-        return self.agreement.now(signals.received())
+        return self.request.check(phase)
 
-    def stop(self, trainer: Trainer, agreed: int) -> None:
-        """Write a checkpoint and raise `Stopped`; between two batches, on every rank."""
-        name, step = signals.NAMES[agreed], trainer.global_step
+    def stop(self, trainer: Trainer, signal: int) -> None:
+        """Write a checkpoint between two batches and raise `Stopped`; every rank must call it.
+
+        Args:
+            trainer: of the training.
+            signal: TERM or USR1.
+
+        Raises:
+            Stopped: always.
+        """
+        name, step = signals.NAMES[signal], trainer.global_step
         log(f"{name}: stopping before the next batch, at step {step}")
         checkpoints = _checkpoints(trainer)
         beat("the checkpoint before stopping")
         saved = _save(checkpoints, trainer) if checkpoints else False
-        self._keep(trainer)
-        raise Stopped(agreed, step, saved)
+        self._record(trainer)
+        raise Stopped(signal, step, saved)
 
     def _measure(self, trainer: Trainer) -> None:
-        """The pause until now, unless it holds this process's first step, in which kernels are tuned and compiled."""
+        """Add the pause until now, except the one with this process's first step, which compiles kernels."""
         now, step = time.perf_counter(), trainer.global_step
         if self.last_boundary is None:
             self.first_step = step
-            self._first(trainer)
+            self._record_start(trainer)
         elif self.last_boundary[1] > self.first_step:
-            self.pauses.append(now - self.last_boundary[0])
-            self._longest(trainer, self.pauses[-1])
+            pause = now - self.last_boundary[0]
+            self.pauses.append(pause)
+            much_longer = pause > LONGER * self.longest_pause
+            self.longest_pause = max(self.longest_pause, pause)
+            if much_longer:  # a job that ends inside the next such pause writes nothing
+                self._record(trainer)
         self.last_boundary = now, step
 
-    def _longest(self, trainer: Trainer, pause: float) -> None:
-        """Kept at once where it is much longer than before: a job that ends inside such a pause writes nothing."""
-        much = pause > MUCH * self.longest_pause
-        self.longest_pause = max(self.longest_pause, pause)
-        if much:
-            self._keep(trainer)
-
-    def _first(self, trainer: Trainer) -> None:
+    def _record_start(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
         now = time.time()
@@ -162,10 +113,10 @@ class Preemption(Callback):
         values = {"start_seconds": start, "stopped_at": 0}
         if waited is not None:
             values["stop_to_first_step_seconds"] = waited
-            log(f"first batch {waited:.1f} s after the stop; {start:.1f} s of them since this process began")
+            log(f"first batch {waited:.1f} s after the stop; {start:.1f} s of them since this process started")
         step_timings.record(self.run_dir, **values)
 
-    def _keep(self, trainer: Trainer) -> None:
+    def _record(self, trainer: Trainer) -> None:
         checkpoints = _checkpoints(trainer)
         if trainer.is_global_zero and self.pauses:
             step_timings.record(
@@ -177,7 +128,7 @@ class Preemption(Callback):
 
 
 def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:
-    """Whether there is a checkpoint now. Whatever goes wrong is shown and ends nothing: the job must be requeued."""
+    """Return True if the step has a checkpoint; errors are printed only, since the job must be requeued."""
     try:
         return checkpoints.save(trainer)
     except UserError as error:

@@ -65,6 +65,17 @@ class ResumeState(Callback):
             set_random_state(states[trainer.global_rank])
 
 
+class ValidatedStep(Callback):
+    """Record the optimizer step of the latest validation in `step`; None before the first one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.step = trainer.global_step
+
+
 def _count_micro_batches(fit_loop: dict, data) -> None:
     """Convert the cursor into Lightning's micro-batches, since the accumulation may differ from the checkpoint's."""
     at_epoch_end = data.cursor.batch == 0 and completed_batches(fit_loop) > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.distributed import DistNetworkError, DistStoreError
 
 from aim_lightning.callbacks.training.checkpoint_io import from_file
-from aim_lightning.callbacks.training.validated_step import ValidatedStep
+from aim_lightning.callbacks.training.resume_state import ValidatedStep
 from aim_lightning.checkpoint.io import incompatible, read_checkpoint
 from aim_lightning.cli.build.init_from import start_from
 from aim_lightning.cli.build.trainer_cli import AimCLI, build, quiet, run_directory

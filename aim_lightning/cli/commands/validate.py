@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.callbacks.training.stop_request import StopRequest
+from aim_lightning.callbacks.training.stop_request import ValidationStop
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.build.trainer_cli import (
     build,
@@ -48,7 +48,7 @@ def score(document: Config) -> int:
     _check_belongs(content, document, checkpoint)
     log(f"validating {checkpoint}")
     step = content["trainer"]["global_step"]
-    cli = build(document, purge_step=None, guards=[StopRequest(step)])
+    cli = build(document, purge_step=None, guards=[ValidationStop(step)])
     disable_signal_handlers(cli.trainer)
     # Loggers put the results at the step of the checkpoint, which training logged one step earlier.
     set_logged_step(cli.trainer, max(step - 1, 0))
