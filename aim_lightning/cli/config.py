@@ -10,7 +10,6 @@ from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import check
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.utils.process import no_collections
 
 if TYPE_CHECKING:
     from aim_lightning.sampling import SamplingOptions
@@ -84,6 +83,5 @@ def read_and_check(arguments: Arguments, optional: Collection[str] = (), classes
         UserError: a value is missing, unknown or of the wrong type.
     """
     config = read(arguments)
-    with no_collections():
-        check(config, SECTIONS, optional, classes)
+    check(config, SECTIONS, optional, classes)
     return config

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from aim_lightning.config.compose import CLASS_KEYS, ComposedConfig
 from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import no_collections
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
@@ -131,7 +132,8 @@ def find_class(class_path: Any, where: str) -> Any:
         raise UserError(f"{fact}; write the class as package.module.Class")
     module_name, _, name = class_path.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        with no_collections():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         parent, _, missing = (error.name or "").rpartition(".")
         if not f"{module_name}.".startswith(f"{error.name}."):  # a module that this one imports

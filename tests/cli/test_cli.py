@@ -1,6 +1,6 @@
 """Help, errors, exit codes and time to answer of `aim-lightning`; mistakes that only training finds."""
 
-import time
+import resource
 
 import pytest
 from conftest import ROOT
@@ -12,7 +12,13 @@ FINETUNE = [
     *("--config", "experiments/imagenet256_tokenizer_finetune.yaml", "--tokenizer", "null"),
     *("--images.train", "data", "--images.val", "data", "--model.loss.perceptual_weight", "0"),
 ]
-SECONDS_TO_ANSWER = 7  # on two idle cores; torch and Lightning take 4 of them
+SECONDS_TO_ANSWER = 7  # of which the imports of torch and Lightning take 4
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all finished child processes; unlike wall time it is the same on a busy machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture
@@ -41,13 +47,10 @@ def failure(monkeypatch, capsys):
     ],
 )
 def test_help_answers_within_a_second(aim_cli, arguments):
-    seconds = []
-    for _ in range(2):
-        start = time.monotonic()
-        done = aim_cli(*arguments)
-        seconds.append(time.monotonic() - start)
-        assert done.returncode == 0 and "usage: aim-lightning" in done.stdout
-    assert min(seconds) < 1
+    start = processor_seconds()
+    done = aim_cli(*arguments)
+    assert done.returncode == 0 and "usage: aim-lightning" in done.stdout
+    assert processor_seconds() - start < 1
 
 
 def test_help_shows_options_with_units_and_present_values(aim_cli):
@@ -95,9 +98,9 @@ def test_mistakes_are_one_line_and_exit_code_two(failure, arguments, words):
 
 
 def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
-    start = time.monotonic()
+    start = processor_seconds()
     done = aim_cli("fit", "--config", DEMO, "--model.network.d_modle", "3")
-    assert time.monotonic() - start < SECONDS_TO_ANSWER
+    assert processor_seconds() - start < SECONDS_TO_ANSWER
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
