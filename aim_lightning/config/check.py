@@ -4,6 +4,7 @@ LightningCLI would report the same mistakes, but for the whole document at once 
 compared alone, so that an error has one line with the file, the key and the expected type.
 """
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -303,7 +304,8 @@ def _fits(value: Any, annotation: Any) -> bool:
     except ValueError:  # a name that cannot be resolved
         return True
     try:
-        parsed = parser.parse_object({"value": value})["value"]
+        # A copy: jsonargparse replaces classes in lists by its own namespaces, in place.
+        parsed = parser.parse_object({"value": copy.deepcopy(value)})["value"]
     except ArgumentError:
         return False
     # jsonargparse reads numbers from strings; in YAML, quotes mean a string.

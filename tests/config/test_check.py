@@ -1,5 +1,6 @@
 """Check configurations against the signatures of the classes that they name."""
 
+import copy
 import sys
 
 import pytest
@@ -180,8 +181,10 @@ SIZES = {"width": 3}
         document(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "betas": [0.9, 0.95]}}),
     ],
 )
-def test_good_documents_pass(toybox, good):
+def test_good_documents_pass_unchanged(toybox, good):
+    before = copy.deepcopy(good.values)
     check(good, SECTIONS)
+    assert good.values == before
 
 
 @pytest.mark.parametrize(
