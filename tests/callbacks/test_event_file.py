@@ -1,17 +1,19 @@
-"""TensorBoard's file on a disk that fills up and gets room again."""
+"""TensorBoard's event file on a full disk and after restarts, and the page of related curves."""
 
+import re
 import resource
+from types import SimpleNamespace
 
 import pytest
 from integration.tiny import scalars
 
-from aim_lightning.callbacks.logging import tensorboard_writer
+from aim_lightning.callbacks.logging import tensorboard, tensorboard_writer
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 
 
 @pytest.fixture
 def disk():
-    """Call it with the most bytes that a file may have; None = as many as it likes."""
+    """Limit the size of files in bytes; None = no limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):
@@ -27,7 +29,7 @@ def log(writer, steps):
         writer.flush()
 
 
-def test_nothing_is_made_before_the_first_flush(tmp_path):
+def test_no_file_is_created_before_the_first_flush(tmp_path):
     writer = RunWriter(str(tmp_path / "run"))
     writer.add_scalar("loss", 1.0, 0)
     assert not (tmp_path / "run").exists()
@@ -35,7 +37,7 @@ def test_nothing_is_made_before_the_first_flush(tmp_path):
     assert scalars(tmp_path / "run") == {"loss": [(0, 1.0)]}
 
 
-def test_what_a_full_disk_did_not_take_is_there_once_it_has_room(tmp_path, disk, capsys):
+def test_events_are_written_once_a_full_disk_has_room(tmp_path, disk, capsys):
     writer = RunWriter(str(tmp_path))
     log(writer, range(3))
     (file,) = tmp_path.iterdir()
@@ -50,7 +52,7 @@ def test_what_a_full_disk_did_not_take_is_there_once_it_has_room(tmp_path, disk,
     assert [step for step, _ in scalars(tmp_path)["loss"]] == [0, 1, 2, 3, 4, 33, 50]
 
 
-def test_a_bound_on_what_waits_in_memory(tmp_path, disk, capsys, monkeypatch):
+def test_events_in_memory_are_bounded(tmp_path, disk, capsys, monkeypatch):
     monkeypatch.setattr(tensorboard_writer, "MOST_WAITING", 500)
     writer = RunWriter(str(tmp_path))
     disk(0)
@@ -58,8 +60,8 @@ def test_a_bound_on_what_waits_in_memory(tmp_path, disk, capsys, monkeypatch):
     assert len(writer._events.waiting) < 600 and capsys.readouterr().err.count("get a hole") == 1
     disk(None)
     log(writer, [200, 201])
-    found = [step for step, _ in scalars(tmp_path)["loss"]]
-    assert found[:5] == [0, 1, 2, 3, 4] and found[-1] == 201
+    steps = [step for step, _ in scalars(tmp_path)["loss"]]
+    assert steps[:5] == [0, 1, 2, 3, 4] and steps[-1] == 201
 
 
 def test_a_later_start_replaces_steps(tmp_path, monkeypatch):
@@ -68,3 +70,36 @@ def test_a_later_start_replaces_steps(tmp_path, monkeypatch):
     second = RunWriter(str(tmp_path), purge_step=3)
     log(second, [3])
     assert scalars(tmp_path)["loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def start(directory, monkeypatch, purge_step):
+    """Start a training with the page, as `fit` does."""
+    writer = RunWriter(str(directory), purge_step)
+    monkeypatch.setattr(tensorboard, "writer", lambda trainer: writer)
+    page = tensorboard.TensorBoardPage()
+    page.configuration = {"run": "a"}
+    page.on_fit_start(SimpleNamespace(global_step=0), None)
+    writer.close()
+
+
+def test_text_and_layout_appear_once_per_run(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for number, purge_step in enumerate((0, 0, 5, 10)):  # the first start has ended without a checkpoint
+        monkeypatch.setattr(tensorboard_writer.time, "time", lambda number=number: 4e9 + number)
+        start(tmp_path, monkeypatch, purge_step)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert sorted(tags) == ["configuration/text_summary", "custom_scalars__config__"]
+    assert [len(events.Tensors(tag)) for tag in tags] == [1, 1]
+
+
+def test_every_chart_selects_its_tags_only():
+    tags = {
+        tag for charts in tensorboard.CHARTS.values() for names in charts.values() for tag in names if "*" not in tag
+    }
+    for page, charts in tensorboard._layout().items():
+        for name, (_, expressions) in charts.items():
+            selected = {tag for tag in tags for expression in expressions if re.match(expression, tag)}
+            assert selected == tags.intersection(tensorboard.CHARTS[page][name]), name

@@ -1,6 +1,7 @@
 """TensorBoard beyond curves: the event writer of a run, the configuration, the layout, and histograms."""
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import logged_step, set_writer
 
-# Page -> chart -> tags of its curves.
+# Page -> chart -> tags of its curves, or regular expressions with a *.
 CHARTS = {
     "training": {
         "loss": ("train/loss", "val/loss"),
@@ -48,6 +49,7 @@ CHARTS = {
         "model TFLOP/s": ("perf/model_tflops_per_s",),
     },
 }
+LAYOUT_TAG = b"custom_scalars__config__"
 CODES_AT_A_TIME = 2048
 
 
@@ -91,14 +93,31 @@ class TensorBoardPage(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         experiment = writer(trainer)
-        if experiment is not None:
+        if experiment is not None and not _has_page(Path(experiment.log_dir)):
             text = yaml.safe_dump(self.configuration, sort_keys=False, allow_unicode=True)
             experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
             experiment.add_custom_scalars(_layout())
 
 
+def _has_page(directory: Path) -> bool:
+    """Return True if an earlier start has logged the page, which it does among its first events."""
+    for path in directory.glob("events.out.tfevents.*"):
+        with tolerate_disk_errors(path), path.open("rb") as file:
+            if LAYOUT_TAG in file.read(1 << 20):
+                return True
+    return False
+
+
 def _layout() -> dict[str, dict[str, list]]:
-    return {page: {name: ["Multiline", list(tags)] for name, tags in charts.items()} for page, charts in CHARTS.items()}
+    return {
+        page: {name: ["Multiline", [_expression(tag) for tag in tags]] for name, tags in charts.items()}
+        for page, charts in CHARTS.items()
+    }
+
+
+def _expression(tag: str) -> str:
+    # TensorBoard matches the start of a tag: train/codebook alone would also select train/codebook_usage.
+    return tag if "*" in tag else f"{re.escape(tag)}$"
 
 
 class CodebookHistograms(Callback):
