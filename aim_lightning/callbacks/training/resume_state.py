@@ -46,7 +46,7 @@ class ResumeState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         # A collective: Lightning calls this hook on every rank, and rank 0 writes the states of all.
-        checkpoint["random_state"] = ProcessGroup().all(random_state())
+        checkpoint["random_state"] = ProcessGroup().gather(random_state())
         mark_batch_unread(checkpoint["loops"]["fit_loop"])
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
