@@ -687,3 +687,22 @@ def test_damaged_idx_files(idx, tmp_path):
     refuses("has label 10", make)
     labels.unlink()
     refuses("train-labels-idx1-ubyte.gz does not exist", make)
+
+
+def test_a_link_to_a_parent_repeats_no_image(tree):
+    keys = [DirectorySource(tree).key(row) for row in range(len(DirectorySource(tree)))]
+    (tree / "cat" / "up").symlink_to("..")
+    (tree / "cat" / "self").symlink_to(".")
+    linked = DirectorySource(tree)
+    assert [linked.key(row) for row in range(len(linked))] == keys
+
+
+def test_only_regular_files_are_opened(tree, shards):
+    source, path = DirectorySource(tree), tree / "dog" / "p03.png"
+    path.unlink()
+    os.mkfifo(path)
+    error = refuses("dog/p03.png is not a regular file; remove it", source.__getitem__, 3)
+    assert not isinstance(error, UnreadableImage)
+    (shards / "manifest.json").unlink()
+    (shards / "images-000009.tar").symlink_to("/dev/zero")
+    refuses("images-000009.tar is not a regular file", ShardSource, shards)

@@ -1,6 +1,7 @@
 """Decode image files of any format to RGB."""
 
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,21 @@ def read_image(path: Path) -> bytes:
         UserError: as in `opening`.
     """
     with opening(path):
+        require_regular(path)
         return path.read_bytes()
+
+
+def require_regular(path: Path) -> None:
+    """Check that a path is a regular file: reading a pipe blocks forever, and a device may have no end.
+
+    Args:
+        path: an existing file.
+
+    Raises:
+        UserError: it is a pipe, a device or a directory.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is not a regular file; remove it")
 
 
 def decode(content: bytes, where: str) -> Image.Image:

@@ -39,9 +39,10 @@ class DirectorySource(ImageSource):
         classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not classes:
             raise UserError(f"{self.root} has no class directories; put the images into {self.root}/CLASS_NAME/")
+        visited = {_identity(directory) for directory in (self.root, *(self.root / name for name in classes))}
         paths, labels = [], []
         for label, name in enumerate(classes):
-            files = sorted(_image_files(self.root / name))
+            files = sorted(_image_files(self.root / name, visited))
             if not files:
                 raise UserError(f"class directory {self.root / name} holds no images; fill or remove it")
             paths += [os.fsencode(f"{name}/{path}") for path in files]
@@ -70,15 +71,32 @@ class DirectorySource(ImageSource):
         return str(self.root / self.key(row))
 
 
-def _image_files(directory: Path) -> Iterator[str]:
-    """Yield POSIX paths below `directory` of files whose suffix Pillow can decode; directory links are followed."""
+def _image_files(directory: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield POSIX paths below `directory` of files whose suffix Pillow can decode; directory links are followed.
+
+    Directories in `visited`, (device, inode), are left out: a link to a parent would repeat images under a wrong label.
+    """
     formats = Image.registered_extensions()
     suffixes = {s for s, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
+    visited = visited | {_identity(directory)}
     for parent, directories, files in os.walk(directory, followlinks=True):
-        directories[:] = [name for name in directories if name[0] != "."]
+        directories[:] = [name for name in directories if name[0] != "." and _add(visited, Path(parent, name))]
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
                 yield Path(parent, name).relative_to(directory).as_posix()
+
+
+def _identity(directory: Path) -> tuple[int, int]:
+    status = directory.stat()
+    return status.st_dev, status.st_ino
+
+
+def _add(visited: set[tuple[int, int]], directory: Path) -> bool:
+    """Return True for a directory that was not visited before, and add it."""
+    identity = _identity(directory)
+    new = identity not in visited
+    visited.add(identity)
+    return new
 
 
 class ShardSource(TarSource):

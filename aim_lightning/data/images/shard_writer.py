@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.data.images.decode import require_regular
 from aim_lightning.data.images.tar import TAR_ERRORS, open_tar, tar_members
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
@@ -123,6 +124,7 @@ def index_shard(path: Path) -> list[ShardRow]:
 def _image_members(path: Path) -> Iterator[tuple]:
     """Yield (key, lower-case extension, member, content of a .cls) of images and labels; other members are ignored."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             for tar, member in tar_members(file):
                 directory, _, name = member.name.rpartition("/")
