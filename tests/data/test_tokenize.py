@@ -326,12 +326,18 @@ def test_nothing_but_unreadable_images(tokenizer, tmp_path):
         write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
 
 
-def test_an_image_too_small_to_cut_is_named_and_never_skipped(tokenizer, tmp_path):
+def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, tmp_path):
     (tmp_path / "p" / "cat").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "p" / "cat" / "small.png")
-    small = Images(str(tmp_path / "p"), "", image_size=16).open("train")
-    with pytest.raises(UserError, match=r"cat/small.png: .*8x8 .*less than image_size 16"):
-        write(small, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+    for name, side in (("fine", 16), ("small", 8)):
+        Image.new("RGB", (side, side)).save(tmp_path / "p" / "cat" / f"{name}.png")
+    images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
+    message = r"p/cat/small.png: .*8x8 .*less than image_size 16"
+    with pytest.raises(UserError, match=message):
+        images.batch([0, 1])
+    with pytest.raises(UserError, match=f"{message}.*--on_error skip"):
+        write(images, tokenizer, tmp_path / "out", OPTIONS)
+    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+    assert manifest.rows == 1 and [item.key for item in manifest.skipped] == ["cat/small.png"]
 
 
 # --- options

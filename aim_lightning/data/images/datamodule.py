@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes
+from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes, transform_row
 from aim_lightning.data.images.directory import ImageSource
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.stream import BatchPlan
@@ -27,13 +27,15 @@ class ImageMicroBatches(MicroBatches):
         order = permutation(self.rows, "image_order", self.seed, self.epoch)
         for part in positions:
             rows = order[part]
-            records = [self.source[int(row)] for row in rows]
             # One seed per image: its augmentation depends neither on the rank nor on the worker that reads it.
             seeds = [hash_seed("augmentation", self.seed, self.epoch, int(row)) for row in rows]
-            images = [self.transform(record.image, seed) for record, seed in zip(records, seeds, strict=True)]
+            transforms = [self.transform]
+            images = [
+                transform_row(self.source, int(row), transforms, s)[0] for row, s in zip(rows, seeds, strict=True)
+            ]
             yield {
                 "images": torch.stack(images),
-                "labels": torch.tensor([record.label for record in records]),
+                "labels": torch.from_numpy(self.source.labels[rows]),
                 "index": torch.from_numpy(rows),
                 "epoch": torch.tensor(self.epoch),
             }

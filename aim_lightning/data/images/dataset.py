@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aim_lightning.data.images.decode import ImageTooSmall
 from aim_lightning.data.images.directory import ImageSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
@@ -101,9 +102,8 @@ class ImageDataset:
         Raises:
             UserError: an image is unreadable.
         """
-        records = [self.source[row] for row in rows]
-        images = torch.stack([self.transform(record.image, 0) for record in records])
-        return images, torch.tensor([record.label for record in records], dtype=torch.int64)
+        images = [transform_row(self.source, row, [self.transform])[0] for row in rows]
+        return torch.stack(images), torch.from_numpy(self.labels[list(rows)])
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of `batch` in order.
@@ -115,6 +115,27 @@ class ImageDataset:
         rows = range(len(self)) if rows is None else rows
         for start in range(0, len(rows), batch_size):
             yield self.batch(rows[start : start + batch_size])
+
+
+def transform_row(source: ImageSource, row: int, transforms: list[ImageTransform], seed: int = 0) -> list[Tensor]:
+    """Decode an image and return its result for each transform, uint8 (3, H, W).
+
+    Args:
+        source: the images.
+        row: row of the image.
+        transforms: transforms of the decoded image.
+        seed: seed of random crops and flips.
+
+    Raises:
+        ImageTooSmall: the image is smaller than a crop; the message contains its location.
+        UnreadableImage: it cannot be decoded.
+        UserError: its file cannot be read.
+    """
+    image = source[row].image
+    try:
+        return [transform(image, seed) for transform in transforms]
+    except ImageTooSmall as error:
+        raise ImageTooSmall(f"{source.location(row)}: {error}") from None
 
 
 def same_classes(train: ImageDataset, val: ImageDataset, where: str) -> None:

@@ -16,6 +16,10 @@ class UnreadableImage(UserError):
     """An image whose bytes cannot be decoded; `--on_error skip` leaves it out."""
 
 
+class ImageTooSmall(UnreadableImage):
+    """An image that is smaller than the crop; `--on_error skip` leaves it out."""
+
+
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
     """Turn disk errors inside the block into a UserError; they are no UnreadableImage and are never skipped.

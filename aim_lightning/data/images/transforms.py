@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from aim_lightning.data.images.decode import ImageTooSmall
 from aim_lightning.utils.errors import UserError
 
 CROPS = ("center", "adm_center", "random", "adm_random", "none")
@@ -61,7 +62,7 @@ class ImageTransform:
             generator_seed: seed of random crop and flip, between -2^63 and 2^64 - 1.
 
         Raises:
-            UserError: the image is too small, or with crop ``none`` of another size.
+            ImageTooSmall: the image is too small, or with crop ``none`` of another size.
         """
         image = self._fit(image)
         if not self.crop.startswith("adm_"):
@@ -100,9 +101,9 @@ class ImageTransform:
     def _check_size(self, width: int, height: int) -> None:
         fact, size = f"an image is {width}x{height} after resize and pad", self.image_size
         if self.crop == "none" and (width, height) != (size, size):
-            raise UserError(f"{fact}, not image_size {size}; set crop to center or random")
+            raise ImageTooSmall(f"{fact}, not image_size {size}; set crop to center or random")
         if min(width, height) < size:
-            raise UserError(f"{fact}, less than image_size {size}; set resize (for example to {size}) or pad")
+            raise ImageTooSmall(f"{fact}, less than image_size {size}; set resize (for example to {size}) or pad")
 
 
 def adm_resize(image: Image.Image, shorter_side: int) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aim_lightning.data.images.dataset import ImageDataset
+from aim_lightning.data.images.dataset import ImageDataset, transform_row
 from aim_lightning.data.images.decode import UnreadableImage
 from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
 from aim_lightning.utils.errors import UserError
@@ -56,7 +56,7 @@ class ImageBatches(Dataset):
         skipped = {}
         for slot, row in enumerate(rows):
             try:
-                images = self._read(row)
+                images = transform_row(self.source, row, self.transforms)
             except UnreadableImage as error:
                 if self.options.on_error == "error":
                     raise UserError(f"{error}, or leave such images out with --on_error skip") from None
@@ -65,13 +65,6 @@ class ImageBatches(Dataset):
             for base, image in zip(bases, images, strict=True):
                 base[slot] = image
         return ImageBatch(rows, bases, skipped)
-
-    def _read(self, row: int) -> list[Tensor]:
-        record = self.source[row]
-        try:
-            return [transform(record.image, 0) for transform in self.transforms]
-        except UserError as error:
-            raise UserError(f"{record.key}: {error}") from None
 
 
 def load_batches(
