@@ -11,17 +11,8 @@ from typing import Any, NamedTuple
 from aim_lightning.cli.registry import COMMANDS, Command
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
-from aim_lightning.config.check import (
-    ClassSection,
-    NamedSection,
-    ScalarSection,
-    Section,
-    dataclass_of,
-    find_class,
-    is_class,
-    parameters,
-    type_text,
-)
+from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, Section, is_class
+from aim_lightning.config.signature import dataclass_of, find_class, parameters, type_text
 from aim_lightning.config.yaml import inline
 
 USAGE = "aim-lightning COMMAND --config FILE [--config FILE …] [--section.option VALUE …]"

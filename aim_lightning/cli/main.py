@@ -11,7 +11,7 @@ from aim_lightning.cli.help import actions_help, command_help, program_help, sec
 from aim_lightning.cli.registry import COMMANDS, Command
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config.check import suggest
+from aim_lightning.config.signature import suggest
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.process import no_collections, node_name, rank

@@ -26,7 +26,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Optional, Union
+from typing import Any, ClassVar, List, Literal, Optional, Union
 
 @dataclass(frozen=True)
 class Sizes:
@@ -86,7 +86,7 @@ class Things:
     def __init__(self, table: dict[str, int] = {}, many: list[Sizes] = (), make: Callable[[int], Base] = None,
                  part: Base = None, either: Union[int, str, None] = 3, alien: Unheard = 1, anything=None,
                  seq: Sequence[int] = (), scale: float | Tensor = 1.0, precision: _PRECISION = "32",
-                 owner: str = ""):
+                 owner: str = "", rows: List = ()):
         pass
 
 class Plain:
@@ -170,6 +170,7 @@ SIZES = {"width": 3}
         model("Bag", anything=3),
         model("factory", x=3),
         model("Things", table={"a": 1}, many=[SIZES], either="x", alien="y", anything={"b": [1]}, seq=[1]),
+        model("Things", rows=[{"a": 1}]),
         model("Things", either=None, scale="x", precision="bf16", make={"class_path": "toybox.Base"}),
         model("Things", part={"class_path": "toybox.Base", "init_args": {"root": "r"}}),
         document(model={"class_path": "toybox.Base", "init_args": {"root": "r"}, "dict_kwargs": {"z": 1}}),
