@@ -1,6 +1,6 @@
-"""Does this job come back? One pure decision, and the call that acts on it.
+"""Decides whether a stopped job is requeued, and requeues it.
 
-Who asks: rank 0 after a stop at a batch boundary, and job.sbatch after srun has ended.
+Called by rank 0 after a stop between two steps, and by job.sbatch after srun has ended.
 """
 
 import time
@@ -14,88 +14,96 @@ from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJob
 # Exit codes of `fit`: job.sbatch and SLURM act on them.
 USER_ERROR, REFUSED, HANG, CONTINUES = 2, 69, 70, 75
 FINAL = (0, USER_ERROR, REFUSED, 130)
-# What `slurm ended` answers where it cannot reach SLURM itself: by cause.
+# Exit codes of `slurm ended` without access to SLURM, by cause.
 EXITS_OUTSIDE = {"warning": CONTINUES, "crash": CONTINUES, "sigterm": signals.EXITS[signals.TERM]}
 WAITS = (2.0, 5.0, 10.0)  # seconds between attempts: the controller may be restarting
+TRANSIENT = ("Unable to contact", "Connection refused", "timed out", "gave no answer", "Socket", "try again")
 
 Cause = Literal["warning", "sigterm", "crash"]
 
 
 @dataclass(frozen=True)
 class RequeueDecision:
-    """What to do with the job, and why, in words for the log.
+    """Action on a stopped job, with the reason for the log.
 
-    `already` = SLURM brings it back by itself; `outside` = job.sbatch must do it; `stay` = it is not to come back.
+    Args:
+        action: `already` = SLURM has requeued it; `outside` = job.sbatch must requeue it; `stay` = it must not run
+            again; `refused` = SLURM does not requeue it.
+        reason: in words.
     """
 
     action: Literal["requeue", "already", "outside", "stay", "refused"]
-    why: str
+    reason: str
 
 
-def scorer(cause: Cause, own_starts: int, facts: SlurmJobInfo, requeue_on_crash: bool = True) -> RequeueDecision:
-    """Whether a job that has stopped is to be requeued.
+def decide(cause: Cause, starts: int, info: SlurmJobInfo, requeue_on_crash: bool = True) -> RequeueDecision:
+    """Decide whether a stopped job is to be requeued.
 
     Args:
-        cause: SIGUSR1 was seen, only SIGTERM was seen, or the processes ended in another way.
-        own_starts: restarts when this incarnation began.
-        facts: what SLURM says now.
+        cause: SIGUSR1 was received, only SIGTERM was received, or the processes ended otherwise.
+        starts: restarts of the job when this start began.
+        info: SLURM's present record.
+        requeue_on_crash: option of the section `cluster`.
     """
-    if facts.restarts > own_starts or facts.state in ("PENDING", "REQUEUED"):
+    # SLURM may already have requeued it, for instance after a node failure: a second requeue would be an error.
+    if info.restarts > starts or info.state in ("PENDING", "REQUEUED"):
         return RequeueDecision("already", "SLURM has already put it back into the queue")
-    if facts.state == "CANCELLED":
+    if info.state == "CANCELLED":
         return RequeueDecision("stay", "it was cancelled")
     if cause == "crash" and not requeue_on_crash:
         return RequeueDecision("stay", "cluster.requeue_on_crash is false")
-    timed_out = facts.reason == "TimeLimit" or facts.state == "TIMEOUT"
-    if not (timed_out or facts.preempted):
-        if facts.state == "COMPLETING":
+    timed_out = info.reason == "TimeLimit" or info.state == "TIMEOUT"
+    if not (timed_out or info.preempted):
+        # scancel leaves no trace but this: requeueing would bring the job back against the user's will.
+        if info.state == "COMPLETING":
             return RequeueDecision("stay", "it was cancelled")
         if cause == "sigterm":
             return RequeueDecision("stay", "SIGTERM came without preemption or time limit, so somebody wants it to end")
-    if not facts.may_requeue:
+    if not info.may_requeue:
         return RequeueDecision("refused", "it was submitted with --no-requeue")
     reasons = {"warning": "its time runs out (SIGUSR1)", "sigterm": "it was preempted", "crash": "its processes ended"}
     return RequeueDecision("requeue", "its time ran out" if timed_out else reasons[cause])
 
 
 def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[..., str] = command) -> RequeueDecision:
-    """Ask SLURM, scorer, requeue. Never raises SlurmError: that becomes the verdict `refused`."""
+    """Read the job's record, decide, and requeue; errors of SLURM become the decision `refused` or `outside`.
+
+    Args:
+        cause: as in `decide`.
+        job: the job of this process.
+        requeue_on_crash: option of the section `cluster`.
+        run: calls a SLURM command.
+    """
     for wait in (*WAITS, None):
         try:
-            facts = show(job.id, run)
-            if not facts:
-                return RequeueDecision("refused", f"SLURM knows no job {job.id}")
-            verdict = scorer(cause, job.starts, facts[0], requeue_on_crash)
-            if verdict.action == "requeue":
+            jobs = show(job.id, run)
+            if not jobs:
+                return RequeueDecision("refused", f"SLURM has no record of job {job.id}")
+            decision = decide(cause, job.starts, jobs[0], requeue_on_crash)
+            if decision.action == "requeue":
                 run("scontrol", "requeue", job.id)
-            return verdict
+            return decision
         except NoCommand as error:
             return RequeueDecision("outside", str(error))
         except SlurmError as error:
-            if wait is None or not _passing(str(error)):
+            if wait is None or not any(text.lower() in str(error).lower() for text in TRANSIENT):
                 return RequeueDecision("refused", str(error))
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def cause_of(told: int | None, code: int) -> Cause | None:
-    """What the end of training says to job.sbatch; None = nothing is to be done.
+def cause_of(recorded: int | None, code: int) -> Cause | None:
+    """Return why training ended, for job.sbatch; None = nothing is to be done.
 
     Args:
-        told: the exit code that `fit` wrote down; None when it could not.
-        code: that of srun, the highest of all tasks.
+        recorded: exit code that `fit` recorded; None without one.
+        code: of srun, the highest of all tasks.
     """
-    if told is None and code == signals.EXITS[signals.TERM]:
+    if recorded is None and code == signals.EXITS[signals.TERM]:
         return "crash"  # of another rank: srun then sends SIGTERM to the rest
-    code = code if told is None else told
+    code = code if recorded is None else recorded
     if code in FINAL:
         return None
     if code in (CONTINUES, signals.EXITS[signals.USR1]):
         return "warning"
     return "sigterm" if code == signals.EXITS[signals.TERM] else "crash"
-
-
-def _passing(message: str) -> bool:
-    """Whether waiting may help."""
-    words = ("Unable to contact", "Connection refused", "timed out", "gave no answer", "Socket", "try again")
-    return any(word.lower() in message.lower() for word in words)

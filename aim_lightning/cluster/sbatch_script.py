@@ -18,12 +18,12 @@ DEAF = "trap '' TERM USR1"
 # preempted. It may not even start here, where python is in srun's container alone: training's own code decides then,
 # but crashes stay down, since nothing counts how often the job has started.
 OUTSIDE = [
-    "verdict=$?",
-    "case $verdict in 0) exit $code ;; 75 | 143) ;; *)",
-    '  echo "slurm ended gave no answer (exit code $verdict); exit code $code of training decides"',
-    "  verdict=$code ;;",
+    "decision=$?",
+    "case $decision in 0) exit $code ;; 75 | 143) ;; *)",
+    '  echo "slurm ended gave no answer (exit code $decision); exit code $code of training decides"',
+    "  decision=$code ;;",
     "esac",
-    "case $verdict in",
+    "case $decision in",
     "  75 | 138) sign=JobState=RUNNING ;;",
     "  143) sign='JobState=RUNNING.* PreemptTime=[0-9]' ;;",
     "  *) exit $code ;;",

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from aim_lightning.cluster import exit_record, job_registry, requeue, restarts, signals, step_timings
-from aim_lightning.cluster.requeue import act, cause_of, scorer
+from aim_lightning.cluster import job_registry, requeue, signals, step_timings
+from aim_lightning.cluster.requeue import act, cause_of, decide
 from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, parse_jobs, show
 from aim_lightning.utils.errors import UserError
 
@@ -52,7 +52,7 @@ def test_tasks_that_wait_are_one_record(name, tasks):
 
 
 @pytest.mark.parametrize(
-    ("cause", "facts", "action"),
+    ("cause", "fields", "action"),
     [
         ("warning", {"state": "RUNNING"}, "requeue"),
         ("sigterm", {"state": "RUNNING"}, "stay"),
@@ -67,12 +67,12 @@ def test_tasks_that_wait_are_one_record(name, tasks):
         ("crash", {"state": "COMPLETING"}, "stay"),
     ],
 )
-def test_the_decision(cause, facts, action):
-    assert scorer(cause, 0, SlurmJobInfo("1", **facts)).action == action
+def test_the_decision(cause, fields, action):
+    assert decide(cause, 0, SlurmJobInfo("1", **fields)).action == action
 
 
 def test_a_crash_stays_down_where_that_is_wanted():
-    assert scorer("crash", 0, SlurmJobInfo("1", "RUNNING"), requeue_on_crash=False).action == "stay"
+    assert decide("crash", 0, SlurmJobInfo("1", "RUNNING"), requeue_on_crash=False).action == "stay"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_a_controller_that_restarts_is_waited_for(monkeypatch):
 
 def test_a_refusal_is_told_in_slurm_s_words(monkeypatch):
     monkeypatch.setattr(requeue, "WAITS", (0.0,))
-    verdict = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
-    assert (verdict.action, verdict.why) == ("refused", "Access/permission denied for job 12")
+    decision = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
+    assert (decision.action, decision.reason) == ("refused", "Access/permission denied for job 12")
     assert act("warning", Job("12", 0, "n1"), run=Slurm(NoCommand("no scontrol"))).action == "outside"
 
 
@@ -131,49 +131,48 @@ def job(name, starts=0):
 
 def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
     for expected in (1, 2):
-        assert restarts.register(tmp_path, job("12"), 40, limit=2)["starts"] == expected
+        assert job_registry.register_start(tmp_path, job("12"), 40, limit=2)["starts"] == expected
     with pytest.raises(UserError, match="job 12 has started 2 times at step 40 without reaching a new checkpoint"):
-        restarts.register(tmp_path, job("12"), 40, limit=2)
-    assert restarts.register(tmp_path, job("12"), 44, limit=2)["starts"] == 1
-    assert restarts.register(tmp_path, job("13"), 44, limit=2)["starts"] == 1
+        job_registry.register_start(tmp_path, job("12"), 40, limit=2)
+    assert job_registry.register_start(tmp_path, job("12"), 44, limit=2)["starts"] == 1
+    assert job_registry.register_start(tmp_path, job("13"), 44, limit=2)["starts"] == 1
 
 
 def test_a_second_job_makes_the_first_one_forget_nothing(tmp_path):
     """It is refused later, by the lease; the first one is requeued for the fifth time, each time with progress."""
     for starts in range(5):
-        assert restarts.register(tmp_path, job("10", starts), 40 + starts, limit=3)["starts"] == 1
-    assert restarts.register(tmp_path, job("11"), 44, limit=3)["starts"] == 1
-    assert restarts.register(tmp_path, job("10", 5), 45, limit=3)["starts"] == 1
+        assert job_registry.register_start(tmp_path, job("10", starts), 40 + starts, limit=3)["starts"] == 1
+    assert job_registry.register_start(tmp_path, job("11"), 44, limit=3)["starts"] == 1
+    assert job_registry.register_start(tmp_path, job("10", 5), 45, limit=3)["starts"] == 1
     for number in range(20, 40):
-        restarts.register(tmp_path, job(str(number)), 45, limit=3)
-    assert len(json.loads((tmp_path / "restarts.json").read_text())) == restarts.JOBS
-
-
-def test_a_record_of_before_is_understood(tmp_path):
-    (tmp_path / "restarts.json").write_text(json.dumps({"job": "10", "step": 4, "starts": 2, "restart": 7}))
-    assert restarts.register(tmp_path, job("10", 8), 4, limit=3)["starts"] == 3
+        job_registry.register_start(tmp_path, job(str(number)), 45, limit=3)
+    assert len(json.loads((tmp_path / "restarts.json").read_text())) == job_registry.RECORDS
 
 
 def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert restarts.register(tmp_path, job("12", 4), 40, limit=9)["starts"] == 5  # none of them was written down
-    assert restarts.register(tmp_path, job("12", 5), 44, limit=2)["starts"] == 1
-    monkeypatch.setattr(restarts, "write_json", full)
-    assert restarts.register(tmp_path, job("12", 6), 44, limit=2)["starts"] == 2
+    assert (
+        job_registry.register_start(tmp_path, job("12", 4), 40, limit=9)["starts"] == 5
+    )  # none of them was written down
+    assert job_registry.register_start(tmp_path, job("12", 5), 44, limit=2)["starts"] == 1
+    monkeypatch.setattr(job_registry, "write_json", full)
+    assert job_registry.register_start(tmp_path, job("12", 6), 44, limit=2)["starts"] == 2
     with pytest.raises(UserError, match="job 12 has started 2 times at step 44"):
-        restarts.register(tmp_path, job("12", 7), 44, limit=2)
-    assert restarts.register(tmp_path, job("12", 7), 48, limit=2)["starts"] == 2  # since the last one written down
+        job_registry.register_start(tmp_path, job("12", 7), 44, limit=2)
+    assert (
+        job_registry.register_start(tmp_path, job("12", 7), 48, limit=2)["starts"] == 2
+    )  # since the last one written down
     assert capsys.readouterr().err.count("restarts.json cannot be written (No space left on device)") == 1
 
 
 def test_what_is_written_down_for_the_job_script(tmp_path):
     job = Job("12", 1, "n1")
-    assert exit_record.read(tmp_path, job) is None
-    exit_record.write(tmp_path, job, 75)
-    assert exit_record.read(tmp_path, job) == 75
-    assert exit_record.read(tmp_path, Job("12", 2, "n1")) is None  # of the start before
+    assert job_registry.recorded_exit(tmp_path, job) is None
+    job_registry.record_exit(tmp_path, job, 75)
+    assert job_registry.recorded_exit(tmp_path, job) == 75
+    assert job_registry.recorded_exit(tmp_path, Job("12", 2, "n1")) is None  # of the start before
 
 
 def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):

@@ -105,5 +105,5 @@ def test_a_stop_before_the_first_step_names_no_checkpoint(fit, full_disk, no_sig
     full_disk(None, None, signal_at=0)
     code, run = fit()
     out = capsys.readouterr().out
-    assert code == 138 and "no step was done yet, the next start begins anew" in out
+    assert code == 138 and "no step was done yet, the next start begins at step 0" in out
     assert "is in a checkpoint" not in out and not list_checkpoints(run)

@@ -8,7 +8,7 @@ from datetime import datetime
 from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.in_job import ended, started
-from aim_lightning.cli.slurm.status import known
+from aim_lightning.cli.slurm.status import jobs_of
 from aim_lightning.cli.slurm.submit import make_plan, write_configurations
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import JobPlan, check
@@ -64,10 +64,10 @@ def _say_submitted(plan: JobPlan, job_id: str, site: str) -> None:
 
 
 def _refuse_double(directory: RunDirectory) -> None:
-    alive = [job for job in known(directory) if job.facts.waiting_or_running]
+    alive = [job for job in jobs_of(directory) if job.info.waiting_or_running]
     if alive:
         raise UserError(
-            f"{directory.path} has {alive[0]} already ({alive[0].facts.state}); wait for it, or "
+            f"{directory.path} has {alive[0]} already ({alive[0].info.state}); wait for it, or "
             f"make slurm-cancel EXP={directory.experiment} RUN={directory.run}"
         )
 
@@ -81,12 +81,12 @@ def _ask(*words: str) -> str:
 
 def _status(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
-    jobs = known(directory)
+    jobs = jobs_of(directory)
     for job in jobs:
-        facts = job.facts
-        where = f" on {facts.nodes}" if facts.nodes else ""
-        why = f" ({facts.reason})" if facts.reason != "None" else ""
-        print(f"{job}: {facts.state}{why}{where}, {facts.run_time} of {facts.time_limit}, {facts.restarts} restarts")
+        info = job.info
+        where = f" on {info.nodes}" if info.nodes else ""
+        why = f" ({info.reason})" if info.reason != "None" else ""
+        print(f"{job}: {info.state}{why}{where}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")
     if not jobs and not job_registry.jobs(directory.path):
         print(f"{directory.path} has no jobs; make slurm EXP={directory.experiment} RUN={directory.run} submits one")
     for path in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
@@ -100,7 +100,7 @@ def _status(document: Config, options: argparse.Namespace) -> int:
 
 def _cancel(document: Config, options: argparse.Namespace) -> int:
     directory = run_directory(document)
-    jobs = {job.number: job for job in known(directory) if job.facts.waiting_or_running}
+    jobs = {job.number: job for job in jobs_of(directory) if job.info.waiting_or_running}
     for job_id, job in jobs.items():
         job_registry.mark_cancelled(directory.path, job_id)  # first: it must not come back, whatever happens meanwhile
         _ask("scancel", job_id)

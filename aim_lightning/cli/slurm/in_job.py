@@ -1,63 +1,78 @@
-"""What job.sbatch asks before and after training: `slurm started` and `slurm ended`."""
+"""The commands that job.sbatch calls before and after training: `slurm started` and `slurm ended`."""
 
 import argparse
 
 from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.status import script_of
-from aim_lightning.cluster import exit_record, job_registry, requeue, restarts
-from aim_lightning.cluster.options import ClusterOptions
+from aim_lightning.cluster import job_registry, requeue
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
 
+ENDINGS = {"requeue": "is requeued", "stay": "is not requeued", "refused": "could not be requeued"}
 
-def started(document: Config, options: argparse.Namespace) -> int:
-    """First line of job.sbatch: may this job start (again)?"""
-    directory, job = run_directory(document), _job()
+
+def started(config: Config, options: argparse.Namespace) -> int:
+    """Register the start of this job and return 0, or an exit code that keeps it from training.
+
+    Args:
+        config: of the run.
+        options: of the command line.
+
+    Raises:
+        UserError: too many starts without a new checkpoint.
+    """
+    directory, job = run_directory(config), _job()
     if job_registry.is_cancelled(directory.path.parent, job.id):
         print(f"job {job.id} was cancelled; it does not train again")
         return requeue.REFUSED
-    _remember(job, options)
-    limit = ClusterOptions(**document.values["cluster"]).max_starts_without_progress
+    _register(job, options)
+    limit = config.cluster.max_starts_without_progress
     step = directory.latest_step
-    record = restarts.register(directory.path, job, step, limit)
+    record = job_registry.register_start(directory.path, job, step, limit)
     again = f", start {record['starts']} of {limit} without a new checkpoint" if record["starts"] > 1 else ""
     print(f"job {job.id} starts on {job.node} (restart {job.starts}) at step {step}{again}", flush=True)
     return 0
 
 
-def _remember(job: Job, options: argparse.Namespace) -> None:
-    """A job that somebody gave to sbatch by hand is one of this run's jobs too."""
+def _register(job: Job, options: argparse.Namespace) -> None:
+    """Add a job that was submitted with sbatch by hand to the jobs of its run."""
     script, number = script_of(options.given), job.id.split("_")[0]
     if script and number not in job_registry.jobs(script.parent):
-        with tolerate_disk_errors(script.parent / job_registry.FILE):
+        with tolerate_disk_errors(script.parent / job_registry.JOBS):
             job_registry.add(script.parent, number)
 
 
-def ended(document: Config, options: argparse.Namespace) -> int:
-    """Last line of job.sbatch: bring back what training could not bring back itself."""
-    directory, job = run_directory(document), _job()
-    told = exit_record.read(directory.path, job)
-    code = options.code if told is None else told
-    cause = requeue.cause_of(told, options.code)
+def ended(config: Config, options: argparse.Namespace) -> int:
+    """Requeue a job that training did not requeue itself; return 0, or the exit code for job.sbatch to act on.
+
+    Args:
+        config: of the run.
+        options: of the command line; `code` is the exit code of srun.
+    """
+    directory, job = run_directory(config), _job()
+    recorded = job_registry.recorded_exit(directory.path, job)
+    code = options.code if recorded is None else recorded
+    cause = requeue.cause_of(recorded, options.code)
     if cause is None:
         return 0
+    # SLURM does not show on which side of a cancellation the processes ended, the registry does.
     if job_registry.is_cancelled(directory.path.parent, job.id):
-        print(f"job {job.id} was cancelled; it does not come back")
+        print(f"job {job.id} was cancelled; it is not requeued")
         return 0
-    verdict = requeue.act(cause, job, ClusterOptions(**document.values["cluster"]).requeue_on_crash)
-    if verdict.action == "already":
+    decision = requeue.act(cause, job, config.cluster.requeue_on_crash)
+    if decision.action == "already":
         return 0
-    if verdict.action == "outside":  # job.sbatch asks the same question in its own words
+    if decision.action == "outside":  # no scontrol in this container: job.sbatch requeues it
         return requeue.EXITS_OUTSIDE[cause]
-    word = {"requeue": "is requeued", "stay": "is not requeued", "refused": "could not be requeued"}[verdict.action]
-    print(f"training ended with exit code {code}; job {job.id} {word}: {verdict.why}", flush=True)
+    ending = ENDINGS[decision.action]
+    print(f"training ended with exit code {code}; job {job.id} {ending}: {decision.reason}", flush=True)
     return 0
 
 
 def _job() -> Job:
     job = Job.current()
     if job is None:
-        raise UserError("there is no SLURM job here: `started` and `ended` are for job.sbatch")
+        raise UserError("this is no SLURM job; `started` and `ended` are called by job.sbatch")
     return job
