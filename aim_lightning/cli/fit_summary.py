@@ -40,7 +40,7 @@ def finish(cli: AimCLI, document: Config, directory: RunDirectory, validated: in
     end = f"was ended by {early} after" if early else "is complete:"
     log(f"\n{directory.path} {end} {steps} steps, {parameters:,} parameters")
     for name, value in metrics.items():
-        log(f"  {name:28s}{value:.4f}")
+        log(f"  {name:28s}{value:z.4f}")
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
     if memory:
         log(f"  peak GPU memory             {memory:.1f} GiB")

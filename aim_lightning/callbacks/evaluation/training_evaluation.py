@@ -161,7 +161,7 @@ class TrainingEvaluation(Callback):
             return
         monitor = self.monitor or self.features.metric_name
         step, value = trainer.global_step, values[monitor]
-        name = f"{metric_name(monitor, self.num_samples)}={value:.4f}-step={step:08d}.ckpt"
+        name = f"{metric_name(monitor, self.num_samples)}={value:z.4f}-step={step:08d}.ckpt"
         # Distances of another number of images, or another metric, cannot be ranked with this one.
         before = self.best
         alike = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]

@@ -75,7 +75,7 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer, insist=True)
         if self.best and trainer.is_global_zero:
-            found = ", ".join(f"step {step} ({value:.4f})" for value, step in self.best)
+            found = ", ".join(f"step {step} ({value:z.4f})" for value, step in self.best)
             log(f"best checkpoints by {self.monitor}: {found}")
 
     def state_dict(self) -> dict:

@@ -155,7 +155,7 @@ def show(record: dict[str, Any]) -> None:
     spread = record.get("std") or {}
     for name, value in record["metrics"].items():
         more = f" ± {spread[name]:.4f}" if len(record.get("seeds", [])) > 1 else ""
-        log(f"  {name:36s}{value:12.4f}{more}")
+        log(f"  {name:36s}{value:z12.4f}{more}")
     for what, speed in record["performance"].items():
         if isinstance(speed, dict) and speed:
             log(f"  {what:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")

@@ -80,7 +80,7 @@ def _finish(directory: Path, names: list[str], points: list, records: list[dict]
     write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
-    log(f"lowest {first}: {records[best]['metrics'][first]:.4f} at {label(points[best], names)}")
+    log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {label(points[best], names)}")
     log(f"results: {directory / TABLE}; hparams: tensorboard --logdir {directory / 'hparams'}")
     plots = write_plots(directory, names, points, records)
     log(f"plots: {', '.join(map(str, plots))}")

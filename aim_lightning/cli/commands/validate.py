@@ -65,7 +65,7 @@ def score(document: Config) -> int:
         }
         record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
         for name, value in names.items():
-            log(f"  {name:36s}{value:10.4f}")
+            log(f"  {name:36s}{value:z10.4f}")
         log(f"results: {directory.results}\nnext: make {_next(document)}")
     return 0
 
