@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -88,10 +88,14 @@ class AimCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         built = self.config_init
         callbacks = [callback for callback in built["callbacks"].values() if callback is not None]
+        # Lightning's default depends on whether rich is installed.
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        shows_bar = built["trainer"].get("enable_progress_bar") is not False
+        bars = [TQDMProgressBar()] if shows_bar and not has_bar else []
         state = ResumeState(self.document.values["seed_everything"], self.document.values)
         options = {
             **built["trainer"],
-            "callbacks": [state, CorruptRecords(), *self.guards, *callbacks],
+            "callbacks": [state, CorruptRecords(), *self.guards, *callbacks, *bars],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
             "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO(), *environment()],
