@@ -15,8 +15,8 @@ from aim_lightning.utils.errors import UserError, disk_mistake
 from aim_lightning.utils.files import atomic_path, read_json, sha256_file, write_json, writing
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.npz import NpzFile
-from aim_lightning.weights.files import CONFIG, SAFETENSORS
 from aim_lightning.weights.hub import hub_mistake
+from aim_lightning.weights.source import CONFIG, SAFETENSORS
 
 RECORD = "fetched.json"
 FORMAT = "aim_lightning.fetched/1"

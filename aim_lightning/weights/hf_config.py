@@ -1,8 +1,8 @@
-"""config.json as the published AiM repositories have it: their names for our options, and nothing unknown.
+"""Convert between our options and config.json of the published AiM repositories.
 
-The published keys are the fields of hp-l33/AiM's MambaConfig. Four keys of our own say what those cannot: `adaln`
-(only "none"), `position_embedding` (only false), `vqvae` (a tokenizer that is not VQ-16 at 256 pixels) and
-`class_names`. A directory whose network the published code can hold has the published keys alone.
+The published keys are the fields of MambaConfig in hp-l33/AiM. Five keys extend them: `adaln` (only "none"),
+`position_embedding` (only false), `vqvae` (a tokenizer other than VQ-16 at 256 pixels), `class_names` and
+`label_dropout` (only 0 or 1). They are written only for networks that the published code does not support.
 """
 
 from dataclasses import asdict, fields
@@ -23,7 +23,7 @@ RENAMED = {
     "mixer_drop": "mixer_dropout",
     "mlp_drop": "mlp_dropout",
 }
-# What the published code can be told and our network always is; None = makes no difference to the numbers.
+# Options of the published code that are constant in our network; None = no effect on the numbers.
 FIXED = {
     "attn_cfg": {},
     "attn_layer_idx": [],
@@ -34,19 +34,23 @@ FIXED = {
     "tie_embeddings": True,
 }
 WRITTEN = {**FIXED, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
-# Inside ssm_cfg: Mamba-2's own options and the values that published directories leave out.
+# Keys of ssm_cfg: options of Mamba-2 with their defaults, which published files omit.
 MIXER = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "chunk_size": 256}
 OTHER = ("ssm_cfg", "adaln_group", "num_groups", "adaln", "position_embedding", "vqvae", "class_names", "label_dropout")
 
 
 def check_fields(config: Any, source: str | Path) -> None:
-    """Refuse what we do not know or cannot be.
+    """Check that config.json describes a network that AiM supports.
+
+    Args:
+        config: content of the file.
+        source: path for errors.
 
     Raises:
-        UserError: no mapping, an unknown field, or a value of another architecture.
+        UserError: not a mapping, an unknown field, or a value of another architecture.
     """
     if not isinstance(config, dict):
-        raise UserError(f"{source} is no mapping of options")
+        raise UserError(f"{source} is not a mapping of options")
     names = config.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{source}: class_names must be a list of names")
@@ -64,16 +68,16 @@ def check_fields(config: Any, source: str | Path) -> None:
     unknown += [f"vqvae.{name}" for name in sorted(tokenizer.keys() - {field.name for field in fields(VQConfig)})]
     if unknown:
         raise UserError(f"{source} has unknown fields: {', '.join(unknown)}")
-    wanted = {name: value for name, value in FIXED.items() if value is not None and name in config}
-    found = {**config, "ssm_cfg.layer": mixer.get("layer", "Mamba2"), "ssm_cfg.ngroups": mixer.get("ngroups", 1)}
-    for name, value in {**wanted, "ssm_cfg.layer": "Mamba2", "ssm_cfg.ngroups": 1}.items():
-        if found[name] != value:
-            raise UserError(f"{source}: {name} is {found[name]!r}; AiM has {value!r}")
+    required = {name: value for name, value in FIXED.items() if value is not None and name in config}
+    values = {**config, "ssm_cfg.layer": mixer.get("layer", "Mamba2"), "ssm_cfg.ngroups": mixer.get("ngroups", 1)}
+    for name, value in {**required, "ssm_cfg.layer": "Mamba2", "ssm_cfg.ngroups": 1}.items():
+        if values[name] != value:
+            raise UserError(f"{source}: {name} is {values[name]!r}; AiM has {value!r}")
 
 
 def aim_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of AiMConfig that a checked config.json gives; what it leaves out is left out."""
-    options = {ours: config[theirs] for theirs, ours in RENAMED.items() if theirs in config}
+    """Return the options of AiMConfig in a checked config.json."""
+    options = {option: config[key] for key, option in RENAMED.items() if key in config}
     options |= {name: config["ssm_cfg"][name] for name in MIXER if name in config.get("ssm_cfg", {})}
     if "adaln_group" in config:
         options["adaln"] = "group" if config["adaln_group"] else "layer"
@@ -89,7 +93,7 @@ def to_published(
     class_names: list[str] | None = None,
     label_dropout: float | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a directory that holds these networks."""
+    """Return the config.json of a directory that contains these networks."""
     config = _aim_fields(aim) if aim else {}
     if vq and (aim is None or vq != VQConfig()):
         config["vqvae"] = {**asdict(vq), "channel_multipliers": list(vq.channel_multipliers)}
@@ -101,8 +105,8 @@ def to_published(
 
 
 def _aim_fields(aim: AiMConfig) -> dict[str, Any]:
-    config = {theirs: getattr(aim, ours) for theirs, ours in RENAMED.items()} | WRITTEN
-    special = {name: getattr(aim, name) for name, usual in MIXER.items() if getattr(aim, name) != usual}
+    config = {key: getattr(aim, option) for key, option in RENAMED.items()} | WRITTEN
+    special = {name: getattr(aim, name) for name, default in MIXER.items() if getattr(aim, name) != default}
     config["ssm_cfg"] = {"layer": "Mamba2", **special}
     config["adaln_group"] = aim.adaln == "group"
     config["num_groups"] = aim.num_groups if aim.adaln == "group" else 1

@@ -1,4 +1,4 @@
-"""Model repositories of the Hugging Face hub."""
+"""Download model repositories of the Hugging Face hub, with errors in one line."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.weights.files import CONFIG, INDEX, PICKLED, PICKLED_INDEX, SAFETENSORS, main_file
+from aim_lightning.weights.source import CONFIG, INDEX, PICKLED, PICKLED_INDEX, SAFETENSORS, main_file
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -24,33 +24,42 @@ WANTED = (CONFIG, SAFETENSORS, INDEX, "model-*.safetensors")
 
 
 def local_directory(source: str | Path, **options: Any) -> Path:
-    """A directory or file itself, or the local copy of a hub repository.
+    """Return a directory or file itself, or the local copy of a hub repository.
 
     Args:
         source: a path that exists, or a hub id such as ``hp-l33/aim-base``.
         **options: of `huggingface_hub.snapshot_download`: revision, cache_dir, token, local_files_only, …
 
     Raises:
-        UserError: neither, or the hub cannot be reached or does not have it.
+        UserError: neither exists, or the hub cannot be reached.
     """
     if Path(source).exists():
         return Path(source)
     if not REPOSITORY.fullmatch(str(source)):
-        raise UserError(f"{source} does not exist, and it is no hub id (OWNER/NAME)")
+        raise UserError(f"{source} does not exist, and it is not a hub id (OWNER/NAME)")
     return download(str(source), WANTED, or_else=(PICKLED, PICKLED_INDEX, "pytorch_model-*.bin"), **options)
 
 
 def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...] = (), **options: Any) -> Path:
-    """Files of a repository that match; `or_else` when there are no weights among them.
+    """Download the files of a repository that match.
+
+    Args:
+        repository: OWNER/NAME on the hub.
+        patterns: of file names.
+        or_else: further patterns, used when no safetensors file matches.
+        **options: of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        the local directory.
 
     Raises:
-        UserError: no such repository or revision, or the hub cannot be reached.
+        UserError: the repository or revision does not exist, or the hub cannot be reached.
     """
     try:
         directory = Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
         if or_else and not any((directory / name).is_file() for name in (SAFETENSORS, INDEX)):
             directory = Path(snapshot_download(repository, allow_patterns=[*patterns, *or_else], **options))
-    except Exception as error:  # the HTTP library below it has errors of its own, another one in every release
+    except Exception as error:  # the client's HTTP library has other errors in each release
         raise UserError(hub_mistake(repository, error)) from None
     if or_else and main_file(directory) is None:
         raise UserError(f"the hub's {repository} holds no {SAFETENSORS} and no {PICKLED}")
@@ -58,10 +67,10 @@ def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...
 
 
 def hub_mistake(repository: str, error: Exception) -> str:
-    """One line for what the hub's client raised."""
+    """Return one line for an error of the hub's client."""
     reason = _disk_error(error)
     if reason:
-        return f"the files of {repository} could not be written here ({reason}); make room, or give another directory"
+        return f"the files of {repository} could not be written here ({reason}); make room or give another directory"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"
@@ -73,16 +82,17 @@ def hub_mistake(repository: str, error: Exception) -> str:
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    """The system's words where this machine's disk is to blame, wherever in the chain of causes; else None."""
+    """Return the system's message where the local disk failed, None for any other error."""
+    # The client wraps errors of the disk several times.
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+        number = error.errno if isinstance(error, OSError) else _error_number(str(error))
         if number in DISK or (isinstance(error, OSError) and error.filename):
             return os.strerror(number) if number else str(error)
         error = error.__cause__ or error.__context__
     return None
 
 
-def _number_in(text: str) -> int | None:
-    """Of the system's error in what the hub's client makes of it, which is partly written in Rust."""
-    found = re.search(r"os error (\d+)", text)
-    return int(found[1]) if found else None
+def _error_number(text: str) -> int | None:
+    # The client's Rust part passes on the system's error as text only.
+    match = re.search(r"os error (\d+)", text)
+    return int(match[1]) if match else None

@@ -13,11 +13,10 @@ from aim_lightning.models import AiM, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
-from aim_lightning.weights.files import weight_files
 from aim_lightning.weights.infer_config import aim_config, vq_config
 from aim_lightning.weights.key_mapping import HEAD
 from aim_lightning.weights.load import aim_weights, vq_weights
-from aim_lightning.weights.source import Source, find_file, read_source
+from aim_lightning.weights.source import Source, find_file, read_source, weight_files
 
 
 @dataclass

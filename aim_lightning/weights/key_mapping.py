@@ -1,4 +1,4 @@
-"""Names of weights as other programs write them, brought to those of our networks."""
+"""Map the names of weights in other programs' files to those of our networks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ WRAPPERS = {"_orig_mod", "module", "network"}
 AIM_PREFIX, VQ_PREFIX = "mamba", "vqvae"
 AIM_ROOTS = {"backbone", "lm_head"}
 VQ_ROOTS = {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
-# Two names of one tensor: files may leave out either.
+# Two names of one tensor; files may omit either.
 HEAD, WORDS = "lm_head.weight", "backbone.embeddings.word_embeddings.weight"
-# Where training programs keep weights inside a larger checkpoint; averaged ones first, as LlamaGen reads them.
+# Keys of the weights inside larger checkpoints; averaged ones first, as in LlamaGen.
 GROUPS = ("ema", "model", "state_dict")
 
 
 @dataclass
 class Parts:
-    """Weights by the network that they belong to; `other` belongs to neither."""
+    """Weights of AiM and of the tokenizer by name; `other` belongs to neither."""
 
     aim: dict[str, Tensor] = field(default_factory=dict)
     vq: dict[str, Tensor] = field(default_factory=dict)
@@ -31,41 +31,46 @@ class Parts:
 
 
 def unwrap(content: Any, raw: bool, source: str) -> tuple[Mapping[str, Any], list[str]]:
-    """The flat mapping inside a checkpoint: under `ema`, `model` or `state_dict`, or the content itself.
+    """Return the flat mapping inside a checkpoint: under `ema`, `model` or `state_dict`, or the content itself.
+
+    Args:
+        content: of the file.
+        raw: ignore averaged weights (`ema`).
+        source: path for errors.
 
     Returns:
-        (the mapping, keys beside it that are left unread).
+        the mapping, and the keys next to it that are not read.
 
     Raises:
-        UserError: it is no mapping by names, or weights of our networks stand beside it, which would be lost.
+        UserError: it is not a mapping by names, or there are further weights next to it, which would be lost.
     """
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{source} holds {type(content).__name__}, no mapping from names to tensors")
     for key in (group for group in GROUPS if not (raw and group == "ema")):
         if isinstance(content.get(key), Mapping) and content[key]:
-            beside = {name: value for name, value in content.items() if name != key}
-            _check_beside(beside, key, source)
+            others = {name: value for name, value in content.items() if name != key}
+            _check_others(others, key, source)
             weights, deeper = unwrap(content[key], raw, source)
-            return weights, sorted(beside) + [f"{key}.{name}" for name in deeper]
+            return weights, sorted(others) + [f"{key}.{name}" for name in deeper]
     return {name: value for name, value in content.items() if not (raw and name == "ema")}, []
 
 
-def _check_beside(beside: Mapping[str, Any], key: str, source: str) -> None:
-    lost = sorted(name for name, value in beside.items() if isinstance(value, Tensor) and _place(name)[0] != "other")
+def _check_others(others: Mapping[str, Any], key: str, source: str) -> None:
+    lost = sorted(name for name, value in others.items() if isinstance(value, Tensor) and _locate(name)[0] != "other")
     if lost:
-        raise UserError(f"{source} has weights under {key} and beside it; leave one of them out: {', '.join(lost)}")
+        raise UserError(f"{source} has weights under {key} and next to it; remove one of them: {', '.join(lost)}")
 
 
 def split(content: Mapping[str, Any], source: str) -> Parts:
-    """Drop wrappers and prefixes, share the names out, and complete the tied head.
+    """Remove wrappers and prefixes, split the weights by network, and complete the tied head.
 
     Raises:
-        UserError: two names come to the same, so that one would be lost; a head that is not the word embedding.
+        UserError: two names become equal, so that one would be lost; a head that differs from the word embedding.
     """
     parts = Parts()
     for name, value in content.items():
-        kind, short = _place(name) if isinstance(value, Tensor) else ("other", name)
-        part = getattr(parts, kind)
+        network, short = _locate(name) if isinstance(value, Tensor) else ("other", name)
+        part = getattr(parts, network)
         if short in part:
             raise UserError(f"{source} holds {short} twice, under different prefixes (once as {name})")
         part[short] = value
@@ -73,14 +78,14 @@ def split(content: Mapping[str, Any], source: str) -> Parts:
     return parts
 
 
-def _place(name: str) -> tuple[str, str]:
-    """(network, its own name for the weight)."""
+def _locate(name: str) -> tuple[str, str]:
+    """Return the network and its name for the weight."""
     words = [word for word in name.split(".") if word not in WRAPPERS]
     root, rest = (words[0], ".".join(words[1:])) if words else ("", "")
     if root in (AIM_PREFIX, VQ_PREFIX) and rest:
         return ("aim" if root == AIM_PREFIX else "vq"), rest
-    kind = "aim" if root in AIM_ROOTS else "vq" if root in VQ_ROOTS else "other"
-    return kind, name if kind == "other" else ".".join(words)
+    network = "aim" if root in AIM_ROOTS else "vq" if root in VQ_ROOTS else "other"
+    return network, name if network == "other" else ".".join(words)
 
 
 def _tie_head(aim: dict[str, Tensor], source: str) -> None:

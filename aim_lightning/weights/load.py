@@ -1,4 +1,4 @@
-"""Networks from any source of weights, loaded strictly."""
+"""Load networks strictly from any source of weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +21,22 @@ def import_aim(
     num_tokens: int | None = None,
     backend: str = "auto",
 ) -> AiM:
-    """The AiM of any source, in evaluation mode on the CPU, in float32; `.to(torch.bfloat16)` afterwards as wanted.
+    """Load the AiM of any source, in evaluation mode, float32 and on the CPU.
 
     Args:
-        source: see `aim_lightning.weights.read_source`. A tokenizer beside it is left alone.
-        raw: the trained weights themselves where the source has averaged ones too.
-        num_tokens: codes an image; needed only where neither a position embedding nor a configuration tells it.
-        backend: of the network (see `AiM`); no source of weights decides it.
+        source: see `aim_lightning.weights.read_source`; a tokenizer in it is ignored.
+        raw: load the trained weights where the source has averaged ones too.
+        num_tokens: codes per image, for sources with neither position embedding nor configuration.
+        backend: of the network (see `AiM`), independent of the source.
 
     Raises:
-        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
-            a head that is not the word embedding it is tied to; an argument that contradicts the source; a backend
-            that cannot be had.
+        UserError: a missing, damaged or foreign file; missing, surplus or misshapen names, all in one line; a head
+            that differs from the word embedding it is tied to; an argument that contradicts the source; an
+            unavailable backend.
     """
-    found = read_source(source, raw=raw)
-    model = AiM(aim_config(found, num_tokens), backend)
-    load_weights(model, aim_weights(found), found.name)
+    source = read_source(source, raw=raw)
+    model = AiM(aim_config(source, num_tokens), backend)
+    load_weights(model, aim_weights(source), source.name)
     return model.eval()
 
 
@@ -47,30 +47,31 @@ def import_vq(
     image_size: int | None = None,
     norm_groups: int | None = None,
 ) -> VQModel:
-    """The VQ tokenizer of any source, in evaluation mode on the CPU, in float32.
+    """Load the VQ tokenizer of any source, in evaluation mode, float32 and on the CPU.
 
     Args:
-        source: see `aim_lightning.weights.read_source`; also a published AiM, whose tokenizer is taken.
-        raw: the trained weights themselves where the source has averaged ones too.
-        image_size: height and width of its images, pixels; by default what the source says, else 256 as published.
-        norm_groups: groups of its GroupNorms, where the source does not tell (32 as published).
+        source: see `aim_lightning.weights.read_source`; of a published AiM its tokenizer.
+        raw: load the trained weights where the source has averaged ones too.
+        image_size: height and width of images in pixels; by default the source's, else 256 as published.
+        norm_groups: groups of its GroupNorms, for sources without a configuration (32 as published).
 
     Raises:
-        UserError: missing, damaged or foreign file; names that are missing, surplus or misshapen, all in one line;
-            an argument that contradicts the source.
+        UserError: a missing, damaged or foreign file; missing, surplus or misshapen names, all in one line; an
+            argument that contradicts the source.
     """
-    found = read_source(source, raw=raw)
-    model = VQModel(vq_config(found, image_size, norm_groups))
-    load_weights(model, vq_weights(found, model.config), found.name)
+    source = read_source(source, raw=raw)
+    model = VQModel(vq_config(source, image_size, norm_groups))
+    load_weights(model, vq_weights(source, model.config), source.name)
     return model.eval()
 
 
 def aim_weights(source: Source) -> dict[str, Tensor]:
-    """AiM's weights by our names; names of neither network are kept, so that strict loading lists them."""
+    """Return AiM's weights by name, with names of neither network, which strict loading then lists."""
     return {**source.parts.aim, **source.parts.other}
 
 
 def vq_weights(source: Source, config: VQConfig) -> dict[str, Tensor]:
-    """The tokenizer's weights likewise; without a record of used codes, an empty one. The record may be of any type."""
+    """Return the tokenizer's weights by name, with an empty record of used codes where the source has none."""
+    # LlamaGen's record may be of integers; it is no weight, so any type is accepted.
     record = source.parts.vq.get(USAGE_RECORD, torch.zeros(config.usage_window))
     return {**source.parts.vq, **source.parts.other, USAGE_RECORD: record.float()}

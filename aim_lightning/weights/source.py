@@ -1,30 +1,39 @@
-"""One reading of any source of weights."""
+"""Read any source of weights onto the CPU, without running code that it contains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from aim_lightning.checkpoint.format import check_content, is_checkpoint
+from aim_lightning.checkpoint.torch_load import read_pickle
 from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
-from aim_lightning.weights.files import CONFIG, MAIN, main_file, read_weights
 from aim_lightning.weights.hf_config import check_fields
 from aim_lightning.weights.key_mapping import Parts, split, unwrap
+
+CONFIG = "config.json"
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+INDEX, PICKLED_INDEX = f"{SAFETENSORS}.index.json", f"{PICKLED}.index.json"
+MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model directory, in order of preference
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights by network and name, with all that stood beside them.
+    """Weights by network and name, with the metadata of their source.
 
     Args:
-        name: the path, for messages.
-        parts: weights, shared out to AiM, the tokenizer and neither; names are those of our networks.
-        published: config.json of a model directory, its fields checked; None without one.
-        run: content of a checkpoint of ours (configuration, class_names, tokenizer_hash, …); None for others.
-        unread: what stands beside the weights in a larger checkpoint, such as an optimizer.
+        name: path for messages.
+        parts: weights of AiM, of the tokenizer and of neither, named as in our networks.
+        published: checked config.json of a model directory; None without one.
+        run: content of a checkpoint of this project (configuration, class_names, tokenizer_hash, …); None for others.
+        unread: other keys of a larger checkpoint, such as an optimizer.
     """
 
     name: str
@@ -35,7 +44,7 @@ class Source:
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names by label, where the source has them."""
+        """Return the class names by label; None where the source has none."""
         return (self.run or self.published or {}).get("class_names")
 
     @property
@@ -52,22 +61,23 @@ class Source:
 
     @property
     def tokenizer_hash(self) -> str | None:
-        """weights_hash of the tokenizer whose codes the AiM was trained on, by its run or as it stands beside it."""
-        beside = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None
-        return (self.run or {}).get("tokenizer_hash") or beside
+        """Return the weights_hash of the tokenizer of AiM's codes, from its run or from the tokenizer next to it."""
+        included = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None
+        return (self.run or {}).get("tokenizer_hash") or included
 
 
 def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:
-    """Read weights onto the CPU; no code in them is run.
+    """Read weights onto the CPU without running code from them.
 
     Args:
-        source: .safetensors, .pt, .pth, .bin or .ckpt file; run directory; Hugging Face directory (model.safetensors or
-            pytorch_model.bin or shards of either with their index, and config.json, without which the shapes tell the
-            network), or one of its files; or a mapping from names to tensors.
-        raw: the trained weights themselves where the source has averaged ones too.
+        source: one of: a .safetensors, .pt, .pth, .bin or .ckpt file; a run directory; a Hugging Face directory or one
+            of its files; a mapping from names to tensors. A Hugging Face directory contains model.safetensors,
+            pytorch_model.bin, or shards of either with their index. Without config.json the shapes determine the
+            network.
+        raw: read the trained weights where the source has averaged ones too.
 
     Raises:
-        UserError: missing, damaged, foreign, or no weights in it.
+        UserError: missing, damaged or foreign, or without weights.
     """
     if isinstance(source, Source):
         return source
@@ -77,14 +87,14 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
     if not path.exists():
         raise UserError(missing_source(path))
     file = find_file(path)
-    return _from_content(read_weights(file), str(path if file.name in MAIN else file), raw, _published(file))
+    return _from_content(read_weights(file), str(path if file.name in MAIN else file), raw, _read_config(file))
 
 
 def find_file(path: Path) -> Path:
-    """A file itself, the newest checkpoint of a run, or the file (or index) that a directory keeps its weights under.
+    """Return a file itself, the newest checkpoint of a run, or the main file or index of a model directory.
 
     Raises:
-        UserError: a directory of another kind.
+        UserError: the directory is neither a run nor a model directory.
     """
     if not path.is_dir():
         return path
@@ -94,13 +104,79 @@ def find_file(path: Path) -> Path:
     if file is None:
         raise UserError(
             f"{path} is neither a run directory with checkpoints nor a Hugging Face directory (it holds none of "
-            f"{', '.join(MAIN)}); name a weights file itself"
+            f"{', '.join(MAIN)}); give a weights file"
         )
     return file
 
 
-def _published(file: Path) -> dict[str, Any] | None:
-    """config.json beside the weights of a Hugging Face directory."""
+def main_file(directory: Path) -> Path | None:
+    """Return the weights file or index of a model directory; None without one."""
+    return next((directory / name for name in MAIN if (directory / name).is_file()), None)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the file itself, or the shards that an index lists.
+
+    Raises:
+        UserError: the index lists something else than files next to it.
+    """
+    if not _is_index(path):
+        return [path]
+    return [path.with_name(name) for name in sorted(set(_weight_map(path).values()))]
+
+
+def read_weights(path: Path) -> Any:
+    """Read a weights file, or all shards of an index.
+
+    Raises:
+        UserError: missing, damaged or foreign, or shards that do not contain what their index lists.
+    """
+    if not _is_index(path):
+        return _read_file(path)
+    expected, weights = _weight_map(path), {}
+    for file in weight_files(path):
+        content = _read_file(file)
+        if not isinstance(content, Mapping):
+            raise UserError(f"{file} holds {type(content).__name__}, no mapping from names to tensors")
+        for name, value in content.items():
+            if expected.get(name) != file.name:
+                raise UserError(f"{path} does not say that {name} is in {file.name}")
+            weights[name] = value
+    absent = sorted(expected.keys() - weights.keys())
+    if absent:
+        raise UserError(f"{path} promises {absent[0]} ({len(absent)} such names), which no shard holds")
+    return weights
+
+
+def _read_file(path: Path) -> Any:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, "weights file")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"weights file {path} is damaged or not a safetensors file ({reason})") from None
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    index = read_json(path, "index")
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    # Only plain file names: an index must not reach outside its directory.
+    plain = isinstance(names, dict) and all(isinstance(f, str) and Path(f).name == f for f in names.values())
+    if not plain or not names:
+        raise UserError(f"index {path} has no weight_map from names to files next to it")
+    return names
+
+
+def _read_config(file: Path) -> dict[str, Any] | None:
     path = file.with_name(CONFIG)
     if file.name not in MAIN or not path.is_file():
         return None
@@ -118,6 +194,6 @@ def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] 
     weights, unread = unwrap(content, raw, name)
     parts = split(weights, name)
     if not parts.aim and not parts.vq:
-        some = ", ".join(sorted(parts.other)[:3]) or "nothing"
-        raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {some})")
+        examples = ", ".join(sorted(parts.other)[:3]) or "nothing"
+        raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {examples})")
     return Source(name, parts, published, run, unread)

@@ -71,11 +71,11 @@ def test_the_record_of_used_codes_may_be_integers():
     assert torch.equal(import_vq(weights, image_size=4, norm_groups=4).quantize.codebook_used, torch.arange(64.0))
 
 
-def test_weights_beside_the_group_that_would_be_read():
+def test_weights_next_to_the_group_that_would_be_read():
     for name in ("mamba.backbone.norm_f.weight", "lm_head.weight", "module.vqvae.quant_conv.bias"):
         content = {"model": published(aim()), name: torch.zeros(1), "optimizer": {}}
         text = mistake(import_aim, content)
-        assert f"has weights under model and beside it; leave one of them out: {name}" in text
+        assert f"has weights under model and next to it; remove one of them: {name}" in text
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_config_json_must_be_known_and_true(tmp_path, change, words):
     (directory / "config.json").write_text(json.dumps({**config, **change}))
     assert words in mistake(AiMPipeline.from_pretrained, directory)
     (directory / "config.json").write_text("[1]")
-    assert "no mapping of options" in mistake(import_aim, directory)
+    assert "not a mapping of options" in mistake(import_aim, directory)
     (directory / "config.json").write_text("{")
     assert "not readable JSON" in mistake(import_aim, directory)
 

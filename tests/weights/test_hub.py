@@ -144,5 +144,5 @@ def test_unknown_names_are_refused(capsys):
 def test_neither_a_path_nor_a_hub_id():
     from aim_lightning import AiMPipeline
 
-    with pytest.raises(UserError, match="does not exist, and it is no hub id"):
+    with pytest.raises(UserError, match="does not exist, and it is not a hub id"):
         AiMPipeline.from_pretrained("no/such/directory")

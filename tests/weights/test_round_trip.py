@@ -126,7 +126,7 @@ def test_a_directory_is_complete_or_absent(tmp_path, monkeypatch):
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for error in (full, SafetensorError("Error while serializing: I/O error: No space left on device")):
-        monkeypatch.setattr("aim_lightning.weights.export.save_file", mock.Mock(side_effect=error))
+        monkeypatch.setattr("aim_lightning.weights.save.save_file", mock.Mock(side_effect=error))
         with pytest.raises(UserError, match=r"new could not be written .*No space left on device"):
             export_aim(aim(), tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]

@@ -15,9 +15,9 @@ from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
-from aim_lightning.weights.files import MAIN
 from aim_lightning.weights.infer_config import aim_config, vq_config
 from aim_lightning.weights.inspect import inspect
+from aim_lightning.weights.source import MAIN
 
 SMALL = {"image_size": 4, "norm_groups": 4}
 

@@ -1,4 +1,4 @@
-"""`aim-lightning weights import|export|inspect`: weights in, out, and looked at."""
+"""`aim-lightning weights import|export|inspect`: import, export and describe weights."""
 
 import argparse
 import importlib.metadata
@@ -14,18 +14,18 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text, writing
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq, read_source
-from aim_lightning.weights.import_as_run import write_run
 from aim_lightning.weights.inspect import Part, inspect
+from aim_lightning.weights.save import write_run
 from aim_lightning.weights.source import Source
 
 
 def run(document: Config | None, options: argparse.Namespace) -> int:
-    """Dispatch by the action; returns the exit code."""
+    """Run the action and return the exit code."""
     return {"import": _import, "export": _export, "inspect": _inspect}[options.action](document, options)
 
 
 def _import(document: Config, options: argparse.Namespace) -> int:
-    """Weights to runs/EXPERIMENT/RUN of the configuration."""
+    """Write weights as the run runs/EXPERIMENT/RUN of the configuration."""
     values = document.values
     directory = RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
     source = read_source(options.source, raw=options.raw)
@@ -40,7 +40,7 @@ def _import(document: Config, options: argparse.Namespace) -> int:
 
 
 def _advice(source: Source, values: dict, tokenizer: bool) -> str:
-    """How to name the tokenizer that came along, where the configuration names another one."""
+    """Return the option for the tokenizer of the source, where the configuration names another one."""
     if tokenizer or not source.parts.vq or values["tokenizer"] == source.name:
         return ""
     return f' ARGS="--tokenizer {source.name}"'
@@ -52,18 +52,17 @@ def _export(_: None, options: argparse.Namespace) -> int:
         if options.tokenizer:
             raise UserError(f"{source.name} is a tokenizer itself; leave --tokenizer out")
         export_vq(import_vq(source), out)
-        what, then = "tokenizer", f'import_vq("{out}")'
+        content, usage = "tokenizer", f'import_vq("{out}")'
     else:
         _export_aim(source, out, options)
-        what, then = "AiM and its tokenizer", f'AiMPipeline.from_pretrained("{out}")'
-    print(
-        f"{what}: {out}/config.json and {out}/model.safetensors\nnext: aim-lightning weights inspect {out}, or {then}"
-    )
+        content, usage = "AiM and its tokenizer", f'AiMPipeline.from_pretrained("{out}")'
+    print(f"{content}: {out}/config.json and {out}/model.safetensors")
+    print(f"next: aim-lightning weights inspect {out}, or {usage}")
     return 0
 
 
 def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
-    """With the tokenizer that was asked for, is in the source, or belongs to the run."""
+    """Export AiM with the requested tokenizer, else the source's or the run's."""
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if source.run is not None:
         load(options.source, raw=options.raw, tokenizer=tokenizer).save_pretrained(out)
@@ -76,7 +75,7 @@ def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
 
 
 def _inspect(_: None, options: argparse.Namespace) -> int:
-    """A table of what there is; exit code 1 where something does not fit."""
+    """Print a table per network; the exit code is 1 where names or shapes do not fit."""
     report = inspect(options.source, raw=options.raw)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.source}: {report.origin}")

@@ -74,7 +74,7 @@ class InceptionFeatures(FeatureNetwork):
         Raises:
             UserError: the file is missing; the message names its source.
         """
-        return existing_file(self.weights, f"save {self.SOURCE} there, or set features.init_args.weights")
+        return existing_file(self.weights, f"make weights-inception, or save {self.SOURCE} there")
 
     def _build(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
