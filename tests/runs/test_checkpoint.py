@@ -93,10 +93,10 @@ def test_any_changed_bit_is_noticed(tmp_path):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    last = range(len(whole) - 60, len(whole))  # the end of the archive and our seal
-    for place in [*rng.integers(0, len(whole), 60).tolist(), *range(40), *last]:
+    last = range(len(whole) - 60, len(whole))  # the end of the archive and the seal
+    for position in [*rng.integers(0, len(whole), 60).tolist(), *range(40), *last]:
         data = bytearray(whole)
-        data[place] ^= 1 << int(rng.integers(8))
+        data[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(data)
         with pytest.raises(UserError, match="damaged"):
             read_checkpoint(path)
@@ -203,7 +203,7 @@ def failing(original, faults):
     [*((checksum, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
 )
 def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch, owner, name, fault):
-    """Called damaged, whole checkpoints were renamed, and removed later."""
+    """Intact checkpoints must not be called damaged: those are renamed and later removed."""
     run = RunDirectory("exp", "main", tmp_path)
     for step in (4, 8):
         write_checkpoint(
@@ -221,7 +221,7 @@ def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch
     assert content.newest.step == 8 and not content.damaged
 
 
-def test_a_checkpoint_that_may_not_be_read_is_the_user_s_to_mend(tmp_path, monkeypatch):
+def test_a_checkpoint_without_permission_is_reported_as_the_user_s_mistake(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
     checksum._fault.cache_clear()

@@ -12,12 +12,12 @@ from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture
-def place(tmp_path):
+def directory(tmp_path):
     return RunDirectory("e", "r", tmp_path)
 
 
-def keep(place, source, at, metrics, **facts):
-    return record(place, source, at, facts, metrics, "1 x GPU")
+def keep(directory, source, at, metrics, **facts):
+    return record(directory, source, at, facts, metrics, "1 x GPU")
 
 
 def owners(content):
@@ -28,40 +28,40 @@ def owners(content):
     return dict(found)
 
 
-def test_two_evaluations_keep_their_own_protocols(place):
-    keep(place, "evaluate_fid_10k", 9, {"fid_10k": 8.0}, cfg_scale=1.5)
-    content = keep(place, "evaluate_fid_50k", 9, {"fid_50k": 4.0}, cfg_scale=3)
-    assert content == json.loads(place.results.read_text())
+def test_two_evaluations_keep_their_own_protocols(directory):
+    keep(directory, "evaluate_fid_10k", 9, {"fid_10k": 8.0}, cfg_scale=1.5)
+    content = keep(directory, "evaluate_fid_50k", 9, {"fid_50k": 4.0}, cfg_scale=3)
+    assert content == json.loads(directory.results.read_text())
     assert owners(content) == {"fid_10k": "evaluate_fid_10k", "fid_50k": "evaluate_fid_50k"}
     assert [content["protocol"][f"evaluate_fid_{n}"]["cfg_scale"] for n in ("10k", "50k")] == [1.5, 3]
     assert content["protocol"]["evaluate_fid_10k"]["hardware"] == "1 x GPU"
-    again = keep(place, "evaluate_fid_10k", 9, {"fid_10k": 7.0}, cfg_scale=2)
+    again = keep(directory, "evaluate_fid_10k", 9, {"fid_10k": 7.0}, cfg_scale=2)
     assert again["metrics"] == {"fid_10k": 7.0, "fid_50k": 4.0}
     assert again["protocol"]["evaluate_fid_10k"]["cfg_scale"] == 2
 
 
-def test_a_name_belongs_to_whoever_wrote_it_last(place):
-    keep(place, "fit", 9, {"val/loss": 3.0, "val/accuracy": 0.1}, step=6)
-    content = keep(place, "validate", 9, {"val/loss": 2.0})
+def test_a_name_belongs_to_its_last_writer(directory):
+    keep(directory, "fit", 9, {"val/loss": 3.0, "val/accuracy": 0.1}, step=6)
+    content = keep(directory, "validate", 9, {"val/loss": 2.0})
     assert owners(content) == {"val/accuracy": "fit", "val/loss": "validate"}
     assert content["protocol"]["fit"]["step"] == 6  # of the validation; the run is at 9
-    content = keep(place, "validate", 9, {"val/loss": 2.0, "val/accuracy": 0.2})
+    content = keep(directory, "validate", 9, {"val/loss": 2.0, "val/accuracy": 0.2})
     assert set(content["protocol"]) == {"step", "validate"}
-    content = keep(place, "validate", 9, {"val/loss": 1.0})  # a source's own old numbers go too
+    content = keep(directory, "validate", 9, {"val/loss": 1.0})  # a source's own old numbers go too
     assert content["metrics"] == {"val/loss": 1.0} and owners(content)
 
 
-def test_numbers_of_another_step_go(place):
-    assert recorded_step(place) is None
-    keep(place, "validate", 400, {"fd_2k": 10.0, "val/loss": 3.0})
-    assert recorded_step(place) == 400
-    content = keep(place, "fit", 850, {"val/loss": 2.0})
-    assert content["metrics"] == {"val/loss": 2.0} and recorded_step(place) == 850
-    place.results.write_text(json.dumps({"protocol": {"steps": 850}, "metrics": {"fd_2k": 1.0}}))  # as written before
-    assert keep(place, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
-    place.results.write_text("{")
+def test_numbers_of_another_step_go(directory):
+    assert recorded_step(directory) is None
+    keep(directory, "validate", 400, {"fd_2k": 10.0, "val/loss": 3.0})
+    assert recorded_step(directory) == 400
+    content = keep(directory, "fit", 850, {"val/loss": 2.0})
+    assert content["metrics"] == {"val/loss": 2.0} and recorded_step(directory) == 850
+    directory.results.write_text(json.dumps({"protocol": {"steps": 850}, "metrics": {"fd_2k": 1.0}}))  # without a step
+    assert keep(directory, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
+    directory.results.write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
-        recorded_step(place)
+        recorded_step(directory)
 
 
 def test_the_commit_that_is_given_goes_before_that_of_git(monkeypatch):

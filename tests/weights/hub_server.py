@@ -22,7 +22,7 @@ def _facts(path: Path) -> dict:
 
 @contextmanager
 def hub(repository: str, directory: Path, lie_about: str | None = None) -> Iterator[str]:
-    """Serve a directory as `repository`; yields the address. The hash told for `lie_about` is wrong."""
+    """Serve a directory as `repository`; yields the address. The hash reported for `lie_about` is wrong."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

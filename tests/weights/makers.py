@@ -15,7 +15,7 @@ SMALL_VQ = replace(TINY_VQ, image_size=4)  # a 2x2 grid, as TINY has 4 codes
 
 
 def aim(config: AiMConfig = TINY, seed: int = 0) -> AiM:
-    """Every parameter random, those included that start at zero or one."""
+    """Return an AiM whose parameters are all random, also those initialised to zero or one."""
     torch.manual_seed(seed)
     model = AiM(config).eval()
     for parameter in model.parameters():
@@ -31,13 +31,13 @@ def vq(config: VQConfig = SMALL_VQ, seed: int = 1) -> VQModel:
 
 
 def published(model: AiM, tokenizer: VQModel | None = None, head: bool = True) -> dict[str, torch.Tensor]:
-    """Weights under the published prefixes, with the tied head or without."""
+    """Return weights under the published prefixes, with or without the tied head."""
     weights = {f"mamba.{name}": value for name, value in model.state_dict().items() if head or name != "lm_head.weight"}
     return weights | {f"vqvae.{name}": value for name, value in (tokenizer.state_dict() if tokenizer else {}).items()}
 
 
 def run_content(network: torch.nn.Module, averaged: dict | None = None, **extra) -> dict:
-    """Content of a checkpoint of ours."""
+    """Return the content of a checkpoint of this project."""
     aim_run = isinstance(network, AiM)
     options = asdict(network.config)
     model = {"class_path": AIM if aim_run else TOKENIZER, "init_args": {"network": options}}
@@ -52,12 +52,12 @@ def run_content(network: torch.nn.Module, averaged: dict | None = None, **extra)
 
 
 def write_run(directory: Path, network: torch.nn.Module, averaged: dict | None = None, **extra) -> Path:
-    """A run directory with one checkpoint; returns the directory."""
+    """Write a run directory with one checkpoint and return it."""
     write_checkpoint(run_content(network, averaged, **extra), directory / "checkpoints" / "step=00000001.ckpt")
     return directory
 
 
 def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether both have the same names and bits."""
+    """Return True for equal names, types and bits."""
     a, b = model.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)

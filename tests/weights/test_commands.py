@@ -210,13 +210,13 @@ def test_published_weights_to_samples_and_scores(aim_cli, tmp_path):
     for split, seed in (("train", 0), ("val", 1)):
         shutil.rmtree(tmp_path / "tokens" / split)
         write_tokens(tmp_path / "tokens" / split, [20], config=TINY, seed=seed, tokenizer_hash=vq().weights_hash)
-    place = ("--config", experiment, "--tokenizer", directory, "--callbacks.ema", "null")
+    common = ("--config", experiment, "--tokenizer", directory, "--callbacks.ema", "null")
     outcomes = {}
     commands = {
         "inspect": ("weights", "inspect", directory),
-        "import": ("weights", "import", directory, *place),
-        "sample": ("sample", *place, "--num", "2", "--sampling.position_offset", "1"),
-        "validate": ("validate", *place),
+        "import": ("weights", "import", directory, *common),
+        "sample": ("sample", *common, "--num", "2", "--sampling.position_offset", "1"),
+        "validate": ("validate", *common),
         "export": ("weights", "export", tmp_path / "runs" / "tiny" / "main", "--out", tmp_path / "again"),
     }
     for name, arguments in commands.items():

@@ -20,7 +20,7 @@ CUT = hashlib.sha256(b"x" * 510).hexdigest()
 
 @pytest.fixture(scope="module")
 def server():
-    """Serves /whole, /cut (promises more than it sends) and /npz."""
+    """Serve /whole, /cut (promises more than it sends) and /npz."""
     buffer = io.BytesIO()
     np.savez(buffer, mu=np.zeros(2))
     contents = {"/whole": b"weights" * 1000, "/cut": b"x" * 500, "/npz": buffer.getvalue()}

@@ -58,7 +58,7 @@ def test_tokenizer_names_are_listed_too():
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool, torch.complex64])
-def test_weights_that_are_no_floating_numbers(dtype):
+def test_weights_that_are_not_floating_point(dtype):
     weights = published(aim(), vq())
     weights["mamba.backbone.norm_f.weight"] = torch.ones(32, dtype=dtype)
     assert f"other type: backbone.norm_f.weight {dtype} for torch.float32" in mistake(import_aim, weights)
@@ -172,8 +172,8 @@ def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
 def flip_a_weight(path):
     """One bit of one number, where torch itself compares nothing: the exponent of a weight."""
     content, number = bytearray(path.read_bytes()), torch.tensor([0.123456789])
-    place = content.index(number.numpy().tobytes())
-    content[place + 3] ^= 0x40
+    position = content.index(number.numpy().tobytes())
+    content[position + 3] ^= 0x40
     path.write_bytes(content)
 
 
@@ -193,7 +193,7 @@ def test_one_flipped_bit(tmp_path, form):
             (source / "model.safetensors").unlink()
         torch.save({"model": published(model, tokenizer)}, path)
         text = "the checksum of"
-    import_aim(source)  # whole
+    import_aim(source)  # intact
     flip_a_weight(path)
     for read in (import_aim, load_tokenizer, inspect):
         message = mistake(read, source)
@@ -209,7 +209,7 @@ def test_archives_without_checksums_can_be_read(tmp_path):
     assert import_aim(tmp_path / "a.pt").config == TINY
 
 
-def test_a_damaged_checkpoint_of_ours(tmp_path):
+def test_a_checkpoint_without_a_key(tmp_path):
     content = run_content(aim())
     del content["cursor"]
     torch.save({"format": FORMAT, **content}, tmp_path / "a.ckpt")

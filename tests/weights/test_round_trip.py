@@ -38,7 +38,7 @@ def test_every_form_of_aim(config, tmp_path):
     model, tokenizer = aim(config), vq()
     directory = export_aim(model, tmp_path / "out", tokenizer=tokenizer)
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
-    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1  # whoever reads one may read the other
+    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1  # equal permissions
     back = import_aim(directory)
     assert back.config == config and same(back, model) and not back.training
     assert back.lm_head.weight is back.backbone.embeddings.word_embeddings.weight
@@ -132,15 +132,15 @@ def test_a_directory_is_complete_or_absent(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
 
 
-@pytest.mark.parametrize("place", ["/proc/x/y", "/proc/y", "/dev/null/x"])
-def test_a_place_that_cannot_be_made_is_one_line(place):
+@pytest.mark.parametrize("directory", ["/proc/x/y", "/proc/y", "/dev/null/x"])
+def test_a_directory_that_cannot_be_made_is_one_line(directory):
     for export, network in ((export_aim, aim()), (export_vq, vq())):
         with pytest.raises(UserError) as caught:
-            export(network, place)
-        assert str(caught.value).startswith(f"{place} could not be written (") and "\n" not in str(caught.value)
+            export(network, directory)
+        assert str(caught.value).startswith(f"{directory} could not be written (") and "\n" not in str(caught.value)
 
 
 def test_another_kind_of_tokenizer_has_no_published_layout(tmp_path):
-    with pytest.raises(UserError, match="not for Linear"):
+    with pytest.raises(UserError, match="needs a VQModel as tokenizer, not a Linear"):
         export_aim(aim(), tmp_path / "out", tokenizer=torch.nn.Linear(1, 1))
     assert not list(tmp_path.iterdir())
