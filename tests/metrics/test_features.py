@@ -169,7 +169,7 @@ def test_missing_inception_weights_give_one_line(tmp_path):
             use()
         text = str(error.value)
         assert str(tmp_path / "none.pth") in text and "toshas/torch-fidelity" in text and "\n" not in text
-        assert "features.init_args.weights" in text
+        assert "make weights-inception" in text and "features.init_args.weights" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", {"conv.weight": torch.zeros(1)}, [1]])

@@ -74,7 +74,8 @@ class InceptionFeatures(FeatureNetwork):
         Raises:
             UserError: the file is missing; the message names its source.
         """
-        return existing_file(self.weights, f"make weights-inception, or save {self.SOURCE} there")
+        hint = f"run make weights-inception, or set features.init_args.weights to a copy of {self.SOURCE}"
+        return existing_file(self.weights, hint)
 
     def _build(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
