@@ -43,7 +43,7 @@ def synchronize() -> None:
 
 
 def features_to_fid(rows: int, device: str) -> dict:
-    """Sums in float64 over batches of 250, then the distance; beside it torch-fidelity's two functions."""
+    """Compute float64 sums over batches of 250 and the distance, next to torch-fidelity's two functions."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     generator = torch.Generator().manual_seed(0)

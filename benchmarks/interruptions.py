@@ -153,19 +153,19 @@ def train(directory: Path, options: argparse.Namespace) -> tuple[list[dict[int, 
     """Curves of two undisturbed trainings and the interrupted one, and how often that was stopped; none outlives a
     failure of another."""
     first, second, cut = (Run(which, directory, options) for which in ("first", "second", "cut"))
-    beside = {run: run.start() if options.together else None for run in (first, second)}
+    concurrent = {run: run.start() if options.together else None for run in (first, second)}
     try:
         if not options.together:
-            finish(beside)
+            finish(concurrent)
         for part, number in zip((0.23, 0.48, 0.76), STOPS, strict=True):
             cut.stop_at(int(options.steps * part), number)
         cut.finish()
         if options.together:
-            finish(beside)
+            finish(concurrent)
     except TimeIsUp:
         print("time is up: what was trained so far is compared", flush=True)
     finally:
-        for process in filter(None, beside.values()):
+        for process in filter(None, concurrent.values()):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     return [run.curve() for run in (first, second, cut)], cut.stops

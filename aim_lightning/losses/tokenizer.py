@@ -41,7 +41,7 @@ class TokenizerLoss:
         perceptual_file: torchvision's VGG16 weights (vgg16-397923af.pth); nothing is downloaded.
         codebook_weight: pulls codes to latents.
         commitment_weight: pulls latents to codes.
-        entropy_weight: of the entropy term: sure choices, all codes used alike.
+        entropy_weight: of the entropy term, which favours certain and evenly used codes.
         entropy_temperature: of the softmax over codes in that term.
 
     Raises:
