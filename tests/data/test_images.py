@@ -706,3 +706,22 @@ def test_only_regular_files_are_opened(tree, shards):
     (shards / "manifest.json").unlink()
     (shards / "images-000009.tar").symlink_to("/dev/zero")
     refuses("images-000009.tar is not a regular file", ShardSource, shards)
+
+
+def test_labels_without_a_manifest_are_bounded_and_gaps_are_logged(tmp_path, caplog):
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    for label in (3, 99_999_999):
+        members = {"a.png": image.getvalue(), "a.cls": b"0", "b.png": image.getvalue(), "b.cls": str(label).encode()}
+        write_tar(tmp_path / "images-000000.tar", members)
+        if label == 3:
+            assert (
+                len(open_source(tmp_path).class_names) == 4 and "2 of 4 labels have no image (first: 1)" in caplog.text
+            )
+    refuses("key b: label 99999999 is out of range, labels without manifest.json", open_source, tmp_path)
+
+
+def test_compressed_shards_are_refused_with_their_number(shards):
+    for name in ("a.tar.gz", "b.tgz"):
+        (shards / name).touch()
+    refuses("holds 2 compressed shards .first: a.tar.gz.; unpack them", open_source, shards)

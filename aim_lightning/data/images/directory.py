@@ -1,5 +1,6 @@
 """Image sources: a class-per-directory tree, a directory of tar shards, or ImageNet's archives."""
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,6 +17,8 @@ from aim_lightning.data.images.tar import TarSource
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 
+log = logging.getLogger(__name__)
+MAX_CLASSES = 100_000  # a wrong label in a shard without manifest must not create millions of class names
 # Pillow registers these formats but needs other programs to decode them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -124,6 +127,8 @@ class ShardSource(TarSource):
         spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
         names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
+        if not self._manifest and (gaps := sorted(set(range(classes)) - {row.label for _, row in rows})):
+            log.warning("%s: %d of %d labels have no image (first: %d)", path, len(gaps), classes, gaps[0])
         keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
         super().__init__(names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
 
@@ -141,8 +146,9 @@ class ShardSource(TarSource):
                     "restore the shard or write the set again"
                 )
         for row in rows:
-            if row.label < 0 or (classes is not None and row.label >= classes):
-                limit = "labels start at 0" if classes is None else f"{MANIFEST} names {classes} classes"
+            if not 0 <= row.label < (MAX_CLASSES if classes is None else classes):
+                limit = f"labels without {MANIFEST} lie between 0 and {MAX_CLASSES - 1}"
+                limit = limit if classes is None else f"{MANIFEST} names {classes} classes"
                 raise UserError(f"shard {shard}, key {row.key}: label {row.label} is out of range, {limit}")
         return rows
 
@@ -181,6 +187,10 @@ def open_source(path: str | Path) -> ImageSource:
         )
     if archives := sorted(path.glob("ILSVRC2012_img_*.tar")):
         raise UserError(f"{path} holds archives of ImageNet; name one of them itself: {archives[0]}")
+    if compressed := sorted(file.name for file in path.iterdir() if file.name.endswith((".tar.gz", ".tgz"))):
+        raise UserError(
+            f"{path} holds {len(compressed)} compressed shards (first: {compressed[0]}); unpack them to .tar"
+        )
     if shard_paths(path) or (path / MANIFEST).exists():
         return ShardSource(path)
     return DirectorySource(path)
