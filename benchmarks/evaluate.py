@@ -33,7 +33,7 @@ from aim_lightning.metrics.fid import frechet_distance, mean_and_covariance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT = 10_000  # images a directory; more are hard links to these, which are decoded like others
 PASSES = {"reference": "reference", "samples": "features"}  # and their names in scores.json
-IMPORTED = {"our": "aim_lightning.cli.commands.evaluate", "torch_fidelity": "torch_fidelity.fidelity"}
+IMPORTED = {"our": "aim_lightning.cli.build.evaluation_setup", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
 

@@ -3,10 +3,13 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aim_lightning.data.images.directory_split import SplitReport
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
+
+if TYPE_CHECKING:
+    from aim_lightning.data.images.directory_split import SplitReport
 
 DOWNSAMPLING = 4  # pixels a code, of configs/model/vq_tiny.yaml
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 1500, 20000
@@ -104,7 +107,7 @@ def views_of(size: int) -> str:
     return f"--views ten_crop --crop_range {'1.1,1.05' if size >= 20 else '1.25,1.125'}"
 
 
-def experiment_files(name: str, size: int, report: SplitReport) -> dict[str, str]:
+def experiment_files(name: str, size: int, report: "SplitReport") -> dict[str, str]:
     """Text of the image section and of one experiment a stage, with sizes for some hundred images a class."""
     train, side = report.rows["train"], size // DOWNSAMPLING
     batch = min(32, 1 << (train.bit_length() - 1))

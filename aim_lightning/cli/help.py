@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from aim_lightning.cli.registry import COMMANDS, Command
+from aim_lightning.cli.command import Command
+from aim_lightning.cli.registry import COMMANDS
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
 from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, Section, is_class

@@ -1,20 +1,20 @@
 """Entry point of `aim-lightning`. Help screens answer before torch is imported."""
 
 import argparse
-import importlib
 import sys
 
 from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
+from aim_lightning.cli.command import Command
 from aim_lightning.cli.config import Config, read, read_and_check
 from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
-from aim_lightning.cli.registry import COMMANDS, Command
+from aim_lightning.cli.registry import COMMANDS
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config.signature import suggest
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
 from aim_lightning.utils.logging import show_log
-from aim_lightning.utils.process import no_collections, node_name, rank
+from aim_lightning.utils.process import node_name, rank
 
 # They answer without importing torch; `slurm submit` has checked the configuration of their job.
 UNCHECKED = ("slurm status", "slurm cancel", "slurm started", "slurm ended")
@@ -22,15 +22,18 @@ LOST = "another process of this command has ended, which tells why; this one can
 
 
 class Options(argparse.ArgumentParser):
-    """argparse with our errors: one line instead of a usage text."""
+    """An argument parser that reports an error in one line instead of a usage text."""
 
     def error(self, message: str) -> None:
         raise UserError(f"command line: {message}; see aim-lightning {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 where another rank is gone, 2 after a user's mistake, 74 for a full
-    disk, 130 after Ctrl-C."""
+    """Run one command and return its exit code.
+
+    Returns:
+        0, 1 if another rank exited, 2 after a user's mistake, 74 for a full disk, 130 after Ctrl-C.
+    """
     show_log()
     try:
         return run(sys.argv[1:] if argv is None else argv)
@@ -51,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _mistake(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an exception, None where it is ours.
+    """Return the user's mistake behind an exception, None if the exception is a defect of this package.
 
-    Libraries wrap what a constructor or a loader worker raises; the system and Lightning name some mistakes themselves.
+    Libraries wrap the exceptions of constructors and loader workers. Some errors of Lightning are mistakes too.
     """
     if isinstance(error, OSError) and (mistake := disk_mistake(error)):
         return mistake
@@ -65,7 +68,7 @@ def _mistake(error: BaseException | None) -> UserError | None:
 
 
 def run(argv: list[str]) -> int:
-    """Dispatch to cli/<command>.py, whose `run(document, options)` gives the exit code."""
+    """Run the command that the first words name; return its exit code."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(program_help())
         return 0
@@ -81,8 +84,7 @@ def run(argv: list[str]) -> int:
         name, command = f"{name} {action}", command.actions[action]
     arguments = split(rest, plain=SECTIONS if command.needs_config else ())
     parser = Options(prog=name, add_help=False, allow_abbrev=False)
-    if command.add_options:
-        command.add_options(parser)
+    command.add_options(parser)
     if arguments.help:
         section, config = arguments.help_section, read(arguments) if command.needs_config else None
         if section and section not in SECTIONS:
@@ -92,15 +94,12 @@ def run(argv: list[str]) -> int:
         return 0
     options = parser.parse_args(arguments.rest)
     options.given = arguments
-    document = _document(name, command, arguments, options) if command.needs_config else None
-    module, _, options.action = name.partition(" ")
-    with no_collections():
-        imported = importlib.import_module(f"aim_lightning.cli.commands.{module}")
-    return imported.run(document, options)
+    config = _configuration(name, command, arguments, options) if command.needs_config else None
+    return command.run(config, options)
 
 
 def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, list[str]]:
-    """The second word of a command that has several actions, and what follows; None asks for help."""
+    """Return the action of a command and the words after it; None if the help screen is asked for."""
     if not argv or argv[0] in ("-h", "--help"):
         return None, []
     if argv[0] not in command.actions:
@@ -108,12 +107,12 @@ def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, l
     return argv[0], argv[1:]
 
 
-def _document(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:
-    """Return the checked configuration; without a run, experiment, model and data may be missing."""
+def _configuration(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:
+    """Return the checked configuration. Without a run, experiment, model and data may be missing."""
     without_run = command.without_run(options)
     if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
-    document = read_and_check(arguments, SECTIONS if without_run else command.unused, classes=name not in UNCHECKED)
+    config = read_and_check(arguments, SECTIONS if without_run else command.unused, classes=name not in UNCHECKED)
     if not without_run:
-        check_files(name, document.values, getattr(options, "checkpoint", None))
-    return document
+        check_files(name, config.values, getattr(options, "checkpoint", None))
+    return config

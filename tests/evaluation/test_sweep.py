@@ -83,7 +83,7 @@ def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypa
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=f"--grid: .*{text.partition('=')[0]}"):
         grid_points(parse_grid(text), SamplingOptions())
-    monkeypatch.setattr("aim_lightning.cli.commands.sweep.start", None)  # is never reached
+    monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert capsys.readouterr().err.startswith("error: --grid: ")
 
@@ -269,7 +269,7 @@ def test_reproduce_downloads_weights_and_reference_that_are_not_given(config, pl
             np.savez(tmp_path / "adm.npz", arr_0=images)
         return entry.path
 
-    monkeypatch.setattr("aim_lightning.cli.commands.reproduce.download", download)
+    monkeypatch.setattr("aim_lightning.weights.download.download", download)
     monkeypatch.setitem(DOWNLOADS, "AiM-B", replace(DOWNLOADS["AiM-B"], path=str(tmp_path / "aim_b")))
     monkeypatch.setitem(DOWNLOADS, "adm", replace(DOWNLOADS["adm"], path=str(tmp_path / "adm.npz")))
     for _ in range(2):

@@ -346,20 +346,23 @@ def test_a_signal_while_results_are_made_later_is_no_success(whole, place, name,
 
 HANGS = """
 import sys, time
-from aim_lightning.cli import {module}
+import aim_lightning.{module} as module
 from aim_lightning.cli.main import main
-{module}.{name} = lambda *_, **__: time.sleep(100)
+module.{name} = lambda *_, **__: time.sleep(100)
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
     ("module", "name", "phase"),
-    [("fit", "read_content", "reading checkpoints"), ("validate", "build", "reading step=00000022.ckpt")],
+    [
+        ("runs.history", "read_content", "reading checkpoints"),
+        ("cli.build.trainer_cli", "build", "reading step=00000022.ckpt"),
+    ],
 )
 def test_a_hang_before_training_or_after_it_is_noticed(whole, module, name, phase):
     """A shared disk that does not answer, or the results of a finished run."""
-    run_dir = copy_run(whole, f"hang_in_{module}")
+    run_dir = copy_run(whole, f"hang_in_{name}")
     (run_dir / "results.json").unlink(missing_ok=True)
     words = [sys.executable, "-c", HANGS.format(module=module, name=name), "fit", "--config", run_dir / "config.yaml"]
     words += ["--run", run_dir.name, "--cluster.hang_seconds", "6"]

@@ -33,7 +33,7 @@ def main() -> int:
     import torch
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-    import aim_lightning.cli.commands.fit  # noqa: F401 (everything slow, once, so that its forks have it)
+    import aim_lightning.cli.fit_lifecycle  # noqa: F401 (everything slow, once, so that its forks have it)
     from torture.scenario import Scenario
 
     torch.set_num_threads(1)

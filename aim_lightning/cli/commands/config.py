@@ -7,6 +7,8 @@ from aim_lightning.cli.config import Config
 from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 
+HELP = "print the composed configuration"
+
 
 def run_directory(document: Config) -> RunDirectory:
     """Where this run's files go."""

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from aim_lightning.cli.common_options import add_on_error
 from aim_lightning.cli.dataset_files import (
     DOWNSAMPLING,
     experiment_files,
@@ -10,13 +11,28 @@ from aim_lightning.cli.dataset_files import (
     views_of,
     write_marked,
 )
-from aim_lightning.data.images.directory_split import make_shards
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
+
+HELP = "make shards and experiments from a directory of your own images"
+NEEDS_CONFIG = False
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("directory", metavar="DIRECTORY", help="images: DIRECTORY/CLASS_NAME/*.jpg, png and so on")
+    parser.add_argument("name", metavar="NAME", help="name of the data set and of its experiments")
+    size = "height and width of the networks' input, pixels, a multiple of 4 (default: 64)"
+    parser.add_argument("--image_size", type=int, default=64, help=size)
+    share = "share of the images, by a hash of their file names, kept for validation (default: 0.1)"
+    parser.add_argument("--val_fraction", type=float, default=0.1, help=share)
+    add_on_error(parser)
 
 
 def run(document: None, options: argparse.Namespace) -> int:
     """Writes data/NAME, configs/images/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
+    from aim_lightning.data.images.directory_split import make_shards
+
     name, size = options.name, options.image_size
     if not NAME.fullmatch(name):
         raise UserError(f"the data set is called {name!r}; use letters, digits, '.', '_' and '-'")

@@ -5,6 +5,10 @@ import importlib
 import importlib.metadata
 import platform
 
+HELP = "print versions, devices, and which kernels can be used"
+NEEDS_CONFIG = False
+
+
 PACKAGES = (
     "torch",
     "torchvision",

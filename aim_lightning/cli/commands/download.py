@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+NEEDS_CONFIG = False
 HELP = "download published weights, feature networks or ADM's reference statistics"
 # Listed here so that help needs no heavy import; each has an entry in weights.download.DOWNLOADS.
 NAMES = ("AiM-B", "AiM-L", "AiM-XL", "VQ-16", "VQ-8", "inception", "vgg", "adm")

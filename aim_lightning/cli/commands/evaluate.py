@@ -1,34 +1,39 @@
 """`aim-lightning evaluate`: draw samples, or take given ones, and score them."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aim_lightning.cli.build.evaluation_setup import (
-    check_feature_batch,
-    directory,
-    make_evaluation,
-    make_generator,
-    make_plan,
-    make_scorer,
-    refuse,
-    sampling_options,
-    seeds,
-    show,
-    start,
-)
-from aim_lightning.cli.build.trainer_cli import quiet
+from aim_lightning.cli.common_options import add_generating, add_record, boolean
 from aim_lightning.cli.config import Config
-from aim_lightning.evaluation.image_sets import ImageSet, open_images
-from aim_lightning.evaluation.npz_export import preview_png
-from aim_lightning.evaluation.score_record import over_seeds, score_record, short_key, write_record
-from aim_lightning.evaluation.scorer import PREVIEW, RECORD, Scorer
-from aim_lightning.runs.results import record as record_results
-from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes
 from aim_lightning.utils.logging import log
+
+if TYPE_CHECKING:
+    from aim_lightning.evaluation.image_sets import ImageSet
+    from aim_lightning.evaluation.scorer import Scorer
+    from aim_lightning.utils.dist import ProcessGroup
+
+HELP = "generate samples (or read existing ones) and score them: FID, sFID, IS, KID, precision, recall"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_generating(parser)
+    parser.add_argument("--samples", metavar="PATH", help="score this .npz (arr_0) or directory; no run is needed")
+    parser.add_argument("--keep_images", type=boolean, default=True, metavar="BOOL", help="write samples.npz")
+    parser.add_argument("--out", metavar="DIR", help="directory for the results (default: inside the run)")
+    add_record(parser)
+
+
+def without_run(options: argparse.Namespace) -> bool:
+    """Return True if the images do not come from a run."""
+    return bool(options.samples or options.weights)
+
 
 RESULTS = Path("experiments/results")
 # What given images, and published weights, leave without a meaning.
@@ -38,6 +43,22 @@ WITHOUT_RUN = ("--checkpoint", "--raw")
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Writes scores.json (and summary.json for several seeds), samples.npz and preview.png."""
+    from aim_lightning.cli.build.evaluation_setup import (
+        make_evaluation,
+        make_generator,
+        make_plan,
+        make_scorer,
+        refuse,
+        sampling_options,
+        seeds,
+        show,
+        start,
+    )
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.evaluation.image_sets import open_images
+    from aim_lightning.evaluation.score_record import over_seeds, write_record
+    from aim_lightning.evaluation.scorer import RECORD
+
     quiet()
     check_record_name(options.record)
     refuse(options, "--samples", WITHOUT_DRAWING)
@@ -70,6 +91,9 @@ def run(document: Config, options: argparse.Namespace) -> int:
 
 def _keep_in_results(document: Config, record: dict[str, Any]) -> None:
     """Into results.json of the run, where the checkpoint is its newest."""
+    from aim_lightning.cli.build.evaluation_setup import directory
+    from aim_lightning.runs.results import record as record_results
+
     place, model = directory(document), record["model"]
     newest = place.checkpoints()
     if not newest or (newest[0].name, place.experiment, place.run) != tuple(
@@ -83,6 +107,11 @@ def _keep_in_results(document: Config, record: dict[str, Any]) -> None:
 
 
 def _score_given(document: Config, options: argparse.Namespace, images: ImageSet) -> int:
+    from aim_lightning.cli.build.evaluation_setup import check_feature_batch, directory, make_scorer, show, start
+    from aim_lightning.evaluation.npz_export import preview_png
+    from aim_lightning.evaluation.score_record import short_key, write_record
+    from aim_lightning.evaluation.scorer import PREVIEW, RECORD
+
     check_feature_batch(options)
     ranks, device = start(document)
     scorer = make_scorer(document, options, ranks, device)
@@ -108,6 +137,8 @@ def _score_given(document: Config, options: argparse.Namespace, images: ImageSet
 def _given_record(
     scorer: Scorer, source: dict[str, Any], values: dict[str, float], speed: dict[str, float], ranks: ProcessGroup
 ) -> dict[str, Any]:
+    from aim_lightning.evaluation.score_record import score_record
+
     count = source["pictures"]
     protocol = {"pictures": source, **scorer.protocol(count)}
     performance = {**scorer.performance, **speed, "processes": ranks.world_size}
@@ -116,12 +147,16 @@ def _given_record(
 
 def check_record_name(name: str | None, directory: Path = RESULTS) -> None:
     """Raises UserError for a name that is no plain file name."""
+    from aim_lightning.cli.build.evaluation_setup import directory
+
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise UserError(f"--record is {name!r}; give a plain name, {directory}/ gets what is recorded")
 
 
 def keep(record: dict[str, Any], name: str | None) -> None:
     """A copy for `make table`."""
+    from aim_lightning.evaluation.score_record import write_record
+
     if name:
         write_record(RESULTS / f"{name}.json", record)
         log(f"recorded in {RESULTS / name}.json")

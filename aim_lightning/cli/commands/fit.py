@@ -1,27 +1,20 @@
 """`aim-lightning fit`: train, or continue where the run stopped."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch.distributed import DistNetworkError, DistStoreError
-
-from aim_lightning.callbacks.training.checkpoint_io import from_file
-from aim_lightning.callbacks.training.resume_state import ValidatedStep
-from aim_lightning.checkpoint.io import incompatible, read_checkpoint
-from aim_lightning.cli.build.init_from import start_from
-from aim_lightning.cli.build.trainer_cli import AimCLI, build, quiet, run_directory
+from aim_lightning.cli.common_options import add_allow_changes
 from aim_lightning.cli.config import Config
-from aim_lightning.cli.fit_lifecycle import after_rank_zero, check_step, guards, leave, remember_end, watchdog
-from aim_lightning.cli.fit_summary import finish, finished
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.config.yaml import dump
-from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.runs.history import append_start, read_content
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
 from aim_lightning.utils.errors import TransientError, UserError, one_line
@@ -30,9 +23,24 @@ from aim_lightning.utils.lightning_private import disable_signal_handlers
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import beat, is_rank_zero, node_name, rank
 
+if TYPE_CHECKING:
+    from aim_lightning.cli.build.trainer_cli import AimCLI
+
+HELP = "train, or continue an unfinished run"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_allow_changes(parser)
+
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Returns 0 when training is complete; the other codes stand in docs/slurm.md."""
+    from torch.distributed import DistNetworkError, DistStoreError
+
+    from aim_lightning.cli.build.trainer_cli import quiet, run_directory
+    from aim_lightning.cli.fit_lifecycle import check_step, leave, remember_end
+
     quiet()
     signals.install()
     directory = run_directory(document)
@@ -53,12 +61,18 @@ def run(document: Config, options: argparse.Namespace) -> int:
 
 
 def _passing(fault: TransientError, directory: RunDirectory) -> int:
+    from aim_lightning.cli.fit_lifecycle import remember_end
+
     remember_end(directory, fault.exit_code)
     print(f"error: {one_line(fault)}", file=sys.stderr, flush=True)
     return fault.exit_code
 
 
 def _run(document: Config, options: argparse.Namespace, directory: RunDirectory) -> int:
+    from aim_lightning.cli.fit_lifecycle import watchdog
+    from aim_lightning.cli.fit_summary import finished
+    from aim_lightning.runs.history import read_content
+
     with Lease(directory.lease) if is_rank_zero() else contextlib.nullcontext(), watchdog(document):
         beat("reading checkpoints")
         content = read_content(directory, document.values)
@@ -75,6 +89,8 @@ def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
     Raises:
         UserError: the decision is to refuse; rank 0 says so for all.
     """
+    from aim_lightning.cli.fit_lifecycle import after_rank_zero
+
     if decision.action == "refuse":
         fault = UserError(refusal(directory, decision))
         raise fault if is_rank_zero() else after_rank_zero(fault)
@@ -85,6 +101,13 @@ def _obey(decision: Decision, directory: RunDirectory, said: int = 0) -> None:
 def _train(
     document: Config, directory: RunDirectory, decision: Decision, content: RunContent, options: argparse.Namespace
 ) -> int:
+    from aim_lightning.callbacks.training.resume_state import ValidatedStep
+    from aim_lightning.cli.build.init_from import start_from
+    from aim_lightning.cli.build.trainer_cli import build
+    from aim_lightning.cli.fit_lifecycle import guards
+    from aim_lightning.cli.fit_summary import finish
+    from aim_lightning.modules.optim import total_steps
+
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     log(f"{directory.path}: training {where}")
     # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
@@ -117,6 +140,8 @@ def _train(
 
 def _write_start(document: Config, directory: RunDirectory, decision: Decision, content: RunContent) -> None:
     """What a start leaves in the run directory before it trains."""
+    from aim_lightning.runs.history import append_start
+
     directory.set_aside_newer(decision.step, content.damaged)
     for path in directory.remove_leftovers():
         log(f"removed {path}, left by a save that was cut short or found damaged")
@@ -127,6 +152,9 @@ def _write_start(document: Config, directory: RunDirectory, decision: Decision, 
 
 def _check_fit(cli: AimCLI, checkpoint: Path) -> None:
     """Before Lightning's strict loading, which lists every weight on lines of its own."""
+    from aim_lightning.callbacks.training.checkpoint_io import from_file
+    from aim_lightning.checkpoint.io import incompatible, read_checkpoint
+
     parts = incompatible(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
     if parts:
         raise UserError(

@@ -1,42 +1,57 @@
 """`aim-lightning follow`: evaluate new checkpoints of a live run, beside it."""
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from aim_lightning.cli.build.evaluation_setup import (
-    directory,
-    make_evaluation,
-    make_plan,
-    make_scorer,
-    sampling_options,
-    show,
-    start,
-)
-from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.config import backend_of
+from aim_lightning.cli.common_options import add_raw, add_scoring
 from aim_lightning.cli.config import Config
-from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_run
-from aim_lightning.evaluation.score_record import short_key
-from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory, step_of
-from aim_lightning.runs.history import read_content
 from aim_lightning.runs.resume_policy import decide
-from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.utils.logging import log
+
+if TYPE_CHECKING:
+    from aim_lightning.evaluation.evaluated_model import EvaluatedModel
+    from aim_lightning.utils.dist import ProcessGroup
+
+HELP = "evaluate the checkpoints of a running training in a separate process"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_scoring(parser)
+    add_raw(parser)
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two checks (default: 30)")
+    patience = "seconds without a new checkpoint after which to stop (default: 3600)"
+    parser.add_argument("--patience", type=float, default=3600.0, help=patience)
+
 
 DIRECTORY = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a directory
 
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Ends when training is complete, or after `patience` seconds without a new checkpoint."""
+    from aim_lightning.cli.build.evaluation_setup import (
+        directory,
+        make_evaluation,
+        make_plan,
+        make_scorer,
+        sampling_options,
+        show,
+        start,
+    )
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.evaluation.evaluated_model import from_run
+    from aim_lightning.pipeline import load_tokenizer
+
     quiet()
     place, sampling = directory(document), sampling_options(document)
     ranks, device = start(document)
@@ -99,6 +114,8 @@ class TrainingEnd:
 
     def look(self) -> bool:
         """Of the newest checkpoint."""
+        from aim_lightning.runs.history import read_content
+
         newest = next(iter(self.place.checkpoints()), None)
         if newest not in self.known:
             content = read_content(self.place, {})
@@ -133,6 +150,8 @@ class FollowState:
     """
 
     def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: ProcessGroup) -> None:
+        from aim_lightning.evaluation.score_record import short_key
+
         self.directory = place.path / DIRECTORY / short_key(protocol)
         self.path = self.directory / "steps.json"
         self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
@@ -141,6 +160,8 @@ class FollowState:
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         """Write the curves' next point, then note the step."""
+        from torch.utils.tensorboard import SummaryWriter
+
         with SummaryWriter(str(self.directory)) as writer:
             for name, value in metrics.items():
                 writer.add_scalar(f"metrics/{name}", value, step)

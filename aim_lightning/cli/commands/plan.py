@@ -1,20 +1,15 @@
 """`aim-lightning plan`: what a training will need, before it is submitted."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
-
-from aim_lightning.cli.build.trainer_cli import quiet, run_directory
 from aim_lightning.cli.config import Config
-from aim_lightning.cli.plan.benchmark import Measured, measure
-from aim_lightning.cli.plan.report import disk_lines, memory_lines, size_lines, time_lines, window_lines
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
@@ -22,11 +17,34 @@ from aim_lightning.runs.training_estimate import Training
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+    from aim_lightning.cli.plan.benchmark import Measured
+
+HELP = "estimate memory, time, disk and the requeue window of a training"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("--devices", type=int, help="number of all devices (default: trainer.devices x num_nodes)")
+    rate = "images per second on all devices; with it nothing is measured"
+    parser.add_argument("--images_per_s", type=float, metavar="NUMBER", help=rate)
+    parser.add_argument("--steps", type=int, default=8, help="steps to measure on one device, 0 = none (default: 8)")
+    parser.add_argument("--rows", type=int, help="training images, if the data do not exist yet")
+    parser.add_argument(
+        "--views", type=int, default=1, help="views per image of shards that do not exist yet (default: 1)"
+    )
+
+
 PROBE_BYTES = 256 << 20  # written to see how fast the run's directory is
 
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Print the estimate; exit code 0."""
+    from aim_lightning.cli.build.trainer_cli import quiet, run_directory
+    from aim_lightning.cli.plan.report import disk_lines, memory_lines, size_lines, time_lines, window_lines
+
     quiet()
     values = document.values
     tokens = _token_facts(values)
@@ -59,6 +77,8 @@ def _token_facts(values: dict) -> TokenManifest | None:
 
 
 def _devices(trainer: dict, given: int | None) -> int:
+    import torch
+
     if given:
         return given
     each, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
@@ -81,6 +101,10 @@ def _rows(document: Config, tokens: TokenManifest | None, given: int | None) -> 
 
 def _module(values: dict) -> LightningModule:
     """The configured module without memory for its weights."""
+    import torch
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parsed = parser.parse_object({"model": values["model"]})
@@ -119,6 +143,10 @@ def _measured(
     document: Config, batch: BatchPlan, tokens: TokenManifest | None, options: argparse.Namespace
 ) -> Measured | None:
     """A few steps on one device, unless the speed is given or the device is not here."""
+    import torch
+
+    from aim_lightning.cli.plan.benchmark import measure
+
     if options.images_per_s or not options.steps:
         return None
     if document.values["trainer"].get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -131,6 +159,8 @@ def _measured(
 
 def _pauses(document: Config, training: Training, rate: float | None) -> tuple[float, str, float | None, float]:
     """Seconds for a checkpoint, where they are from, seconds to a batch boundary, and for a step until ranks agree."""
+    from aim_lightning.cli.build.trainer_cli import run_directory
+
     timings = run_directory(document).path / "timings.json"
     known = read_json(timings, "timings") if timings.exists() else {}
     save, how = known.get("checkpoint_seconds"), "measured in this run"

@@ -1,30 +1,39 @@
 """`aim-lightning reproduce`: published weights, 50,000 samples, a row beside the paper's."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aim_lightning.cli.build.evaluation_setup import (
-    make_evaluation,
-    make_generator,
-    make_plan,
-    make_scorer,
-    sampling_options,
-    seeds,
-    show,
-    start,
-)
-from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
+from aim_lightning.cli.common_options import add_record, add_scoring, add_seeds
 from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.report.paper_results import AIM, paper_row
-from aim_lightning.evaluation.report.table import beside_paper
-from aim_lightning.evaluation.score_record import over_seeds, write_record
-from aim_lightning.evaluation.scorer import RECORD
-from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
-from aim_lightning.weights.download import DOWNLOADS, download
+
+if TYPE_CHECKING:
+    from aim_lightning.utils.dist import ProcessGroup
+
+HELP = "evaluate published weights and print a row next to the paper's"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_scoring(parser)
+    parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
+    weights = "directory or hub id (default: weights/aim_b and so on, downloaded)"
+    parser.add_argument("--weights", metavar="SOURCE", help=weights)
+    add_seeds(parser)
+    add_record(parser)
+
+
+def without_run(options: argparse.Namespace) -> bool:
+    """Return True: the weights are published ones."""
+    return True
+
 
 # The paper's sampler settings are published nowhere: its ablation's guidance and the published decoder's positions.
 SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
@@ -32,6 +41,22 @@ SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Fetches what is missing, evaluates and prints both rows."""
+    from aim_lightning.cli.build.evaluation_setup import (
+        make_evaluation,
+        make_generator,
+        make_plan,
+        make_scorer,
+        sampling_options,
+        seeds,
+        show,
+        start,
+    )
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.evaluation.report.table import beside_paper
+    from aim_lightning.evaluation.score_record import over_seeds, write_record
+    from aim_lightning.evaluation.scorer import RECORD
+    from aim_lightning.weights.download import DOWNLOADS
+
     quiet()
     row = paper_row(options.preset)
     if row is None:
@@ -65,12 +90,16 @@ def _fetch_missing(document: Config, options: argparse.Namespace, model: str, ra
     Raises:
         UserError: no connection, or another file than was published; on all processes.
     """
+    from aim_lightning.weights.download import DOWNLOADS
+
     ranks.on_rank0(lambda: _fetch(options, model, inception=document.values["features"] is None))
     options.weights = options.weights or str(_directory(model))
     options.reference = options.reference or DOWNLOADS["adm"].path
 
 
 def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
+    from aim_lightning.weights.download import DOWNLOADS, download
+
     if options.weights is None and not _directory(model).exists():  # files brought by hand have no record to check
         log(f"downloaded {download(DOWNLOADS[model])}")
     wanted = {"adm": options.reference is None, "inception": inception}
@@ -79,6 +108,8 @@ def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
 
 
 def _directory(model: str) -> Path:
+    from aim_lightning.weights.download import DOWNLOADS
+
     return Path(DOWNLOADS[model].path)
 
 

@@ -1,26 +1,48 @@
 """`aim-lightning sample`: images from a trained run."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from aim_lightning.cli.build.trainer_cli import device
 from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of, run_directory
+from aim_lightning.cli.common_options import add_raw, boolean
 from aim_lightning.cli.config import Config
-from aim_lightning.pipeline import AiMPipeline, load, load_tokenizer
-from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.grid import labelled_grid, save_gif, save_png
 from aim_lightning.utils.progress import ProgressBar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from aim_lightning.pipeline import AiMPipeline
+    from aim_lightning.sampling import SamplingOptions
+
+HELP = "generate images with a trained run"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    classes = 'classes by name or number, "sneaker,bag" (default: the first 10)'
+    parser.add_argument("--classes", metavar="NAMES", help=classes)
+    parser.add_argument("--num", type=int, default=8, help="images per class (default: 8)")
+    parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
+    add_raw(parser)
+    animated = "also write sampled.gif, in which the images appear row by row (default: false)"
+    parser.add_argument("--animate", nargs="?", const=True, type=boolean, default=False, metavar="BOOL", help=animated)
 
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Writes a PNG an image and one grid, a row a class; with --animate an animation of the grid too."""
+    from aim_lightning.cli.build.trainer_cli import device
+    from aim_lightning.pipeline import load, load_tokenizer
+    from aim_lightning.sampling import SamplingOptions
+    from aim_lightning.utils.grid import labelled_grid, save_gif
+
     directory = run_directory(document)
     source = document.values["tokenizer"]
     tokenizer = load_tokenizer(source) if source else None
@@ -57,6 +79,8 @@ def _draw(
     seen: Callable[[int, Tensor], None] | None,
 ) -> Tensor:
     """All images; progress by codes, since one batch may be all there is. `seen` is told of every step."""
+    import torch
+
     wanted = torch.tensor(labels).repeat_interleave(num)
     sampling = pipeline.resolve(sampling)
     sampling = replace(sampling, batch_size=min(sampling.batch_size, len(wanted)))
@@ -73,11 +97,15 @@ def _draw(
 
 def _frames(pipeline: AiMPipeline, parts: list[Tensor]) -> list[Tensor]:
     """Images of all batches after each row of codes, from those of batch after batch."""
+    import torch
+
     rows = pipeline.tokenizer.grid[0]
     return [torch.cat(parts[row::rows]) for row in range(rows)]
 
 
 def _save(images: torch.Tensor, out: Path, names: list[str], num: int, seed: int) -> None:
+    from aim_lightning.utils.grid import labelled_grid, save_png
+
     for i, image in enumerate(images):
         name = names[i // num].replace("/", "-").replace(" ", "-")
         save_png(image, out / f"{name}-seed{seed}-{i:05d}.png")

@@ -4,25 +4,60 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.cli.command import Command
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import ProgressBar, progress
 
+HELP = "inspect, verify, preview or merge token shards"
+
+
 SPLITS = ("train", "val")
 
 
-def run(document: None, options: argparse.Namespace) -> int:
-    """Exit code 0, or 1 where verify found something."""
+def _add_paths(parser: argparse.ArgumentParser) -> None:
+    paths = "token directories: one with train/ and val/, or one of those; merge takes several"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=paths)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_paths(parser)
+    tokenizer = "also compare with the hash of these tokenizer weights (or .yaml)"
+    parser.add_argument("--tokenizer", metavar="SOURCE", help=tokenizer)
+
+
+def _add_preview(parser: argparse.ArgumentParser) -> None:
+    _add_paths(parser)
+    tokenizer = "run, weights or .yaml of the tokenizer that decodes the codes"
+    parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help=tokenizer)
+    parser.add_argument("--num", type=int, default=32, help="images, chosen at random (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    _add_paths(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="the new token directory")
+
+
+def _paths(options: argparse.Namespace) -> list[Path]:
     paths = [Path(path) for path in options.paths]
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path} is no directory; give one that `make tokenize` wrote")
-    if options.action == "merge":
-        return _merge(paths, options)
-    if options.action == "preview" and options.out and sum(len(_directories(path)) for path in paths) > 1:
-        raise UserError("--out is one file, but there are several directories; name one of them, or leave --out away")
-    act = {"info": _info, "verify": _verify, "preview": _preview}[options.action]
-    return max(act(path, options) for path in paths)
+    return paths
+
+
+def info(config: None, options: argparse.Namespace) -> int:
+    """Print the content of token directories."""
+    for path in _paths(options):
+        _info(path)
+    return 0
+
+
+def verify(config: None, options: argparse.Namespace) -> int:
+    """Check every record and print every fault; return 1 if there is one."""
+    return max([_verify(path, options.tokenizer) for path in _paths(options)])
 
 
 def _directories(path: Path) -> list[Path]:
@@ -36,7 +71,7 @@ def _absent(path: Path) -> list[Path]:
     return [] if directories == [path] else [path / split for split in SPLITS if path / split not in directories]
 
 
-def _info(path: Path, options: argparse.Namespace) -> int:
+def _info(path: Path) -> None:
     for directory in _directories(path):
         manifest = TokenManifest.load(directory)
         size = sum(path.stat().st_size for path in directory.glob("tokens-*.tar"))
@@ -53,17 +88,16 @@ def _info(path: Path, options: argparse.Namespace) -> int:
             how = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
             lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {how}"))
         print(directory, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
-    return 0
 
 
 def _some(names: list[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _verify(path: Path, options: argparse.Namespace) -> int:
+def _verify(path: Path, tokenizer: str | None) -> int:
     from aim_lightning.data.tokens.verify import verify_set
 
-    tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
+    tokenizer_hash = _tokenizer(tokenizer).weights_hash if tokenizer else None
     faults, directories = (
         [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)],
         [],
@@ -98,17 +132,19 @@ def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
     return len(faults)
 
 
-def _preview(path: Path, options: argparse.Namespace) -> int:
-    if not options.tokenizer:
-        raise UserError("preview needs the tokenizer that wrote the codes: --tokenizer runs/EXPERIMENT/RUN")
+def preview(config: None, options: argparse.Namespace) -> int:
+    """Decode some records of each directory into a grid of images."""
     import torch
 
-    from aim_lightning.data.tokens.read.preview import preview
+    from aim_lightning.data.tokens.verify.preview import preview
     from aim_lightning.utils.grid import captioned_grid, save_png
 
+    directories = [directory for path in _paths(options) for directory in _directories(path)]
+    if options.out and len(directories) > 1:
+        raise UserError("--out is one file, but there are several directories; name one of them, or leave --out away")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(options.tokenizer).to(device)
-    for directory in progress(_directories(path), "decoding"):
+    for directory in progress(directories, "decoding"):
         out = Path(options.out) if options.out else directory / "preview.png"
         shown = preview(directory, tokenizer, options.num, options.seed, device)
         save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
@@ -123,12 +159,11 @@ def _tokenizer(source: str) -> Any:
     return load_tokenizer(tokenizer_source(source))
 
 
-def _merge(paths: list[Path], options: argparse.Namespace) -> int:
+def merge(config: None, options: argparse.Namespace) -> int:
+    """Write the records of several token directories into a new one."""
     from aim_lightning.data.tokens.write.merge import merge_directories
 
-    if not options.out:
-        raise UserError("merge needs --out, the new directory")
-    out = Path(options.out)
+    paths, out = _paths(options), Path(options.out)
     splits = [split for split in SPLITS if any((path / split).is_dir() for path in paths)] or [""]
     absent = [path / split for path in paths for split in splits if not (path / split).is_dir()]
     if absent:
@@ -138,3 +173,12 @@ def _merge(paths: list[Path], options: argparse.Namespace) -> int:
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} directories")
     print(f"next: make shards ARGS='verify {out}'")
     return 0
+
+
+ACTIONS = {
+    "info": Command("print the content of token directories", info, _add_paths, needs_config=False),
+    "verify": Command("check every record and print every fault", verify, _add_verify, needs_config=False),
+    "preview": Command("decode some records into a grid of images", preview, _add_preview, needs_config=False),
+    "merge": Command("merge several token directories into one", merge, _add_merge, needs_config=False),
+}
+NEEDS_CONFIG = False

@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 
+from aim_lightning.cli.command import Command
 from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.common_options import add_allow_changes, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.in_job import ended, started
 from aim_lightning.cli.slurm.status import jobs_of
@@ -18,11 +20,19 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
+HELP = "submit a run to SLURM, show or cancel its jobs"
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """Returns the exit code."""
-    actions = {"submit": _submit, "status": _status, "cancel": _cancel, "started": started, "ended": ended}
-    return actions[options.action](document, options)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    dry = "print the job script and submit nothing (default: false)"
+    parser.add_argument("--dry", type=boolean, default=False, metavar="BOOL", help=dry)
+    parser.add_argument("--seeds", metavar="LIST", help="submit an array with one run RUN-SEED per seed: 0-3 or 1,5,7")
+    sweep = "submit an array with one run RUN-NUMBER per line of options in FILE"
+    parser.add_argument("--sweep", metavar="FILE", help=sweep)
+    parser.add_argument("--parallel", type=int, metavar="N", help="run at most N tasks of an array concurrently")
+    add_allow_changes(parser)
+    parser.add_argument("--code", type=int, default=0, help="exit code of srun, for `ended`")
 
 
 def _submit(document: Config, options: argparse.Namespace) -> int:
@@ -109,3 +119,12 @@ def _cancel(document: Config, options: argparse.Namespace) -> int:
     if not jobs:
         print(f"{directory.path} has no job that waits or runs")
     return 0
+
+
+ACTIONS = {
+    "submit": Command("submit a job", _submit, add_options),
+    "status": Command("show the jobs of this run", _status, add_options),
+    "cancel": Command("cancel the jobs of this run", _cancel, add_options),
+    "started": Command("register the start of a job; job.sbatch calls it before srun", started, add_options),
+    "ended": Command("requeue a job that failed; job.sbatch calls it after srun", ended, add_options),
+}

@@ -5,39 +5,57 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from aim_lightning.cli.build.evaluation_setup import (
-    make_evaluation,
-    make_generator,
-    make_plan,
-    make_scorer,
-    refuse,
-    sampling_options,
-    seeds,
-    start,
-)
-from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.commands.evaluate import WITHOUT_RUN, check_record_name
+from aim_lightning.cli.common_options import add_generating, boolean
 from aim_lightning.cli.config import Config
-from aim_lightning.evaluation.report.plots import write_plots
-from aim_lightning.evaluation.report.sweep import (
-    PROTOCOL,
-    TABLE,
-    grid_points,
-    label,
-    parse_grid,
-    sweep_protocol,
-    write_csv,
-    write_hparams,
-)
-from aim_lightning.evaluation.score_record import over_seeds, short_key
 from aim_lightning.utils.files import atomic_directory, write_json
 from aim_lightning.utils.logging import log
+
+HELP = "evaluate over a grid of sampling options"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_generating(parser)
+    parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
+    parser.add_argument("--name", help="name of the sweep's directory (default: made from the grid)")
+    record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
+    parser.add_argument("--record", metavar="NAME", help=record)
+    parser.add_argument("--keep_images", type=boolean, default=False, metavar="BOOL", help="write samples.npz files")
+
+
+def without_run(options: argparse.Namespace) -> bool:
+    """Return True if the samples come from published weights."""
+    return bool(options.weights)
+
 
 SWEEPS = Path("experiments/sweeps")
 
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """A directory with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
+    from aim_lightning.cli.build.evaluation_setup import (
+        make_evaluation,
+        make_generator,
+        make_plan,
+        make_scorer,
+        refuse,
+        sampling_options,
+        seeds,
+        start,
+    )
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.evaluation.report.sweep import (
+        PROTOCOL,
+        TABLE,
+        grid_points,
+        label,
+        parse_grid,
+        sweep_protocol,
+        write_csv,
+    )
+    from aim_lightning.evaluation.score_record import over_seeds
+
     quiet()
     refuse(options, "--weights", WITHOUT_RUN)
     check_record_name(options.record, SWEEPS)
@@ -77,6 +95,9 @@ def _keep(files: list[Path], name: str | None) -> None:
 
 def _finish(directory: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
     """Returns the plots."""
+    from aim_lightning.evaluation.report.plots import write_plots
+    from aim_lightning.evaluation.report.sweep import TABLE, label, write_hparams
+
     write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
@@ -89,4 +110,6 @@ def _finish(directory: Path, names: list[str], points: list, records: list[dict]
 
 def _name(options: list[str], identity: list) -> str:
     """Return the directory name: the varied options and a hash of everything the numbers depend on."""
+    from aim_lightning.evaluation.score_record import short_key
+
     return f"{'-'.join(options)}-{short_key(identity)}"

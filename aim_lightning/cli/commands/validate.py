@@ -3,30 +3,23 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.callbacks.training.stop_request import ValidationStop
-from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.cli.build.trainer_cli import (
-    build,
-    hardware_of,
-    quiet,
-    run_directory,
-    scored_weights_hash,
-    weights_kind,
-)
 from aim_lightning.cli.config import Config
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.runs.directory import newest_checkpoint
-from aim_lightning.runs.results import record
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.lightning_private import disable_signal_handlers, set_logged_step
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.process import is_rank_zero
 
+HELP = "score the newest checkpoint (EMA weights) and write results.json"
+
 
 def run(document: Config, options: argparse.Namespace) -> int:
     """Loss and every metric callback on the whole validation set; results.json gets the numbers."""
+    from aim_lightning.cli.build.trainer_cli import quiet
+
     quiet()
     signals.install()
     try:
@@ -42,6 +35,11 @@ def score(document: Config) -> int:
     Raises:
         Stopped: by a signal, between two batches; nothing has been recorded.
     """
+    from aim_lightning.callbacks.training.stop_request import ValidationStop
+    from aim_lightning.checkpoint.io import read_checkpoint
+    from aim_lightning.cli.build.trainer_cli import build, hardware_of, run_directory, scored_weights_hash, weights_kind
+    from aim_lightning.runs.results import record
+
     directory = run_directory(document)
     checkpoint = newest_checkpoint(directory.path)
     content = read_checkpoint(checkpoint)

@@ -1,31 +1,41 @@
 """`aim-lightning weights import|export|inspect`: import, export and describe weights."""
 
+from __future__ import annotations
+
 import argparse
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
+from aim_lightning.cli.command import Command
+from aim_lightning.cli.common_options import SOURCE, add_source
 from aim_lightning.cli.config import Config
 from aim_lightning.config.yaml import dump
-from aim_lightning.pipeline import load, load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text, writing
-from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq, read_source
-from aim_lightning.weights.inspect import Part, inspect
-from aim_lightning.weights.save import write_run
-from aim_lightning.weights.source import Source
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aim_lightning.weights.inspect import Part
+    from aim_lightning.weights.source import Source
+
+HELP = "import, export or inspect weights"
 
 
-def run(document: Config | None, options: argparse.Namespace) -> int:
-    """Run the action and return the exit code."""
-    return {"import": _import, "export": _export, "inspect": _inspect}[options.action](document, options)
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for config.json and model.safetensors")
+    tokenizer = f"tokenizer of an AiM: {SOURCE} (default: the one in SOURCE, or the one of its run)"
+    parser.add_argument("--tokenizer", metavar="SOURCE", help=tokenizer)
 
 
 def _import(document: Config, options: argparse.Namespace) -> int:
     """Write weights as the run runs/EXPERIMENT/RUN of the configuration."""
+    from aim_lightning.weights import read_source
+    from aim_lightning.weights.save import write_run
+
     values = document.values
     directory = RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
     source = read_source(options.source, raw=options.raw)
@@ -46,7 +56,9 @@ def _advice(source: Source, values: dict, tokenizer: bool) -> str:
     return f' ARGS="--tokenizer {source.name}"'
 
 
-def _export(_: None, options: argparse.Namespace) -> int:
+def _export(config: None, options: argparse.Namespace) -> int:
+    from aim_lightning.weights import export_vq, import_vq, read_source
+
     source, out = read_source(options.source, raw=options.raw), Path(options.out)
     if not source.parts.aim:
         if options.tokenizer:
@@ -63,6 +75,9 @@ def _export(_: None, options: argparse.Namespace) -> int:
 
 def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
     """Export AiM with the requested tokenizer, else the source's or the run's."""
+    from aim_lightning.pipeline import load, load_tokenizer
+    from aim_lightning.weights import export_aim, import_aim, import_vq
+
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if source.run is not None:
         load(options.source, raw=options.raw, tokenizer=tokenizer).save_pretrained(out)
@@ -74,8 +89,12 @@ def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
     )
 
 
-def _inspect(_: None, options: argparse.Namespace) -> int:
+def _inspect(config: None, options: argparse.Namespace) -> int:
     """Print a table per network; the exit code is 1 where names or shapes do not fit."""
+    from rich.console import Console
+
+    from aim_lightning.weights.inspect import inspect
+
     report = inspect(options.source, raw=options.raw)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.source}: {report.origin}")
@@ -90,6 +109,8 @@ def _inspect(_: None, options: argparse.Namespace) -> int:
 
 
 def _table(part: Part) -> Table:
+    from rich.table import Table
+
     types = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(part.types.items()))
     table = Table(title=part.kind, title_justify="left", show_header=False)
     table.add_row("parameters", f"{part.parameters:,}")
@@ -97,3 +118,12 @@ def _table(part: Part) -> Table:
     for name, value in part.configuration.items():
         table.add_row(name, str(value))
     return table
+
+
+_IMPORT = "import weights as a run, for validate, sample and tokenize"
+ACTIONS = {
+    "import": Command(_IMPORT, _import, add_source),
+    "export": Command("write a run or any other source in the published layout", _export, _add_export, False),
+    "inspect": Command("print the content of a source and whether it fits", _inspect, add_source, False),
+}
+NEEDS_CONFIG = False

@@ -1,0 +1,82 @@
+"""Option types and options that several commands share."""
+
+import argparse
+
+SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Hugging Face directory"
+
+
+def boolean(text: str) -> bool:
+    """Parse `true` or `false`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1.1,1.05") from None
+
+
+def add_raw(parser: argparse.ArgumentParser) -> None:
+    """Add --raw."""
+    text = "use the trained weights instead of the averaged ones (EMA; default: false)"
+    parser.add_argument("--raw", type=boolean, default=False, metavar="BOOL", help=text)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add SOURCE and --raw."""
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE)
+    add_raw(parser)
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """Add --on_error."""
+    text = "action at an unreadable image: error stops, skip leaves it out and lists it (default: error)"
+    parser.add_argument("--on_error", choices=("error", "skip"), default="error", help=text)
+
+
+def add_allow_changes(parser: argparse.ArgumentParser) -> None:
+    """Add --allow_changes."""
+    text = "continue a run although its configuration changed (default: false)"
+    parser.add_argument("--allow_changes", metavar="BOOL", type=boolean, default=False, help=text)
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the options of everything that computes scores of samples."""
+    parser.add_argument("--num", type=int, default=50000, help="images to generate (default: 50000)")
+    reference = ".npz (ADM's, or arr_0), images, class directories, shards, ImageNet's .tar (default: training images)"
+    parser.add_argument("--reference", metavar="PATH", help=reference)
+    splitting = "splits of the Inception Score (default: adm)"
+    parser.add_argument("--splitting", choices=("adm", "torch_fidelity"), default="adm", help=splitting)
+    batch = "batch size of the feature network, images (default: 250)"
+    parser.add_argument("--feature_batch", type=int, default=250, help=batch)
+    cache = "directory that caches reference statistics (default: .cache/reference)"
+    parser.add_argument("--cache", metavar="DIR", default=".cache/reference", help=cache)
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add --seeds."""
+    seeds = "number of sample sets; their seeds count up from sampling.seed (default: 1)"
+    parser.add_argument("--seeds", type=int, default=1, help=seeds)
+
+
+def add_record(parser: argparse.ArgumentParser) -> None:
+    """Add --record."""
+    text = "also write experiments/results/NAME.json for `make table`"
+    parser.add_argument("--record", metavar="NAME", help=text)
+
+
+def add_generating(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that generate samples of any checkpoint or published weights and score them."""
+    add_scoring(parser)
+    add_raw(parser)
+    parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint to use instead of the newest one of the run")
+    weights = "published weights, directory, file or hub id, instead of a run"
+    parser.add_argument("--weights", metavar="SOURCE", help=weights)
+    parser.add_argument("--classes", metavar="NAMES", help='only these classes, "sneaker,bag" (default: all, balanced)')
+    labels = "file with one class number per line, one line per image; also sets --num"
+    parser.add_argument("--labels", metavar="FILE", help=labels)
+    add_seeds(parser)
