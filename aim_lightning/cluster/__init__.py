@@ -1,1 +1,1 @@
-"""SLURM: signals, job scripts, requeueing, checks. Nothing of Lightning's; most of it imports no torch either."""
+"""SLURM jobs: signals, job scripts, requeueing and checks, without Lightning and torch."""

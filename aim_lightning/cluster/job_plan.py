@@ -1,4 +1,4 @@
-"""What is about to be submitted, and whether it can work: pure functions of plain values."""
+"""The plan of a job and the checks before its submission, as pure functions of plain values."""
 
 import math
 import re
@@ -39,12 +39,12 @@ OWNED = {
     "no-requeue": "the requeueing",
 }
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?$")
-MARGIN = 1.5  # of what was measured: file systems have bad days
+MARGIN = 1.5  # times the measured seconds: file systems are sometimes slow
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run: its name and the file with its composed configuration."""
+    """One run of a job: its name and the file with its composed configuration."""
 
     index: int | None
     run: str
@@ -53,20 +53,20 @@ class Task:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Everything that job.sbatch and its checks depend on.
+    """All values that job.sbatch and its checks depend on.
 
     Args:
         name: EXP/RUN.
-        directory: run directory: job.sbatch, logs, frozen configurations.
-        tasks: one, or one a task of an array.
-        nodes: machines.
-        devices: ranks a machine.
-        gpus: whether a rank is a GPU.
-        workers: loader processes a rank.
+        directory: run directory, with job.sbatch, logs and frozen configurations.
+        tasks: one, or one per task of an array.
+        nodes: number of machines.
+        devices: ranks per node.
+        gpus: True if each rank uses a GPU.
+        workers: loader processes per rank.
         options: the section `cluster`.
-        where: directory to run in, the checkout.
+        where: working directory, the checkout.
         python: the interpreter.
-        parallel: at most so many tasks of the array at once; None = no limit.
+        parallel: maximum number of concurrent tasks of the array; None = no limit.
         timings: seconds measured in earlier jobs of this run (`runs/…/timings.json`).
         fit_options: further options of `fit`.
     """
@@ -87,24 +87,28 @@ class JobPlan:
 
     @property
     def cpus_per_task(self) -> int:
-        """Processors a rank."""
+        """Return the CPUs per rank."""
         return self.options.cpus_per_task or self.workers + 2
 
     @property
     def is_array(self) -> bool:
+        """Return True if the job is an array."""
         return self.tasks[0].index is not None
 
 
 def check(plan: JobPlan) -> list[str]:
-    """Notes for the user about what could not be checked.
+    """Check a plan and return notes for the user.
+
+    Args:
+        plan: of the job.
 
     Raises:
-        UserError: the job could not work as it is.
+        UserError: the job could not work.
     """
     options = plan.options
     for line in options.directives:
         if not line.strip():
-            raise UserError("cluster.directives holds an empty line; remove it")
+            raise UserError("cluster.directives contains an empty line; remove it")
         name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).partition("=")[0].partition(" ")[0]
         if name in OWNED:
             raise UserError(f"cluster.directives: {line!r} is set by {OWNED[name]}; set it there")
@@ -122,20 +126,18 @@ def check(plan: JobPlan) -> list[str]:
 
 
 def _check_lead(plan: JobPlan) -> list[str]:
-    """The warning must come early enough for the longest pause between two batches and a checkpoint.
-
-    Several ranks hear what one of them has seen a boundary later, so that an ordinary step comes on top.
-    """
+    """Check that the signal lead covers the longest pause between two steps, and a checkpoint."""
     pause, save = plan.timings.get("longest_pause_seconds"), plan.timings.get("checkpoint_seconds")
     if pause is None or save is None:
         return [
             "not measured yet for this run: seconds to a batch boundary and for a checkpoint; "
-            f"cluster.signal_lead {plan.options.signal_lead} s is taken as it is"
+            f"cluster.signal_lead {plan.options.signal_lead} s is not checked"
         ]
+    # Several ranks agree on a signal one step after the first of them has received it.
     step = plan.timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
     seconds = pause + step + save
     if plan.options.signal_lead < MARGIN * seconds:
-        more = f"{step:.1f} s for a step until all ranks know, " if step else ""
+        more = f"{step:.1f} s for a step until all ranks agree, " if step else ""
         raise UserError(
             f"cluster.signal_lead is {plan.options.signal_lead} s; measured in this run: up to {pause:.1f} s between "
             f"two batches (validation and sampling included), {more}{save:.1f} s for a checkpoint; "
@@ -145,10 +147,10 @@ def _check_lead(plan: JobPlan) -> list[str]:
 
 
 def seconds(text: str) -> int:
-    """Seconds of a time limit as SLURM writes it: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+    """Return the seconds of a time limit in SLURM's formats: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
 
     Raises:
-        UserError: something else.
+        UserError: another format.
     """
     match = TIME.match(text.strip())
     if not match:
@@ -165,17 +167,17 @@ def seconds(text: str) -> int:
 
 
 def array_indices(text: str) -> list[int]:
-    """Numbers of "0-3,7".
+    """Return the numbers of a list such as "0-3,7".
 
     Raises:
-        UserError: something else, or a number twice.
+        UserError: another format, or a repeated number.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         raise UserError(f"--seeds is {text!r}; write numbers and ranges, such as 0-3,7")
-    found = []
+    indices = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    if not found or len(set(found)) != len(found):
-        raise UserError(f"--seeds is {text!r}: a number stands there twice, or none at all")
-    return found
+        indices += range(int(first), int(last or first) + 1)
+    if not indices or len(set(indices)) != len(indices):
+        raise UserError(f"--seeds is {text!r}: a number is repeated, or there is none")
+    return indices

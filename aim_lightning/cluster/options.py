@@ -1,4 +1,4 @@
-"""The section `cluster`: how a run is put on a SLURM cluster."""
+"""The section `cluster`: how a run is submitted to a SLURM cluster."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,29 +8,29 @@ from aim_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """What job.sbatch asks for, and what happens when a job is interrupted.
+    """Resources of a SLURM job, and its behaviour at interruptions.
 
     Args:
-        partition: where to queue; null = the cluster's default.
-        account: who pays.
+        partition: SLURM partition; null = the cluster's default.
+        account: SLURM account that is charged.
         qos: quality of service.
         constraint: features that nodes must have.
         time: time limit of one job, as SLURM writes it (D-HH:MM:SS); a run may take many jobs.
-        cpus_per_task: processors a rank; null = data.num_workers + 2.
-        memory: a node, such as 200G; null = the cluster's default.
-        gpu_request: how GPUs are asked for; {gpus} is their number a node. Every rank must see all of its node's.
+        cpus_per_task: CPUs per rank; null = data.num_workers + 2.
+        memory: per node, such as 200G; null = the cluster's default.
+        gpu_request: option that requests GPUs; {gpus} is their number per node. Every rank must see all of its node's.
         directives: further #SBATCH options.
-        modules: for `module load`.
-        setup: shell lines before training starts.
+        modules: names for `module load`.
+        setup: shell lines that run before training.
         environment: variables to set.
         container: command in front of python, such as `apptainer exec --nv aim.sif`.
-        python: the interpreter in the job; null = the one that submits.
+        python: the interpreter in the job; null = the one that submits the job.
         srun: further options of srun.
-        launcher: srun starts every rank, or srun starts one torchrun a node.
-        signal_lead: seconds before the time limit at which SLURM warns (SIGUSR1).
-        requeue_on_crash: bring the job back also after a crash, a hang or a lost rank.
-        max_starts_without_progress: starts in a row without a new checkpoint before a job gives up.
-        hang_seconds: a rank without progress for so long writes its stacks and ends the job; null = never.
+        launcher: ``srun`` starts every rank; ``torchrun`` is started by srun once per node.
+        signal_lead: seconds before the time limit at which SLURM sends SIGUSR1.
+        requeue_on_crash: requeue the job also after a crash, a hang or a lost rank.
+        max_starts_without_progress: consecutive starts without a new checkpoint before a job aborts.
+        hang_seconds: seconds without progress after which a rank prints its stacks and ends the job; null = never.
     """
 
     partition: str | None = None

@@ -1,4 +1,4 @@
-"""What must be the same on every rank before training starts, compared in one place."""
+"""Checks that ranks agree on versions, configuration and directory before training starts."""
 
 import hashlib
 import json
@@ -14,23 +14,23 @@ from aim_lightning.cluster.slurm_api import Job
 
 PACKAGES = (
     *("torch", "lightning", "numpy", "torchvision", "webdataset"),
-    *("triton", "mamba-ssm", "causal-conv1d"),  # each process chooses its backend by what it finds
+    *("triton", "mamba-ssm", "causal-conv1d"),  # each process chooses its backend by the packages installed
 )
 
 
 @dataclass(frozen=True)
-class RankFacts:
-    """One rank's view of itself.
+class RankInfo:
+    """Environment of one rank, exchanged by all ranks.
 
     Args:
         node: name of its machine.
-        rank: of all.
-        device: what it computes on, unique on its node; None for processors.
-        world_size: ranks that it knows of.
+        rank: global rank.
+        device: unique on its node; None for CPUs.
+        world_size: number of ranks it was started with.
         versions: package -> version, with a hash of this project's source.
         configuration: hash of the composed document.
         start: name of the checkpoint that it would start from.
-        sees_run_directory: whether it found rank 0's fresh file there.
+        sees_run_directory: True if rank 0's new file is visible there.
     """
 
     node: str
@@ -44,7 +44,7 @@ class RankFacts:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides about results, and a hash of this package's source files."""
+    """Return the versions of the packages that affect results, and a hash of this package's source files."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def source_hash(package: Path) -> str:
-    """Twelve digits for all .py files below a directory."""
+    """Return twelve hexadecimal digits of all .py files below a directory."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
@@ -64,54 +64,64 @@ def source_hash(package: Path) -> str:
 
 
 def configuration_hash(values: Mapping[str, Any]) -> str:
-    """Twelve digits for a document."""
+    """Return twelve hexadecimal digits of a composed configuration."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def faults(ranks: list[RankFacts], run_dir: str) -> list[str]:
-    """One line a fault, each with the node it is on; rank 0 is what the others are held against."""
-    first = min(ranks, key=lambda facts: facts.rank)
+def faults(ranks: list[RankInfo], run_dir: str) -> list[str]:
+    """Return one line per difference between a rank and rank 0.
+
+    Args:
+        ranks: all ranks.
+        run_dir: run directory, for the message.
+    """
+    first = min(ranks, key=lambda info: info.rank)
     lines = []
-    for facts in ranks:
-        who = f"node {facts.node}, rank {facts.rank}"
-        if facts.world_size != len(ranks):
-            lines.append(f"{who}: it counts {facts.world_size} ranks, but {len(ranks)} answered")
-        for package, here in facts.versions.items():
+    for info in ranks:
+        who = f"node {info.node}, rank {info.rank}"
+        if info.world_size != len(ranks):
+            lines.append(f"{who}: it counts {info.world_size} ranks, but {len(ranks)} answered")
+        for package, here in info.versions.items():
             there = first.versions.get(package)
             if here != there:
                 lines.append(f"{who}: {package} is {here}, on node {first.node} it is {there}")
-        if facts.configuration != first.configuration:
+        if info.configuration != first.configuration:
             lines.append(f"{who}: its configuration differs from that of node {first.node} (rank 0)")
-        if not facts.sees_run_directory:
+        if not info.sees_run_directory:
             lines.append(
                 f"{who}: {run_dir} is not the directory that node {first.node} writes to; "
                 "set runs_root to a directory that all nodes share"
             )
-    devices = Counter((facts.node, facts.device) for facts in ranks if facts.device)
+    devices = Counter((info.node, info.device) for info in ranks if info.device)
     lines += [
         f"node {node}: {count} ranks share device {device}" for (node, device), count in devices.items() if count > 1
     ]
     return lines
 
 
-def late_views(ranks: list[RankFacts]) -> list[str]:
-    """One line for each rank that a shared file system shows an old state of the run: it passes, unlike a fault."""
-    first = min(ranks, key=lambda facts: facts.rank)
+def late_views(ranks: list[RankInfo]) -> list[str]:
+    """Return one line per rank whose shared file system shows an old state, which is a transient error.
+
+    Args:
+        ranks: all ranks.
+    """
+    first = min(ranks, key=lambda info: info.rank)
     return [
-        f"node {facts.node}, rank {facts.rank}: it would start from {facts.start}, rank 0 on node {first.node} from "
+        f"node {info.node}, rank {info.rank}: it would start from {info.start}, rank 0 on node {first.node} from "
         f"{first.start}; the shared file system shows that node an old state"
-        for facts in ranks
-        if facts.start != first.start
+        for info in ranks
+        if info.start != first.start
     ]
 
 
 def task_fault(job: Job | None, nodes: int, devices: int, visible_gpus: int | None) -> str | None:
-    """What is wrong with the step that srun started, before any process group exists.
+    """Return the fault of the step that srun started, before any process group exists; None without one.
 
     Args:
+        job: of this process; None outside SLURM.
         nodes: trainer.num_nodes.
         devices: trainer.devices.
-        visible_gpus: what this task can see; None for processors.
+        visible_gpus: number that this task can see; None for CPUs.
     """
     if job is None or job.tasks is None:
         return None
@@ -122,7 +132,7 @@ def task_fault(job: Job | None, nodes: int, devices: int, visible_gpus: int | No
         )
     if visible_gpus is not None and visible_gpus < devices:
         return (
-            f"node {job.node}: a task sees {visible_gpus} GPUs, trainer.devices is {devices}; ask for GPUs a node "
-            "(cluster.gpu_request --gpus-per-node={gpus}), not a task, and without --gpu-bind"
+            f"node {job.node}: a task sees {visible_gpus} GPUs, trainer.devices is {devices}; ask for GPUs per node "
+            "(cluster.gpu_request --gpus-per-node={gpus}), not per task, and without --gpu-bind"
         )
     return None

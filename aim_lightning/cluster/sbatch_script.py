@@ -1,22 +1,22 @@
-"""Renders job.sbatch."""
+"""Renders the job script job.sbatch."""
 
 import shlex
 
 from aim_lightning.cluster.job_plan import JobPlan
 from aim_lightning.cluster.requeue import REFUSED, USER_ERROR
 
-# A signal that arrives before Python has set its handlers waits for them. Where env is too old for that
-# (coreutils before 8.31) SIGUSR1 is ignored until then, instead of ending the process. SIGUSR2, which asks for stacks,
-# never ends one that has none to show, such as torchrun's agent.
+# Blocks a signal until Python has installed its handlers. With an older env (coreutils before 8.31), SIGUSR1 is ignored
+# until then instead of ending the process. SIGUSR2, which requests stacks, never ends a process without a handler, such
+# as torchrun's agent.
 HOLD = (
     'sh -c \'trap "" USR1 USR2; env --block-signal=USR1 true 2>/dev/null && '
     'exec env --default-signal=USR1,USR2 --block-signal=USR1,USR2,TERM "$@"; exec "$@"\' -'
 )
-# SLURM sends SIGTERM to every process of a job that it requeues: also to the ones that ask for it.
+# SLURM sends SIGTERM to every process of a job that it requeues, and so to the shell that calls scontrol.
 DEAF = "trap '' TERM USR1"
-# A container may lack scontrol: `ended` says with 75 and 143 that the job is to come back, with 143 only where it was
-# preempted. It may not even start here, where python is in srun's container alone: training's own code decides then,
-# but crashes stay down, since nothing counts how often the job has started.
+# A container may lack scontrol: `slurm ended` then requests a requeue by exit code 75 or, after a preemption, 143.
+# If python exists only in srun's container, `slurm ended` fails and the exit code of training decides. Crashes are not
+# requeued then, since nothing counts the starts.
 OUTSIDE = [
     "decision=$?",
     "case $decision in 0) exit $code ;; 75 | 143) ;; *)",
@@ -39,7 +39,7 @@ TORCHRUN = (
 
 
 def render(plan: JobPlan) -> str:
-    """The job script. The same plan gives the same text."""
+    """Return the text of job.sbatch; equal plans give equal text."""
     parts = [_head(plan), _preparation(plan), _start(plan), _training(plan), _end(plan)]
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
@@ -49,9 +49,9 @@ def _head(plan: JobPlan) -> list[str]:
 
 
 def directives(plan: JobPlan) -> list[str]:
-    """Everything after #SBATCH."""
+    """Return the options after #SBATCH."""
     options, torchrun = plan.options, plan.options.launcher == "torchrun"
-    ranks = plan.devices if torchrun else 1  # that share one task
+    ranks = plan.devices if torchrun else 1  # per task
     log = plan.directory / ("slurm-%A_%a.log" if plan.is_array else "slurm-%j.log")
     named = {
         "job-name": plan.name,
@@ -103,7 +103,7 @@ def _config(plan: JobPlan) -> str:
 
 def _start(plan: JobPlan) -> list[str]:
     return [
-        "# Stops a job that starts again and again without getting anywhere, or was cancelled; nothing else stops it.",
+        "# Stops a job that restarts without progress or was cancelled; other failures of this line are ignored.",
         f'{_python(plan)} -m aim_lightning slurm started --config "$config"',
         f"code=$?; if [ $code = {USER_ERROR} ] || [ $code = {REFUSED} ]; then exit $code; fi",
     ]
@@ -111,8 +111,8 @@ def _start(plan: JobPlan) -> list[str]:
 
 def _training(plan: JobPlan) -> list[str]:
     ranks = plan.devices if plan.options.launcher == "torchrun" else 1
-    # --wait=0: after a stop rank 0 still asks SLURM when the others have ended, however short a site's WaitTime is.
-    # srun does not take --cpus-per-task over from sbatch (since SLURM 22.05)
+    # --wait=0: after a stop, rank 0 still calls SLURM when the others have ended, whatever the site's WaitTime is.
+    # Since SLURM 22.05, srun does not inherit --cpus-per-task from sbatch.
     words = [
         "srun",
         "--kill-on-bad-exit=1",
@@ -135,7 +135,7 @@ def _training(plan: JobPlan) -> list[str]:
 
 def _end(plan: JobPlan) -> list[str]:
     return [
-        "# Puts the job back into the queue where training could not do it itself: a crash, a hang, a lost rank.",
+        "# Requeues the job where training could not do it itself: after a crash, a hang or a lost rank.",
         DEAF,
         f'{_python(plan)} -m aim_lightning slurm ended --config "$config" --code $code',
         *OUTSIDE,

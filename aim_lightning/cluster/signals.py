@@ -1,8 +1,8 @@
-"""The handlers of SIGUSR1 and SIGTERM: they set a flag and nothing else.
+"""Handlers of SIGUSR1 and SIGTERM that set a flag and do nothing else.
 
-Whatever a signal interrupts (an import, a restore, a validation, a checkpoint being written) goes on as if nothing
-had happened; training looks at the flag between two batches. Imports nothing but the standard library, so that the
-handlers are there before anything slow begins.
+An import, a restore, a validation or a checkpoint being written continues as if no signal had come. Training reads the
+flag between two steps: see `callbacks.training.stop_request`. Only the standard library is imported, so that the
+handlers are installed before anything slow starts.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-BORN = time.time()  # of this process, nearly
-# How urgent: ranks agree on the highest. USR1 says that the job is to come back, TERM alone does not.
+BORN = time.time()  # approximate start of this process
+# By urgency: ranks agree on the maximum. USR1 means that the job is to be requeued, TERM alone does not.
 NONE, TERM, USR1 = 0, 1, 2
 CODES = {signal.SIGTERM: TERM, signal.SIGUSR1: USR1}
 NAMES = {TERM: "SIGTERM", USR1: "SIGUSR1"}
@@ -25,12 +25,12 @@ _installed = False
 
 
 class Stopped(BaseException):
-    """Training ended between two batches because of a signal; no error.
+    """The end of a training between two steps because of a signal, which is no error.
 
     Args:
         code: TERM or USR1.
-        step: optimizer steps done, all of them in a checkpoint.
-        saved: whether there is such a checkpoint.
+        step: optimizer steps done.
+        saved: a checkpoint contains all of them.
     """
 
     def __init__(self, code: int, step: int, saved: bool = True) -> None:
@@ -39,38 +39,38 @@ class Stopped(BaseException):
 
 
 def install() -> None:
-    """Set the handlers, and let through what the job script held back until now. May be called again."""
+    """Install the handlers, and unblock the signals that the job script blocked; may be called again."""
     global _installed
     if threading.current_thread() is not threading.main_thread():
         return
     for signum in CODES:
         signal.signal(signum, _note)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # what unregister puts back for the moment until register
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # faulthandler restores it between unregister and register
     _show_stacks()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CODES, signal.SIGUSR2))
     _installed = True
 
 
 def keep() -> None:
-    """Set the handlers again, if this process has set them; ten microseconds.
+    """Install the handlers again, if this process has installed them; takes ten microseconds.
 
-    LLVM takes these signals for itself when Triton first compiles a kernel in a process, without Python's knowing: from
-    then on SIGUSR1 would do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training on the spot.
+    LLVM replaces them when Triton first compiles a kernel in a process, and Python does not notice. SIGUSR1 would then
+    do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training immediately.
     """
     if not _installed or threading.current_thread() is not threading.main_thread():
         return
     for signum in (*CODES, signal.SIGINT):
         handler = signal.getsignal(signum)
-        if handler is not None:  # None: not Python's, from before Python began
+        if handler is not None:  # None: installed outside Python before it started
             signal.signal(signum, handler)
     _show_stacks()
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Keep the signals back from this thread, and from the processes that it starts meanwhile, for good.
+    """Block the signals in this thread; processes started inside keep them blocked.
 
-    SLURM sends SIGTERM to every process of a job it requeues: to the `scontrol requeue` inside it as well.
+    SLURM sends SIGTERM to every process of a job that it requeues, and so to the `scontrol requeue` inside it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
     try:
@@ -80,13 +80,13 @@ def held() -> Iterator[None]:
 
 
 def _show_stacks() -> None:
-    """Stacks on demand: scancel --signal=USR2 JOB."""
-    faulthandler.unregister(signal.SIGUSR2)  # or register would change nothing
+    """Print all stacks at `scancel --signal=USR2 JOB`."""
+    faulthandler.unregister(signal.SIGUSR2)  # register alone would keep a handler that LLVM replaced
     faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
 
 
 def received() -> int:
-    """NONE, TERM or USR1: the most urgent signal so far."""
+    """Return the most urgent signal so far: NONE, TERM or USR1."""
     return _received
 
 

@@ -1,4 +1,4 @@
-"""The job that this process runs in, and what SLURM says about jobs."""
+"""SLURM's commands: the job of this process, and the records of jobs."""
 
 import os
 import re
@@ -15,14 +15,14 @@ PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
 
 @dataclass(frozen=True)
 class Job:
-    """A SLURM job seen from inside.
+    """The SLURM job of this process.
 
     Args:
-        id: what scontrol understands; for a task of an array ARRAY_TASK: the plain number of an array's last task
-            is that of the whole array.
-        starts: how often SLURM has restarted it, 0 the first time.
+        id: argument of scontrol; ARRAY_TASK for a task of an array, because the plain number of an array's last
+            task is that of the whole array.
+        starts: SLURM's number of restarts, 0 the first time.
         node: this node's name.
-        tasks: processes that srun started; None outside a step and in a shell that srun gave.
+        tasks: processes that srun started; None outside a step and in an interactive shell.
         nodes: nodes of the step; None outside a step.
     """
 
@@ -34,7 +34,7 @@ class Job:
 
     @classmethod
     def current(cls, env: Mapping[str, str] = os.environ) -> "Job | None":
-        """The job of this process, or None."""
+        """Return the job of this process; None outside SLURM."""
         if "SLURM_JOB_ID" not in env:
             return None
         array = env.get("SLURM_ARRAY_JOB_ID")
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SlurmJobInfo:
-    """What `scontrol show job` says of one job."""
+    """Record of one job in the output of `scontrol show job`."""
 
     id: str
     state: str
@@ -66,25 +66,25 @@ class SlurmJobInfo:
 
     @property
     def waiting_or_running(self) -> bool:
-        """Whether it is still SLURM's business."""
+        """Return True if the job has not ended."""
         return self.state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
 
     def holds(self, task: int) -> bool:
-        """Whether this is that task of an array, or those that wait, such as 9_0-3,7%2, have it among them."""
+        """Return True if the record is of this task of an array, or of waiting tasks that include it: 9_0-3,7%2."""
         text = self.id.partition("_")[2].partition("%")[0]
         parts = [TASKS.fullmatch(part) for part in text.split(",")]
         if not all(parts):
-            return bool(text)  # SLURM cuts long lists short
+            return bool(text)  # SLURM truncates long lists
         spans = [(int(part[1]), int(part[2] or part[1]), int(part[3] or 1)) for part in parts]
         return any(task in range(first, last + 1, step) for first, last, step in spans)
 
 
 def parse_jobs(text: str) -> list[SlurmJobInfo]:
-    """Every job in the output of `scontrol show job`."""
-    return [_facts(dict(PAIR.findall(record))) for record in re.split(r"\n\s*\n", text) if "JobId=" in record]
+    """Return every job in the output of `scontrol show job`."""
+    return [_job_info(dict(PAIR.findall(record))) for record in re.split(r"\n\s*\n", text) if "JobId=" in record]
 
 
-def _facts(pairs: dict[str, str]) -> SlurmJobInfo:
+def _job_info(pairs: dict[str, str]) -> SlurmJobInfo:
     array = pairs.get("ArrayJobId")
     return SlurmJobInfo(
         id=f"{array}_{pairs.get('ArrayTaskId', '?')}" if array else pairs["JobId"],
@@ -101,18 +101,22 @@ def _facts(pairs: dict[str, str]) -> SlurmJobInfo:
 
 
 class SlurmError(Exception):
-    """SLURM's own words about what it would not do; one line."""
+    """A failed SLURM command, with the last line of its output."""
 
 
 class NoCommand(SlurmError):
-    """SLURM's commands are missing here, as inside a container."""
+    """A SLURM command that does not exist, as inside a container."""
 
 
 def command(*words: str, timeout: float = 30) -> str:
-    """Output of a SLURM command, which a signal to the whole job does not end.
+    """Return the output of a SLURM command, which a signal to the whole job does not end.
+
+    Args:
+        words: the command line.
+        timeout: seconds.
 
     Raises:
-        SlurmError: it is not there, does not answer, or says no.
+        SlurmError: the command is missing, fails or does not answer.
     """
     try:
         with signals.held():
@@ -128,10 +132,14 @@ def command(*words: str, timeout: float = 30) -> str:
 
 
 def show(job_id: str, run: Callable[..., str] = command) -> list[SlurmJobInfo]:
-    """SLURM's records of a job, one a task of an array; empty when it has forgotten the job.
+    """Return SLURM's records of a job, one per task of an array; empty some minutes after its end.
+
+    Args:
+        job_id: SLURM's number.
+        run: calls a SLURM command.
 
     Raises:
-        SlurmError: SLURM cannot be asked.
+        SlurmError: SLURM does not answer.
     """
     try:
         return parse_jobs(run("scontrol", "show", "job", job_id))

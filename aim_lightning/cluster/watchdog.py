@@ -1,4 +1,4 @@
-"""Notices a rank that hangs: writes the stacks of all threads and ends the process."""
+"""Ends a rank that hangs, after printing the stacks of all threads."""
 
 import faulthandler
 import os
@@ -15,14 +15,14 @@ LAST_WORDS_SECONDS = 3.0
 
 
 class Watchdog:
-    """Context manager: inside, the process must call `utils.process.beat` often enough.
+    """Context manager inside which the process must call `utils.process.beat` often enough.
 
-    A thread of Python watches; should the interpreter itself be stuck (a library that holds its lock),
-    faulthandler's own thread does the same after twice the time, with exit code 1. A process that was suspended gets
-    the whole time anew; suspended for longer than twice the time it ends, since faulthandler cannot know of it.
+    A Python thread checks for heartbeats. If a library holds the interpreter's lock, faulthandler's C thread does the
+    same after twice the time, with exit code 1. The time restarts for a process that was suspended. A suspension of
+    more than twice the time ends it, since faulthandler cannot detect one.
 
     Args:
-        seconds: without a beat before the process counts as hung; None = never.
+        seconds: without a heartbeat after which the process counts as hung; None = never.
         rank: for the message.
         log: a real file (it needs a descriptor).
     """
@@ -65,5 +65,7 @@ class Watchdog:
         print(f"{head}; the stacks of its threads follow, then the job ends", file=self.log, flush=True)
         faulthandler.dump_traceback(file=self.log, all_threads=True)
         self.log.flush()
-        time.sleep(min(LAST_WORDS_SECONDS, self.seconds))  # the other ranks write theirs: the first to end ends all
+        time.sleep(
+            min(LAST_WORDS_SECONDS, self.seconds)
+        )  # time for the other ranks to print theirs: the first to end ends all
         os._exit(HANG)

@@ -95,7 +95,7 @@ def test_the_script_brings_the_job_back_where_python_cannot(tmp_path, ended, cod
 
 
 @pytest.mark.parametrize(("code", "trains"), [(0, True), (1, True), (120, True), (2, False), (69, False)])
-def test_only_a_verdict_keeps_a_job_from_training(tmp_path, code, trains):
+def test_only_a_refusal_keeps_a_job_from_training(tmp_path, code, trains):
     """`slurm started` may fail for a full disk; that must not lose the job."""
     python = f'echo "$@"; case "$*" in *started*) exit {code};; esac'
     done = run_job(tmp_path, python=python, srun="echo srun; exit 7")
@@ -135,7 +135,7 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
     [
         ({"directives": ["--ntasks=3"]}, "is set by trainer.devices and trainer.num_nodes; set it there"),
         ({"directives": ["#SBATCH -N 4"]}, "is set by trainer.num_nodes"),
-        ({"directives": ["--mail-type=END", " "]}, "holds an empty line"),
+        ({"directives": ["--mail-type=END", " "]}, "contains an empty line"),
         ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
         ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
         (
@@ -144,7 +144,7 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
         ),
         (
             {"timings": MEASURED},
-            "90.0 s between two batches .* 4.0 s for a step until all ranks know, 10.0 s .*; set at least 156",
+            "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
         ),
     ],
 )

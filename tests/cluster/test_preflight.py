@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from aim_lightning.cluster.rank_consistency import (
-    RankFacts,
+    RankInfo,
     configuration_hash,
     faults,
     late_views,
@@ -15,7 +15,7 @@ from aim_lightning.cluster.rank_consistency import (
 )
 from aim_lightning.cluster.slurm_api import Job
 
-FIRST = RankFacts("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
+FIRST = RankInfo("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
 SECOND = dataclasses.replace(FIRST, node="n2", rank=1)
 
 

@@ -80,7 +80,7 @@ def test_another_monitor_starts_anew_and_an_unknown_one_is_an_error(fit, capfd):
     val = dict(scalars(run_dir)["val/bits_per_code"])
     assert code == 0 and steps(run_dir) == sorted({max(val, key=val.get) + 1, 22})
     code, _ = fit("unknown", *options(keep_best=1, monitor="val/fid"))
-    assert code == 2 and "monitor val/fid is logged by no validation; there are: " in capfd.readouterr().err
+    assert code == 2 and "monitor: no validation logs val/fid; use one of: " in capfd.readouterr().err
 
 
 def test_minutes_alone(fit, whole):

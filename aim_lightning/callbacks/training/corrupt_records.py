@@ -1,4 +1,4 @@
-"""Watches over what `data.on_corrupt skip` leaves out."""
+"""The count of rows that `data.on_corrupt skip` replaces, and its limit."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,44 +7,46 @@ from aim_lightning.utils.errors import UserError
 
 
 class CorruptRecords(Callback):
-    """Always on; the command line adds it. Acts when `data.on_corrupt` is ``skip``.
+    """Count the rows that replace those of corrupt records; the command line always adds it.
 
-    Logs data/replaced_rows: rows so far that stood in for those of corrupt records, over all devices, and
-    stops when an epoch has more of them than `data.skip_limit`. The counts are in the checkpoint.
+    With `data.on_corrupt` ``skip``, it logs the count over all devices as data/replaced_rows. It stops the run when an
+    epoch has more of them than `data.skip_limit`. The counts are in the checkpoint.
 
     Raises:
-        UserError: on every rank at the same step, past the limit.
+        UserError: on every rank at the same step, above the limit.
     """
 
     def __init__(self) -> None:
         self.total = self.in_epoch = 0
-        self.pending: torch.Tensor | None = None  # of the present steps, not yet fetched from the device
+        self.pending: torch.Tensor | None = None  # not yet fetched from the device
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         data = trainer.datamodule
         if getattr(data, "on_corrupt", "stop") != "skip":
             return
-        mine = batch["replaced"]
-        self.pending = mine if self.pending is None else self.pending + mine
+        # The sum stays on the device: fetching it at every step would wait for the GPU.
+        replaced = batch["replaced"]
+        self.pending = replaced if self.pending is None else self.pending + replaced
         epoch_ends = data.cursor.batch == 0
         boundary = (batch_idx + 1) % data.plan.accumulate == 0
         if boundary and (epoch_ends or data.steps % trainer.log_every_n_steps == 0):
-            self._take_in(trainer)
+            self._reduce_pending(trainer)
             self.log("data/replaced_rows", float(self.total))
             self._check(data)
             self.in_epoch = 0 if epoch_ends else self.in_epoch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
-        self._take_in(trainer)
+        self._reduce_pending(trainer)
         checkpoint["replaced_rows"] = {"total": self.total, "in_epoch": self.in_epoch}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         counts = checkpoint.get("replaced_rows") or {"total": 0, "in_epoch": 0}
         self.total, self.in_epoch = counts["total"], counts["in_epoch"]
 
-    def _take_in(self, trainer: Trainer) -> None:
+    def _reduce_pending(self, trainer: Trainer) -> None:
         if self.pending is None:
             return
+        # A collective, at steps that all ranks derive from the cursor.
         count = int(trainer.strategy.reduce(self.pending.to(torch.int64), reduce_op="sum"))
         self.total, self.in_epoch, self.pending = self.total + count, self.in_epoch + count, None
 
@@ -52,5 +54,5 @@ class CorruptRecords(Callback):
         if self.in_epoch > data.skip_limit:
             raise UserError(
                 f"{self.in_epoch} rows of this epoch stood in for rows of corrupt records, more than data.skip_limit "
-                f"{data.skip_limit}: restore the shards named above, or raise the limit; the last checkpoint is kept"
+                f"{data.skip_limit}; restore the shards named above, or raise the limit"
             )

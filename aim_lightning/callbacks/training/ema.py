@@ -1,4 +1,4 @@
-"""Exponential moving average of the network's weights."""
+"""Exponential moving average (EMA) of the network's weights."""
 
 import copy
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from aim_lightning.utils.errors import UserError
 
 
 class EMA(Callback):
-    """Averages the parameters of `module.network`, copies its buffers, and stands in for it in validation.
+    """Average the parameters of `module.network`, copy its buffers, and replace it in validation.
 
     Args:
-        decay: weight of the past a step, 0 to 1; average += (1 - decay) * (weights - average).
+        decay: weight of the past per step, 0 to 1; average += (1 - decay) * (weights - average).
         warm_up: let the decay grow as (1 + step) / (10 + step) until it reaches `decay`, so that a short run is
             not an average of its initialisation.
 
@@ -38,26 +38,28 @@ class EMA(Callback):
         self._place(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.steps:  # the module may have loaded weights to start from since `setup`
+        if not self.steps:  # `init_from` loads weights after `setup`
             self.network.load_state_dict(pl_module.network.state_dict())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
-        if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:  # steps count, not batches
+        if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:  # once per step, not per micro-batch
             self.update(pl_module.network)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take one step's weights in."""
+        """Update the average with the weights of one step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warm_up else self.decay
         averages, weights = list(self.network.parameters()), [p.detach() for p in network.parameters()]
+        # Private, but the only call that updates all parameters in a few kernels.
         torch._foreach_lerp_(averages, weights, 1 - decay)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+        # Buffers are counts and masks, whose average would be meaningless.
+        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            average.copy_(buffer)
         self.steps += 1
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
-        """Inside, `network` has the averaged weights; its own come back afterwards, also after an error."""
+        """Give `network` the averaged weights inside the context, and restore its weights also after an error."""
         self.swap(network)
         try:
             yield
@@ -66,15 +68,15 @@ class EMA(Callback):
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
-        """Exchange weights and buffers with the average, in place."""
+        """Exchange weights and buffers with the average, in place: compiled and DDP-wrapped networks stay valid."""
         pairs = [
             *zip(self.network.parameters(), network.parameters(), strict=True),
             *zip(self.network.buffers(), network.buffers(), strict=True),
         ]
-        for mine, theirs in pairs:
-            kept = mine.clone()
-            mine.copy_(theirs)
-            theirs.copy_(kept)
+        for average, weight in pairs:  # one tensor at a time needs the least memory
+            copy = average.clone()
+            average.copy_(weight)
+            weight.copy_(copy)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._place(pl_module)

@@ -1,4 +1,4 @@
-"""Asks every rank for what must be the same before the first batch."""
+"""The check before the first batch that all ranks agree and can communicate."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.cluster.rank_consistency import RankFacts, configuration_hash, faults, late_views, versions
+from aim_lightning.cluster.rank_consistency import RankInfo, configuration_hash, faults, late_views, versions
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.process import node_name
 
@@ -19,41 +19,43 @@ MARK = ".preflight-"
 
 
 class Preflight(Callback):
-    """Always on with several ranks; the command line adds it.
+    """Compare the environments of several ranks in `setup`; the command line always adds it.
 
     Args:
-        run_dir: must be one directory for all nodes.
-        configuration: the composed document.
-        start: name of the checkpoint that this rank has chosen.
+        run_dir: must be the same directory on all nodes.
+        configuration: the composed configuration.
+        start: name of the checkpoint that this rank starts from.
 
     Raises:
-        UserError: on rank 0, when anything differs: it names the nodes, a line a fault; the other ranks end with it.
-            On any rank for whom the first sum comes out wrong.
-        TransientError: on each rank whose exchange with the others fails, or whose view of the shared directory is old.
+        UserError: on rank 0, if anything differs, with one line per difference; the other ranks exit. On any rank, if
+            the first all-reduce gives a wrong sum.
+        TransientError: on each rank whose communication fails; on rank 0, if a shared directory shows an old state.
     """
 
     def __init__(self, run_dir: str, configuration: dict, start: str) -> None:
-        self.run_dir, self.configuration, self.start = Path(run_dir), configuration, start
+        self.run_dir = Path(run_dir)
+        self.configuration = configuration
+        self.start = start
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1:
             return
         ranks = self._gather(trainer)
         if lines := faults(ranks, str(self.run_dir)):
-            self._refuse(trainer, lines, UserError, 2)
+            self._abort(trainer, lines, UserError, 2)
         if lines := late_views(ranks):
-            self._refuse(trainer, lines, TransientError, TransientError.exit_code)
+            self._abort(trainer, lines, TransientError, TransientError.exit_code)
         _reduce(trainer, len(ranks))
 
-    def _gather(self, trainer: Trainer) -> list[RankFacts]:
+    def _gather(self, trainer: Trainer) -> list[RankInfo]:
         name = [None]
         if trainer.is_global_zero:
             name[0] = f"{MARK}{os.getpid()}-{time.time_ns()}"
             _touch(self.run_dir / name[0])
         with _network(trainer.global_rank, "the first broadcast"):
             torch.distributed.broadcast_object_list(name, src=0)
-        mark = self.run_dir / name[0]
-        mine = RankFacts(
+        mark = self.run_dir / name[0]  # each rank must see this file: the nodes then share the directory
+        info = RankInfo(
             node=node_name(),
             rank=trainer.global_rank,
             device=None if trainer.strategy.root_device.type == "cpu" else str(trainer.strategy.root_device),
@@ -65,52 +67,52 @@ class Preflight(Callback):
         )
         ranks: list = [None] * torch.distributed.get_world_size()
         with _network(trainer.global_rank, "the first exchange"):
-            torch.distributed.all_gather_object(ranks, mine)
+            torch.distributed.all_gather_object(ranks, info)
         if trainer.is_global_zero:
             mark.unlink(missing_ok=True)
         return ranks
 
-    def _refuse(self, trainer: Trainer, lines: list[str], kind: type[UserError], code: int) -> None:
-        """All ranks know the lines: rank 0 speaks, then all end, the first to end taking the others along."""
+    def _abort(self, trainer: Trainer, lines: list[str], error: type[UserError], code: int) -> None:
+        """End all ranks; all have the same lines, and rank 0 prints them."""
         if trainer.is_global_zero:
             for line in lines[:-1]:
                 print(f"error: {line}", file=sys.stderr, flush=True)
-            raise kind(lines[-1])
-        time.sleep(5)
+            raise error(lines[-1])
+        time.sleep(5)  # the launcher ends all ranks with the first one, which must be rank 0
         raise SystemExit(code)
 
 
 @contextmanager
-def _network(rank: int, what: str) -> Iterator[None]:
-    """Inside, ranks talk: the one that cannot names its node, whichever it is."""
+def _network(rank: int, operation: str) -> Iterator[None]:
+    """Turn an error of torch.distributed into a TransientError that names this node."""
     try:
         yield
-    except RuntimeError as error:  # torch.distributed's errors are of this kind
+    except RuntimeError as error:  # the base class of torch.distributed's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TransientError(f"node {node_name()}, rank {rank}: {what} failed ({reason})") from error
+        raise TransientError(f"node {node_name()}, rank {rank}: {operation} failed ({reason})") from error
 
 
 def _reduce(trainer: Trainer, ranks: int) -> None:
-    """One all-reduce over the devices: the sum of (rank + 1) tells who is missing or counted twice."""
+    """Check one all-reduce over the devices: the sum of (rank + 1) shows missing and repeated ranks."""
     expected = ranks * (ranks + 1) // 2
     total = torch.tensor([trainer.global_rank + 1], device=trainer.strategy.root_device)
     with _network(trainer.global_rank, "the first all-reduce"):
         torch.distributed.all_reduce(total)
-        found = int(total)  # a GPU reports its errors here
-    if found != expected:
+        result = int(total)  # waits for the GPU, which reports its errors here
+    if result != expected:
         raise UserError(
-            f"node {node_name()}, rank {trainer.global_rank}: the first all-reduce gave {found}, not {expected}"
+            f"node {node_name()}, rank {trainer.global_rank}: the first all-reduce gave {result}, not {expected}"
         )
 
 
 def _touch(mark: Path) -> None:
-    """A file without content: a full disk takes it. Those of starts that were killed go."""
+    """Create an empty file, which works on a full disk, and remove those of killed starts."""
     try:
         for old in mark.parent.glob(f"{MARK}*"):
             old.unlink(missing_ok=True)
         mark.touch()
     except OSError as error:
-        raise TransientError(f"node {node_name()}: {mark} cannot be made ({error.strerror or error})") from error
+        raise TransientError(f"node {node_name()}: {mark} cannot be created ({error.strerror or error})") from error
 
 
 def _appears(path: Path) -> bool:

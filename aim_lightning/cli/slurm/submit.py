@@ -1,4 +1,4 @@
-"""From the configuration and the options of `slurm submit` to a plan; an array gets a configuration a task."""
+"""The plan of a job from the configuration and the options of `slurm submit`."""
 
 import argparse
 import shlex
@@ -21,45 +21,49 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
 
-def make_plan(document: Config, options: argparse.Namespace) -> tuple[JobPlan, list[Config]]:
-    """The plan, and the document of each task.
+def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, list[Config]]:
+    """Return the plan of the job and the configuration of each task.
+
+    Args:
+        config: of the run, or of all runs of an array.
+        options: of the command line.
 
     Raises:
-        UserError: something that would go wrong in the job.
+        UserError: an error that would otherwise appear in the job.
     """
-    directory = run_directory(document)
-    documents = _documents(document, options)
-    for _, one in documents:
-        check_files("fit", one.values)
-        _check_ranks(one)
-        _check_shared(document, one)
-        _check_unchanged(one, options.allow_changes)
-    trainer, data = document.values["trainer"], document.values["data"].get("init_args") or {}
-    runs = [replace(directory, run=str(one.values["run"])) for _, one in documents]
+    directory = run_directory(config)
+    configs = _configs(config, options)
+    for _, task_config in configs:
+        check_files("fit", task_config.values)
+        _check_ranks(task_config)
+        _check_shared(config, task_config)
+        _check_unchanged(task_config, options.allow_changes)
+    trainer, data = config.values["trainer"], config.values["data"].get("init_args") or {}
+    runs = [replace(directory, run=str(task_config.values["run"])) for _, task_config in configs]
     plan = JobPlan(
         name=f"{directory.experiment}/{directory.run}",
         directory=directory.path,
-        tasks=[_task(directory.path, index, one) for index, one in documents],
+        tasks=[_task(directory.path, index, task_config) for index, task_config in configs],
         nodes=trainer.get("num_nodes", 1),
         devices=trainer["devices"],
         gpus=trainer.get("accelerator") not in ("cpu",),
         workers=data.get("num_workers", 0),
-        options=ClusterOptions(**document.values["cluster"]),
+        options=config.cluster,
         where=Path.cwd(),
         python=sys.executable,
         parallel=options.parallel,
         timings=step_timings.longest([directory.path, *(run.path for run in runs)]),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
     )
-    return plan, [one for _, one in documents]
+    return plan, [task_config for _, task_config in configs]
 
 
-def _task(directory: Path, index: int | None, document: Config) -> Task:
-    return Task(index, document.values["run"], directory / ("job.yaml" if index is None else f"job-{index}.yaml"))
+def _task(directory: Path, index: int | None, config: Config) -> Task:
+    return Task(index, config.values["run"], directory / ("job.yaml" if index is None else f"job-{index}.yaml"))
 
 
-def _documents(document: Config, options: argparse.Namespace) -> list[tuple[int | None, Config]]:
-    """(index in the array, document); one without index where there is no array."""
+def _configs(config: Config, options: argparse.Namespace) -> list[tuple[int | None, Config]]:
+    """Return pairs (index in the array, configuration); the index is None without an array."""
     if options.seeds and options.sweep:
         raise UserError("--seeds and --sweep exclude each other; put --seed_everything into the lines of --sweep")
     if options.parallel is not None and options.parallel < 1:
@@ -69,8 +73,8 @@ def _documents(document: Config, options: argparse.Namespace) -> list[tuple[int 
     elif options.sweep:
         given = dict(enumerate(_lines(Path(options.sweep))))
     else:
-        return [(None, document)]
-    run = document.values["run"]
+        return [(None, config)]
+    run = config.values["run"]
     return [(i, _compose(options.given, [*more, ("run", f"{run}-{i}")])) for i, more in given.items()]
 
 
@@ -79,57 +83,57 @@ def _compose(given: Arguments, more: list[tuple[str, str]]) -> Config:
 
 
 def _lines(path: Path) -> list[list[tuple[str, str]]]:
-    """Overrides a line; empty lines and comments do not count."""
+    """Return the overrides of each line, without empty lines and comments."""
     if not path.is_file():
-        raise UserError(f"--sweep {path} does not exist; it holds a line of options a task")
-    found = []
+        raise UserError(f"--sweep {path} does not exist; it contains one line of options per task")
+    result = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         arguments = split(shlex.split(line), plain=SECTIONS)
         if arguments.rest or arguments.configs or not arguments.overrides:
             raise UserError(f"{path}:{number}: write options such as --model.optimizer.base_learning_rate 1e-3")
-        found.append(arguments.overrides)
-    if not found:
-        raise UserError(f"--sweep {path} holds no line of options")
-    return found
+        result.append(arguments.overrides)
+    if not result:
+        raise UserError(f"--sweep {path} contains no line of options")
+    return result
 
 
-def _check_ranks(document: Config) -> None:
-    """As many ranks as the configuration says, and a global batch that they can share."""
-    trainer, data = document.values["trainer"], document.values["data"].get("init_args") or {}
+def _check_ranks(config: Config) -> None:
+    """Check that the number of ranks is set and divides the global batch."""
+    trainer, data = config.values["trainer"], config.values["data"].get("init_args") or {}
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or devices < 1:
-        raise UserError(f"trainer.devices is {devices!r}; a job needs the number of ranks a node: GPUS=4")
+        raise UserError(f"trainer.devices is {devices!r}; a job needs the number of ranks per node: GPUS=4")
     if devices * nodes > 1 and trainer.get("strategy", "auto") == "auto" and trainer.get("accelerator") == "cpu":
-        raise UserError("trainer.strategy is 'auto', which takes one rank on processors; set --trainer.strategy ddp")
+        raise UserError("trainer.strategy is 'auto', which uses one rank on CPUs; set --trainer.strategy ddp")
     if "global_batch_size" in data:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
 
 
-def _check_unchanged(document: Config, allow_changes: bool) -> None:
-    """What `fit` would refuse, now instead of after the job has waited; tensors stay on the disk."""
-    directory = run_directory(document)
+def _check_unchanged(config: Config, allow_changes: bool) -> None:
+    """Refuse the changes that `fit` would refuse after the job has waited; tensors are not read."""
+    directory = run_directory(config)
     if not directory.checkpoints():
-        return  # before torch is imported
+        return  # without importing torch
     from aim_lightning.runs.history import read_content
 
-    decision = decide(read_content(directory, document.values, verify=False), allow_changes)
+    decision = decide(read_content(directory, config.values, verify=False), allow_changes)
     if decision.action == "refuse":
         raise UserError(refusal(directory, decision))
 
 
-def _check_shared(document: Config, task: Config) -> None:
-    """All tasks of an array have one job script: what it is made of cannot differ between them."""
-    for line in differences(_for_script(document.values), _for_script(task.values)).values():
+def _check_shared(config: Config, task: Config) -> None:
+    """Check that the options of the job script are equal for all tasks of an array."""
+    for line in differences(_for_script(config.values), _for_script(task.values)).values():
         raise UserError(
             f"{task.values['run']}: {line}, but the tasks of an array share one job script; "
-            "submit what needs another one as a run of its own"
+            "submit a task that needs another one as a separate run"
         )
 
 
 def _for_script(values: dict) -> dict:
-    """What the job script is made of."""
+    """Return the options that the job script is made of."""
     trainer, data = values["trainer"], values["data"].get("init_args") or {}
     names = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}
     return {
@@ -139,7 +143,7 @@ def _for_script(values: dict) -> dict:
     }
 
 
-def write_configurations(plan: JobPlan, documents: list[Config]) -> None:
-    """Freeze what was submitted: editing an experiment must not change a job that waits or comes back."""
-    for task, document in zip(plan.tasks, documents, strict=True):
-        write_text(task.config, dump(document.values))
+def write_configurations(plan: JobPlan, configs: list[Config]) -> None:
+    """Write the configuration of each task: later edits of an experiment must not change a waiting job."""
+    for task, config in zip(plan.tasks, configs, strict=True):
+        write_text(task.config, dump(config.values))
