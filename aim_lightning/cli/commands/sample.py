@@ -32,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="images per class (default: 8)")
     parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
     add_raw(parser)
+    untrained = "sample with guidance from a network trained with label_dropout 0 or 1 (default: false)"
+    parser.add_argument("--allow_untrained_guidance", action="store_true", help=untrained)
     animated = "also write sampled.gif, in which the images appear row by row (default: false)"
     parser.add_argument("--animate", nargs="?", const=True, type=boolean, default=False, metavar="BOOL", help=animated)
 
