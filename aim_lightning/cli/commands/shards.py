@@ -136,7 +136,7 @@ def preview(config: None, options: argparse.Namespace) -> int:
     """Decode some records of each directory into a grid of images."""
     import torch
 
-    from aim_lightning.data.tokens.verify.preview import preview
+    from aim_lightning.data.tokens.read.preview import preview
     from aim_lightning.utils.grid import captioned_grid, save_png
 
     directories = [directory for path in _paths(options) for directory in _directories(path)]
