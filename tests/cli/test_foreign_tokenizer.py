@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(root, call, options, words):
 def test_a_mapping_without_a_class(root, call):
     (root / "bad.yaml").write_text("tokenizer: {levels: 3}\n")
     text = call("tokenize", "--config", root / "tokenize.yaml", "--config", root / "bad.yaml", code=2)
-    assert "tokenizer.levels stands beside class_path" in text
+    assert "tokenizer.levels is next to class_path" in text
     text = call("shards", "verify", root, "--tokenizer", root / "bad.yaml", code=2)
     assert "tokenizer has no class_path" in text
     text = call("shards", "verify", root, "--tokenizer", root / "images.yaml", code=2)
