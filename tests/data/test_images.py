@@ -725,3 +725,38 @@ def test_compressed_shards_are_refused_with_their_number(shards):
     for name in ("a.tar.gz", "b.tgz"):
         (shards / name).touch()
     refuses("holds 2 compressed shards .first: a.tar.gz.; unpack them", open_source, shards)
+
+
+def shard_members(*names, label=0):
+    """An image of its own per name, with the .cls of the same name."""
+    members = {}
+    for number, name in enumerate(names):
+        members |= {f"{name}.png": encode(noise(number)), f"{name}.cls": str(label).encode()}
+    return members
+
+
+def test_a_key_ends_at_the_first_dot_and_the_extension_is_the_last_part(tmp_path):
+    names = ["d.1/IMG_1.edited", "d.1/IMG_2", "IMG_3.v1.0", "IMG_4"]
+    write_tar(tmp_path / "x-0.tar", shard_members(*names))
+    source = open_source(tmp_path)
+    assert [source.key(row) for row in range(4)] == ["d.1/IMG_1", "d.1/IMG_2", "IMG_3", "IMG_4"]
+    for row in range(4):
+        assert np.array_equal(np.asarray(source[row].image), np.asarray(noise(row)))
+
+
+def test_images_that_share_a_key_are_refused_with_their_number(tmp_path):
+    write_tar(tmp_path / "x-0.tar", shard_members("a", "a.edited", "b.1", "b.2", "c"))
+    match = r"x-0.tar, key a: more than one image or .cls \(2 such keys of 3\); a key ends at the first dot"
+    refuses(match, open_source, tmp_path)
+
+
+def test_members_that_are_left_out_are_counted_in_one_line(tmp_path, caplog):
+    members = {**shard_members("a"), "a.json": b"{}", "b.bmp": b"x", "._a.png": b"x", "noext": b"x"}
+    write_tar(tmp_path / "x-0.tar", members)
+    with tarfile.open(tmp_path / "x-1.tar", "w") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    assert len(open_source(tmp_path)) == 1
+    (line,) = caplog.messages
+    assert line.endswith("4 files left out, first x-0.tar: a.json (neither image nor .cls)")

@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import decode
+from aim_lightning.data.images.decode import decode, opening, read_image
+from aim_lightning.utils.files import printable
+from aim_lightning.utils.process import is_rank_zero
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,6 +88,64 @@ class ImageSource(ABC):
     @abstractmethod
     def _content(self, row: int) -> bytes:
         """Return the encoded image; raise UserError if its file cannot be read."""
+
+
+class FileSource(ImageSource):
+    """Images that are files below a root; their keys are POSIX paths relative to it."""
+
+    root: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sha256 over path below the root and size in bytes of every image."""
+        return sha256_json([self.key(row), self._size(row)] for row in range(len(self)))
+
+    def files(self) -> Iterator[Path]:
+        """Return the image files."""
+        return (self.path(row) for row in range(len(self)))
+
+    def path(self, row: int) -> Path:
+        """Return the file of an image."""
+        return self.root / self.key(row)
+
+    def location(self, row: int) -> str:
+        """Return the path of an image."""
+        return str(self.path(row))
+
+    def _size(self, row: int) -> int:
+        path = self.path(row)
+        with opening(path):
+            return path.stat().st_size
+
+    def _content(self, row: int) -> bytes:
+        return read_image(self.path(row))
+
+
+@dataclass
+class LeftOut:
+    """Counts files that a source does not read, so that one line reports them."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, name: str) -> None:
+        """Count a file.
+
+        Args:
+            name: its path or its name in a shard.
+        """
+        self.first = self.first if self.count else name
+        self.count += 1
+
+    def warn(self, where: object, reason: str) -> None:
+        """Log the count and the first name on rank 0, if there is one.
+
+        Args:
+            where: the source.
+            reason: the rule by which files are left out.
+        """
+        if self.count and is_rank_zero():
+            log.warning("%s: %d files left out, first %s (%s)", where, self.count, printable(self.first), reason)
 
 
 def sha256_json(parts: Iterable) -> str:

@@ -1,0 +1,200 @@
+"""Read image shards: WebDataset tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls, with or without a manifest."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aim_lightning.data.images.base import LeftOut, sha256_json
+from aim_lightning.data.images.decode import require_regular
+from aim_lightning.data.images.shard_writer import EXTENSIONS, FORMAT, MANIFEST
+from aim_lightning.data.images.tar import TAR_ERRORS, TarSource, tar_members
+from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import read_json
+
+log = logging.getLogger(__name__)
+MAX_CLASSES = 100_000  # a wrong label in a shard without manifest must not create millions of class names
+LABEL_BYTES = 64  # of a .cls; a longer member is no class index
+
+
+@dataclass
+class ShardRow:
+    """An image in a shard: its key, label, offset and size in the tar file (bytes)."""
+
+    key: str
+    label: int
+    offset: int
+    size: int
+
+
+def shard_paths(directory: Path) -> list[Path]:
+    """Return the directory's tar files by name, without hidden ones.
+
+    Args:
+        directory: directory of shards.
+    """
+    return sorted(path for path in directory.glob("*.tar") if not path.name.startswith("."))
+
+
+def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
+    """Return the images of a shard in the order of the file, without decoding them.
+
+    Args:
+        path: the tar file.
+        left_out: counts the members that are neither an image nor a label.
+
+    Raises:
+        UserError: a damaged tar, or a key without exactly one image and one .cls.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    repeated = []
+    for key, extension, member, content in _image_members(path, left_out):
+        if key in (labels if extension == "cls" else images):
+            repeated.append(key)
+        elif extension == "cls":
+            labels[key] = _parse_label(content, f"shard {path}, key {key}")
+        else:
+            images[key] = (member.offset_data, member.size)
+    for keys, fact, fix in (
+        (
+            list(dict.fromkeys(repeated)),
+            "more than one image or .cls",
+            "a key ends at the first dot, so rename the members",
+        ),
+        (sorted(images.keys() - labels.keys()), "there is no .cls with its class index", "write the shard again"),
+        (sorted(labels.keys() - images.keys()), f"there is no image ({', '.join(EXTENSIONS)})", "add or convert it"),
+    ):
+        if keys:
+            raise UserError(f"shard {path}, key {keys[0]}: {fact} ({len(keys)} such keys of {len(images)}); {fix}")
+    return [ShardRow(key, labels[key], *span) for key, span in images.items()]
+
+
+def _image_members(path: Path, left_out: LeftOut) -> Iterator[tuple]:
+    """Yield (key, lower-case extension, member, content of a .cls) of images and labels.
+
+    As in WebDataset, a key ends at the first dot of the base name. The last part of the name is its extension:
+    `IMG_1.edited.jpg` is the image of the key IMG_1. Names that start with a dot are ignored.
+    """
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            for tar, member in tar_members(file):
+                directory, _, name = member.name.rpartition("/")
+                key, extension = f"{directory}/{name.partition('.')[0]}".lstrip("/"), Path(name).suffix[1:].lower()
+                if member.isdir() or name.startswith("."):
+                    continue
+                if not member.isreg() or extension not in (*EXTENSIONS, "cls"):
+                    left_out.add(f"{path.name}: {member.name}")
+                    continue
+                yield key, extension, member, tar.extractfile(member).read(LABEL_BYTES) if extension == "cls" else b""
+    except TAR_ERRORS as error:
+        raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
+
+
+def _parse_label(content: bytes, where: str) -> int:
+    try:
+        return int(content.decode("ascii"))
+    except ValueError:
+        raise UserError(f"{where}: .cls holds {content[:20]!r}, expected a class index such as 7") from None
+
+
+def load_manifest(directory: Path) -> dict[str, Any] | None:
+    """Read manifest.json and check it against the tar files; return None if it does not exist.
+
+    Args:
+        directory: directory of shards.
+
+    Raises:
+        UserError: another format, a damaged file, or other shards than those in the directory.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path, "image manifest")
+    actual = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if actual != FORMAT:
+        raise UserError(f"{path} has format {actual!r}, expected {FORMAT!r}; remove it or write the shards again")
+    try:
+        listed = {shard["name"] for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
+        manifest["class_names"] = [str(name) for name in manifest["class_names"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); remove it or write the shards again") from None
+    present = {shard.name for shard in shard_paths(directory)}
+    if absent := sorted(listed - present):
+        raise UserError(f"{path} lists shard {absent[0]}, which is absent; restore it or write the shards again")
+    if unlisted := sorted(present - listed):
+        raise UserError(f"shard {directory / unlisted[0]} is not listed in {path}; remove one of the two")
+    return manifest
+
+
+class ShardSource(TarSource):
+    """A directory of image shards in the order of the manifest, or without one in the order of their names.
+
+    Without a manifest the class names are "0" to "n-1", where n is the largest label plus 1. If two shards share a
+    key, all keys get the prefix of their shard: `images-000000/KEY`.
+
+    Args:
+        path: directory of the shards.
+
+    Raises:
+        UserError: a damaged shard, a label out of range, or shards that differ from the manifest.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.directory = Path(path)
+        self._manifest = load_manifest(self.directory)
+        shards = self._listed() if self._manifest else shard_paths(self.directory)
+        if not shards:
+            raise UserError(f"{self.directory} holds no .tar shards; see data/README.md for the layout")
+        left_out = LeftOut()
+        rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(number, shard, left_out)]
+        left_out.warn(path, "neither image nor .cls")
+        if not rows:
+            raise UserError(f"the shards in {self.directory} hold no images; write them again")
+        spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
+        classes = max(row.label for _, row in rows) + 1
+        names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
+        if not self._manifest and (gaps := sorted(set(range(classes)) - {row.label for _, row in rows})):
+            log.warning("%s: %d of %d labels have no image (first: %d)", path, len(gaps), classes, gaps[0])
+        keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
+        super().__init__(names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
+
+    def _listed(self) -> list[Path]:
+        return [self.directory / shard["name"] for shard in self._manifest["shards"]]
+
+    def _index(self, number: int, shard: Path, left_out: LeftOut) -> list[ShardRow]:
+        rows = index_shard(shard, left_out)
+        classes = None
+        if self._manifest:
+            expected, classes = self._manifest["shards"][number]["rows"], len(self._manifest["class_names"])
+            if len(rows) != expected:
+                raise UserError(
+                    f"shard {shard} has {len(rows)} rows, {self.directory / MANIFEST} says {expected}; "
+                    "restore the shard or write the set again"
+                )
+        for row in rows:
+            if not 0 <= row.label < (MAX_CLASSES if classes is None else classes):
+                limit = f"labels without {MANIFEST} lie between 0 and {MAX_CLASSES - 1}"
+                limit = limit if classes is None else f"{MANIFEST} names {classes} classes"
+                raise UserError(f"shard {shard}, key {row.key}: label {row.label} is out of range, {limit}")
+        return rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sha256 over class names and shard hashes, or without a manifest over shard names and sizes."""
+        if self._manifest:
+            return sha256_json([self.class_names, *(shard["sha256"] for shard in self._manifest["shards"])])
+        return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
+
+
+def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
+    # WebDataset keys are unique within a shard only.
+    if len(set(keys)) == len(keys):
+        return keys
+    return [f"{shard}/{key}" for shard, key in zip(shards, keys, strict=True)]
