@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.sections import SECTIONS, TEXTS
+from aim_lightning.cli.value_ranges import check_ranges
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import check
@@ -80,8 +81,9 @@ def read_and_check(arguments: Arguments, optional: Collection[str] = (), classes
         classes: False to check scalar sections only, without importing torch.
 
     Raises:
-        UserError: a value is missing, unknown or of the wrong type.
+        UserError: a value is missing, unknown, of the wrong type or out of range.
     """
     config = read(arguments)
     check(config, SECTIONS, optional, classes)
+    check_ranges(config, SECTIONS)
     return config

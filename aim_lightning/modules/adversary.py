@@ -30,7 +30,7 @@ class AdversarialConfig:
         adaptive: multiply the tokenizer's term by the ratio of gradient norms at the decoder's last layer.
         discriminator: its sizes.
         optimizer: AdamW of the discriminator, with a schedule that starts at start_step; null = the tokenizer's.
-        gradient_clip: largest L2 norm of the discriminator's gradient; null = no clipping.
+        gradient_clip: largest L2 norm of the discriminator's gradient; null or 0 = no clipping.
 
     Raises:
         UserError: a negative weight or step.

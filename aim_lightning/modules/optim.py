@@ -158,11 +158,11 @@ def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
 
     Args:
         network: its gradients are changed in place.
-        largest: None = no clipping.
+        largest: None or 0 = no clipping.
     """
     parameters = [p for p in network.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if largest is not None:
+    if largest:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
 

@@ -43,7 +43,7 @@ class TokenizerModule(LightningModule):
         global_batch_size: images per optimizer step; set it by interpolation from the data section.
         loss: terms and their weights.
         adversarial: discriminator and adversarial loss; null = none.
-        gradient_clip: largest L2 norm of the tokenizer's gradient; null = no clipping.
+        gradient_clip: largest L2 norm of the tokenizer's gradient; null or 0 = no clipping.
         gradient_checkpointing: store fewer activations of encoder and decoder and recompute them in the backward pass.
         codebook_init: ``random``, or ``data`` to start the codebook from the first batch's latents.
         revival: steps at which unused codes are set to latents.

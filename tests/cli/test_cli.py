@@ -138,7 +138,7 @@ def test_missing_files_are_one_line_and_leave_nothing_behind(failure, tmp_path, 
     ("options", "words"),
     [
         (["--model.network.num_res_blocks", "0"], ["num_res_blocks is 0"]),
-        (["--model.network.norm_groups", "7"], ["norm_groups 7 does not divide"]),
+        (["--model.network.norm_groups", "7"], ["norm_groups is 7; it must divide"]),
         (["--data.global_batch_size", "7000"], ["6000 rows, fewer than data.global_batch_size 7000"]),
         (["--trainer.accelerator", "gpu"], ["trainer: ", "No supported gpu backend"]),
         (["--trainer.devices", "3"], ["data.global_batch_size 16 does not divide over 3 devices"]),

@@ -13,6 +13,7 @@ from aim_lightning.modules.optim import (
     StepMeans,
     build_optimizer,
     check_finite,
+    clip_gradients,
     decay_groups,
     learning_rate_factor,
 )
@@ -124,3 +125,13 @@ def test_a_value_that_is_not_finite_stops_training_without_a_promise_of_checkpoi
     with pytest.raises(UserError, match="the loss is nan at step 1: training stops; lower") as error:
         check_finite(torch.tensor(float("nan")), "the loss", 1)
     assert "checkpoint" not in str(error.value)
+
+
+@pytest.mark.parametrize("largest", [None, 0, 0.0])
+def test_without_a_largest_norm_gradients_stay_as_they_are(largest):
+    network = torch.nn.Linear(2, 1, bias=False)
+    network.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert clip_gradients(network, largest) == 5.0
+    assert network.weight.grad.tolist() == [[3.0, 4.0]]
+    clip_gradients(network, 1.0)
+    assert network.weight.grad.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]

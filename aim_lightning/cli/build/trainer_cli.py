@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.logging.tensorboard import use_run_writer
@@ -28,6 +29,7 @@ from aim_lightning.callbacks.training.resume_state import ResumeState
 from aim_lightning.cli.build.callback_resources import Frozen
 from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config
+from aim_lightning.cli.value_ranges import STRATEGIES
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.data.images.dataset import Images
@@ -169,8 +171,12 @@ def build(document: Config, purge_step: int | None = None, guards: Sequence[Call
 def _check_trainer(cli: AimCLI) -> None:
     """What Lightning would meet only in the middle of training."""
     trainer = cli.trainer
-    if trainer.log_every_n_steps < 1:
-        raise UserError(f"trainer.log_every_n_steps is {trainer.log_every_n_steps}; it must be 1 or more")
+    strategy = trainer.strategy
+    # Strategies that start processes in another way, or split the weights, do not give back a whole checkpoint.
+    supported = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and strategy.root_device.type != "xla"
+    if not supported or getattr(strategy, "_start_method", "popen") != "popen":
+        name = type(strategy).__name__
+        raise UserError(f"trainer.strategy {name} cannot resume at the exact step; use one of {', '.join(STRATEGIES)}")
     if trainer.gradient_clip_val is not None and not cli.model.automatic_optimization:
         raise UserError(
             "trainer.gradient_clip_val is not for a tokenizer, which has two optimizers; set model.gradient_clip"
