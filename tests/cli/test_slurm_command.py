@@ -222,7 +222,7 @@ def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks a node"),
+        (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks per node"),
         (["--trainer.devices", "3", "--trainer.strategy", "ddp"], "global_batch_size 8 does not divide over 3"),
         (["--trainer.devices", "2"], "set --trainer.strategy ddp"),
         (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
