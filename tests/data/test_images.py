@@ -271,7 +271,7 @@ def refuses(match: str, act, *arguments) -> UserError:
 
 def test_missing_or_empty_directories(tmp_path, tree):
     refuses("nowhere does not exist; set", open_source, tmp_path / "nowhere")
-    refuses("is no directory", open_source, tree / "cat" / "p00.png")
+    refuses("p00.png has an unsupported format; set a directory of", open_source, tree / "cat" / "p00.png")
     refuses("does not exist", DirectorySource, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refuses("no class directories", open_source, tmp_path / "empty")
@@ -760,3 +760,36 @@ def test_members_that_are_left_out_are_counted_in_one_line(tmp_path, caplog):
     assert len(open_source(tmp_path)) == 1
     (line,) = caplog.messages
     assert line.endswith("4 files left out, first x-0.tar: a.json (neither image nor .cls)")
+
+
+def test_single_shards_and_brace_patterns_are_read(shards, tmp_path):
+    every = open_source(shards)
+    first, two = open_source(shards / "images-000000.tar"), open_source(f"{shards}/images-{{000001..000002}}.tar")
+    assert [len(first), len(two), len(every)] == [3, 4, 7]
+    assert first.class_names == two.class_names == every.class_names == NAMES
+    assert two.labels.tolist() == every.labels[3:].tolist() and two.fingerprint != every.fingerprint
+    assert np.array_equal(np.asarray(two[0].image), np.asarray(noise(3)))
+    (shards / "manifest.json").unlink()
+    assert open_source(f"{shards}/images-{{000000,000002}}.tar").labels.tolist() == [0, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("images-{000001..000004}.tar", "2 of the 4 files of .* are no .tar files .first: .*images-000003.tar"),
+        ("images-{000000,.tar", "is no pattern of file names .*; set a directory of class directories or of .tar"),
+        ("{.,sub}/images-000000.tar", "names several directories; put the shards into one"),
+        ("images-000000.tar.gz", "images-000000.tar.gz has an unsupported format; set a directory of"),
+        ("tables", "holds 2 files like a.parquet, which cannot be read; set a directory of class directories"),
+        ("pipe.tar", "pipe.tar is not a regular file"),
+    ],
+)
+def test_other_layouts_are_refused_with_those_that_are_supported(shards, name, match):
+    os.mkfifo(shards / "pipe.tar")
+    for directory in ("sub", "tables"):
+        (shards / directory).mkdir()
+    for path in ("images-000000.tar.gz", "sub/images-000000.tar", "tables/a.parquet", "tables/b.parquet"):
+        (shards / path).touch()
+    if name != "images-000000.tar.gz":
+        (shards / "images-000000.tar.gz").unlink()
+    refuses(match, open_source, f"{shards}/{name}")

@@ -35,7 +35,8 @@ def _check_data(values: dict[str, Any]) -> None:
             TokenManifest.load(Path(data["path"]) / split)
     for split in ("train", "val"):
         directory = (data.get("images") or {}).get(split)
-        if directory and not Path(directory).exists():
+        # Braces are a pattern of shards, which `open_source` expands.
+        if directory and "{" not in directory and not Path(directory).exists():
             raise UserError(f"images.{split} {directory} does not exist; data/README.md shows how to lay it out")
     if values["tokenizer"]:
         _check_tokenizer(values["tokenizer"], values["runs_root"])

@@ -22,7 +22,8 @@ class Images:
     `open` returns a split as an `ImageDataset`.
 
     Args:
-        train: training images: a class-per-directory tree, WebDataset image shards, or an archive of ImageNet.
+        train: training images: a class-per-directory tree, a directory of WebDataset shards, a shard, shards with
+            braces such as ``shard-{000..009}.tar``, or an archive of ImageNet.
         val: the same for validation.
         image_size: height and width of the tokenizer's input, pixels.
         resize: shorter side after resizing, pixels; null = original size.

@@ -1,18 +1,27 @@
-"""Image sources: a class-per-directory tree, a directory of tar shards, or ImageNet's archives."""
+"""Open images of any layout: a class-per-directory tree, tar shards, or ImageNet's archives."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from webdataset.shardlists import expand_urls
 
 from aim_lightning.data.images.base import FileSource, ImageSource
-from aim_lightning.data.images.imagenet import ImageNetArchive
+from aim_lightning.data.images.decode import require_regular
+from aim_lightning.data.images.imagenet import ImageNetArchive, is_archive
 from aim_lightning.data.images.shard_source import ShardSource, shard_paths
 from aim_lightning.data.images.shard_writer import MANIFEST
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_TABLES = (".parquet", ".arrow", ".tfrecord", ".zip")
+SUPPORTED = (
+    "a directory of class directories or of .tar shards, a .tar, a pattern like shard-{000..009}.tar, or an archive of "
+    "ImageNet (data/README.md)"
+)
 # Pillow registers these formats but needs other programs to decode them.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -79,26 +88,47 @@ def open_source(path: str | Path) -> ImageSource:
     """Open the images at a path.
 
     Args:
-        path: an ImageNet archive, a directory of shards (or of their manifest), or a class-per-directory tree.
+        path: a class-per-directory tree; a directory of shards; a .tar shard, or several with braces such as
+            ``shard-{000..009}.tar``; an ImageNet archive.
 
     Raises:
         UserError: the path does not exist or has an unknown layout.
     """
-    path = Path(path)
-    if path.is_file() and path.suffix == ".tar":
-        return ImageNetArchive(path)
-    if not path.is_dir():
-        fact = "is no directory" if path.exists() else "does not exist"
-        raise UserError(
-            f"image set {path} {fact}; set a directory of class directories or of tar shards, or an archive of "
-            "ImageNet (data/README.md), or try data/fashion_mnist_mini/train"
-        )
+    pattern, path = str(path), Path(path)
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.exists():
+        if "{" in pattern:
+            return _open_pattern(pattern)
+        raise UserError(f"image set {path} does not exist; set {SUPPORTED}, or try data/fashion_mnist_mini/train")
+    if path.suffix.lower() != ".tar":
+        raise UserError(f"image set {path} has an unsupported format; set {SUPPORTED}")
+    require_regular(path)
+    return ImageNetArchive(path) if is_archive(path) else ShardSource(path.parent, {path.name})
+
+
+def _open_pattern(pattern: str) -> ImageSource:
+    try:
+        files = [Path(name) for name in expand_urls(pattern)]
+    except ValueError as error:
+        raise UserError(f"image set {pattern} is no pattern of file names ({error}); set {SUPPORTED}") from None
+    if absent := [file for file in files if not file.is_file() or file.suffix.lower() != ".tar"]:
+        raise UserError(f"{len(absent)} of the {len(files)} files of {pattern} are no .tar files (first: {absent[0]})")
+    if len({file.parent for file in files}) > 1:
+        raise UserError(f"image set {pattern} names several directories; put the shards into one")
+    return ShardSource(files[0].parent, {file.name for file in files})
+
+
+def _open_directory(path: Path) -> ImageSource:
     if archives := sorted(path.glob("ILSVRC2012_img_*.tar")):
         raise UserError(f"{path} holds archives of ImageNet; name one of them itself: {archives[0]}")
-    if compressed := sorted(file.name for file in path.iterdir() if file.name.endswith((".tar.gz", ".tgz"))):
+    names = sorted(entry.name for entry in path.iterdir() if entry.name[0] != ".")
+    if compressed := [name for name in names if _COMPRESSED.search(name)]:
         raise UserError(
             f"{path} holds {len(compressed)} compressed shards (first: {compressed[0]}); unpack them to .tar"
         )
     if shard_paths(path) or (path / MANIFEST).exists():
         return ShardSource(path)
+    if tables := [name for name in names if name.lower().endswith(_TABLES)]:
+        raise UserError(f"{path} holds {len(tables)} files like {tables[0]}, which cannot be read; set {SUPPORTED}")
     return DirectorySource(path)

@@ -24,6 +24,7 @@ from aim_lightning.utils.process import is_rank_zero
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _CLASS_TAR, _VAL_IMAGE = re.compile(r"(n\d{8})\.tar"), re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_IMAGENET_MEMBER = re.compile(f"{_CLASS_TAR.pattern}|{_VAL_IMAGE.pattern}")
 
 Member = tuple[str, str, int, int]  # WordNet id, name of the image, offset in the archive, size in bytes
 
@@ -84,12 +85,28 @@ def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
             raise UserError(f"{path} is not ImageNet's development kit (its MD5 differs); download it again") from None
 
 
+def is_archive(path: Path) -> bool:
+    """Return True for a tar file with ImageNet's name, or whose first member is one of ImageNet's.
+
+    Args:
+        path: a tar file.
+    """
+    try:
+        return path.name.startswith("ILSVRC2012_img_") or _IMAGENET_MEMBER.fullmatch(_first_member(path)) is not None
+    except UserError:  # damaged: the reader of shards reports it
+        return False
+
+
 def _is_val(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = next((member.name for _, member in _checked_members(file, str(path))), "")
-    if not (_CLASS_TAR.fullmatch(first) or _VAL_IMAGE.fullmatch(first)):
+    first = _first_member(path)
+    if not _IMAGENET_MEMBER.fullmatch(first):
         raise UserError(f"{path} starts with {first!r}: it is neither ImageNet's training nor validation archive")
     return _VAL_IMAGE.fullmatch(first) is not None
+
+
+def _first_member(path: Path) -> str:
+    with path.open("rb") as file:
+        return next((member.name for _, member in _checked_members(file, str(path))), "")
 
 
 def _train_members(path: Path, names: dict[str, tuple[str, ...]]) -> list[Member]:

@@ -38,7 +38,7 @@ def shard_paths(directory: Path) -> list[Path]:
     Args:
         directory: directory of shards.
     """
-    return sorted(path for path in directory.glob("*.tar") if not path.name.startswith("."))
+    return sorted(path for path in directory.iterdir() if path.suffix.lower() == ".tar" and path.name[0] != ".")
 
 
 def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
@@ -107,6 +107,8 @@ def _parse_label(content: bytes, where: str) -> int:
 def load_manifest(directory: Path) -> dict[str, Any] | None:
     """Read manifest.json and check it against the tar files; return None if it does not exist.
 
+    The entry "shards" of the result maps names to their entries, in order.
+
     Args:
         directory: directory of shards.
 
@@ -121,58 +123,61 @@ def load_manifest(directory: Path) -> dict[str, Any] | None:
     if actual != FORMAT:
         raise UserError(f"{path} has format {actual!r}, expected {FORMAT!r}; remove it or write the shards again")
     try:
-        listed = {shard["name"] for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
-        manifest["class_names"] = [str(name) for name in manifest["class_names"]]
+        shards = {shard["name"]: shard for shard in manifest["shards"] if shard["sha256"] and shard["rows"] >= 0}
+        manifest |= {"shards": shards, "class_names": [str(name) for name in manifest["class_names"]]}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it or write the shards again") from None
     present = {shard.name for shard in shard_paths(directory)}
-    if absent := sorted(listed - present):
+    if absent := sorted(shards.keys() - present):
         raise UserError(f"{path} lists shard {absent[0]}, which is absent; restore it or write the shards again")
-    if unlisted := sorted(present - listed):
+    if unlisted := sorted(present - shards.keys()):
         raise UserError(f"shard {directory / unlisted[0]} is not listed in {path}; remove one of the two")
     return manifest
 
 
 class ShardSource(TarSource):
-    """A directory of image shards in the order of the manifest, or without one in the order of their names.
+    """Image shards in the order of the manifest, or without one in the order of their names.
 
     Without a manifest the class names are "0" to "n-1", where n is the largest label plus 1. If two shards share a
     key, all keys get the prefix of their shard: `images-000000/KEY`.
 
     Args:
         path: directory of the shards.
+        names: read only these shards; None = all.
 
     Raises:
         UserError: a damaged shard, a label out of range, or shards that differ from the manifest.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, names: set[str] | None = None) -> None:
         self.directory = Path(path)
         self._manifest = load_manifest(self.directory)
         shards = self._listed() if self._manifest else shard_paths(self.directory)
+        if names is not None:
+            shards = [shard for shard in shards if shard.name in names]
         if not shards:
             raise UserError(f"{self.directory} holds no .tar shards; see data/README.md for the layout")
         left_out = LeftOut()
-        rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(number, shard, left_out)]
+        rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(shard, left_out)]
         left_out.warn(path, "neither image nor .cls")
         if not rows:
             raise UserError(f"the shards in {self.directory} hold no images; write them again")
         spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
-        names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
+        class_names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
         if not self._manifest and (gaps := sorted(set(range(classes)) - {row.label for _, row in rows})):
             log.warning("%s: %d of %d labels have no image (first: %d)", path, len(gaps), classes, gaps[0])
         keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
-        super().__init__(names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
+        super().__init__(class_names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
 
     def _listed(self) -> list[Path]:
-        return [self.directory / shard["name"] for shard in self._manifest["shards"]]
+        return [self.directory / name for name in self._manifest["shards"]]
 
-    def _index(self, number: int, shard: Path, left_out: LeftOut) -> list[ShardRow]:
+    def _index(self, shard: Path, left_out: LeftOut) -> list[ShardRow]:
         rows = index_shard(shard, left_out)
         classes = None
         if self._manifest:
-            expected, classes = self._manifest["shards"][number]["rows"], len(self._manifest["class_names"])
+            expected, classes = self._manifest["shards"][shard.name]["rows"], len(self._manifest["class_names"])
             if len(rows) != expected:
                 raise UserError(
                     f"shard {shard} has {len(rows)} rows, {self.directory / MANIFEST} says {expected}; "
@@ -189,7 +194,8 @@ class ShardSource(TarSource):
     def fingerprint(self) -> str:
         """Return the sha256 over class names and shard hashes, or without a manifest over shard names and sizes."""
         if self._manifest:
-            return sha256_json([self.class_names, *(shard["sha256"] for shard in self._manifest["shards"])])
+            hashes = (self._manifest["shards"][shard.name]["sha256"] for shard in self.tars)
+            return sha256_json([self.class_names, *hashes])
         return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
 
 
