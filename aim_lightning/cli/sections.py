@@ -38,8 +38,7 @@ SECTIONS = {
         fixed="aim_lightning.sampling.options.SamplingOptions", description="guidance, temperature, top-k, top-p"
     ),
     "callbacks": NamedSection(
-        base="lightning.pytorch.Callback",
-        description="named callbacks, --callbacks.NAME.OPTION; null switches one off",
+        base="lightning.pytorch.Callback", description="named callbacks, --callbacks.NAME.OPTION; null switches one off"
     ),
     "logger": NamedSection(
         base="lightning.pytorch.loggers.Logger",

@@ -48,11 +48,7 @@ class IncrementalScorer:
     """
 
     def __init__(
-        self,
-        network: FeatureNetwork,
-        real: ReferenceImages,
-        sampling: SamplingOptions,
-        compare: bool,
+        self, network: FeatureNetwork, real: ReferenceImages, sampling: SamplingOptions, compare: bool
     ) -> None:
         self.network, self.real, self.sampling, self.compare = network, real, sampling, compare
         self.scores: Scores | None = None
@@ -69,11 +65,7 @@ class IncrementalScorer:
         return self.scores
 
     def score(
-        self,
-        pipeline: AiMPipeline,
-        num_images: int,
-        asked: Callable[[str], int],
-        budget_seconds: float | None = None,
+        self, pipeline: AiMPipeline, num_images: int, asked: Callable[[str], int], budget_seconds: float | None = None
     ) -> Scored:
         """Every process must call it.
 

@@ -37,11 +37,7 @@ def discriminator_loss(loss: GanLoss, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(
-    pixels: Tensor,
-    adversarial: Tensor,
-    last_layer: Tensor,
-    average: Callable[[Tensor], Tensor],
-    scale: float = 1.0,
+    pixels: Tensor, adversarial: Tensor, last_layer: Tensor, average: Callable[[Tensor], Tensor], scale: float = 1.0
 ) -> Tensor:
     """Return the ratio of gradient norms at the decoder's last layer (VQGAN, arXiv 2012.09841, equation 7).
 

@@ -76,8 +76,7 @@ def test_a_wrong_sum_is_told_by_the_rank_that_has_it(network, run_dir):
 
 
 @pytest.mark.parametrize(
-    ("other", "error", "code"),
-    [({"start": "old.ckpt"}, TransientError, 74), ({"configuration": "x"}, UserError, 2)],
+    ("other", "error", "code"), [({"start": "old.ckpt"}, TransientError, 74), ({"configuration": "x"}, UserError, 2)]
 )
 def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, run_dir, other, error, code):
     network.other = {**other, "node": "n8"}

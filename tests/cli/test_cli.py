@@ -70,14 +70,8 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
             ["fit", "--config", DEMO, "--model.network.d_modle", "3"],
             ["command line", "d_modle", "did you mean d_model"],
         ),
-        (
-            ["fit", "--config", DEMO, "--trainer.max_steps", "many"],
-            ["trainer.max_steps", "'many'", "expected int"],
-        ),
-        (
-            ["fit", "--config", DEMO, "--callbacks.ema.decay", "fast"],
-            ["callbacks.ema", "'fast'", "expected float"],
-        ),
+        (["fit", "--config", DEMO, "--trainer.max_steps", "many"], ["trainer.max_steps", "'many'", "expected int"]),
+        (["fit", "--config", DEMO, "--callbacks.ema.decay", "fast"], ["callbacks.ema", "'fast'", "expected float"]),
         (["fit", "--config", DEMO, "--nonsense.x", "1"], ["nonsense is not a known section"]),
         (
             ["fit", "--config", DEMO, "--trainer.limit_train_batches", "3"],
@@ -121,11 +115,7 @@ def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
             [*FINETUNE, "--model.init_from", "weights/x.pt"],
             ["model.init_from weights/x.pt does not exist", "make weights-vq"],
         ),
-        (
-            "fit",
-            ["--images.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"],
-            ["images.train nothing"],
-        ),
+        ("fit", ["--images.train", "nothing", "--config", "experiments/demo_tokenizer.yaml"], ["images.train nothing"]),
     ],
 )
 def test_missing_files_are_one_line_and_leave_nothing_behind(failure, tmp_path, command, options, words):

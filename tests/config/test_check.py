@@ -192,10 +192,7 @@ def test_good_documents_pass_unchanged(toybox, good):
     ("bad", "message"),
     [
         (document(modle={}), "modle is not a known section; did you mean model?"),
-        (
-            model("Base", root="r", wokers=1),
-            "ARGS.wokers is not an option of Base; did you mean workers?",
-        ),
+        (model("Base", root="r", wokers=1), "ARGS.wokers is not an option of Base; did you mean workers?"),
         (model("Base"), "ARGS.root is missing; Base needs it (Path)"),
         (model("Base", root=3), "ARGS.root is 3; expected Path"),
         (model("Base", root="r", workers=True), "ARGS.workers is true; expected int"),
@@ -204,37 +201,16 @@ def test_good_documents_pass_unchanged(toybox, good):
         (model("Base", root="r", shuffle=1), "ARGS.shuffle is 1; expected bool"),
         (model("Base", root="r", rate="1e-4"), "ARGS.rate is '1e-4'; expected float"),
         (model("Child", network=SIZES, shuffle=True), "ARGS.shuffle is not an option of Child"),
-        (
-            model("Model", network=SIZES, wokers=1),
-            "ARGS.wokers is not an option of Model; did you mean workers?",
-        ),
+        (model("Model", network=SIZES, wokers=1), "ARGS.wokers is not an option of Model; did you mean workers?"),
         (model("Model", network={}), "NET.width is missing; Sizes needs it (int)"),
         (model("Model"), "ARGS.network is missing; Model needs it (Sizes)"),
         (model("Model", network="tiny"), "ARGS.network is 'tiny'; expected Sizes"),
-        (
-            model("Model", network={"width": 1, "widht": 2}),
-            "NET.widht is not an option of Sizes; did you mean width?",
-        ),
-        (
-            model("Model", network={"width": 1, "hidden": 2}),
-            "NET.hidden is not an option of Sizes",
-        ),
-        (
-            model("Model", network={"width": 1, "kind": "layr"}),
-            "NET.kind is 'layr'; expected one of none, layer",
-        ),
-        (
-            model("Model", network={"width": 1, "levels": [1, "x"]}),
-            "NET.levels is [1, 'x']; expected tuple[int, ...]",
-        ),
-        (
-            model("Model", network={"width": 1, "pair": [1]}),
-            "NET.pair is [1]; expected tuple[int, float]",
-        ),
-        (
-            model("Model", network={"width": 1, "names": "a"}),
-            "NET.names is 'a'; expected list[str]",
-        ),
+        (model("Model", network={"width": 1, "widht": 2}), "NET.widht is not an option of Sizes; did you mean width?"),
+        (model("Model", network={"width": 1, "hidden": 2}), "NET.hidden is not an option of Sizes"),
+        (model("Model", network={"width": 1, "kind": "layr"}), "NET.kind is 'layr'; expected one of none, layer"),
+        (model("Model", network={"width": 1, "levels": [1, "x"]}), "NET.levels is [1, 'x']; expected tuple[int, ...]"),
+        (model("Model", network={"width": 1, "pair": [1]}), "NET.pair is [1]; expected tuple[int, float]"),
+        (model("Model", network={"width": 1, "names": "a"}), "NET.names is 'a'; expected list[str]"),
         (
             model("Model", network=SIZES, wide={"width": 1, "inner": {"width": "x"}}),
             "ARGS.wide.inner.width is 'x'; expected int",
@@ -256,14 +232,8 @@ def test_good_documents_pass_unchanged(toybox, good):
             "ARGS.make.init_args.rot is not an option of Base; did you mean root?",
         ),
         (model("Bse"), "PATH 'toybox.Bse', but toybox has no class Bse; did you mean Base?"),
-        (
-            model("shapes.Bse"),
-            "PATH 'toybox.shapes.Bse', but toybox.shapes has no class Bse; did you mean Base?",
-        ),
-        (
-            model("shaps.Base"),
-            "PATH 'toybox.shaps.Base', but there is no module toybox.shaps; did you mean shapes?",
-        ),
+        (model("shapes.Bse"), "PATH 'toybox.shapes.Bse', but toybox.shapes has no class Bse; did you mean Base?"),
+        (model("shaps.Base"), "PATH 'toybox.shaps.Base', but there is no module toybox.shaps; did you mean shapes?"),
         (
             model("broken.Base"),
             "PATH 'toybox.broken.Base', but toybox.broken cannot be imported "
@@ -291,15 +261,9 @@ def test_good_documents_pass_unchanged(toybox, good):
             document(model={"class_path": "toybix.Base"}),
             "PATH 'toybix.Base', but there is no package toybix (installed or on PYTHONPATH)",
         ),
-        (
-            document(model={"class_path": "Base"}),
-            "PATH 'Base'; write the class as package.module.Class",
-        ),
+        (document(model={"class_path": "Base"}), "PATH 'Base'; write the class as package.module.Class"),
         (document(model={"class_path": 3}), "PATH 3; write the class as package.module.Class"),
-        (
-            document(model={"init_args": {}}),
-            "model has no class_path; name the class, or include the file that does",
-        ),
+        (document(model={"init_args": {}}), "model has no class_path; name the class, or include the file that does"),
         (
             document(model={"class_path": "toybox.Base", "root": "r"}),
             "model.root is next to class_path; put it under model.init_args",
@@ -323,10 +287,7 @@ def test_good_documents_pass_unchanged(toybox, good):
             "callbacks.t.init_args.owner is set by the framework itself; remove it",
         ),
         (document(trainer={"max_epochs": "two"}), "trainer.max_epochs is 'two'; expected int or null"),
-        (
-            document(trainer={"max_epoch": 2}),
-            "trainer.max_epoch is not an option of Trainer; did you mean max_epochs?",
-        ),
+        (document(trainer={"max_epoch": 2}), "trainer.max_epoch is not an option of Trainer; did you mean max_epochs?"),
         (document(trainer={"callbacks": []}), "trainer.callbacks is set by the framework itself; remove it"),
         (
             document(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lrr": 1}}),

@@ -65,10 +65,7 @@ def test_later_includes_win_and_one_file_may_be_included_twice(directory):
 
 
 def test_mappings_merge_while_lists_and_scalars_replace(directory):
-    files = {
-        "one": MODEL + "steps: [1, 2]\n",
-        "two": "model: {init_args: {network: {d_model: 96}}}\nsteps: [3]\n",
-    }
+    files = {"one": MODEL + "steps: [1, 2]\n", "two": "model: {init_args: {network: {d_model: 96}}}\nsteps: [3]\n"}
     result = values(**files)
     assert result["model"]["init_args"] == {"network": {"d_model": 96, "n_layer": 2}, "learning_rate": 1e-4}
     assert result["steps"] == [3]
@@ -86,10 +83,7 @@ def test_another_class_replaces_the_mapping_and_the_same_class_merges(directory)
 
 def test_null_switches_off_and_can_be_switched_on_again(directory):
     one = "callbacks: {ema: {class_path: A}, lr: {class_path: L}}\n"
-    assert values(one=one, two="callbacks: {ema: null}\n")["callbacks"] == {
-        "ema": None,
-        "lr": {"class_path": "L"},
-    }
+    assert values(one=one, two="callbacks: {ema: null}\n")["callbacks"] == {"ema": None, "lr": {"class_path": "L"}}
     again = {"one": one, "two": "callbacks: {ema: null}\n", "three": "callbacks: {ema: {class_path: B}}\n"}
     assert values(**again)["callbacks"]["ema"] == {"class_path": "B"}
 
@@ -142,10 +136,7 @@ def test_overrides_may_leave_init_args_out(directory):
     ]
     text = MODEL + "callbacks: {ema: {class_path: A}}\n"
     document = compose(write(one=text), overrides)
-    assert document.values["model"]["init_args"] == {
-        "network": {"d_model": 128, "n_layer": 3},
-        "learning_rate": 1e-3,
-    }
+    assert document.values["model"]["init_args"] == {"network": {"d_model": 128, "n_layer": 3}, "learning_rate": 1e-3}
     assert document.values["callbacks"]["ema"] == {"class_path": "A", "init_args": {"decay": 0.9}}
     assert document.values["trainer"] == {"max_epochs": 2}
     assert document.origins["callbacks.ema.init_args.decay"] == "command line"
@@ -155,10 +146,7 @@ def test_overrides_may_leave_init_args_out(directory):
 def test_a_new_class_on_the_command_line_keeps_the_arguments_next_to_it(directory):
     for order in (1, -1):
         overrides = [("model.width", "3"), ("model.class_path", "pkg.Other")][::order]
-        assert values(*overrides, one=MODEL)["model"] == {
-            "class_path": "pkg.Other",
-            "init_args": {"width": 3},
-        }
+        assert values(*overrides, one=MODEL)["model"] == {"class_path": "pkg.Other", "init_args": {"width": 3}}
 
 
 def test_texts_are_kept_as_typed():
@@ -238,10 +226,7 @@ def test_an_include_loop_shows_its_chain(directory):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            "model: file.yaml\n",
-            ["two.yaml", "model is 'file.yaml'", "one.yaml has a mapping there", "include:"],
-        ),
+        ("model: file.yaml\n", ["two.yaml", "model is 'file.yaml'", "one.yaml has a mapping there", "include:"]),
         ("callbacks: [a]\n", ["two.yaml", "callbacks is ['a']"]),
         ("callbacks: {ema: file.yaml}\n", ["two.yaml", "callbacks.ema is 'file.yaml'"]),
         ("model: {init_args: 3}\n", ["two.yaml", "model.init_args is 3"]),

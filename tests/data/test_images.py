@@ -138,11 +138,7 @@ def test_palette_with_and_without_transparency():
 
 @pytest.mark.parametrize(("mode", "color"), [("L", 40), ("RGB", (1, 2, 3)), ("I;16", 9000)])
 def test_transparent_color_of_a_png_becomes_white(mode, color):
-    assert to_rgb(reopen(Image.new(mode, (2, 2), color), transparency=color)).getpixel((0, 0)) == (
-        255,
-        255,
-        255,
-    )
+    assert to_rgb(reopen(Image.new(mode, (2, 2), color), transparency=color)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_16_bit_png_keeps_its_range():
@@ -408,11 +404,7 @@ def test_same_records_give_the_same_bytes(tmp_path):
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["class_names"], manifest["rows"]) == (
-        "aim_lightning.images/1",
-        NAMES,
-        7,
-    )
+    assert (manifest["format"], manifest["class_names"], manifest["rows"]) == ("aim_lightning.images/1", NAMES, 7)
     assert manifest["license"] == "MIT"
     for shard, rows in zip(manifest["shards"], (3, 3, 1), strict=True):
         assert shard["rows"] == rows
@@ -637,16 +629,7 @@ def test_all_rows_keep_order_and_pixels(idx, tmp_path):
 
 
 def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
-    arguments = [
-        "--source",
-        str(idx),
-        "--out",
-        str(tmp_path / "out"),
-        "--train_rows",
-        "20",
-        "--val_rows",
-        "10",
-    ]
+    arguments = ["--source", str(idx), "--out", str(tmp_path / "out"), "--train_rows", "20", "--val_rows", "10"]
     assert fashion_mnist.main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 20 training and 10 validation images")
     source = open_source(tmp_path / "out" / "train")

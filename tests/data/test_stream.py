@@ -28,13 +28,7 @@ def all_positions(plan, rows, first_batch, workers):
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    plan=plans,
-    whole=st.integers(1, 6),
-    tail=st.integers(0, 400),
-    cut=st.integers(0, 5),
-    workers=st.integers(1, 4),
-)
+@given(plan=plans, whole=st.integers(1, 6), tail=st.integers(0, 400), cut=st.integers(0, 5), workers=st.integers(1, 4))
 def test_every_position_once_and_in_its_global_batch(plan, whole, tail, cut, workers):
     rows = whole * plan.global_batch_size + tail % plan.global_batch_size
     cut = min(cut, whole)

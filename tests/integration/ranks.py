@@ -14,9 +14,7 @@ from pathlib import Path
 
 import torch
 
-from aim_lightning.cli.build import (
-    trainer_cli,  # noqa: F401 (imported before the fork, for all ranks)
-)
+from aim_lightning.cli.build import trainer_cli  # noqa: F401 (imported before the fork, for all ranks)
 from aim_lightning.cli.main import main
 
 WORLD = 2

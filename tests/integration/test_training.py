@@ -133,12 +133,9 @@ def test_every_step_is_in_tensorboard_once(whole):
     for tag in ("train/loss", "train/bits_per_code", "train/grad_norm"):
         assert [step for step, _ in found[tag]] == list(range(22)), tag
     assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
-    assert {
-        "train/learning_rate",
-        "perf/images_per_s",
-        "perf/tokens_per_s",
-        "perf/model_tflops_per_s",
-    } <= set(scalars(whole))
+    assert {"train/learning_rate", "perf/images_per_s", "perf/tokens_per_s", "perf/model_tflops_per_s"} <= set(
+        scalars(whole)
+    )
 
 
 def test_finished_run_says_so_and_changes_nothing(whole, experiment):

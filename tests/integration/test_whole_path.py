@@ -23,21 +23,9 @@ def succeed(done):
 
 @pytest.mark.long  # `make demo` goes the same way
 def test_images_to_scores(aim_cli, runs):
-    place = (
-        "--runs_root",
-        runs,
-        "--images.train",
-        "data/fashion_mnist_mini/val",
-    )  # 2,000 images: a third of the time
+    place = ("--runs_root", runs, "--images.train", "data/fashion_mnist_mini/val")  # 2,000 images: a third of the time
     shards = runs / "tokens"
-    stage1 = (
-        "--trainer.max_steps",
-        "30",
-        "--trainer.val_check_interval",
-        "30",
-        "--trainer.limit_val_batches",
-        "4",
-    )
+    stage1 = ("--trainer.max_steps", "30", "--trainer.val_check_interval", "30", "--trainer.limit_val_batches", "4")
     succeed(aim_cli("fit", "--config", TOKENIZER, *place, *stage1))
     tokenizer = runs / "demo_tokenizer" / "main"
     assert Image.open(tokenizer / "samples" / "reconstructions.png").size[0] > 500
@@ -49,24 +37,12 @@ def test_images_to_scores(aim_cli, runs):
     check_shards(aim_cli, shards, tokenizer)
 
     data = ("--data.path", shards)
-    stage2 = (
-        "--trainer.max_steps",
-        "20",
-        "--trainer.val_check_interval",
-        "10",
-        "--trainer.limit_val_batches",
-        "2",
-    )
+    stage2 = ("--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--trainer.limit_val_batches", "2")
     succeed(aim_cli("fit", "--config", AIM, *place, *data, *stage2))
     aim = runs / "demo_aim" / "main"
     assert (aim / "samples" / "grid.png").exists() and (aim / "samples" / "grid-step=00000020.png").exists()
 
-    few = (
-        "--callbacks.sample_metrics.num_samples",
-        "100",
-        "--callbacks.sample_metrics.cache_dir",
-        runs / "cache",
-    )
+    few = ("--callbacks.sample_metrics.num_samples", "100", "--callbacks.sample_metrics.cache_dir", runs / "cache")
     small = ("--features.size", "32")
     succeed(aim_cli("validate", "--config", AIM, *place, *data, *few, *small))
     results = json.loads((aim / "results.json").read_text())
@@ -95,12 +71,7 @@ def check_shards(aim_cli, shards, tokenizer):
     succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))
     assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
     manifest = json.loads((shards / "train" / "manifest.json").read_text())
-    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (
-        2000,
-        1,
-        [8, 8],
-        2,
-    )
+    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (2000, 1, [8, 8], 2)
 
 
 def check_images_in_tensorboard(run_dir, tag):

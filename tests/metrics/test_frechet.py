@@ -195,14 +195,7 @@ def test_features_that_are_not_finite_give_no_distance(network, real):
 
 
 def test_names():
-    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000)] == [
-        "2k",
-        "50k",
-        "512",
-        "1500",
-        "500",
-        "1k",
-    ]
+    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000)] == ["2k", "50k", "512", "1500", "500", "1k"]
     assert metric_name("fid", 50000) == "fid_50k"
     assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
     with pytest.raises(ValueError):

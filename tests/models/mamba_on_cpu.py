@@ -17,10 +17,7 @@ from helpers import relative  # noqa: E402
 from mamba_ssm.modules import mlp as reference_mlp  # noqa: E402
 from mamba_ssm.ops import selective_scan_interface  # noqa: E402
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref  # noqa: E402
-from mamba_ssm.ops.triton.ssd_combined import (  # noqa: E402
-    mamba_split_conv1d_scan_ref,
-    ssd_chunk_scan_combined_ref,
-)
+from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_ref, ssd_chunk_scan_combined_ref  # noqa: E402
 
 from aim_lightning.models import AiM, AiMConfig  # noqa: E402
 from aim_lightning.models.aim.backends import mamba  # noqa: E402

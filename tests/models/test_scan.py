@@ -15,13 +15,7 @@ def inputs(length, batch=2, heads=3, channels=4, state=5, dtype=torch.float32, s
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     dt = torch.rand(batch, length, heads, generator=generator, dtype=torch.float64).mul(0.3).to(dtype)
     a = -(1 + 15 * torch.rand(heads, generator=generator, dtype=torch.float64)).to(dtype)
-    return (
-        normal(batch, length, heads, channels),
-        dt,
-        a,
-        normal(batch, length, state),
-        normal(batch, length, state),
-    )
+    return (normal(batch, length, heads, channels), dt, a, normal(batch, length, state), normal(batch, length, state))
 
 
 @settings(max_examples=40, deadline=None)

@@ -396,10 +396,7 @@ def case_preflight_names_the_node(cluster):
         ),
         ("configuration", r"node n2, rank 1: its configuration differs from that of node n1 \(rank 0\)"),
         ("version", r"node n2, rank 1: aim_lightning source is \w{12}, on node n1 it is \w{12}"),
-        (
-            "directory",
-            r"node n2, rank 1: mine/tiny/directory is not the directory that node n1 writes to",
-        ),
+        ("directory", r"node n2, rank 1: mine/tiny/directory is not the directory that node n1 writes to"),
     ],
 )
 def test_preflight_names_the_node(cases, name, words):

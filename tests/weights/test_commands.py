@@ -147,14 +147,7 @@ def test_import_of_a_tokenizer(tmp_path, capsys):
         "num_res_blocks": 1, "z_channels": 8, "norm_groups": 4, "usage_window": 64,
     }  # fmt: skip
     options = [part for key, value in sizes.items() for part in (f"--model.network.{key}", str(value))]
-    config = (
-        "--config",
-        "experiments/demo_tokenizer.yaml",
-        "--runs_root",
-        tmp_path / "runs",
-        "--images.image_size",
-        4,
-    )
+    config = ("--config", "experiments/demo_tokenizer.yaml", "--runs_root", tmp_path / "runs", "--images.image_size", 4)
     text = succeeds(capsys, "weights", "import", tmp_path / "vq.pt", *config, *options, "--raw", "true")
     assert "next: make tokenize EXP=demo_tokenizer RUN=main" in text
     assert same(import_vq(tmp_path / "runs" / "demo_tokenizer" / "main"), vq(seed=1))

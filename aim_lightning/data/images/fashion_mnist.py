@@ -27,11 +27,7 @@ _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
 
 
 def make(
-    source: Path,
-    out: Path,
-    train_rows: int | None = None,
-    val_rows: int | None = None,
-    rows_per_shard: int = 1000,
+    source: Path, out: Path, train_rows: int | None = None, val_rows: int | None = None, rows_per_shard: int = 1000
 ) -> None:
     """Write `out`/train and `out`/val (from the t10k files): 28x28 grey PNGs in the order of the IDX files.
 
@@ -138,11 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Write Fashion-MNIST as image shards into OUT/train and OUT/val.",
     )
     parser.add_argument(
-        "--source",
-        type=Path,
-        default=DEBIAN_DIRECTORY,
-        metavar="DIR",
-        help="IDX .gz files (default: %(default)s)",
+        "--source", type=Path, default=DEBIAN_DIRECTORY, metavar="DIR", help="IDX .gz files (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     rows_help = "images, the first ones of each class in equal numbers; a multiple of 10 (default: all)"

@@ -40,9 +40,7 @@ class ShardContent:
 
 
 def verify_directory(
-    directory: Path,
-    tokenizer_hash: str | None = None,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    directory: Path, tokenizer_hash: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[Fault]:
     """Check checksums, counts, codes, labels, keys, classes, views, and optionally the tokenizer.
 

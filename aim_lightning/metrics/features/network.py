@@ -80,11 +80,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     def protocol(self) -> dict[str, Any]:
         """Return plain values that determine the features: equal protocols give equal features."""
-        values = {
-            "network": self.name,
-            "weights_sha256": self.weights_hash,
-            "num_features": self.num_features,
-        }
+        values = {"network": self.name, "weights_sha256": self.weights_hash, "num_features": self.num_features}
         return values | {"input_size": self.input_size, "precision": self.precision} | self.recipe
 
     def load(self, device: torch.device | None = None) -> "FeatureNetwork":
