@@ -73,7 +73,7 @@ import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from aim_lightning.cli.multiprocess import rank_or_launch
 place = rank_or_launch({CPU!r})
-assert "AIM_LAUNCHER_PIPE" not in os.environ
+assert "AIM_LAUNCHER" not in os.environ
 pathlib.Path(sys.argv[-1], str(place.rank)).write_text(str(os.getpid()))
 time.sleep(60)
 """
