@@ -1,1 +1,1 @@
-"""Drawing many samples and scoring them: blocks, references, records, sweeps, tables."""
+"""Generation and scoring of many samples: blocks, references, records, sweeps, tables."""

@@ -1,4 +1,4 @@
-"""A generator with the facts that identify it."""
+"""A pipeline with the facts that identify it in records."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from aim_lightning.utils.dist import ProcessGroup
 
 @dataclass
 class EvaluatedModel:
-    """Networks that draw, and where they come from.
+    """A pipeline that generates samples, and its origin.
 
     Args:
-        pipeline: on the device that draws.
-        name: for directories, such as step=00001000-ema.
+        pipeline: on its device.
+        name: part of directory names, such as step=00001000-ema.
         facts: plain values for the protocol.
-        raw: whether these are trained weights in place of averaged ones, for metric names.
+        raw: trained instead of averaged weights, for metric names.
     """
 
     pipeline: AiMPipeline
@@ -32,22 +32,23 @@ class EvaluatedModel:
 
 
 def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> EvaluatedModel:
-    """The newest checkpoint of a run directory, or a checkpoint file itself. Every process must call it.
+    """Load the newest checkpoint of a run directory, or a checkpoint file. Every rank must call it.
 
     Args:
         source: run directory or checkpoint.
-        raw: the trained weights in place of their average.
-        tokenizer: None = the one that the run names.
-        device: where to draw.
+        raw: load the trained instead of the averaged weights.
+        tokenizer: None = the tokenizer that the run names.
+        device: of the pipeline.
         backend: of the network.
 
     Raises:
-        UserError: no checkpoint, one of another model, or a backend that cannot be had.
+        UserError: no checkpoint, a checkpoint of another model, or an unavailable backend.
     """
-    path = ProcessGroup().on_rank0(lambda: newest_checkpoint(source))  # training may write one between two looks
+    # Rank 0 chooses: training may write another checkpoint before the next rank looks.
+    path = ProcessGroup().on_rank0(lambda: newest_checkpoint(source))
     content = read_checkpoint(path)
     pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
-    kind = "ema" if content["ema"] and not raw else "raw"
+    weights = "ema" if content["ema"] and not raw else "raw"
     step = content["trainer"]["global_step"]
     values = content["configuration"]
     facts = {
@@ -56,17 +57,17 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
         "run": values.get("run"),
         "checkpoint": path.name,
         "step": step,
-        "weights": kind,
+        "weights": weights,
         "trained_on": Path((values.get("data") or {}).get("init_args", {}).get("path", "")).name,
     }
-    return EvaluatedModel(pipeline, f"step={step:08d}-{kind}", facts | identity(pipeline), raw=kind == "raw")
+    return EvaluatedModel(pipeline, f"step={step:08d}-{weights}", facts | identity(pipeline), raw=weights == "raw")
 
 
 def from_published(source: str, device, backend: str = "auto") -> EvaluatedModel:
-    """Weights in the published layout: a directory, a file, or a repository of the hub.
+    """Load weights in the published layout: a directory, a file, or a repository of the hub.
 
     Raises:
-        UserError: not there, damaged, or a backend that cannot be had.
+        UserError: missing or damaged weights, or an unavailable backend.
     """
     pipeline = AiMPipeline.from_pretrained(source, backend=backend).to(device)
     name = source.rstrip("/").split("/")[-1]
@@ -74,8 +75,10 @@ def from_published(source: str, device, backend: str = "auto") -> EvaluatedModel
 
 
 def identity(pipeline: AiMPipeline) -> dict[str, Any]:
-    """Hashes of the weights, their number and the type that they are kept in, backend and kind of device: each may
-    change single codes. The sampling options tell in which type codes are drawn (`AiMPipeline.resolve`)."""
+    """Return weights hashes, size, dtype, backend and device type: each of them may change single codes.
+
+    The dtype of sampling is part of the sampling options (`AiMPipeline.resolve`).
+    """
     weights = next(pipeline.aim.parameters())
     return {
         "weights_sha256": weights_hash(pipeline.aim),
@@ -88,9 +91,10 @@ def identity(pipeline: AiMPipeline) -> dict[str, Any]:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Hex sha256 over names, types and values."""
+    """Return the hex sha256 over names, dtypes, shapes and values of the state."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        # numpy has no bfloat16: the bytes are hashed through a view.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

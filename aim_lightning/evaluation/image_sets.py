@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from aim_lightning.data.images.base import ImageSource
+from aim_lightning.data.images.base import FileSource, ImageSource
 from aim_lightning.data.images.dataset import ImageDataset
-from aim_lightning.data.images.decode import opening, read_image
+from aim_lightning.data.images.decode import opening
 from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.evaluation.sample_plan import ranges
 from aim_lightning.utils.dist import ProcessGroup
@@ -182,7 +182,7 @@ class DecodedImages(ImageSet):
             yield self._batch(images, rows)
 
 
-class FlatDirectory(ImageSource):
+class FlatDirectory(FileSource):
     """All images below a directory in the order of their paths, without classes."""
 
     def __init__(self, root: str | Path) -> None:
@@ -202,16 +202,6 @@ class FlatDirectory(ImageSource):
                 digest.update(os.fsencode(f"{self.key(row)} {content}\n"))
         return digest.hexdigest()
 
-    def files(self) -> Iterator[Path]:
-        """Return the images."""
-        return (self.root / self.key(row) for row in range(len(self)))
-
-    def _content(self, row: int) -> bytes:
-        return read_image(self.root / self.key(row))
-
-    def _where(self, row: int) -> str:
-        return str(self.root / self.key(row))
-
 
 class DirectoryImages(DecodedImages):
     """All images below a directory; they must have one size.
@@ -228,8 +218,9 @@ class DirectoryImages(DecodedImages):
         """Decode one image and compare its size with the first one's."""
         image = _to_tensor(self.source[number].image)
         if image.shape != self.shape:
-            path, size, expected = self.source.root / self.source.key(number), *map(pixels, (image, self.shape))
-            raise UserError(f"{path} is {size} pixels, {self.source.key(0)} {expected}; give all images one size")
+            size, expected = pixels(image), pixels(self.shape)
+            location = self.source.location(number)
+            raise UserError(f"{location} is {size} pixels, {self.source.key(0)} {expected}; give all images one size")
         return image
 
     def identity(self) -> dict[str, Any]:

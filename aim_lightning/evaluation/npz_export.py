@@ -1,4 +1,4 @@
-"""A drawn set as files for others: ADM's .npz and a preview."""
+"""Export of a set of samples: ADM's .npz and a preview."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ROWS, COLUMNS = 10, 8
 
 
 def write_archive(path: Path, directory: BlockDirectory) -> None:
-    """arr_0: uint8 (N, H, W, 3) in order; arr_1: int64 labels, as ADM's sampler stores them, also named `labels`."""
+    """Write images as arr_0, uint8 (N, H, W, 3), and int64 labels as arr_1 (ADM's name) and `labels`."""
     plan = directory.plan
     blocks = range(len(plan.blocks()))
     shape = (len(plan), *directory.read(0).shape[1:])
@@ -22,7 +22,7 @@ def write_archive(path: Path, directory: BlockDirectory) -> None:
 
 
 def preview_png(image_set: ImageSet, class_names: list[str] | None) -> bytes:
-    """One PNG: a row a class for the first classes; without labels the first images."""
+    """Return a PNG with one row per class for the first classes; without labels the first images."""
     labels, names = image_set.labels, []
     if labels is None:
         numbers = list(range(min(len(image_set), ROWS * COLUMNS)))
@@ -33,6 +33,7 @@ def preview_png(image_set: ImageSet, class_names: list[str] | None) -> bytes:
         numbers = [number for row in by_class for number in row[:width]]
         names = [class_names[label] if class_names else str(label) for label in classes]
     columns = len(numbers) // len(names) if names else COLUMNS
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    images = image_set.read([numbers[i] for i in order])[torch.tensor(order).argsort()]
+    # Image sets are read in ascending order; the inverse permutation puts the images into their rows.
+    order = torch.tensor(numbers).argsort()
+    images = image_set.read(sorted(numbers))[order.argsort()]
     return png_bytes(labelled_grid(images, columns, names))

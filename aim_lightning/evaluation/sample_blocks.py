@@ -1,4 +1,4 @@
-"""Blocks of drawn images in files that appear by rename: what a killed evaluation continues from."""
+"""Blocks of samples: generated in any process with the same result, kept in files from which evaluation resumes."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,18 +18,18 @@ from aim_lightning.utils.files import abandoned, atomic_path
 
 
 class BlockDirectory:
-    """block-NNNNNN.npy: uint8 (images, height, width, 3)."""
+    """A directory of block-NNNNNN.npy files, uint8 (images, height, width, 3)."""
 
     def __init__(self, path: str | Path, plan: SamplePlan) -> None:
         self.path, self.plan = Path(path), plan
 
     def file(self, block: int) -> Path:
-        """Where a block lies, or will."""
+        """Return the path of a block, which need not exist."""
         return self.path / f"block-{block:06d}.npy"
 
     def missing(self) -> list[int]:
-        """Blocks that are not there, or are not whole."""
-        return [block for block, rows in enumerate(self.plan.blocks()) if not self._whole(block, len(rows))]
+        """Return the numbers of the blocks that are missing or incomplete."""
+        return [block for block, rows in enumerate(self.plan.blocks()) if not self._is_complete(block, len(rows))]
 
     def write(self, block: int, images: Tensor) -> None:
         """Write uint8 (images, 3, H, W) atomically."""
@@ -37,20 +37,20 @@ class BlockDirectory:
             np.save(file, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), allow_pickle=False)
 
     def read(self, block: int) -> np.ndarray:
-        """uint8 (images, H, W, 3), mapped from the disk."""
+        """Return uint8 (images, H, W, 3), mapped from the disk."""
         return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
 
     def clear(self) -> None:
-        """Delete what a kill in the middle of a write left, also beside the directory, where the archive is written."""
+        """Delete the partial files of a killed process, also in the parent directory, which gets the archive."""
         for leftover in (*abandoned(self.path), *abandoned(self.path.parent)):
             leftover.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete all blocks, and whatever a kill left beside them."""
+        """Delete all blocks."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
 
-    def _whole(self, block: int, rows: int) -> bool:
+    def _is_complete(self, block: int, rows: int) -> bool:
         try:
             array = self.read(block)
         except (OSError, ValueError, EOFError):
@@ -58,58 +58,51 @@ class BlockDirectory:
         return array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows
 
 
-def resolved(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: ProcessGroup) -> SamplingOptions:
-    """The options without `auto`, the same on all processes. Every process must call it."""
+def resolve_options(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: ProcessGroup) -> SamplingOptions:
+    """Return the options without `auto`, equal on all ranks. Every rank must call it."""
     sampling = ranks.run_on_all(lambda: pipeline.resolve(sampling))
+    # Free memory may differ between GPUs, but a block needs one size.
     return replace(sampling, batch_size=min(ranks.gather(sampling.batch_size)))
 
 
-def draw_blocks(
+def generate_blocks(
     pipeline: AiMPipeline, plan: SamplePlan, blocks: Sequence[range], sampling: SamplingOptions
 ) -> Iterator[Tensor]:
-    """The images of block after block, uint8 (images, 3, H, W), on the network's device.
+    """Yield the images of one block after the other, uint8 (images, 3, H, W), on the network's device.
 
-    A short block is drawn filled up. On a GPU a block is decoded to pixels while the next one is drawn.
+    A short block is padded to the block size. On a GPU one block is decoded to pixels while the next is generated.
 
     Args:
-        pipeline: draws.
+        pipeline: on its device.
         plan: labels and block size.
-        blocks: of the plan, in ascending order: the short one, if any, is the last.
+        blocks: of the plan, ascending, so that a short one is the last.
         sampling: options; the block size is the plan's.
     """
+    if not blocks:
+        return
     numbers = torch.cat([torch.arange(rows.start, rows.stop) for rows in blocks])
     options = {**sampling.options(), "batch_size": plan.block_size}
-    return pipeline.batches(plan.labels[numbers], indices=numbers, **options)
+    yield from pipeline.batches(plan.labels[numbers], indices=numbers, **options)
 
 
-def draw_block(pipeline: AiMPipeline, plan: SamplePlan, rows: range, sampling: SamplingOptions) -> Tensor:
-    """The images of one block."""
-    (images,) = draw_blocks(pipeline, plan, [rows], sampling)
-    return images
-
-
-def draw_missing(
+def generate_missing(
     pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, ranks: ProcessGroup
 ) -> dict[str, float]:
-    """Draw what is not there yet, shared out over the processes; returns the speed. Every process must call it.
+    """Generate the missing blocks, shared by all ranks, and return the speed. Every rank must call it.
 
     Raises:
-        UserError, OSError: a block that cannot be drawn or written, on all processes.
+        UserError, OSError: a block cannot be generated or written; on all ranks.
     """
-    plan = directory.plan
-    missing = ranks.broadcast(directory.missing() if ranks.is_rank_zero else None)
-    rows = plan.blocks()
-    with Throughput("sampling", sum(len(rows[block]) for block in missing), ranks) as meter:
-        ranks.run_on_all(lambda: _draw(pipeline, directory, sampling, ranks.shard(missing), meter))
+    missing = ranks.on_rank0(directory.missing)
+    blocks = directory.plan.blocks()
+    shard = ranks.shard(missing)
+    images = generate_blocks(pipeline, directory.plan, [blocks[number] for number in shard], sampling)
+    with Throughput("sampling", sum(len(blocks[number]) for number in missing), ranks) as meter:
+        ranks.run_on_all(lambda: _write(directory, shard, images, meter))
     return meter.performance()
 
 
-def _draw(
-    pipeline: AiMPipeline, directory: BlockDirectory, sampling: SamplingOptions, own: Sequence[int], meter: Throughput
-) -> None:
-    """This process's blocks."""
-    rows = directory.plan.blocks()
-    drawn = draw_blocks(pipeline, directory.plan, [rows[block] for block in own], sampling) if own else ()
-    for block, images in zip(own, drawn, strict=True):
-        directory.write(block, images)
+def _write(directory: BlockDirectory, numbers: Sequence[int], blocks: Iterator[Tensor], meter: Throughput) -> None:
+    for number, images in zip(numbers, blocks, strict=True):
+        directory.write(number, images)
         meter.advance(len(images))

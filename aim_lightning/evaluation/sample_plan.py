@@ -1,4 +1,4 @@
-"""Which images make up a set of samples: labels, numbers, blocks."""
+"""The labels, numbers and blocks of a set of samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from aim_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A set of images in blocks of a fixed size, which are always drawn alike whoever draws them.
+    """A set of samples in blocks of a fixed size; a block does not depend on the rank that generates it.
 
     Args:
-        labels: class of each image, int64 (N,).
-        block_size: images in a block, the last one may have fewer.
+        labels: class of each sample, int64 (N,).
+        block_size: samples per block; the last block may have fewer.
     """
 
     labels: Tensor
@@ -26,20 +26,20 @@ class SamplePlan:
         return len(self.labels)
 
     def blocks(self) -> list[range]:
-        """Numbers of the images of each block."""
+        """Return the sample numbers of each block."""
         return ranges(len(self), self.block_size)
 
 
 def ranges(count: int, size: int) -> list[range]:
-    """0 to count - 1 in pieces of `size`."""
+    """Split 0 to count - 1 into ranges of `size`; the last one may be shorter."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
-    """Image k is of class classes[k % len(classes)]: each class equally often, up to one image.
+    """Return labels int64 (N,) in which image k is of class classes[k % len(classes)].
 
     Raises:
-        UserError: fewer than one image.
+        UserError: num_images is below one.
     """
     if num_images < 1:
         raise UserError(f"--num is {num_images}; it must be at least 1")
@@ -47,10 +47,10 @@ def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
 
 
 def read_labels(path: str | Path, num_classes: int) -> Tensor:
-    """One class number a line of a text file; int64 (N,).
+    """Read a text file with one class number per line; returns int64 (N,).
 
     Raises:
-        UserError: missing file, a line that is no class number, or no lines.
+        UserError: the file is missing or empty, or a line is not a class number.
     """
     try:
         lines = Path(path).read_text().split()
@@ -60,5 +60,5 @@ def read_labels(path: str | Path, num_classes: int) -> Tensor:
         if not (line.isdecimal() and int(line) < num_classes):
             raise UserError(f"--labels {path}, entry {number} is {line!r}; expected 0 to {num_classes - 1}")
     if not lines:
-        raise UserError(f"--labels {path} is empty; give one class number a line")
+        raise UserError(f"--labels {path} is empty; give one class number per line")
     return torch.tensor([int(line) for line in lines], dtype=torch.int64)

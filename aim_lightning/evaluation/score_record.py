@@ -1,4 +1,4 @@
-"""scores.json: the numbers of one set of images with all that is needed to believe them."""
+"""scores.json: the values of one set of images with everything that they depend on."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from aim_lightning.metrics import metric_name
 from aim_lightning.runs.results import commit
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, write_json
+from aim_lightning.utils.files import read_json
 
 FORMAT = "aim_lightning.scores/1"
 
@@ -24,24 +24,25 @@ def score_record(
     hardware: str,
     raw: bool = False,
 ) -> dict[str, Any]:
-    """One record.
+    """Return one record.
 
     Args:
-        model: what drew the images, or the file they are from.
-        data: what the model was trained on, as far as it is known.
-        values: by plain name; the record's names carry the number of images, and of classes where not all were drawn.
+        model: facts about the generating model, or about the file of the images.
+        data: facts about the training data, empty where they are unknown.
+        values: by plain name; the record's names add the number of images, and of classes where some are missing.
         num_images: scored.
         protocol: everything that the values depend on.
         performance: speeds and memory.
-        hardware: what did the work.
-        raw: whether the weights are trained ones in place of averaged ones.
+        hardware: the devices in use.
+        raw: the weights are trained instead of averaged ones.
     """
+    suffix = _suffix(num_images, raw, protocol)
     return {
         "format": FORMAT,
         "model": model,
         "data": data,
         "num_images": num_images,
-        "metrics": {f"{name}{_ending(num_images, raw, protocol)}": value for name, value in values.items()},
+        "metrics": {f"{name}{suffix}": value for name, value in values.items()},
         "protocol": protocol,
         "performance": performance,
         "hardware": hardware,
@@ -50,67 +51,59 @@ def score_record(
 
 
 def plain_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """Values by name without the number of images."""
-    count = record["num_images"]
-    suffixes = [_ending(count, raw, record.get("protocol", {})) for raw in (True, False)]
-    found = {}
+    """Return a record's values by name without the number of images."""
+    result = {}
+    suffixes = [_suffix(record["num_images"], raw, record.get("protocol", {})) for raw in (True, False)]
     for name, value in record["metrics"].items():
         suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), "")
-        found[name.removesuffix(suffix)] = value
-    return found
+        result[name.removesuffix(suffix)] = value
+    return result
 
 
-def _ending(num_images: int, raw: bool, protocol: dict[str, Any]) -> str:
+def _suffix(num_images: int, raw: bool, protocol: dict[str, Any]) -> str:
     chosen = chosen_classes(protocol)
     return metric_name("", num_images, raw=raw) + ("" if chosen is None else f"_{len(chosen)}classes")
 
 
 def chosen_classes(protocol: dict[str, Any]) -> list[int] | None:
-    """The classes that were drawn; None for all of them, or where there were no labels."""
+    """Return the classes of the samples; None for all classes, or without labels."""
     return protocol.get("labels", {}).get("chosen")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is no record."""
+    """Read a record.
+
+    Raises:
+        UserError: the file is not a record.
+    """
     record = read_json(path, "scores")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is no record of scores (format {FORMAT!r} expected)")
+        raise UserError(f"{path} is not a record of scores; expected format {FORMAT!r}")
     return record
 
 
 def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first record with the mean of each metric, and `std` beside it (of a sample, 0 for one seed).
+    """Return the first record with the mean of each metric over seeds and their sample deviation as `std`.
 
-    With several, the protocol's sampling.seed is their list: a mean never passes for the values of one seed.
+    With several seeds, the protocol's sampling.seed is their list, so that a mean differs from a single value.
     """
-    names = records[0]["metrics"]
-    columns = {name: [record["metrics"][name] for record in records] for name in names}
+    columns = {name: [record["metrics"][name] for record in records] for name in records[0]["metrics"]}
     spread = {name: statistics.stdev(column) if len(column) > 1 else 0.0 for name, column in columns.items()}
     seeds = [record["protocol"]["sampling"]["seed"] for record in records]
     protocol = records[0]["protocol"]
     if len(seeds) > 1:
         protocol = {**protocol, "sampling": {**protocol["sampling"], "seed": seeds}}
-    return {
-        **records[0],
-        "protocol": protocol,
-        "metrics": {name: statistics.fmean(column) for name, column in columns.items()},
-        "std": spread,
-        "seeds": seeds,
-    }
+    means = {name: statistics.fmean(column) for name, column in columns.items()}
+    return {**records[0], "protocol": protocol, "metrics": means, "std": spread, "seeds": seeds}
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """One more line of JSON."""
+    """Append a record to a file as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write atomically."""
-    write_json(path, record)
-
-
 def short_key(values: Any) -> str:
-    """Eight hex digits for a directory's name: other plain values that its content depends on give another one."""
+    """Return eight hex digits of a hash of plain values, for a directory name."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,21 +1,29 @@
-"""One evaluation: draw what is missing, score it, write the record."""
+"""Scoring of image sets, and one evaluation: generate the missing samples, score them, write the record."""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
-from aim_lightning.evaluation.image_sets import BlockImages, ImageSet, NpzImages, check_size, decoded_size, on_device
+from aim_lightning.evaluation.image_sets import (
+    Batch,
+    BlockImages,
+    ImageSet,
+    NpzImages,
+    check_size,
+    decoded_size,
+    on_device,
+)
 from aim_lightning.evaluation.npz_export import preview_png, write_archive
 from aim_lightning.evaluation.reference import BATCH
-from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, generate_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan
-from aim_lightning.evaluation.score_record import read_record, score_record, short_key, write_record
+from aim_lightning.evaluation.score_record import read_record, score_record, short_key
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics import count_suffix
 from aim_lightning.metrics.features import FeatureNetwork
@@ -25,73 +33,86 @@ from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.files import write_bytes
+from aim_lightning.utils.files import write_bytes, write_json
+from aim_lightning.utils.logging import log
 
 ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
 
 
 @dataclass
 class Scorer:
-    """What scores images, the same for many sets.
+    """Score image sets against one reference; `validate`, training and `evaluate` all use it.
 
     Args:
         network: loaded, on its device.
-        real: statistics of the real images.
-        image_size: of the real images, (height, width); None where it is not known.
-        ranks: the processes.
+        reference: statistics of the reference images.
+        image_size: of the reference images, (height, width); None where it is unknown.
+        ranks: share the images.
         splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
-        batch_size: images at once on a device.
-        scores: kept between sets.
-        performance: of what was worked out before the first set, for the record.
+        batch_size: images per step and device.
+        compare: also precision, recall and kernel distance.
+        performance: of computing the reference, for the record.
     """
 
     network: FeatureNetwork
-    real: ReferenceImages
+    reference: ReferenceImages
     image_size: tuple[int, int] | None
     ranks: ProcessGroup
     splitting: str = "adm"
     batch_size: int = BATCH
-    scores: Scores | None = None
+    compare: bool = True
     performance: dict[str, Any] = field(default_factory=dict)
+    _scores: Scores | None = field(default=None, init=False, repr=False)
+
+    def prepare(self, num_images: int) -> Scores:
+        """Return empty scores for this many images; sets of one size share the object.
+
+        Raises:
+            UserError: there are too few images, or too few reference images.
+        """
+        if self._scores is None or self._scores.num_images != num_images:
+            self._scores = Scores(self.network, self.reference, num_images, self.splitting, self.compare)
+        self._scores.reset()
+        return self._scores
 
     def hardware(self) -> str:
-        """What does the work."""
+        """Return a description of the devices in use."""
         return hardware(self.network.device, self.ranks.world_size)
 
     def protocol(self, num_images: int) -> dict[str, Any]:
-        """Everything but the images that the values depend on."""
-        return self._scores(num_images).protocol()
+        """Return everything except the images that values of this many images depend on."""
+        if self._scores is None:
+            self.prepare(num_images)
+        return self._scores.protocol(num_images)
 
-    def _scores(self, num_images: int) -> Scores:
-        """Empty; one object for all sets of a size."""
-        if self.scores is None or self.scores.num_images != num_images:
-            self.scores = Scores(self.network, self.real, num_images, self.splitting)
-        self.scores.reset()
-        return self.scores
-
-    def score(self, images: ImageSet) -> tuple[dict[str, float], dict[str, Any]]:
-        """Values by plain name, and speeds for the record: of the features, seconds of the metrics on them. Every
-        process must call it.
+    def score(
+        self, images: ImageSet, between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Score an image set. Every rank must call it.
 
         Args:
             images: to be scored.
+            between: as in `Reference.statistics`.
+
+        Returns:
+            Values by plain name; and for the record the speed of the features and the seconds of the metrics.
 
         Raises:
-            UserError: images that cannot be read or of another size than the real ones, or features that are not
-                finite; on all processes.
+            UserError: images cannot be read or differ from the reference in size, or features are not finite; on all
+                ranks.
         """
-        scores = self._scores(len(images))
+        scores = self.prepare(len(images))
+        batches = between(on_device(images.shard(self.ranks, self.batch_size), self.network.device))
         with Throughput("features", len(images), self.ranks) as meter:
-            self.ranks.run_on_all(lambda: self._update(scores, images, meter))
+            self.ranks.run_on_all(lambda: self._add(scores, batches, meter))
         start = time.perf_counter()
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
         return values, {"features": meter.performance(), "metrics_s": seconds}
 
-    def _update(self, scores: Scores, image_set: ImageSet, meter: Throughput) -> None:
-        """With this process's share."""
-        for images, labels, numbers in on_device(image_set.shard(self.ranks, self.batch_size), self.network.device):
+    def _add(self, scores: Scores, batches: Iterable[Batch], meter: Throughput) -> None:
+        for images, labels, numbers in batches:
             check_size(tuple(images.shape[2:]), self.image_size)
             scores.update(images, numbers, labels)
             meter.advance(len(images))
@@ -99,121 +120,115 @@ class Scorer:
 
 @dataclass
 class Evaluation:
-    """Draws with one generator and scores the result.
+    """Generate sets of samples with one model, score them and keep the results.
 
     Args:
-        generator: networks and their facts.
-        scorer: scores.
-        root: directory of all evaluations of this generator's run.
+        model: pipeline and its facts.
+        scorer: scores the samples.
+        root: directory of all evaluations of the model's run.
         data: facts about the training data, for the record.
-        keep_images: keep samples.npz.
-        say: prints a line, once.
+        keep_images: write samples.npz.
     """
 
-    generator: EvaluatedModel
+    model: EvaluatedModel
     scorer: Scorer
     root: Path
     data: dict[str, Any]
     keep_images: bool = True
-    say: Callable[[str], None] = print
 
     def directory(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
-        """Where the files of this set are: its name follows everything that the images depend on."""
-        values = [self.generator.facts, plan.labels.tolist(), asdict(self._resolved(plan, sampling))]
+        """Return the directory of a set; its name contains a hash of everything that the images depend on."""
+        values = [self.model.facts, plan.labels.tolist(), asdict(self._resolve(plan, sampling))]
         count = count_suffix(len(plan))
-        name = f"{self.generator.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{short_key(values)}"
+        name = f"{self.model.name}-{count}-cfg{sampling.cfg_scale:g}-seed{sampling.seed}-{short_key(values)}"
         return self.root / name
 
     def run(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
-        """The record of one set; what was done before is not done again. Every process must call it.
+        """Return the record of a set; finished parts are not computed again. Every rank must call it.
 
         Raises:
-            UserError: another command draws the same set at this moment, or it cannot be drawn or scored; on all
-                processes.
+            UserError: another process evaluates the same set, or it cannot be generated or scored; on all ranks.
         """
-        directory, sampling = self.directory(plan, sampling), self._resolved(plan, sampling)
+        directory, sampling = self.directory(plan, sampling), self._resolve(plan, sampling)
         protocol = self._protocol(plan, sampling)
-        if (record := self._known(directory, protocol)) is not None:
+        if (record := self._finished(directory, protocol)) is not None:
             return record
-        with self._alone(directory):  # another command may have finished it meanwhile
-            return self._known(directory, protocol) or self._made(plan, sampling, directory, protocol)
+        with self._lease(directory):
+            # Another process may have finished the set before this one got the lease.
+            return self._finished(directory, protocol) or self._evaluate(plan, sampling, directory, protocol)
 
-    def _known(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
-        """The record of before."""
-        ranks = self.scorer.ranks
-        record = ranks.broadcast(self._finished(directory, protocol) if ranks.is_rank_zero else None)
-        if record is not None:
-            self.say(f"{directory} is scored already")
-        return record
-
-    @contextmanager
-    def _alone(self, directory: Path) -> Iterator[None]:
-        """The blocks go when the set is finished, so that only one command may draw it."""
-        with ExitStack() as stack:
-            self.scorer.ranks.on_rank0(lambda: _hold(stack, Lease(directory / LEASE, activity="generated and scored")))
-            yield
-
-    def _made(
-        self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Drawn, scored and written."""
-        ranks = self.scorer.ranks
-        # Another size is noticed before hours of drawing, where the tokenizer tells its own.
-        check_size(decoded_size(self.generator.pipeline.tokenizer), self.scorer.image_size)
-        images, speed = self._images(directory, plan, sampling)
-        ranks.on_rank0(images.identity)  # an archive is compared with its checksums
-        values, scoring = self.scorer.score(images)
-        performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
-        facts = self.generator.facts, self.data
-        made_by = self.scorer.hardware()
-        record = score_record(*facts, values, len(plan), protocol, performance, made_by, self.generator.raw)
-        ranks.on_rank0(lambda: self._finish(directory, plan, images, record))
-        return ranks.broadcast(record)
-
-    def _resolved(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
-        """As images are drawn here: continued on another device, `auto` would mix blocks of two kinds."""
-        return self.generator.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
+    def _resolve(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
+        # With `auto`, a set that is resumed on another device would mix blocks of two kinds of arithmetic.
+        return self.model.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
 
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())
-        balanced = int(plan.labels.bincount().max()) - int(plan.labels.bincount()[classes].min()) <= 1
+        counts = plan.labels.bincount()
         labels = {
             "classes": len(classes),
-            "balanced": balanced,
+            "balanced": int(counts.max() - counts[classes].min()) <= 1,
             "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
-            "chosen": None if len(classes) == len(self.generator.pipeline.class_names) else classes,
+            "chosen": None if len(classes) == len(self.model.pipeline.class_names) else classes,
         }
         values = {"sampling": asdict(sampling), "labels": labels, **self.scorer.protocol(len(plan))}
-        return json.loads(json.dumps(values))  # tuples to lists, as they come back from a file
+        return json.loads(json.dumps(values))  # tuples become lists, as in a record that is read from a file
 
     def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
-        path = directory / RECORD
-        record = read_record(path) if path.is_file() else None
-        whole = (directory / ARCHIVE).is_file() or not self.keep_images
-        return record if record and record["protocol"] == protocol and whole else None
+        record = self.scorer.ranks.on_rank0(lambda: self._read(directory, protocol))
+        if record is not None:
+            log(f"{directory} is scored already")
+        return record
+
+    def _read(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
+        record = read_record(directory / RECORD) if (directory / RECORD).is_file() else None
+        complete = (directory / ARCHIVE).is_file() or not self.keep_images
+        return record if record and record["protocol"] == protocol and complete else None
+
+    @contextmanager
+    def _lease(self, directory: Path) -> Iterator[None]:
+        """Hold the set's lease: the first process to finish removes the blocks, so only one may evaluate the set."""
+        with ExitStack() as stack:
+            lease = Lease(directory / LEASE, activity="generated and scored")
+            self.scorer.ranks.on_rank0(lambda: _enter(stack, lease))
+            yield
+
+    def _evaluate(
+        self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict[str, Any]
+    ) -> dict[str, Any]:
+        ranks = self.scorer.ranks
+        # Before sampling, which may take hours, where the tokenizer's configuration contains the size.
+        check_size(decoded_size(self.model.pipeline.tokenizer), self.scorer.image_size)
+        images, speed = self._images(directory, plan, sampling)
+        ranks.on_rank0(images.identity)  # compares an archive with its checksums
+        values, scoring = self.scorer.score(images)
+        performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
+        facts = self.model.facts, self.data
+        devices = self.scorer.hardware()
+        record = score_record(*facts, values, len(plan), protocol, performance, devices, self.model.raw)
+        return ranks.on_rank0(lambda: self._write(directory, plan, images, record))
 
     def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
-        """The drawn images, from the archive where there is one."""
+        """Return the samples and the speed of generating them; an archive is used where it exists."""
         blocks, ranks = BlockDirectory(directory / "blocks", plan), self.scorer.ranks
         if ranks.broadcast((directory / ARCHIVE).is_file()):
             return NpzImages(directory / ARCHIVE), {}
         if ranks.is_rank_zero:
             blocks.clear()
             if (missing := len(blocks.missing())) < len(plan.blocks()):
-                self.say(f"continuing {directory}: {missing} of {len(plan.blocks())} blocks to draw")
-        speed = draw_missing(self.generator.pipeline, blocks, sampling, ranks)
-        ranks.broadcast(None)  # all blocks are there
+                log(f"resuming {directory}: {missing} of {len(plan.blocks())} blocks are missing")
+        speed = generate_missing(self.model.pipeline, blocks, sampling, ranks)
         return BlockImages(blocks), speed
 
-    def _finish(self, directory: Path, plan: SamplePlan, images: ImageSet, record: dict[str, Any]) -> None:
+    def _write(self, directory: Path, plan: SamplePlan, images: ImageSet, record: dict[str, Any]) -> dict[str, Any]:
         blocks = BlockDirectory(directory / "blocks", plan)
         if self.keep_images and not (directory / ARCHIVE).is_file():
             write_archive(directory / ARCHIVE, blocks)
-        write_bytes(directory / PREVIEW, preview_png(images, self.generator.pipeline.class_names))
-        write_record(directory / RECORD, record)
+        write_bytes(directory / PREVIEW, preview_png(images, self.model.pipeline.class_names))
+        # The record comes last: with it, the set counts as finished.
+        write_json(directory / RECORD, record)
         blocks.remove()
+        return record
 
 
-def _hold(stack: ExitStack, lease: Lease) -> None:
-    """Until the stack is left."""
-    stack.enter_context(lease)
+def _enter(stack: ExitStack, lease: Lease) -> None:
+    stack.enter_context(lease)  # without a result, which rank 0 would have to broadcast

@@ -1,9 +1,8 @@
-"""Progress with images a second, time left and peak memory."""
+"""Progress of a scoring step: images per second, time left and peak memory."""
 
 import resource
 import sys
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -13,61 +12,54 @@ from aim_lightning.utils.progress import ProgressBar
 
 
 class Throughput:
-    """Context manager: a `ProgressBar` on the first process, signs of life for the watchdog, and the speed afterwards.
+    """Measure the speed of a loop, show its progress on rank 0 and send heartbeats to the watchdog.
 
     Args:
-        what: word before the bar.
-        total: images of all processes.
-        ranks: the first one's count stands for all, whose shares are equal up to a block.
+        name: shown in front of the progress bar.
+        total: images of all ranks.
+        ranks: rank 0 estimates the total progress from its own, since shares are equal up to one block.
     """
 
-    def __init__(self, what: str, total: int, ranks: ProcessGroup) -> None:
-        self.what, self.total, self.ranks, self.done = what, total, ranks, 0
-        self.report = ProgressBar(what, total, "images", shown=ranks.is_rank_zero)
+    def __init__(self, name: str, total: int, ranks: ProcessGroup) -> None:
+        self.name = name
+        self.total = total
+        self.ranks = ranks
+        self.done = 0
+        self.bar = ProgressBar(name, total, "images", shown=ranks.is_rank_zero)
 
     def __enter__(self) -> "Throughput":
-        reset_peak_memory()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.start = time.perf_counter()
-        self.report.__enter__()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *_) -> None:
         self.seconds = time.perf_counter() - self.start
-        self.report.__exit__()
+        self.bar.__exit__()
 
     def advance(self, images: int) -> None:
-        """So many images are done on this process."""
+        """Add images that this rank has finished."""
         self.done += images
-        beat(f"{self.what}, after {self.done} images")
-        everywhere = min(self.total, self.done * self.ranks.world_size)
-        self.report.advance(everywhere - self.report.done, f"peak {peak_memory():.1f} GiB")
+        beat(f"{self.name}, after {self.done} images")
+        total_done = min(self.total, self.done * self.ranks.world_size)
+        self.bar.advance(total_done - self.bar.done, f"peak {peak_memory():.1f} GiB")
 
     def performance(self) -> dict[str, float]:
-        """Seconds, images a second of all processes, and the largest peak memory; every process must call it."""
-        images = sum(self.ranks.gather(self.done))
-        seconds = max(self.ranks.gather(self.seconds))
-        memory = max(self.ranks.gather(peak_memory()))
-        speed = images / seconds if seconds else 0.0
+        """Return seconds, images per second of all ranks and the largest peak memory. Every rank must call it."""
+        done, seconds, memory = zip(*self.ranks.gather((self.done, self.seconds, peak_memory())), strict=True)
+        speed = sum(done) / max(seconds) if max(seconds) else 0.0
         return {
-            "images": images,
-            "seconds": round(seconds, 2),
+            "images": sum(done),
+            "seconds": round(max(seconds), 2),
             "images_per_s": round(speed, 2),
-            "peak_memory_gib": round(memory, 2),
+            "peak_memory_gib": round(max(memory), 2),
         }
 
 
-def reset_peak_memory() -> None:
-    """Count anew on the GPU; a process cannot forget its own peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
 def peak_memory() -> float:
-    """GiB: of the GPU since `reset_peak_memory` where there is one, else of the process since its start."""
+    """Return the peak memory in GiB: of the GPU since the last reset, without a GPU of the process since its start."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    units = 1 if sys.platform == "darwin" else 1024
+    units = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * units / 2**30
-
-
-Advance = Callable[[int], None]

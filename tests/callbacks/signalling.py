@@ -1,4 +1,4 @@
-"""A callback for tests: one rank gets a signal in the middle of an evaluation."""
+"""Callbacks for tests: one rank gets a signal in the middle of an evaluation or a validation."""
 
 import os
 import signal
@@ -9,34 +9,35 @@ from aim_lightning.evaluation import incremental
 
 
 class Signalling(Callback):
-    """SIGTERM to this process alone when it draws.
+    """Send SIGTERM to this rank only, while it generates samples.
 
     Args:
-        rank: which process.
-        draw: which of its blocks.
+        rank: the rank that gets the signal.
+        block: the count of its blocks, over all evaluations.
     """
 
-    def __init__(self, rank: int, draw: int) -> None:
-        self.rank, self.draw, self.drawn = rank, draw, 0
+    def __init__(self, rank: int, block: int) -> None:
+        self.rank, self.block, self.generated = rank, block, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank == self.rank:
-            original = incremental.draw_block
+            original = incremental.generate_blocks
 
-            def draw_block(*arguments):
-                self.drawn += 1
-                if self.drawn == self.draw:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return original(*arguments)
+            def generate_blocks(*arguments):
+                for images in original(*arguments):
+                    self.generated += 1
+                    if self.generated == self.block:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    yield images
 
-            incremental.draw_block = draw_block
+            incremental.generate_blocks = generate_blocks
 
 
 class SignallingValidation(Callback):
-    """A signal to this process alone, at its first validation batch or just before the scores.
+    """Send a signal to this rank only, at its first validation batch.
 
     Args:
-        rank: which process.
+        rank: the rank that gets the signal.
         name: of the signal.
     """
 

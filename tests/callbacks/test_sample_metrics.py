@@ -1,49 +1,58 @@
-"""Which images the metric callback scores, and that ranks share them."""
+"""The scores of samples and baselines in validation."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ
+from conftest import ROOT
+from evaluation.small import networks
+from helpers import TINY
+from metrics.test_frechet import Means
 
 from aim_lightning.callbacks.evaluation.sample_metrics import SampleMetrics, _untrained
-from aim_lightning.models import AiM, VQModel
+from aim_lightning.data.images.dataset import Images
+from aim_lightning.evaluation.evaluated_model import EvaluatedModel
+from aim_lightning.evaluation.reference import Reference
+from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
+from aim_lightning.evaluation.scorer import Evaluation, Scorer
+from aim_lightning.models import AiM
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.dist import ProcessGroup
 
 
-@pytest.fixture
-def callback():
-    torch.manual_seed(0)
-    metrics = SampleMetrics(num_samples=23, batch_size=4)
-    metrics.tokenizer = VQModel(TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4})).eval()
-    metrics.sampling = SamplingOptions(cfg_scale=1.5, seed=4)
-    return metrics
+@pytest.mark.filterwarnings("ignore:FrechetDistance")
+def test_validate_gives_the_values_of_evaluate_and_the_baselines(tmp_path):
+    pipeline = networks()
+    images = Images(*[str(ROOT / "data/fashion_mnist_mini/val")] * 2, image_size=4, resize=4)
+    callback = SampleMetrics(num_samples=40, baselines=True, cache_dir=str(tmp_path / "cache"))
+    callback.features, callback.images = Means().load(), images
+    callback.tokenizer, callback.sampling = pipeline.tokenizer, SamplingOptions(cfg_scale=1.5, seed=4, batch_size=16)
+    values = {}
+    callback.log = lambda name, value, **_: values.update({name.removeprefix("metrics/"): value})
+    trainer = SimpleNamespace(callbacks=[])
+    callback.score(trainer, SimpleNamespace(network=pipeline.aim), True)
+
+    reference = Reference(None, images).statistics(callback.features, ProcessGroup(), tmp_path / "cache")
+    scorer = Scorer(callback.features, reference, None, ProcessGroup(), compare=False)
+    evaluation = Evaluation(EvaluatedModel(pipeline, "x", raw=True), scorer, tmp_path, {})
+    record = evaluation.run(SamplePlan(balanced_labels(40, range(3)), 16), callback.sampling)
+    assert {name: values[name] for name in record["metrics"]} == pytest.approx(record["metrics"])
+    name = callback.features.metric_name
+    assert {f"{name}_40_raw", f"{name}_40_untrained", f"{name}_2k_real", "class_agreement_2k_real"} <= set(values)
+    assert values[f"{name}_2k_real"] < values[f"{name}_40_raw"]
+    protocol = callback.protocol()
+    assert (protocol["num_samples"], protocol["sampling"]["seed"]) == (40, 4)
+    assert {"features", "reference", "tokenizer"} <= set(protocol)
 
 
-def draw(callback, network, rank, world):
-    trainer = SimpleNamespace(global_rank=rank, world_size=world, is_global_zero=False)
-    parts = list(callback._samples(trainer, network, "test"))
-    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def test_ranks_share_the_same_set_with_balanced_classes(callback):
-    network = AiM(TINY).eval()
-    images, labels = draw(callback, network, 0, 1)
-    assert len(images) == 23 and labels.tolist() == [k % 3 for k in range(23)]
-    for rank in range(3):
-        mine, theirs = draw(callback, network, rank, 3)
-        assert theirs.tolist() == labels[rank::3].tolist()
-        assert (mine.int() - images[rank::3].int()).abs().max() <= 1
-
-
-def test_the_untrained_network_is_always_the_same_and_leaves_no_trace():
+def test_the_untrained_network_is_reproducible_and_leaves_the_random_state():
     torch.manual_seed(8)
     before = torch.get_rng_state()
-    a, b = _untrained(AiM(TINY), torch.device("cpu")), None
+    a = _untrained(AiM(TINY))
     torch.set_rng_state(before)
-    b = _untrained(AiM(TINY), torch.device("cpu"))
+    b = _untrained(AiM(TINY))
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
 
 
-def test_the_untrained_network_has_the_backend_that_was_asked_for():
-    assert _untrained(AiM(TINY, "torch"), torch.device("cpu")).backend_option == "torch"
+def test_the_untrained_network_has_the_configured_backend():
+    assert _untrained(AiM(TINY, "torch")).backend_option == "torch"

@@ -23,7 +23,7 @@ from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvalu
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
-from aim_lightning.evaluation.incremental import Scored
+from aim_lightning.evaluation.incremental import IncrementalScores
 from aim_lightning.evaluation.score_record import read_record
 from aim_lightning.utils.errors import UserError
 
@@ -171,20 +171,21 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
     """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
     from aim_lightning.evaluation import incremental
 
-    draw, drawn = incremental.draw_block, []
+    generate, generated = incremental.generate_blocks, []
 
     def interrupted(*arguments):
-        drawn.append(arguments)
-        if len(drawn) == 5:  # three blocks an evaluation: the second block of the second one
-            os.kill(os.getpid(), signal.SIGTERM)
-        return draw(*arguments)
+        for images in generate(*arguments):
+            generated.append(len(images))
+            if len(generated) == 5:  # three blocks per evaluation: the second block of the second one
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield images
 
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(incremental, "draw_block", interrupted)
+        patch.setattr(incremental, "generate_blocks", interrupted)
         assert main(words(place, "signal")) == 128 + signal.SIGTERM
     other = place / "runs" / "tiny" / "signal"
-    assert len(drawn) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
+    assert len(generated) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
     signals._received = signals.NONE  # as in a new process
     fit(place, "signal")
     for tag in ("train/loss", "metrics/fd_effnet_lite0_40"):
@@ -197,7 +198,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
 def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that_step(place):
     """Three blocks are two rounds: rank 1 hears it while it draws at step 12, both agree before the second round."""
     (place / "signalling.yaml").write_text(
-        "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, draw: 2}}}\n"
+        "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, block: 2}}}\n"
     )
     ddp = ("--config", place / "signalling.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp")
     command = [sys.executable, "-m", "aim_lightning", *words(place, "both", *ddp)]
@@ -205,7 +206,7 @@ def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
-    assert "evaluation given up" in done.stdout and "Traceback" not in done.stderr
+    assert "evaluation aborted" in done.stdout and "Traceback" not in done.stderr
     run = place / "runs" / "tiny" / "both"
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [5]
@@ -281,15 +282,15 @@ def test_the_budget_decides_once(monkeypatch):
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
     calls, counts = [], iter((40, 24, 24, 24))
 
-    def score(pipeline, num_images, asked, budget_seconds):
+    def score(pipeline, num_images, stop, budget_seconds):
         calls.append((num_images, budget_seconds))
-        return Scored(0, next(counts), {})
+        return IncrementalScores(0, next(counts), {})
 
     module = "aim_lightning.callbacks.evaluation.training_evaluation"
     monkeypatch.setattr(f"{module}.AiMPipeline", lambda *networks: None)
     monkeypatch.setattr(TrainingEvaluation, "_record", lambda *_, **__: {"metrics": {}})
     monkeypatch.setattr(TrainingEvaluation, "_keep_best", lambda *_: None)
-    callback.tokenizer, callback.rounds = None, SimpleNamespace(score=score)
+    callback.tokenizer, callback.scorer = None, SimpleNamespace(score=score)
     trainer = SimpleNamespace(callbacks=[], loggers=[], is_global_zero=False, global_step=1)
     network = torch.nn.Linear(1, 1)
     module = SimpleNamespace(device=torch.device("cpu"), network=network)
@@ -297,7 +298,7 @@ def test_the_budget_decides_once(monkeypatch):
         callback._evaluate(trainer, module)
     again = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
     again.load_state_dict(callback.state_dict())
-    again.tokenizer, again.rounds = None, callback.rounds
+    again.tokenizer, again.scorer = None, callback.scorer
     again._evaluate(trainer, module)
     assert calls == [(40, 10.0), (40, 10.0), (24, None), (24, None)]
 

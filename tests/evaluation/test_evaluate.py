@@ -21,7 +21,7 @@ from aim_lightning.cli.main import main
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, identity
 from aim_lightning.evaluation.image_sets import DirectoryImages, NpzImages, open_images
 from aim_lightning.evaluation.report.table import render
-from aim_lightning.evaluation.sample_blocks import BlockDirectory, draw_missing
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, generate_missing
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.score_record import over_seeds, plain_metrics, read_record
 from aim_lightning.evaluation.scorer import Evaluation
@@ -109,12 +109,12 @@ def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypat
     monkeypatch.chdir(ROOT)
     seen = []
 
-    def drawing(self, directory, plan, sampling):
+    def generating(self, directory, plan, sampling):
         seen.append(main(evaluate(config, "--num", 9)))
         raise UserError("enough")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aim_lightning.evaluation.scorer.Evaluation._images", drawing)
+        patch.setattr("aim_lightning.evaluation.scorer.Evaluation._images", generating)
         assert main(evaluate(config, "--num", 9)) == 2
     error = capsys.readouterr().err
     assert seen == [2] and "is being generated and scored by process" in error and "error: enough" in error
@@ -282,13 +282,13 @@ PLAN = SamplePlan(balanced_labels(50, range(3)), 8)
 SAMPLING = SamplingOptions(cfg_scale=2.0, seed=3)
 
 
-class Share(ProcessGroup):
-    """One process of several, one after the other."""
+class Shard(ProcessGroup):
+    """One of several ranks that run one after the other; it misses the blocks of all of them."""
 
     def __init__(self, rank, world_size):
         self.rank, self.world_size = rank, world_size
 
-    def broadcast(self, value):
+    def on_rank0(self, work):
         return list(range(7))
 
     def gather(self, value):
@@ -300,7 +300,7 @@ def test_one_two_or_eight_processes_draw_the_same_set(tmp_path):
     for world in (1, 2, 8):
         directory = BlockDirectory(tmp_path / str(world), PLAN)
         for rank in reversed(range(world)):
-            draw_missing(pipeline, directory, SAMPLING, Share(rank, world))
+            generate_missing(pipeline, directory, SAMPLING, Shard(rank, world))
         assert directory.missing() == []
         sets[world] = np.concatenate([directory.read(block) for block in range(7)])
     assert len(sets[1]) == 50
@@ -314,21 +314,21 @@ def test_a_block_is_the_same_however_many_images_are_drawn(tmp_path):
     for count in (50, 21):
         plan = SamplePlan(PLAN.labels[:count], PLAN.block_size)
         directory = BlockDirectory(tmp_path / str(count), plan)
-        draw_missing(pipeline, directory, SAMPLING, ProcessGroup())
+        generate_missing(pipeline, directory, SAMPLING, ProcessGroup())
         sets[count] = np.concatenate([directory.read(block) for block in range(len(plan.blocks()))])
     np.testing.assert_array_equal(sets[21], sets[50][:21])
 
 
 def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     directory, pipeline = BlockDirectory(tmp_path, PLAN), networks()
-    assert draw_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 50
+    assert generate_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 50
     whole = [directory.read(block).copy() for block in range(7)]
     directory.file(2).unlink()
     directory.file(4).write_bytes(directory.file(4).read_bytes()[:-5])
     directory.file(6).write_bytes(b"")
     kept = directory.file(0).stat().st_mtime_ns
     assert directory.missing() == [2, 4, 6]
-    assert draw_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 8 + 8 + 2
+    assert generate_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 8 + 8 + 2
     for block in range(7):
         np.testing.assert_array_equal(directory.read(block), whole[block])
     assert directory.file(0).stat().st_mtime_ns == kept
@@ -438,7 +438,7 @@ def test_directories_of_images(tmp_path):
     with pytest.raises(UserError, match=r"2\.png is 6x4 pixels, 0\.png 5x4"):
         list(images.batches([range(0, 3)]))
     (tmp_path / "2.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"2\.png is not a readable image \(no image format that Pillow knows\)"):
+    with pytest.raises(UserError, match=r"2\.png is not a readable image \(no image format that Pillow supports\)"):
         list(images.batches([range(2, 3)]))
     first = images.identity()["sha256"]
     assert first == DirectoryImages(tmp_path).identity()["sha256"]

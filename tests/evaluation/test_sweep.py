@@ -19,13 +19,13 @@ from aim_lightning.cli.main import main
 from aim_lightning.evaluation.report.paper_results import AIM
 from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid, read_sweeps
 from aim_lightning.evaluation.report.table import read_records, render
-from aim_lightning.evaluation.score_record import read_record, score_record, write_record
+from aim_lightning.evaluation.score_record import read_record, score_record
 from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json
+from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.weights.download import DOWNLOADS, HubFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
@@ -314,10 +314,10 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
     assert len(AIM) == 4
-    write_record(tmp_path / "results" / "one.json", make_record())
-    write_record(tmp_path / "results" / "two.json", make_record(fid=False))
+    write_json(tmp_path / "results" / "one.json", make_record())
+    write_json(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
-    write_record(tmp_path / "results" / "three.json", make_record(**several))
+    write_json(tmp_path / "results" / "three.json", make_record(**several))
     places = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
     assert main(["table", *places, "--out", str(tmp_path / "README.md")]) == 0
     text = (tmp_path / "README.md").read_text()
@@ -329,7 +329,7 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     assert "| three | fashion | 10,000 | 9.88 ± 0.25 |" in text
     assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text
     (tmp_path / "results" / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="no record of scores"):
+    with pytest.raises(UserError, match="is not a record of scores"):
         read_records(tmp_path / "results")
 
 

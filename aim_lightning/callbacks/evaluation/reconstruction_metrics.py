@@ -1,14 +1,13 @@
-"""Scores reconstructions of the (EMA) tokenizer against the images themselves: the reconstruction FID."""
+"""Scores of the (EMA) tokenizer's reconstructions in validation: reconstruction FID, PSNR, SSIM and LPIPS."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
-from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES
@@ -18,16 +17,16 @@ from aim_lightning.utils.precision import exact_float32
 
 
 class ReconstructionMetrics(Scoring):
-    """Fréchet distance between all validation images and their reconstructions.
+    """Log the Fréchet distance between all validation images and their reconstructions.
 
     Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Images are encoded
     and decoded in float32, whatever precision training uses. Runs in `validate`, and during training every
     `every_n_validations` validations.
 
     Args:
-        every_n_validations: 0 = in `validate` alone.
-        batch_size: images of the reference scored at once on a device.
-        cache_dir: where reference statistics are kept, by data and feature network.
+        every_n_validations: 0 = in `validate` only.
+        batch_size: images of the reference scored per step and device.
+        cache_dir: directory of reference statistics.
     """
 
     def __init__(
@@ -35,21 +34,21 @@ class ReconstructionMetrics(Scoring):
     ) -> None:
         super().__init__(every_n_validations, batch_size, cache_dir)
 
-    def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
-        """Every rank reconstructs its share of the validation set and gets the value over all."""
+    def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:
+        """Reconstruct this rank's share of the validation set and log the value over all ranks."""
         distance = FrechetDistance(self.features).to(pl_module.device)
         reference = self.reference(trainer, "val", probe=False)
         distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         loader = trainer.datamodule.val_dataloader()
-        shown = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
-        for batch in between(trainer, shown, "the next reconstructions to score"):
+        batches = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
+        for batch in self.between(trainer, batches, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.images.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))
         self.log(f"metrics/{name}", distance.compute().float(), rank_zero_only=False)
 
     def protocol(self) -> dict[str, Any]:
-        """Everything that the numbers depend on, for results.json."""
+        """Return everything that the values depend on, for results.json."""
         return {
             "features": self.features.protocol(),
             "reference": Reference(None, self.images, "val").identity(),
@@ -62,3 +61,24 @@ class ReconstructionMetrics(Scoring):
         network, device = pl_module.network, pl_module.device
         with exact_float32(device.type):
             return to_uint8(network(to_unit_range(images.to(device))).images_BCHW)
+
+
+class NamedReconstructionScores(Callback):
+    """Log `psnr_10k`, `ssim_10k` and `lpips_10k` in `validate`, with `_raw` at the end without EMA.
+
+    The values are those of `val/psnr` and so on. Their names contain the number of images, which
+    `trainer.limit_val_batches` may reduce.
+    """
+
+    needs = ("images",)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the values on every rank; Lightning calls this hook before the module's, which resets them."""
+        if trainer.state.fn == "validate":
+            for name, value in pl_module.scores.named(raw=not has_ema(trainer)).items():
+                self.log(f"metrics/{name}", value, rank_zero_only=False)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return everything but weights and count that the values depend on, for results.json."""
+        precision = "float32, reconstructions clamped, not rounded"
+        return {"reference": self.images.open("val").fingerprint, "precision": precision}

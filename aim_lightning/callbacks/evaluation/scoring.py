@@ -1,63 +1,97 @@
-"""What callbacks that score images by a feature network share: when they run, and their reference."""
+"""The common part of callbacks that score images in validation: their interval, their reference and their stop."""
 
 from abc import abstractmethod
-from functools import partial
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.stop_request import between
+from aim_lightning.callbacks.training.stop_request import ValidationStop, between
+from aim_lightning.cluster import signals
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.dist import ProcessGroup
 
+Item = TypeVar("Item")
+
 
 class Scoring(Callback):
-    """Runs in `validate`, and during training every `every_n_validations` validations.
+    """Score images in `validate`, and during training every `every_n_validations` validations.
 
     Args:
-        every_n_validations: 0 = in `validate` alone.
-        batch_size: images scored at once on a device.
-        cache_dir: where reference statistics are kept, by data and feature network.
+        every_n_validations: 0 = in `validate` only.
+        batch_size: images scored per step and device.
+        cache_dir: directory of reference statistics.
     """
 
     needs: tuple[str, ...] = ("features", "images")
 
     def __init__(self, every_n_validations: int, batch_size: int, cache_dir: str) -> None:
-        self.every_n_validations, self.batch_size, self.cache_dir = every_n_validations, batch_size, cache_dir
+        self.every_n_validations = every_n_validations
+        self.batch_size = batch_size
+        self.cache_dir = cache_dir
         self.validations = 0
 
     @abstractmethod
-    def score(self, trainer: Trainer, pl_module: LightningModule, alone: bool) -> None:
-        """Log everything; `alone` = in `validate`. Every rank calls it."""
+    def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:
+        """Log all values. Every rank must call it.
+
+        Args:
+            trainer: of the validation.
+            pl_module: with the weights to score.
+            in_validate: the `validate` command runs, not training.
+        """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the feature network's weights where they will be needed, before anything else takes time."""
+        """Load the feature network first: missing weights are reported before anything takes time."""
         if stage == "validate" or self.every_n_validations:
             self.features.load(trainer.strategy.root_device)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score where the interval says so."""
         if trainer.sanity_checking:
             return
         self.validations += 1
-        alone = trainer.state.fn == "validate"
-        if alone or (self.every_n_validations and self.validations % self.every_n_validations == 0):
+        in_validate = trainer.state.fn == "validate"
+        if in_validate or (self.every_n_validations and self.validations % self.every_n_validations == 0):
             self.features.to(pl_module.device)
-            self.score(trainer, pl_module, alone)
+            self.score(trainer, pl_module, in_validate)
 
     def state_dict(self) -> dict:
+        """Return the number of validations."""
         return {"validations": self.validations}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore the number of validations."""
         self.validations = state["validations"]
 
     def reference(self, trainer: Trainer, split: str, probe: bool) -> ReferenceImages:
-        """Statistics of the real images of a split, from the cache or shared out over the ranks; all call it."""
+        """Return the statistics of a split of the experiment's images. Every rank must call it."""
         reference = Reference(None, self.images, split)
-        looking = partial(between, trainer, phase="the next images of the reference")
-        return reference.statistics(self.features, ProcessGroup(), self.cache_dir, self.batch_size, probe, looking)
+        return reference.statistics(
+            self.features,
+            ProcessGroup(),
+            self.cache_dir,
+            self.batch_size,
+            probe,
+            lambda batches: self.between(trainer, batches, "the next reference images"),
+        )
+
+    @staticmethod
+    def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Item]:
+        """Yield this rank's items; in `validate` a signal can stop all ranks before each of them."""
+        return between(trainer, items, phase)
+
+    @staticmethod
+    def stop(trainer: Trainer, phase: str) -> int:
+        """Raise `Stopped` on all ranks where one has received a signal in `validate`; else return 0."""
+        stop = next((callback for callback in trainer.callbacks if isinstance(callback, ValidationStop)), None)
+        if stop is not None:
+            stop.check(phase)
+        return signals.NONE
 
 
 def has_ema(trainer: Trainer) -> bool:
-    """Whether validation sees averaged weights."""
+    """Return True if validation uses averaged weights."""
     return any(isinstance(callback, EMA) for callback in trainer.callbacks)

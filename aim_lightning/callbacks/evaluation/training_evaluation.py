@@ -1,8 +1,7 @@
-"""The metrics of `evaluate` while training goes on, which never notices."""
+"""The metrics of `evaluate` during training, which continues as without them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,47 +16,49 @@ from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.evaluated_model import identity
 from aim_lightning.evaluation.image_sets import check_size, decoded_size
-from aim_lightning.evaluation.incremental import IncrementalScorer, Scored
+from aim_lightning.evaluation.incremental import IncrementalScorer, IncrementalScores
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.score_record import append_record, score_record, write_record
+from aim_lightning.evaluation.score_record import append_record, score_record
+from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.runs.results import hardware
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.files import tolerate_disk_errors, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.logging import log
 
-GRID = 8  # rows and columns of the image grid
+COLUMNS = 8  # of the image grid
 
 
 class TrainingEvaluation(Callback):
-    """Draws samples from the averaged (EMA) weights over all ranks and scores them; keeps the best checkpoints.
+    """Generate samples from the averaged (EMA) weights on all ranks, score them and keep the best checkpoints.
 
-    Images are those that `evaluate` would draw: by number, in blocks of sampling.batch_size. Acts between two batches
-    as checkpoints do; put it before `checkpoints`, so that a checkpoint of the same step knows of it. Between blocks it
-    asks for signals: told to stop it gives up, training stops at that step, and the next start evaluates it again.
-    samples/evaluation.json has the latest values with all that they depend on, samples/evaluations.jsonl those of every
-    evaluation, a line each (a step that was evaluated again after a break has two).
+    The images are those that `evaluate` generates: by number, in blocks of sampling.batch_size. The callback acts
+    between two batches, as checkpoints do. Put it before `checkpoints`: a checkpoint of the same step then contains
+    that the evaluation is done. It checks for signals between blocks. A signal ends the evaluation and training at that
+    step, and the next start repeats the evaluation.
+
+    samples/evaluation.json has the latest record. samples/evaluations.jsonl has one line per evaluation; a step that
+    was evaluated again after an interruption has two.
 
     Args:
-        num_samples: images an evaluation; 4 or more, without `compare` 2.
-        every_n_steps: optimizer steps between two evaluations; 0 = by epochs. The last step gets one too.
-        every_n_epochs: epochs between two; 0 = by steps.
-        budget_seconds: for drawing and features; the first evaluation that runs out of it decides for all later ones
-            how many images are drawn, so that values stay comparable.
-        reference: real images as in `evaluate --reference`; null = the training images.
-        compare: also precision, recall and kernel distance, which keep every image's features for the while.
-        monitor: plain name of the metric that decides which checkpoints are best; null = the distance.
+        num_samples: images per evaluation; 4 or more, without `compare` 2.
+        every_n_steps: optimizer steps between two evaluations; 0 = by epochs. The last step is evaluated too.
+        every_n_epochs: epochs between two evaluations; 0 = by steps.
+        budget_seconds: for sampling and features. The first evaluation that exceeds it determines the number of images
+            of all later ones, so that values stay comparable.
+        reference: as in `evaluate --reference`; null = the training images.
+        compare: also precision, recall and kernel distance, which need the features of every image in memory.
+        monitor: plain name of the metric that ranks checkpoints; null = the distance.
         mode: whether lower (min) or higher (max) is better.
-        keep_best: how many of the best checkpoints stay in RUN/best; 0 = none are written.
-        cache_dir: where reference statistics are kept.
+        keep_best: number of best checkpoints in RUN/best; 0 = none.
+        cache_dir: directory of reference statistics.
 
     Raises:
-        UserError: neither or both of steps and epochs, or a number out of range; at the start of training a `monitor`
-            that is none of the metrics.
+        UserError: neither or both of steps and epochs, a number out of range, or at the start of training an unknown
+            `monitor`.
     """
 
     needs = ("tokenizer", "features", "images", "sampling", "run_dir")
@@ -81,80 +82,99 @@ class TrainingEvaluation(Callback):
         if num_samples < least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
             limits = f"num_samples must be {least} or more, keep_best 0 or more, budget_seconds above 0"
             raise UserError(f"training evaluation: {limits}")
-        self.num_samples, self.every_n_steps, self.every_n_epochs = num_samples, every_n_steps, every_n_epochs
-        self.budget_seconds, self.reference, self.compare = budget_seconds, reference, compare
-        self.monitor, self.mode, self.keep_best, self.cache_dir = monitor, mode, keep_best, cache_dir
-        self.evaluated_step, self.epoch_due, self.best = 0, False, []
-        self.asked_samples = num_samples
+        self.num_samples = num_samples
+        self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
+        self.budget_seconds = budget_seconds
+        self.reference = reference
+        self.compare = compare
+        self.monitor = monitor
+        self.mode = mode
+        self.keep_best = keep_best
+        self.cache_dir = cache_dir
+        self.configured_samples = num_samples
+        self.evaluated_step = 0
+        self.epoch_due = False
+        self.best: list[list] = []  # [value, step, file name], best first
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Feature weights and reference, before training takes its time."""
+        """Load feature weights and reference before training takes any time."""
         self.features.load(pl_module.device)
-        real = Reference(self.reference, self.images)
-        check_size(decoded_size(self.tokenizer), real.image_size())
-        statistics = real.statistics(self.features, ProcessGroup(), self.cache_dir)
-        self.rounds = IncrementalScorer(self.features, statistics, self.sampling, self.compare)
-        names = self.rounds.prepare(self.num_samples).names()
+        ranks, reference = ProcessGroup(), Reference(self.reference, self.images)
+        size = reference.image_size()
+        check_size(decoded_size(self.tokenizer), size)
+        statistics = reference.statistics(self.features, ranks, self.cache_dir)
+        scorer = Scorer(self.features, statistics, size, ranks, compare=self.compare)
+        self.scorer = IncrementalScorer(scorer, self.sampling)
+        names = scorer.prepare(self.num_samples).names()
         if self.monitor is not None and self.monitor not in names:
             raise UserError(f"training evaluation: monitor is {self.monitor!r}; use one of {', '.join(names)}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
-        step, whole_step = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
+        """Evaluate before the first batch of a step that is due."""
+        step, first_batch = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
         due = self.epoch_due or (self.every_n_steps and step % self.every_n_steps == 0)
-        if whole_step and due and step > self.evaluated_step:
-            asked = self._evaluate(trainer, pl_module)
-            if asked:
-                log("evaluation given up; the next start does it")
-                _preemption(trainer).stop(trainer, asked)
+        if first_batch and due and step > self.evaluated_step:
+            signal = self._evaluate(trainer, pl_module)
+            if signal:
+                log("evaluation aborted; the next start repeats it")
+                _preemption(trainer).stop(trainer, signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make an evaluation due at the next batch, when Lightning's counters are settled."""
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self.epoch_due = True  # at the next batch, when Lightning's counters are settled
+            self.epoch_due = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the last step."""
         if trainer.global_step > self.evaluated_step and self._evaluate(trainer, pl_module):
-            log("evaluation of the last step given up, for the checkpoint's sake; `evaluate` scores it")
+            log("evaluation of the last step aborted to write the checkpoint in time; `evaluate` scores it")
 
     def state_dict(self) -> dict:
+        """Return the progress and the best checkpoints."""
         names = ("evaluated_step", "epoch_due", "best", "num_samples")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore the state; a number of samples that a budget reduced stays as long as there is a budget."""
         self.__dict__.update(state)
-        self.num_samples = min(self.asked_samples, self.num_samples) if self.budget_seconds else self.asked_samples
+        reduced = min(self.configured_samples, self.num_samples)
+        self.num_samples = reduced if self.budget_seconds else self.configured_samples
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        """Returns the signal because of which it was given up, or NONE."""
+        """Evaluate and return NONE, or return the signal that aborted the evaluation."""
         ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), _drawing(pl_module.network, ema) as network:
+        # Training must be bit-identical with and without evaluation: its random state and modes are restored.
+        with torch.random.fork_rng(devices=devices), _sampling_network(pl_module.network, ema) as network:
             pipeline = AiMPipeline(network, self.tokenizer)
-            budget = self.budget_seconds if self.num_samples == self.asked_samples else None  # it has decided before
-            scored = self.rounds.score(pipeline, self.num_samples, partial(_asked, trainer), budget)
-        if scored.asked:
-            return scored.asked
-        self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scored.num_images
-        record = self._record(trainer, scored, pipeline, raw=ema is None)
+            # A reduced number of samples means that the budget has decided before.
+            budget = self.budget_seconds if self.num_samples == self.configured_samples else None
+            scores = self.scorer.score(pipeline, self.num_samples, lambda phase: _signal(trainer, phase), budget)
+        if scores.signal:
+            return scores.signal
+        self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scores.num_images
+        record = self._record(trainer, scores, pipeline, raw=ema is None)
         for logger in trainer.loggers:
             curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
             logger.log_metrics(curves, trainer.global_step - 1)
         if trainer.is_global_zero:
-            directory, grid = Path(self.run_dir) / "samples", labelled_grid(scored.first, GRID, [])
+            directory, grid = Path(self.run_dir) / "samples", labelled_grid(scores.first_images, COLUMNS, [])
             log_image(trainer, "evaluation", grid)
             with tolerate_disk_errors(directory):
                 save_png(grid, directory / "evaluation.png")
-                write_record(directory / "evaluation.json", record)
+                write_json(directory / "evaluation.json", record)
                 append_record(directory / "evaluations.jsonl", record)
-        self._keep_best(trainer, scored.values)
+        self._keep_best(trainer, scores.values)
         return signals.NONE
 
-    def _record(self, trainer: Trainer, scored: Scored, pipeline: AiMPipeline, raw: bool) -> dict[str, Any]:
-        protocol = {"tokenizer": self.tokenizer.weights_hash, **self.rounds.protocol(scored.num_images)}
+    def _record(self, trainer: Trainer, scores: IncrementalScores, pipeline: AiMPipeline, raw: bool) -> dict[str, Any]:
+        protocol = {"tokenizer": self.tokenizer.weights_hash, **self.scorer.protocol(scores.num_images)}
         run = Path(self.run_dir)
         model = {"kind": "run", "experiment": run.parent.name, "run": run.name, "step": trainer.global_step}
         model |= {"weights": "raw" if raw else "ema"} | (identity(pipeline) if trainer.is_global_zero else {})
-        made_by = hardware(trainer.strategy.root_device, trainer.world_size)
-        return score_record(model, {}, scored.values, scored.num_images, protocol, {}, made_by, raw)
+        devices = self.scorer.scorer.hardware()
+        return score_record(model, {}, scores.values, scores.num_images, protocol, {}, devices, raw)
 
     def _keep_best(self, trainer: Trainer, values: dict[str, float]) -> None:
         if not self.keep_best:
@@ -162,16 +182,16 @@ class TrainingEvaluation(Callback):
         monitor = self.monitor or self.features.metric_name
         step, value = trainer.global_step, values[monitor]
         name = f"{metric_name(monitor, self.num_samples)}={value:z.4f}-step={step:08d}.ckpt"
-        # Distances of another number of images, or another metric, cannot be ranked with this one.
-        before = self.best
-        alike = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]
-        ranking = sorted([*alike, [value, step, name]], reverse=self.mode == "max")
-        dropped = [entry for entry in self.best if entry not in alike] + ranking[self.keep_best :]
+        # Values of another metric, or of another number of images, cannot be ranked with this one.
+        previous = self.best
+        comparable = [entry for entry in self.best if entry[2].partition("=")[0] == name.partition("=")[0]]
+        ranking = sorted([*comparable, [value, step, name]], reverse=self.mode == "max")
+        dropped = [entry for entry in self.best if entry not in comparable] + ranking[self.keep_best :]
         self.best = ranking[: self.keep_best]
         directory = Path(self.run_dir) / "best"
         if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, directory / name)):
-            self.best = before
-            log(f"warning: {failure}; the best ones so far stay, and training goes on")
+            self.best = previous
+            log(f"warning: {failure}; the previous best checkpoints stay, and training continues")
             return
         if trainer.is_global_zero:
             for _, _, old in dropped:
@@ -182,15 +202,15 @@ def _preemption(trainer: Trainer) -> Preemption | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, Preemption)), None)
 
 
-def _asked(trainer: Trainer, phase: str) -> int:
-    """The signal that all ranks agree on; NONE also where nothing looks for signals."""
+def _signal(trainer: Trainer, phase: str) -> int:
+    """Return the signal that all ranks agree on; NONE also without the preemption callback."""
     preemption = _preemption(trainer)
     return preemption.check(trainer, phase) if preemption else signals.NONE
 
 
 @contextmanager
-def _drawing(network: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
-    """The averaged network, a copy apart; without one the trained network itself, its modes restored afterwards."""
+def _sampling_network(network: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
+    """Yield the averaged network; without EMA the trained one in evaluation mode, restored afterwards."""
     with nullcontext() if ema else _modes_restored(network):
         yield ema.network if ema else network.eval()
 

@@ -17,7 +17,7 @@ from aim_lightning.cli.config import Config
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.sample_blocks import resolved
+from aim_lightning.evaluation.sample_blocks import resolve_options
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.metrics.features import FeatureNetwork, InceptionFeatures
@@ -64,7 +64,8 @@ def make_scorer(document: Config, options: argparse.Namespace, ranks: ProcessGro
     network.load(device)
     real = reference.statistics(network, ranks, options.cache, options.feature_batch)
     speed = {"reference": reference.performance} if reference.performance else {}
-    scorer = Scorer(network, real, reference.image_size(), ranks, options.splitting, options.feature_batch)
+    size = reference.image_size()
+    scorer = Scorer(network, real, size, ranks, options.splitting, options.feature_batch)
     return replace(scorer, performance=speed)
 
 
@@ -96,7 +97,7 @@ def make_evaluation(
 ) -> Evaluation:
     """Puts generator and scorer together, below the run's directory."""
     data = {"pictures": Path(document.values["images"]["train"]).parent.name} if document.values["images"] else {}
-    return Evaluation(generator, scorer, evaluations_root(document, options, generator), data, keep_images, log)
+    return Evaluation(generator, scorer, evaluations_root(document, options, generator), data, keep_images)
 
 
 def evaluations_root(document: Config, options: argparse.Namespace, generator: EvaluatedModel) -> Path:
@@ -139,7 +140,7 @@ def make_labels(options: argparse.Namespace, generator: EvaluatedModel) -> Tenso
 def make_plan(options: argparse.Namespace, generator: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:
     """Labels in blocks of sampling.batch_size. Every process must call it."""
     return SamplePlan(
-        make_labels(options, generator), resolved(generator.pipeline, sampling, ProcessGroup()).batch_size
+        make_labels(options, generator), resolve_options(generator.pipeline, sampling, ProcessGroup()).batch_size
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aim_lightning.cli.common_options import add_generating, add_record, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_bytes
+from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
     )
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.evaluation.image_sets import open_images
-    from aim_lightning.evaluation.score_record import over_seeds, write_record
+    from aim_lightning.evaluation.score_record import over_seeds
     from aim_lightning.evaluation.scorer import RECORD
 
     quiet()
@@ -80,7 +80,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
     if ranks.is_rank_zero:
         if len(records) > 1:
             place = evaluation.root / f"{directory.name}-{len(records)}seeds.json"
-            write_record(place, record)
+            write_json(place, record)
         if not options.weights:
             _keep_in_results(document, record)
         keep(record, options.record)
@@ -109,7 +109,7 @@ def _keep_in_results(document: Config, record: dict[str, Any]) -> None:
 def _score_given(document: Config, options: argparse.Namespace, images: ImageSet) -> int:
     from aim_lightning.cli.build.evaluation_setup import check_feature_batch, directory, make_scorer, show, start
     from aim_lightning.evaluation.npz_export import preview_png
-    from aim_lightning.evaluation.score_record import short_key, write_record
+    from aim_lightning.evaluation.score_record import short_key
     from aim_lightning.evaluation.scorer import PREVIEW, RECORD
 
     check_feature_batch(options)
@@ -127,7 +127,7 @@ def _score_given(document: Config, options: argparse.Namespace, images: ImageSet
         directory = Path(options.out or Path(document.values["runs_root"]) / "given" / name)
         record = _given_record(scorer, source, values, speed, ranks)
         write_bytes(directory / PREVIEW, preview_png(images, None))
-        write_record(directory / RECORD, record)
+        write_json(directory / RECORD, record)
         keep(record, options.record)
         show(record)
         log(f"results: {directory / RECORD}, {directory / PREVIEW}")
@@ -155,8 +155,6 @@ def check_record_name(name: str | None, directory: Path = RESULTS) -> None:
 
 def keep(record: dict[str, Any], name: str | None) -> None:
     """A copy for `make table`."""
-    from aim_lightning.evaluation.score_record import write_record
-
     if name:
-        write_record(RESULTS / f"{name}.json", record)
+        write_json(RESULTS / f"{name}.json", record)
         log(f"recorded in {RESULTS / name}.json")

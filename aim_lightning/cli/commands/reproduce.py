@@ -12,6 +12,7 @@ from aim_lightning.cli.common_options import add_record, add_scoring, add_seeds
 from aim_lightning.cli.config import Config
 from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_json
 from aim_lightning.utils.logging import log
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
     )
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.evaluation.report.table import beside_paper
-    from aim_lightning.evaluation.score_record import over_seeds, write_record
+    from aim_lightning.evaluation.score_record import over_seeds
     from aim_lightning.evaluation.scorer import RECORD
     from aim_lightning.weights.download import DOWNLOADS
 
@@ -75,7 +76,7 @@ def run(document: Config, options: argparse.Namespace) -> int:
     records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
     record = over_seeds(records)
     if ranks.is_rank_zero:
-        write_record(evaluation.root / f"{row.model}.json", record)
+        write_json(evaluation.root / f"{row.model}.json", record)
         keep(record, options.record)
     show(record)
     log("\n" + beside_paper(record, row))
