@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from aim_lightning.data.images.base import FileSource, ImageSource
+from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import opening
+from aim_lightning.data.images.walk import image_files
 from aim_lightning.evaluation.sample_blocks import BlockDirectory
 from aim_lightning.evaluation.sample_plan import ranges
 from aim_lightning.utils.dist import ProcessGroup
@@ -186,12 +187,13 @@ class FlatDirectory(FileSource):
     """All images below a directory in the order of their paths, without classes."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        paths = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        keys = [os.fsencode(path.relative_to(root).as_posix()) for path in sorted(paths)]
+        self.root, left_out = Path(root), LeftOut()
+        # By the parts of the path, as pathlib sorts: fingerprints of stored results depend on this order.
+        keys = sorted(image_files(self.root, set(), left_out, SUFFIXES), key=lambda key: key.split("/"))
         if not keys:
             raise UserError(f"{root} contains no images ({', '.join(SUFFIXES)}); fill the directory")
-        super().__init__([], np.zeros(len(keys)), keys)
+        left_out.warn(root, f"not one of {', '.join(SUFFIXES)}")
+        super().__init__([], np.zeros(len(keys)), map(os.fsencode, keys))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -225,3 +225,62 @@ def test_both_stages_train_on_ones_own_images(checkout, own_signals):
     scores = {stage: read_json(f"runs/birds_{stage}/main/results.json", "results") for stage in ("tokenizer", "aim")}
     assert any(name.startswith("rfd_effnet_lite0_") for name in scores["tokenizer"]["metrics"])
     assert "fd_effnet_lite0_4" in scores["aim"]["metrics"]
+
+
+def save(path: Path, color: object = "red", mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (20, 20), color).save(path)
+
+
+def test_existing_splits_are_kept(checkout, capsys):
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                save(checkout / "split" / split / name / f"{i}.png", (i, 7, 9))
+    assert cli.main(["dataset", "split", "birds", "--image_size", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "splits of the directory: split/train for train, split/test for val" in out
+    assert "data/birds: 6 training and 4 validation images, 3 to 3 training images a class" in out
+    sources = [open_source(f"data/birds/{split}") for split in ("train", "val")]
+    assert [source.labels.tolist() for source in sources] == [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1]]
+    assert sources[0].class_names == sources[1].class_names == ["a", "b"]
+
+
+def test_splits_with_other_classes_are_refused(checkout, capsys):
+    for path in ("train/a/0.png", "train/b/0.png", "val/a/0.png"):
+        save(checkout / "split" / path)
+    assert cli.main(["dataset", "split", "birds", "--image_size", "16"]) == 2
+    assert "split: label 1 is 'b' in train but no class in val" in capsys.readouterr().err
+
+
+def test_an_imagefolder_with_metadata_keeps_its_labels(checkout):
+    lines = []
+    for i in range(20):
+        save(checkout / "hf" / "train" / f"{i}.png", (i, 0, 0))
+        lines.append(f'{{"file_name": "{i}.png", "label": {i % 2}}}')
+    (checkout / "hf" / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    assert cli.main(["dataset", "hf", "birds", "--image_size", "16"]) == 0
+    for split in ("train", "val"):
+        source = open_source(f"data/birds/{split}")
+        assert source.class_names == ["0", "1"]
+        for row, label in enumerate(source.labels):
+            assert source[row].image.getpixel((0, 0))[0] % 2 == label
+
+
+def test_imbalance_and_transparency_are_reported(checkout, capsys):
+    for i in range(24):
+        save(checkout / "odd" / "many" / f"{i}.png", (i, 0, 0, 255), "RGBA")  # opaque in spite of its alpha channel
+    for i in range(2):
+        save(checkout / "odd" / "few" / f"{i}.png", (i, 0, 0, 100), "RGBA")
+    assert cli.main(["dataset", "odd", "birds", "--image_size", "16"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"warning: many has \d\d images, few only 1; rare classes are learned badly", out)
+    assert "warning: 2 images have transparent pixels, which are shown on white" in out
+
+
+def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert dataset() == 2
+    error = capsys.readouterr().err
+    assert "is too large" in error and "--max_pixels" in error and error.count("\n") == 1
+    assert dataset("--max_pixels", "100000") == 0

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from aim_lightning.data.images import decode, fashion_mnist
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.images.decode import UnreadableImage, to_rgb
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
@@ -760,7 +761,10 @@ def test_single_shards_and_brace_patterns_are_read(shards, tmp_path):
     ("name", "match"),
     [
         ("images-{000001..000004}.tar", "2 of the 4 files of .* are no .tar files .first: .*images-000003.tar"),
-        ("images-{000000,.tar", "is no pattern of file names .*; set a directory of class directories or of .tar"),
+        (
+            "images-{000000,.tar",
+            "is no pattern of file names .*; set a directory of class directories, of .tar shards or",
+        ),
         ("{.,sub}/images-000000.tar", "names several directories; put the shards into one"),
         ("images-000000.tar.gz", "images-000000.tar.gz has an unsupported format; set a directory of"),
         ("tables", "holds 2 files like a.parquet, which cannot be read; set a directory of class directories"),
@@ -776,3 +780,112 @@ def test_other_layouts_are_refused_with_those_that_are_supported(shards, name, m
     if name != "images-000000.tar.gz":
         (shards / "images-000000.tar.gz").unlink()
     refuses(match, open_source, f"{shards}/{name}")
+
+
+def save(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise(seed).save(path)
+
+
+def test_files_that_are_no_images_are_counted_in_one_line(tree, caplog):
+    for path in ("dog/phone.heic", "dog/noext", "cat/a.svg", "loose.png", "dog/Thumbs.db", "LICENSE", "dog/._1.png"):
+        (tree / path).write_bytes(b"x")
+    assert len(open_source(tree)) == 7
+    (line,) = caplog.messages
+    assert "4 files left out, first loose.png (not an image format that Pillow decodes" in line
+
+
+def test_a_directory_that_cannot_be_listed_is_an_error(tree, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refuses(r"dog cannot be read \(Permission denied\)", open_source, tree)
+
+
+@pytest.mark.parametrize("val", ["val", "validation", "test"])
+def test_splits_are_no_classes(tmp_path, val):
+    for split in ("train", val):
+        save(tmp_path / split / "cat" / "a.png")
+    match = f"contains splits, not classes; set images.train .*/train and images.val .*/{val}, or run `make dataset`"
+    refuses(match, open_source, tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "ship"):
+        save(tmp_path / name / "a.png")
+    assert open_source(tmp_path).class_names == ["ship", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "class_names", "labels"),
+    [
+        (
+            "jsonl",
+            '{"file_name": "b.png", "label": 2}\n\n{"file_name": "./s/a.png", "label": 0}\n',
+            list("012"),
+            [2, 0],
+        ),
+        ("jsonl", '{"file_name": "b.png", "label": "1"}\n{"file_name": "s/a.png", "label": "no"}', ["1", "no"], [0, 1]),
+        ("csv", "file_name,class,x\ns/a.png,owl,1\nb.png,cat,2\n", ["cat", "owl"], [1, 0]),
+        ("csv", "\ufefffile_name,label\ns/a.png,1\nb.png,0\n", ["0", "1"], [1, 0]),
+    ],
+)
+def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, text, class_names, labels):
+    for number, path in enumerate(("s/a.png", "b.png", "unlisted.png")):
+        save(tmp_path / path, number)
+    (tmp_path / f"metadata.{name}").write_text(text)
+    source = open_source(tmp_path)
+    assert (source.class_names, source.labels.tolist()) == (class_names, labels)
+    expected = {"s/a.png": 0, "b.png": 1}
+    for row in range(2):
+        assert np.array_equal(np.asarray(source[row].image), np.asarray(noise(expected[source.key(row)])))
+    assert "2 files left out, first metadata" in caplog.text
+    before = source.fingerprint
+    swapped = text.replace("s/a.png", "?").replace("b.png", "s/a.png").replace("?", "b.png")
+    (tmp_path / f"metadata.{name}").write_text(swapped)
+    assert open_source(tmp_path).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"file_name": "a.png"}', "image 1: it needs file_name, and label or class as text or integer"),
+        ('{"label": 1}', "image 1: it needs file_name"),
+        ('{"file_name": "a.png", "label": [1]}', "image 1: it needs"),
+        ('{"file_name": "b.png", "label": 1}', "1 of 1 files are absent or no images .first: b.png"),
+        ('{"file_name": "a.png", "label": 1}\n' * 2, "1 of 2 files are listed twice .first: a.png"),
+        ('{"file_name": "a.png", "label": 99999999}', "label 99999999 is out of range"),
+        ('{"file_name": "a.png", "label": -1}', "label -1 is out of range"),
+        ("[1]", "is damaged .*no JSON object"),
+        ("{", "is damaged"),
+        ("", "0 of 0 files are there"),
+    ],
+)
+def test_metadata_that_cannot_be_used_is_refused(tmp_path, text, match):
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(text)
+    refuses(f"metadata.jsonl.*{match}", open_source, tmp_path)
+
+
+def test_metadata_without_labels_leaves_class_directories(tree):
+    (tree / "metadata.csv").write_text("file_name,caption\ncat/p00.png,a cat\n")
+    assert open_source(tree).class_names == NAMES
+
+
+def test_images_beyond_the_pixel_limit_are_called_too_large(tree, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    source = DirectorySource(tree)
+    match = (
+        r"p03.png is too large \(Image size \(63 pixels\) exceeds limit of 40 pixels\); allow it with images.max_pixels"
+    )
+    with pytest.raises(UnreadableImage, match=match):
+        source[3]
+    assert source.key(3) == "dog/p03.png"
+    images = Images(str(tree), str(tree), image_size=7, max_pixels=63)
+    assert images.open("train").batch([3])[0].shape == (1, 3, 7, 7)
+    refuses("max_pixels is 0", Images(str(tree), str(tree), max_pixels=0).open, "train")

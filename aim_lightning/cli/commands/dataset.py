@@ -1,7 +1,11 @@
-"""`aim-lightning dataset`: one's own images as shards, and an experiment for each stage on them."""
+"""`aim-lightning dataset`: your own images as shards, and an experiment for each stage on them."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aim_lightning.cli.common_options import add_on_error
 from aim_lightning.cli.dataset_files import (
@@ -14,23 +18,30 @@ from aim_lightning.cli.dataset_files import (
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from aim_lightning.data.images.directory_split import SplitReport
+
+LARGEST_IMBALANCE = 10  # largest class by smallest class; beyond it a line warns
 HELP = "make shards and experiments from a directory of your own images"
 NEEDS_CONFIG = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("directory", metavar="DIRECTORY", help="images: DIRECTORY/CLASS_NAME/*.jpg, png and so on")
+    layout = "images: DIRECTORY/CLASS_NAME/*.jpg, png and so on, or the same below DIRECTORY/train and val"
+    parser.add_argument("directory", metavar="DIRECTORY", help=layout)
     parser.add_argument("name", metavar="NAME", help="name of the data set and of its experiments")
     size = "height and width of the networks' input, pixels, a multiple of 4 (default: 64)"
     parser.add_argument("--image_size", type=int, default=64, help=size)
     share = "share of the images, by a hash of their file names, kept for validation (default: 0.1)"
     parser.add_argument("--val_fraction", type=float, default=0.1, help=share)
+    limit = "largest image to accept, pixels (default: 178956970, Pillow's protection)"
+    parser.add_argument("--max_pixels", type=int, default=178_956_970, metavar="NUMBER", help=limit)
     add_on_error(parser)
 
 
 def run(document: None, options: argparse.Namespace) -> int:
-    """Writes data/NAME, configs/images/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
+    """Write data/NAME, configs/images/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
     from aim_lightning.data.images.directory_split import make_shards
 
     name, size = options.name, options.image_size
@@ -43,13 +54,11 @@ def run(document: None, options: argparse.Namespace) -> int:
             raise UserError(f"there is no {needed} here; run this in the root of the checkout")
     refuse_files_of_others(name)
     out = Path("data") / name
-    report = make_shards(Path(options.directory), out, options.val_fraction, 2 * size, options.on_error)
-    train, val = report.rows["train"], report.rows["val"]
-    fewest, most = min(report.train_per_class), max(report.train_per_class)
-    print(f"{out}: {train} training and {val} validation images, {fewest} to {most} training images a class")
-    if report.skipped:
-        number, first = len(report.skipped), report.skipped[0][0]
-        print(f"{number} unreadable images left out (first: {first}); {out}/train/manifest.json lists them")
+    report = make_shards(
+        Path(options.directory), out, options.val_fraction, 2 * size, options.on_error, options.max_pixels
+    )
+    for line in _report_lines(report, out):
+        print(line)
     for path, text in experiment_files(name, size, report).items():
         write_marked(path, text)
         print(f"wrote {path}")
@@ -58,3 +67,19 @@ def run(document: None, options: argparse.Namespace) -> int:
     print(f"  make tokenize EXP={name}_tokenizer ARGS='{views_of(size)}'")
     print(f"  make train EXP={name}_aim")
     return 0
+
+
+def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
+    train, val = report.rows["train"], report.rows["val"]
+    fewest, most = min(report.train_per_class), max(report.train_per_class)
+    if report.splits:
+        yield "splits of the directory: " + ", ".join(f"{path} for {split}" for split, path in report.splits.items())
+    yield f"{out}: {train} training and {val} validation images, {fewest} to {most} training images a class"
+    if most > LARGEST_IMBALANCE * fewest:
+        large, small = (report.class_names[report.train_per_class.index(count)] for count in (most, fewest))
+        yield f"warning: {large} has {most} images, {small} only {fewest}; rare classes are learned badly"
+    if report.transparent:
+        yield f"warning: {report.transparent} images have transparent pixels, which are shown on white"
+    if report.skipped:
+        number, first = len(report.skipped), report.skipped[0][0]
+        yield f"{number} unreadable images left out (first: {first}); {out}/train/manifest.json lists them"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import decode, opening, read_image
+from aim_lightning.data.images.decode import MAX_PIXELS, decode, opening, read_image
 from aim_lightning.utils.files import printable
 from aim_lightning.utils.process import is_rank_zero
 
@@ -40,6 +40,8 @@ class ImageSource(ABC):
         keys: keys by row, as bytes.
     """
 
+    max_pixels: int = MAX_PIXELS
+
     def __init__(self, class_names: list[str], labels: Iterable[int], keys: Iterable[bytes]) -> None:
         self._class_names = class_names
         self._labels = np.fromiter(labels, dtype=np.int64)
@@ -56,7 +58,8 @@ class ImageSource(ABC):
             UnreadableImage: the bytes cannot be decoded.
             UserError: the file cannot be read.
         """
-        return ImageRecord(decode(self._content(row), self.location(row)), int(self._labels[row]), self.key(row))
+        image = decode(self._content(row), self.location(row), self.max_pixels)
+        return ImageRecord(image, int(self._labels[row]), self.key(row))
 
     def key(self, row: int) -> str:
         """Return the key of a row: its path below the root, or its key in the shard."""
@@ -128,14 +131,16 @@ class LeftOut:
     count: int = 0
     first: str = ""
 
-    def add(self, name: str) -> None:
-        """Count a file.
+    def add(self, name: str, count: int = 1) -> None:
+        """Count files.
 
         Args:
-            name: its path or its name in a shard.
+            name: path of the first one, or its name in a shard.
+            count: number of files; 0 changes nothing.
         """
-        self.first = self.first if self.count else name
-        self.count += 1
+        if count and not self.count:
+            self.first = name
+        self.count += count
 
     def warn(self, where: object, reason: str) -> None:
         """Log the count and the first name on rank 0, if there is one.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aim_lightning.data.images.decode import ImageTooSmall
+from aim_lightning.data.images.decode import MAX_PIXELS, ImageTooSmall
 from aim_lightning.data.images.directory import ImageSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
@@ -29,6 +29,7 @@ class Images:
         resize: shorter side after resizing, pixels; null = original size.
         pad: black border added on each side, pixels.
         crop: ``center``, or ``adm_center``, which itself resizes the shorter side to image_size.
+        max_pixels: larger images are refused; the default is Pillow's protection against decompression bombs.
     """
 
     train: str
@@ -37,6 +38,7 @@ class Images:
     resize: int | None = None
     pad: int = 0
     crop: str = "center"
+    max_pixels: int = MAX_PIXELS
 
     def open(self, split: str) -> "ImageDataset":
         """Open a split; later calls return the same object.
@@ -53,7 +55,11 @@ class Images:
             if self.crop not in ("center", "adm_center"):
                 raise UserError(f"images.crop is {self.crop!r}; use center or adm_center")
             transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
-            opened[split] = ImageDataset(open_source(getattr(self, split)), transform)
+            if self.max_pixels < 1:
+                raise UserError(f"images.max_pixels is {self.max_pixels}; it must be at least 1")
+            source = open_source(getattr(self, split))
+            source.max_pixels = self.max_pixels
+            opened[split] = ImageDataset(source, transform)
         return opened[split]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def transform_row(source: ImageSource, row: int, transforms: list[ImageTransform
         raise ImageTooSmall(f"{source.location(row)}: {error}") from None
 
 
-def same_classes(train: ImageDataset, val: ImageDataset, where: str) -> None:
+def same_classes(train: ImageDataset | ImageSource, val: ImageDataset | ImageSource, where: str) -> None:
     """Check that both splits have the same class names in the same order.
 
     Args:

@@ -2,6 +2,7 @@
 
 import io
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aim_lightning.utils.errors import UserError
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+ALLOW_LARGE = "images.max_pixels, in `dataset` with --max_pixels"
+# Pillow warns from half of the limit on, with the path of a library; beyond the limit it raises an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImage(UserError):
@@ -70,26 +76,42 @@ def require_regular(path: Path) -> None:
         raise UserError(f"{path} is not a regular file; remove it")
 
 
-def decode(content: bytes, where: str) -> Image.Image:
+def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the bytes of an image file to RGB.
 
     Args:
         content: the encoded image.
         where: location of the image for messages.
+        max_pixels: largest size; a small file may decode to more memory than the machine has.
 
     Raises:
-        UnreadableImage: the bytes are damaged or no image.
+        UnreadableImage: the bytes are damaged or no image, or the image is too large.
     """
+    if max_pixels != MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # Pillow warns beyond this number and raises an error beyond twice
     try:
         with Image.open(io.BytesIO(content)) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
         reason = "no image format that Pillow supports"
+    except Image.DecompressionBombError as error:
+        fact = str(error).partition(",")[0]  # Image size (… pixels) exceeds limit of … pixels
+        raise UnreadableImage(f"{where} is too large ({fact}); allow it with {ALLOW_LARGE}") from None
     except MemoryError:
         raise  # a fault of the machine, not of the image
     except Exception as error:  # Pillow's decoders raise almost any exception for damaged files
         reason = str(error) or type(error).__name__
     raise UnreadableImage(f"{where} is not a readable image ({reason}); restore or remove it")
+
+
+def has_transparent_pixels(content: bytes) -> bool:
+    """Return True if a pixel of an image is not opaque.
+
+    Args:
+        content: an encoded image that `decode` accepts.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,28 +2,26 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from aim_lightning.data.images.base import FileSource, ImageSource
+from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut
 from aim_lightning.data.images.decode import require_regular
 from aim_lightning.data.images.imagenet import ImageNetArchive, is_archive
+from aim_lightning.data.images.metadata import MetadataSource, has_labels, metadata_file
 from aim_lightning.data.images.shard_source import ShardSource, shard_paths
 from aim_lightning.data.images.shard_writer import MANIFEST
+from aim_lightning.data.images.walk import identity, image_files, image_suffixes, split_directories
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _TABLES = (".parquet", ".arrow", ".tfrecord", ".zip")
 SUPPORTED = (
-    "a directory of class directories or of .tar shards, a .tar, a pattern like shard-{000..009}.tar, or an archive of "
-    "ImageNet (data/README.md)"
+    "a directory of class directories, of .tar shards or with metadata.jsonl, a .tar, a pattern like "
+    "shard-{000..009}.tar, or an archive of ImageNet (data/README.md)"
 )
-# Pillow registers these formats but needs other programs to decode them.
-_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class DirectorySource(FileSource):
@@ -45,51 +43,33 @@ class DirectorySource(FileSource):
         classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not classes:
             raise UserError(f"{self.root} has no class directories; put the images into {self.root}/CLASS_NAME/")
-        visited = {_identity(directory) for directory in (self.root, *(self.root / name for name in classes))}
+        if splits := split_directories(self.root):
+            paths = " and ".join(f"images.{split} {path}" for split, path in splits.items())
+            raise UserError(f"{self.root} contains splits, not classes; set {paths}, or run `make dataset` on it")
+        left_out = LeftOut()
+        for entry in sorted(self.root.iterdir()):
+            if entry.suffix.lower() in image_suffixes() and entry.is_file() and entry.name[0] != ".":
+                left_out.add(entry.name)
+        visited = {identity(directory) for directory in (self.root, *(self.root / name for name in classes))}
         paths, labels = [], []
         for label, name in enumerate(classes):
-            files = sorted(_image_files(self.root / name, visited))
+            others = LeftOut()
+            files = sorted(image_files(self.root / name, visited, others))
+            left_out.add(f"{name}/{others.first}", others.count)
             if not files:
                 raise UserError(f"class directory {self.root / name} holds no images; fill or remove it")
             paths += [os.fsencode(f"{name}/{path}") for path in files]
             labels += [label] * len(files)
+        left_out.warn(self.root, "not an image format that Pillow decodes, or not in a class directory")
         super().__init__([printable(name) for name in classes], labels, paths)
-
-
-def _image_files(directory: Path, visited: set[tuple[int, int]]) -> Iterator[str]:
-    """Yield POSIX paths below `directory` of files whose suffix Pillow can decode; directory links are followed.
-
-    Directories in `visited`, (device, inode), are left out: a link to a parent would repeat images under a wrong label.
-    """
-    formats = Image.registered_extensions()
-    suffixes = {s for s, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
-    visited = visited | {_identity(directory)}
-    for parent, directories, files in os.walk(directory, followlinks=True):
-        directories[:] = [name for name in directories if name[0] != "." and _add(visited, Path(parent, name))]
-        for name in files:
-            if name[0] != "." and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
-                yield Path(parent, name).relative_to(directory).as_posix()
-
-
-def _identity(directory: Path) -> tuple[int, int]:
-    status = directory.stat()
-    return status.st_dev, status.st_ino
-
-
-def _add(visited: set[tuple[int, int]], directory: Path) -> bool:
-    """Return True for a directory that was not visited before, and add it."""
-    identity = _identity(directory)
-    new = identity not in visited
-    visited.add(identity)
-    return new
 
 
 def open_source(path: str | Path) -> ImageSource:
     """Open the images at a path.
 
     Args:
-        path: a class-per-directory tree; a directory of shards; a .tar shard, or several with braces such as
-            ``shard-{000..009}.tar``; an ImageNet archive.
+        path: a class-per-directory tree; a Hugging Face imagefolder; a directory of shards; a .tar shard, or several
+            with braces such as ``shard-{000..009}.tar``; an ImageNet archive.
 
     Raises:
         UserError: the path does not exist or has an unknown layout.
@@ -131,4 +111,8 @@ def _open_directory(path: Path) -> ImageSource:
         return ShardSource(path)
     if tables := [name for name in names if name.lower().endswith(_TABLES)]:
         raise UserError(f"{path} holds {len(tables)} files like {tables[0]}, which cannot be read; set {SUPPORTED}")
+    metadata = metadata_file(path)
+    # Metadata without labels, such as captions, may lie next to class directories.
+    if metadata and (has_labels(metadata) or not any(entry.is_dir() for entry in path.iterdir())):
+        return MetadataSource(metadata)
     return DirectorySource(path)

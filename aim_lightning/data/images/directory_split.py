@@ -1,4 +1,4 @@
-"""Convert a class-per-directory tree to training and validation shards.
+"""Convert image files to training and validation shards.
 
 The split of an image depends on a hash of its file name only: adding or removing other images does not move it.
 """
@@ -8,15 +8,18 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import UnreadableImage, decode, read_image
-from aim_lightning.data.images.directory import DirectorySource
+from aim_lightning.data.images.base import FileSource
+from aim_lightning.data.images.dataset import same_classes
+from aim_lightning.data.images.decode import MAX_PIXELS, UnreadableImage, decode, has_transparent_pixels, read_image
+from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, EncodedImage, write_image_shards
+from aim_lightning.data.images.walk import split_directories
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, read_json
 from aim_lightning.utils.progress import progress
@@ -27,45 +30,83 @@ MADE_BY = "aim-lightning dataset"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Result of a split: images per split, training images per class, and (key, reason) of those left out."""
+    """Result of a split.
+
+    Args:
+        rows: images per split.
+        class_names: names by label.
+        train_per_class: training images per class.
+        skipped: (key, reason) of the images left out.
+        transparent: number of images with transparent pixels, which become white.
+        splits: directories of the splits that the root already contained, by split.
+    """
 
     rows: dict[str, int]
     class_names: list[str]
     train_per_class: list[int]
     skipped: list[tuple[str, str]]
+    transparent: int = 0
+    splits: dict[str, Path] = field(default_factory=dict)
 
 
 def make_shards(
-    directory: Path, out: Path, val_fraction: float, largest_side: int, on_error: str = "error"
+    directory: Path,
+    out: Path,
+    val_fraction: float,
+    largest_side: int,
+    on_error: str = "error",
+    max_pixels: int = MAX_PIXELS,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
     Args:
-        directory: class-per-directory tree.
+        directory: class-per-directory tree, imagefolder with metadata, or `train/` and `val/` of one of them.
         out: directory to write; shards in it are replaced.
-        val_fraction: expected share of the images in val, between 0 and 1.
+        val_fraction: expected share of the images in val, between 0 and 1; unused if the directory contains `val/`.
         largest_side: an image with a longer shorter side is resized to this, pixels, as a JPEG of quality 95. The
             others keep their bytes if shards support their format, and become PNG otherwise.
         on_error: ``error``, or ``skip`` to leave unreadable images out and list them.
+        max_pixels: larger images are refused as unreadable.
 
     Raises:
-        UserError: an unreadable image, or a class with fewer than two images.
+        UserError: an unreadable image, a class with fewer than two images, or splits with different classes.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
     refuse_foreign(out)
-    source = DirectorySource(directory)
-    encoder, skipped = _ShardEncoder(source, largest_side), []
-    all_rows = progress(range(len(source)), "looking at the images")
-    readable = [row for row in all_rows if _is_readable(encoder, row, on_error, skipped)]
-    in_val = choose_val(source, readable, val_fraction)
-    rows = {"train": [row for row in readable if row not in in_val], "val": [row for row in readable if row in in_val]}
+    directory = Path(directory)
+    splits = split_directories(directory) if directory.is_dir() else {}
+    skipped: list[tuple[str, str]] = []
+    encoders = {
+        split: _ShardEncoder(_open_files(path, max_pixels), largest_side)
+        for split, path in (splits or {"train": directory}).items()
+    }
+    names = encoders["train"].source.class_names
+    if "val" in encoders:
+        same_classes(encoders["train"].source, encoders["val"].source, str(directory))
+    rows = {split: _readable(encoder, on_error, skipped) for split, encoder in encoders.items()}
+    if "val" not in encoders:
+        encoders["val"], in_val = encoders["train"], choose_val(encoders["train"].source, rows["train"], val_fraction)
+        rows = {
+            "train": [row for row in rows["train"] if row not in in_val],
+            "val": [row for row in rows["train"] if row in in_val],
+        }
     extra = {"made_by": MADE_BY, "skipped": [{"key": key, "reason": reason} for key, reason in skipped]}
     for split, split_rows in rows.items():
-        records = encoder.records(progress(split_rows, f"writing {split}"))
-        write_image_shards(records, out / split, source.class_names, ROWS_PER_SHARD, extra)
-    per_class = np.bincount(source.labels[rows["train"]], minlength=len(source.class_names)).tolist()
-    return SplitReport({split: len(items) for split, items in rows.items()}, source.class_names, per_class, skipped)
+        records = encoders[split].records(progress(split_rows, f"writing {split}"))
+        write_image_shards(records, out / split, names, ROWS_PER_SHARD, extra)
+    per_class = np.bincount(encoders["train"].source.labels[rows["train"]], minlength=len(names)).tolist()
+    transparent = sum(encoder.transparent for encoder in {id(e): e for e in encoders.values()}.values())
+    counts = {split: len(items) for split, items in rows.items()}
+    return SplitReport(counts, names, per_class, skipped, transparent, splits)
+
+
+def _open_files(path: Path, max_pixels: int) -> FileSource:
+    source = open_source(path)
+    if not isinstance(source, FileSource):
+        raise UserError(f"{path} is a finished image set; name it in images.train or images.val of an experiment")
+    source.max_pixels = max_pixels
+    return source
 
 
 def refuse_foreign(out: Path) -> None:
@@ -86,7 +127,7 @@ def refuse_foreign(out: Path) -> None:
             raise UserError(f"{out} holds {path.relative_to(out)}, which this command did not write; use another name")
 
 
-def choose_val(source: DirectorySource, rows: list[int], val_fraction: float) -> set[int]:
+def choose_val(source: FileSource, rows: list[int], val_fraction: float) -> set[int]:
     """Return the rows whose file name hashes below val_fraction; both splits get at least one per class.
 
     Args:
@@ -117,44 +158,44 @@ def name_hash(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64
 
 
-def _is_readable(encoder: "_ShardEncoder", row: int, on_error: str, skipped: list[tuple[str, str]]) -> bool:
-    try:
-        encoder.check(row)
-    except UnreadableImage as error:
-        if on_error == "error":
-            raise UserError(f"{error}, or leave such images out with --on_error skip") from None
-        skipped.append((printable(encoder.source.key(row)), printable(str(error))))
-        return False
-    return True
+def _readable(encoder: "_ShardEncoder", on_error: str, skipped: list[tuple[str, str]]) -> list[int]:
+    """Return the rows that can be decoded; add the others to `skipped`."""
+    rows = []
+    for row in progress(range(len(encoder.source)), "looking at the images"):
+        try:
+            encoder.check(row)
+            rows.append(row)
+        except UnreadableImage as error:
+            if on_error == "error":
+                raise UserError(f"{error}, or leave such images out with --on_error skip") from None
+            skipped.append((printable(encoder.source.key(row)), printable(str(error))))
+    return rows
 
 
 class _ShardEncoder:
     """Encodes images as shards store them; call `check` for each row before `records`."""
 
-    def __init__(self, source: DirectorySource, largest_side: int) -> None:
+    def __init__(self, source: FileSource, largest_side: int) -> None:
         self.source = source
         self.largest_side = largest_side
+        self.transparent = 0
         self._scales: dict[int, float] = {}  # kept from `check`: images that keep their bytes are decoded only once
 
     def check(self, row: int) -> None:
-        self._scales[row] = self.largest_side / min(self._image(row).size)
+        content, path = read_image(self.source.path(row)), self.source.path(row)
+        self._scales[row] = self.largest_side / min(decode(content, str(path), self.source.max_pixels).size)
+        self.transparent += has_transparent_pixels(content)
 
     def records(self, rows: Iterable[int]) -> Iterator[EncodedImage]:
         for row in rows:
             yield *self._encoded(row), int(self.source.labels[row]), self._key(row)
 
-    def _path(self, row: int) -> Path:
-        return self.source.root / self.source.key(row)
-
-    def _image(self, row: int) -> Image.Image:
-        return decode(read_image(self._path(row)), str(self._path(row)))
-
     def _encoded(self, row: int) -> tuple[bytes, str]:
-        path, scale, buffer = self._path(row), self._scales[row], io.BytesIO()
+        path, scale, buffer = self.source.path(row), self._scales[row], io.BytesIO()
         extension = path.suffix[1:].lower()
         if scale >= 1 and extension in EXTENSIONS:
             return read_image(path), extension
-        image = self._image(row)
+        image = self.source[row].image
         if scale >= 1:
             image.save(buffer, "PNG")
             return buffer.getvalue(), "png"

@@ -165,8 +165,8 @@ class ShardSource(TarSource):
         spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         classes = max(row.label for _, row in rows) + 1
         class_names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
-        if not self._manifest and (gaps := sorted(set(range(classes)) - {row.label for _, row in rows})):
-            log.warning("%s: %d of %d labels have no image (first: %d)", path, len(gaps), classes, gaps[0])
+        if not self._manifest:
+            warn_gaps(path, {row.label for _, row in rows})
         keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
         super().__init__(class_names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
 
@@ -197,6 +197,17 @@ class ShardSource(TarSource):
             hashes = (self._manifest["shards"][shard.name]["sha256"] for shard in self.tars)
             return sha256_json([self.class_names, *hashes])
         return sha256_json([shard.name, shard.stat().st_size] for shard in self.tars)
+
+
+def warn_gaps(where: object, labels: set[int]) -> None:
+    """Log the number of labels below the largest one that have no image.
+
+    Args:
+        where: the source.
+        labels: labels that have an image.
+    """
+    if gaps := sorted(set(range(max(labels) + 1)) - labels):
+        log.warning("%s: %d of %d labels have no image (first: %d)", where, len(gaps), max(labels) + 1, gaps[0])
 
 
 def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
