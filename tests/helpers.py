@@ -2,15 +2,18 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -38,6 +41,14 @@ TINY_VQ = VQConfig(
     norm_groups=4,
     usage_window=64,
 )
+
+
+def assert_user_error(match: str, function: Callable, *arguments, **options) -> UserError:
+    """Assert that the call raises a UserError of one line that matches `match`, and return the error."""
+    with pytest.raises(UserError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
+from helpers import assert_user_error
 
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
 from aim_lightning.callbacks.training.checkpoints import write_or_tell
@@ -44,8 +44,7 @@ def test_a_full_disk_gives_all_ranks_the_same_failure(tmp_path):
 def test_content_that_cannot_be_loaded_ends_all_ranks(tmp_path):
     sent = []
     for number in (0, 1):
-        with pytest.raises(UserError, match="is a Path"):
-            write_or_tell(rank(number, sent, UserError("a is a Path")), tmp_path / "a.ckpt")
+        assert_user_error("is a Path", write_or_tell, rank(number, sent, UserError("a is a Path")), tmp_path / "a.ckpt")
 
 
 def test_the_best_checkpoints_stay_when_a_better_one_cannot_be_written(tmp_path, capsys):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY_VQ, assert_user_error
 from torch import nn
 
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.models import VQModel
-from aim_lightning.utils.errors import UserError
 
 
 class Holder(nn.Module):
@@ -66,5 +65,4 @@ def test_state_round_trip_and_warm_up(pair):
 
 
 def test_decay_out_of_range():
-    with pytest.raises(UserError, match="decay"):
-        EMA(decay=1.0)
+    assert_user_error("decay", EMA, decay=1.0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import assert_user_error
 
 from aim_lightning.callbacks.training import preflight
 from aim_lightning.callbacks.training.preflight import Preflight
@@ -122,6 +123,5 @@ def test_a_run_that_is_refused_is_told_once(monkeypatch, tmp_path):
         with pytest.raises(end):
             fit._obey(refused, directory)
     monkeypatch.setenv("SLURM_PROCID", "0")
-    with pytest.raises(UserError, match="main is left as it is: the configuration changed"):
-        fit._obey(refused, directory)
+    assert_user_error("main is left as it is: the configuration changed", fit._obey, refused, directory)
     assert len(slept) == 2

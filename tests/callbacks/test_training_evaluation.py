@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import ROOT
 from evaluation.small import networks
-from helpers import TINY, write_tokens
+from helpers import TINY, assert_user_error, write_tokens
 from integration.tiny import CONFIG, scalars
 
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
@@ -25,7 +25,6 @@ from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.incremental import IncrementalScores
 from aim_lightning.evaluation.score_record import read_record
-from aim_lightning.utils.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 MORE = """
@@ -305,6 +304,5 @@ def test_the_budget_decides_once(monkeypatch):
 
 def test_settings_that_make_no_sense():
     for options in ({}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 1, "num_samples": 3}):
-        with pytest.raises(UserError, match="training evaluation"):
-            TrainingEvaluation(**options)
+        assert_user_error("training evaluation", TrainingEvaluation, **options)
     TrainingEvaluation(every_n_steps=1, num_samples=2, compare=False)

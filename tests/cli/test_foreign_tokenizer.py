@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import assert_user_error
 from PIL import Image
 
 import aim_lightning
@@ -134,8 +135,7 @@ def test_from_images_to_samples(root, call, own_signals):
     assert largest_output(tokenizer, torch.device("cpu")) == 3 * 16 * 16  # it has no modules inside
     assert tokenizer.brightness.requires_grad is False and not tokenizer.training
     other = {"class_path": "mean_colour_of_tests.MeanColour", "init_args": {"levels": 8}}
-    with pytest.raises(UserError, match="codes of another tokenizer"):
-        aim_lightning.load(run, tokenizer=load_tokenizer(other))
+    assert_user_error("codes of another tokenizer", aim_lightning.load, run, tokenizer=load_tokenizer(other))
 
 
 def test_options_of_the_class_are_in_the_help_and_can_be_set(root, call):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ, write_tokens
+from helpers import TINY, TINY_VQ, assert_user_error, write_tokens
 from integration.tiny import write_experiment
 from weights.makers import SMALL_VQ, aim, published, same, vq, write_run
 
@@ -35,14 +35,11 @@ def test_a_published_file_is_loaded_strictly(tmp_path):
 
 def test_what_is_no_tokenizer_is_one_line(tmp_path):
     network = VQModel(TINY_VQ)
-    with pytest.raises(UserError, match="does not exist"):
-        start_from(SimpleNamespace(network=network), tmp_path / "vq.pt")
+    assert_user_error("does not exist", start_from, SimpleNamespace(network=network), tmp_path / "vq.pt")
     torch.save({"weights": {}}, tmp_path / "vq.pt")
-    with pytest.raises(UserError, match=r"holds no|tensor"):
-        start_from(SimpleNamespace(network=network), tmp_path / "vq.pt")
+    assert_user_error(r"holds no|tensor", start_from, SimpleNamespace(network=network), tmp_path / "vq.pt")
     (tmp_path / "vq.pt").write_bytes(b"x")
-    with pytest.raises(UserError, match="damaged"):
-        start_from(SimpleNamespace(network=network), tmp_path / "vq.pt")
+    assert_user_error("damaged", start_from, SimpleNamespace(network=network), tmp_path / "vq.pt")
 
 
 def test_fit_starts_from_another_grid_and_other_classes(tmp_path, capsys, own_signals):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import assert_user_error
 
 from aim_lightning.cli.multiprocess import local_processes, rank_or_launch
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import RANKS, ProcessRank
 
 CPU = {"accelerator": "cpu"}
@@ -43,8 +43,7 @@ def test_one_process_needs_no_launch_and_a_launchers_word_counts(monkeypatch):
     ],
 )
 def test_what_cannot_be_launched(trainer, word):
-    with pytest.raises(UserError, match=word):
-        rank_or_launch(trainer)
+    assert_user_error(word, rank_or_launch, trainer)
 
 
 def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from evaluation.small import config, place  # noqa: F401
+from helpers import assert_user_error
 from PIL import Image
 
 from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.main import main
-from aim_lightning.utils.errors import UserError
 
 NAMES = ["t-shirt", "ankle boot", "bag"]
 
@@ -32,8 +32,7 @@ def test_names_with_commas_without_spaces():
 
 @pytest.mark.parametrize("text", ["shoe", "3", "-1", "bag,,", ""])
 def test_unknown_classes_name_the_known_ones(text):
-    with pytest.raises(UserError, match="classes are t-shirt; ankle boot; bag"):
-        choose_classes(text, NAMES)
+    assert_user_error("classes are t-shirt; ankle boot; bag", choose_classes, text, NAMES)
 
 
 @pytest.mark.filterwarnings("ignore:.*Fabric.*")

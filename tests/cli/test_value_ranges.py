@@ -4,6 +4,7 @@ import math
 
 import pytest
 from conftest import ROOT
+from helpers import assert_user_error
 
 from aim_lightning.cli.config import DEFAULTS
 from aim_lightning.cli.main import main
@@ -11,7 +12,6 @@ from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cli.value_ranges import RANGES, check_ranges
 from aim_lightning.config import compose
 from aim_lightning.config.signature import find_class, parameters
-from aim_lightning.utils.errors import UserError
 
 DEMO = ROOT / "experiments/demo_aim.yaml"
 
@@ -46,9 +46,8 @@ def check(*overrides):
     ],
 )
 def test_numbers_out_of_range_are_refused_with_key_and_range(key, value, words):
-    with pytest.raises(UserError, match=r"^command line: ") as caught:
-        check((key, value))
-    assert words in str(caught.value) and key.rpartition(".")[2] in str(caught.value)
+    caught = assert_user_error(r"^command line: ", check, (key, value))
+    assert words in str(caught) and key.rpartition(".")[2] in str(caught)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, seconds
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.sbatch_script import directives, render
-from aim_lightning.utils.errors import UserError
 
 DIRECTORY = Path("runs/x/main")
 PLAN = JobPlan(
@@ -149,8 +149,7 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused(changes, words):
-    with pytest.raises(UserError, match=words):
-        check(plan(**changes))
+    assert_user_error(words, check, plan(**changes))
 
 
 def test_what_is_not_known_is_said():
@@ -171,13 +170,10 @@ def test_time_as_slurm_writes_it(text, expected):
 def test_lists_of_tasks():
     assert array_indices("0-2,7") == [0, 1, 2, 7]
     for wrong in ("", "a", "1-", "1,1", "2-1"):
-        with pytest.raises(UserError):
-            array_indices(wrong)
-    with pytest.raises(UserError, match=r"cluster.time is 'soon'"):
-        seconds("soon")
+        assert_user_error(".", array_indices, wrong)
+    assert_user_error(r"cluster.time is 'soon'", seconds, "soon")
 
 
 @pytest.mark.parametrize("options", [{"signal_lead": 0}, {"hang_seconds": 0}, {"max_starts_without_progress": 0}])
 def test_options_out_of_range(options):
-    with pytest.raises(UserError, match=rf"cluster\.{next(iter(options))} is 0"):
-        ClusterOptions(**options)
+    assert_user_error(rf"cluster\.{next(iter(options))} is 0", ClusterOptions, **options)

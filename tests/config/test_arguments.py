@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.cli.arguments import split
-from aim_lightning.utils.errors import UserError
 
 PLAIN = {"experiment", "run"}
 
@@ -52,6 +52,4 @@ def test_everything_after_two_dashes_is_rest():
     ],
 )
 def test_a_missing_value_names_the_option(argv, option):
-    with pytest.raises(UserError, match=f"command line: {option} ") as error:
-        split(argv, PLAIN)
-    assert "\n" not in str(error.value)
+    assert_user_error(f"command line: {option} ", split, argv, PLAIN)

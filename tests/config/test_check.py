@@ -4,6 +4,7 @@ import copy
 import sys
 
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, check
@@ -145,10 +146,7 @@ def model(name: str, **init_args) -> ComposedConfig:
 
 
 def fails(doc: ComposedConfig) -> str:
-    with pytest.raises(UserError) as error:
-        check(doc, SECTIONS)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return str(assert_user_error(".", check, doc, SECTIONS))
 
 
 SIZES = {"width": 3}
@@ -316,8 +314,7 @@ def test_missing_required_sections():
 
 def test_scalar_sections_alone_are_checked_without_imports():
     check(document(model={"class_path": "no_such_package.Model"}), SECTIONS, classes=False)
-    with pytest.raises(UserError, match="experiment is 3; expected str"):
-        check(document(experiment=3), SECTIONS, classes=False)
+    assert_user_error("experiment is 3; expected str", check, document(experiment=3), SECTIONS, classes=False)
 
 
 def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_path):

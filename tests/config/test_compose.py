@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.config import compose
 from aim_lightning.config.yaml import dump, parse
-from aim_lightning.utils.errors import UserError
 
 MODEL = """\
 model:
@@ -39,10 +39,7 @@ def values(*overrides: tuple[str, str], **files: str) -> dict:
 
 
 def fails(files: list[Path], *overrides: tuple[str, str]) -> str:
-    with pytest.raises(UserError) as error:
-        compose(files, list(overrides))
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return str(assert_user_error(".", compose, files, list(overrides)))
 
 
 def test_includes_come_first_then_the_file_then_later_files_then_overrides(directory):

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 from data.test_tokens import flat, module
-from helpers import write_tokens
+from helpers import assert_user_error, write_tokens
 
 from aim_lightning.data.tokens.format import record_format
 from aim_lightning.utils.errors import UserError
@@ -87,14 +87,12 @@ def test_the_rest_of_a_truncated_shard_is_skipped(directory):
 def test_a_window_without_a_readable_record_stops(directory):
     for path in (directory / "train").glob("*.tar"):
         path.write_bytes(b"x" * 3000)
-    with pytest.raises(UserError, match="no record of a whole shuffle window"):
-        rows_of(directory)
+    assert_user_error("no record of a whole shuffle window", rows_of, directory)
 
 
 def test_validation_stops_all_the_same(directory):
     flip(directory / "val" / "tokens-000000.tar", 1)
-    with pytest.raises(UserError, match="record 0001"):
-        list(module(directory, fetch=SKIP).val_dataloader())
+    assert_user_error("record 0001", lambda: list(module(directory, fetch=SKIP).val_dataloader()))
 
 
 def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
@@ -108,8 +106,7 @@ def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
         data = bytearray(complete)
         data[start + rng.integers(size)] ^= 1 << rng.integers(8)
         path.write_bytes(data)
-        with pytest.raises(UserError, match=r"tokens-000002.tar, record 000[01]"):
-            list(module(directory).train_dataloader())
+        assert_user_error(r"tokens-000002.tar, record 000[01]", lambda: list(module(directory).train_dataloader()))
     path.write_bytes(complete)
     assert rows_of(directory, batch=4) == clean
 
@@ -141,7 +138,6 @@ def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
             callback.on_save_checkpoint(trainer, None, checkpoint := {})
             callback, start = CorruptRecords(), 6
             callback.on_load_checkpoint(trainer, None, checkpoint)
-        with pytest.raises(UserError, match=r"more than data.skip_limit 3"):
-            stop(callback, start)
+        assert_user_error(r"more than data.skip_limit 3", stop, callback, start)
         counts[name] = (callback.total, callback.in_epoch)
     assert counts["complete"] == counts["cut"] and counts["complete"][0] == 4

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import assert_user_error
 from PIL import Image
 
 from aim_lightning.data.images.datamodule import ImageDataModule
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +113,4 @@ def test_splits_with_other_classes_are_refused(directory, tmp_path):
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.png")
     data = ImageDataModule(Images(str(directory / "train"), str(tmp_path), image_size=16), 6)
-    with pytest.raises(UserError, match=r"label 1 is 'dog' in train but no class in val \(2 and 1 classes\)"):
-        data.setup("fit")
+    assert_user_error(r"label 1 is 'dog' in train but no class in val \(2 and 1 classes\)", data.setup, "fit")

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from helpers import assert_user_error
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
@@ -14,7 +15,6 @@ from tqdm import tqdm
 from aim_lightning.data.images.decode import UnreadableImage
 from aim_lightning.data.images.directory import DirectorySource, open_source
 from aim_lightning.data.images.imagenet import DEVKIT, ImageNetArchive
-from aim_lightning.utils.errors import UserError
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # In the devkit's own order, which is not that of the WordNet ids; the last one is no leaf.
@@ -96,41 +96,35 @@ def test_fingerprint_follows_content_not_place(root, tmp_path_factory):
     assert ImageNetArchive(moved / TRAIN).fingerprint == before != ImageNetArchive(moved / VAL).fingerprint
 
 
-def refuses(match, path):
-    with pytest.raises(UserError, match=match) as caught:
-        open_source(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_incomplete_or_foreign_archives_are_named(root):
     full = {f"{wnid}.tar": class_tar(wnid) for wnid in LEAVES}
     (root / TRAIN).write_bytes(tar_of(dict(list(full.items())[1:])))
-    refuses("img_train.tar lacks n01440764 .3 classes of 4", root / TRAIN)
+    assert_user_error("img_train.tar lacks n01440764 .3 classes of 4", open_source, root / TRAIN)
     (root / TRAIN).write_bytes(tar_of({**full, "n99999999.tar": class_tar("n99999999")}))
-    refuses("a class unknown to the devkit, n99999999", root / TRAIN)
+    assert_user_error("a class unknown to the devkit, n99999999", open_source, root / TRAIN)
     (root / TRAIN).write_bytes(tar_of({**full, "n01440764.tar": class_tar("n03126707")}))
-    refuses("n01440764.tar holds n03126707_10.JPEG", root / TRAIN)
+    assert_user_error("n01440764.tar holds n03126707_10.JPEG", open_source, root / TRAIN)
     whole = tar_of(full)
     (root / TRAIN).write_bytes(whole[: len(whole) // 2])
-    refuses("img_train.tar.* is truncated or damaged", root / TRAIN)
+    assert_user_error("img_train.tar.* is truncated or damaged", open_source, root / TRAIN)
     images = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
     (root / VAL).write_bytes(tar_of(dict(list(images.items())[:5])))
-    refuses("holds 5 images, the devkit lists 6", root / VAL)
+    assert_user_error("holds 5 images, the devkit lists 6", open_source, root / VAL)
     (root / VAL).write_bytes(tar_of({**images, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
-    refuses("ILSVRC2012_val_00000007.JPEG, which is not one of its 6", root / VAL)
+    assert_user_error("ILSVRC2012_val_00000007.JPEG, which is not one of its 6", open_source, root / VAL)
     (root / VAL).write_bytes(tar_of({"cat.jpg": jpeg(0)}))
-    refuses("starts with 'cat.jpg': it is neither", root / VAL)
+    assert_user_error("starts with 'cat.jpg': it is neither", open_source, root / VAL)
 
 
 def test_devkit_missing_or_changed(root):
     (root / DEVKIT).write_bytes((root / DEVKIT).read_bytes() + b"x")
-    refuses("devkit_t12.tar.gz is not ImageNet's development kit .its MD5 differs", root / VAL)
+    assert_user_error("devkit_t12.tar.gz is not ImageNet's development kit .its MD5 differs", open_source, root / VAL)
     (root / DEVKIT).unlink()
-    refuses("devkit_t12.tar.gz does not exist", root / VAL)
+    assert_user_error("devkit_t12.tar.gz does not exist", open_source, root / VAL)
 
 
 def test_the_directory_of_the_archives_is_no_image_set(root):
-    refuses("holds archives of ImageNet; name one of them itself: .*img_train.tar", root)
+    assert_user_error("holds archives of ImageNet; name one of them itself: .*img_train.tar", open_source, root)
 
 
 def test_a_damaged_image_is_named(root):

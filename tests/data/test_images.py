@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import assert_user_error
 from PIL import Image
 
 from aim_lightning.data.images import decode, fashion_mnist
@@ -258,34 +259,26 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
 # --- errors of sources
 
 
-def refuses(match: str, act, *arguments) -> UserError:
-    """The call raises a UserError of one line, which is returned."""
-    with pytest.raises(UserError, match=match) as caught:
-        act(*arguments)
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
 def test_missing_or_empty_directories(tmp_path, tree):
-    refuses("nowhere does not exist; set", open_source, tmp_path / "nowhere")
-    refuses("p00.png has an unsupported format; set a directory of", open_source, tree / "cat" / "p00.png")
-    refuses("does not exist", DirectorySource, tmp_path / "nowhere")
+    assert_user_error("nowhere does not exist; set", open_source, tmp_path / "nowhere")
+    assert_user_error("p00.png has an unsupported format; set a directory of", open_source, tree / "cat" / "p00.png")
+    assert_user_error("does not exist", DirectorySource, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refuses("no class directories", open_source, tmp_path / "empty")
-    refuses("no .tar shards", ShardSource, tmp_path / "empty")
+    assert_user_error("no class directories", open_source, tmp_path / "empty")
+    assert_user_error("no .tar shards", ShardSource, tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
-    refuses("empty/a holds no images", open_source, tmp_path / "empty")
+    assert_user_error("empty/a holds no images", open_source, tmp_path / "empty")
 
 
 def test_unreadable_images_are_named(tree, shards):
     path = tree / "dog" / "p03.png"
     path.write_bytes(path.read_bytes()[:80])
     source = DirectorySource(tree)
-    refuses("dog/p03.png is not a readable image", source.__getitem__, 3)
+    assert_user_error("dog/p03.png is not a readable image", source.__getitem__, 3)
     path.write_bytes(b"hello")
-    refuses("no image format", source.__getitem__, 3)
+    assert_user_error("no image format", source.__getitem__, 3)
     write_tar(shards / "images-000002.tar", {"p06.png": b"hello", "p06.cls": b"2"})
-    refuses(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
+    assert_user_error(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
 
 
 def test_faults_of_the_disk_are_no_fault_of_the_image(tree, monkeypatch):
@@ -296,12 +289,12 @@ def test_faults_of_the_disk_are_no_fault_of_the_image(tree, monkeypatch):
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", fails)
-    error = refuses(r"dog/p03.png cannot be read \(Stale file handle\); fix the disk", source.__getitem__, 3)
+    error = assert_user_error(r"dog/p03.png cannot be read \(Stale file handle\); fix the disk", source.__getitem__, 3)
     assert not isinstance(error, UnreadableImage)
     monkeypatch.undo()
     (tree / "dog" / "p03.png").unlink()
-    refuses("dog/p03.png was listed but does not exist; restore it", source.__getitem__, 3)
-    refuses("dog/p03.png was listed but does not exist", lambda: source.fingerprint)
+    assert_user_error("dog/p03.png was listed but does not exist; restore it", source.__getitem__, 3)
+    assert_user_error("dog/p03.png was listed but does not exist", lambda: source.fingerprint)
 
 
 def test_lack_of_memory_is_no_fault_of_the_image(tree, monkeypatch):
@@ -316,9 +309,9 @@ def test_lack_of_memory_is_no_fault_of_the_image(tree, monkeypatch):
 def test_shard_that_vanishes_or_shrinks_later(shards):
     source = ShardSource(shards)
     (shards / "images-000001.tar").unlink()
-    refuses("images-000001.tar, key p04 cannot be read", source.__getitem__, 4)
+    assert_user_error("images-000001.tar, key p04 cannot be read", source.__getitem__, 4)
     (shards / "images-000000.tar").write_bytes(b"")
-    refuses("ends .* too early", source.__getitem__, 0)
+    assert_user_error("ends .* too early", source.__getitem__, 0)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 1024, 1100, 3 * 1024])
@@ -326,7 +319,7 @@ def test_truncated_shard(shards, keep):
     path = shards / "images-000000.tar"
     path.write_bytes(path.read_bytes()[:keep])
     (shards / "manifest.json").unlink()
-    refuses("images-000000.tar is truncated or damaged", ShardSource, shards)
+    assert_user_error("images-000000.tar is truncated or damaged", ShardSource, shards)
 
 
 @pytest.mark.parametrize("at", [0, 1024])
@@ -335,7 +328,7 @@ def test_corrupt_header_in_a_shard(shards, at):
     content = bytearray(path.read_bytes())
     content[at : at + 200] = b"\x7f" * 200
     path.write_bytes(content)
-    refuses("images-000000.tar is truncated or damaged", ShardSource, shards)
+    assert_user_error("images-000000.tar is truncated or damaged", ShardSource, shards)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +344,7 @@ def test_corrupt_header_in_a_shard(shards, at):
 )
 def test_wrong_members_of_a_shard(tmp_path, members, match):
     write_tar(tmp_path / "x-0.tar", members)
-    refuses(match, open_source, tmp_path)
+    assert_user_error(match, open_source, tmp_path)
 
 
 def test_foreign_shards_in_directories_and_with_extras(tmp_path):
@@ -366,32 +359,32 @@ def test_foreign_shards_in_directories_and_with_extras(tmp_path):
 def test_label_beyond_the_class_names(shards):
     manifest = read_json(shards / "manifest.json", "manifest")
     write_json(shards / "manifest.json", {**manifest, "class_names": ["cat", "dog"]})
-    refuses("images-000001.tar, key p05: label 2 is out of range", ShardSource, shards)
+    assert_user_error("images-000001.tar, key p05: label 2 is out of range", ShardSource, shards)
 
 
 def test_manifest_that_disagrees_with_the_directory(shards):
     path = shards / "manifest.json"
     good = read_json(path, "manifest")
     write_json(path, {**good, "shards": [{**good["shards"][0], "rows": 2}, *good["shards"][1:]]})
-    refuses("images-000000.tar has 3 rows, .*says 2", ShardSource, shards)
+    assert_user_error("images-000000.tar has 3 rows, .*says 2", ShardSource, shards)
     write_json(path, {**good, "shards": good["shards"][:2]})
-    refuses("images-000002.tar is not listed", ShardSource, shards)
+    assert_user_error("images-000002.tar is not listed", ShardSource, shards)
     write_json(path, good)
     (shards / "images-000001.tar").unlink()
-    refuses("lists shard images-000001.tar, which is absent", open_source, shards)
+    assert_user_error("lists shard images-000001.tar, which is absent", open_source, shards)
 
 
 def test_damaged_manifest(shards):
     path = shards / "manifest.json"
     good = read_json(path, "manifest")
     write_json(path, {**good, "format": "other/1"})
-    refuses("format 'other/1', expected", ShardSource, shards)
+    assert_user_error("format 'other/1', expected", ShardSource, shards)
     write_json(path, [])
-    refuses("format 'list'", ShardSource, shards)
+    assert_user_error("format 'list'", ShardSource, shards)
     write_json(path, {key: value for key, value in good.items() if key != "class_names"})
-    refuses("manifest.json is damaged", ShardSource, shards)
+    assert_user_error("manifest.json is damaged", ShardSource, shards)
     path.write_text("{")
-    refuses("not readable JSON", ShardSource, shards)
+    assert_user_error("not readable JSON", ShardSource, shards)
 
 
 # --- writing shards
@@ -438,9 +431,9 @@ def test_stopped_writing_leaves_no_manifest_and_no_part_of_a_shard(tmp_path):
     ],
 )
 def test_records_that_could_not_be_read_back(tmp_path, record, match):
-    refuses(match, write_image_shards, [records()[0], record], tmp_path, NAMES, 1)
-    refuses("no images to write", write_image_shards, [], tmp_path, NAMES, 1)
-    refuses("rows_per_shard is 0", write_image_shards, records(), tmp_path, NAMES, 0)
+    assert_user_error(match, write_image_shards, [records()[0], record], tmp_path, NAMES, 1)
+    assert_user_error("no images to write", write_image_shards, [], tmp_path, NAMES, 1)
+    assert_user_error("rows_per_shard is 0", write_image_shards, records(), tmp_path, NAMES, 0)
 
 
 # --- transforms
@@ -499,7 +492,9 @@ def test_adm_random_crop_is_one_of_the_published_ones():
 
 def test_no_crop_wants_the_exact_size():
     assert ImageTransform(8, crop="none")(noise(0, (8, 8)), 0).shape == (3, 8, 8)
-    refuses("12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0)
+    assert_user_error(
+        "12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0
+    )
 
 
 def test_random_choices_are_a_function_of_the_seed_and_leave_the_generator_alone():
@@ -539,13 +534,12 @@ def test_repr_is_the_same_for_the_same_settings():
     ],
 )
 def test_settings_that_give_no_image(settings, match):
-    with pytest.raises(UserError, match=match):
-        ImageTransform(**{"image_size": 8, **settings})
+    assert_user_error(match, ImageTransform, **{"image_size": 8, **settings})
 
 
 def test_too_small_images():
     for crop in ("center", "random"):
-        refuses("9x7 after resize and pad, less than image_size 8", ImageTransform(8, crop=crop), noise(0), 0)
+        assert_user_error("9x7 after resize and pad, less than image_size 8", ImageTransform(8, crop=crop), noise(0), 0)
 
 
 # --- pixels
@@ -651,26 +645,26 @@ def test_damaged_idx_files(idx, tmp_path):
     def make(train_rows=None):
         fashion_mnist.make(idx, tmp_path / "out", train_rows)
 
-    refuses("train_rows is 15; set a positive multiple of 10", make, 15)
-    refuses("train_rows is 0", make, 0)
-    refuses("a class has only 4", make, 50)
+    assert_user_error("train_rows is 15; set a positive multiple of 10", make, 15)
+    assert_user_error("train_rows is 0", make, 0)
+    assert_user_error("a class has only 4", make, 50)
     images, labels = (idx / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
     good = images.read_bytes()
     images.write_bytes(labels.read_bytes())
-    refuses("it is another file", make)
+    assert_user_error("it is another file", make)
     images.write_bytes(gzip.compress(gzip.decompress(good)[:-1]))
-    refuses("its header says", make)
+    assert_user_error("its header says", make)
     images.write_bytes(good[:-20])
-    refuses("no complete gzip file", make)
+    assert_user_error("no complete gzip file", make)
     images.write_bytes(b"plain")
-    refuses("no complete gzip file", make)
+    assert_user_error("no complete gzip file", make)
     images.write_bytes(good)
     labels.write_bytes((idx / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    refuses("40 train images but 20 labels", make)
+    assert_user_error("40 train images but 20 labels", make)
     labels.write_bytes(gzip.compress(struct.pack(">2I", 2049, 40) + bytes([10] * 40)))
-    refuses("has label 10", make)
+    assert_user_error("has label 10", make)
     labels.unlink()
-    refuses("train-labels-idx1-ubyte.gz does not exist", make)
+    assert_user_error("train-labels-idx1-ubyte.gz does not exist", make)
 
 
 def test_a_link_to_a_parent_repeats_no_image(tree):
@@ -685,11 +679,11 @@ def test_only_regular_files_are_opened(tree, shards):
     source, path = DirectorySource(tree), tree / "dog" / "p03.png"
     path.unlink()
     os.mkfifo(path)
-    error = refuses("dog/p03.png is not a regular file; remove it", source.__getitem__, 3)
+    error = assert_user_error("dog/p03.png is not a regular file; remove it", source.__getitem__, 3)
     assert not isinstance(error, UnreadableImage)
     (shards / "manifest.json").unlink()
     (shards / "images-000009.tar").symlink_to("/dev/zero")
-    refuses("images-000009.tar is not a regular file", ShardSource, shards)
+    assert_user_error("images-000009.tar is not a regular file", ShardSource, shards)
 
 
 def test_labels_without_a_manifest_are_bounded_and_gaps_are_logged(tmp_path, caplog):
@@ -702,13 +696,13 @@ def test_labels_without_a_manifest_are_bounded_and_gaps_are_logged(tmp_path, cap
             assert (
                 len(open_source(tmp_path).class_names) == 4 and "2 of 4 labels have no image (first: 1)" in caplog.text
             )
-    refuses("key b: label 99999999 is out of range, labels without manifest.json", open_source, tmp_path)
+    assert_user_error("key b: label 99999999 is out of range, labels without manifest.json", open_source, tmp_path)
 
 
 def test_compressed_shards_are_refused_with_their_number(shards):
     for name in ("a.tar.gz", "b.tgz"):
         (shards / name).touch()
-    refuses("holds 2 compressed shards .first: a.tar.gz.; unpack them", open_source, shards)
+    assert_user_error("holds 2 compressed shards .first: a.tar.gz.; unpack them", open_source, shards)
 
 
 def shard_members(*names, label=0):
@@ -731,7 +725,7 @@ def test_a_key_ends_at_the_first_dot_and_the_extension_is_the_last_part(tmp_path
 def test_images_that_share_a_key_are_refused_with_their_number(tmp_path):
     write_tar(tmp_path / "x-0.tar", shard_members("a", "a.edited", "b.1", "b.2", "c"))
     match = r"x-0.tar, key a: more than one image or .cls \(2 such keys of 3\); a key ends at the first dot"
-    refuses(match, open_source, tmp_path)
+    assert_user_error(match, open_source, tmp_path)
 
 
 def test_members_that_are_left_out_are_counted_in_one_line(tmp_path, caplog):
@@ -779,7 +773,7 @@ def test_other_layouts_are_refused_with_those_that_are_supported(shards, name, m
         (shards / path).touch()
     if name != "images-000000.tar.gz":
         (shards / "images-000000.tar.gz").unlink()
-    refuses(match, open_source, f"{shards}/{name}")
+    assert_user_error(match, open_source, f"{shards}/{name}")
 
 
 def save(path: Path, seed: int = 0) -> None:
@@ -804,7 +798,7 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tree, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    refuses(r"dog cannot be read \(Permission denied\)", open_source, tree)
+    assert_user_error(r"dog cannot be read \(Permission denied\)", open_source, tree)
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "test"])
@@ -812,7 +806,7 @@ def test_splits_are_no_classes(tmp_path, val):
     for split in ("train", val):
         save(tmp_path / split / "cat" / "a.png")
     match = f"contains splits, not classes; set images.train .*/train and images.val .*/{val}, or run `make dataset`"
-    refuses(match, open_source, tmp_path)
+    assert_user_error(match, open_source, tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -869,7 +863,7 @@ def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, t
 def test_metadata_that_cannot_be_used_is_refused(tmp_path, text, match):
     save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(text)
-    refuses(f"metadata.jsonl.*{match}", open_source, tmp_path)
+    assert_user_error(f"metadata.jsonl.*{match}", open_source, tmp_path)
 
 
 def test_metadata_without_labels_leaves_class_directories(tree):
@@ -888,4 +882,4 @@ def test_images_beyond_the_pixel_limit_are_called_too_large(tree, monkeypatch):
     assert source.key(3) == "dog/p03.png"
     images = Images(str(tree), str(tree), image_size=7, max_pixels=63)
     assert images.open("train").batch([3])[0].shape == (1, 3, 7, 7)
-    refuses("max_pixels is 0", Images(str(tree), str(tree), max_pixels=0).open, "train")
+    assert_user_error("max_pixels is 0", Images(str(tree), str(tree), max_pixels=0).open, "train")

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, TINY_VQ, write_tokens
+from helpers import TINY, TINY_VQ, assert_user_error, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -219,8 +219,7 @@ def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path)
 
 def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):
     write_tokens(tmp_path, [5])
-    with pytest.raises(UserError, match="written by another tokenizer"):
-        preview(tmp_path, tokenizer, 4, 0, torch.device("cpu"))
+    assert_user_error("written by another tokenizer", preview, tmp_path, tokenizer, 4, 0, torch.device("cpu"))
 
 
 # --- merge
@@ -274,24 +273,19 @@ def test_merge_is_continued_after_an_interruption(parts, tmp_path, monkeypatch):
 
 def test_merge_refuses_what_does_not_belong_together(parts, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="hold the same images"):
-        merge_directories([parts[0], parts[1], parts[0]], out)
-    with pytest.raises(UserError, match="two or more directories"):
-        merge_directories(parts[:1], out)
-    with pytest.raises(UserError, match="one of the directories to merge"):
-        merge_directories(parts, parts[0])
+    assert_user_error("hold the same images", merge_directories, [parts[0], parts[1], parts[0]], out)
+    assert_user_error("two or more directories", merge_directories, parts[:1], out)
+    assert_user_error("one of the directories to merge", merge_directories, parts, parts[0])
     write_tokens(tmp_path / "other", [5], tokenizer_hash="another", views=2)
     with pytest.raises(UserError, match="other has another tokenizer_hash, views than"):
         merge_directories([parts[0], tmp_path / "other"], out)
     assert not out.exists()
     path = parts[1] / "tokens-000000.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="is not the shard that its manifest describes"):
-        merge_directories(parts, out)
+    assert_user_error("is not the shard that its manifest describes", merge_directories, parts, out)
     assert not (out / "manifest.json").exists()
     path.unlink()
-    with pytest.raises(UserError, match=r"b/tokens-000000.tar is missing"):
-        merge_directories(parts, out)
+    assert_user_error(r"b/tokens-000000.tar is missing", merge_directories, parts, out)
 
 
 # --- the command

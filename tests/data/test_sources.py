@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from data.test_tokens import global_batches, module
-from helpers import write_tokens
+from helpers import assert_user_error, write_tokens
 
 from aim_lightning.data.tokens.format.manifest import Location
 from aim_lightning.data.tokens.read import fetch
 from aim_lightning.data.tokens.read.fetch import Fetcher
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError
 from aim_lightning.utils.files import sha256_file
 
 SHARDS = [13, 9, 17, 5]
@@ -125,24 +125,20 @@ def test_a_transfer_that_stalls_is_broken_off_and_tried_again(served, monkeypatc
 def test_what_keeps_failing_is_one_clear_error(served):
     url, trouble, asked = served
     trouble["/train/tokens-000001.tar"] = [404] * 99
-    with pytest.raises(UserError, match="cannot be read in 3 attempts") as caught:
-        batches(url, retries=2)
-    assert f"{url}/train/tokens-000001.tar" in str(caught.value) and "\n" not in str(caught.value)
+    caught = assert_user_error("cannot be read in 3 attempts", batches, url, retries=2)
+    assert f"{url}/train/tokens-000001.tar" in str(caught)
     assert asked.count("/train/tokens-000001.tar") == 3
 
 
 def test_an_unfinished_command_and_a_missing_one(stored):
-    with pytest.raises(UserError, match=r"pipe:exit 3; echo/train/manifest.json .* exit code 3"):
-        batches("pipe:exit 3; echo", retries=0)
-    with pytest.raises(UserError, match="cannot be read"):
-        batches("nosuch://host/tokens", retries=0)
+    assert_user_error(r"pipe:exit 3; echo/train/manifest.json .* exit code 3", batches, "pipe:exit 3; echo", retries=0)
+    assert_user_error("cannot be read", batches, "nosuch://host/tokens", retries=0)
 
 
 def test_pauses_double(monkeypatch):
     slept = []
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=slept.append))
-    with pytest.raises(UserError, match="in 4 attempts"):
-        Fetcher(retries=3, pause=0.5).fetch("pipe:exit 1")
+    assert_user_error("in 4 attempts", Fetcher(retries=3, pause=0.5).fetch, "pipe:exit 1")
     assert slept == [0.5, 1.0, 2.0]
 
 
@@ -161,8 +157,7 @@ def test_a_network_file_system_may_stumble(stored, monkeypatch):
 
 def test_a_missing_local_file_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=lambda _: pytest.fail("slept")))
-    with pytest.raises(UserError, match=r"cannot be read \("):
-        Fetcher().fetch(str(tmp_path / "none.tar"))
+    assert_user_error(r"cannot be read \(", Fetcher().fetch, str(tmp_path / "none.tar"))
 
 
 def test_the_cache_is_filled_once_and_checked(stored, served, tmp_path, caplog):
@@ -215,5 +210,4 @@ def test_urls():
 
 def test_negative_numbers_are_refused(stored):
     for name in ("retries", "retry_pause", "skip_limit"):
-        with pytest.raises(UserError, match=rf"data\.{name} is -1"):
-            module(stored, fetch={name: -1})
+        assert_user_error(rf"data\.{name} is -1", module, stored, fetch={name: -1})

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_lightning.data.stream import BatchPlan, Cursor
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_seed, hash_uniform, permutation
 
 plans = st.builds(
@@ -66,13 +66,11 @@ def test_accumulation_follows_from_the_device_limit():
     ],
 )
 def test_what_does_not_divide_is_an_error(batch, world, limit, word):
-    with pytest.raises(UserError, match=word):
-        BatchPlan.make(batch, world, limit)
+    assert_user_error(word, BatchPlan.make, batch, world, limit)
 
 
 def test_fewer_rows_than_a_batch_is_an_error():
-    with pytest.raises(UserError, match=r"3 rows, fewer than data\.global_batch_size 8"):
-        BatchPlan.make(8, 1).batches_per_epoch(3)
+    assert_user_error(r"3 rows, fewer than data\.global_batch_size 8", BatchPlan.make(8, 1).batches_per_epoch, 3)
 
 
 def test_cursor_rolls_over():

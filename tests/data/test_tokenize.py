@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY_VQ, assert_user_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -223,19 +223,16 @@ def test_a_directory_started_with_other_settings_is_refused(images, tokenizer, t
     write(images, tokenizer, tmp_path / "out")
     before = contents(tmp_path / "out")
     torch.manual_seed(1)
-    with pytest.raises(UserError, match="started with another tokenizer_hash"):
-        write(images, VQModel(TINY_VQ).eval(), tmp_path / "out")
+    assert_user_error("started with another tokenizer_hash", write, images, VQModel(TINY_VQ).eval(), tmp_path / "out")
     for name, value in {"batch_size": 4, "rows_per_shard": 9, "precision": "bf16", "views": Views("ten_crop")}.items():
         with pytest.raises(UserError, match=f"started with another .*{'shards' if name.startswith('rows') else name}"):
             write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, **{name: value}))
     assert contents(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.tar").write_bytes(b"")
-    with pytest.raises(UserError, match="did not write"):
-        write(images, tokenizer, tmp_path / "other")
+    assert_user_error("did not write", write, images, tokenizer, tmp_path / "other")
     (tmp_path / "out" / "plan.json").write_text(json.dumps({"options": {}}))
-    with pytest.raises(UserError, match=r"started with another format, .*; delete"):
-        write(images, tokenizer, tmp_path / "out")
+    assert_user_error(r"started with another format, .*; delete", write, images, tokenizer, tmp_path / "out")
 
 
 # --- unreadable images
@@ -278,8 +275,7 @@ def test_an_image_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, 
     images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
     job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
     path.unlink()
-    with pytest.raises(UserError, match=r"cat/8.png was listed but does not exist; restore it"):
-        job.run()
+    assert_user_error(r"cat/8.png was listed but does not exist; restore it", job.run)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -313,8 +309,7 @@ def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path)
 
 
 def test_a_job_that_one_image_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
-    with pytest.raises(UserError):
-        write(damaged, tokenizer, tmp_path)
+    assert_user_error(".", write, damaged, tokenizer, tmp_path)
     assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(OPTIONS, on_error="skip")).skipped) == 8
 
 
@@ -332,10 +327,8 @@ def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, t
         Image.new("RGB", (side, side)).save(tmp_path / "p" / "cat" / f"{name}.png")
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     message = r"p/cat/small.png: .*8x8 .*less than image_size 16"
-    with pytest.raises(UserError, match=message):
-        images.batch([0, 1])
-    with pytest.raises(UserError, match=f"{message}.*--on_error skip"):
-        write(images, tokenizer, tmp_path / "out", OPTIONS)
+    assert_user_error(message, images.batch, [0, 1])
+    assert_user_error(f"{message}.*--on_error skip", write, images, tokenizer, tmp_path / "out", OPTIONS)
     manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
     assert manifest.rows == 1 and [item.key for item in manifest.skipped] == ["cat/small.png"]
 
@@ -352,8 +345,7 @@ def test_images_of_another_size_are_refused_before_anything_is_written(tokenizer
 
 def test_too_large_a_codebook(images, tmp_path):
     large = VQModel(dataclasses.replace(TINY_VQ, codebook_size=65537))
-    with pytest.raises(UserError, match="65536 at most"):
-        write(images, large, tmp_path / "out")
+    assert_user_error("65536 at most", write, images, large, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -371,8 +363,7 @@ def test_too_large_a_codebook(images, tmp_path):
     ],
 )
 def test_options_out_of_range(make, match):
-    with pytest.raises(UserError, match=match):
-        make()
+    assert_user_error(match, make)
 
 
 @pytest.mark.parametrize(

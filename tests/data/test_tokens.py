@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, write_tokens
+from helpers import TINY, assert_user_error, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
 from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.utils.errors import UserError
 
 
 def flat(lists):
@@ -182,9 +181,7 @@ def test_faults_name_the_shard(directory, name, word):
         break_shard(path, **{"codes.npy": npy(np.zeros((17, 1, 4), np.uint16))})
     else:
         break_shard(path, **{"codes.npy": b"no array"})
-    with pytest.raises(UserError, match=word) as caught:
-        read_all(directory)
-    assert "tokens-000002.tar" in str(caught.value) and "\n" not in str(caught.value)
+    assert "tokens-000002.tar" in str(assert_user_error(word, read_all, directory))
 
 
 @pytest.mark.parametrize(
@@ -201,13 +198,10 @@ def test_bad_manifests(directory, change, word):
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match=word):
-        TokenManifest.load(directory / "train")
+    assert_user_error(word, TokenManifest.load, directory / "train")
 
 
 def test_unfinished_directory_and_different_tokenizers(directory, tmp_path):
     write_tokens(directory / "val", [9], views=3, tokenizer_hash="another")
-    with pytest.raises(UserError, match="different tokenizers"):
-        module(directory)
-    with pytest.raises(UserError, match="no finished directory of token shards; make it with"):
-        TokenManifest.load(tmp_path / "nothing")
+    assert_user_error("different tokenizers", module, directory)
+    assert_user_error("no finished directory of token shards; make it with", TokenManifest.load, tmp_path / "nothing")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from evaluation.small import config, networks, place, write_step  # noqa: F401
+from helpers import assert_user_error
 from PIL import Image
 
 from aim_lightning.cli.main import main
@@ -386,8 +387,7 @@ def test_labels():
     assert balanced_labels(7, [4, 2]).tolist() == [4, 2, 4, 2, 4, 2, 4]
     counts = balanced_labels(50_000, range(1000)).bincount()
     assert (counts == 50).all()
-    with pytest.raises(UserError, match="--num is 0"):
-        balanced_labels(0, range(3))
+    assert_user_error("--num is 0", balanced_labels, 0, range(3))
 
 
 def test_given_labels(tmp_path):
@@ -396,10 +396,8 @@ def test_given_labels(tmp_path):
     assert read_labels(path, 3).tolist() == [0, 2, 1]
     for text, words in (("0\n3\n", "entry 2 is '3'; expected 0 to 2"), ("a", "'a'"), ("", "empty")):
         path.write_text(text)
-        with pytest.raises(UserError, match=words):
-            read_labels(path, 3)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_labels(tmp_path / "none", 3)
+        assert_user_error(words, read_labels, path, 3)
+    assert_user_error("cannot be read", read_labels, tmp_path / "none", 3)
 
 
 @pytest.mark.parametrize(
@@ -412,31 +410,25 @@ def test_given_labels(tmp_path):
 )
 def test_archives_of_something_else_are_refused(tmp_path, array, words):
     np.savez(tmp_path / "x.npz", arr_0=array)
-    with pytest.raises(UserError, match=words):
-        NpzImages(tmp_path / "x.npz")
+    assert_user_error(words, NpzImages, tmp_path / "x.npz")
 
 
 def test_archives_with_odd_labels_or_without_images(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8), arr_1=np.zeros(2))
-    with pytest.raises(UserError, match="one class number per image"):
-        NpzImages(tmp_path / "x.npz")
+    assert_user_error("one class number per image", NpzImages, tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", mu=np.zeros(3))
-    with pytest.raises(UserError, match="holds no arr_0, only mu"):
-        NpzImages(tmp_path / "y.npz")
-    with pytest.raises(UserError, match="does not exist"):
-        open_images(tmp_path / "nowhere")
+    assert_user_error("holds no arr_0, only mu", NpzImages, tmp_path / "y.npz")
+    assert_user_error("does not exist", open_images, tmp_path / "nowhere")
 
 
 def test_directories_of_images(tmp_path):
-    with pytest.raises(UserError, match="no images"):
-        DirectoryImages(tmp_path)
+    assert_user_error("no images", DirectoryImages, tmp_path)
     for i, size in enumerate(((5, 4), (5, 4), (6, 4))):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / f"{i}.png")
     images = DirectoryImages(tmp_path)
     (batch,) = images.batches([range(0, 2)])
     assert batch[0].shape == (2, 3, 4, 5) and batch[1] is None
-    with pytest.raises(UserError, match=r"2\.png is 6x4 pixels, 0\.png 5x4"):
-        list(images.batches([range(0, 3)]))
+    assert_user_error(r"2\.png is 6x4 pixels, 0\.png 5x4", lambda: list(images.batches([range(0, 3)])))
     (tmp_path / "2.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"2\.png is not a readable image \(no image format that Pillow supports\)"):
         list(images.batches([range(2, 3)]))

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import assert_user_error
 from torch import multiprocessing
 
 from aim_lightning.callbacks.training.stop_request import ValidationStop
 from aim_lightning.cli import main as cli
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.errors import TransientError, UserError, lost_rank
+from aim_lightning.utils.errors import TransientError, lost_rank
 
 
 def numbers(count: int, broken: int | None = None):
@@ -29,8 +30,7 @@ def full():
 
 def test_alone_work_is_just_done():
     assert ProcessGroup().run_on_all(lambda: 3) == 3
-    with pytest.raises(UserError, match="item 0"):
-        ProcessGroup().run_on_all(lambda: list(numbers(1, 0)))
+    assert_user_error("item 0", ProcessGroup().run_on_all, lambda: list(numbers(1, 0)))
 
 
 def ranks(rank: int, directory: str) -> None:

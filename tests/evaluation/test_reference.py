@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from data.test_imagenet import TRAIN, root  # noqa: F401
+from helpers import assert_user_error
 from metrics.test_frechet import Means
 from PIL import Image
 
@@ -50,15 +51,13 @@ def test_an_archive_of_imagenet(root):
     images = Images(str(root), str(root), image_size=8, crop="adm_center")
     reference = Reference(root / TRAIN, images)
     assert reference.image_size() == (8, 8) and len(reference.images) == 8
-    with pytest.raises(UserError, match="needs a geometry"):
-        Reference(root / TRAIN, None)
+    assert_user_error("needs a geometry", Reference, root / TRAIN, None)
 
 
 def test_what_is_no_reference(tmp_path):
     (tmp_path / "notes.txt").touch()
     for name, words in (("notes.txt", "is not supported; give"), ("none.tar", "does not exist; give")):
-        with pytest.raises(UserError, match=words):
-            Reference(tmp_path / name, None)
+        assert_user_error(words, Reference, tmp_path / name, None)
 
 
 class Network(Means):
@@ -164,8 +163,7 @@ def test_images_edited_while_they_are_read_are_an_error(name, network, tmp_path,
 
 def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
     (classes / "red" / "2.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"red/2.png"):
-        statistics(classes, network, tmp_path / "cache")
+    assert_user_error(r"red/2.png", statistics, classes, network, tmp_path / "cache")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from evaluation.small import config, networks, place, write_step  # noqa: F401
+from helpers import assert_user_error
 from hypothesis import given
 from hypothesis import strategies as st
 from integration.tiny import scalars
@@ -24,7 +25,6 @@ from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.weights.download import DOWNLOADS, HubFiles
 
@@ -56,8 +56,7 @@ def test_grid():
     "text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
 )
 def test_grids_that_make_no_sense(text):
-    with pytest.raises(UserError, match="--grid"):
-        parse_grid(text)
+    assert_user_error("--grid", parse_grid, text)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,7 @@ def test_grids_that_make_no_sense(text):
 )
 def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=f"--grid: .*{text.partition('=')[0]}"):
-        grid_points(parse_grid(text), SamplingOptions())
+    assert_user_error(f"--grid: .*{text.partition('=')[0]}", grid_points, parse_grid(text), SamplingOptions())
     monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert capsys.readouterr().err.startswith("error: --grid: ")
@@ -229,8 +227,7 @@ def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_p
     path = tmp_path / "step=00000003.ckpt"
     if there:
         path.touch()
-        with pytest.raises(UserError, match=result):
-            load_together(path, Two(), lambda path: "generator")
+        assert_user_error(result, load_together, path, Two(), lambda path: "generator")
     else:
         assert load_together(path, Two(), lambda path: "generator") is None
     assert load_together(path, ProcessGroup(), lambda path: "generator") == "generator"
@@ -329,8 +326,7 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     assert "| three | fashion | 10,000 | 9.88 ± 0.25 |" in text
     assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text
     (tmp_path / "results" / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a record of scores"):
-        read_records(tmp_path / "results")
+    assert_user_error("is not a record of scores", read_records, tmp_path / "results")
 
 
 def test_the_shipped_table_is_up_to_date():

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY_VQ, assert_user_error
 from torch.nn import functional as F
 
 from aim_lightning.losses import TokenizerLoss, tokenizer
 from aim_lightning.losses.tokenizer import entropy_loss
 from aim_lightning.models import VQModel
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture
@@ -50,8 +49,7 @@ def test_a_term_of_weight_zero_needs_no_file(batch):
     ],
 )
 def test_invalid_options_raise(options, word):
-    with pytest.raises(UserError, match=word):
-        TokenizerLoss(**options)
+    assert_user_error(word, TokenizerLoss, **options)
 
 
 def published(latent, codebook, temperature):

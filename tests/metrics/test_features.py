@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_user_error
 from metrics.random_inception import inception_file  # noqa: F401
 from PIL import Image
 from torch import nn
@@ -115,8 +116,7 @@ def test_without_load_or_in_another_dtype_it_refuses():
         network(images)
     with pytest.raises(RuntimeError, match="float32"):
         network.load().to(torch.bfloat16)(images)
-    with pytest.raises(UserError, match="at least 32"):
-        EfficientNetLite0Features(size=16)
+    assert_user_error("at least 32", EfficientNetLite0Features, size=16)
 
 
 def test_protocols_tell_networks_apart(small, inception_file):
@@ -154,21 +154,17 @@ def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
 
 
 def test_precisions_that_cannot_be_had(inception_file):
-    with pytest.raises(UserError, match="precision is 'bf16'; use float32 or tf32"):
-        InceptionFeatures(precision="bf16")
+    assert_user_error("precision is 'bf16'; use float32 or tf32", InceptionFeatures, precision="bf16")
     with pytest.raises(UserError, match="precision is tf32, which needs an NVIDIA GPU, not cpu"):
         InceptionFeatures(str(inception_file), "tf32").load()
-    with pytest.raises(UserError, match="not meta"):  # where it will be counts, not where it was made
-        InceptionFeatures(str(inception_file), "tf32").load(torch.device("meta"))
+    assert_user_error("not meta", InceptionFeatures(str(inception_file), "tf32").load, torch.device("meta"))
 
 
 def test_missing_inception_weights_give_one_line(tmp_path):
     network = InceptionFeatures(str(tmp_path / "none.pth"))  # the constructor reads nothing
     for use in (network.load, network.protocol):
-        with pytest.raises(UserError) as error:
-            use()
-        text = str(error.value)
-        assert str(tmp_path / "none.pth") in text and "toshas/torch-fidelity" in text and "\n" not in text
+        text = str(assert_user_error("toshas/torch-fidelity", use))
+        assert str(tmp_path / "none.pth") in text
         assert "make weights-inception" in text and "features.init_args.weights" in text
 
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import assert_user_error
 from torch import nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from aim_lightning.metrics import count_suffix, metric_name
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance, frechet_distance, mean_and_covariance
-from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)
 FEATURES = 6
@@ -185,10 +185,8 @@ def test_wrong_features_and_casts_are_refused(network):
 def test_features_that_are_not_finite_give_no_distance(network, real):
     distance = filled(network, gaussian(10, 1), gaussian(10, 2))
     distance.update_features(torch.full((3, 6), math.nan), real=real)
-    with pytest.raises(UserError, match=r"not finite \(NaN\): the feature network's weights are damaged"):
-        distance.compute()
-    with pytest.raises(UserError, match="not finite"):
-        distance.reference_state()
+    assert_user_error(r"not finite \(NaN\): the feature network's weights are damaged", distance.compute)
+    assert_user_error("not finite", distance.reference_state)
     distance = filled(network, gaussian(10, 1), gaussian(10, 2))
     distance.reset()
     assert distance.not_finite == 0

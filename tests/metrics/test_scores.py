@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics.test_frechet import Means
@@ -133,8 +134,7 @@ def test_inception_score_in_a_batch_or_apart_and_its_bounds():
     with pytest.raises(ValueError, match="0 to 39"):
         score.update(certain[:1], torch.tensor([40]))
     score.update(certain[:1] * float("nan"), torch.tensor([1]))
-    with pytest.raises(UserError, match="not finite"):
-        score.compute()
+    assert_user_error("not finite", score.compute)
 
 
 def compared(metric, features):
@@ -181,8 +181,7 @@ def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metri
     with pytest.raises(ValueError, match="twice"):
         one.compute()
     one.update(x[:1] * float("nan"), torch.tensor([41]))
-    with pytest.raises(UserError, match="not finite"):
-        one.compute()
+    assert_user_error("not finite", one.compute)
 
 
 def test_kept_rows_follow_their_number_alone():
@@ -212,8 +211,7 @@ def test_wrong_images_are_refused():
     ):
         with pytest.raises(ValueError):
             scores.update(wrong, torch.arange(len(wrong)))
-    with pytest.raises(UserError, match="two images"):
-        ReferenceImagesBuilder(network, 1)
+    assert_user_error("two images", ReferenceImagesBuilder, network, 1)
 
 
 def test_fewer_images_than_features_names_the_bias():
@@ -318,9 +316,7 @@ def test_truncated_npz_is_one_line(tmp_path, compress, keep):
     path, buffer = tmp_path / "cut.npz", io.BytesIO()
     (np.savez_compressed if compress else np.savez)(buffer, arr_0=np.random.default_rng(0).random(5000))
     path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * keep)])
-    with pytest.raises(UserError, match="truncated, damaged or no") as error:
-        NpzFile(path).array("arr_0")
-    assert "\n" not in str(error.value)
+    assert_user_error("truncated, damaged or no", NpzFile(path).array, "arr_0")
 
 
 @pytest.mark.parametrize("place", [60, 124, 166, 243, 400, 100_000])
@@ -333,8 +329,7 @@ def test_damage_inside_an_npz_is_noticed(tmp_path, place):
     path.write_bytes(content)
     file = NpzFile(path)
     for read in (file.array, lambda name: list(file.rows(name).batches([range(0, 500)]))):
-        with pytest.raises(UserError, match="damaged"):
-            read("arr_0")
+        assert_user_error("damaged", read, "arr_0")
 
 
 @pytest.mark.filterwarnings("error:.*not writable")
@@ -347,8 +342,7 @@ def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
     content = bytearray(path.read_bytes())
     content[5000:5064] = bytes(64 * [255])
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.npz, array arr_0, is truncated, damaged"):
-        NpzImages(path).identity()
+    assert_user_error(r"x\.npz, array arr_0, is truncated, damaged", NpzImages(path).identity)
     np.savez_compressed(path, arr_0=rows)
     ((images, _, _),) = NpzImages(path).batches([range(0, 100)])
     assert images.shape == (100, 3, 10, 10)
@@ -365,8 +359,7 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path):
     for name, words in (("trap", "pickled objects"), ("raw", "damaged|pickled")):
         file = NpzFile(tmp_path / f"{name}.npz")
         for read in (file.array, file.rows):
-            with pytest.raises(UserError, match=words):
-                read("arr_0")
+            assert_user_error(words, read, "arr_0")
     assert not (tmp_path / "ran").exists()
 
 
@@ -381,8 +374,7 @@ def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
     assert set(values) == {"fd_squeeze"} and network.protocol()["factory"] == "torchvision.models.squeezenet1_1()"
     with pytest.raises(UserError, match="num_features"):
         TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(random_images(1))
-    with pytest.raises(UserError, match="no module"):
-        TorchFeatures(**options, num_features=5, layer="nowhere").load()
+    assert_user_error("no module", TorchFeatures(**options, num_features=5, layer="nowhere").load)
     with pytest.raises(UserError, match="cannot be imported"):
         TorchFeatures(**options | {"factory": "torchvision.nothing"}, num_features=5).load()
     with pytest.raises(UserError, match=r"squeezenet1_1 refuses its options: .*num_class"):

@@ -11,7 +11,7 @@ import mamba_reference
 import pytest
 import torch
 from conftest import ROOT
-from helpers import TINY, relative
+from helpers import TINY, assert_user_error, relative
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends import choose
@@ -134,11 +134,9 @@ def test_moved_to_a_gpu_it_logs_that_choice_alone(messages, monkeypatch, kernels
 
 
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
-    with pytest.raises(UserError, match="backend is 'cuda'; use auto, torch, mamba_ssm"):
-        AiM(TINY, backend="cuda")
+    assert_user_error("backend is 'cuda'; use auto, torch, mamba_ssm", AiM, TINY, backend="cuda")
     monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
-    with pytest.raises(UserError, match="cannot be used: mamba-ssm is not usable"):
-        AiM(TINY, backend="mamba_ssm")
+    assert_user_error("cannot be used: mamba-ssm is not usable", AiM, TINY, backend="mamba_ssm")
 
 
 def test_mamba_ssm_on_a_cpu_is_refused_at_use(monkeypatch):
@@ -194,7 +192,5 @@ def test_presets():
     assert AiMConfig.preset("AiM-B") == AiMConfig()
     changed = AiMConfig.preset("AiM-L", num_classes=10)
     assert (changed.d_model, changed.n_layer, changed.adaln, changed.num_classes) == (1024, 48, "group", 10)
-    with pytest.raises(UserError, match="there is no preset 'AiM-S'; use one of AiM-B"):
-        AiMConfig.preset("AiM-S")
-    with pytest.raises(UserError, match="no field depth"):
-        AiMConfig.preset("AiM-B", depth=3)
+    assert_user_error("there is no preset 'AiM-S'; use one of AiM-B", AiMConfig.preset, "AiM-S")
+    assert_user_error("no field depth", AiMConfig.preset, "AiM-B", depth=3)

@@ -5,11 +5,11 @@ import socket
 
 import pytest
 import torch
+from helpers import assert_user_error
 from torch import distributed, nn
 
 from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.models.patchgan import SyncedBatchNorm2d
-from aim_lightning.utils.errors import UserError
 
 
 def test_published_sizes_names_and_start():
@@ -52,8 +52,7 @@ def test_a_patch_sees_what_the_docstring_says(layers, field):
 
 
 def test_sizes_below_one_are_refused():
-    with pytest.raises(UserError, match="num_layers"):
-        PatchGANConfig(num_layers=0)
+    assert_user_error("num_layers", PatchGANConfig, num_layers=0)
 
 
 def _rank(rank: int, port: int, images: torch.Tensor, directory) -> None:

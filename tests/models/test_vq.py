@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import TINY_VQ, fixture, published_vq8, relative
+from helpers import TINY_VQ, assert_user_error, fixture, published_vq8, relative
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from aim_lightning.models import VQConfig, VQModel
-from aim_lightning.utils.errors import UserError
 
 
 def test_parity_with_the_published_vq8():
@@ -95,6 +94,4 @@ def test_usage_record_and_start_from_data():
     ],
 )
 def test_impossible_sizes_are_one_line(options, word):
-    with pytest.raises(UserError, match=word) as caught:
-        VQConfig(**options)
-    assert "\n" not in str(caught.value)
+    assert_user_error(word, VQConfig, **options)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY_VQ, assert_user_error
 from torch.nn import functional as F
 
 from aim_lightning.models import VQModel
 from aim_lightning.modules.codebook import CodeCounts, RevivalConfig, perplexity, revive, usage
-from aim_lightning.utils.errors import UserError
 
 
 def test_usage_and_perplexity():
@@ -66,8 +65,7 @@ def test_revival_is_due_every_n_steps_until_a_step():
     assert [step for step in range(1, 300) if config.due(step)] == [50, 100]
     assert RevivalConfig(every_n_steps=50).due(1000)
     assert not any(RevivalConfig(every_n_steps=50, until_step=0).due(step) for step in (50, 100))
-    with pytest.raises(UserError, match="every_n_steps"):
-        RevivalConfig(every_n_steps=-1)
+    assert_user_error("every_n_steps", RevivalConfig, every_n_steps=-1)
 
 
 def test_the_record_keeps_the_latest_codes(quantizer):

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from torch import multiprocessing
 
 from aim_lightning.models import AiM
@@ -54,8 +54,7 @@ def test_schedules(schedule, middle):
 
 
 def test_a_decaying_schedule_needs_an_end():
-    with pytest.raises(UserError, match="needs an end"):
-        build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(), 8, -1)
+    assert_user_error("needs an end", build_optimizer, torch.nn.Linear(2, 2), OptimizerConfig(), 8, -1)
 
 
 def test_a_checkpoint_restores_the_step_but_no_settings():

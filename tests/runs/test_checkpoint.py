@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 
 from aim_lightning.checkpoint import checksum, io, torch_load
 from aim_lightning.checkpoint.format import FORMAT, KEYS
@@ -45,18 +45,13 @@ def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
     }
     for word, content in cases.items():
         path.write_bytes(content)
-        with pytest.raises(UserError) as caught:
-            read_checkpoint(path)
-        assert word in str(caught.value) and "\n" not in str(caught.value) and "a.ckpt" in str(caught.value)
+        assert word in str(assert_user_error("a.ckpt", read_checkpoint, path))
     assert capsys.readouterr().out == ""
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(UserError, match="not written by this project"):
-        read_checkpoint(path)
+    assert_user_error("not written by this project", read_checkpoint, path)
     torch.save({"format": FORMAT, "network": {}}, path)
-    with pytest.raises(UserError, match="lacks ema, optimizers"):
-        read_checkpoint(path)
-    with pytest.raises(UserError, match="does not exist"):
-        read_checkpoint(tmp_path / "none.ckpt")
+    assert_user_error("lacks ema, optimizers", read_checkpoint, path)
+    assert_user_error("does not exist", read_checkpoint, tmp_path / "none.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +78,8 @@ def test_no_error_advises_to_run_code(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "a.pt")
     torch.save({"x": Path("x")}, tmp_path / "b.pt")
     for name, reason in (("a.pt", "it is a TorchScript archive"), ("b.pt", "something else than tensors")):
-        with pytest.raises(UserError, match=reason) as error:
-            torch_load.read_pickle(tmp_path / name, "weights file")
-        assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+        error = assert_user_error(reason, torch_load.read_pickle, tmp_path / name, "weights file")
+        assert "weights_only" not in str(error)
 
 
 def test_any_changed_bit_is_noticed(tmp_path):
@@ -98,8 +92,7 @@ def test_any_changed_bit_is_noticed(tmp_path):
         data = bytearray(whole)
         data[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(data)
-        with pytest.raises(UserError, match="damaged"):
-            read_checkpoint(path)
+        assert_user_error("damaged", read_checkpoint, path)
     weight = whole.index(CONTENT["network"]["w"].numpy().tobytes()[:400])
     path.write_bytes(whole[:weight] + b"\1" + whole[weight + 1 :])
     assert not torch.equal(torch.load(path)["network"]["w"], CONTENT["network"]["w"])
@@ -112,8 +105,7 @@ def test_archives_without_a_seal_are_compared_member_by_member(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(CONTENT["network"]["w"].numpy().tobytes()[:400])] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        read_checkpoint(path)
+    assert_user_error("damaged", read_checkpoint, path)
 
 
 def test_any_cut_is_noticed(tmp_path):
@@ -122,8 +114,7 @@ def test_any_cut_is_noticed(tmp_path):
     whole = path.read_bytes()
     for size in (1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="damaged"):
-            read_checkpoint(path)
+        assert_user_error("damaged", read_checkpoint, path)
 
 
 def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
@@ -226,9 +217,8 @@ def test_a_checkpoint_without_permission_is_reported_as_the_user_s_mistake(tmp_p
     write_checkpoint(CONTENT, path)
     checksum._fault.cache_clear()
     monkeypatch.setattr(checksum, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
-    with pytest.raises(UserError, match=r"a.ckpt cannot be used \(Permission denied\)") as caught:
-        read_checkpoint(path)
-    assert not isinstance(caught.value, TransientError | torch_load.UnreadableFile)
+    caught = assert_user_error(r"a.ckpt cannot be used \(Permission denied\)", read_checkpoint, path)
+    assert not isinstance(caught, TransientError | torch_load.UnreadableFile)
 
 
 def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path, monkeypatch):
@@ -266,9 +256,7 @@ def test_what_could_not_be_read_again_is_refused_before_it_replaces_anything(tmp
     """torch writes these without a word and refuses them when it reads."""
     path = tmp_path / "a.ckpt"
     write_checkpoint(CONTENT, path)
-    with pytest.raises(UserError) as caught:
-        write_checkpoint({**CONTENT, "trainer": state}, path)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert words in str(assert_user_error("a.ckpt", write_checkpoint, {**CONTENT, "trainer": state}, path))
     assert read_checkpoint(path)["trainer"] == {} and [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
@@ -284,22 +272,18 @@ def test_weights_that_do_not_fit_are_listed():
     weights.pop("backbone.norm_f.weight")
     weights["extra"] = torch.zeros(1)
     weights["lm_head.weight"] = torch.zeros(3, 3)
-    with pytest.raises(UserError) as caught:
-        load_weights(model, weights, "file.ckpt")
-    text = str(caught.value)
+    text = str(assert_user_error("file.ckpt", load_weights, model, weights, "file.ckpt"))
     assert "missing: backbone.norm_f.weight" in text and "surplus: extra" in text
-    assert "lm_head.weight (3, 3) for (16, 32)" in text and "\n" not in text
+    assert "lm_head.weight (3, 3) for (16, 32)" in text
 
 
 def test_run_directory_names_and_newest(tmp_path):
     run = RunDirectory("exp", "main", tmp_path)
-    with pytest.raises(UserError, match="holds no checkpoint; train it first"):
-        newest_checkpoint(run.path)
+    assert_user_error("holds no checkpoint; train it first", newest_checkpoint, run.path)
     run.checkpoint_directory.mkdir(parents=True)
     for name in ("step=00000002.ckpt", "step=00000010.ckpt", ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt"):
         (run.checkpoint_directory / name).touch()
     assert newest_checkpoint(run.path).name == "step=00000010.ckpt"
     assert [p.name for p in run.checkpoints()] == ["step=00000010.ckpt", "step=00000002.ckpt"]
     for bad in ("", "../up", "a b", "a/b"):
-        with pytest.raises(UserError, match="use letters"):
-            RunDirectory("exp", bad, tmp_path)
+        assert_user_error("use letters", RunDirectory, "exp", bad, tmp_path)

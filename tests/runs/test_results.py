@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from helpers import assert_user_error
 
 from aim_lightning.runs import results
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit, hardware, record, recorded_step
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture
@@ -60,8 +60,7 @@ def test_numbers_of_another_step_go(directory):
     directory.results.write_text(json.dumps({"protocol": {"steps": 850}, "metrics": {"fd_2k": 1.0}}))  # without a step
     assert keep(directory, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
     directory.results.write_text("{")
-    with pytest.raises(UserError, match="not readable JSON"):
-        recorded_step(directory)
+    assert_user_error("not readable JSON", recorded_step, directory)
 
 
 def test_the_commit_that_is_given_goes_before_that_of_git(monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
@@ -91,8 +91,7 @@ def test_previews_and_refusals():
     assert torch.equal(kept[-1], codes)  # the next call does not write to what a caller keeps
     with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
         generate(network("none", d_intermediate=8), LABELS, decoder="fast")
-    with pytest.raises(UserError, match="decoder is 'slow'; it must be plain or fast"):
-        generate(model, LABELS, decoder="slow")
+    assert_user_error("decoder is 'slow'; it must be plain or fast", generate, model, LABELS, decoder="slow")
 
 
 def test_kept_decoders_make_room(monkeypatch):
@@ -106,8 +105,7 @@ def test_kept_decoders_make_room(monkeypatch):
     assert len(cache._decoders[model]) == 2
     decoder_for(model, 25, True, dtype)
     assert len(cache._decoders[model]) == 1
-    with pytest.raises(UserError, match=r"a batch of \d\d would fit"):
-        decoder_for(model, 100, True, dtype)
+    assert_user_error(r"a batch of \d\d would fit", decoder_for, model, 100, True, dtype)
 
 
 def test_float32_takes_no_tf32_whatever_the_process_allows():

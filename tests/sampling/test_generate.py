@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ
+from helpers import TINY, TINY_VQ, assert_user_error
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import generate
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,7 @@ def test_marginals_match_the_model(model):
     ],
 )
 def test_options_out_of_range(model, options, word):
-    with pytest.raises(UserError, match=word):
-        generate(model, torch.tensor([0]), **options)
+    assert_user_error(word, generate, model, torch.tensor([0]), **options)
 
 
 @pytest.mark.parametrize("decoder", ["plain", "fast"])
@@ -87,10 +85,8 @@ def test_more_codes_than_there_are_and_no_labels(model, decoder):
 
 def test_labels_out_of_range_and_training_mode(model):
     generate(model, torch.tensor([3]))  # the null class
-    with pytest.raises(UserError, match="labels must be 0 to 3"):
-        generate(model, torch.tensor([4]))
-    with pytest.raises(UserError, match="evaluation mode"):
-        generate(AiM(TINY).train(), torch.tensor([0]))
+    assert_user_error("labels must be 0 to 3", generate, model, torch.tensor([4]))
+    assert_user_error("evaluation mode", generate, AiM(TINY).train(), torch.tensor([0]))
 
 
 def test_pipeline_gives_uint8_images_whatever_the_batch(model):
@@ -103,5 +99,4 @@ def test_pipeline_gives_uint8_images_whatever_the_batch(model):
 
 
 def test_pipeline_refuses_a_foreign_tokenizer(model):
-    with pytest.raises(UserError, match="do not belong together"):
-        AiMPipeline(model, VQModel(TINY_VQ))
+    assert_user_error("do not belong together", AiMPipeline, model, VQModel(TINY_VQ))

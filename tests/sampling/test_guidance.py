@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ from aim_lightning.sampling import generate
 from aim_lightning.sampling.filters import guide
 from aim_lightning.sampling.guidance import SCHEDULES, guidance_scales
 from aim_lightning.sampling.plain_decoder import PlainDecoder
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +62,7 @@ def test_values():
     ],
 )
 def test_options_out_of_range(model, options, word):
-    with pytest.raises(UserError, match=word):
-        generate(model, torch.tensor([0]), **options)
+    assert_user_error(word, generate, model, torch.tensor([0]), **options)
 
 
 def test_each_step_gets_its_scale(model):
@@ -99,5 +97,4 @@ def test_the_configuration_takes_them(root):
         demo, ("sampling.cfg_schedule", "interval"), ("sampling.cfg_interval", "[0.1, 0.9]")
     ).values
     assert values["sampling"]["cfg_interval"] == [0.1, 0.9]
-    with pytest.raises(UserError, match="cfg_schedule"):
-        compose_and_check(demo, ("sampling.cfg_schedule", "square"))
+    assert_user_error("cfg_schedule", compose_and_check, demo, ("sampling.cfg_schedule", "square"))

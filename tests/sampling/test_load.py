@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import assert_user_error
 from weights.makers import aim, run_content, same, vq, write_run
 
 from aim_lightning import AiMPipeline, load
@@ -38,11 +39,8 @@ def test_a_lone_checkpoint_names_what_is_missing(run, tmp_path, monkeypatch, pla
     (tmp_path / "elsewhere" / place).parent.mkdir(parents=True)
     path = shutil.copy(run / "checkpoints" / "step=00000001.ckpt", tmp_path / "elsewhere" / place)
     monkeypatch.chdir("/")
-    with pytest.raises(UserError) as caught:
-        load(path)
-    assert str(caught.value) == (
-        f"{path} names the tokenizer runs/vq/main, which is not here; pass tokenizer= (or --tokenizer)"
-    )
+    error = f"{path} names the tokenizer runs/vq/main, which is not here; pass tokenizer= (or --tokenizer)"
+    assert str(assert_user_error("names the tokenizer", load, path)) == error
     assert same(load(path, tokenizer=load_tokenizer(tmp_path / "runs" / "vq" / "main")).aim, aim())
 
 
@@ -55,8 +53,7 @@ def test_a_checkpoint_directly_below_the_root_of_the_disk():
 
 def test_a_device_is_taken_or_refused_in_one_line(run):
     assert load(run, device="cpu").aim.lm_head.weight.device.type == "cpu"
-    with pytest.raises(UserError, match="device is 'gpu'; use cpu, cuda or cuda:N"):
-        load(run, device="gpu")
+    assert_user_error("device is 'gpu'; use cpu, cuda or cuda:N", load, run, device="gpu")
 
 
 @pytest.mark.parametrize(("dropout", "untrained"), [(0, "null class"), (1.0, "classes")])
@@ -69,8 +66,7 @@ def test_guidance_needs_a_trained_null_class(tmp_path, dropout, untrained):
     message = f"sampling.cfg_scale is 2.0, but the network was trained with label_dropout {dropout:g}: its {untrained}"
     exported = AiMPipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "exported"))
     for refusing in (pipeline, exported):
-        with pytest.raises(UserError, match=message):
-            refusing.generate([0], cfg_scale=2)
+        assert_user_error(message, refusing.generate, [0], cfg_scale=2)
     assert len(load(run, tokenizer=vq(), allow_untrained_guidance=True).generate([0], cfg_scale=2)) == 1
 
 
@@ -82,8 +78,7 @@ def test_from_pretrained_says_what_is_for_runs(run):
 
 def test_from_pretrained_takes_a_tokenizer(tmp_path):
     alone = export_aim(aim(), tmp_path / "alone")
-    with pytest.raises(UserError, match=r"alone holds no tokenizer; pass tokenizer="):
-        AiMPipeline.from_pretrained(alone)
+    assert_user_error(r"alone holds no tokenizer; pass tokenizer=", AiMPipeline.from_pretrained, alone)
     pipeline = AiMPipeline.from_pretrained(alone, tokenizer=vq())
     assert same(pipeline.aim, aim()) and same(pipeline.tokenizer, vq())
     both = export_aim(aim(), tmp_path / "both", tokenizer=vq())

@@ -1,10 +1,10 @@
 """Sampler settings are checked where they are made."""
 
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.cli.main import main
 from aim_lightning.sampling import SamplingOptions, filters
-from aim_lightning.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,7 @@ from aim_lightning.utils.errors import UserError
     ],
 )
 def test_values_out_of_range_are_refused(name, value):
-    with pytest.raises(UserError, match=rf"{name}.* is .*; ") as error:
-        SamplingOptions(**{name: value})
-    assert "\n" not in str(error.value)
+    assert_user_error(rf"{name}.* is .*; ", SamplingOptions, **{name: value})
 
 
 def test_whole_numbers_and_lists_do_for_numbers_and_intervals():

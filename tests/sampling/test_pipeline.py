@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ
+from helpers import TINY, TINY_VQ, assert_user_error
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline
@@ -125,8 +125,7 @@ def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
     pipeline.generate(LABELS, batch_size=36, **options)
     with pytest.raises(UserError, match=r"a batch of 36 would fit \(sampling.batch_size\)"):
         pipeline.generate(LABELS, batch_size=37, **options)
-    with pytest.raises(UserError, match="a batch of 18 would fit"):
-        decoder_for(pipeline.aim, 19, True, torch.float32, pixel_bytes=each)
+    assert_user_error("a batch of 18 would fit", decoder_for, pipeline.aim, 19, True, torch.float32, pixel_bytes=each)
 
 
 @pytest.mark.parametrize("where", ["codes", "pixels"])
@@ -138,8 +137,7 @@ def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, where):
         monkeypatch.setattr(pipeline.aim, "step", fail)
     else:
         monkeypatch.setattr(pipeline.tokenizer, "decode", fail)
-    with pytest.raises(UserError, match=r"sampling 6 images at a time .* a batch of 3 would fit"):
-        pipeline.generate(LABELS, batch_size=6)
+    assert_user_error(r"sampling 6 images at a time .* a batch of 3 would fit", pipeline.generate, LABELS, batch_size=6)
 
 
 def test_decoders_go_with_the_pipeline():
@@ -186,8 +184,7 @@ def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
 
 
 def test_no_labels(pipeline):
-    with pytest.raises(UserError, match="there are no labels"):
-        pipeline.generate([])
+    assert_user_error("there are no labels", pipeline.generate, [])
 
 
 def test_the_package_lists_and_documents_its_public_names():
@@ -226,13 +223,11 @@ def test_labels_are_numbers_or_names(pipeline):
 )
 def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     pipeline.class_names = ["tench", "crane", "bag"]
-    with pytest.raises(UserError, match=message):
-        pipeline.generate(labels)
+    assert_user_error(message, pipeline.generate, labels)
 
 
 def test_a_negative_seed_is_refused(pipeline):
-    with pytest.raises(UserError, match="seed is -1; it must be 0 or more"):
-        pipeline.generate([0], seed=-1)
+    assert_user_error("seed is -1; it must be 0 or more", pipeline.generate, [0], seed=-1)
 
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
@@ -260,5 +255,4 @@ def test_the_configuration_takes_auto(root):
 
     demo = root / "experiments/demo_aim.yaml"
     assert compose_and_check(demo, ("sampling.batch_size", "auto")).values["sampling"]["batch_size"] == "auto"
-    with pytest.raises(UserError, match="batch_size"):
-        compose_and_check(demo, ("sampling.batch_size", "many"))
+    assert_user_error("batch_size", compose_and_check, demo, ("sampling.batch_size", "many"))

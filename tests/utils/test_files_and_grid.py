@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_user_error
 from PIL import Image
 
 from aim_lightning.callbacks.logging import image_logging
@@ -65,11 +66,9 @@ def test_the_new_name_is_on_disk_when_a_write_returns(tmp_path, monkeypatch):
 
 
 def test_reading_json_names_role_and_file(tmp_path):
-    with pytest.raises(UserError, match=r"manifest .*nothing.json does not exist"):
-        read_json(tmp_path / "nothing.json", "manifest")
+    assert_user_error(r"manifest .*nothing.json does not exist", read_json, tmp_path / "nothing.json", "manifest")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match=r"bad.json is not readable JSON"):
-        read_json(tmp_path / "bad.json", "manifest")
+    assert_user_error(r"bad.json is not readable JSON", read_json, tmp_path / "bad.json", "manifest")
 
 
 def test_grid_arranges_images_in_rows_and_enlarges_small_ones(tmp_path):

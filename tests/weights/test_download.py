@@ -7,11 +7,11 @@ import threading
 
 import numpy as np
 import pytest
+from helpers import assert_user_error
 
 from aim_lightning.cli.commands.download import NAMES
 from aim_lightning.cli.main import main
 from aim_lightning.metrics.features import InceptionFeatures
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 from aim_lightning.weights.download import DOWNLOADS, UrlFile, download
 
@@ -50,10 +50,8 @@ def test_a_good_file_is_recorded_and_downloaded_once(server, tmp_path):
     assert read_json(tmp_path / "weights/x.pth.json", "record")["sha256"] == sha256
     assert download(entry, tmp_path) == path
     path.write_bytes(b"changed")
-    with pytest.raises(UserError, match="sha256 differs"):
-        download(entry, tmp_path)
-    with pytest.raises(UserError, match="records; remove both"):
-        download(UrlFile(f"{server}/whole", "weights/x.pth"), tmp_path)
+    assert_user_error("sha256 differs", download, entry, tmp_path)
+    assert_user_error("records; remove both", download, UrlFile(f"{server}/whole", "weights/x.pth"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +66,8 @@ def test_a_good_file_is_recorded_and_downloaded_once(server, tmp_path):
     ],
 )
 def test_a_bad_file_leaves_nothing(server, tmp_path, path, options, words):
-    with pytest.raises(UserError, match=words) as error:
-        download(UrlFile(server + path, "x", **options), tmp_path)
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    assert_user_error(words, download, UrlFile(server + path, "x", **options), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_offline_is_one_line(tmp_path, monkeypatch, capsys):

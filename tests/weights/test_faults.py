@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -15,16 +15,13 @@ from aim_lightning import AiMPipeline
 from aim_lightning.checkpoint.format import FORMAT
 from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
 from aim_lightning.weights.inspect import inspect
 
 
 def mistake(call, *args, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    text = str(caught.value)
-    assert "\n" not in text and "UserError" not in text
+    text = str(assert_user_error(".", call, *args, **options))
+    assert "UserError" not in text
     return text
 
 

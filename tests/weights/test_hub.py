@@ -8,6 +8,7 @@ import sys
 from unittest import mock
 
 import pytest
+from helpers import assert_user_error
 from weights.hub_server import COMMIT, hub
 from weights.makers import aim, vq
 
@@ -55,8 +56,7 @@ def test_download_records_sizes_and_hashes(python, repository, tmp_path):
     assert [path.name for path in out.iterdir()] == ["aim_b"]
     assert download(DOWNLOADS["AiM-B"], tmp_path) == out / "aim_b"  # no request is sent
     (out / "aim_b" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(UserError, match="is not the downloaded file"):
-        download(DOWNLOADS["AiM-B"], tmp_path)
+    assert_user_error("is not the downloaded file", download, DOWNLOADS["AiM-B"], tmp_path)
 
 
 RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha256": "x"}]}
@@ -144,5 +144,4 @@ def test_unknown_names_are_refused(capsys):
 def test_neither_a_path_nor_a_hub_id():
     from aim_lightning import AiMPipeline
 
-    with pytest.raises(UserError, match="does not exist, and it is not a hub id"):
-        AiMPipeline.from_pretrained("no/such/directory")
+    assert_user_error("does not exist, and it is not a hub id", AiMPipeline.from_pretrained, "no/such/directory")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from safetensors.torch import save_file
 from weights.makers import SMALL_VQ, aim, published, same, vq, write_run
 
 from aim_lightning import load
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.pipeline import load_tokenizer
-from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.infer_config import aim_config, vq_config
 from aim_lightning.weights.inspect import inspect
@@ -186,6 +185,5 @@ def test_half_precision_files_become_float32(tmp_path, dtype):
 
 def test_aim_without_positions_needs_to_be_told_the_grid():
     model = aim(replace(TINY, position_embedding=False))
-    with pytest.raises(UserError, match="num_tokens; give it"):
-        import_aim(published(model))
+    assert_user_error("num_tokens; give it", import_aim, published(model))
     assert same(import_aim(published(model), num_tokens=4), model)
