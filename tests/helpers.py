@@ -51,6 +51,11 @@ def assert_user_error(match: str, function: Callable, *arguments, **options) -> 
     return caught.value
 
 
+def assert_contains(text: str, parts: list[str]) -> None:
+    """Assert that the text contains every part."""
+    assert all(part in text for part in parts), text
+
+
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Norm of the difference over norm of the reference."""
     return ((value - reference).norm() / reference.norm()).item()

@@ -8,7 +8,6 @@ from helpers import assert_user_error
 
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, check
-from aim_lightning.utils.errors import UserError
 
 SECTIONS = {
     "model": ClassSection(),
@@ -141,8 +140,12 @@ def document(**values) -> ComposedConfig:
     return ComposedConfig(values, dict.fromkeys(values, "x.yaml"))
 
 
+def instance(name: str, **init_args) -> dict:
+    return {"class_path": f"toybox.{name}", "init_args": init_args}
+
+
 def model(name: str, **init_args) -> ComposedConfig:
-    return document(model={"class_path": f"toybox.{name}", "init_args": init_args})
+    return document(model=instance(name, **init_args))
 
 
 def fails(doc: ComposedConfig) -> str:
@@ -150,6 +153,15 @@ def fails(doc: ComposedConfig) -> str:
 
 
 SIZES = {"width": 3}
+ABBREVIATIONS = {
+    "NET.": "ARGS.network.",
+    "ARGS.": "model.init_args.",
+    "PATH ": "model.class_path is ",
+    "SYNTAX": "SyntaxError: invalid syntax",
+    "NOT_IMPORTED": "cannot be imported",
+    "DERIVED": "expected a class derived from",
+    "FRAMEWORK": "is set by the framework itself; remove it",
+}
 
 
 @pytest.mark.parametrize(
@@ -169,8 +181,8 @@ SIZES = {"width": 3}
         model("factory", x=3),
         model("Things", table={"a": 1}, many=[SIZES], either="x", alien="y", anything={"b": [1]}, seq=[1]),
         model("Things", rows=[{"a": 1}]),
-        model("Things", either=None, scale="x", precision="bf16", make={"class_path": "toybox.Base"}),
-        model("Things", part={"class_path": "toybox.Base", "init_args": {"root": "r"}}),
+        model("Things", either=None, scale="x", precision="bf16", make=instance("Base")),
+        model("Things", part=instance("Base", root="r")),
         document(model={"class_path": "toybox.Base", "init_args": {"root": "r"}, "dict_kwargs": {"z": 1}}),
         document(data={"init_args": {"root": "r"}}),
         document(model=None, callbacks={"a": None, "b": {"class_path": "toybox.Things"}}, seed_everything=None),
@@ -210,7 +222,7 @@ def test_good_documents_pass_unchanged(toybox, good):
         (model("Model", network={"width": 1, "pair": [1]}), "NET.pair is [1]; expected tuple[int, float]"),
         (model("Model", network={"width": 1, "names": "a"}), "NET.names is 'a'; expected list[str]"),
         (
-            model("Model", network=SIZES, wide={"width": 1, "inner": {"width": "x"}}),
+            model("Model", network=SIZES, wide={**SIZES, "inner": {"width": "x"}}),
             "ARGS.wide.inner.width is 'x'; expected int",
         ),
         (model("Model", network=SIZES, easy=3), "ARGS.easy is 3; expected Easy"),
@@ -221,12 +233,9 @@ def test_good_documents_pass_unchanged(toybox, good):
         (model("Things", table={"a": "b"}), "ARGS.table is {'a': 'b'}; expected dict[str, int]"),
         (model("Things", many=[{"width": "x"}]), "ARGS.many[0].width is 'x'; expected int"),
         (model("Things", either=1.5), "ARGS.either is 1.5; expected int or str or null"),
+        (model("Things", part=instance("Base")), "ARGS.part.init_args.root is missing; Base needs it (Path)"),
         (
-            model("Things", part={"class_path": "toybox.Base"}),
-            "ARGS.part.init_args.root is missing; Base needs it (Path)",
-        ),
-        (
-            model("Things", make={"class_path": "toybox.Base", "init_args": {"rot": 1}}),
+            model("Things", make=instance("Base", rot=1)),
             "ARGS.make.init_args.rot is not an option of Base; did you mean root?",
         ),
         (model("Bse"), "PATH 'toybox.Bse', but toybox has no class Bse; did you mean Base?"),
@@ -234,24 +243,17 @@ def test_good_documents_pass_unchanged(toybox, good):
         (model("shaps.Base"), "PATH 'toybox.shaps.Base', but there is no module toybox.shaps; did you mean shapes?"),
         (
             model("broken.Base"),
-            "PATH 'toybox.broken.Base', but toybox.broken cannot be imported "
-            "(SyntaxError: invalid syntax (broken.py, line 1))",
+            "PATH 'toybox.broken.Base', but toybox.broken NOT_IMPORTED (SYNTAX (broken.py, line 1))",
         ),
         (
             model("needy.Base"),
-            "PATH 'toybox.needy.Base', but toybox.needy cannot be imported (No module named 'no_such_package')",
+            "PATH 'toybox.needy.Base', but toybox.needy NOT_IMPORTED (No module named 'no_such_package')",
         ),
+        (model("Given", base=instance("Plain")), "ARGS.base.class_path is 'toybox.Plain'; DERIVED Base"),
+        (document(logger={"a": instance("Plain")}), "logger.a.class_path is 'toybox.Plain'; DERIVED Base"),
         (
-            model("Given", base={"class_path": "toybox.Plain"}),
-            "ARGS.base.class_path is 'toybox.Plain'; expected a class derived from Base",
-        ),
-        (
-            document(logger={"a": {"class_path": "toybox.Plain"}}),
-            "logger.a.class_path is 'toybox.Plain'; expected a class derived from Base",
-        ),
-        (
-            document(trainer={"plugins": [{"class_path": "toybox.Plain"}]}),
-            "trainer.plugins[0].class_path is 'toybox.Plain'; expected a class derived from "
+            document(trainer={"plugins": [instance("Plain")]}),
+            "trainer.plugins[0].class_path is 'toybox.Plain'; DERIVED "
             "Precision or ClusterEnvironment or CheckpointIO or LayerSync",
         ),
         (model("Things", many=["x"]), "ARGS.many is ['x']; expected list[Sizes]"),
@@ -273,20 +275,17 @@ def test_good_documents_pass_unchanged(toybox, good):
         (document(model="m.yaml"), "model is 'm.yaml'; expected a mapping of class_path and init_args"),
         (document(callbacks=[1]), "callbacks is [1]; expected a mapping of names, each with a class_path"),
         (
-            document(callbacks={"ema": {"class_path": "toybox.Base"}, "emma": {"init_args": {}}}),
+            document(callbacks={"ema": instance("Base"), "emma": {"init_args": {}}}),
             "callbacks.ema.init_args.root is missing; Base needs it (Path)",
         ),
         (
             document(callbacks={"emma": {"init_args": {}}, "ema": None}),
             "callbacks.emma has no class_path; did you mean ema?",
         ),
-        (
-            document(callbacks={"t": {"class_path": "toybox.Things", "init_args": {"owner": "x"}}}),
-            "callbacks.t.init_args.owner is set by the framework itself; remove it",
-        ),
+        (document(callbacks={"t": instance("Things", owner="x")}), "callbacks.t.init_args.owner FRAMEWORK"),
         (document(trainer={"max_epochs": "two"}), "trainer.max_epochs is 'two'; expected int or null"),
         (document(trainer={"max_epoch": 2}), "trainer.max_epoch is not an option of Trainer; did you mean max_epochs?"),
-        (document(trainer={"callbacks": []}), "trainer.callbacks is set by the framework itself; remove it"),
+        (document(trainer={"callbacks": []}), "trainer.callbacks FRAMEWORK"),
         (
             document(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lrr": 1}}),
             "optimizer.init_args.lrr is not an option of AdamW; did you mean lr?",
@@ -301,15 +300,16 @@ def test_good_documents_pass_unchanged(toybox, good):
     ],
 )
 def test_every_mistake_is_one_line_with_file_and_key(toybox, bad, message):
-    message = message.replace("NET.", "ARGS.network.").replace("ARGS.", "model.init_args.")
-    message = message.replace("PATH ", "model.class_path is ")
+    for short, text in ABBREVIATIONS.items():
+        message = message.replace(short, text)
     assert fails(bad) == f"x.yaml: {message}"
 
 
 def test_missing_required_sections():
-    with pytest.raises(UserError, match=r"^configuration: model is missing; set it in a --config file"):
-        check(ComposedConfig(), {"model": ClassSection(required=True)})
-    check(ComposedConfig(), {"model": ClassSection(required=True)}, optional=["model"])
+    sections = {"model": ClassSection(required=True)}
+    match = "^configuration: model is missing; set it in a --config file"
+    assert_user_error(match, check, ComposedConfig(), sections)
+    check(ComposedConfig(), sections, optional=["model"])
 
 
 def test_scalar_sections_alone_are_checked_without_imports():
@@ -320,8 +320,7 @@ def test_scalar_sections_alone_are_checked_without_imports():
 def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_path):
     file = tmp_path / "m.yaml"
     file.write_text("model: {class_path: toybox.Model, init_args: {network: {width: 1}}}\n")
-    assert fails(compose([file], [("model.network.widht", "1")])).startswith(
-        "command line: model.init_args.network.widht"
-    )
+    error = fails(compose([file], [("model.network.widht", "1")]))
+    assert error.startswith("command line: model.init_args.network.widht")
     file.write_text("model: {class_path: toybox.Base}\n")
     assert fails(compose([file], [("model.workers", "1")])).startswith(f"{file}: model.init_args.root is missing")

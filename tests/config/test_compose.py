@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers import assert_user_error
+from helpers import assert_contains, assert_user_error
 
 from aim_lightning.config import compose
 from aim_lightning.config.yaml import dump, parse
@@ -47,13 +47,8 @@ def test_includes_come_first_then_the_file_then_later_files_then_overrides(direc
     first, second = write(experiments__x="include:\n  - ../configs/mid.yaml\nc: 3\nd: 3\n", late="d: 4\ne: 4\n")
     document = compose([first, second], [("e", "5")])
     assert document.values == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
-    assert document.origins == {
-        "a": "configs/base.yaml",
-        "b": "configs/mid.yaml",
-        "c": "experiments/x.yaml",
-        "d": "late.yaml",
-        "e": "command line",
-    }
+    origins = ["configs/base.yaml", "configs/mid.yaml", "experiments/x.yaml", "late.yaml", "command line"]
+    assert document.origins == dict(zip("abcde", origins, strict=True))
 
 
 def test_later_includes_win_and_one_file_may_be_included_twice(directory):
@@ -89,30 +84,12 @@ def test_anchors_do_not_share_later_changes(directory):
     assert values(one="a: &x {v: 1}\nb: *x\n", two="a: {v: 2}\n") == {"a": {"v": 2}, "b": {"v": 1}}
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-4", 1e-4),
-        ("2e-3", 2e-3),
-        ("1E5", 1e5),
-        ("-.5", -0.5),
-        ("1.", 1.0),
-        (".inf", math.inf),
-        ("3", 3),
-        ("-1", -1),
-        ("1_000", 1000),
-        ("010", "010"),
-        ("00:12:00:00", "00:12:00:00"),
-        ("2024-01-01", "2024-01-01"),
-        ("null", None),
-        ("", None),
-        ("true", True),
-        ("16-mixed", "16-mixed"),
-        ("[1,2]", [1, 2]),
-        ("{a: 1}", {"a": 1}),
-        ("'3'", "3"),
-    ],
-)
+NUMBERS = {"1e-4": 1e-4, "2e-3": 2e-3, "1E5": 1e5, "-.5": -0.5, "1.": 1.0, ".inf": math.inf, "3": 3, "-1": -1}
+TEXTS = {text: text for text in ("010", "00:12:00:00", "2024-01-01", "16-mixed")}
+OTHERS = {"1_000": 1000, "null": None, "": None, "true": True, "[1,2]": [1, 2], "{a: 1}": {"a": 1}, "'3'": "3"}
+
+
+@pytest.mark.parametrize(("text", "value"), (NUMBERS | TEXTS | OTHERS).items())
 def test_scalars_in_files_and_overrides(directory, text, value):
     assert values(("b", text), one=f"a: {text}\n") == {"a": value, "b": value}
     assert parse(dump({"a": value})) == {"a": value}
@@ -124,15 +101,9 @@ def test_a_dumped_document_reads_back_the_same():
 
 
 def test_overrides_may_leave_init_args_out(directory):
-    overrides = [
-        ("model.learning_rate", "1e-3"),
-        ("model.network.d_model", "128"),
-        ("model.init_args.network.n_layer", "3"),
-        ("callbacks.ema.decay", "0.9"),
-        ("trainer.max_epochs", "2"),
-    ]
-    text = MODEL + "callbacks: {ema: {class_path: A}}\n"
-    document = compose(write(one=text), overrides)
+    overrides = {"model.learning_rate": "1e-3", "model.network.d_model": "128", "model.init_args.network.n_layer": "3"}
+    overrides |= {"callbacks.ema.decay": "0.9", "trainer.max_epochs": "2"}
+    document = compose(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n"), overrides.items())
     assert document.values["model"]["init_args"] == {"network": {"d_model": 128, "n_layer": 3}, "learning_rate": 1e-3}
     assert document.values["callbacks"]["ema"] == {"class_path": "A", "init_args": {"decay": 0.9}}
     assert document.values["trainer"] == {"max_epochs": 2}
@@ -199,14 +170,11 @@ literal: '\\${data}'
 )
 def test_errors_in_a_file_are_one_line_with_file_and_key(directory, text, words):
     Path("directory").mkdir()
-    message = fails(write(x=text))
-    assert all(word in message for word in words), message
+    assert_contains(fails(write(x=text)), words)
 
 
 def test_missing_config_file_and_directory(directory):
-    assert fails([Path("gone.yaml")]) == (
-        "command line: --config gone.yaml does not exist; give the path of a YAML file"
-    )
+    assert "command line: --config gone.yaml does not exist; give the path" in fails([Path("gone.yaml")])
     assert "is a directory" in fails([Path()])
 
 
@@ -230,8 +198,7 @@ def test_an_include_loop_shows_its_chain(directory):
     ],
 )
 def test_a_value_where_a_section_or_a_class_was(directory, text, words):
-    message = fails(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n", two=text))
-    assert all(word in message for word in words), message
+    assert_contains(fails(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n", two=text)), words)
 
 
 def test_deeper_mappings_are_plain_values(directory):
@@ -252,5 +219,4 @@ def test_deeper_mappings_are_plain_values(directory):
     ],
 )
 def test_errors_in_overrides(directory, override, words):
-    message = fails(write(x=MODEL + "name: demo\n"), override)
-    assert all(word in message for word in words), message
+    assert_contains(fails(write(x=MODEL + "name: demo\n"), override), words)
