@@ -5,12 +5,15 @@ import gc
 import sys
 
 from aim_lightning.cluster import signals
+from aim_lightning.utils.output import protect_output
+from aim_lightning.utils.process import choose_wait_policy
 
 if sys.argv[1:2] == ["fit"]:
     signals.install()  # before anything slow is imported
+from aim_lightning.cli.main import main  # imports no torch
 
-from aim_lightning.cli.main import main
-
+protect_output()
+choose_wait_policy()
 # Otherwise the collections at the interpreter's end look at all that was imported once more, for seconds. Registered
 # before torch and multiprocessing are imported, it runs after what they do at the end.
 atexit.register(gc.freeze)

@@ -9,7 +9,7 @@ from typing import Any
 from aim_lightning.metrics import metric_name
 from aim_lightning.runs.results import commit
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json
+from aim_lightning.utils.files import make_directory, read_json
 
 FORMAT = "aim_lightning.scores/1"
 
@@ -99,7 +99,7 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append a record to a file as one line of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

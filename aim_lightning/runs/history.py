@@ -12,7 +12,7 @@ from aim_lightning.checkpoint.torch_load import DamagedFile, UnreadableFile
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import commit
 from aim_lightning.runs.resume_policy import Decision, Progress, RunContent
-from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.files import make_directory, tolerate_disk_errors
 from aim_lightning.utils.process import beat
 
 
@@ -60,6 +60,6 @@ def append_start(directory: RunDirectory, decision: Decision) -> None:
         "changes": decision.changes,
         "notes": [note for note in decision.notes if not any(note.endswith(line) for line in decision.changes)],
     }
-    directory.path.mkdir(parents=True, exist_ok=True)
+    make_directory(directory.path)
     with tolerate_disk_errors(directory.history), directory.history.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
-from aim_lightning.utils.files import write_text
+from aim_lightning.utils.files import make_directory, write_text
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -100,7 +100,7 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path.parent)
             while not self._create(self.path):
                 if (dead := self._wait_until_free()) is not None:
                     self._replace(self.path, dead)

@@ -22,6 +22,18 @@ CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 ABANDONED_AFTER = 3600  # seconds without a write, after which another machine's temporary file counts as abandoned
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents.
+
+    Raises:
+        NotADirectoryError: a parent is a file, or cannot be created, as in /proc. The command line prints one line.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError) as error:
+        raise NotADirectoryError(errno.ENOTDIR, "no directory can be created there", str(path)) from error
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, remove it on any error.
@@ -32,7 +44,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path: final name; its directory is created.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     # Processes of two nodes may share a process id and a directory.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -104,7 +116,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     if path.resolve() in (here, *here.parents):
         raise UserError(f"{path} is the current directory or above it and cannot be replaced; give another directory")
     present = _names(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:

@@ -1,6 +1,7 @@
 """Ranks from the environment, garbage collection at start and end, and background threads."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from aim_lightning.utils import process
 from aim_lightning.utils.process import (
     RANKS,
     STEP,
@@ -113,3 +115,18 @@ def test_prefetch_raises_after_the_items_before_an_error_and_leaves_no_thread():
     next(items)
     items.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("running", "threads", "policy"), [(0, 4, None), (1, 3, None), (1, 4, "passive"), (9, 1, "passive")]
+)
+def test_openmp_waits_passively_only_where_processors_are_short(monkeypatch, running, threads, policy):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(process, "_busy_processors", lambda: running)
+    process.choose_wait_policy()
+    assert os.environ.pop("OMP_WAIT_POLICY", None) == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    process.choose_wait_policy()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.metadata
+import os
 import platform
 
 HELP = "print versions, devices, and which kernels can be used"
@@ -40,7 +41,8 @@ def run(document: None, options: argparse.Namespace) -> int:
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
         print(f"  {package:18s}{_version(package)}")
-    print(f"CPU: {torch.get_num_threads()} threads")
+    policy = os.environ.get("OMP_WAIT_POLICY", "OpenMP's default; passive is chosen where processors are short")
+    print(f"CPU: {torch.get_num_threads()} threads; OMP_WAIT_POLICY: {policy}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)

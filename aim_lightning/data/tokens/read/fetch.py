@@ -16,7 +16,7 @@ from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.manifest import SCHEME
 from aim_lightning.utils.errors import TransientError, UserError
-from aim_lightning.utils.files import abandoned, atomic_path
+from aim_lightning.utils.files import abandoned, atomic_path, make_directory
 
 # Errors that another attempt does not resolve.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -145,7 +145,7 @@ def _read_cache(path: Path, sha256: str) -> Fetched | None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a cached file; the system releases it when a process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
