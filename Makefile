@@ -1,5 +1,7 @@
 # Every target makes its own set-up. `make` or `make help` lists them.
-PYTHON ?= python3.11
+# The newest interpreter that can create a virtual environment.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import ensurepip, sys, venv; \
+	sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 AIM := $(BIN)/aim-lightning
@@ -26,9 +28,6 @@ DRY ?=
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
 
-# For experiments that `make dataset` wrote before it chose views by the size of the images.
-CROPS := --views ten_crop --crop_range 1.1,1.05
-
 help: ## List the targets and their variables
 	@echo 'usage: make TARGET [VARIABLE=value …]'
 	@echo
@@ -38,9 +37,11 @@ help: ## List the targets and their variables
 	@echo '           ARGS = options of the command, e.g. ARGS="--trainer.max_epochs 2"; PYTHON [$(PYTHON)]; VENV [$(VENV)]'
 
 # mamba-reference holds mamba-ssm's source for the tests alone: without CUDA it cannot be imported as a package.
-# Made anew when pyproject.toml changes; the stamp appears only after everything is installed.
+# Installed again when pyproject.toml changes; the stamp appears only after everything is installed.
 $(VENV)/.installed: pyproject.toml
-	@test -x $(BIN)/python || { echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo 'there is no Python from 3.11 on with venv; install one,' \
+		'for example with: apt-get install python3-venv; or set PYTHON' >&2; exit 2; }
+	@test -x $(BIN)/python || { echo 'creating $(VENV) with $(PYTHON)'; $(PYTHON) -m venv $(VENV); }
 	@echo 'installing into $(VENV) (several GB, some minutes the first time)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -127,8 +128,7 @@ dataset: install ## Your own images: FOLDER/CLASS/* as shards, and experiments f
 stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
 	@test -n '$(NAME)' || { echo 'set NAME to the name given to make dataset'; exit 2; }
 	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml
-	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml \
-		$$(sed -n 's/^# tokenize: //p' experiments/$(NAME)_tokenizer.yaml | grep . || echo '$(CROPS)')
+	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml
 	$(AIM) fit --config experiments/$(NAME)_aim.yaml
 	$(AIM) validate --config experiments/$(NAME)_aim.yaml
 

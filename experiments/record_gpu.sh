@@ -32,7 +32,7 @@ tokenizing() { # random VQ-16 weights, then those of the part tokenizer
 
 evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a sweep of guidance
   local two=(--config experiments/fashion_mnist_aim.yaml "${device[@]}") grid='cfg_scale=1,1.5,2,3,5 top_k=0,100'
-  aim tokenize --config experiments/fashion_mnist_tokenizer.yaml --run adversarial "${device[@]}" --views center_flip
+  aim tokenize --config experiments/fashion_mnist_tokenizer.yaml --run adversarial "${device[@]}"
   aim fit "${two[@]}"
   aim evaluate "${two[@]}" --num "$NUM" --record "fashion_mnist_aim_$NUM"
   aim sweep "${two[@]}" --num "$NUM" --grid "$grid" --record fashion_mnist_aim_guidance

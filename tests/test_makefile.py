@@ -1,14 +1,17 @@
 """The Makefile's own answers; nothing is installed for them."""
 
+import os
 import re
+import shutil
 import subprocess
 
 import pytest
 from conftest import ROOT
 
 
-def make(*words):
-    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+def make(*words, **more):
+    env = {name: value for name, value in os.environ.items() if name != "PYTHON"} | more
+    return subprocess.run([shutil.which("make"), *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def test_bare_make_lists_every_target():
@@ -40,3 +43,23 @@ def test_everything_about_jobs_reads_the_site_s_file(target):
     for words, name in (([], "gpu"), (["CLUSTER=site"], "site")):
         shown = make("-n", target, "EXP=demo_aim", "RUN=a", "ARGS=--seed_everything 1", *words).stdout
         assert "--run a --seed_everything 1 " in shown and f"--config configs/cluster/{name}.yaml" in shown
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ({"python3.13": 0, "python3.12": 0}, "creating venv with python3.13"),
+        ({"python3.13": 1, "python3.11": 0, "python3": 0}, "creating venv with python3.11"),
+        ({"python3.12": 1, "python3": 0}, "creating venv with python3\n"),
+        ({"python3": 1}, "there is no Python from 3.11 on with venv; install one"),
+    ],
+)
+def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
+    """An interpreter that is too old or lacks venv ends with an error code."""
+    (tmp_path / "sh").symlink_to(shutil.which("sh"))
+    for name, code in codes.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n[ $1 != -m ] && exit {code}; exit 7\n")
+        (tmp_path / name).chmod(0o755)
+    done = make("install", "VENV=venv", PATH=str(tmp_path))
+    assert done.returncode == 2 and words in done.stdout + done.stderr
+    assert not (ROOT / "venv").exists()

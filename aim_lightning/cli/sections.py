@@ -31,6 +31,9 @@ SECTIONS = {
     "tokenizer": ScalarSection(
         str | None, "run directory, checkpoint or published weights of the tokenizer, or its class", or_class=True
     ),
+    "tokenize": ClassSection(
+        fixed="aim_lightning.cli.commands.tokenize.TokenizeSection", description="defaults of the options of `tokenize`"
+    ),
     "features": ClassSection(
         base="aim_lightning.metrics.features.FeatureNetwork", description="feature network of the Fréchet distance"
     ),

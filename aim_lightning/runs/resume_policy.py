@@ -15,6 +15,7 @@ HARMLESS = (
     "features",
     "runs_root",
     "cluster",
+    "tokenize",
     "model.init_args.compile",
     "model.init_args.backend",
     "model.init_args.gradient_checkpointing",

@@ -224,7 +224,9 @@ def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
     [
         (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks per node"),
         (["--trainer.devices", "3", "--trainer.strategy", "ddp"], "global_batch_size 8 does not divide over 3"),
-        (["--trainer.devices", "2"], "set --trainer.strategy ddp"),
+        (["--trainer.devices", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or"),
+        (["--trainer.devices", "1"], "or --trainer.strategy ddp for ranks on CPUs"),
+        (["--trainer.num_nodes", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu"),
         (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
         (["--sweep", "nothing"], "--sweep nothing does not exist"),
         (["--data.path", "nothing"], "nothing"),

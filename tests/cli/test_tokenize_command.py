@@ -48,6 +48,33 @@ def test_both_splits_are_written(experiment, capsys):
     assert f"token shards: {out}/train and {out}/val" in capsys.readouterr().out
 
 
+def test_the_section_gives_the_defaults_and_the_command_line_wins(experiment):
+    with experiment.open("a") as file:
+        file.write("tokenize: {views: ten_crop, crop_range: [1.3, 1.2], rows_per_shard: 4}\n")
+    for options, views, shards in (((), 20, 2), (("--views", "center_flip", "--rows_per_shard", "5"), 2, 2)):
+        out = experiment.parent / f"tokens{views}"
+        assert tokenize(experiment, *options, "--data.out", str(out)) == 0
+        manifest = TokenManifest.load(out / "train")
+        assert (manifest.views, len(manifest.shards)) == (views, shards)
+    assert [shard.rows for shard in manifest.shards] == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("{view: center}", "tokenize.view is not an option of TokenizeSection; did you mean views?"),
+        ("{batch_size: many}", "tokenize.batch_size is 'many'; expected int"),
+        ("{views: ten}", "views is 'ten'; use one of center, center_flip, ten_crop"),
+    ],
+)
+def test_errors_in_the_section_are_one_line(experiment, capsys, section, words):
+    with experiment.open("a") as file:
+        file.write(f"tokenize: {section}\n")
+    assert tokenize(experiment) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (experiment.parent / "tokens").exists()
+
+
 def test_a_foreign_val_directory_stops_before_anything_is_written(experiment, capsys):
     out = experiment.parent / "tokens"
     (out / "val").mkdir(parents=True)

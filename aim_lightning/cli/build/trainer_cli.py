@@ -64,6 +64,7 @@ class AimCLI(LightningCLI):
     def _arguments(self) -> dict[str, Any]:
         """The document with loggers pointed at the run directory."""
         values = copy.deepcopy(self.document.values)
+        values.pop("tokenize", None)  # of another command
         for logger in values["logger"].values():
             if logger is not None:
                 defaults = logger_defaults(logger["class_path"], str(self.directory.path))

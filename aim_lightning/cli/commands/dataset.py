@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aim_lightning.cli.common_options import add_on_error
-from aim_lightning.cli.dataset_files import (
-    DOWNSAMPLING,
-    experiment_files,
-    refuse_files_of_others,
-    views_of,
-    write_marked,
-)
+from aim_lightning.cli.dataset_files import DOWNSAMPLING, experiment_files, refuse_files_of_others, write_marked
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
 
@@ -64,7 +58,7 @@ def run(document: None, options: argparse.Namespace) -> int:
         print(f"wrote {path}")
     print(f"next: make stages NAME={name} trains both stages, or one by one:")
     print(f"  make train EXP={name}_tokenizer")
-    print(f"  make tokenize EXP={name}_tokenizer ARGS='{views_of(size)}'")
+    print(f"  make tokenize EXP={name}_tokenizer")
     print(f"  make train EXP={name}_aim")
     return 0
 

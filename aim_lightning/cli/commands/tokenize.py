@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,54 +16,82 @@ from aim_lightning.utils.progress import ProgressBar
 
 if TYPE_CHECKING:
     from aim_lightning.data.images.datamodule import ImageDataModule
-    from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
     from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 
 HELP = "turn images into token shards with a trained tokenizer"
 UNUSED = ("model",)
 
 
+@dataclass(frozen=True)
+class TokenizeSection:
+    """The section `tokenize`: defaults of the command's options.
+
+    Args:
+        views: stored versions of each training image: center, center_flip (2) or ten_crop (10 per crop range).
+        crop_range: of ten_crop: shorter sides to crop from, in image sizes; two of them give 20 views. null = 1.1.
+        rows_per_shard: images per shard, the unit of work of a process.
+        batch_size: images per batch; 64 need 11 GiB for VQ-16 in float32, and 256 are faster on a larger GPU.
+        precision: float32 (exact), tf32 or bf16; faster ones change some codes.
+        compile: True to fuse the encoder with torch.compile, which takes a minute at the start.
+        on_error: action at an unreadable image: error stops, skip leaves it out and lists it.
+    """
+
+    views: str = "center"
+    crop_range: list[float] | None = None
+    rows_per_shard: int = 10000
+    batch_size: int = 64
+    precision: str = "float32"
+    compile: bool = False
+    on_error: str = "error"
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
+    """Add the options of this command, whose defaults are in the section `tokenize`."""
     views = "stored versions of each training image: center, center_flip (2), or ten_crop (10 per crop range)"
-    parser.add_argument("--views", default="center", help=f"{views} (default: center)")
+    parser.add_argument("--views", help=f"{views} (default: tokenize.views, else center)")
     ranges = "of ten_crop: shorter sides to crop from, in image sizes; 1.1,1.05 gives 20 views (default: 1.1)"
     parser.add_argument("--crop_range", type=numbers, metavar="NUMBERS", help=ranges)
     shards = "images per shard, the unit of work of a process (default: 10000)"
-    parser.add_argument("--rows_per_shard", type=int, default=10000, help=shards)
+    parser.add_argument("--rows_per_shard", type=int, help=shards)
     batch = "images per batch (default: 64, 11 GiB for VQ-16 in float32); 256 is faster on a larger GPU"
-    parser.add_argument("--batch_size", type=int, default=64, help=batch)
+    parser.add_argument("--batch_size", type=int, help=batch)
     precision = "float32 (exact), tf32 or bf16; faster ones change some codes (default: float32)"
-    parser.add_argument("--precision", default="float32", help=precision)
+    parser.add_argument("--precision", help=precision)
     fused = "fuse the encoder with torch.compile, a minute at the start (default: false)"
-    parser.add_argument("--compile", type=boolean, default=False, metavar="BOOL", help=fused)
+    parser.add_argument("--compile", type=boolean, metavar="BOOL", help=fused)
     add_on_error(parser)
+    parser.set_defaults(on_error=None)
 
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """Encodes train and val with the tokenizer of this run (or of `tokenizer:`) into data.out."""
-    from aim_lightning.cli.build.trainer_cli import run_directory
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Encode train and val with the tokenizer of this run, or of `tokenizer:`, into data.out."""
     from aim_lightning.cli.multiprocess import device_of, rank_or_launch
+    from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
     from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
     from aim_lightning.pipeline import load_tokenizer
 
-    values, directory = document.values, run_directory(document)
-    how = {split: _options(options, split) for split in ("train", "val")}
-    place = rank_or_launch(values["trainer"])
-    if isinstance(place, int):
-        return place
-    device, data = device_of(place, values["trainer"]), _image_data(values["data"])
-    tokenizer = load_tokenizer(values["tokenizer"] or directory.path).to(device)
+    directory, settings = config.run_directory, _settings(config, options)
+    views = Views(settings.pop("views"), settings.pop("crop_range"))
+    train = TokenizeOptions(views, **settings)
+    # A network sees a mirrored validation image as another one: one view is enough there.
+    splits = {"train": train, "val": replace(train, views=Views())}
+    process = rank_or_launch(config.trainer)
+    if isinstance(process, int):
+        return process
+    device, data = device_of(process, config.trainer), _image_data(config)
+    tokenizer = load_tokenizer(config.values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
-    jobs = {  # both before the first image: what is wrong with val is not to be told after hours of train
-        split: TokenizeJob(images, tokenizer, out / split, how[split], place, device, data.num_workers)
+    # Both before the first image: an error in val must not appear after hours of train.
+    jobs = {
+        split: TokenizeJob(images, tokenizer, out / split, splits[split], process, device, data.num_workers)
         for split, images in data.sets.items()
     }
-    worked = place.rank == 0 or any(job.unfinished for job in jobs.values())
+    worked = process.rank == 0 or any(job.unfinished for job in jobs.values())
     for split, job in jobs.items():
-        _run(job, split, place)
-    if not all(job.complete() for job in jobs.values()):  # asked at the end: others may have finished a split meanwhile
+        _run(job, split, process)
+    # Checked at the end: other processes may have finished a split meanwhile.
+    if not all(job.complete() for job in jobs.values()):
         log("this process's shards are finished; the process that finishes last writes the manifests")
     elif worked:
         print(f"token shards: {out}/train and {out}/val")
@@ -70,33 +99,35 @@ def run(document: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _options(options: argparse.Namespace, split: str) -> TokenizeOptions:
-    # A network sees a mirrored validation image as another one: one view is enough there.
-    from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
+def _settings(config: Config, options: argparse.Namespace) -> dict:
+    """Return the section `tokenize` with the options of the command line, which take precedence."""
+    section = dict(config.values.get("tokenize") or {})
+    if options.views:
+        section.pop("crop_range", None)  # it belongs to the other views
+    names = asdict(TokenizeSection())
+    return names | section | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
-    views = Views(options.views, options.crop_range) if split == "train" else Views()
-    return TokenizeOptions(
-        views, options.rows_per_shard, options.batch_size, options.precision, options.compile, options.on_error
-    )
 
-
-def _run(job: TokenizeJob, split: str, place: ProcessRank) -> None:
-    title = f"tokenizing {split}" + (f", process {place.rank + 1} of {place.world}" if place.world > 1 else "")
-    todo = sum(shard.rows for shard in job.unfinished)
-    with ProgressBar(title, job.rows, done=job.rows - todo, shown=place.rank == 0, leave=True) as report:
-        manifest = job.run(report.advance)
+def _run(job: TokenizeJob, split: str, process: ProcessRank) -> None:
+    title = f"tokenizing {split}"
+    if process.world > 1:
+        title += f", process {process.rank + 1} of {process.world}"
+    finished = job.rows - sum(shard.rows for shard in job.unfinished)
+    with ProgressBar(title, job.rows, done=finished, shown=process.rank == 0, leave=True) as bar:
+        manifest = job.run(bar.advance)
     if manifest and manifest.skipped:
-        number, first = len(manifest.skipped), manifest.skipped[0].key
-        print(f"{split}: {number} unreadable images left out (first: {first}); {job.out}/manifest.json lists them")
+        count, first = len(manifest.skipped), manifest.skipped[0].key
+        print(f"{split}: {count} unreadable images left out (first: {first}); {job.out}/manifest.json lists them")
 
 
-def _image_data(section: dict) -> ImageDataModule:
+def _image_data(config: Config) -> ImageDataModule:
     from jsonargparse import ArgumentParser
 
     from aim_lightning.data.images.datamodule import ImageDataModule
 
-    if section.get("class_path") != "aim_lightning.data.images.datamodule.ImageDataModule":
-        raise UserError(f"tokenize needs images: data.class_path is {section.get('class_path')}")
+    class_path = config.values["data"].get("class_path")
+    if class_path != "aim_lightning.data.images.datamodule.ImageDataModule":
+        raise UserError(f"tokenize needs images: data.class_path is {class_path}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": section.get("init_args") or {}}))["data"]
+    return parser.instantiate_classes(parser.parse_object({"data": config.init_args("data")}))["data"]

@@ -35,7 +35,7 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
     configs = _configs(config, options)
     for _, task_config in configs:
         check_files("fit", task_config.values)
-        _check_ranks(task_config)
+        _check_ranks(task_config, options)
         _check_shared(config, task_config)
         _check_unchanged(task_config, options.allow_changes)
     trainer, data = config.values["trainer"], config.values["data"].get("init_args") or {}
@@ -99,14 +99,18 @@ def _lines(path: Path) -> list[list[tuple[str, str]]]:
     return result
 
 
-def _check_ranks(config: Config) -> None:
-    """Check that the number of ranks is set and divides the global batch."""
-    trainer, data = config.values["trainer"], config.values["data"].get("init_args") or {}
+def _check_ranks(config: Config, options: argparse.Namespace) -> None:
+    """Check that the ranks are set, can work together and divide the global batch."""
+    trainer, data = config.trainer, config.init_args("data")
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or devices < 1:
         raise UserError(f"trainer.devices is {devices!r}; a job needs the number of ranks per node: GPUS=4")
-    if devices * nodes > 1 and trainer.get("strategy", "auto") == "auto" and trainer.get("accelerator") == "cpu":
-        raise UserError("trainer.strategy is 'auto', which uses one rank on CPUs; set --trainer.strategy ddp")
+    # GPUS=1 also sets trainer.devices: a job of CPU ranks must be requested by name.
+    requested = devices * nodes > 1 or "trainer.devices" in dict(options.given.overrides)
+    if requested and trainer.get("strategy", "auto") == "auto" and trainer.get("accelerator") == "cpu":
+        raise UserError(
+            "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or --trainer.strategy ddp for ranks on CPUs"
+        )
     if "global_batch_size" in data:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
 
