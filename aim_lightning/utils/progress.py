@@ -34,30 +34,39 @@ class ProgressBar:
 
     Args:
         name: text before the numbers.
-        total: number of items.
+        total: number of items; None = unknown.
         unit: plural noun for the items.
         done: number of items done by an earlier process; they do not count towards the speed.
         shown: False on all ranks but one.
         leave: keep the bar after the loop; in a log, print a last line.
+        early: in a log, print the first line immediately, not after a minute.
     """
 
     def __init__(
-        self, name: str, total: int, unit: str = "images", done: int = 0, shown: bool = True, leave: bool = False
+        self,
+        name: str,
+        total: int | None,
+        unit: str = "images",
+        done: int = 0,
+        shown: bool = True,
+        leave: bool = False,
+        early: bool = False,
     ) -> None:
         self.name, self.total, self.unit, self.leave = name, total, unit, leave
         self.done = self.initial = done
-        in_terminal = shown and sys.stdout.isatty()
-        self._prints_lines = shown and not in_terminal
+        self.in_terminal = shown and sys.stdout.isatty()
+        self._prints_lines = shown and not self.in_terminal
         options = {"initial": done, "unit": f" {unit}", "leave": leave, "file": sys.stdout}
-        self._bar = tqdm(desc=name, total=total, disable=not in_terminal, **options)
-        self._started = self._printed = monotonic()
+        self._bar = tqdm(desc=name, total=total, disable=not self.in_terminal, **options)
+        self._started, self._printed_done = monotonic(), done
+        self._printed = self._started - INTERVAL if early else self._started
 
     def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        if self._prints_lines and self.leave and self.done > self.initial:
+        if self._prints_lines and self.leave and self.done > self._printed_done:
             print(self._line(""), flush=True)
 
     def advance(self, count: int, note: str = "") -> None:
@@ -72,14 +81,18 @@ class ProgressBar:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
         if self._prints_lines and monotonic() - self._printed >= INTERVAL:
-            self._printed = monotonic()
+            self._printed, self._printed_done = monotonic(), self.done
             print(self._line(note), flush=True)
 
     def _line(self, note: str) -> str:
         speed = max(self.done - self.initial, 1) / max(monotonic() - self._started, 1e-9)
         rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"
-        left = _duration((self.total - self.done) / speed)
-        text = f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate} {self.unit}/s, {left} left"
+        text = f"{self.name}: {self.done:,}"
+        if self.total is None:
+            text += f" {self.unit}, {rate} {self.unit}/s"
+        else:
+            left = _duration((self.total - self.done) / speed)
+            text += f" of {self.total:,} {self.unit}, {rate} {self.unit}/s, {left} left"
         return f"{text}, {note}" if note else text
 
 

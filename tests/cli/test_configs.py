@@ -35,7 +35,7 @@ def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
     assert "Checkpoints" in named and named[0] == "ResumeState"
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
     assert cli.trainer.loggers[0].log_dir.rstrip("/") == f"runs/{path.stem}/main"
-    assert type(cli.trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
+    assert type(cli.trainer.progress_bar_callback).__name__ == "RunProgressBar"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

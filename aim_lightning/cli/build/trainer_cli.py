@@ -15,12 +15,13 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard import use_run_writer
 from aim_lightning.callbacks.training.checkpoint_io import RunCheckpointIO
 from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
@@ -91,10 +92,9 @@ class AimCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         built = self.config_init
         callbacks = [callback for callback in built["callbacks"].values() if callback is not None]
-        # Lightning's default depends on whether rich is installed.
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         shows_bar = built["trainer"].get("enable_progress_bar") is not False
-        bars = [TQDMProgressBar()] if shows_bar and not has_bar else []
+        bars = [RunProgressBar()] if shows_bar and not has_bar else []
         state = ResumeState(self.document.values["seed_everything"], self.document.values)
         options = {
             **built["trainer"],
