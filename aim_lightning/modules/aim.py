@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
@@ -32,8 +31,8 @@ class AiMModule(LightningModule):
         label_dropout: share of images trained as the null class, 0 to 1; training only.
         seed: decides with (epoch, dataset row) which labels are dropped.
         compile: torch.compile the network in place.
-        backend: ``auto`` selects mamba-ssm's kernels on a GPU that has them, else plain PyTorch; ``torch`` and
-            ``mamba_ssm`` require one of them.
+        backend: ``auto`` selects our Triton kernels on an NVIDIA GPU, else mamba-ssm's, else plain PyTorch; ``triton``,
+            ``mamba_ssm`` and ``torch`` require one of them.
         init_from: weights that a new run starts from: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
 
@@ -49,7 +48,7 @@ class AiMModule(LightningModule):
         label_dropout: float = 0.1,
         seed: int = 0,
         compile: bool = False,
-        backend: Literal["auto", "torch", "mamba_ssm"] = "auto",
+        backend: Literal["auto", "torch", "mamba_ssm", "triton"] = "auto",
         init_from: str | None = None,
     ) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class AiMModule(LightningModule):
             self.network.compile()  # in place: parameter names stay those of the plain network
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch["codes"], self._drop_labels(batch))
+        loss = self.network.loss(batch["codes"], self._drop_labels(batch))
         is_last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if means := self.means.add({"loss": loss}, is_last):
             self.log("train/loss", means["loss"], prog_bar=True)
@@ -78,7 +77,7 @@ class AiMModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.val_loss.update(self._loss(batch["codes"], batch["labels"]), weight=len(batch["labels"]))
+        self.val_loss.update(self.network.loss(batch["codes"], batch["labels"]), weight=len(batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
@@ -114,9 +113,3 @@ class AiMModule(LightningModule):
         uniform_B = hash_uniform("label_dropout", self.seed, batch["epoch"], batch["index"])
         null = torch.full_like(batch["labels"], self.network.null_class)
         return torch.where(uniform_B < self.label_dropout, null, batch["labels"])
-
-    def _loss(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the mean cross-entropy over all codes in nats."""
-        logits_BLV = self.network(codes_BL[:, :-1], labels_B)
-        # float32: bfloat16 has too few digits for the sum over the codebook.
-        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())

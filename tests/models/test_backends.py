@@ -19,6 +19,10 @@ from aim_lightning.sampling import generate
 from aim_lightning.utils.errors import UserError
 
 TOOK_TORCH = "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
+TOOK_MAMBA = (
+    "backend auto took mamba_ssm: its kernels are installed, and triton cannot be used: "
+    "it needs an NVIDIA GPU from Ampere on"
+)
 CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
 
@@ -91,7 +95,7 @@ def test_auto_logs_its_choice_once_at_the_first_use(messages, use):
 @pytest.fixture
 def kernels(monkeypatch):
     """A stand-in for the backend on mamba-ssm, as if that were installed."""
-    backend = SimpleNamespace(name="mamba_ssm", fused=True)
+    backend = SimpleNamespace(name="mamba_ssm", fused=True, mix=None, step=None, add_norm=None)
     monkeypatch.setattr(choose, "missing", lambda: None)
     monkeypatch.setattr(choose, "_mamba", lambda config: backend)
     return backend
@@ -100,7 +104,14 @@ def kernels(monkeypatch):
 def test_auto_on_a_gpu(messages, kernels):
     backend = choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16)
     assert backend is kernels
-    assert messages() == ["backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"]
+    assert messages() == [TOOK_MAMBA]
+
+
+def test_auto_prefers_triton(messages, monkeypatch, kernels):
+    monkeypatch.setattr(choose, "_triton_refusal", lambda config, device, dtype: None)
+    backend = choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16)
+    assert backend.name == "triton" and backend.other is kernels
+    assert messages() == ["backend auto took triton: the weights are on an NVIDIA GPU; mamba_ssm decodes step by step"]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +135,7 @@ def test_moved_to_a_gpu_it_logs_that_choice_alone(messages, monkeypatch, kernels
         patch.setattr(torch.nn.Parameter, "device", on_gpu, raising=False)
         model.to(torch.float32)
         assert model.backend == "mamba_ssm"
-        assert messages() == [
-            "backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed"
-        ]
+        assert messages() == [TOOK_MAMBA]
     model.to("cpu")
     assert model.backend == "torch" and len(messages()) == 1
     model(CODES, LABELS)
@@ -134,7 +143,7 @@ def test_moved_to_a_gpu_it_logs_that_choice_alone(messages, monkeypatch, kernels
 
 
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
-    assert_user_error("backend is 'cuda'; use auto, torch, mamba_ssm", AiM, TINY, backend="cuda")
+    assert_user_error("backend is 'cuda'; use auto, torch, mamba_ssm, triton", AiM, TINY, backend="cuda")
     monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
     assert_user_error("cannot be used: mamba-ssm is not usable", AiM, TINY, backend="mamba_ssm")
 

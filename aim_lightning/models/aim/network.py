@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend, choose_backend, require_backend
@@ -45,14 +46,17 @@ class Backbone(nn.Module):
         self.final_layer = FinalLayer(config)
 
     def condition(self, labels_B: Tensor) -> Conditioning:
-        """Compute the class embedding and the modulation of every layer; layer i takes group i % num_groups."""
+        """Compute the class embedding and the modulation of every layer."""
         class_BD = self.cls_embed(labels_B)
+        return Conditioning(class_BD, self.modulations(class_BD), self.final_layer.modulation(class_BD))
+
+    def modulations(self, class_BD: Tensor) -> list[Tensor | None]:
+        """Return the rows (B, R, D) of every layer; layer i takes group i % num_groups."""
         groups = [None]
         if self.config.adaln == "group":
             shape = (self.config.num_groups, self.config.modulation_rows, -1)
             groups = self.adaln_group(class_BD).unflatten(-1, shape).unbind(1)
-        rows = [layer.modulation(class_BD, groups[i % len(groups)]) for i, layer in enumerate(self.layers)]
-        return Conditioning(class_BD, rows, self.final_layer.modulation(class_BD))
+        return [layer.modulation(class_BD, groups[i % len(groups)]) for i, layer in enumerate(self.layers)]
 
     def forward(self, x: Tensor, condition: Conditioning, states: list[MixerState] | None = None) -> Tensor:
         """Map embedded inputs (B, L, D), or with `states` one position (B, D), to hidden values of that shape."""
@@ -72,9 +76,9 @@ class AiM(nn.Module):
 
     Args:
         config: sizes.
-        backend: ``torch`` (any device), ``mamba_ssm`` (its kernels, NVIDIA GPUs) or ``auto`` (mamba_ssm where it is
-            available, else torch; the choice is logged when it is made: on a GPU, or at the first use). Chosen again
-            whenever the network is moved; same parameters.
+        backend: ``torch`` (any device), ``triton`` (our kernels, NVIDIA GPUs), ``mamba_ssm`` (its kernels) or ``auto``:
+            triton, else mamba_ssm, else torch. The choice is logged when it is made: on a GPU, or at the first use.
+            It is made again whenever the network is moved; the parameters are the same.
 
     Raises:
         UserError: mamba_ssm is requested and not installed; at the first use, it cannot run on the weights' device.
@@ -139,11 +143,38 @@ class AiM(nn.Module):
         return self.config.num_classes
 
     def forward(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
-        condition = self.backbone.condition(labels_B)
+        return self.lm_head(self._hidden(codes_BL, labels_B))
+
+    def loss(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the mean cross-entropy over all codes, nats.
+
+        Args:
+            codes_BL: complete sequences, int64 (B, num_tokens).
+            labels_B: int64 (B,).
+        """
+        self._settle()
+        if self._is_fused():
+            # In chunks of rows, so that no float32 logits are in memory.
+            hidden_BLD = self._hidden(codes_BL[:, :-1], labels_B)
+            return self.backbone.backend.cross_entropy(hidden_BLD, self.lm_head.weight, codes_BL)
+        logits_BLV = self(codes_BL[:, :-1], labels_B)
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())
+
+    def _hidden(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the inputs of the head (B, L + 1, D)."""
         positions_L = torch.arange(codes_BL.shape[1], device=codes_BL.device)
         codes_BLD = self.backbone.embeddings(codes_BL, positions_L)
+        if self._is_fused():
+            class_BD = self.backbone.cls_embed(labels_B)
+            x_BLD = torch.cat((class_BD[:, None], codes_BLD), dim=1)
+            return self.backbone.backend.hidden(self.backbone, x_BLD, class_BD)
+        condition = self.backbone.condition(labels_B)
         x_BLD = torch.cat((condition.start_BD[:, None], codes_BLD), dim=1)
-        return self.lm_head(self.backbone(x_BLD, condition))
+        return self.backbone(x_BLD, condition)
+
+    def _is_fused(self) -> bool:
+        backend = self.backbone.backend
+        return backend.name == "triton" and backend.takes(self.backbone, self.lm_head.weight)
 
     def new_states(self, batch_size: int) -> list[MixerState]:
         """Return empty decoding states, one per layer, on the network's device, in float32 or wider."""

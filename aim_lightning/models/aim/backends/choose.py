@@ -13,7 +13,7 @@ from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.utils.errors import UserError
 
-BACKENDS = ("auto", "torch", "mamba_ssm")
+BACKENDS = ("auto", "torch", "mamba_ssm", "triton")
 INSTALL = "install it with `make install-cuda` on a machine with CUDA, or choose backend: torch"
 ELSEWHERE = "use it on an NVIDIA GPU in float32, bfloat16 or float16, or choose backend: torch"
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class BackendUnavailable:
     def _refuse(self, *_: object) -> None:
         raise UserError(f"backend {self.name} cannot be used: {self.obstacle}")
 
-    mix = step = add_norm = _refuse
+    mix = step = add_norm = takes = _refuse
 
 
 def choose_backend(name: str, config: AiMConfig, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -48,18 +48,40 @@ def choose_backend(name: str, config: AiMConfig, device: torch.device, dtype: to
 
     Where the backend cannot run on the device, every use of the result raises a UserError.
     """
-    obstacle = _obstacle(device, dtype)
-    if name == "mamba_ssm" and obstacle:
-        return BackendUnavailable(name, f"{obstacle}; {ELSEWHERE}")
     if device.type == "mps":
         return BackendUnavailable("torch", "its scan needs float64, which MPS lacks; set --trainer.accelerator cpu")
-    if name == "torch" or obstacle:
-        if name == "auto":
-            _log_once(f"backend auto took torch: {obstacle}")
+    if name == "torch":
         return TorchBackend()
-    if name == "auto":
-        _log_once("backend auto took mamba_ssm: the weights are on an NVIDIA GPU and its kernels are installed")
-    return _mamba(config)
+    obstacle, refusal = _obstacle(device, dtype), _triton_refusal(config, device, dtype)
+    if name == "mamba_ssm":
+        return BackendUnavailable(name, f"{obstacle}; {ELSEWHERE}") if obstacle else _mamba(config)
+    if name == "triton" and refusal:
+        return BackendUnavailable(name, f"{refusal}; {ELSEWHERE}")
+    other = TorchBackend() if obstacle else _mamba(config)
+    if refusal is None:
+        if name == "auto":
+            _log_once(f"backend auto took triton: the weights are on an NVIDIA GPU; {other.name} decodes step by step")
+        return _triton(other)
+    reason = obstacle or f"its kernels are installed, and triton cannot be used: {refusal}"
+    _log_once(f"backend auto took {other.name}: {reason}")
+    return other
+
+
+def _triton_refusal(config: AiMConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why our kernels cannot train this network on this device; None when they can."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"it has no kernels for {dtype}"
+    try:
+        from aim_lightning.models.aim.fused.stack import refusal  # needs Triton, which some platforms lack
+    except ImportError as error:
+        return f"Triton is not installed ({error})"
+    return refusal(config, device)
+
+
+def _triton(other: Backend) -> Backend:
+    from aim_lightning.models.aim.backends.fused import TritonBackend
+
+    return TritonBackend(other)
 
 
 def require_backend(name: str) -> None:

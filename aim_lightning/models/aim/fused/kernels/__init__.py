@@ -1,0 +1,1 @@
+"""Triton kernels of AiM's training path; every sum has a fixed order, and there are no atomics."""

@@ -1,0 +1,41 @@
+"""Launches of Triton kernels at a fraction of the usual cost on the host."""
+
+import os
+from collections.abc import Hashable
+from typing import Any
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_compiled: dict[tuple, tuple[Any, tuple]] = {}
+
+
+def launch(
+    key: Hashable,
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    **constants: Any,
+) -> None:
+    """Run a kernel whose parameters are `arguments`, then the names in `constants`.
+
+    Triton binds and specializes every argument at every call, which costs more than most of these kernels run. The
+    compiled kernel is therefore kept under `key`.
+
+    Args:
+        key: everything that the types, the alignment, the integers and the presence of the arguments depend on. Memory
+            that PyTorch allocates is aligned, so that a shape fixes the alignment of its views too.
+        kernel: a `triton.jit` function.
+        grid: up to three numbers of programs.
+    """
+    if INTERPRETED:
+        kernel[grid](*arguments, **constants)
+        return
+    found = _compiled.get((key, kernel, num_warps, num_stages))
+    if found is None:
+        compiled = kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        tail = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+        _compiled[key, kernel, num_warps, num_stages] = compiled, tail
+    else:
+        compiled, tail = found
+        compiled[(*grid, 1, 1)[:3]](*arguments, *tail)

@@ -1,0 +1,21 @@
+"""Tiles, warps and pipeline stages of the training kernels.
+
+Found by measurement on an H200. They are fixed, never tuned at run time: the rounding of sums depends on them, so a
+run's numbers would depend on timing.
+"""
+
+BLOCK = 64  # rows and columns of a tile of C Bᵀ
+TILING: dict[str, dict[str, int]] = {
+    "norm_forward": {"ROWS": 4, "num_warps": 4},
+    "norm_backward": {"ROWS": 2, "num_warps": 4},
+    "convolution_forward": {"ROWS": 32, "COLUMNS": 128, "num_warps": 4},
+    "scores_forward": {"num_warps": 4},
+    "scan_forward": {"num_warps": 4},
+    "gate_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
+    "scan_backward": {"num_warps": 8},
+    "scores_backward": {"num_warps": 8},
+    "projections_backward": {"num_warps": 4},
+    "activation_backward": {"ROWS": 8, "COLUMNS": 64, "num_warps": 2},
+    "convolution_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
+    "cross_entropy": {"num_warps": 16},
+}

@@ -1,0 +1,114 @@
+"""The fused training path in Triton's interpreter against float64; prints one JSON line. Run by test_fused.py."""
+
+import json
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch
+from helpers import fixture, published_aim, relative
+
+from aim_lightning.models import AiM, AiMConfig
+
+BASE = {"d_model": 32, "n_layer": 2, "vocab_size": 50, "num_classes": 3, "num_tokens": 20, "d_state": 16, "headdim": 16}
+# Lengths around the block of 64, sizes that no block divides, every kind of modulation, MLP, widths without vectors.
+CASES = {
+    "layer": {"adaln": "layer"},
+    "one code": {"adaln": "layer", "num_tokens": 1},
+    "7 codes, group": {"adaln": "group", "num_groups": 2, "num_tokens": 7},
+    "block": {"adaln": "group", "num_groups": 1, "num_tokens": 64},
+    "block and one, no adaLN, MLP": {"adaln": "none", "d_intermediate": 24, "num_tokens": 65},
+    "odd sizes": {"adaln": "layer", "d_model": 30, "headdim": 20, "d_state": 24, "num_tokens": 19},
+    "odd heads, MLP": {"adaln": "layer", "d_model": 40, "headdim": 16, "d_intermediate": 16, "num_tokens": 10},
+    "three blocks, wide state": {"adaln": "none", "n_layer": 1, "d_state": 40, "num_tokens": 130},
+    "short convolution": {"adaln": "layer", "d_conv": 2, "num_tokens": 12},
+}
+
+
+def network(**options) -> AiM:
+    """Random network whose modulation is not the identity."""
+    torch.manual_seed(0)
+    model = AiM(AiMConfig(**{**BASE, **options}), "torch")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adaLN" in name or "scale_shift" in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def extreme(model: AiM) -> AiM:
+    """Fast and slow decays, and a first block whose gates are exactly zero, as in a new network."""
+    with torch.no_grad():
+        for index, layer in enumerate(model.backbone.layers):
+            layer.mixer.A_log.copy_(torch.linspace(0, 2.77, layer.mixer.A_log.numel()))
+            layer.mixer.dt_bias.copy_(torch.linspace(-10, 3, layer.mixer.dt_bias.numel()))
+            if index == 0:
+                layer.adaLN_modulation[1].weight.zero_()
+                layer.adaLN_modulation[1].bias.zero_()
+    return model
+
+
+def compare(model: AiM) -> dict[str, float]:
+    """Return the relative differences of loss and gradients from the plain network in float64."""
+    exact = AiM(model.config, "torch")
+    exact.load_state_dict(model.state_dict())
+    exact.double()
+    fused = AiM(model.config, "triton")
+    fused.load_state_dict(model.state_dict())
+    codes = torch.randint(model.config.vocab_size, (2, model.config.num_tokens))
+    labels = torch.tensor([0, model.config.num_classes])
+    losses = [one.loss(codes, labels) for one in (exact, fused)]
+    for loss in losses:
+        loss.backward()
+    expected = dict(exact.named_parameters())
+    differences = {
+        name: relative(parameter.grad.double(), expected[name].grad)
+        for name, parameter in fused.named_parameters()
+        if expected[name].grad.norm() > 1e-12
+    }
+    decay = [value for name, value in differences.items() if name.endswith(("A_log", "dt_bias"))]
+    return {
+        "loss": abs(losses[0].item() - losses[1].item()),
+        "gradients": max(value for name, value in differences.items() if not name.endswith(("A_log", "dt_bias"))),
+        "decay": max(decay, default=0.0),
+    }
+
+
+def published(name: str) -> float:
+    """Return the relative difference of logits from those that the published code computed."""
+    source, (_, data) = published_aim(name), fixture(name)
+    model = AiM(source.config, "triton").eval()
+    model.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        logits = model(data["tokens"][:, :-1], data["labels"][:, 0])
+    return relative(logits[:, data["logit_positions"]], data["logits"])
+
+
+def repeated() -> bool:
+    """Return whether two micro-batches of one step accumulate, and give the same bits twice."""
+    model = network(adaln="layer")
+    fused = AiM(model.config, "triton")
+    fused.load_state_dict(model.state_dict())
+    gradients = []
+    for _ in range(2):
+        fused.zero_grad()
+        for seed in range(2):
+            codes = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(seed))
+            (fused.loss(codes, torch.tensor([0, 1])) / 2).backward()
+        gradients.append([p.grad.clone() for p in fused.parameters()])
+    return all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def main() -> None:
+    """Print all comparisons."""
+    torch.set_num_threads(1)
+    result = {name: compare(network(**options)) for name, options in CASES.items()}
+    result["extreme"] = compare(extreme(network(adaln="layer", num_tokens=70)))
+    result["published"] = {name: published(name) for name in ("tiny_group", "tiny_adaln")}
+    result["repeated"] = repeated()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
