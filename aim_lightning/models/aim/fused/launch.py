@@ -15,6 +15,7 @@ def launch(
     *arguments: Any,
     num_warps: int = 4,
     num_stages: int = 3,
+    maxnreg: int | None = None,
     **constants: Any,
 ) -> None:
     """Run a kernel whose parameters are `arguments`, then the names in `constants`.
@@ -27,15 +28,17 @@ def launch(
             that PyTorch allocates is aligned, so that a shape fixes the alignment of its views too.
         kernel: a `triton.jit` function.
         grid: up to three numbers of programs.
+        maxnreg: upper bound of registers per thread; None leaves it to the compiler.
     """
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
         return
-    found = _compiled.get((key, kernel, num_warps, num_stages))
+    full_key = (key, kernel, num_warps, num_stages, maxnreg, *constants.values())
+    found = _compiled.get(full_key)
     if found is None:
-        compiled = kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
-        tail = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-        _compiled[key, kernel, num_warps, num_stages] = compiled, tail
+        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg}
+        compiled = kernel[grid](*arguments, **constants, **options)
+        _compiled[full_key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
     else:
         compiled, tail = found
         compiled[(*grid, 1, 1)[:3]](*arguments, *tail)
