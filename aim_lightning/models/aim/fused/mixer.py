@@ -27,7 +27,7 @@ from aim_lightning.models.aim.fused.kernels.dual_scan_backward import (
 )
 from aim_lightning.models.aim.fused.launch import launch
 from aim_lightning.models.aim.fused.products import product_float32
-from aim_lightning.models.aim.fused.tiling import BLOCK, TILING
+from aim_lightning.models.aim.fused.tiling import BLOCK, tiling
 
 CHUNK = 128  # rows whose tap gradients one program adds up
 
@@ -100,7 +100,7 @@ class FusedMixer(torch.autograd.Function):
             shape, scan_forward, (shape.images * heads, shape.blocks),
             post_BLK, scaled, zx_BLW, decays, skip, scores, g_BLI, squares,
             shape.length, heads, channels, shape.convolved, shape.blocks, decays[0].numel(), *strides,
-            BLOCK=BLOCK, CHANNELS=_width(channels), UNIT=unit, **TILING["scan_forward"],
+            BLOCK=BLOCK, CHANNELS=_width(channels), UNIT=unit, **tiling("scan_forward", shape.dtype),
         )  # fmt: skip
         row_scale = torch.empty(shape.images, shape.length, dtype=torch.float32, device=u_BLD.device)
         launch(
@@ -157,7 +157,7 @@ def _strides(zx_BLW: Tensor) -> tuple[tuple[int, int], int]:
 
 def _grid(shape: MixerShape, width: int, name: str) -> tuple[tuple[int, int, int], dict[str, int]]:
     """Return the grid over images, rows and columns of an elementwise kernel, and its tile."""
-    tile = TILING[name]
+    tile = tiling(name, shape.dtype)
     return (shape.images, triton.cdiv(shape.length, tile["ROWS"]), triton.cdiv(width, tile["COLUMNS"])), tile
 
 
@@ -178,7 +178,7 @@ def _convolve(
     launch(
         shape, scores_forward, (shape.images, shape.blocks),
         post, scores, shape.length, shape.convolved, shape.inner, shape.state, shape.blocks,
-        BLOCK=BLOCK, STATE=_width(shape.state), **TILING["scores_forward"],
+        BLOCK=BLOCK, STATE=_width(shape.state), **tiling("scores_forward", shape.dtype),
     )  # fmt: skip
     return post, scaled, scores
 
@@ -223,16 +223,17 @@ def _scan(shape: MixerShape, zx_BLW, dy, decays, convolution, per_head, d_zx_BLW
     widths = {"BLOCK": BLOCK, "CHANNELS": _width(shape.channels)}
     launch(
         shape, scan_backward, (images * heads, blocks), post, scaled, decays, skip, scores, *dy, d_post,
-        row_sums, column_sums, diagonal_sums, diagonal_decay, d_skip, *sizes, **widths, **TILING["scan_backward"],
+        row_sums, column_sums, diagonal_sums, diagonal_decay, d_skip, *sizes, **widths,
+        **tiling("scan_backward", shape.dtype),
     )  # fmt: skip
     launch(
         shape, scores_backward, (images, shape.tiles), post, scaled, decays, *dy, d_scores, *sizes, **widths,
-        **TILING["scores_backward"],
+        **tiling("scores_backward", shape.dtype),
     )  # fmt: skip
     launch(
         shape, projections_backward, (images, blocks, 2),
         post, d_scores, d_post, length, shape.convolved, shape.inner, shape.state, blocks,
-        BLOCK=BLOCK, STATE=_width(shape.state), **TILING["projections_backward"],
+        BLOCK=BLOCK, STATE=_width(shape.state), **tiling("projections_backward", shape.dtype),
     )  # fmt: skip
     per_image = new(3, images, heads)
     launch(
@@ -248,7 +249,7 @@ def _convolution_backward(shape: MixerShape, xbc, d_post, d_xbc, strides, weight
     """Write d_xbc and return the gradients of taps and bias, (taps + 1, K)."""
     length, width = shape.length, shape.convolved
     strides, unit = strides
-    tile = TILING["activation_backward"]
+    tile = tiling("activation_backward", shape.dtype)
     chunks = triton.cdiv(length, CHUNK)
     sums = torch.empty(shape.images * chunks, shape.taps + 1, width, dtype=torch.float32, device=xbc.device)
     launch(

@@ -4,6 +4,8 @@ Found by measurement on an H200. They are fixed, never tuned at run time: the ro
 run's numbers would depend on timing.
 """
 
+import torch
+
 BLOCK = 64  # rows and columns of a tile of C Bᵀ
 TILING: dict[str, dict[str, int]] = {
     "norm_forward": {"ROWS": 4, "num_warps": 4},
@@ -12,10 +14,18 @@ TILING: dict[str, dict[str, int]] = {
     "scores_forward": {"num_warps": 4},
     "scan_forward": {"num_warps": 4},
     "gate_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
-    "scan_backward": {"num_warps": 8},
+    "scan_backward": {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
     "scores_backward": {"num_warps": 8},
     "projections_backward": {"num_warps": 4},
     "activation_backward": {"ROWS": 8, "COLUMNS": 64, "num_warps": 2},
     "convolution_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
     "cross_entropy": {"num_warps": 16},
 }
+
+
+def tiling(name: str, dtype: torch.dtype) -> dict[str, int]:
+    """Return a kernel's tile and launch options for a type of matrix products.
+
+    Tiles of float32 are twice as large and shared memory is not, so their loads are not pipelined.
+    """
+    return {"num_stages": 3, **TILING[name]} if dtype != torch.float32 else {**TILING[name], "num_stages": 1}
