@@ -20,7 +20,7 @@ aim() { "$PYTHON" -m aim_lightning "$@"; }
 tests() { PYTHONPATH="$PYTHONPATH:tests" "$PYTHON" -m pytest -m gpu -s tests/gpu | tee "$OUT/gpu_tests.txt"; }
 sampling() { "$PYTHON" benchmarks/sampling.py; }
 forms() { "$PYTHON" benchmarks/forms.py; }
-backends() { "$PYTHON" benchmarks/backends.py --models AiM-B,AiM-L --batches 64,32; }
+backends() { "$PYTHON" benchmarks/training.py --models AiM-B,AiM-L --batches 64,256; }
 metrics() { "$PYTHON" benchmarks/evaluate.py; }
 interruptions() { "$PYTHON" benchmarks/interruptions.py --devices "$DEVICES"; }
 tokenizer() { RUNS=$WORK REPORT=$OUT/fashion_mnist_tokenizer bash experiments/fashion_mnist_tokenizer/run.sh; }

@@ -13,8 +13,8 @@ LOW = "u raw du d_raw post scaled z cb g dg dz dy scaled_dy d_cb d_post xbc d_xb
 POINTERS = (
     "raw row_scale gate residual weight shift scale new_residual u rms d_new_residual du d_residual d_raw d_row_scale "
     "sums d_shift d_scale d_gate d_weight xbc bias post scaled d_post d_xbc d_pre dt dt_bias a_log decays cb z skip g "
-    "squares dg from_start dz dy scaled_dy row_sums column_sums diagonal_sums diagonal_decay d_skip d_cb d_dt per_image "
-    "logits targets losses"
+    "squares dg from_start dz dy scaled_dy row_sums column_sums diagonal_sums diagonal_decay d_skip d_cb d_dt "
+    "per_image logits targets losses"
 )
 AIM_B = {"CHANNELS": 64, "STATE": 128, "HEADS": 32, "WIDTH": 1024}
 EXTREMES = {"CHANNELS": 128, "STATE": 256, "HEADS": 256, "WIDTH": 8192}
