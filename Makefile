@@ -12,6 +12,10 @@ SOURCE ?= /usr/share/datasets/fashion-mnist
 TEST_ARGS ?=
 TEST_JOBS ?= 2
 N ?= 40
+# make mutation
+PATHS ?=
+SAMPLE ?= 100
+SEED ?= 0
 # make slurm: ranks and time of one job, and the file of configs/cluster/ that describes the site
 NODES ?=
 GPUS ?=
@@ -23,7 +27,7 @@ SWEEP ?=
 DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-long test-all test-gpu torture lint format train plan validate evaluate sweep \
+.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan validate evaluate sweep \
 	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
@@ -69,6 +73,10 @@ test-all: test test-long ## All tests that need no GPU
 
 torture: install ## Hurt trainings N times in every way, compare with undisturbed ones to the bit (N, ARGS="--seed 1")
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)
+
+mutation: install ## Share of code changes that the tests notice (PATHS="FILE …", SAMPLE=100, SEED=0); see CONTRIBUTING.md
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(PATHS) --sample $(SAMPLE) --seed $(SEED)
 
 test-gpu: ## Tests that need an NVIDIA GPU, in the environment of PYTHON=…
 	$(PYTHON) -m pytest -m gpu tests/gpu $(TEST_ARGS)

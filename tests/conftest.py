@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
+# For `make mutation`: a mutant is killed by any failing example, so that the smallest one is not searched for.
+settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], database=None)
 pytest_plugins = ["slurm_fixtures"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
