@@ -1,5 +1,7 @@
 """The moving average alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import TINY_VQ, assert_user_error
@@ -66,3 +68,53 @@ def test_state_round_trip_and_warm_up(pair):
 
 def test_decay_out_of_range():
     assert_user_error("decay", EMA, decay=1.0)
+
+
+def test_the_average_follows_the_device_of_the_module(pair):
+    ema, module = pair
+    module.device = torch.device("meta")
+    ema.on_fit_start(None, module)
+    assert {parameter.device.type for parameter in ema.network.parameters()} == {"meta"}
+
+
+def test_the_average_is_updated_once_per_step_and_starts_from_loaded_weights(pair):
+    ema, module = pair
+    with torch.no_grad():
+        module.network.quant_conv.weight += 1  # weights that `init_from` loads after `setup`
+    ema.on_train_start(None, module)
+    assert torch.equal(ema.network.quant_conv.weight, module.network.quant_conv.weight)
+    trainer, updated = SimpleNamespace(datamodule=SimpleNamespace(plan=SimpleNamespace(accumulate=3))), []
+    for number in range(7):
+        before = ema.steps
+        ema.on_train_batch_end(trainer, module, None, None, number)
+        updated += [number] * (ema.steps - before)
+    assert updated == [2, 5]
+    with torch.no_grad():
+        module.network.quant_conv.weight += 1
+    ema.on_train_start(None, module)  # a resumed run keeps its average
+    assert not torch.equal(ema.network.quant_conv.weight, module.network.quant_conv.weight)
+
+
+def test_weights_are_restored_after_an_error(pair):
+    ema, module = pair
+    with torch.no_grad():
+        module.network.quant_conv.weight += 1
+    raw = module.network.quant_conv.weight.detach().clone()
+    with pytest.raises(RuntimeError), ema.applied(module.network):
+        assert not torch.equal(module.network.quant_conv.weight, raw)
+        raise RuntimeError
+    assert torch.equal(module.network.quant_conv.weight, raw)
+
+
+def test_the_decay_grows_until_its_limit(pair):
+    """Check (1 + step) / (10 + step), at most `decay`, on the change of a weight."""
+    ema, module = pair
+    ema.warm_up, ema.decay = True, 0.5
+    weight, average = module.network.quant_conv.weight, ema.network.quant_conv.weight
+    for step, decay in ((0, 1 / 10), (2, 3 / 12), (50, 0.5)):
+        ema.steps = step
+        with torch.no_grad():
+            average.zero_()
+            weight.fill_(1)
+        ema.update(module.network)
+        assert torch.allclose(average, torch.full_like(average, 1 - decay)) and ema.steps == step + 1

@@ -39,6 +39,15 @@ def test_a_single_rank_gets_its_own_signal_immediately():
         assert request.agree(signals.NONE, busy) == signals.NONE and request.any_busy == busy
 
 
+def test_ranks_of_a_single_node_agree_too(tmp_path, monkeypatch):
+    groups = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: groups.append(backend))
+    monkeypatch.setattr(preemption, "keep_handlers", lambda trainer: None)
+    for world_size in (1, 4):
+        Preemption(str(tmp_path)).setup(SimpleNamespace(world_size=world_size, num_nodes=1), None, "fit")
+    assert groups == ["gloo"]
+
+
 def start_group(rank: int, directory: str) -> StopRequest:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)

@@ -64,6 +64,10 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert lines["parameters"] == "147,622,080 trained"
     assert lines["global batch"] == "2,048 = 8 devices x 64 images x 4 accumulation steps"
     assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 images)"
+    for ends, steps in ((("100", "300"), "100 ("), (("1000000", "2"), "1,250 (2.0 epochs")):  # the earlier end counts
+        limits = ("--trainer.max_steps", ends[0], "--trainer.max_epochs", ends[1])
+        _, limited, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options, *limits)
+        assert limited["steps"].startswith(steps)
     assert lines["time"].startswith("106.7 h without validation; 853.3 h over all devices")
     assert lines["token shards"].startswith("6.60 GB") and lines["checkpoints"].startswith("7.09 GB")
     code, slow, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options[:-1], 10, "--images_per_s", 10)

@@ -227,6 +227,10 @@ def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
         (["--trainer.devices", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or"),
         (["--trainer.devices", "1"], "or --trainer.strategy ddp for ranks on CPUs"),
         (["--trainer.num_nodes", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu"),
+        (
+            ["--trainer.devices", "2", "--trainer.num_nodes", "3", "--trainer.strategy", "ddp"],
+            "global_batch_size 8 does not divide over 6 devices",
+        ),
         (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
         (["--sweep", "nothing"], "--sweep nothing does not exist"),
         (["--data.path", "nothing"], "nothing"),

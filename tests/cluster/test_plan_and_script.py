@@ -143,6 +143,10 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
             "up to 90.0 s between two batches .* included\\), 10.0 s for a checkpoint; set at least 150",
         ),
         (
+            {"timings": MEASURED, "nodes": 1, "devices": 2},  # two ranks must agree, also on one node
+            "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
+        ),
+        (
             {"timings": MEASURED},
             "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
         ),

@@ -58,6 +58,7 @@ def test_tasks_that_wait_are_one_record(name, tasks):
         ("sigterm", {"state": "RUNNING"}, "stay"),
         ("sigterm", {"state": "RUNNING", "preempted": True}, "requeue"),
         ("sigterm", {"state": "COMPLETING", "reason": "TimeLimit"}, "requeue"),
+        ("sigterm", {"state": "TIMEOUT"}, "requeue"),  # the limit came before a warning
         ("sigterm", {"state": "COMPLETING", "restarts": 1}, "already"),
         ("warning", {"state": "PENDING"}, "already"),
         ("warning", {"state": "COMPLETING"}, "stay"),  # scancel came after the warning
@@ -69,6 +70,24 @@ def test_tasks_that_wait_are_one_record(name, tasks):
 )
 def test_the_decision(cause, fields, action):
     assert decide(cause, 0, SlurmJobInfo("1", **fields)).action == action
+
+
+@pytest.mark.parametrize(
+    ("cause", "fields", "reason"),
+    [
+        ("warning", {"state": "RUNNING"}, "its time runs out (SIGUSR1)"),
+        ("sigterm", {"state": "RUNNING", "preempted": True}, "it was preempted"),
+        ("crash", {"state": "RUNNING"}, "its processes ended"),
+        ("sigterm", {"state": "TIMEOUT"}, "its time ran out"),
+        ("crash", {"state": "COMPLETING", "reason": "TimeLimit"}, "its time ran out"),
+        ("warning", {"state": "REQUEUED"}, "SLURM has already put it back into the queue"),
+        ("warning", {"state": "CANCELLED"}, "it was cancelled"),
+        ("crash", {"state": "COMPLETING"}, "it was cancelled"),
+        ("warning", {"state": "RUNNING", "may_requeue": False}, "it was submitted with --no-requeue"),
+    ],
+)
+def test_the_reason_of_a_decision(cause, fields, reason):
+    assert decide(cause, 0, SlurmJobInfo("1", **fields)).reason == reason
 
 
 def test_a_crash_stays_down_where_that_is_wanted():

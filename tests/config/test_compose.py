@@ -129,12 +129,14 @@ data: {class_path: D, init_args: {batch: 8, root: '${oc.env:AIM_DATA}/x', log: '
 model: {init_args: {batch: '${data.batch}', same: '${data.init_args.root}', all: '${extra}'}}
 extra: {k: [1, '${data.batch}']}
 literal: '\\${data}'
+escaped: '\\${data.batch} and \\${nothing}'
 """
     document = compose(write(one=text), [("more", "${model.init_args.batch}")])
     assert document.values["data"]["init_args"] == {"batch": 8, "root": "/d/x", "log": "y"}
     assert document.values["model"]["init_args"] == {"batch": 8, "same": "/d/x", "all": {"k": [1, 8]}}
     assert document.values["more"] == 8
     assert document.values["literal"] == "${data}"
+    assert document.values["escaped"] == "${data.batch} and ${nothing}"
     assert document.origin("model.init_args.all.k") == "one.yaml"
 
 

@@ -17,7 +17,7 @@ from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import read_records, record_digest
 from aim_lightning.data.tokens.read.preview import preview
-from aim_lightning.data.tokens.verify import verify_directory
+from aim_lightning.data.tokens.verify import verify_directory, verify_set
 from aim_lightning.data.tokens.write.merge import merge_directories
 from aim_lightning.models import VQModel
 from aim_lightning.utils.errors import UserError
@@ -315,6 +315,26 @@ def test_info_verify_and_merge_of_sets(tmp_path, capsys):
     code, out, _ = shards(capsys, "verify", tmp_path / "ab")
     assert code == 1 and "ab/train/tokens-000003.tar: missing" in out and "78 rows, 1 fault\n" in out
     assert "val/manifest.json: another tokenizer_hash" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("class_names", '"class1"', '"other"'),
+        ("codebook_size", '"codebook_size": 16', '"codebook_size": 17'),
+        ("tokenizer_hash", '"none"', '"another"'),
+    ],
+)
+def test_splits_of_one_set_have_the_same_classes_codebook_and_tokenizer(tmp_path, name, old, new):
+    for split in ("train", "val"):
+        write_tokens(tmp_path / split, [12])
+    directories = [tmp_path / "train", tmp_path / "val"]
+    assert list(verify_set(directories)) == []
+    path = directories[1] / "manifest.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    (difference,) = verify_set(directories)
+    assert difference == f"{path}: another {name} than {directories[0] / 'manifest.json'}"
 
 
 @pytest.mark.parametrize(("there", "absent"), [("train", "val"), ("val", "train")])

@@ -153,6 +153,7 @@ def launch(images, tokenizer, out, how, events: list[int | None], workers: int =
     kills=st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3), max_size=3),
     world=st.integers(1, 3),
 )
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_processes_and_after_kills(
     images, tokenizer, tmp_path_factory, rows_per_shard, batch_size, views, kills, world
 ):
@@ -256,6 +257,7 @@ def test_an_unreadable_image_is_an_error_that_names_it(damaged, tokenizer, tmp_p
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, images, tokenizer, tmp_path):
     skip = dataclasses.replace(OPTIONS, on_error="skip")
     manifest = write(damaged, tokenizer, tmp_path / "skip", skip)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
 from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.utils.random import hash_uniform
 
 
 def flat(lists):
@@ -75,6 +76,13 @@ def test_order_changes_with_seed_and_epoch_and_restarts_anywhere(directory):
         assert global_batches(directory, epoch=1, start=start) == expected[start:]
 
 
+def test_windows_of_equal_size_have_different_orders(tmp_path):
+    for split in ("train", "val"):
+        write_tokens(tmp_path / split, [16, 16])
+    first, second = ([row % 16 for row in batch] for batch in global_batches(tmp_path, batch=16, window=16))
+    assert first != second and sorted(first) == sorted(second) == list(range(16))
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shards=st.lists(st.integers(1, 30), min_size=1, max_size=6),
@@ -110,9 +118,9 @@ def test_codes_labels_and_rows_belong_together_and_views_vary(directory):
             assert batch["codes"].dtype == torch.int64 and int(batch["epoch"]) == epoch
             for codes, label, row in zip(batch["codes"], batch["labels"], batch["index"], strict=True):
                 assert int(label) == int(row) % TINY.num_classes
-                views = [v for v in range(3) if (stored[int(row)][v] == codes.numpy()).all()]
-                assert views
-                seen.setdefault(int(row), set()).update(views)
+                view = int(hash_uniform("view", 0, epoch, row[None]) * 3)  # of the dataset row, not of its position
+                assert (stored[int(row)][view] == codes.numpy()).all()
+                seen.setdefault(int(row), set()).add(view)
     assert np.mean([len(views) for views in seen.values()]) > 2.5
 
 
@@ -157,8 +165,8 @@ def read_all(directory):
         ("cut at a record", "0 rows|its manifest says"),
         ("missing", "cannot be read"),
         ("foreign", "no token shard"),
-        ("label", "label 9 is out of range"),
-        ("code", "code 77 is out of range"),
+        ("label", "row 1: label 3 is out of range, the manifest names 3 classes \\(1 such labels\\)"),
+        ("code", "row 0, view 2: code 16 is out of range, the codebook has 16 \\(17 such codes\\)"),
         ("shape", "codes are"),
         ("damaged npy", "damaged"),
     ],
@@ -174,9 +182,11 @@ def test_faults_name_the_shard(directory, name, word):
     elif name == "foreign":
         break_shard(path, **{"codes.npy": None})
     elif name == "label":
-        break_shard(path, **{"labels.npy": npy(np.full(17, 9))})
-    elif name == "code":
-        break_shard(path, **{"codes.npy": npy(np.full((17, 3, 4), 77, np.uint16))})
+        break_shard(path, **{"labels.npy": npy(np.where(np.arange(17) == 1, TINY.num_classes, 2))})
+    elif name == "code":  # the first one above the codebook
+        codes = np.full((17, 3, 4), TINY.vocab_size - 1, np.uint16)
+        codes[:, 2, 1] = TINY.vocab_size
+        break_shard(path, **{"codes.npy": npy(codes)})
     elif name == "shape":
         break_shard(path, **{"codes.npy": npy(np.zeros((17, 1, 4), np.uint16))})
     else:

@@ -327,9 +327,10 @@ def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
     directory.file(2).unlink()
     directory.file(4).write_bytes(directory.file(4).read_bytes()[:-5])
     directory.file(6).write_bytes(b"")
+    np.save(directory.file(5), whole[5][:-1])  # a readable file that lacks an image
     kept = directory.file(0).stat().st_mtime_ns
-    assert directory.missing() == [2, 4, 6]
-    assert generate_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 8 + 8 + 2
+    assert directory.missing() == [2, 4, 5, 6]
+    assert generate_missing(pipeline, directory, SAMPLING, ProcessGroup())["images"] == 8 + 8 + 8 + 2
     for block in range(7):
         np.testing.assert_array_equal(directory.read(block), whole[block])
     assert directory.file(0).stat().st_mtime_ns == kept
@@ -492,4 +493,6 @@ def test_over_seeds():
     record = over_seeds(records)
     assert (record["metrics"], record["std"], record["seeds"]) == ({"fid_5k": 2.0}, {"fid_5k": 1.0}, [0, 1, 2])
     assert record["protocol"]["sampling"]["seed"] == [0, 1, 2] and records[0]["protocol"]["sampling"]["seed"] == 0
-    assert over_seeds(records[:1])["protocol"] == records[0]["protocol"]
+    single = over_seeds(records[:1])
+    assert (single["metrics"], single["std"], single["seeds"]) == ({"fid_5k": 1.0}, {"fid_5k": 0.0}, [0])
+    assert single["protocol"] == records[0]["protocol"]

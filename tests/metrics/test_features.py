@@ -54,6 +54,7 @@ def test_stand_in_equals_the_package_unfolded(small):
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_stand_in_ranks_damage(small):
     real, _ = embedded_images("train", 120)
     images, labels = embedded_images("val", 300)

@@ -162,6 +162,19 @@ def test_reference_round_trip_survives_reset(network):
         loaded.load_gaussian(torch.zeros(FEATURES), torch.zeros(2, 2))
 
 
+def test_new_samples_and_a_new_reference_replace_the_cached_value(network):
+    real, fake, more = gaussian(300, 1), gaussian(200, 2), gaussian(200, 3)
+    distance = filled(network, real, fake)
+    assert distance.compute() == filled(network, real, fake).compute()
+    distance.update_features(more, real=False)
+    both = torch.cat((fake, more))
+    assert float(distance.compute()) == pytest.approx(float(filled(network, real, both).compute()), rel=1e-9)
+    for reference in (gaussian(300, 4), gaussian(300, 5)):  # the root of the first must not serve the second
+        full = filled(network, reference, both)
+        distance.load_gaussian(*mean_and_covariance(*full.reference_state().values()))
+        assert float(distance.compute()) == pytest.approx(float(full.compute()), rel=1e-9)
+
+
 def test_fewer_images_than_features_warns_once(network):
     distance = filled(network, gaussian(10, 1), gaussian(5, 2))
     with pytest.warns(UserWarning, match="5 generated images for 6 features") as seen:
@@ -193,7 +206,15 @@ def test_features_that_are_not_finite_give_no_distance(network, real):
 
 
 def test_names():
-    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000)] == ["2k", "50k", "512", "1500", "500", "1k"]
+    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000, 1)] == [
+        "2k",
+        "50k",
+        "512",
+        "1500",
+        "500",
+        "1k",
+        "1",
+    ]
     assert metric_name("fid", 50000) == "fid_50k"
     assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
     with pytest.raises(ValueError):

@@ -94,6 +94,7 @@ class Replay:
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
+@pytest.mark.slow
 def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs, monkeypatch):
     random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
     names = {f"fd{end}", f"sfd{end}", f"is{end}", f"is_std{end}", f"kd{end}", f"precision{end}", f"recall{end}"}

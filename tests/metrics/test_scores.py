@@ -131,6 +131,9 @@ def test_inception_score_in_a_batch_or_apart_and_its_bounds():
         for rows in torch.randperm(40).split(7):
             score.update(logits[rows], rows)
         assert float(score.compute()["mean"]) == pytest.approx(expected, rel=1e-9)
+    part = InceptionScore(12_000, num_classes=8)  # of three splits only the second one gets images
+    part.update(certain, torch.arange(5000, 5040))
+    assert {name: float(value) for name, value in part.compute().items()} == pytest.approx({"mean": 4.0, "std": 0.0})
     with pytest.raises(ValueError, match="0 to 39"):
         score.update(certain[:1], torch.tensor([40]))
     score.update(certain[:1] * float("nan"), torch.tensor([1]))
@@ -155,6 +158,16 @@ def test_kernel_distance_over_all_pairs_and_of_equal_sets():
     own = sum(k(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (30 * 29)
     expected = own - 2 * sum(k(x[i], y[j]) for i, j in pairs) / 900
     assert value["mean"] == pytest.approx(expected, rel=1e-9) and value["std"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_deviation_of_the_kernel_distance_is_that_of_all_its_subsets():
+    x, y = torch.randn(30, 5), torch.randn(30, 5) + 1
+    first = compared(KernelDistance(y, subsets=1, subset_size=10), x)
+    both = compared(KernelDistance(y, subsets=2, subset_size=10), x)
+    # Two values a and b deviate by |a - b| / 2 = |a - mean|, without Bessel's correction.
+    assert (
+        first["std"] == 0 and both["std"] == pytest.approx(abs(first["mean"] - both["mean"]), rel=1e-9) and both["std"]
+    )
 
 
 def test_precision_and_recall_at_their_ends():

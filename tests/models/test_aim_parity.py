@@ -1,8 +1,10 @@
 """Our AiM against numbers that the published code computed (tests/fixtures)."""
 
+import dataclasses
+
 import pytest
 import torch
-from helpers import fixture, published_aim, relative
+from helpers import TINY, fixture, published_aim, relative
 from torch.nn import functional as F
 
 from aim_lightning.models import AiM, AiMConfig
@@ -113,3 +115,7 @@ def test_flops_count_modulation_once_an_image():
     with torch.device("meta"):
         model = AiM(AiMConfig())
     assert model.flops_per_image() == pytest.approx(173e9, rel=0.005)
+    # Another group adds only weights of class modulation.
+    two, three = (AiM(dataclasses.replace(TINY, num_groups=groups)) for groups in (2, 3))
+    added = sum(p.numel() for p in three.parameters()) - sum(p.numel() for p in two.parameters())
+    assert added > 0 and three.flops_per_image() - two.flops_per_image() == 6 * added

@@ -28,17 +28,21 @@ def test_group_adaln_starts_with_small_gates():
     assert 0 < gates.abs().mean() < 0.3
 
 
-def test_distributions():
+@pytest.mark.parametrize(("d_intermediate", "branches"), [(0, 2), (256, 4)])
+def test_distributions(d_intermediate, branches):
     torch.manual_seed(0)
-    model = AiM(AiMConfig(d_model=512, n_layer=2, vocab_size=500, num_classes=6, num_tokens=9))
-    mixer = model.backbone.layers[0].mixer
+    sizes = {"d_model": 512, "n_layer": 2, "d_intermediate": d_intermediate}
+    model = AiM(AiMConfig(vocab_size=500, num_classes=6, num_tokens=9, **sizes))
+    layer = model.backbone.layers[0]
+    mixer = layer.mixer
     a, dt = mixer.A_log.exp(), torch.nn.functional.softplus(mixer.dt_bias)
     assert a.min() >= 1 and a.max() <= 16
     assert dt.min() >= 0.00099 and dt.max() <= 0.101
     assert torch.equal(mixer.D, torch.ones_like(mixer.D))
     assert float(model.lm_head.weight.std()) == pytest.approx(0.02, rel=0.05)
-    bound = 1 / math.sqrt(1024) / math.sqrt(2)
-    assert float(mixer.out_proj.weight.abs().max()) == pytest.approx(bound, rel=0.01)
+    for projection in [mixer.out_proj, layer.mlp.fc2] if d_intermediate else [mixer.out_proj]:
+        bound = 1 / math.sqrt(projection.in_features * branches)
+        assert float(projection.weight.abs().max()) == pytest.approx(bound, rel=0.01)
     biases = [p for n, p in model.named_parameters() if n.endswith(".bias") and "conv1d" not in n]
     assert biases and all(not p.any() for p in biases)
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aim_lightning.models import VQConfig, VQModel
 
 
+@pytest.mark.slow
 def test_parity_with_the_published_vq8():
     model, (facts, data) = published_vq8(), fixture("vq8")
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == facts["state_dict"]
@@ -58,6 +59,17 @@ def test_gradient_passes_straight_through():
     result.images_BCHW.sum().backward()
     assert model.encoder.conv_in.weight.grad.abs().sum() > 0
     assert model.quantize.embedding.weight.grad is None  # only the codebook loss moves the codes
+
+
+def test_each_quantisation_loss_moves_one_side_only():
+    torch.manual_seed(0)
+    quantizer, latent = VQModel(TINY_VQ).quantize, torch.randn(2, 8, 4, 4, requires_grad=True)
+    result, sides = quantizer(latent), (latent, quantizer.embedding.weight)
+    distance = (result.quantized_BCHW - result.latent_BCHW).square().mean().item()
+    for loss, moved in ((result.codebook_loss, 1), (result.commitment_loss, 0)):
+        assert loss.item() == pytest.approx(distance)
+        gradients = torch.autograd.grad(loss, sides, allow_unused=True, retain_graph=True)
+        assert gradients[1 - moved] is None and gradients[moved].any()
 
 
 def test_weights_hash_follows_weights_alone():

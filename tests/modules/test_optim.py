@@ -1,6 +1,7 @@
 """Learning rate and decay groups."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from aim_lightning.modules.optim import (
     clip_gradients,
     decay_groups,
     learning_rate_factor,
+    total_steps,
 )
 from aim_lightning.utils.errors import UserError
 
@@ -51,6 +53,16 @@ def test_schedules(schedule, middle):
     assert factors[60] == pytest.approx(middle)
     assert factors[110] == factors[199] == pytest.approx(1.0 if schedule == "constant" else 0.1)
     assert all(a >= b for a, b in pairwise(factors[9:]))
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "expected"),
+    [(25, 3, 25), (50, 3, 30), (25, None, 25), (25, -1, 25), (-1, 3, 30), (-1, None, -1), (-1, -1, -1), (0, 3, 0)],
+)
+def test_training_ends_at_the_earlier_of_two_ends(max_steps, max_epochs, expected):
+    trainer, datamodule = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs), SimpleNamespace()
+    datamodule.batches_per_epoch = 10
+    assert total_steps(trainer, datamodule) == expected
 
 
 def test_a_decaying_schedule_needs_an_end():

@@ -1,6 +1,11 @@
 """results.json: whatever is in it can be traced to what made it."""
 
+import datetime
 import json
+import os
+import re
+import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +13,9 @@ from helpers import assert_user_error
 
 from aim_lightning.runs import results
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.history import append_start
 from aim_lightning.runs.results import commit, hardware, record, recorded_step
+from aim_lightning.runs.resume_policy import Decision
 
 
 @pytest.fixture
@@ -84,5 +91,34 @@ def test_hardware_is_what_was_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert hardware(torch.device("cuda", 3)) == "1 x GPU 3"
     assert hardware(torch.device("cuda", 0), 4) == "4 x GPU 0"
-    assert hardware(torch.device("cpu")).startswith("CPU ")
+    model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    name = model[1] if model else ""
+    assert hardware(torch.device("cpu")).startswith(f"CPU {name}") and hardware(torch.device("cpu")).endswith(
+        " threads"
+    )
     assert hardware(torch.device("cpu"), 2).startswith("2 processes, CPU ")
+
+
+def test_a_start_is_one_line_of_the_history(directory, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("AIM_COMMIT", "abc")
+    append_start(directory, Decision("fresh"))
+    change, note = "trainer.devices was 1, is 2", "ignoring damaged checkpoint: ü"
+    notes = [note, f"changed since this run started: {change}"]
+    append_start(directory, Decision("continue", Path("checkpoints/step=00000009.ckpt"), 9, notes, [change]))
+    text = directory.history.read_text(encoding="utf-8")
+    first, second = (json.loads(line) for line in text.splitlines())
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(second.pop("time"))
+    assert "ü" in text and abs(age.total_seconds()) < 60
+    assert second == {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": "12",
+        "commit": "abc",
+        "action": "continue",
+        "step": 9,
+        "checkpoint": "step=00000009.ckpt",
+        "changes": [change],
+        "notes": [note],  # a change is not repeated as a note
+    }
+    assert (first["action"], first["step"], first["checkpoint"], first["changes"]) == ("fresh", 0, None, [])

@@ -33,6 +33,12 @@ def test_top_p_is_the_smallest_set_that_reaches_p(row, p):
         assert probability[kept].min() >= probability[~kept].max() - 1e-9
 
 
+def test_top_p_stops_where_the_sum_is_exactly_p():
+    row = torch.zeros(1, 4)  # four times 0.25, without rounding
+    for p, kept in ((0.25, 1), (0.5, 2), (0.75, 3), (0.76, 4)):
+        assert keep_top_p(row, p).isfinite().tolist() == [[True] * kept + [False] * (4 - kept)]
+
+
 def test_sampling_follows_the_distribution():
     row = torch.tensor([[0.0, 1.0, float("-inf"), 2.0]])
     uniform = (torch.arange(20000) + 0.5) / 20000
