@@ -86,7 +86,9 @@ def leave(stop: Stopped, directory: RunDirectory, arguments: Arguments) -> int:
     if not is_rank_zero():
         return 0  # another code would make srun end rank 0 while it asks SLURM
     kept, job = _kept(stop), Job.current()
-    if job is None:
+    if job is not None and stop.code == signals.INT:
+        job_registry.record_exit(directory.path, job, signals.EXITS[stop.code])  # the code of a final end
+    if job is None or stop.code == signals.INT:
         log(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
         return signals.EXITS[stop.code]
     stopped_at = time.time()

@@ -7,6 +7,7 @@ handlers are installed before anything slow starts.
 
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -14,11 +15,12 @@ import time
 from collections.abc import Iterator
 
 BORN = time.time()  # approximate start of this process
-# By urgency: ranks agree on the maximum. USR1 means that the job is to be requeued, TERM alone does not.
-NONE, TERM, USR1 = 0, 1, 2
+# By urgency: ranks agree on the maximum. USR1 means that the job is to be requeued, TERM alone does not. After INT, the
+# user's Ctrl-C, the job must not be requeued at all.
+NONE, TERM, USR1, INT = 0, 1, 2, 3
 CODES = {signal.SIGTERM: TERM, signal.SIGUSR1: USR1}
-NAMES = {TERM: "SIGTERM", USR1: "SIGUSR1"}
-EXITS = {TERM: 128 + signal.SIGTERM, USR1: 128 + signal.SIGUSR1}
+NAMES = {TERM: "SIGTERM", USR1: "SIGUSR1", INT: "Ctrl-C"}
+EXITS = {TERM: 128 + signal.SIGTERM, USR1: 128 + signal.SIGUSR1, INT: 128 + signal.SIGINT}
 
 _received = NONE
 _installed = False
@@ -28,7 +30,7 @@ class Stopped(BaseException):
     """The end of a training between two steps because of a signal, which is no error.
 
     Args:
-        code: TERM or USR1.
+        code: TERM, USR1 or INT.
         step: optimizer steps done.
         saved: a checkpoint contains all of them.
     """
@@ -86,10 +88,36 @@ def _show_stacks() -> None:
 
 
 def received() -> int:
-    """Return the most urgent signal so far: NONE, TERM or USR1."""
+    """Return the most urgent signal so far: NONE, TERM, USR1 or INT."""
     return _received
 
 
 def _note(signum: int, frame) -> None:
     global _received
     _received = max(_received, CODES[signum])
+
+
+@contextlib.contextmanager
+def graceful_interrupt() -> Iterator[None]:
+    """Handle the first Ctrl-C inside like SIGTERM; a second one raises KeyboardInterrupt, as outside.
+
+    Outside, such as during imports, there is nothing to save.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    # A process that a shell starts in the background ignores SIGINT; it stays so.
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(signum: int, frame) -> None:
+    global _received
+    _received = max(_received, INT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Not print: the signal may have interrupted one, whose stream is locked then.
+    os.write(2, b"\nCtrl-C: saving a checkpoint after this step; press it again to abort without\n")

@@ -120,12 +120,13 @@ def _own_threads() -> int:
 
 
 def outlive_signals(worker: int = 0) -> None:
-    """Keep a loader process alive at SLURM's signals; only the parent's SIGTERM ends it.
+    """Keep a loader process alive at SLURM's signals and Ctrl-C; only the parent's SIGTERM ends it.
 
     For `DataLoader(worker_init_fn=…)`. SLURM signals every process of a job: without this its warning would kill the
     workers, and the rank would fail before it reaches its batch boundary.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    # A terminal sends Ctrl-C to the workers too; the parent decides when they end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*JOB_SIGNALS, signal.SIGINT))
     threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True, name="signals").start()
 
 

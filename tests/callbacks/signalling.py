@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -47,3 +48,18 @@ class SignallingValidation(Callback):
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         if trainer.global_rank == self.rank and batch_idx == 0:
             os.kill(os.getpid(), self.number)
+
+
+class SlowStep(Callback):
+    """Make the batch after a step take a minute.
+
+    Args:
+        step: optimizer steps before it.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
+        if trainer.global_step == self.step:
+            time.sleep(60)

@@ -293,6 +293,42 @@ def test_sigterm_is_no_success(place, experiment):
     assert not (directory.parent / "lease.json").exists()
 
 
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process would ignore it
+from aim_lightning.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_saves_the_step_and_a_second_one_aborts(place, experiment, again):
+    """The second one comes while a batch takes long, so that the first one has not ended training."""
+    run = f"interrupted_{again}"
+    words = [sys.executable, "-c", INTERRUPTED, "fit", "--config", str(experiment), "--run", run]
+    words += ["--trainer.max_steps", "100000", "--model.optimizer.schedule", "constant", "--data.num_workers", "1"]
+    if again:
+        extra = place / "slow.yaml"
+        extra.write_text("callbacks: {slow: {class_path: callbacks.signalling.SlowStep, init_args: {step: 6}}}\n")
+        words += ["--config", str(extra)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, env=env, start_new_session=True, **pipe)
+    run_dir = place / "runs" / "tiny" / run
+    while not list((run_dir / "checkpoints").glob("step=*.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    for _ in range(1 + again):
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)  # to the loader's worker too, as a terminal does
+    output, _ = process.communicate(timeout=60)
+    step = int(newest_checkpoint(run_dir).name.removeprefix("step=").removesuffix(".ckpt"))
+    assert process.returncode == 130 and "Ctrl-C: saving a checkpoint after this step" in output, output
+    words = f"from step {step}" if again else f"stopped by Ctrl-C, step {step} is in a checkpoint"
+    assert words in output and "Traceback" not in output, output
+    assert (step == 4) is again, output
+
+
 @pytest.mark.long
 def test_validate_refuses_what_does_not_belong(place, experiment, aim_cli):
     code, output = fit(experiment, "without_ema", "--callbacks.ema", "null", "--trainer.max_steps", "4")

@@ -76,7 +76,7 @@ class Preemption(Callback):
 
         Args:
             trainer: of the training.
-            signal: TERM or USR1.
+            signal: TERM, USR1 or INT.
 
         Raises:
             Stopped: always.

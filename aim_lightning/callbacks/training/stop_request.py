@@ -67,7 +67,7 @@ class StopRequest:
         """Start an exchange and return the result of the previous one; a single rank gets its own signal.
 
         Args:
-            signal: NONE, TERM or USR1.
+            signal: NONE, TERM, USR1 or INT.
             busy: this rank has work left.
         """
         agreed = self.finish()

@@ -127,11 +127,12 @@ def _train(
         _write_start(document, directory, decision, content)
     checkpoint = str(decision.checkpoint) if decision.checkpoint else None
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+        with signals.graceful_interrupt():
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except SystemExit as stop:
-        if stop.code != 1:  # Lightning's answer to Ctrl-C
+        if stop.code != 1:  # Lightning's exit after a second Ctrl-C
             raise
-        log(f"stopped; the same command continues {directory.path}")
+        log(f"aborted; the same command continues {directory.path} from step {directory.latest_step}")
         return 130
     if is_rank_zero():
         finish(cli, document, directory, validated.step)
