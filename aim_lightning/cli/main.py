@@ -12,7 +12,7 @@ from aim_lightning.cli.registry import COMMANDS
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config.signature import suggest
-from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, lost_rank, one_line
+from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, killed_worker, lost_rank, one_line
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.process import node_name, rank
 
@@ -62,6 +62,8 @@ def _mistake(error: BaseException | None) -> UserError | None:
         return mistake
     if type(error).__name__ == "MisconfigurationException":
         return UserError(f"trainer: {' '.join(str(error).split())}")
+    if worker := killed_worker(error):
+        return worker
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error and one_line(error)

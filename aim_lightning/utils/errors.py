@@ -1,6 +1,7 @@
 """Exceptions that the command line prints in one line, without a traceback."""
 
 import errno
+import re
 
 # Messages of gloo after the process at the other end has exited.
 GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
@@ -42,6 +43,24 @@ def disk_mistake(error: OSError, name: object = None) -> UserError | None:
     if error.errno in CLOSED:
         return UserError(f"{fact}; choose another path")
     return TransientError(f"{fact}; make room") if error.errno in FULL else None
+
+
+def killed_worker(error: BaseException | None) -> TransientError | None:
+    """Return one line for the death of a loader process; None for any other error.
+
+    Torch raises its error in the main thread, from a signal handler or while it waits for a batch.
+
+    Args:
+        error: exception of a command; its causes are examined too.
+    """
+    while error is not None:
+        match = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.+)", str(error), re.DOTALL)
+        if isinstance(error, RuntimeError) and match:
+            reason = "killed" if "Killed" in match[2] else match[2].strip().splitlines()[0].rstrip(". ")
+            fact = f"loader process {match[1]} ended ({reason}), possibly for lack of memory"
+            return TransientError(f"{fact}; lower data.num_workers or give the job more memory")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def lost_rank(error: BaseException) -> bool:

@@ -191,6 +191,7 @@ def read_json(path: str | Path, role: str) -> Any:
         UserError: the file is missing or no JSON.
     """
     try:
+        require_regular(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{role} {path} does not exist") from None
@@ -198,8 +199,23 @@ def read_json(path: str | Path, role: str) -> Any:
         raise UserError(f"{role} {path} is not readable JSON ({error})") from None
 
 
+def require_regular(path: str | Path) -> None:
+    """Check that an existing path is a regular file: reading a pipe blocks forever, and a device may have no end.
+
+    Args:
+        path: the file. A missing one passes, for the caller's own error.
+
+    Raises:
+        UserError: it is a pipe, a socket or a device.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is not a regular file; remove it")
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the hex sha256 of a file."""
+    require_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -13,9 +13,10 @@ import pytest
 from data.test_tokens import global_batches, module
 from helpers import assert_user_error, write_tokens
 
-from aim_lightning.data.tokens.format.manifest import Location
+from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.data.tokens.read import fetch
 from aim_lightning.data.tokens.read.fetch import Fetcher
+from aim_lightning.data.tokens.verify import verify_directory
 from aim_lightning.utils.errors import TransientError
 from aim_lightning.utils.files import sha256_file
 
@@ -211,3 +212,16 @@ def test_urls():
 def test_negative_numbers_are_refused(stored):
     for name in ("retries", "retry_pause", "skip_limit"):
         assert_user_error(rf"data\.{name} is -1", module, stored, fetch={name: -1})
+
+
+def test_only_regular_files_are_read(tmp_path):
+    write_tokens(tmp_path / "train", [5])
+    shard = tmp_path / "train" / "tokens-000000.tar"
+    shard.unlink()
+    os.mkfifo(shard)
+    assert_user_error(r"tokens-000000\.tar is not a regular file; remove it", Fetcher().fetch, str(shard))
+    assert str(next(iter(verify_directory(tmp_path / "train")))) == "tokens-000000.tar: no regular file"
+    manifest = tmp_path / "train" / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert_user_error(r"manifest\.json is not a regular file", TokenManifest.load, tmp_path / "train")

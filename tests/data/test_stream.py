@@ -1,12 +1,18 @@
 """The arithmetic of the stream, on random sizes."""
 
+import os
+import re
+import signal
+
 import pytest
 import torch
 from helpers import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aim_lightning.cli import main as cli
 from aim_lightning.data.stream import BatchPlan, Cursor
+from aim_lightning.utils.errors import TransientError, killed_worker
 from aim_lightning.utils.random import hash_seed, hash_uniform, permutation
 
 plans = st.builds(
@@ -105,3 +111,40 @@ def test_permutation_depends_on_its_arguments_alone():
     assert (permutation(50, "order", 3, 4) == first).all()
     assert (permutation(50, "order", 3, 5) != first).any()
     assert sorted(first) == list(range(50))
+
+
+class _Killed(torch.utils.data.Dataset):
+    """A dataset whose second item kills its loader process, as the kernel does when memory runs out."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        if row == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+
+def test_a_killed_loader_process_is_one_line_that_requeues():
+    with pytest.raises(RuntimeError) as caught:
+        list(torch.utils.data.DataLoader(_Killed(), num_workers=1, batch_size=None))
+    try:
+        raise ValueError("raised while handling the death") from caught.value
+    except ValueError as error:
+        fault = killed_worker(error)
+    assert isinstance(fault, TransientError) and fault.exit_code == 74 and "\n" not in str(fault)
+    assert re.fullmatch(
+        r"loader process \d+ ended \(.+\), possibly for lack of memory; lower data.num_workers or give .*", str(fault)
+    )
+    assert killed_worker(RuntimeError("CUDA error")) is None and killed_worker(None) is None
+
+
+def test_a_command_reports_a_killed_loader_process_in_one_line(monkeypatch, capsys):
+    def fails(argv):
+        raise RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(cli, "run", fails)
+    assert cli.main(["tokenize"]) == 74
+    error = capsys.readouterr().err
+    assert error.startswith("error: loader process 77 ended (killed), possibly for lack of memory; lower data.num_work")
+    assert error.count("\n") == 1

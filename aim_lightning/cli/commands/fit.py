@@ -17,7 +17,7 @@ from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.resume_policy import Decision, RunContent, decide, decide_on_data, refusal
-from aim_lightning.utils.errors import TransientError, UserError, one_line
+from aim_lightning.utils.errors import TransientError, UserError, killed_worker, one_line
 from aim_lightning.utils.files import tolerate_disk_errors, write_text
 from aim_lightning.utils.lightning_private import disable_signal_handlers
 from aim_lightning.utils.logging import log
@@ -54,6 +54,11 @@ def run(document: Config, options: argparse.Namespace) -> int:
     except (DistNetworkError, DistStoreError) as error:
         reason = str(error).strip().splitlines()[0]
         fault = TransientError(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        return _passing(fault, directory)
+    except RuntimeError as error:
+        fault = killed_worker(error)
+        if fault is None:
+            raise
         return _passing(fault, directory)
     except UserError:
         remember_end(directory, USER_ERROR)

@@ -1,7 +1,6 @@
 """Decode image files of any format to RGB."""
 
 import io
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import require_regular
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 ALLOW_LARGE = "images.max_pixels, in `dataset` with --max_pixels"
@@ -61,19 +61,6 @@ def read_image(path: Path) -> bytes:
     with opening(path):
         require_regular(path)
         return path.read_bytes()
-
-
-def require_regular(path: Path) -> None:
-    """Check that a path is a regular file: reading a pipe blocks forever, and a device may have no end.
-
-    Args:
-        path: an existing file.
-
-    Raises:
-        UserError: it is a pipe, a device or a directory.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is not a regular file; remove it")
 
 
 def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

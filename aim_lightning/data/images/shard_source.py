@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from aim_lightning.data.images.base import LeftOut, sha256_json
-from aim_lightning.data.images.decode import require_regular
 from aim_lightning.data.images.shard_writer import EXTENSIONS, FORMAT, MANIFEST
 from aim_lightning.data.images.tar import TAR_ERRORS, TarSource, tar_members
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json
+from aim_lightning.utils.files import read_json, require_regular
 
 log = logging.getLogger(__name__)
 MAX_CLASSES = 100_000  # a wrong label in a shard without manifest must not create millions of class names

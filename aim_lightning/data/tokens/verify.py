@@ -90,7 +90,8 @@ def verify_set(directories: list[Path]) -> Iterator[str]:
 
 def _verify_shard(path: Path, shard: TokenShard, manifest: TokenManifest) -> ShardContent:
     if not path.is_file():
-        return ShardContent(faults=[Fault(shard.name, "", "missing")])
+        fact = "no regular file" if path.exists() else "missing"
+        return ShardContent(faults=[Fault(shard.name, "", fact)])
     content = _read_shard(path, manifest)
     if content.rows != shard.rows:
         content.faults.append(Fault(shard.name, "", f"{content.rows} rows can be read, the manifest says {shard.rows}"))

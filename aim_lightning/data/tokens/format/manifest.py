@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_json
+from aim_lightning.utils.files import require_regular, write_json
 
 FORMAT = "aim_lightning.tokens/1"
 MANIFEST = "manifest.json"
@@ -155,6 +155,7 @@ class TokenManifest:
                 f"{path} does not exist: {directory} is no finished directory of token shards; make it with "
                 "`make tokenize EXP=…` or set data.path"
             )
+        require_regular(path)
         return cls.parse(path.read_text(encoding="utf-8"), path)
 
     @classmethod

@@ -12,8 +12,9 @@ import numpy as np
 import webdataset as wds
 
 from aim_lightning.data.images.tar import open_tar, tar_members
-from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import SCHEME, TokenManifest
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import require_regular
 
 ROWS_PER_RECORD = 1000
 Members = dict[str, memoryview]
@@ -101,6 +102,8 @@ def read_records(url: str, manifest: TokenManifest) -> Iterator[tuple[np.ndarray
         UserError: the shard is missing, truncated or no token shard, or a record does not match the manifest.
     """
     rows = next(shard.rows for shard in manifest.shards if shard.name == Path(url).name)
+    if not SCHEME.match(url):
+        require_regular(url)
     with wds.gopen(url) as stream:
         data = stream.read()
     for record in stored_records(data, rows, manifest, url):

@@ -16,7 +16,7 @@ from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.manifest import SCHEME
 from aim_lightning.utils.errors import TransientError, UserError
-from aim_lightning.utils.files import abandoned, atomic_path, make_directory
+from aim_lightning.utils.files import abandoned, atomic_path, make_directory, require_regular
 
 # Errors that another attempt does not resolve.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -119,6 +119,8 @@ def check(data: bytes, sha256: str | None) -> Fetched:
 
 
 def _read(url: str) -> bytes:
+    if not SCHEME.match(url):
+        require_regular(url)
     with wds.gopen(_without_retries(rewrite_url(url))) as stream:
         return stream.read()
 
