@@ -84,7 +84,7 @@ test-gpu: ## Tests that need an NVIDIA GPU, in the environment of PYTHON=…
 lint: install ## Check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: install ## Format the source and mend what can be mended
+format: install ## Format the source and fix what can be fixed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # $(call experiment,command); EXP is looked for before anything is installed.
@@ -114,10 +114,10 @@ evaluate: install ## Draw samples and score them: FID, IS, precision, recall (EX
 sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.5,2 top_k=0,600", ARGS)
 	@$(call experiment,sweep --grid "$(or $(GRID),$(error set GRID, for example GRID="cfg_scale=1,1.5,2,3 top_k=0,600"))")
 
-follow: install ## Evaluate new checkpoints of a live run beside it, into its TensorBoard (EXP, RUN, ARGS)
+follow: install ## Evaluate new checkpoints of a running training, into its TensorBoard (EXP, RUN, ARGS)
 	@$(call experiment,follow)
 
-reproduce: install ## Published weights to a row beside the paper's (MODEL=AiM-B, REFERENCE=file [fetched], ARGS)
+reproduce: install ## Published weights to a row next to the paper's (MODEL=AiM-B, REFERENCE=file [fetched], ARGS)
 	@$(AIM) reproduce --preset $(or $(MODEL),AiM-B) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
 table: install ## Render experiments/README.md from experiments/results/ and experiments/sweeps/

@@ -207,7 +207,7 @@ def main() -> None:
         "--workdir", type=Path, help="stays, with its directories samples and real of the right size if there"
     )
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
-    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of ours")
+    parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of our network")
     parser.add_argument("--channels_last", action="store_true", help="also Inception's features in that layout")
     parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands", "imports"])
     options = parser.parse_args()

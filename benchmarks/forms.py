@@ -21,9 +21,8 @@ from record import hardware, save
 from torch import Tensor
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.sampling.fast.buffers import Buffers, exponent_type
+from aim_lightning.sampling.fast.buffers import Buffers, StaticWeights, exponent_type
 from aim_lightning.sampling.fast.torch_step import _dual
-from aim_lightning.sampling.fast.weights import StaticWeights
 
 BEYOND_CACHE = 160 * 2**20  # bytes of all copies on a GPU; an H100's L2 cache has 50 MiB
 MOST_COPIES = 200
@@ -69,7 +68,7 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
 
 
 def dual(config: AiMConfig, rows: int, device: torch.device) -> tuple[int, Callable[[int], list[Work]]]:
-    """Return (mean bytes of a step, a function from step number to the step on each copy)."""
+    """Return (mean bytes per step, a function from step number to the step on each copy)."""
     T, dtype = config.num_tokens, torch.bfloat16
     code = (config.d_inner + config.d_state) * dtype.itemsize + config.nheads * exponent_type(config, dtype).itemsize
     count = copies(rows * T // 2 * code, device)

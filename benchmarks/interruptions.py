@@ -144,7 +144,7 @@ def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
 
 
 def rows_agree(one: dict[int, dict], other: dict[int, dict]) -> bool | None:
-    """Whether both saw the same rows at every step that both did; None where there is none."""
+    """Return True if both saw the same rows at every common step; None without a common step."""
     steps = set(one) & set(other)
     return all(one[step]["rows"] == other[step]["rows"] for step in steps) if steps else None
 

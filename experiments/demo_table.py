@@ -1,6 +1,6 @@
 """The table at the end of `make demo`, from the results.json of both stages.
 
-python experiments/demo_table.py [--runs_root runs]; what the demo should reach stands beside each figure.
+python experiments/demo_table.py [--runs_root runs]; the target is next to each figure.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def scores(aim: dict[str, float]) -> Table:
-    """Samples beside an untrained model and real images; the count in the names is that of the run."""
+    """Print samples next to an untrained model and real images; the count in the names is that of the run."""
     table = Table(title="Fashion-MNIST mini, 32x32, 8x8 codes")
     for column in ("", "samples", "untrained model", "real images"):
         table.add_column(column, justify="left" if not column else "right")

@@ -38,10 +38,8 @@ def check_content(content: Any, source: str | Path) -> None:
     if not is_checkpoint(content):
         raise UnreadableFile(f"checkpoint {source} was not written by this project (format {FORMAT!r} expected)")
     if content["format"] != FORMAT:
-        raise UnreadableFile(
-            f"checkpoint {source} has format {content['format']!r}, this version reads {FORMAT!r}; "
-            "use the version that wrote it"
-        )
+        versions = f"has format {content['format']!r}, this version reads {FORMAT!r}"
+        raise UnreadableFile(f"checkpoint {source} {versions}; use the version that wrote it")
     missing = [key for key in KEYS if key not in content]
     if missing:
         raise UnreadableFile(f"checkpoint {source} lacks {', '.join(missing)}; use the version that wrote it")

@@ -64,10 +64,8 @@ def _read_back(content: dict[str, Any], temporary: Path, path: str | Path) -> No
 
 
 def _unreadable_value(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
-    return UserError(
-        f"checkpoint {path} could not be read again: {find_unreadable(content) or reason}; a callback's or module's "
-        "state must hold tensors and plain values only, so convert it with float(x) or str(path)"
-    )
+    hint = "a state must hold tensors and plain values only, so convert it with float(x) or str(path)"
+    return UserError(f"checkpoint {path} could not be read again: {find_unreadable(content) or reason}; {hint}")
 
 
 def _disk_error(error: BaseException | None) -> str | None:
@@ -129,23 +127,14 @@ def incompatible(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
         limit: names per line; None = all.
     """
     expected = network.state_dict()
-    common = sorted(expected.keys() & weights.keys())
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}"
-        for name in common
-        if weights[name].shape != expected[name].shape
-    ]
-    types = [
-        f"{name} {weights[name].dtype} for {expected[name].dtype}"
-        for name in common
-        if expected[name].is_floating_point() and not weights[name].is_floating_point()
-    ]
-    faults = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "surplus": sorted(weights.keys() - expected.keys()),
-        "other shape": shapes,
-        "other type": types,
-    }
+    faults = {"missing": sorted(expected.keys() - weights.keys()), "surplus": sorted(weights.keys() - expected.keys())}
+    faults |= {"other shape": [], "other type": []}
+    for name in sorted(expected.keys() & weights.keys()):
+        old, new = expected[name], weights[name]
+        if new.shape != old.shape:
+            faults["other shape"].append(f"{name} {tuple(new.shape)} for {tuple(old.shape)}")
+        if old.is_floating_point() and not new.is_floating_point():
+            faults["other type"].append(f"{name} {new.dtype} for {old.dtype}")
     return [f"{category}: {_shorten(names, limit)}" for category, names in faults.items() if names]
 
 

@@ -21,9 +21,15 @@ from aim_lightning.evaluation.image_sets import (
 )
 from aim_lightning.evaluation.reference_cache import CACHE, ReferenceCache
 from aim_lightning.evaluation.throughput import Throughput
-from aim_lightning.metrics.adm import IMAGES, adm_gaussians
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
-from aim_lightning.metrics.reference_statistics import PIXELS, ReferenceImages, ReferenceImagesBuilder, cache_values
+from aim_lightning.metrics.reference_statistics import (
+    IMAGES,
+    PIXELS,
+    ReferenceImages,
+    ReferenceImagesBuilder,
+    adm_gaussians,
+    cache_values,
+)
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file

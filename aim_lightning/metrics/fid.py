@@ -10,23 +10,8 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.sample_features import FiniteValues
 from aim_lightning.utils.lightning_private import drop_cached_result
 
-# Names of the sums -> torchmetrics' states.
-REFERENCE_STATES = {
-    "sum": "real_features_sum",
-    "outer_sum": "real_features_cov_sum",
-    "count": "real_features_num_samples",
-}
-
-
-class _PassThrough(nn.Module):
-    """Identity in place of torchmetrics' network: the features are computed once for all metrics."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+# Names of the sums -> endings of torchmetrics' states.
+STATES = {"sum": "sum", "outer_sum": "cov_sum", "count": "num_samples"}
 
 
 class FrechetDistance(FiniteValues, FrechetInceptionDistance):
@@ -43,12 +28,13 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
     """
 
     def __init__(self, network: FeatureNetwork, num_features: int | None = None, **kwargs) -> None:
-        features = _PassThrough(num_features or network.num_features)
-        super().__init__(feature=features, reset_real_features=False, normalize=False, **kwargs)
+        # Identity in place of torchmetrics' network: the features are computed once for all metrics.
+        identity = nn.Identity()
+        identity.num_features = num_features or network.num_features
+        super().__init__(feature=identity, reset_real_features=False, normalize=False, **kwargs)
         self.add_finite_state()
         self.network = network
         self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` only
-        self._reference_loaded = False
         self._gaussian: tuple[Tensor, Tensor] | None = None
         self._gaussian_count: int | None = None
         self._root: Tensor | None = None
@@ -86,7 +72,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         size = self.inception.num_features
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"FrechetDistance takes features of shape (B, {size}), not {tuple(features.shape)}")
-        if real and self._reference_loaded:
+        if real and self._gaussian is not None:
             raise RuntimeError("FrechetDistance has a loaded reference, which real samples cannot be added to")
         if self.fake_features_sum.dtype != torch.float64:
             raise RuntimeError("the sums of FrechetDistance were cast from float64; keep it out of .to(dtype)")
@@ -143,7 +129,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
             raise ValueError(f"reference statistics have shapes {shapes}; ({features},) and its square were expected")
         self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
-        self._reference_loaded, self._root, self._gaussian_count = True, None, count
+        self._root, self._gaussian_count = None, count
         drop_cached_result(self)  # `compute` may have run with the previous reference
 
     def reference_state(self) -> dict[str, Tensor]:
@@ -157,7 +143,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             self.check_finite()
-            return {key: getattr(self, state).clone() for key, state in REFERENCE_STATES.items()}
+            return {key: getattr(self, f"real_features_{state}").clone() for key, state in STATES.items()}
 
 
 def frechet_distance(

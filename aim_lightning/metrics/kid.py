@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
 
 from aim_lightning.metrics.sample_features import SampleFeatures
 
@@ -36,13 +37,9 @@ class KernelDistance(SampleFeatures):
         Args:
             samples: number of generated images.
         """
-        return {
-            "subsets": self.subsets,
-            "subset_size": min(self.subset_size, samples, len(self.reference)),
-            "seed": self.seed,
-            "kernel": "(x.y / F + 1)^3",
-            "reference_pictures": len(self.reference),
-        }
+        size = min(self.subset_size, samples, len(self.reference))
+        values = {"subsets": self.subsets, "subset_size": size, "seed": self.seed, "kernel": "(x.y / F + 1)^3"}
+        return {**values, "reference_pictures": len(self.reference)}
 
     def compute(self) -> dict[str, Tensor]:
         """Return "mean" and "std", float64 scalars, over the images of all ranks; values below 0 are possible.
@@ -59,17 +56,6 @@ class KernelDistance(SampleFeatures):
         values = []
         for _ in range(self.subsets):
             rows = [torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (features, reference)]
-            values.append(_squared_mmd(features[rows[0]].double(), reference[rows[1]].double()))
+            values.append(poly_mmd(features[rows[0]].double(), reference[rows[1]].double()))
         values = torch.stack(values)
         return {"mean": values.mean(), "std": values.std(correction=0)}
-
-
-def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    pairs = len(x) * (len(x) - 1)
-    # Without the diagonal the estimate is unbiased.
-    within = sum((kernel.sum() - kernel.diagonal().sum()) / pairs for kernel in (_kernel(x, x), _kernel(y, y)))
-    return within - 2 * _kernel(x, y).mean()
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3

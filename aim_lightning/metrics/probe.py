@@ -50,10 +50,8 @@ class LinearProbe(nn.Module):
         _check(features, labels)
         if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"LinearProbe needs at least one row, and labels in 0..{num_classes - 1}")
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # Lightning evaluates in inference mode, without gradients
+        # Lightning evaluates in inference mode, without gradients.
+        with torch.inference_mode(False), torch.enable_grad():
             x, y = features.detach().clone().double(), labels.detach().clone().long()
             mean, scale = x.mean(0), x.std(0, correction=0)
             scale = torch.where(scale > 0, scale, 1)  # a constant feature keeps weight zero

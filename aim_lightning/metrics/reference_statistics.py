@@ -1,9 +1,10 @@
-"""Statistics of the reference images: gaussians, single features and a linear probe."""
+"""Statistics of the reference images: gaussians (computed, or those of ADM's files), features and a linear probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from aim_lightning.metrics.fid import FrechetDistance, mean_and_covariance
 from aim_lightning.metrics.probe import LinearProbe
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.random import hash_int64
 
 FORMAT = 2  # increase it when the same inputs give other values
@@ -19,6 +21,11 @@ NEIGHBOUR_IMAGES = 10_000  # kept for precision, recall and kernel distances, as
 PROBE_IMAGES = 50_000
 PIXELS = "pixels_sha256"  # entry of `source` that is computed while reading, and therefore cached
 _PARTS = ("mean", "covariance")
+# ADM's reference files, VIRTUAL_imagenet256_labeled.npz and similar (github.com/openai/guided-diffusion):
+# output of the network -> names of mean and covariance in the file.
+STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
+IMAGES = "arr_0"
+PUBLISHED = "fid"  # metric name of the published Inception's weights only
 
 
 @dataclass(frozen=True)
@@ -162,3 +169,32 @@ class ReferenceImagesBuilder:
 def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, options: Sequence[Any] = ()) -> list:
     """Return everything that a cache file of `ReferenceImages` depends on."""
     return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, *options]
+
+
+def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the published mean (F,) and covariance (F, F) per output of the network; empty if the file has none.
+
+    They belong to the features of the published Inception. For any other network or weights, the images in the file
+    are used instead.
+
+    Raises:
+        UserError: a damaged file, arrays of other shapes, or another network and no images.
+    """
+    present = {output: names for output, names in STATISTICS.items() if names[0] in file}
+    if present and network.metric_name != PUBLISHED:
+        if IMAGES in file:
+            return {}
+        lacking = f"no images (arr_0) for {network.metric_name}; give another reference"
+        raise UserError(f"{file.path} holds statistics of the published Inception only, and {lacking}")
+    sizes = network.output_sizes()
+    return {output: _gaussian(file, *names, sizes[output]) for output, names in present.items()}
+
+
+def _gaussian(file: NpzFile, mean: str, covariance: str, size: int) -> tuple[Tensor, Tensor]:
+    values = []
+    for name, shape in ((mean, (size,)), (covariance, (size, size))):
+        array = file.array(name)
+        if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise UserError(f"{file.path}, array {name}: {array.dtype} {array.shape}, expected finite floats {shape}")
+        values.append(torch.from_numpy(array.astype(np.float64)))
+    return tuple(values)

@@ -29,10 +29,8 @@ class FiniteValues:
             UserError: a value was NaN or infinite.
         """
         if self.not_finite:
-            raise UserError(
-                f"{type(self).__name__} was given features that are not finite (NaN): the feature network's weights "
-                "are damaged or belong to another network; download them again"
-            )
+            cause = "the feature network's weights are damaged or belong to another network; download them again"
+            raise UserError(f"{type(self).__name__} was given features that are not finite (NaN): {cause}")
 
 
 class SampleFeatures(FiniteValues, Metric):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from aim_lightning.models.bounds import check_whole_numbers
+from aim_lightning.models.bounds import check_ranges
 
 WIDEST = 8  # times `channels`
 
@@ -26,7 +26,7 @@ class PatchGANConfig:
     channels: int = 64
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self, {"num_layers": 1, "channels": 1})
+        check_ranges(self)
 
     def patches(self, image_size: int) -> int:
         """Return the logits along one side of a square image; 0 or less where it is too small."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aim_lightning.models.vq.quantizer import VectorQuantizer
+from aim_lightning.models.vq.model import VectorQuantizer
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_seed
 

@@ -51,10 +51,9 @@ class AiMPipeline:
     ) -> None:
         rows, columns = tokenizer.grid
         if tokenizer.codebook_size != aim.config.vocab_size or rows * columns != aim.config.num_tokens:
-            raise UserError(
-                f"the tokenizer has {tokenizer.codebook_size} codes on a {rows}x{columns} grid, the network "
-                f"{aim.config.vocab_size} codes, {aim.config.num_tokens} per image: they do not belong together"
-            )
+            codes = f"{tokenizer.codebook_size} codes on a {rows}x{columns} grid"
+            expected = f"{aim.config.vocab_size} codes, {aim.config.num_tokens} per image"
+            raise UserError(f"the tokenizer has {codes}, the network {expected}: they do not belong together")
         device = aim.lm_head.weight.device
         self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
         self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
@@ -138,11 +137,9 @@ class AiMPipeline:
         """
         if self.label_dropout in (0, 1) and any(scale != 1 for scale in sampling.scales(self.aim.config.num_tokens)):
             untrained = "null class" if self.label_dropout == 0 else "classes"
-            raise UserError(
-                f"sampling.cfg_scale is {sampling.cfg_scale}, but the network was trained with label_dropout "
-                f"{self.label_dropout:g}: its {untrained} cannot guide; set it to 1 (or load it with "
-                "allow_untrained_guidance)"
-            )
+            trained = f"the network was trained with label_dropout {self.label_dropout:g}: its {untrained} cannot guide"
+            hint = "set it to 1 (or load it with allow_untrained_guidance)"
+            raise UserError(f"sampling.cfg_scale is {sampling.cfg_scale}, but {trained}; {hint}")
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
@@ -254,14 +251,8 @@ class AiMPipeline:
         count, rows = len(labels_b), torch.arange(sampling.batch_size) % len(labels_b)
         report = on_step and (lambda step, codes: on_step(step, codes[:count]))
         try:
-            codes_BL = generate(
-                self.aim,
-                labels_b[rows],
-                indices_B=indices_b[rows],
-                on_step=report,
-                pixel_bytes=pixels.image_bytes(),
-                **sampling.code_options(),
-            )
+            options = {"on_step": report, "pixel_bytes": pixels.image_bytes(), **sampling.code_options()}
+            codes_BL = generate(self.aim, labels_b[rows], indices_B=indices_b[rows], **options)
             return pixels.start(codes_BL[:count])
         except torch.OutOfMemoryError:
             pass  # the failed attempt's tensors are free only after this block
@@ -282,7 +273,5 @@ def check_hash(source: Source, tokenizer: Any) -> None:
     """
     trained_on = source.tokenizer_hash
     if trained_on and tokenizer.weights_hash != trained_on:
-        raise UserError(
-            f"{source.name} was trained on the codes of another tokenizer (weights hash {trained_on[:12]}…); "
-            "give that one: tokenizer= or --tokenizer"
-        )
+        other = f"another tokenizer (weights hash {trained_on[:12]}…); give that one: tokenizer= or --tokenizer"
+        raise UserError(f"{source.name} was trained on the codes of {other}")

@@ -30,33 +30,13 @@ class RunDirectory:
             if not NAME.fullmatch(name):
                 raise UserError(f"{key} is {name!r}; use letters, digits, '.', '_' and '-'")
 
-    @property
-    def path(self) -> Path:
-        return Path(self.root) / self.experiment / self.run
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def lease(self) -> Path:
-        return self.path / "lease.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def checkpoint_directory(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
+    path = property(lambda self: Path(self.root) / self.experiment / self.run)
+    config = property(lambda self: self.path / "config.yaml")
+    results = property(lambda self: self.path / "results.json")
+    lease = property(lambda self: self.path / "lease.json")
+    history = property(lambda self: self.path / "history.jsonl")
+    samples = property(lambda self: self.path / "samples")
+    checkpoint_directory = property(lambda self: self.path / "checkpoints")
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoint files, newest (highest step) first."""
@@ -114,10 +94,8 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
 
 def missing_source(path: str | Path) -> str:
     """Return the error message for a source of weights that does not exist."""
-    return (
-        f"{path} does not exist; give a weights file, a run directory or a Hugging Face directory "
-        "(make weights-vq and make weights-aim download published ones)"
-    )
+    published = "make weights-vq and make weights-aim download published ones"
+    return f"{path} does not exist; give a weights file, a run directory or a Hugging Face directory ({published})"
 
 
 def newest_checkpoint(source: str | Path) -> Path:

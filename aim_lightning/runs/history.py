@@ -48,18 +48,12 @@ def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = Tr
 
 def append_start(directory: RunDirectory, decision: Decision) -> None:
     """Append a line to history.jsonl: time, host, first step, checkpoint, changes of the configuration, notes."""
-    entry = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "commit": commit(),
-        "action": decision.action,
-        "step": decision.step,
-        "checkpoint": decision.checkpoint.name if decision.checkpoint else None,
-        "changes": decision.changes,
-        "notes": [note for note in decision.notes if not any(note.endswith(line) for line in decision.changes)],
-    }
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+    checkpoint = decision.checkpoint.name if decision.checkpoint else None
+    notes = [note for note in decision.notes if not any(note.endswith(line) for line in decision.changes)]
+    entry = {"time": time, **process, "commit": commit(), "action": decision.action, "step": decision.step}
+    entry |= {"checkpoint": checkpoint, "changes": decision.changes, "notes": notes}
     make_directory(directory.path)
     with tolerate_disk_errors(directory.history), directory.history.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

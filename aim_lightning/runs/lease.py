@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +55,7 @@ def read_lease(path: Path) -> LeaseState | None:
         return None
 
 
+@dataclass
 class Lease:
     """Context manager that holds the lease file `path`.
 
@@ -76,25 +78,20 @@ class Lease:
         TransientError: the file cannot be written now.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        beat_seconds: float = BEAT_SECONDS,
-        stale_seconds: float = STALE_SECONDS,
-        patient: bool | None = None,
-        activity: str = "trained",
-        on_lost: Callable[[str], None] | None = None,
-    ) -> None:
-        self.path = path
-        self.beat_seconds = beat_seconds
-        self.stale_seconds = stale_seconds
-        self.activity = activity
+    path: Path
+    beat_seconds: float = BEAT_SECONDS
+    stale_seconds: float = STALE_SECONDS
+    patient: bool | None = None
+    activity: str = "trained"
+    on_lost: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
-        self.patient = job is not None if patient is None else patient
-        self.on_lost = on_lost or partial(_exit, code=2)
-        self.on_silence = on_lost or partial(_exit, code=TransientError.exit_code)
+        self.patient = job is not None if self.patient is None else self.patient
+        self.on_silence = self.on_lost or partial(_exit, code=TransientError.exit_code)
+        self.on_lost = self.on_lost or partial(_exit, code=2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -180,10 +177,8 @@ class Lease:
             owner = f"process {holder.get('pid')} on {holder.get('host')}"
             owner += f" (job {holder['job']})" if holder.get("job") else ""
             heartbeat = f", last heartbeat {state.age:.0f} s ago"
-        raise UserError(
-            f"{self.path.parent} is being {self.activity} by {owner}{heartbeat}; wait for it, "
-            f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last heartbeat)"
-        )
+        hint = f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last heartbeat)"
+        raise UserError(f"{self.path.parent} is being {self.activity} by {owner}{heartbeat}; wait for it, {hint}")
 
     def _text(self) -> str:
         return json.dumps(self.owner, indent=2) + "\n"

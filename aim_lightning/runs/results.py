@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,11 @@ def record(
     origin = {"commit": commit(), "hardware": hardware}
     entries = {name: entry for name, entry in before.get("protocol", {}).items() if name != "step"}
     replaced = {*metrics, *entries.pop(source, {"metrics": []})["metrics"]}
-    results = {
-        "format": FORMAT,
-        "experiment": directory.experiment,
-        "run": directory.run,
-        **origin,
-        "protocol": {
-            "step": step,
-            **_without(entries, replaced),
-            source: {"step": step, **facts, **origin, "metrics": sorted(metrics)},
-        },
-        "metrics": {n: value for n, value in before.get("metrics", {}).items() if n not in replaced} | metrics,
-    }
+    protocol = {"step": step, **_without(entries, replaced)}
+    protocol[source] = {"step": step, **facts, **origin, "metrics": sorted(metrics)}
+    kept = {name: value for name, value in before.get("metrics", {}).items() if name not in replaced}
+    results = {"format": FORMAT, "experiment": directory.experiment, "run": directory.run, **origin}
+    results |= {"protocol": protocol, "metrics": kept | metrics}
     write_json(directory.results, results)
     return results
 
@@ -105,8 +99,5 @@ def hardware(device: torch.device | None = None, processes: int = 1) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return model[1].strip() if model else platform.processor() or platform.machine()

@@ -7,54 +7,19 @@ from typing import Any, Literal
 from aim_lightning.runs.directory import RunDirectory
 
 # Changes that do not affect the training itself. Any other change refuses to continue the run.
+# `init_from` is read at step 0 only; the others change speed and memory.
+MODEL = ("compile", "backend", "gradient_checkpointing", "init_from", "loss.perceptual_file", "lpips_file")
+DATA = ("num_workers", "val_batch_size", "max_device_batch_size", "out", "on_corrupt", "skip_limit", "cache_dir")
+# Type and number of devices: the global batch and its rows stay the same.
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic")
+REPORTING = ("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler")
+VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode")
+LIMITS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "max_time", "min_steps", "min_epochs")
 HARMLESS = (
-    "run",
-    "callbacks",
-    "logger",
-    "sampling",
-    "features",
-    "runs_root",
-    "cluster",
-    "tokenize",
-    "model.init_args.compile",
-    "model.init_args.backend",
-    "model.init_args.gradient_checkpointing",
-    "model.init_args.init_from",  # read at step 0 only
-    "model.init_args.loss.perceptual_file",
-    "model.init_args.lpips_file",
-    "data.init_args.num_workers",
-    "data.init_args.val_batch_size",
-    "data.init_args.max_device_batch_size",
-    "data.init_args.out",
-    "data.init_args.on_corrupt",
-    "data.init_args.skip_limit",
-    "data.init_args.cache_dir",
-    "data.init_args.retries",
-    "data.init_args.retry_pause",
-    # type and number of devices: the global batch and its rows stay the same
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.benchmark",
-    "trainer.deterministic",
-    # logging, validation and checks
-    "trainer.log_every_n_steps",
-    "trainer.val_check_interval",
-    "trainer.check_val_every_n_epoch",
-    "trainer.num_sanity_val_steps",
-    "trainer.limit_val_batches",
-    "trainer.limit_test_batches",
-    "trainer.limit_predict_batches",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.enable_checkpointing",
-    "trainer.detect_anomaly",
-    "trainer.inference_mode",
-    "trainer.profiler",
-    "trainer.max_time",
-    "trainer.min_steps",
-    "trainer.min_epochs",
+    *("run", "callbacks", "logger", "sampling", "features", "runs_root", "cluster", "tokenize"),
+    *(f"model.init_args.{name}" for name in MODEL),
+    *(f"data.init_args.{name}" for name in (*DATA, "retries", "retry_pause")),
+    *(f"trainer.{name}" for name in (*DEVICES, *REPORTING, *VALIDATION, *LIMITS, "detect_anomaly")),
 )
 # Averaged weights are part of the result.
 CALLBACKS_HARMFUL = ("callbacks.ema",)
@@ -166,13 +131,9 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def _is_harmless(key: str, content: RunContent) -> bool:
     if key in ("trainer.max_steps", "trainer.max_epochs"):
         # A decaying schedule depends on the last step.
-        return _schedule(content.now) == "constant"
+        model = (content.now.get("model") or {}).get("init_args") or {}
+        return (model.get("optimizer") or {}).get("schedule") == "constant"
     return _is_under(key, HARMLESS) and not _is_under(key, CALLBACKS_HARMFUL)
-
-
-def _schedule(configuration: dict[str, Any]) -> str | None:
-    model = (configuration.get("model") or {}).get("init_args") or {}
-    return (model.get("optimizer") or {}).get("schedule")
 
 
 def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:

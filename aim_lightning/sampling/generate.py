@@ -1,44 +1,39 @@
 """Sample codes for labels: check the options, choose the decoder, derive the random numbers."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
-from aim_lightning.sampling.auto_options import check_decoder, image_bytes, resolve_precision
 from aim_lightning.sampling.fast import decoder_for, release_decoders
-from aim_lightning.sampling.filters import Filters
-from aim_lightning.sampling.guidance import Schedule
-from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
-from aim_lightning.sampling.options import SamplingOptions
+from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large
+from aim_lightning.sampling.options import (
+    PIPELINE_OPTIONS,
+    SamplingOptions,
+    check_decoder,
+    image_bytes,
+    resolve_precision,
+    with_sampling_options,
+)
 from aim_lightning.sampling.plain_decoder import run_plain
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
 
 
 @torch.no_grad()
+@partial(with_sampling_options, without=PIPELINE_OPTIONS)
 def generate(
     model: AiM,
     labels_B: Tensor,
     *,
-    cfg_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
     indices_B: Tensor | None = None,
-    position_offset: int = 0,
-    cfg_schedule: Schedule = "constant",
-    cfg_power: float = 1.0,
-    cfg_interval: tuple[float, float] = (0.0, 1.0),
-    decoder: Literal["plain", "fast"] = "plain",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     on_step: Callable[[int, Tensor], None] | None = None,
     pixel_bytes: int = 0,
-    **filters: Any,
+    **options: Any,
 ) -> Tensor:
     """Sample one image's codes for each label.
 
@@ -61,7 +56,7 @@ def generate(
             plain decoder keeps the network's type.
         on_step: called after each step with (step, codes so far (B, step + 1)).
         pixel_bytes: GPU memory per image that the caller needs at the same time, for pixels.
-        **filters: further fields of `aim_lightning.sampling.filters.Filters`.
+        **options: further fields of `aim_lightning.sampling.filters.Filters`.
 
     Returns:
         codes_BL, int64, L = num_tokens.
@@ -70,30 +65,23 @@ def generate(
         UserError: an option or a label out of range, logits that are not finite, or more images than fit into the
             GPU's memory.
     """
-    options = SamplingOptions(
-        cfg_scale=cfg_scale,
-        seed=seed,
-        position_offset=position_offset,
-        cfg_schedule=cfg_schedule,
-        cfg_power=cfg_power,
-        cfg_interval=cfg_interval,
-        decoder=decoder,
-        precision=precision,
-        **asdict(Filters(temperature=temperature, top_k=top_k, top_p=top_p, **filters)),
-    )
+    if unexpected := options.keys() & set(PIPELINE_OPTIONS):
+        raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
+    options = SamplingOptions(**options)
     _check(model, labels_B, options)
     scales = options.scales(model.config.num_tokens)
     guided = any(scale != 1 for scale in scales)
-    if decoder == "fast":
+    fast = options.decoder == "fast"
+    if fast:
         options = replace(options, precision=resolve_precision(options, model))
     if not len(labels_B):
         return torch.zeros(0, model.config.num_tokens, dtype=torch.int64, device=model.lm_head.weight.device)
     try:
-        labels_B, uniform_BL = _inputs(model, labels_B, indices_B, seed)
+        labels_B, uniform_BL = _inputs(model, labels_B, indices_B, options.seed)
         run = run_plain
-        if decoder == "fast":
+        if fast:
             run = decoder_for(model, len(labels_B), guided, getattr(torch, options.precision), pixel_bytes).run
-        settings = {"scales": scales, "filters": options.filters(), "position_offset": position_offset}
+        settings = {"scales": scales, "filters": options.filters(), "position_offset": options.position_offset}
         return run(model, labels_B, uniform_BL, on_step=on_step, **settings)
     except torch.OutOfMemoryError:
         run = None  # the failed attempt's tensors are free only after this block

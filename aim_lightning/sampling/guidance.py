@@ -57,8 +57,8 @@ def _scale(cfg_scale: float, share: float) -> float:
 
 def check_guidance(cfg_scale: float, cfg_schedule: str, cfg_power: float, cfg_interval: tuple[float, float]) -> None:
     """Raise a UserError for a value out of range."""
-    if not cfg_scale >= 0:
-        raise UserError(f"cfg_scale is {cfg_scale}; it must be 0 or more (1 = no guidance)")
+    if not 0 <= cfg_scale < math.inf:
+        raise UserError(f"cfg_scale is {cfg_scale}; it must be finite, 0 or more (1 = no guidance)")
     if cfg_schedule not in SCHEDULES:
         raise UserError(f"cfg_schedule is {cfg_schedule!r}; use one of {', '.join(SCHEDULES)}")
     if not cfg_power > 0:

@@ -1,18 +1,26 @@
-"""Sampling options as one value, for configuration files and records."""
+"""Sampling options as one value, for configuration files and records, and the values of `auto` for a device."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from inspect import Parameter, signature
-from math import inf
 from numbers import Real
 from typing import Literal
 
+import torch
+
+from aim_lightning.models import AiM
+from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
+from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large
 from aim_lightning.sampling.filters import Filters, check_types
-from aim_lightning.sampling.guidance import check_guidance, guidance_scales
+from aim_lightning.sampling.guidance import Schedule, check_guidance, guidance_scales
+from aim_lightning.sampling.plain_decoder import state_bytes
 from aim_lightning.utils.errors import UserError
 
 # Options of batches and pixels, which `generate` does not take: it samples codes.
 PIPELINE_OPTIONS = ("batch_size", "pixel_precision", "pixel_compile")
+# `batch_size: auto` is constant on a CPU. On a GPU it is a power of two, so that small differences of free memory give
+# the same number, and not larger than what keeps a GPU busy.
+AUTO_ON_CPU, AUTO_AT_MOST = 64, 256
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ class SamplingOptions:
     seed: int = 0
     batch_size: int | Literal["auto"] = 256
     position_offset: int = 0
-    # Written out: the early check of configurations follows no aliases.
-    cfg_schedule: Literal["constant", "linear", "cosine", "power", "interval"] = "constant"
+    cfg_schedule: Schedule = "constant"
     cfg_power: float = 1.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     decoder: Literal["plain", "fast"] = "plain"
@@ -67,12 +74,8 @@ class SamplingOptions:
         if not numbers:
             raise UserError(f"sampling: cfg_interval is {interval!r}; it must be two numbers")
         check_guidance(self.cfg_scale, self.cfg_schedule, self.cfg_power, interval)
-        if not self.cfg_scale < inf:
-            raise UserError(f"sampling: cfg_scale is {self.cfg_scale}; it must be finite")
-        if self.position_offset not in (0, 1):
-            raise UserError(
-                f"sampling: position_offset is {self.position_offset}; it must be 0, or 1 for the published decoder"
-            )
+        if (offset := self.position_offset) not in (0, 1):
+            raise UserError(f"sampling: position_offset is {offset}; it must be 0, or 1 for the published decoder")
         self.filters()  # checks their ranges
         # 2 and 2.0 are one value: results of both are recorded under one name.
         for field in fields(self):
@@ -97,13 +100,88 @@ class SamplingOptions:
         return {name: value for name, value in asdict(self).items() if name not in PIPELINE_OPTIONS}
 
 
-def with_sampling_options(function: Callable) -> Callable:
-    """Show the fields of `SamplingOptions` instead of **options in a function's signature (help, tab completion)."""
+def with_sampling_options(function: Callable, without: tuple[str, ...] = ()) -> Callable:
+    """Show the fields of `SamplingOptions` instead of **options in a function's signature (help, tab completion).
+
+    Args:
+        function: takes them as **options.
+        without: fields that it does not take.
+    """
     original = signature(function)
-    named = [parameter for parameter in original.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
-    missing = [field for field in fields(SamplingOptions) if field.name not in original.parameters]
-    options = [
-        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type) for field in missing
-    ]
-    function.__signature__ = original.replace(parameters=[*named, *options])
+    parameters = [parameter for parameter in original.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
+    for field in fields(SamplingOptions):
+        if field.name not in {*original.parameters, *without}:
+            values = {"default": field.default, "annotation": field.type}
+            parameters.append(Parameter(field.name, Parameter.KEYWORD_ONLY, **values))
+    function.__signature__ = original.replace(parameters=parameters)
     return function
+
+
+def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int] = int) -> SamplingOptions:
+    """Return the options without `auto`, for the network's device.
+
+    Args:
+        options: as configured.
+        model: the network, on the device where it will sample.
+        pixel_bytes: returns the bytes per image of decoding to pixels; called on a GPU only.
+
+    Raises:
+        UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot be used.
+    """
+    check_decoder(options, model)
+    device = model.lm_head.weight.device
+    options = replace(options, precision=resolve_precision(options, model))
+    if options.batch_size != "auto":
+        return options
+    if device.type != "cuda":
+        return replace(options, batch_size=AUTO_ON_CPU)
+    needed = image_bytes(model, options) + pixel_bytes()
+    if options.decoder == "plain":
+        release_decoders(model)  # the plain decoder does not use them
+    # Kept decoders are released when a new one needs their memory: the result does not depend on earlier calls.
+    free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options)
+    return replace(options, batch_size=auto_batch(free, needed))
+
+
+def check_decoder(options: SamplingOptions, model: AiM) -> None:
+    """Raise a UserError where the fast decoder is configured and cannot take the network or a filter."""
+    if options.decoder == "fast":
+        reason = obstacle(model.config, model.lm_head.weight.device) or options.filters().fast_obstacle()
+        if reason:
+            raise UserError(f"the fast decoder cannot be used: {reason}")
+
+
+def auto_batch(free: int, image_bytes: int) -> int:
+    """Return the largest power of two, at most AUTO_AT_MOST, that fits into the free bytes.
+
+    Raises:
+        UserError: not even one image fits.
+    """
+    fits = min(AUTO_AT_MOST, fitting_batch(free, image_bytes))
+    if fits < 1:
+        raise too_large(1, 0, image_bytes, free)
+    return 1 << (fits.bit_length() - 1)
+
+
+def resolve_precision(options: SamplingOptions, model: AiM) -> str:
+    """Return the type in which codes are sampled; the plain decoder keeps the network's own."""
+    weight = model.lm_head.weight
+    if options.decoder == "plain":
+        return str(weight.dtype).removeprefix("torch.")
+    if options.precision == "auto":
+        return "bfloat16" if weight.is_cuda else "float32"
+    return options.precision
+
+
+def image_bytes(model: AiM, options: SamplingOptions) -> int:
+    """Return the bytes of one image's decoding state; the options are resolved."""
+    guided = any(scale != 1 for scale in options.scales(model.config.num_tokens))
+    if options.decoder == "plain":
+        return state_bytes(model.config, guided)
+    return bytes_needed(model.config, 1, guided, getattr(torch, options.precision))
+
+
+def weight_bytes(model: AiM, options: SamplingOptions) -> int:
+    """Return the bytes of the fast decoder's copy of the weights."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return 0 if options.decoder == "plain" else count * getattr(torch, options.precision).itemsize

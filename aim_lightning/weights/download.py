@@ -15,7 +15,7 @@ from aim_lightning.utils.errors import UserError, disk_mistake
 from aim_lightning.utils.files import atomic_path, read_json, sha256_file, write_json, writing
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.npz import NpzFile
-from aim_lightning.weights.hub import hub_mistake
+from aim_lightning.weights.hub import ask_hub
 from aim_lightning.weights.source import CONFIG, SAFETENSORS
 
 RECORD = "fetched.json"
@@ -174,10 +174,7 @@ def _from_hub(entry: HubFiles, path: Path) -> Path:
 
 def _ask_hub(entry: HubFiles) -> dict[str, Any]:
     """Return the newest revision, and the metadata of its files by name."""
-    try:
-        info = HfApi().model_info(entry.repository, files_metadata=True)
-    except Exception as error:  # the client's HTTP library has other errors in each release
-        raise UserError(hub_mistake(entry.repository, error)) from None
+    info = ask_hub(HfApi().model_info, entry.repository, files_metadata=True)
     metadata = {sibling.rfilename: sibling for sibling in info.siblings or []}
     absent = [name for name in entry.files if name not in metadata]
     if absent:
@@ -187,10 +184,7 @@ def _ask_hub(entry: HubFiles) -> dict[str, Any]:
 
 def _get_hub_file(entry: HubFiles, name: str, metadata: dict[str, Any], revision: str, part: Path) -> dict[str, Any]:
     log(f"downloading {entry.repository}/{name}")
-    try:
-        path = Path(hf_hub_download(entry.repository, name, revision=revision, local_dir=part))
-    except Exception as error:  # the client's HTTP library has other errors in each release
-        raise UserError(hub_mistake(entry.repository, error)) from None
+    path = Path(ask_hub(hf_hub_download, entry.repository, name, revision=revision, local_dir=part))
     row = {"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     large = metadata[name].lfs  # only large files have a sha256 on the hub
     expected = {"bytes": metadata[name].size, "sha256": large.sha256 if large else None}
@@ -212,8 +206,6 @@ def _read_record(directory: Path) -> list[dict[str, Any]]:
     rows = record.get("files") if isinstance(record, dict) and record.get("format") == FORMAT else None
     complete = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= FIELDS for row in rows)
     if not complete or not rows:
-        raise UserError(
-            f"{directory} holds files that this command did not download (no complete {RECORD}); use them as they are, "
-            "or remove the directory and download again"
-        )
+        advice = "use them as they are, or remove the directory and download again"
+        raise UserError(f"{directory} holds files that this command did not download (no complete {RECORD}); {advice}")
     return rows

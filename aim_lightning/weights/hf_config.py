@@ -12,17 +12,9 @@ from typing import Any
 from aim_lightning.models import AiMConfig, VQConfig
 from aim_lightning.utils.errors import UserError
 
-RENAMED = {
-    "d_model": "d_model",
-    "d_intermediate": "d_intermediate",
-    "n_layer": "n_layer",
-    "vocab_size": "vocab_size",
-    "num_classes": "num_classes",
-    "num_tokens": "num_tokens",
-    "token_drop": "token_dropout",
-    "mixer_drop": "mixer_dropout",
-    "mlp_drop": "mlp_dropout",
-}
+# Published key -> option of AiMConfig.
+SAME = ("d_model", "d_intermediate", "n_layer", "vocab_size", "num_classes", "num_tokens")
+RENAMED = {name: name for name in SAME} | {f"{name}_drop": f"{name}_dropout" for name in ("token", "mixer", "mlp")}
 # Options of the published code that are constant in our network; None = no effect on the numbers.
 FIXED = {
     "attn_cfg": {},

@@ -3,24 +3,19 @@
 import errno
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors, snapshot_download
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.source import CONFIG, INDEX, PICKLED, PICKLED_INDEX, SAFETENSORS, main_file
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-WANTED = (CONFIG, SAFETENSORS, INDEX, "model-*.safetensors")
+WANTED = [CONFIG, SAFETENSORS, INDEX, "model-*.safetensors"]
 
 
 def local_directory(source: str | Path, **options: Any) -> Path:
@@ -37,46 +32,44 @@ def local_directory(source: str | Path, **options: Any) -> Path:
         return Path(source)
     if not REPOSITORY.fullmatch(str(source)):
         raise UserError(f"{source} does not exist, and it is not a hub id (OWNER/NAME)")
-    return download(str(source), WANTED, or_else=(PICKLED, PICKLED_INDEX, "pytorch_model-*.bin"), **options)
-
-
-def download(repository: str, patterns: tuple[str, ...], or_else: tuple[str, ...] = (), **options: Any) -> Path:
-    """Download the files of a repository that match.
-
-    Args:
-        repository: OWNER/NAME on the hub.
-        patterns: of file names.
-        or_else: further patterns, used when no safetensors file matches.
-        **options: of `huggingface_hub.snapshot_download`.
-
-    Returns:
-        the local directory.
-
-    Raises:
-        UserError: the repository or revision does not exist, or the hub cannot be reached.
-    """
-    try:
-        directory = Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
-        if or_else and not any((directory / name).is_file() for name in (SAFETENSORS, INDEX)):
-            directory = Path(snapshot_download(repository, allow_patterns=[*patterns, *or_else], **options))
-    except Exception as error:  # the client's HTTP library has other errors in each release
-        raise UserError(hub_mistake(repository, error)) from None
-    if or_else and main_file(directory) is None:
-        raise UserError(f"the hub's {repository} holds no {SAFETENSORS} and no {PICKLED}")
+    get = partial(ask_hub, snapshot_download, str(source), **options)
+    directory = Path(get(allow_patterns=WANTED))
+    if not any((directory / name).is_file() for name in (SAFETENSORS, INDEX)):
+        directory = Path(get(allow_patterns=[*WANTED, PICKLED, PICKLED_INDEX, "pytorch_model-*.bin"]))
+    if main_file(directory) is None:
+        raise UserError(f"the hub's {source} holds no {SAFETENSORS} and no {PICKLED}")
     return directory
 
 
-def hub_mistake(repository: str, error: Exception) -> str:
+def ask_hub(call: Callable[..., Any], repository: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of the hub's client, with errors in one line.
+
+    Args:
+        call: the function; takes the repository first.
+        repository: OWNER/NAME on the hub.
+        *arguments: of the function.
+        **options: of the function.
+
+    Raises:
+        UserError: the repository or revision does not exist, the hub cannot be reached, or the disk is full.
+    """
+    try:
+        return call(repository, *arguments, **options)
+    except Exception as error:  # the client's HTTP library has other errors in each release
+        raise UserError(_mistake(repository, error)) from None
+
+
+def _mistake(repository: str, error: Exception) -> str:
     """Return one line for an error of the hub's client."""
     reason = _disk_error(error)
     if reason:
         return f"the files of {repository} could not be written here ({reason}); make room or give another directory"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"the hub's {repository} has no such revision ({first})"
-    if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"the hub refused {repository} ({first})"
     return f"{repository} is not on this machine and the hub cannot be reached ({first}); try again with a connection"
 
@@ -85,14 +78,10 @@ def _disk_error(error: BaseException | None) -> str | None:
     """Return the system's message where the local disk failed, None for any other error."""
     # The client wraps errors of the disk several times.
     while error is not None:
-        number = error.errno if isinstance(error, OSError) else _error_number(str(error))
+        # The client's Rust part passes on the system's error as text only.
+        text = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(text[1]) if text else None
         if number in DISK or (isinstance(error, OSError) and error.filename):
             return os.strerror(number) if number else str(error)
         error = error.__cause__ or error.__context__
     return None
-
-
-def _error_number(text: str) -> int | None:
-    # The client's Rust part passes on the system's error as text only.
-    match = re.search(r"os error (\d+)", text)
-    return int(match[1]) if match else None

@@ -45,9 +45,8 @@ class Shapes:
         if shape is None:
             raise UserError(f"{self.source} holds no complete {self.network}: missing: {name}")
         if len(shape) != dimensions:
-            raise UserError(
-                f"{self.source}: {name} has shape {shape}; {self.network} has {dimensions} dimensions there"
-            )
+            expected = f"{self.network} has {dimensions} dimensions there"
+            raise UserError(f"{self.source}: {name} has shape {shape}; {expected}")
         return shape
 
     def matching(self, pattern: str) -> list[str]:
@@ -176,13 +175,10 @@ def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Colle
     options = _aim_options(source) if isinstance(expected, AiMConfig) else _vq_options(source)
     free = FREE | set(may_differ) | (set() if options.get("adaln") == "group" else {"num_groups"})
     here = asdict(expected)
-    changes = [
-        f"{key} is {value} there and {here[key]} here"
-        for key, value in options.items()
-        if key not in free and value != here[key]
-    ]
-    if changes:
-        raise UserError(f"{source.name} is another network than model.network: {'; '.join(changes)}")
+    changed = [key for key, value in options.items() if key not in free and value != here[key]]
+    if changed:
+        changes = "; ".join(f"{key} is {options[key]} there and {here[key]} here" for key in changed)
+        raise UserError(f"{source.name} is another network than model.network: {changes}")
 
 
 def _aim_options(source: Source) -> dict[str, Any]:
@@ -222,13 +218,10 @@ def _run_options(source: Source, class_path: str) -> dict[str, Any]:
 
 def _merge(inferred: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
     """Add the options of config.json, which must agree with the weights."""
-    wrong = [
-        f"{key} {value!r} where the weights have {inferred[key]!r}"
-        for key, value in config.items()
-        if key in inferred and inferred[key] != value
-    ]
+    wrong = [key for key, value in config.items() if key in inferred and inferred[key] != value]
     if wrong:
-        raise UserError(f"{name}: config.json says {'; '.join(wrong)}")
+        values = "; ".join(f"{key} {config[key]!r} where the weights have {inferred[key]!r}" for key in wrong)
+        raise UserError(f"{name}: config.json has {values}")
     rest = {key: value for key, value in config.items() if key not in inferred}
     odd = [key for key, value in rest.items() if isinstance(value, bool) or not isinstance(value, int | float)]
     if odd:

@@ -64,12 +64,9 @@ def _parts(source: Source) -> Iterator[Part]:
     if source.parts.aim:
         yield _part("AiM", source.parts.aim, lambda: (AiM(aim_config(source)), aim_weights(source)))
     if source.parts.vq:
-        yield _part("VQ tokenizer", source.parts.vq, lambda: _build_vq(source))
-
-
-def _build_vq(source: Source) -> tuple[VQModel, Mapping[str, Tensor]]:
-    config = vq_config(source)
-    return VQModel(config), vq_weights(source, config)
+        yield _part(
+            "VQ tokenizer", source.parts.vq, lambda: (VQModel(config := vq_config(source)), vq_weights(source, config))
+        )
 
 
 def _part(

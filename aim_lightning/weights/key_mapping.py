@@ -92,11 +92,8 @@ def _tie_head(aim: dict[str, Tensor], source: str) -> None:
     head, words = aim.get(HEAD), aim.get(WORDS)
     if head is None and words is None:
         return
-    if head is not None and words is not None and head.shape == words.shape and not _same(head, words):
+    comparable = head is not None and words is not None and head.shape == words.shape
+    if comparable and head.data_ptr() != words.data_ptr() and not torch.equal(head.float(), words.float()):
         raise UserError(f"{source}: {HEAD} differs from {WORDS}; AiM's head is tied to its word embedding")
     aim.setdefault(HEAD, words)
     aim.setdefault(WORDS, head)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or torch.equal(a.float(), b.float())

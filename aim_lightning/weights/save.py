@@ -99,28 +99,14 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
     """
     if directory.checkpoints():
         raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
-    content = {
-        "network": _configured_network(source, configuration).state_dict(),
-        "ema": None,
-        "optimizers": [],
-        "schedulers": [],
-        "cursor": {"epoch": 0, "batch": 0},
-        "data": None,
-        "random_state": [],
-        "configuration": configuration,
-        "class_names": source.class_names,
-        "tokenizer_hash": source.tokenizer_hash,
-        "trainer": {
-            "imported_from": source.name,
-            "pytorch-lightning_version": lightning,
-            "epoch": 0,
-            "global_step": 0,
-            "callbacks": {},
-            "weight_groups": ["network"],
-        },
-    }
+    trainer = {"imported_from": source.name, "pytorch-lightning_version": lightning, "weight_groups": ["network"]}
+    trainer |= {"epoch": 0, "global_step": 0, "callbacks": {}}
+    training = {"ema": None, "optimizers": [], "schedulers": [], "data": None, "random_state": []}
+    training |= {"cursor": {"epoch": 0, "batch": 0}, "trainer": trainer, "configuration": configuration}
+    facts = {"class_names": source.class_names, "tokenizer_hash": source.tokenizer_hash}
     path = directory.checkpoint_directory / "step=00000000.ckpt"
-    write_checkpoint(content, path)
+    network = _configured_network(source, configuration)
+    write_checkpoint({"network": network.state_dict(), **training, **facts}, path)
     return path
 
 

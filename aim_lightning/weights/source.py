@@ -102,10 +102,8 @@ def find_file(path: Path) -> Path:
         return newest_checkpoint(path)
     file = main_file(path)
     if file is None:
-        raise UserError(
-            f"{path} is neither a run directory with checkpoints nor a Hugging Face directory (it holds none of "
-            f"{', '.join(MAIN)}); give a weights file"
-        )
+        hint = f"(it holds none of {', '.join(MAIN)}); give a weights file"
+        raise UserError(f"{path} is neither a run directory with checkpoints nor a Hugging Face directory {hint}")
     return file
 
 

@@ -3,7 +3,7 @@
 # Stopped at any point and started again, it continues. Further arguments are options of fit and validate.
 #   PYTHON  interpreter [.venv/bin/python]      SOURCE  directory of the four IDX .gz files [Debian's]
 #   RUNS    directory of all runs [runs]           REPORT  where the report goes [experiments/fashion_mnist_tokenizer]
-#   AIM_COMMIT  what the results name as commit, where git cannot tell
+#   AIM_COMMIT  commit in the results, without git
 #   TOGETHER    1: both runs at the same time, on one card where there is one
 set -euo pipefail
 command="${TOGETHER:+TOGETHER=$TOGETHER }$0 $*"

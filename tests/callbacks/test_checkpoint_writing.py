@@ -7,13 +7,13 @@ import pytest
 from helpers import assert_user_error
 
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
-from aim_lightning.callbacks.training.checkpoints import Checkpoints, write_or_tell
+from aim_lightning.callbacks.training.checkpoints import Checkpoints, write_or_report
 from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.utils.errors import UserError
 
 
 def rank(number, sent, fault=None, step=1):
-    """What `write_or_tell` needs of a trainer: rank 0 writes and broadcasts; `sent` collects its values."""
+    """What `write_or_report` needs of a trainer: rank 0 writes and broadcasts; `sent` collects its values."""
 
     def save(content, path):
         if number == 0 and fault:
@@ -37,15 +37,17 @@ def rank(number, sent, fault=None, step=1):
 
 def test_a_full_disk_gives_all_ranks_the_same_failure(tmp_path):
     sent, fault = [], CheckpointNotWritten("a.ckpt could not be written")
-    answers = [write_or_tell(rank(number, sent, fault), tmp_path / "a.ckpt") for number in (0, 1)]
+    answers = [write_or_report(rank(number, sent, fault), tmp_path / "a.ckpt") for number in (0, 1)]
     assert answers == [str(fault)] * 2
-    assert [write_or_tell(rank(number, sent), tmp_path / "a.ckpt") for number in (0, 1)] == [None] * 2
+    assert [write_or_report(rank(number, sent), tmp_path / "a.ckpt") for number in (0, 1)] == [None] * 2
 
 
 def test_content_that_cannot_be_loaded_ends_all_ranks(tmp_path):
     sent = []
     for number in (0, 1):
-        assert_user_error("is a Path", write_or_tell, rank(number, sent, UserError("a is a Path")), tmp_path / "a.ckpt")
+        assert_user_error(
+            "is a Path", write_or_report, rank(number, sent, UserError("a is a Path")), tmp_path / "a.ckpt"
+        )
 
 
 def test_the_best_checkpoints_stay_when_a_better_one_cannot_be_written(tmp_path, capsys):

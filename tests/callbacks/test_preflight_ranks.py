@@ -70,7 +70,7 @@ def test_the_rank_whose_network_fails_names_its_node(network, run_dir, call, ran
         Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
 
 
-def test_a_wrong_sum_is_told_by_the_rank_that_has_it(network, run_dir):
+def test_a_wrong_sum_is_reported_by_its_rank(network, run_dir):
     network.total = 4
     with pytest.raises(UserError, match="node n7, rank 1: the first all-reduce gave 4, not 3"):
         Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(1), None, "fit")
@@ -112,7 +112,7 @@ def test_fit_ends_with_the_code_that_brings_the_job_back(root, monkeypatch, caps
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_a_run_that_is_refused_is_told_once(monkeypatch, tmp_path):
+def test_a_refused_run_is_reported_once(monkeypatch, tmp_path):
     """By rank 0; another rank speaks only where nobody has ended the job meanwhile: it alone sees the run so."""
     refused, directory = Decision("refuse", notes=["the configuration changed"]), RunDirectory("x", "main", tmp_path)
     slept = []

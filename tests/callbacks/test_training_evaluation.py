@@ -264,7 +264,7 @@ def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
     module = "aim_lightning.callbacks.evaluation.training_evaluation"
-    monkeypatch.setattr(f"{module}.write_or_tell", lambda trainer, path: Path(path).touch())
+    monkeypatch.setattr(f"{module}.write_or_report", lambda trainer, path: Path(path).touch())
     trainer = SimpleNamespace(is_global_zero=True)
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
         callback.num_samples, trainer.global_step = count, step

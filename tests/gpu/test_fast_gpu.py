@@ -237,7 +237,7 @@ MIXES = {
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_what_shapes_may_ask_for_besides(mix, monkeypatch):
+def test_other_launch_options(mix, monkeypatch):
     """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
     product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
     expected = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)

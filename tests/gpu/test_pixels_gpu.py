@@ -22,7 +22,7 @@ def pipeline() -> AiMPipeline:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_decoding_beside_the_next_batch_equals_decoding_in_series(precision):
+def test_decoding_concurrently_with_the_next_batch_equals_decoding_in_series(precision):
     made, labels = pipeline(), torch.arange(22) % 10
     options = {"batch_size": 4, "cfg_scale": 2.0, "decoder": "fast", "seed": 2, "pixel_precision": precision}
     codes, last = [], made.aim.config.num_tokens - 1

@@ -59,7 +59,7 @@ def options(**values):
     return [text for name, value in values.items() for text in (f"--callbacks.checkpoints.{name}", str(value))]
 
 
-def test_the_best_stay_besides_the_latest_also_over_a_restart(fit, whole, capfd):
+def test_the_best_stay_in_addition_to_the_latest_also_over_a_restart(fit, whole, capfd):
     policy = options(every_n_steps=4, keep_last=1, keep_best=2)
     val = {step + 1: value for step, value in scalars(whole)["val/loss"]}
     best = sorted(sorted(val, key=val.get)[:2])
@@ -75,7 +75,7 @@ def test_the_best_stay_besides_the_latest_also_over_a_restart(fit, whole, capfd)
     assert_same(run_dir, whole)
 
 
-def test_another_monitor_starts_anew_and_an_unknown_one_is_an_error(fit, capfd):
+def test_another_monitor_starts_again_and_an_unknown_one_is_an_error(fit, capfd):
     code, run_dir = fit("monitor", *options(keep_best=1, keep_last=1, monitor="val/bits_per_code", mode="max"))
     val = dict(scalars(run_dir)["val/bits_per_code"])
     assert code == 0 and steps(run_dir) == sorted({max(val, key=val.get) + 1, 22})
@@ -137,7 +137,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(fit, whole, small_file
 def damage(path, kind):
     data = bytearray(path.read_bytes())
     if kind == "flipped":
-        data[len(data) // 2] ^= 1  # within the weights: only the checksum tells
+        data[len(data) // 2] ^= 1  # within the weights: only the checksum shows it
     path.write_bytes(data if kind == "flipped" else data[: len(data) // 2] if kind == "truncated" else b"")
 
 

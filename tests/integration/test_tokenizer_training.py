@@ -1,6 +1,6 @@
 """Stage 1 with everything on: continued to the bit from any checkpoint, on one process and two, in each precision.
 
-Trained in the test process where nothing speaks against it: a run takes a second, a process of its own eight.
+Trained in the test process where possible: a run takes one second there, and eight in a separate process.
 """
 
 import json
@@ -24,7 +24,7 @@ from aim_lightning.cli.main import main
 
 pytestmark = pytest.mark.slow
 STEPS = 8
-# Options under which rounding alone tells one process from two: no dropout, whose draws follow the rank, nothing of
+# Options under which rounding alone separates one process from two: no dropout, whose draws follow the rank, nothing of
 # a nonlinear function of a rank's own images, and steps too small for Adam to blow rounding up.
 SMOOTH = (
     "--model.network.dropout",

@@ -120,7 +120,7 @@ def test_without_load_or_in_another_dtype_it_refuses():
     assert_user_error("at least 32", EfficientNetLite0Features, size=16)
 
 
-def test_protocols_tell_networks_apart(small, inception_file):
+def test_protocols_of_different_networks_differ(small, inception_file):
     protocols = [small.protocol(), EfficientNetLite0Features(128).protocol()]
     protocols += [InceptionFeatures(str(inception_file), precision).protocol() for precision in ("float32", "tf32")]
     assert len({repr(sorted(p.items())) for p in protocols}) == 4

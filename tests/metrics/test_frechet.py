@@ -55,17 +55,17 @@ def filled(network, real, fake, **kwargs) -> FrechetDistance:
 
 
 def test_eigenvalues_that_do_not_converge_are_found_another_way(monkeypatch):
-    """Singular covariances, of fewer images than features: LAPACK may give up on them."""
+    """Singular covariances, of fewer images than features: LAPACK may not converge."""
     features = gaussian(30, 1), gaussian(40, 2)
     sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in features]
     gaussians = [part for each in sums for part in mean_and_covariance(*each)]
     expected = float(frechet_distance(*gaussians))
 
-    def give_up(matrix):
+    def fail(matrix):
         raise torch.linalg.LinAlgError("failed to converge")
 
     for name in ("eigh", "eigvalsh"):
-        monkeypatch.setattr(torch.linalg, name, give_up)
+        monkeypatch.setattr(torch.linalg, name, fail)
     assert float(frechet_distance(*gaussians)) == pytest.approx(expected, rel=1e-9)
 
 

@@ -16,13 +16,17 @@ from torch import nn
 from torchmetrics import Metric
 
 from aim_lightning.evaluation.image_sets import NpzImages
-from aim_lightning.metrics.adm import adm_gaussians
 from aim_lightning.metrics.features import LOGITS, TorchFeatures
 from aim_lightning.metrics.fid import frechet_distance
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
 from aim_lightning.metrics.kid import KernelDistance
 from aim_lightning.metrics.precision_recall import PrecisionRecall
-from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, chosen_rows
+from aim_lightning.metrics.reference_statistics import (
+    ReferenceImages,
+    ReferenceImagesBuilder,
+    adm_gaussians,
+    chosen_rows,
+)
 from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.utils.errors import UserError

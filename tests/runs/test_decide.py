@@ -60,7 +60,7 @@ def test_fresh_continue_finished():
         ("logger", {"tensorboard": {"class_path": "L"}}),
     ],
 )
-def test_harmless_changes_continue_and_are_told(path, value):
+def test_harmless_changes_continue_and_are_reported(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "continue"
     assert any(path in note for note in decision.notes) and any(path in line for line in decision.changes)

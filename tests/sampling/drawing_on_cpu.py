@@ -35,10 +35,12 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
 
 def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
     """The buffers after one step."""
-    from aim_lightning.sampling.fast import sampler
+    from aim_lightning.sampling.fast import triton_step
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
-    sampler.sample_codes(SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False})
+    triton_step.sample_codes(
+        SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False}
+    )
     codes = buffers.codes_BT[:, STEP]
     assert codes.min() >= 0 and codes.max() < logits.shape[1] and int(buffers.step) == STEP + 1
     assert int(buffers.done) == 0 and (buffers.codes_BT[:, [0, 2]] == -1).all()
@@ -120,14 +122,14 @@ def sifted() -> list[str]:
 
 def large() -> bool:
     """One draw from as many codes as the presets have, with the chunks they have."""
-    from aim_lightning.sampling.fast import buffers, sampler
+    from aim_lightning.sampling.fast import buffers, triton_step
 
     logits = torch.randn(2, 16384)
     made = scratch(logits, True, 600, 0.98, 1.0)
     made.chunk, slots, chunks = buffers.sifting(16384)
     made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
     made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
-    sampler.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
+    triton_step.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
     from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
     expected = sample_codes(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))

@@ -40,7 +40,7 @@ def test_candidates_are_the_largest_of_their_chunk_in_order(sampled):
     assert sampled["sifted"] == []
 
 
-def test_they_end_and_tell_when_logits_are_not_finite(sampled):
+def test_they_end_and_report_logits_that_are_not_finite(sampled):
     """A search over such values would never end."""
     assert sampled["diverged"] == [1] * 45 + [0] * 15
 

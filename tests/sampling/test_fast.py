@@ -14,7 +14,7 @@ from sampling.kernels_on_cpu import OPTIONS, network
 from aim_lightning.sampling import generate, release_decoders
 from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for, kept_bytes
 from aim_lightning.sampling.fast.buffers import exponent_type
-from aim_lightning.sampling.memory import fitting_batch
+from aim_lightning.sampling.fast.cache import fitting_batch
 from aim_lightning.utils.errors import UserError
 
 LABELS = torch.tensor([0, 2, 3])

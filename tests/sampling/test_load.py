@@ -23,7 +23,7 @@ def run(tmp_path, monkeypatch):
     return write_run(tmp_path / "runs" / "aim" / "main", aim(), configuration=configuration)
 
 
-def test_the_tokenizer_is_found_from_anywhere_and_beside_a_run_that_was_moved(run, tmp_path, monkeypatch):
+def test_the_tokenizer_is_found_from_anywhere_and_next_to_a_moved_run(run, tmp_path, monkeypatch):
     assert same(load(run).tokenizer, vq())
     shutil.move(tmp_path / "runs", tmp_path / "moved")
     monkeypatch.chdir("/")

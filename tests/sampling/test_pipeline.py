@@ -13,8 +13,8 @@ from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.pipeline import pipeline as pipeline_module
 from aim_lightning.pipeline.pixel_decoder import PixelDecoder, largest_output
 from aim_lightning.sampling import SamplingOptions, generate, resolve
-from aim_lightning.sampling.auto_options import auto_batch
 from aim_lightning.sampling.fast import cache, decoder_for
+from aim_lightning.sampling.options import auto_batch
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_uint8
 
@@ -150,7 +150,7 @@ def test_decoders_go_with_the_pipeline():
     assert aim not in cache._decoders
 
 
-def test_pixels_are_the_tokenizers_own_and_nan_is_told(pipeline):
+def test_pixels_are_the_tokenizers_and_nan_is_reported(pipeline):
     images = pipeline.generate(LABELS, seed=3, batch_size=5)
     codes = generate(pipeline.aim, torch.tensor(LABELS), seed=3)
     assert torch.equal(images, to_uint8(pipeline.tokenizer.decode(codes)))

@@ -66,7 +66,7 @@ def test_kernels_count_from_end_to_end(report):
     ]
 
 
-def test_a_row_tells_the_first_calls_apart(report):
+def test_a_row_separates_the_first_calls(report):
     row = report["row"]
     assert row["capture_s"] > 0 and row["compile_s"] > 0 and row["fast_s"] > 0
 

@@ -45,8 +45,8 @@ def main() -> int:
         for ranks, faults in zip(options.ranks, shares, strict=True):
             place = root / f"ranks{ranks}"
             place.mkdir(parents=True)
-            tell = lambda line, ranks=ranks: print(f"[{ranks} rank(s)] {line}", flush=True)  # noqa: E731
-            reports.append(Scenario(place, ranks, faults, options.seed, tell).run())
+            report = lambda line, ranks=ranks: print(f"[{ranks} rank(s)] {line}", flush=True)  # noqa: E731
+            reports.append(Scenario(place, ranks, faults, options.seed, report).run())
             print(json.dumps(reports[-1], indent=1), flush=True)
     if options.report:
         options.report.write_text(json.dumps(reports, indent=1))

@@ -43,9 +43,9 @@ class Fault:
 
 def arm(fault: Fault, rank: int, marks: Path) -> None:
     """Hang the fault into this process; `marks` gets a file when it strikes."""
-    from aim_lightning.callbacks.training.checkpoint_io import RunCheckpointIO
     from aim_lightning.callbacks.training.checkpoints import Checkpoints
     from aim_lightning.callbacks.training.ema import EMA
+    from aim_lightning.callbacks.training.resume_state import RunCheckpointIO
     from aim_lightning.modules.aim import AiMModule
 
     if fault.kind == "full disk":

@@ -1,4 +1,4 @@
-"""One run under faults beside one without, and what is compared."""
+"""A run with faults, compared with one without."""
 
 import random
 import shutil
@@ -23,7 +23,7 @@ GRACE = 10.0  # seconds for the other ranks after one has ended, and for a stop 
 HANG = 15  # seconds after which a training is to notice a hang itself
 STALL = 45.0  # seconds without a sign after which everything is killed: nothing has noticed
 KINDS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR1", "full disk", "flip", "truncate")
-HANGS = 12  # every so many faults there is a hang, which takes seconds to be noticed
+HANGS = 12  # one of this many faults is a hang, which takes seconds to be noticed
 
 
 @dataclass
@@ -35,14 +35,14 @@ class Scenario:
         ranks: processes.
         faults: how many.
         seed: of the faults.
-        tell: called with a line about each.
+        report: called with a line about each.
     """
 
     root: Path
     ranks: int
     faults: int
     seed: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     delivered: Counter = field(default_factory=Counter)
     phases: Counter = field(default_factory=Counter)
     surprises: list[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ class Scenario:
         newest = list_checkpoints(run_dir)
         at = step_of(newest[0]) if newest else 0
         codes = ",".join(str(self._last.codes.get(rank)) for rank in range(self.ranks))
-        self.tell(
+        self.report(
             f"{number + 1:4d}/{self.faults} {fault}; exit {codes}; newest checkpoint: step {at}"
             f"{' (damaged)' if hurt else ''}; {time.monotonic() - begun:.1f} s"
         )

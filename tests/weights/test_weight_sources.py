@@ -159,7 +159,7 @@ def test_directories_and_their_files(tmp_path, main):
 
 
 @pytest.mark.parametrize("main", MAIN)
-def test_without_config_json_the_shapes_tell_the_network(tmp_path, main):
+def test_without_config_json_the_shapes_determine_the_network(tmp_path, main):
     directory = published_directory(tmp_path / "out", main)
     (directory / "config.json").unlink()
     for source in (directory, directory / main):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from aim_lightning.callbacks.logging.image_logging import log_image
-from aim_lightning.callbacks.training.checkpoints import write_or_tell
+from aim_lightning.callbacks.training.checkpoints import write_or_report
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.cluster import signals
@@ -189,7 +189,7 @@ class TrainingEvaluation(Callback):
         dropped = [entry for entry in self.best if entry not in comparable] + ranking[self.keep_best :]
         self.best = ranking[: self.keep_best]
         directory = Path(self.run_dir) / "best"
-        if any(entry[1] == step for entry in self.best) and (failure := write_or_tell(trainer, directory / name)):
+        if any(entry[1] == step for entry in self.best) and (failure := write_or_report(trainer, directory / name)):
             self.best = previous
             log(f"warning: {failure}; the previous best checkpoints stay, and training continues")
             return

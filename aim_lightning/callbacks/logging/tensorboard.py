@@ -16,6 +16,7 @@ from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import logged_step, set_writer
 
+LOSS_TERMS = ("reconstruction", "perceptual", "codebook", "commitment", "entropy")
 # Page -> chart -> tags of its curves, or regular expressions with a *.
 CHARTS = {
     "training": {
@@ -25,13 +26,7 @@ CHARTS = {
         "gradient norm": ("train/grad_norm", "train/grad_norm_discriminator"),
     },
     "tokenizer": {
-        "loss terms": (
-            "train/reconstruction",
-            "train/perceptual",
-            "train/codebook",
-            "train/commitment",
-            "train/entropy",
-        ),
+        "loss terms": tuple(f"train/{name}" for name in LOSS_TERMS),
         "adversarial": ("train/generator", "train/discriminator", "train/adaptive_weight"),
         "logits": ("train/logits_real", "train/logits_fake"),
         "PSNR": ("val/psnr",),

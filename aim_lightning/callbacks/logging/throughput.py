@@ -46,11 +46,8 @@ class Throughput(Callback):
         rate = self.images / max(self.seconds, 1e-9)
         rows, columns = getattr(pl_module.network, "grid", (0, 0))
         tokens = getattr(pl_module.network.config, "num_tokens", rows * columns)
-        values = {
-            "perf/images_per_s": rate,
-            "perf/tokens_per_s": rate * tokens,
-            "train/learning_rate": self.learning_rate,
-        }
+        values = {"perf/images_per_s": rate, "perf/tokens_per_s": rate * tokens}
+        values["train/learning_rate"] = self.learning_rate
         if hasattr(pl_module.network, "flops_per_image"):
             values["perf/model_tflops_per_s"] = rate * pl_module.network.flops_per_image() / TERA
         self.log_dict(values)

@@ -50,18 +50,28 @@ class Checkpoints(Checkpoint):
         monitor: str = "val/loss",
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        _check(every_n_steps, every_n_minutes, keep_last, keep_best)
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.monitor = monitor
         self.mode = mode
+        self._check()
         self.best: list[tuple[float, int]] = []  # (value, step), best first
         self.candidate: tuple[float, int] | None = None  # of the last validation
         self.saved_step = 0
         self.saved_at = 0.0
         self.slowest = 0.0  # seconds of the longest save in this process
+
+    def _check(self) -> None:
+        minutes = self.every_n_minutes
+        if self.every_n_steps is None and minutes is None:
+            raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
+        for name, least in (("every_n_steps", 1), ("keep_last", 1), ("keep_best", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"callbacks.checkpoints.{name} is {value}; it must be at least {least}")
+        if minutes is not None and minutes <= 0:
+            raise UserError(f"callbacks.checkpoints.every_n_minutes is {minutes}; it must be above 0")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
@@ -108,7 +118,7 @@ class Checkpoints(Checkpoint):
         start, previous_best = time.monotonic(), self.best
         flush(trainer)  # first the curves: they must reach the step that a resumed run continues from
         self.best = self._ranked(trainer.global_step)
-        failure = write_or_tell(trainer, f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt")
+        failure = write_or_report(trainer, f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt")
         self.slowest = max(self.slowest, time.monotonic() - start)
         self.saved_at = time.monotonic()
         if failure:
@@ -154,7 +164,7 @@ class Checkpoints(Checkpoint):
                     path.unlink(missing_ok=True)
 
 
-def write_or_tell(trainer: Trainer, path: str | Path) -> str | None:
+def write_or_report(trainer: Trainer, path: str | Path) -> str | None:
     """Write a checkpoint; a failed write keeps an existing file. Every rank must call it.
 
     Args:
@@ -177,20 +187,6 @@ def write_or_tell(trainer: Trainer, path: str | Path) -> str | None:
     if failure is None or isinstance(failure, CheckpointNotWritten):
         return failure and str(failure)
     raise failure
-
-
-def _check(every_n_steps: int | None, every_n_minutes: float | None, keep_last: int, keep_best: int) -> None:
-    if every_n_steps is None and every_n_minutes is None:
-        raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
-    for name, value, minimum in (
-        ("every_n_steps", every_n_steps, 1),
-        ("keep_last", keep_last, 1),
-        ("keep_best", keep_best, 0),
-    ):
-        if value is not None and value < minimum:
-            raise UserError(f"callbacks.checkpoints.{name} is {value}; it must be at least {minimum}")
-    if every_n_minutes is not None and every_n_minutes <= 0:
-        raise UserError(f"callbacks.checkpoints.every_n_minutes is {every_n_minutes}; it must be above 0")
 
 
 def _value(trainer: Trainer, monitor: str) -> float:

@@ -52,7 +52,5 @@ class CorruptRecords(Callback):
 
     def _check(self, data) -> None:
         if self.in_epoch > data.skip_limit:
-            raise UserError(
-                f"{self.in_epoch} rows of this epoch stood in for rows of corrupt records, more than data.skip_limit "
-                f"{data.skip_limit}; restore the shards named above, or raise the limit"
-            )
+            limit = f"more than data.skip_limit {data.skip_limit}; restore the shards named above, or raise the limit"
+            raise UserError(f"{self.in_epoch} rows of this epoch stood in for rows of corrupt records, {limit}")

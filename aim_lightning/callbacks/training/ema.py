@@ -35,7 +35,7 @@ class EMA(Callback):
             self.network = copy.deepcopy(pl_module.network).eval().requires_grad_(False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._place(pl_module)
+        self.network.to(pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.steps:  # `init_from` loads weights after `setup`
@@ -79,7 +79,7 @@ class EMA(Callback):
             weight.copy_(copy)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._place(pl_module)
+        self.network.to(pl_module.device)
         self.swap(pl_module.network)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,6 +91,3 @@ class EMA(Callback):
     def load_state_dict(self, state: dict) -> None:
         self.steps = state["steps"]
         self.network.load_state_dict(state["network"])
-
-    def _place(self, pl_module: LightningModule) -> None:
-        self.network.to(pl_module.device)

@@ -119,12 +119,9 @@ class Preemption(Callback):
     def _record(self, trainer: Trainer) -> None:
         checkpoints = _checkpoints(trainer)
         if trainer.is_global_zero and self.pauses:
-            step_timings.record(
-                self.run_dir,
-                longest_pause_seconds=self.longest_pause,
-                step_seconds=median(self.pauses),
-                checkpoint_seconds=checkpoints.slowest if checkpoints else 0.0,
-            )
+            slowest = checkpoints.slowest if checkpoints else 0.0
+            values = {"longest_pause_seconds": self.longest_pause, "step_seconds": median(self.pauses)}
+            step_timings.record(self.run_dir, **values, checkpoint_seconds=slowest)
 
 
 def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:

@@ -1,20 +1,24 @@
-"""The state that makes a resumed run exact: the cursor, the random state of every rank, the configuration."""
+"""The state that makes a resumed run exact (cursor, random state of every rank, configuration), and its file."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import CheckpointIO
 
+from aim_lightning.callbacks.training.ema import EMA
+from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
+from aim_lightning.utils import lightning_private
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.lightning_private import (
-    completed_batches,
-    mark_batch_unread,
-    reopen_epoch,
-    set_batch_progress,
-    set_logged_step,
-)
 from aim_lightning.utils.random import hash_seed
+
+# key in the file -> Lightning's key
+RENAMED = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"}
+EXTRA = ("cursor", "data", "random_state", "configuration", "class_names", "tokenizer_hash")  # of `ResumeState`
+EMA_STATE = EMA.__qualname__
 
 
 class ResumeState(Callback):
@@ -38,7 +42,7 @@ class ResumeState(Callback):
         first_row = data.plan.first_row(batch_idx % data.plan.accumulate, trainer.global_rank)
         torch.manual_seed(hash_seed("batch", self.seed, data.cursor.epoch, data.cursor.batch, first_row))
         # Lightning counts the steps of this process; a resumed run must continue the x-axis of its curves.
-        set_logged_step(trainer, data.steps)
+        lightning_private.set_logged_step(trainer, data.steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:
@@ -47,7 +51,7 @@ class ResumeState(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         # A collective: Lightning calls this hook on every rank, and rank 0 writes the states of all.
         checkpoint["random_state"] = ProcessGroup().gather(random_state())
-        mark_batch_unread(checkpoint["loops"]["fit_loop"])
+        lightning_private.mark_batch_unread(checkpoint["loops"]["fit_loop"])
         checkpoint["configuration"] = self.configuration
         checkpoint["cursor"] = trainer.datamodule.cursor.state()
         checkpoint["data"] = trainer.datamodule.identity() if trainer.is_global_zero else None
@@ -78,11 +82,12 @@ class ValidatedStep(Callback):
 
 def _count_micro_batches(fit_loop: dict, data) -> None:
     """Convert the cursor into Lightning's micro-batches, since the accumulation may differ from the checkpoint's."""
-    at_epoch_end = data.cursor.batch == 0 and completed_batches(fit_loop) > 0
+    at_epoch_end = data.cursor.batch == 0 and lightning_private.completed_batches(fit_loop) > 0
     steps = data.batches_per_epoch if at_epoch_end else data.cursor.batch
-    set_batch_progress(fit_loop, total=data.steps * data.plan.accumulate, current=steps * data.plan.accumulate)
+    total, current = data.steps * data.plan.accumulate, steps * data.plan.accumulate
+    lightning_private.set_batch_progress(fit_loop, total=total, current=current)
     if not at_epoch_end:
-        reopen_epoch(fit_loop, data.cursor.epoch)
+        lightning_private.reopen_epoch(fit_loop, data.cursor.epoch)
 
 
 def random_state() -> dict:
@@ -106,3 +111,48 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+class RunCheckpointIO(CheckpointIO):
+    """Trainer plugin for checkpoints with explicit keys and plain types, written atomically and read without code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
+        write_checkpoint(to_file(checkpoint), path)
+
+    def load_checkpoint(self, path, map_location: Any | None = None, weights_only: bool | None = None) -> dict:
+        return from_file(read_checkpoint(path))
+
+    def remove_checkpoint(self, path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def to_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Convert Lightning's dictionary to the content of a file, with weights grouped by the module's attribute."""
+    rest = dict(checkpoint)
+    content: dict[str, Any] = {}
+    for name, value in rest.pop("state_dict").items():
+        group, _, inner = name.partition(".")
+        content.setdefault(group, {})[inner] = value
+    rest["weight_groups"] = list(content)
+    for key, lightning_key in RENAMED.items():
+        content[key] = rest.pop(lightning_key)
+    for key in EXTRA:
+        content[key] = rest.pop(key)
+    rest["callbacks"] = dict(rest["callbacks"])
+    content["ema"] = rest["callbacks"].pop(EMA_STATE, None)
+    return {**content, "trainer": rest}
+
+
+def from_file(content: dict[str, Any]) -> dict[str, Any]:
+    """Convert the content of a file to Lightning's dictionary, the inverse of `to_file`."""
+    checkpoint = dict(content["trainer"])
+    groups = checkpoint.pop("weight_groups")
+    checkpoint["state_dict"] = {f"{g}.{name}": value for g in groups for name, value in content[g].items()}
+    for key, lightning_key in RENAMED.items():
+        checkpoint[lightning_key] = content[key]
+    for key in EXTRA:
+        checkpoint[key] = content[key]
+    checkpoint["callbacks"] = dict(checkpoint["callbacks"])
+    if content["ema"] is not None:
+        checkpoint["callbacks"][EMA_STATE] = content["ema"]
+    return checkpoint

@@ -158,7 +158,7 @@ def _write_start(document: Config, directory: RunDirectory, decision: Decision, 
 
 def _check_fit(cli: AimCLI, checkpoint: Path) -> None:
     """Before Lightning's strict loading, which lists every weight on lines of its own."""
-    from aim_lightning.callbacks.training.checkpoint_io import from_file
+    from aim_lightning.callbacks.training.resume_state import from_file
     from aim_lightning.checkpoint.io import incompatible, read_checkpoint
 
     parts = incompatible(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)

@@ -6,11 +6,6 @@ from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, Fe
 from aim_lightning.metrics.features.torch_features import TorchFeatures
 
 __all__ = [
-    "FEATURES",
-    "LOGITS",
-    "SPATIAL",
-    "EfficientNetLite0Features",
-    "FeatureNetwork",
-    "InceptionFeatures",
+    "FEATURES", "LOGITS", "SPATIAL", "EfficientNetLite0Features", "FeatureNetwork", "InceptionFeatures",
     "TorchFeatures",
-]
+]  # fmt: skip

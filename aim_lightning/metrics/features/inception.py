@@ -8,14 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import (
-    FEATURES,
-    LOGITS,
-    SPATIAL,
-    FeatureNetwork,
-    existing_file,
-    read_weights,
-)
+from aim_lightning.metrics.features import network as base
+from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork
 from aim_lightning.utils.errors import UserError
 
 
@@ -75,7 +69,7 @@ class InceptionFeatures(FeatureNetwork):
             UserError: the file is missing; the message names its source.
         """
         hint = f"run make weights-inception, or set features.init_args.weights to a copy of {self.SOURCE}"
-        return existing_file(self.weights, hint)
+        return base.existing_file(self.weights, hint)
 
     def _build(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -93,7 +87,7 @@ class InceptionFeatures(FeatureNetwork):
             )
         # torch-fidelity unpickles files, which can run code; it gets a copy of tensors that were read safely.
         copy = io.BytesIO()
-        torch.save(read_weights(path), copy)
+        torch.save(base.read_weights(path), copy)
         copy.seek(0)
         try:
             layers = ["2048", "logits_unbiased"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from aim_lightning.models.bounds import check_dropouts, check_whole_numbers
+from aim_lightning.models.bounds import check_ranges
 from aim_lightning.utils.errors import UserError
 
 # The published sizes (arXiv 2408.12245, table 1); everything else is the default.
@@ -12,13 +12,6 @@ PRESETS = {
     "AiM-L": {"d_model": 1024, "n_layer": 48, "adaln": "group"},
     "AiM-XL": {"d_model": 1536, "n_layer": 48, "adaln": "group"},
     "AiM-1B": {"d_model": 2048, "n_layer": 48, "adaln": "group"},
-}
-
-# The least value of every field that is a whole number.
-LEAST = {
-    **dict.fromkeys(("d_model", "n_layer", "vocab_size", "num_classes", "num_tokens", "num_groups"), 1),
-    **dict.fromkeys(("d_state", "d_conv", "expand", "headdim", "chunk_size"), 1),
-    "d_intermediate": 0,
 }
 
 
@@ -69,8 +62,7 @@ class AiMConfig:
     chunk_size: int = 256
 
     def __post_init__(self) -> None:
-        check_whole_numbers(self, LEAST)
-        check_dropouts(self, "token_dropout", "mixer_dropout", "mlp_dropout")
+        check_ranges(self, may_be_zero=("d_intermediate",))
         if self.adaln not in ("none", "layer", "group"):
             raise UserError(f"AiMConfig.adaln is {self.adaln!r}; use none, layer or group")
         if not isinstance(self.position_embedding, bool):

@@ -118,7 +118,7 @@ class ClassEmbedding(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """A second RMSNorm, modulated by the class (shift, scale) unless adaln is none."""
+    """A second RMSNorm, modulated by the class (shift, scale) unless adaln is ``none``."""
 
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()

@@ -95,25 +95,6 @@ class Level(nn.Module):
                 x = getattr(self, name)(x)
         return x
 
-    def products(self, side: int) -> tuple[int, int]:
-        """Return the multiplications per image for an input of side x side positions, and the output's side."""
-        count = products(self.res, side) + products(self.attn, side)
-        for name, output_side in (("downsample", side // 2), ("upsample", side * 2)):
-            if hasattr(self, name):
-                return count + products(getattr(self, name), output_side), output_side
-        return count, side
-
-
-def products(part: nn.Module, side: int) -> int:
-    """Count the multiplications per image of a part that works at side x side positions throughout."""
-    count = 0
-    for layer in part.modules():
-        if isinstance(layer, nn.Conv2d):
-            count += layer.weight.numel() * side**2
-        elif isinstance(layer, Attention):  # of queries with keys, and of their weights with values
-            count += 2 * side**4 * layer.q.out_channels
-    return count
-
 
 def middle(channels: int, groups: int, dropout: float) -> nn.ModuleList:
     """Build the lowest resolution: residual block, attention, residual block."""
@@ -122,7 +103,7 @@ def middle(channels: int, groups: int, dropout: float) -> nn.ModuleList:
 
 
 class Coder(nn.Module):
-    """Share checkpointing and FLOP counts between encoder and decoder.
+    """Share gradient checkpointing between encoder and decoder.
 
     gradient_checkpointing: keep only the levels' inputs for the backward pass and compute the rest again.
     """
@@ -135,14 +116,6 @@ class Coder(nn.Module):
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
-
-    def products(self, side: int) -> int:
-        """Count the multiplications per image in convolutions and attention, for an input of side x side."""
-        count, lowest = products(self.conv_in, side), side
-        for level in self.conv_blocks:
-            level_count, side = level.products(side)
-            count, lowest = count + level_count, min(lowest, side)
-        return count + products(self.mid, lowest) + products(self.conv_out, side)
 
 
 class Encoder(Coder):

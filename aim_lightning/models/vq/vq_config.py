@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
-from aim_lightning.models.bounds import check_dropouts, check_whole_numbers, is_whole_number
+from aim_lightning.models.bounds import check_ranges, is_whole_number
 from aim_lightning.utils.errors import UserError
-
-# The least value of every field that is a whole number.
-LEAST = {
-    **dict.fromkeys(("image_size", "codebook_size", "codebook_dim", "base_channels", "num_res_blocks"), 1),
-    **dict.fromkeys(("z_channels", "norm_groups", "usage_window"), 1),
-}
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,10 @@ class VQConfig:
             raise UserError(f"VQConfig.channel_multipliers is {levels!r}; give one positive whole number per level")
         # Files give lists; a frozen configuration must be hashable.
         object.__setattr__(self, "channel_multipliers", tuple(levels))
-        check_whole_numbers(self, LEAST)
-        check_dropouts(self, "dropout")
+        check_ranges(self)
         if self.image_size % self.downsampling:
-            raise UserError(
-                f"VQConfig.image_size is {self.image_size}; it must be a multiple of {self.downsampling}, the "
-                f"downsampling of {len(levels)} levels"
-            )
+            factor = f"{self.downsampling}, the downsampling of {len(levels)} levels"
+            raise UserError(f"VQConfig.image_size is {self.image_size}; it must be a multiple of {factor}")
         for width in self.widths:
             if width % self.norm_groups:
                 raise UserError(f"VQConfig.norm_groups is {self.norm_groups}; it must divide the level width {width}")

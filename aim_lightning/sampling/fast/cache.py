@@ -1,6 +1,7 @@
-"""Keep fast decoders from call to call, and check where they can be used."""
+"""Keep fast decoders from call to call, check where they can be used, and estimate how many images fit into memory."""
 
 import importlib.util
+import sys
 from collections import OrderedDict
 from weakref import WeakKeyDictionary
 
@@ -9,10 +10,11 @@ import torch
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.decoder import FastDecoder
-from aim_lightning.sampling.memory import fitting_batch, free_bytes, too_large
+from aim_lightning.utils.errors import UserError
 
 # Decoders per model: one for the block of a long series and one other (a grid of images).
 KEPT = 2
+SHARE = 0.9  # of the free memory; the rest is headroom for allocations not modelled here
 _decoders: WeakKeyDictionary[AiM, OrderedDict] = WeakKeyDictionary()
 
 
@@ -82,3 +84,23 @@ def _make_room(kept: OrderedDict, model: AiM, images: int, guided: bool, dtype: 
     fits = fitting_batch(free, image_bytes)
     if images > fits:
         raise too_large(images, fits, images * image_bytes, free)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return a GPU's free memory with PyTorch's unused blocks included; other devices count as unlimited."""
+    if device.type != "cuda":
+        return sys.maxsize
+    torch.cuda.empty_cache()  # mem_get_info counts PyTorch's cached blocks as used
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def fitting_batch(free: int, image_bytes: int) -> int:
+    """Return the number of images that fit into the free bytes, 0 or more."""
+    return max(0, int(SHARE * free / image_bytes))
+
+
+def too_large(images: int, fits: int, need: int, free: int) -> UserError:
+    """Return the error for a batch of `images`, of which `fits` would fit; need and free in bytes."""
+    advice = f"a batch of {fits} would fit (sampling.batch_size)" if fits else "not even one image would fit"
+    memory = f"{need / 2**30:.1f} GiB of GPU memory, {max(0, free) / 2**30:.1f} GiB are free"
+    return UserError(f"sampling {images} images at a time needs {memory}; {advice}")

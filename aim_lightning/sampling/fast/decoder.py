@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
-from aim_lightning.sampling.fast.buffers import Buffers
+from aim_lightning.sampling.fast.buffers import Buffers, StaticWeights
 from aim_lightning.sampling.fast.torch_step import TorchStep
-from aim_lightning.sampling.fast.weights import StaticWeights
 from aim_lightning.sampling.filters import Filters, refuse_diverged
 from aim_lightning.utils.precision import exact_products
 
@@ -32,16 +31,12 @@ class FastDecoder:
         self.config = model.config
         self.weights = StaticWeights(model, dtype)
         self.buffers = Buffers(model, images, guided, dtype)
-        self._step = self._build_step()
+        step = TorchStep
+        if self.buffers.codes_BT.is_cuda:
+            from aim_lightning.sampling.fast.triton_step import TritonStep as step  # triton may lack on a CPU
+        self._step: Callable[[], None] = step(self.config, self.weights, self.buffers)
         self._replays: dict[int, Callable[[], None]] = {}
         self._capturing = graph and self.buffers.codes_BT.is_cuda
-
-    def _build_step(self) -> Callable[[], None]:
-        if not self.buffers.codes_BT.is_cuda:
-            return TorchStep(self.config, self.weights, self.buffers)
-        from aim_lightning.sampling.fast.triton_step import TritonStep  # imports triton, which a CPU may lack
-
-        return TritonStep(self.config, self.weights, self.buffers)
 
     @torch.no_grad()
     def run(

@@ -99,7 +99,9 @@ def shared_bytes(device: torch.device) -> int:
 def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared: int = SHARED_BYTES) -> KernelConfigs:
     """Return the nearest measured configurations, reduced to what the network and the shared memory (bytes) allow."""
     measured = table()
-    nearest = measured[min(measured, key=lambda key: _distance(key, config, rows))]
+    # The rows count twice: they change the bottleneck.
+    distance = lambda key: abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))  # noqa: E731
+    nearest = measured[min(measured, key=distance)]
     block_m = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
     split = 1 if exact else _fitting_split(nearest, config)
@@ -112,11 +114,6 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
         mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config, dtype.itemsize),
         choose_warps=nearest.choose_warps if config.vocab_size > 4096 else 4,
     )
-
-
-def _distance(key: tuple[int, int], config: AiMConfig, rows: int) -> float:
-    """Return how far a measured (d_model, rows) differs; rows count twice, because they change the bottleneck."""
-    return abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
-from aim_lightning.sampling.fast.buffers import Buffers
+from aim_lightning.sampling.fast.buffers import Buffers, StaticWeights
 from aim_lightning.sampling.fast.kernel_configs import MatmulConfig, kernel_configs_for, shared_bytes
-from aim_lightning.sampling.fast.sampler import sample_codes
-from aim_lightning.sampling.fast.weights import StaticWeights
 
 EPS = 1e-5
+FEW_PROGRAMS = 128  # up to this number, each program has a multiprocessor of its own
+CANDIDATE_WARPS = 8, 2  # for few programs, and for many: fewer warps spend fewer instructions
 
 
 class TritonStep:
@@ -141,4 +141,29 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, l
     grid = (triton.cdiv(cols, config.block_n), split, triton.cdiv(rows, config.block_m))
     kernels.linear_kernel[grid](
         x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **matmul_options(config), LINE=line, **launch
+    )  # fmt: skip
+
+
+def sample_codes(config: AiMConfig, buffers: Buffers, warps: int, launch: dict) -> None:
+    """Enqueue the kernels that sample one code per image and increment the step.
+
+    Args:
+        config: `vocab_size` and `num_tokens` are used.
+        buffers: logits, options, random numbers, and the memory for the code.
+        warps: of the program that makes the choice.
+        launch: launch options of kernels.
+    """
+    options = buffers.scale_T, buffers.temperature, buffers.top_k
+    candidates = buffers.values_BCS, buffers.places_BCS, buffers.bounds_B3C
+    _, chunks, slots = buffers.values_BCS.shape
+    few = buffers.images * chunks <= FEW_PROGRAMS
+    sizes = {"SLOTS": slots, "CHUNKS": chunks, "GUIDED": buffers.guided}
+    kernels.top_candidates_kernel[buffers.images, triton.cdiv(config.vocab_size, buffers.chunk)](
+        buffers.logits_MV, buffers.step, *options, buffers.diverged, *candidates, config.vocab_size, buffers.images,
+        CHUNK=buffers.chunk, **sizes, num_warps=CANDIDATE_WARPS[0 if few else 1], **launch,
+    )  # fmt: skip
+    kernels.sample_token_kernel[(buffers.images,)](
+        buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, *options, buffers.top_p,
+        *candidates, config.vocab_size, config.num_tokens, buffers.images, BLOCK=buffers.chunk * chunks, **sizes,
+        num_warps=warps, **launch,
     )  # fmt: skip

@@ -6,20 +6,12 @@ advance_kernel (residual and norm). A step starts with enter_kernel and ends wit
 top_candidates_kernel and sample_token_kernel.
 """
 
-from aim_lightning.sampling.fast.kernels.in_proj import activate_kernel, in_proj_kernel
-from aim_lightning.sampling.fast.kernels.linear import linear_kernel
+from aim_lightning.sampling.fast.kernels.common import advance_kernel, enter_kernel
 from aim_lightning.sampling.fast.kernels.mixer_step import mixer_kernel
-from aim_lightning.sampling.fast.kernels.norm import advance_kernel, enter_kernel
-from aim_lightning.sampling.fast.kernels.sample_token import sample_token_kernel
-from aim_lightning.sampling.fast.kernels.top_candidates import top_candidates_kernel
+from aim_lightning.sampling.fast.kernels.products import activate_kernel, in_proj_kernel, linear_kernel
+from aim_lightning.sampling.fast.kernels.sample_token import sample_token_kernel, top_candidates_kernel
 
 __all__ = [
-    "activate_kernel",
-    "advance_kernel",
-    "enter_kernel",
-    "in_proj_kernel",
-    "linear_kernel",
-    "mixer_kernel",
-    "sample_token_kernel",
-    "top_candidates_kernel",
-]
+    "activate_kernel", "advance_kernel", "enter_kernel", "in_proj_kernel", "linear_kernel", "mixer_kernel",
+    "sample_token_kernel", "top_candidates_kernel",
+]  # fmt: skip

@@ -1,4 +1,7 @@
-"""Functions shared by several kernels: dependent launch, prefetch, norm and activations."""
+"""Functions shared by several kernels, and the kernels of the residual stream: a step's input and the norms.
+
+Shapes: M rows (images times guidance branches), D = d_model.
+"""
 
 import triton
 import triton.language as tl
@@ -58,3 +61,81 @@ def _softplus(x):
     e = tl.exp(tl.minimum(x, 20.0))
     u = 1 + e
     return tl.where(x > 20, x, tl.where(u == 1, e, tl.log(u) * e / (u - 1)))
+
+
+@triton.jit
+def _modulation(rows_ptr, D, cols, mask, MODULATED: tl.constexpr):
+    """Return (shift, scale) of a row (shift, scale, …); zeros where the network has no modulation."""
+    if MODULATED:
+        shift = tl.load(rows_ptr + cols, mask, 0.0).to(tl.float32)
+        scale = tl.load(rows_ptr + D + cols, mask, 0.0).to(tl.float32)
+    else:
+        shift = tl.zeros(cols.shape, tl.float32)
+        scale = tl.zeros(cols.shape, tl.float32)
+    return shift, scale
+
+
+@triton.jit
+def enter_kernel(
+    codes_ptr, step_ptr, offset_ptr, words_ptr, positions_ptr, start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
+    D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Compute the step's input (class embedding, or the previous code with its position) and the first layer's norm."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < D
+    weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
+    shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
+    # The next kernel starts after this wait only: older results may then be read ahead (see common.py).
+    _wait(CHAINED)
+    _start_next(CHAINED)
+    step = tl.load(step_ptr)
+    if step == 0:
+        x = tl.load(start_ptr + row * D + cols, mask, 0.0).to(tl.float32)
+    else:
+        code = tl.load(codes_ptr + (row % images) * T + step - 1)
+        x = tl.load(words_ptr + code * D + cols, mask, 0.0).to(tl.float32)
+        if POSITIONS:
+            position = step - 1 + tl.load(offset_ptr)
+            x += tl.load(positions_ptr + position * D + cols, mask, 0.0).to(tl.float32)
+    tl.store(residual_ptr + row * D + cols, x, mask)
+    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
+    tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def advance_kernel(
+    out_ptr, squares_ptr, residual_ptr, gate_ptr, weight_ptr, rows_ptr, final_weight_ptr, h_ptr, D, INNER, eps,
+    M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
+    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Add gate * (mixer output / rms) to the residual, then apply the next norm; the squares are the mixer kernel's.
+
+    FINAL: norm_f first, then the final layer's norm.
+    """
+    _start_next(CHAINED)
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < D
+    residual = tl.load(residual_ptr + row * D + cols, mask, 0.0)
+    weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
+    shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
+    if MODULATED:
+        gate = tl.load(gate_ptr + row * GATE_ROWS * D + 2 * D + cols, mask, 0.0).to(tl.float32)
+    _wait(CHAINED)
+    parts = tl.arange(0, PARTS_BLOCK)
+    squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
+    x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
+    for part in tl.static_range(1, SPLIT):
+        x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
+    # The gated norm's division, which commutes with out_proj: it is one number per row.
+    x *= tl.rsqrt(squares / INNER + eps)
+    if MODULATED:
+        x *= gate
+    x += residual
+    tl.store(residual_ptr + row * D + cols, x, mask)
+    if FINAL:
+        x = x * _rms(x, D, eps) * tl.load(final_weight_ptr + cols, mask, 0.0).to(tl.float32)
+    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
+    tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)
