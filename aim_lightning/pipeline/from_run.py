@@ -67,17 +67,12 @@ def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False)
     Raises:
         UserError: no weights, or those of another model; no such class, or one that lacks part of the protocol.
     """
-    has_class = isinstance(source, Mapping) and "class_path" in source
-    tokenizer = _build_tokenizer(source) if has_class else import_vq(source, raw=raw)
+    if not isinstance(source, Mapping) or "class_path" not in source:
+        return import_vq(source, raw=raw).requires_grad_(False)
+    tokenizer = build_object(source, nn.Module, "tokenizer")
+    if lacking := [name for name in PROTOCOL if not hasattr(tokenizer, name)]:
+        raise UserError(f"tokenizer: {source['class_path']} has no {', '.join(lacking)}; see docs/extending.md")
     return tokenizer.eval().requires_grad_(False)
-
-
-def _build_tokenizer(section: Mapping[str, Any]) -> nn.Module:
-    tokenizer = build_object(section, nn.Module, "tokenizer")
-    lacking = [name for name in PROTOCOL if not hasattr(tokenizer, name)]
-    if lacking:
-        raise UserError(f"tokenizer: {section['class_path']} has no {', '.join(lacking)}; see docs/extending.md")
-    return tokenizer
 
 
 def _tokenizer_source(configuration: dict, path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +42,8 @@ class Pixels:
             for tensor in (self._rounded, self._bad):
                 tensor.record_stream(current)
         if self._bad:
-            raise UserError(
-                "pixels are not finite (NaN): the tokenizer's weights have diverged; take an earlier checkpoint"
-            )
+            hint = "the tokenizer's weights have diverged; take an earlier checkpoint"
+            raise UserError(f"pixels are not finite (NaN): {hint}")
         return self._rounded
 
 
@@ -95,14 +93,13 @@ class PixelDecoder:
             return self._decode(codes_BL, self._stream)
 
     def _decode(self, codes_BL: Tensor, stream) -> Pixels:
-        with self._products():
+        if self.precision == "bfloat16":
+            products = torch.autocast(self.device.type, torch.bfloat16)
+        else:
+            products = exact_products(self.precision == "tf32")
+        with products:
             images_BCHW = self.decode(codes_BL)
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
-
-    def _products(self) -> AbstractContextManager:
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return exact_products(self.precision == "tf32")
 
     def image_bytes(self) -> int:
         """Return the GPU memory per image while it is decoded, from the largest output of the tokenizer's modules."""

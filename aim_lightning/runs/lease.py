@@ -103,7 +103,9 @@ class Lease:
                     self._replace(self.path, dead)
                     break
         except OSError as error:
-            fault = TransientError(f"{self.path} cannot be written ({_reason(error)}); make room or fix the disk")
+            fault = TransientError(
+                f"{self.path} cannot be written ({error.strerror or error}); make room or fix the disk"
+            )
             raise (disk_mistake(error, self.path) or fault) from error
         self._thread.start()
         return self
@@ -200,7 +202,7 @@ class Lease:
 
     def _handle_failure(self, error: OSError, silence: float, warned: bool) -> None:
         """Warn once about a failed heartbeat; abort before other processes count this one as dead."""
-        fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({_reason(error)})"
+        fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({error.strerror or error})"
         if not warned:
             print(f"warning: {fault}; trying again", file=sys.stderr, flush=True)
         if silence >= self.stale_seconds - self.beat_seconds:
@@ -217,10 +219,6 @@ class Lease:
         else:
             os.utime(self.path)
         return None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
-from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large
+from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large, weight_bytes
 from aim_lightning.sampling.filters import Filters, check_types
 from aim_lightning.sampling.guidance import Schedule, check_guidance, guidance_scales
 from aim_lightning.sampling.plain_decoder import state_bytes
@@ -138,8 +138,9 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
     needed = image_bytes(model, options) + pixel_bytes()
     if options.decoder == "plain":
         release_decoders(model)  # the plain decoder does not use them
+    weights = 0 if options.decoder == "plain" else weight_bytes(model, getattr(torch, options.precision))
     # Kept decoders are released when a new one needs their memory: the result does not depend on earlier calls.
-    free = free_bytes(device) + kept_bytes(model) - weight_bytes(model, options)
+    free = free_bytes(device) + kept_bytes(model) - weights
     return replace(options, batch_size=auto_batch(free, needed))
 
 
@@ -179,9 +180,3 @@ def image_bytes(model: AiM, options: SamplingOptions) -> int:
     if options.decoder == "plain":
         return state_bytes(model.config, guided)
     return bytes_needed(model.config, 1, guided, getattr(torch, options.precision))
-
-
-def weight_bytes(model: AiM, options: SamplingOptions) -> int:
-    """Return the bytes of the fast decoder's copy of the weights."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return 0 if options.decoder == "plain" else count * getattr(torch, options.precision).itemsize

@@ -158,7 +158,9 @@ def _record_of(path: Path) -> Path:
 
 def _from_hub(entry: HubFiles, path: Path) -> Path:
     if path.exists():
-        _check_files(path)
+        for file, size, sha256 in files(path):
+            if not file.is_file() or file.stat().st_size != size or sha256_file(file) != sha256:
+                raise UserError(f"{file} is not the downloaded file; remove {path} and download again")
         return path
     # The client continues a partial file in this directory; it gets its name when everything is there.
     part = path.with_name(f".{path.name}.part")
@@ -193,12 +195,6 @@ def _get_hub_file(entry: HubFiles, name: str, metadata: dict[str, Any], revision
         path.unlink()
         raise UserError(f"{path} has another {wrong[0]} than on the hub; it was removed, download again")
     return row
-
-
-def _check_files(directory: Path) -> None:
-    for path, size, sha256 in files(directory):
-        if not path.is_file() or path.stat().st_size != size or sha256_file(path) != sha256:
-            raise UserError(f"{path} is not the downloaded file; remove {directory} and download again")
 
 
 def _read_record(directory: Path) -> list[dict[str, Any]]:

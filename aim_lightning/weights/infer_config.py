@@ -83,15 +83,13 @@ def infer_aim(shapes: Shapes) -> dict[str, Any]:
     d_inner = shapes.get(LAYER + r"mixer\.out_proj\.weight", 2)[1]
     conv_dim, _, d_conv = shapes.get(LAYER + r"mixer\.conv1d\.weight", 3)
     nheads = shapes.get(LAYER + r"mixer\.A_log", 1)[0]
-    options = {
-        "d_model": d_model,
+    options = {"d_model": d_model, "vocab_size": vocab_size, "d_conv": d_conv}
+    options |= {
         "n_layer": shapes.count(r"backbone\.layers\.(\d+)\."),
-        "vocab_size": vocab_size,
         "num_classes": classes - 1,  # the last row is the null class of guidance
         "position_embedding": POSITIONS in shapes.shapes,
         "d_intermediate": shapes.get(LAYER + r"mlp\.fc2\.weight", 2)[1] if has_mlp else 0,
         "expand": shapes.ratio(d_inner, d_model, "expand"),
-        "d_conv": d_conv,
         "d_state": shapes.ratio(conv_dim - d_inner, 2, "d_state"),  # the convolution runs over x, B and C
         "headdim": shapes.ratio(d_inner, nheads, "headdim"),
     }
@@ -114,10 +112,8 @@ def infer_vq(shapes: Shapes) -> dict[str, Any]:
     levels = range(shapes.count(r"encoder\.conv_blocks\.(\d+)\."))
     widths = [shapes.get(rf"encoder\.conv_blocks\.{i}\.res\.\d+\.conv2\.weight", 4)[0] for i in levels]
     codebook_size, codebook_dim = shapes.get(r"quantize\.embedding\.weight", 2)
-    options = {
-        "codebook_size": codebook_size,
-        "codebook_dim": codebook_dim,
-        "base_channels": base,
+    options = {"codebook_size": codebook_size, "codebook_dim": codebook_dim, "base_channels": base}
+    options |= {
         "channel_multipliers": tuple(shapes.ratio(width, base, "a channel multiplier") for width in widths),
         "num_res_blocks": shapes.count(r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
         "z_channels": shapes.get(r"encoder\.conv_out\.weight", 4)[0],

@@ -112,16 +112,13 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
 
 def _configured_network(source: Source, configuration: dict[str, Any]) -> nn.Module:
     model = configuration["model"]
-    options = model["init_args"].get("network") or {}
-    if model["class_path"] == AIM:
-        config = AiMConfig(**options)
-        check_same(source, config)
-        network, weights = AiM(config), aim_weights(source)
-    elif model["class_path"] == TOKENIZER:
-        config = VQConfig(**options)
-        check_same(source, config)
-        network, weights = VQModel(config), vq_weights(source, config)
-    else:
+    if model["class_path"] not in (AIM, TOKENIZER):
         raise UserError(f"model.class_path is {model['class_path']}; weights can be imported for {AIM} and {TOKENIZER}")
+    config = (AiMConfig if model["class_path"] == AIM else VQConfig)(**model["init_args"].get("network") or {})
+    check_same(source, config)
+    if isinstance(config, AiMConfig):
+        network, weights = AiM(config), aim_weights(source)
+    else:
+        network, weights = VQModel(config), vq_weights(source, config)
     load_weights(network, weights, source.name)
     return network

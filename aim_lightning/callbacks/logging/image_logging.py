@@ -72,9 +72,8 @@ class SampleGrid(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        grid = sample_grid(
-            pl_module.network, self.tokenizer, self.sampling, self.class_names, self.classes, self.columns
-        )
+        options = self.sampling, self.class_names, self.classes, self.columns
+        grid = sample_grid(pl_module.network, self.tokenizer, *options)
         log_image(trainer, "samples", grid)
         directory = Path(self.run_dir) / "samples"
         _save(grid, directory / "grid.png")

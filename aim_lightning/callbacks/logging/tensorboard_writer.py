@@ -5,6 +5,7 @@ import socket
 import time
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -45,7 +46,8 @@ class EventFile:
         if len(self.waiting) > MOST_WAITING:
             warn_once(f"{self.path} cannot be written and 64 MiB wait for it; curves and images get a hole")
         else:
-            RecordWriter(_Buffer(self.waiting)).write(event.SerializeToString())
+            # A RecordWriter calls only `write` of its file.
+            RecordWriter(SimpleNamespace(write=self.waiting.extend)).write(event.SerializeToString())
         if time.monotonic() - self.flushed_at >= self.flush_seconds:
             self.flush()
 
@@ -68,13 +70,6 @@ class EventFile:
 
     def reopen(self) -> None:
         """Do nothing: every flush opens the file."""
-
-
-class _Buffer:
-    """File-like object of a RecordWriter, which calls only `write`."""
-
-    def __init__(self, data: bytearray) -> None:
-        self.write = data.extend
 
 
 def _append(path: Path, data: bytes | bytearray) -> None:

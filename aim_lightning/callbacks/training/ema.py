@@ -1,8 +1,6 @@
 """Exponential moving average (EMA) of the network's weights."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -56,15 +54,6 @@ class EMA(Callback):
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)
         self.steps += 1
-
-    @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
-        """Give `network` the averaged weights inside the context, and restore its weights also after an error."""
-        self.swap(network)
-        try:
-            yield
-        finally:
-            self.swap(network)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:

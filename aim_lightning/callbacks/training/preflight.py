@@ -117,8 +117,6 @@ def _touch(mark: Path) -> None:
 
 def _appears(path: Path) -> bool:
     deadline = time.monotonic() + SHARED_SECONDS
-    while time.monotonic() < deadline:
-        if path.exists():
-            return True
+    while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    return False
+    return path.exists()

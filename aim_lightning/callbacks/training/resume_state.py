@@ -16,8 +16,9 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.random import hash_seed
 
 # key in the file -> Lightning's key
-RENAMED = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"}
-EXTRA = ("cursor", "data", "random_state", "configuration", "class_names", "tokenizer_hash")  # of `ResumeState`
+KEYS = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"} | {
+    name: name for name in ("cursor", "data", "random_state", "configuration", "class_names", "tokenizer_hash")
+}
 EMA_STATE = EMA.__qualname__
 
 
@@ -134,10 +135,7 @@ def to_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
         group, _, inner = name.partition(".")
         content.setdefault(group, {})[inner] = value
     rest["weight_groups"] = list(content)
-    for key, lightning_key in RENAMED.items():
-        content[key] = rest.pop(lightning_key)
-    for key in EXTRA:
-        content[key] = rest.pop(key)
+    content |= {key: rest.pop(lightning_key) for key, lightning_key in KEYS.items()}
     rest["callbacks"] = dict(rest["callbacks"])
     content["ema"] = rest["callbacks"].pop(EMA_STATE, None)
     return {**content, "trainer": rest}
@@ -148,10 +146,7 @@ def from_file(content: dict[str, Any]) -> dict[str, Any]:
     checkpoint = dict(content["trainer"])
     groups = checkpoint.pop("weight_groups")
     checkpoint["state_dict"] = {f"{g}.{name}": value for g in groups for name, value in content[g].items()}
-    for key, lightning_key in RENAMED.items():
-        checkpoint[lightning_key] = content[key]
-    for key in EXTRA:
-        checkpoint[key] = content[key]
+    checkpoint |= {lightning_key: content[key] for key, lightning_key in KEYS.items()}
     checkpoint["callbacks"] = dict(checkpoint["callbacks"])
     if content["ema"] is not None:
         checkpoint["callbacks"][EMA_STATE] = content["ema"]

@@ -76,15 +76,11 @@ class InceptionFeatures(FeatureNetwork):
 
         path = self.weights_path()
         if self.precision == "tf32" and self.device.type != "cuda":
-            raise UserError(
-                f"InceptionFeatures.precision is tf32, which needs an NVIDIA GPU, not {self.device.type}; use float32"
-            )
+            hint = f"which needs an NVIDIA GPU, not {self.device.type}; use float32"
+            raise UserError(f"InceptionFeatures.precision is tf32, {hint}")
         if self.weights_hash != self.SHA256:
-            warnings.warn(
-                f"{path} is not the Inception of published FIDs: its distances compare with none and are called "
-                f"{self.metric_name}",
-                stacklevel=3,
-            )
+            consequence = f"its distances compare with none and are called {self.metric_name}"
+            warnings.warn(f"{path} is not the Inception of published FIDs: {consequence}", stacklevel=3)
         # torch-fidelity unpickles files, which can run code; it gets a copy of tensors that were read safely.
         copy = io.BytesIO()
         torch.save(base.read_weights(path), copy)

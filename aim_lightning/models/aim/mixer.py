@@ -67,13 +67,11 @@ class Mamba2Mixer(nn.Module):
     def project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return z, the convolution's input (x, B, C) and the raw step width."""
         sizes = (self.config.d_inner, self.config.conv_dim, self.config.nheads)
-        z, xbc, dt = self.in_proj(u).split(sizes, dim=-1)
-        return z, xbc, dt
+        return self.in_proj(u).split(sizes, dim=-1)
 
     def split_xbc(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split the convolution's output into x, B and C."""
-        x, b, c = xbc.split((self.config.d_inner, self.config.d_state, self.config.d_state), dim=-1)
-        return x, b, c
+        return xbc.split((self.config.d_inner, self.config.d_state, self.config.d_state), dim=-1)
 
     def negative_a(self) -> Tensor:
         """Return A_H, the negative decay rate of each head."""

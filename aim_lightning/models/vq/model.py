@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from aim_lightning.models.vq.coder import Decoder, Encoder
 from aim_lightning.models.vq.vq_config import VQConfig
@@ -207,6 +206,8 @@ class VQModel(nn.Module):
 @torch.no_grad()
 def _forward_flops(config: VQConfig) -> int:
     """Count the operations of convolutions and attention for one image, on the meta device without arithmetic."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     # Attention is counted as two products, which a fused kernel would hide.
     with torch.device("meta"), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model = VQModel(config)

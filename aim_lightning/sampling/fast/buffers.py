@@ -12,6 +12,7 @@ CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are ga
 CHUNK = 1024  # at least: logits per part
 SLOTS = 128  # at most: entries gathered per part
 PARTS = 4  # at most: parts of out_proj's sum
+VECTORS = ("norm", "conv_bias", "dt_bias", "a_log", "d", "gated_norm")  # of a layer, kept in float32
 
 
 @dataclass
@@ -77,16 +78,11 @@ class Buffers:
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
         self.places_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
         self.bounds_B3C = no_bounds(images, chunks, device)
-        self.layers = [
-            LayerCache(
-                empty(config.d_conv, M, config.conv_dim),
-                empty(M, T, config.d_inner),
-                empty(M, T, config.d_state),
-                empty(M, config.nheads, T, dtype=exponent),
-                empty(M, config.nheads, dtype=exponent),
-            )
-            for _ in range(config.n_layer)
-        ]
+        self.layers = []
+        for _ in range(config.n_layer):
+            ring, g = empty(config.d_conv, M, config.conv_dim), empty(M, config.nheads, T, dtype=exponent)
+            x, b = empty(M, T, config.d_inner), empty(M, T, config.d_state)
+            self.layers.append(LayerCache(ring, x, b, g, decay_MH=empty(M, config.nheads, dtype=exponent)))
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
@@ -149,22 +145,18 @@ class StaticWeights:
     """
 
     def __init__(self, model: AiM, dtype: torch.dtype) -> None:
-        self._wide = [_empty(value, dtype) for value in _matrices(model)]
-        self._narrow = [_empty(value, torch.float32) for value in _vectors(model)]
-        self._taps = _empty(_taps(model), torch.float32)  # one copy for all layers
+        wide, narrow, taps = _weights(model)
+        self._wide = [torch.empty(value.shape, dtype=dtype, device=value.device) for value in wide]
+        self._narrow = [torch.empty(value.shape, dtype=torch.float32, device=value.device) for value in narrow]
+        self._taps = torch.empty(taps.shape, dtype=torch.float32, device=taps.device)  # one copy for all layers
         wide, narrow = iter(self._wide), iter(self._narrow)
         self.words = next(wide)
         self.positions = next(wide) if model.config.position_embedding else None
         self.norm_f, self.norm_final = next(narrow), next(narrow)
-        self.layers = [
-            LayerWeights(
-                conv_weight=taps,
-                in_proj=next(wide),
-                out_proj=next(wide),
-                **{name: next(narrow) for name in ("norm", "conv_bias", "dt_bias", "a_log", "d", "gated_norm")},
-            )
-            for taps in self._taps
-        ]
+        self.layers = []
+        for taps in self._taps:
+            vectors = {name: next(narrow) for name in VECTORS}
+            self.layers.append(LayerWeights(conv_weight=taps, in_proj=next(wide), out_proj=next(wide), **vectors))
 
     @torch.no_grad()
     def refresh(self, model: AiM) -> None:
@@ -172,38 +164,25 @@ class StaticWeights:
 
         Grouped by type and layout, so that a GPU runs a few kernels instead of one per tensor.
         """
-        torch._foreach_copy_(self._wide, _matrices(model))
-        torch._foreach_copy_(self._narrow, _vectors(model))
-        self._taps.copy_(_taps(model))
-
-
-def _empty(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(value.shape, dtype=dtype, device=value.device)
-
-
-def _matrices(model: AiM) -> list[Tensor]:
-    """Return the weights in the decoder's type: embeddings, then in_proj and out_proj of each layer."""
-    backbone = model.backbone
-    weights = [backbone.embeddings.word_embeddings.weight]
-    if model.config.position_embedding:
-        weights.append(backbone.embeddings.position_embeddings.weight)
-    for layer in backbone.layers:
-        weights += [layer.mixer.in_proj.weight, layer.mixer.out_proj.weight]
-    return weights
-
-
-def _vectors(model: AiM) -> list[Tensor]:
-    """Return the weights that stay float32, without those of the convolutions."""
-    backbone = model.backbone
-    weights = [backbone.norm_f.weight, backbone.final_layer.norm_final.weight]
-    for layer in backbone.layers:
-        mixer = layer.mixer
-        weights += [layer.norm.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight]
-    return weights
+        wide, narrow, taps = _weights(model)
+        torch._foreach_copy_(self._wide, wide)
+        torch._foreach_copy_(self._narrow, narrow)
+        self._taps.copy_(taps)
 
 
 @torch.no_grad()
-def _taps(model: AiM) -> Tensor:
-    """Return the convolutions' weights, (layers, taps, channels), so that kernels read neighbouring channels."""
-    weights = [layer.mixer.conv1d.weight[:, 0] for layer in model.backbone.layers]
-    return torch.stack(weights).transpose(1, 2)
+def _weights(model: AiM) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return the matrices, the vectors that stay float32, and the convolutions' taps (layers, taps, channels)."""
+    backbone, embeddings = model.backbone, model.backbone.embeddings
+    matrices = [embeddings.word_embeddings.weight]
+    if model.config.position_embedding:
+        matrices.append(embeddings.position_embeddings.weight)
+    vectors = [backbone.norm_f.weight, backbone.final_layer.norm_final.weight]
+    for layer in backbone.layers:
+        mixer = layer.mixer
+        matrices += [mixer.in_proj.weight, mixer.out_proj.weight]
+        # In the order of VECTORS.
+        vectors += [layer.norm.weight, mixer.conv1d.bias, mixer.dt_bias, mixer.A_log, mixer.D, mixer.norm.weight]
+    # Transposed, so that kernels read neighbouring channels.
+    taps = torch.stack([layer.mixer.conv1d.weight[:, 0] for layer in backbone.layers]).transpose(1, 2)
+    return matrices, vectors, taps

@@ -64,19 +64,20 @@ def release_decoders(model: AiM) -> None:
 def kept_bytes(model: AiM) -> int:
     """Return the device memory of the model's decoders, which is released when a new one needs it."""
     return sum(
-        bytes_needed(config, images, guided, dtype) + _weight_bytes(model, dtype)
+        bytes_needed(config, images, guided, dtype) + weight_bytes(model, dtype)
         for images, guided, dtype, _, config in _decoders.get(model, ())
     )
 
 
-def _weight_bytes(model: AiM, dtype: torch.dtype) -> int:
+def weight_bytes(model: AiM, dtype: torch.dtype) -> int:
+    """Return the bytes of the decoder's copy of the weights."""
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
 def _make_room(kept: OrderedDict, model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int) -> None:
     """Release the kept decoders where the new one does not fit next to them; raise where it does not fit alone."""
     image_bytes = bytes_needed(model.config, 1, guided, dtype) + pixel_bytes
-    device, weights = model.lm_head.weight.device, _weight_bytes(model, dtype)
+    device, weights = model.lm_head.weight.device, weight_bytes(model, dtype)
     free = free_bytes(device) - weights
     if images > fitting_batch(free, image_bytes):
         kept.clear()
