@@ -10,8 +10,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from aim_lightning.losses import LossTerms
-from aim_lightning.losses.tokenizer import adaptive_weight, discriminator_loss, generator_loss
+from aim_lightning.losses import LossTerms, adaptive_weight, discriminator_loss, generator_loss
 from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.modules.optim import OptimizerConfig, check_finite, clip_gradients
 from aim_lightning.utils.dist import ProcessGroup

@@ -20,7 +20,8 @@ from aim_lightning.weights.key_mapping import Parts, split, unwrap
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
-INDEX, PICKLED_INDEX = f"{SAFETENSORS}.index.json", f"{PICKLED}.index.json"
+INDEX_ENDING = ".index.json"
+INDEX, PICKLED_INDEX = SAFETENSORS + INDEX_ENDING, PICKLED + INDEX_ENDING
 MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model directory, in order of preference
 
 
@@ -118,7 +119,7 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         UserError: the index lists something else than files next to it.
     """
-    if not _is_index(path):
+    if not path.name.endswith(INDEX_ENDING):
         return [path]
     return [path.with_name(name) for name in sorted(set(_weight_map(path).values()))]
 
@@ -129,7 +130,7 @@ def read_weights(path: Path) -> Any:
     Raises:
         UserError: missing, damaged or foreign, or shards that do not contain what their index lists.
     """
-    if not _is_index(path):
+    if not path.name.endswith(INDEX_ENDING):
         return _read_file(path)
     expected, weights = _weight_map(path), {}
     for file in weight_files(path):
@@ -158,10 +159,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"weights file {path} is damaged or not a safetensors file ({reason})") from None
-
-
-def _is_index(path: Path) -> bool:
-    return path.name.endswith(".index.json")
 
 
 def _weight_map(path: Path) -> dict[str, str]:

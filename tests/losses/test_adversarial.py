@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from aim_lightning.losses.tokenizer import adaptive_weight, discriminator_loss, generator_loss
+from aim_lightning.losses import adaptive_weight, discriminator_loss, generator_loss
 
 LOSSES = ("hinge", "non_saturating", "vanilla")
 

@@ -5,8 +5,8 @@ import torch
 from helpers import TINY_VQ, assert_user_error
 from torch.nn import functional as F
 
-from aim_lightning.losses import TokenizerLoss, tokenizer
-from aim_lightning.losses.tokenizer import entropy_loss
+from aim_lightning import losses
+from aim_lightning.losses import TokenizerLoss, entropy_loss
 from aim_lightning.models import VQModel
 
 
@@ -70,7 +70,7 @@ def test_entropy_equals_the_published_formula_also_in_parts(batch, monkeypatch):
 
     expected, gradients = value_and_gradients(published)
     for rows in (16384, 7):
-        monkeypatch.setattr(tokenizer, "ROWS_AT_A_TIME", rows)
+        monkeypatch.setattr(losses, "ROWS_AT_A_TIME", rows)
         value, computed = value_and_gradients(entropy_loss)
         assert value == pytest.approx(expected, abs=1e-5)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(computed, gradients, strict=True))

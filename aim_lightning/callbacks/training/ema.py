@@ -1,6 +1,7 @@
 """Exponential moving average (EMA) of the network's weights."""
 
 import copy
+from itertools import chain
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -58,11 +59,8 @@ class EMA(Callback):
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange weights and buffers with the average, in place: compiled and DDP-wrapped networks stay valid."""
-        pairs = [
-            *zip(self.network.parameters(), network.parameters(), strict=True),
-            *zip(self.network.buffers(), network.buffers(), strict=True),
-        ]
-        for average, weight in pairs:  # one tensor at a time needs the least memory
+        averages, weights = (chain(part.parameters(), part.buffers()) for part in (self.network, network))
+        for average, weight in zip(averages, weights, strict=True):  # one tensor at a time needs the least memory
             copy = average.clone()
             average.copy_(weight)
             weight.copy_(copy)

@@ -1,6 +1,6 @@
 """Features of any torch network, named in the configuration."""
 
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,7 @@ class TorchFeatures(FeatureNetwork):
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"features.init_args.factory {path!r} cannot be imported ({error})") from None
