@@ -89,6 +89,7 @@ class TokenizerLoss:
         each = {"reconstruction": distance(reconstructions, images)}
         if self.perceptual_weight:
             each["perceptual"] = perceptual(reconstructions, images).mean()
+        # Summed before the codebook terms: the adaptive weight compares with pixels only.
         pixels = sum(getattr(self, f"{name}_weight") * value for name, value in each.items())
         each |= {"codebook": quantized.codebook_loss, "commitment": quantized.commitment_loss}
         if self.entropy_weight:
@@ -148,6 +149,7 @@ def discriminator_loss(loss: GanLoss, real: Tensor, fake: Tensor) -> Tensor:
         real: logits of images, any shape.
         fake: logits of reconstructions, any shape.
     """
+    # Half of the sum, so that both losses have the scale of one cross-entropy.
     if loss == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
@@ -168,6 +170,7 @@ def adaptive_weight(
     Returns:
         Scalar between 0 and 1e4, without gradient; NaN where a gradient overflowed.
     """
+    # The graph is kept for the backward pass that follows.
     grads = [torch.autograd.grad(loss * scale, last_layer, retain_graph=True)[0] for loss in (pixels, adversarial)]
     pixel_norm, adversarial_norm = average(torch.stack(grads).float() / scale).flatten(1).norm(dim=1)
     return (pixel_norm / (adversarial_norm + 1e-4)).clamp(0, LARGEST_WEIGHT).detach()

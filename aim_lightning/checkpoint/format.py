@@ -50,6 +50,7 @@ def find_unreadable(value: Any, name: str = "") -> str | None:
 
     Called only after reading failed: it writes and reads values one by one.
     """
+    # Exact types: a subclass may need code to be read.
     if type(value) in LEAVES:
         return None
     if type(value) not in CONTAINERS:

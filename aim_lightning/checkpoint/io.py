@@ -34,6 +34,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     try:
         with atomic_path(path) as temporary:
             _save(content, temporary, path)
+            # Sealed before it is read back, so that the seal is verified too.
             seal_archive(temporary)
             # Without this the file would be compared with its copy in memory, and a bad disk would go unnoticed.
             drop_from_cache(temporary)
@@ -113,6 +114,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     parts = incompatible(network, weights)
     if parts:
         raise UserError(f"{source} does not fit this {type(network).__name__}: " + "; ".join(parts))
+    # Strict: `incompatible` has listed every difference in one message before.
     network.load_state_dict(weights)
 
 

@@ -77,6 +77,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         if self.fake_features_sum.dtype != torch.float64:
             raise RuntimeError("the sums of FrechetDistance were cast from float64; keep it out of .to(dtype)")
         self.record_finite(features)
+        # Converted before the sums: outer products of many images cancel in the covariance.
         self.update(features.double(), real=real)
 
     def compute(self) -> Tensor:

@@ -75,6 +75,7 @@ class InceptionScore(FiniteValues, Metric):
             raise ValueError(f"InceptionScore is for images 0 to {len(self.splits) - 1}")
         self.record_finite(logits)
         split = self.splits[indices.cpu()].to(logits.device, non_blocking=True)  # a wait would stop the GPU
+        # In float32, sums over 50,000 images would lose digits.
         log_p = logits.double().log_softmax(1)
         p = log_p.exp()
         self.inner.index_add_(0, split, (p * log_p).sum(1))

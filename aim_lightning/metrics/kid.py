@@ -48,6 +48,7 @@ class KernelDistance(SampleFeatures):
             ValueError: fewer than two images on either side, or two images with the same index.
         """
         features = self.in_order()
+        # A plain attribute, not a state: the reference is equal on every rank and is never gathered.
         reference = self.reference.to(features.device)
         size = min(self.subset_size, len(features), len(reference))
         if size < 2:

@@ -76,6 +76,7 @@ def _vgg16_from(path: Path) -> Iterator[None]:
         network.features.load_state_dict(_features(path, network.features), assign=True)
         return network
 
+    # torchmetrics looks the function up by this name when it builds its network.
     torchvision.models.vgg16 = vgg16
     try:
         yield

@@ -55,6 +55,7 @@ class LinearProbe(nn.Module):
             x, y = features.detach().clone().double(), labels.detach().clone().long()
             mean, scale = x.mean(0), x.std(0, correction=0)
             scale = torch.where(scale > 0, scale, 1)  # a constant feature keeps weight zero
+            # Standardised features condition LBFGS; the scale is folded into the weights afterwards.
             weight, bias = self._minimise((x - mean) / scale, y, num_classes)
             self.weight = weight / scale
             self.bias = bias - self.weight @ mean

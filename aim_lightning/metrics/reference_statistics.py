@@ -54,6 +54,7 @@ class ReferenceImages:
         named |= {"rows": self.features} if self.features is not None else {}
         named |= {"probe_weight": self.probe[0], "probe_bias": self.probe[1]} if self.probe else {}
         if PIXELS in self.source:
+            # A cache file contains tensors only, so the hash becomes bytes.
             named[PIXELS] = torch.tensor(list(bytes.fromhex(self.source[PIXELS])), dtype=torch.uint8)
         named |= {} if self.count is None else {"count": torch.tensor(self.count)}
         return {name: value.cpu().contiguous() for name, value in named.items()}
@@ -154,6 +155,7 @@ class ReferenceImagesBuilder:
             state = sums.reference_state()
             pair = mean_and_covariance(state["sum"], state["outer_sum"], state["count"])
             computed[name] = tuple(value.cpu() for value in pair)
+        # A second collective: every rank gets all rows.
         features = self.rows.compute().cpu()
         count = None if gaussians else self.num_images
         return ReferenceImages(gaussians or computed, features, self._probe(), source, count)

@@ -100,6 +100,7 @@ class SampleFeatures(FiniteValues, Metric):
         # A list before the gathering, a tensor after it.
         states = (self.features, self.indices)
         features, indices = (torch.cat(state) if isinstance(state, list) else state for state in states)
+        # Sorted by index, since ranks and batches may come in any order.
         order = indices.argsort()
         if len(order) > 1 and not (indices[order].diff() > 0).all():
             raise ValueError("SampleFeatures was given an image twice")

@@ -65,6 +65,7 @@ class Scores(nn.Module):
         self.kernel = KernelDistance(real.features) if compare else None
         self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
         self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
+        # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
 
     def update(self, images: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
@@ -133,6 +134,7 @@ class Scores(nn.Module):
         Use one object repeatedly: torchmetrics' objects contain reference cycles, so that the memory of an unused one
         stays allocated until Python's garbage collector runs.
         """
+        # `Scores` is no Metric itself, so each one is reset.
         for module in self.modules():
             if isinstance(module, Metric):
                 module.reset()

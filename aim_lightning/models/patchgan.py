@@ -87,6 +87,7 @@ class _SumOfRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
+        # all_reduce works in place, and autograd keeps the input.
         total = value.clone()
         distributed.all_reduce(total)
         return total

@@ -50,7 +50,9 @@ def load(
     content, aim = source.run, import_aim(source, backend=backend)
     if tokenizer is None:
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
+    # Codes of another tokenizer have the right shape, but decode to noise.
     check_hash(source, tokenizer)
+    # None switches the check of guidance off.
     dropout = None if allow_untrained_guidance else source.label_dropout
     return AiMPipeline(aim, tokenizer, content.get("class_names"), dropout).to(device)
 

@@ -99,6 +99,7 @@ class AiMPipeline:
         if tokenizer is None:
             if not weights.parts.vq:
                 raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
+            # Frozen: a pipeline never trains its tokenizer.
             tokenizer = import_vq(weights).requires_grad_(False)
         check_hash(weights, tokenizer)
         return cls(aim, tokenizer, weights.class_names, weights.label_dropout)
@@ -203,6 +204,7 @@ class AiMPipeline:
         sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
+        # On a GPU one batch waits: its pixels are computed while the next one is sampled.
         pixels = self._pixel_decoder(sampling)
         waiting: deque[Pixels] = deque()
         for part in torch.arange(len(labels_B)).split(sampling.batch_size):
@@ -228,6 +230,7 @@ class AiMPipeline:
             labels = [self._label(label) if isinstance(label, str) else label for label in labels]
         if not len(labels):
             raise UserError("there are no labels; give at least one")
+        # After the names were replaced: a list of mixed names and numbers is allowed.
         labels_B = torch.as_tensor(labels)
         if labels_B.is_floating_point() or labels_B.is_complex() or labels_B.dtype == torch.bool:
             raise UserError(f"labels are of type {labels_B.dtype}; give whole numbers or class names")
@@ -248,6 +251,7 @@ class AiMPipeline:
         self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step
     ) -> Pixels:
         """Sample one block, filled up to its size by repeating its images, and start to decode it."""
+        # A fixed block size keeps matrix shapes, and with them rounding, independent of the size of the set.
         count, rows = len(labels_b), torch.arange(sampling.batch_size) % len(labels_b)
         report = on_step and (lambda step, codes: on_step(step, codes[:count]))
         try:

@@ -121,6 +121,7 @@ def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
         codes = torch.zeros(1, rows * columns, dtype=torch.int64, device=device)
         return max([tokenizer.decode(codes).numel(), *sizes])
     finally:
+        # The tokenizer is shared, so hooks must not stay.
         for hook in hooks:
             hook.remove()
 

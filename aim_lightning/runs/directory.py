@@ -88,6 +88,7 @@ def step_of(path: Path) -> int:
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """List the checkpoint files of a run directory, newest (highest step) first, without temporary files."""
+    # Temporary files start with a dot and damaged ones end with .damaged, so the pattern skips both.
     files = (Path(run_dir) / "checkpoints").glob("*.ckpt")
     return sorted((path for path in files if STEP.fullmatch(path.name)), key=step_of, reverse=True)
 

@@ -55,5 +55,6 @@ def append_start(directory: RunDirectory, decision: Decision) -> None:
     entry = {"time": time, **process, "commit": commit(), "action": decision.action, "step": decision.step}
     entry |= {"checkpoint": checkpoint, "changes": decision.changes, "notes": notes}
     make_directory(directory.path)
+    # Nothing reads the history to train: a full disk must not end the training.
     with tolerate_disk_errors(directory.history), directory.history.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -38,9 +38,11 @@ def record(
         UserError: results.json is not JSON.
     """
     before = read_json(directory.results, "results") if directory.results.exists() else {}
+    # Metrics of another step must not stand next to those of this one.
     before = before if before.get("protocol", {}).get("step") == step else {}
     origin = {"commit": commit(), "hardware": hardware}
     entries = {name: entry for name, entry in before.get("protocol", {}).items() if name != "step"}
+    # What this source wrote earlier is replaced as a whole, so that no metric of an old protocol remains.
     replaced = {*metrics, *entries.pop(source, {"metrics": []})["metrics"]}
     protocol = {"step": step, **_without(entries, replaced)}
     protocol[source] = {"step": step, **facts, **origin, "metrics": sorted(metrics)}
@@ -75,6 +77,7 @@ def commit() -> str:
     """
     if override := os.environ.get("AIM_COMMIT"):
         return override
+    # The tree of this file, not the working directory, which may be another repository.
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

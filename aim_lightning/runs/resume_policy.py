@@ -74,6 +74,7 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     """Decide whether to start fresh, continue, report a finished run, or refuse."""
     notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
+    # Starting afresh would overwrite the only traces of a damaged run.
     if newest is None:
         if content.damaged:
             return Decision("refuse", notes=[*notes, "every checkpoint of this run is damaged; move the run away"])
@@ -143,6 +144,7 @@ def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
 def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:
     """Return True once max_steps or max_epochs is reached."""
     max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    # -1 means no limit.
     steps_done = max_steps is not None and 0 <= max_steps <= newest.step
     epochs_done = max_epochs is not None and 0 <= max_epochs <= newest.epoch
     return steps_done or epochs_done

@@ -40,6 +40,7 @@ class Training:
     @property
     def checkpoint_bytes(self) -> int:
         """Return the bytes of one checkpoint file."""
+        # A checkpoint has no gradients.
         return self.trained * (WEIGHT + ADAM) + self.averaged * AVERAGE
 
     @property

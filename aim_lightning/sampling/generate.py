@@ -73,6 +73,7 @@ def generate(
     guided = any(scale != 1 for scale in scales)
     fast = options.decoder == "fast"
     if fast:
+        # `image_bytes` below needs a type, not auto.
         options = replace(options, precision=resolve_precision(options, model))
     if not len(labels_B):
         return torch.zeros(0, model.config.num_tokens, dtype=torch.int64, device=model.lm_head.weight.device)

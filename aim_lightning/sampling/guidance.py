@@ -36,6 +36,7 @@ def guidance_scales(
     Raises:
         UserError: a value out of range.
     """
+    # Called directly too, without `SamplingOptions`, so the ranges are checked here.
     check_guidance(cfg_scale, cfg_schedule, cfg_power, cfg_interval)
     curve = {
         "constant": lambda t: 1.0,
@@ -44,6 +45,7 @@ def guidance_scales(
         "power": lambda t: (1 - math.cos(math.pi * t**cfg_power)) / 2,
         "interval": lambda t: float(cfg_interval[0] <= t <= cfg_interval[1]),
     }[cfg_schedule]
+    # One code alone has t = 0.
     times = (step / max(1, num_tokens - 1) for step in range(num_tokens))
     return [_scale(cfg_scale, curve(t)) for t in times]
 

@@ -24,6 +24,7 @@ class PlainDecoder:
         self.model, self.scales_L, self.position_offset = model, scales_L, position_offset
         self.branches = 1 if all(scale == 1 for scale in scales_L) else 2
         if self.branches == 2:
+            # Both branches in one batch: conditional rows first, then those of the null class.
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
         self.condition = model.backbone.condition(labels_B)
         self.states = model.new_states(labels_B.shape[0])

@@ -132,6 +132,7 @@ def _from_url(entry: UrlFile, path: Path) -> Path:
     if not facts["sha256"].startswith(entry.sha256):
         raise UserError(f"{path} is not {entry.url} (sha256 differs); remove it and download again")
     record = _record_of(path)
+    # Without a published hash, the record of the first download is the only reference.
     if record.exists() and read_json(record, "record") != facts:
         raise UserError(f"{path} is not the file that {record.name} records; remove both and download again")
     write_json(record, facts)
@@ -192,6 +193,7 @@ def _get_hub_file(entry: HubFiles, name: str, metadata: dict[str, Any], revision
     expected = {"bytes": metadata[name].size, "sha256": large.sha256 if large else None}
     wrong = [key for key, value in expected.items() if value is not None and row[key] != value]
     if wrong:
+        # Removed, since the client would take it for complete at the next attempt.
         path.unlink()
         raise UserError(f"{path} has another {wrong[0]} than on the hub; it was removed, download again")
     return row

@@ -89,6 +89,7 @@ def to_published(
     config = _aim_fields(aim) if aim else {}
     if vq and (aim is None or vq != VQConfig()):
         config["vqvae"] = {**asdict(vq), "channel_multipliers": list(vq.channel_multipliers)}
+    # Numbers as names are the default, and stay out of the published fields.
     if aim and class_names and class_names != [str(i) for i in range(aim.num_classes)]:
         config["class_names"] = list(class_names)
     if aim and label_dropout in (0, 1):  # guidance cannot be used; other values stay out of the published fields

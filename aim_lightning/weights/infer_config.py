@@ -99,6 +99,7 @@ def infer_aim(shapes: Shapes) -> dict[str, Any]:
         out, _ = shapes.get(r"backbone\.adaln_group\.1\.weight", 2)
         rows = (6 if has_mlp else 3) * d_model  # shift, scale and gate per branch
         return {**options, "adaln": "group", "num_groups": shapes.ratio(out, rows, "num_groups")}
+    # Without any modulation weights the network has none.
     return {**options, "adaln": "layer" if shapes.matching(LAYER + r"adaLN_modulation\..*") else "none"}
 
 
@@ -169,6 +170,7 @@ def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Colle
         UserError: it contains no such network, or another one.
     """
     options = _aim_options(source) if isinstance(expected, AiMConfig) else _vq_options(source)
+    # The number of groups has no effect without adaLN-group, so it may differ there.
     free = FREE | set(may_differ) | (set() if options.get("adaln") == "group" else {"num_groups"})
     here = asdict(expected)
     changed = [key for key, value in options.items() if key not in free and value != here[key]]
@@ -201,6 +203,7 @@ def _vq_options(source: Source) -> dict[str, Any]:
     positions = source.parts.aim.get(POSITIONS)
     codes = published.get("num_tokens") if positions is None else len(positions) - 1
     if "image_size" not in options and codes:
+        # Each level but the last halves the image, and the grid of codes is square.
         options["image_size"] = math.isqrt(codes) * 2 ** (len(options["channel_multipliers"]) - 1)
     return options
 
@@ -219,6 +222,7 @@ def _merge(inferred: dict[str, Any], config: dict[str, Any], name: str) -> dict[
         values = "; ".join(f"{key} {config[key]!r} where the weights have {inferred[key]!r}" for key in wrong)
         raise UserError(f"{name}: config.json has {values}")
     rest = {key: value for key, value in config.items() if key not in inferred}
+    # bool is a subclass of int.
     odd = [key for key, value in rest.items() if isinstance(value, bool) or not isinstance(value, int | float)]
     if odd:
         raise UserError(f"{name}: config.json has {odd[0]} {rest[odd[0]]!r}; it must be a number")

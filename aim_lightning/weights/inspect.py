@@ -76,6 +76,7 @@ def _part(
     # The tied head and the record of used codes are tensors of the file, but no parameters of their own.
     part.parameters = sum(value.numel() for name, value in weights.items() if name not in (HEAD, USAGE_RECORD))
     try:
+        # The meta device holds shapes only, so that a large network needs no memory.
         with torch.device("meta"):
             network, complete = build()
     except UserError as error:
@@ -83,6 +84,7 @@ def _part(
         return part
     part.configuration = asdict(network.config)
     part.parameters = sum(parameter.numel() for parameter in network.parameters())
+    # No limit: a report lists every name, an error only the first ones.
     part.faults = incompatible(network, complete, limit=None)
     return part
 

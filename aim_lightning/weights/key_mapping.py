@@ -46,6 +46,7 @@ def unwrap(content: Any, raw: bool, source: str) -> tuple[Mapping[str, Any], lis
     """
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{source} holds {type(content).__name__}, no mapping from names to tensors")
+    # The first group that exists wins: averaged weights before trained ones.
     for key in (group for group in GROUPS if not (raw and group == "ema")):
         if isinstance(content.get(key), Mapping) and content[key]:
             others = {name: value for name, value in content.items() if name != key}
@@ -82,6 +83,7 @@ def _locate(name: str) -> tuple[str, str]:
     """Return the network and its name for the weight."""
     words = [word for word in name.split(".") if word not in WRAPPERS]
     root, rest = (words[0], ".".join(words[1:])) if words else ("", "")
+    # A prefix alone decides, since tokenizer and network may share names below it.
     if root in (AIM_PREFIX, VQ_PREFIX) and rest:
         return ("aim" if root == AIM_PREFIX else "vq"), rest
     network = "aim" if root in AIM_ROOTS else "vq" if root in VQ_ROOTS else "other"

@@ -35,6 +35,7 @@ def import_aim(
             unavailable backend.
     """
     source = read_source(source, raw=raw)
+    # Built from the inferred configuration, then loaded strictly: no weight stays at its initial value.
     model = AiM(aim_config(source, num_tokens), backend)
     load_weights(model, aim_weights(source), source.name)
     return model.eval()

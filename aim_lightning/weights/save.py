@@ -47,6 +47,7 @@ def export_aim(
     """
     if tokenizer is not None and not isinstance(tokenizer, VQModel):
         raise UserError(f"the published layout needs a VQModel as tokenizer, not a {type(tokenizer).__name__}")
+    # The head shares the memory of the word embedding, which safetensors refuses to write twice.
     tensors = {f"{AIM_PREFIX}.{name}": value for name, value in _weights(aim).items() if name != HEAD}
     if tokenizer is not None:
         tensors |= {f"{VQ_PREFIX}.{name}": value for name, value in _weights(tokenizer).items()}
@@ -97,6 +98,7 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
     Raises:
         UserError: the run exists, or the configuration describes another network.
     """
+    # Step 0 next to later steps would look like a checkpoint of the same training.
     if directory.checkpoints():
         raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
     trainer = {"imported_from": source.name, "pytorch-lightning_version": lightning, "weight_groups": ["network"]}

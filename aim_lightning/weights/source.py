@@ -80,6 +80,7 @@ def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool 
     Raises:
         UserError: missing, damaged or foreign, or without weights.
     """
+    # A source that is read already passes through, so that callers may read it once for several networks.
     if isinstance(source, Source):
         return source
     if isinstance(source, Mapping):
@@ -99,6 +100,7 @@ def find_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    # A run first: its directory may also contain an export.
     if list_checkpoints(path):
         return newest_checkpoint(path)
     file = main_file(path)
@@ -138,6 +140,7 @@ def read_weights(path: Path) -> Any:
         if not isinstance(content, Mapping):
             raise UserError(f"{file} holds {type(content).__name__}, no mapping from names to tensors")
         for name, value in content.items():
+            # A name in another shard would be read twice or replaced silently.
             if expected.get(name) != file.name:
                 raise UserError(f"{path} does not say that {name} is in {file.name}")
             weights[name] = value
@@ -157,6 +160,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        # Messages of the library may span several lines or be empty.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"weights file {path} is damaged or not a safetensors file ({reason})") from None
 

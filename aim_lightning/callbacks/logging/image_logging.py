@@ -27,6 +27,7 @@ def log_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
         return
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
+            # TensorBoard takes (3, H, W), loggers such as Weights & Biases take (H, W, 3).
             logger.experiment.add_image(tag, image_CHW, logged_step(trainer))
         elif hasattr(logger, "log_image"):
             logger.log_image(tag, [image_CHW.permute(1, 2, 0).numpy()], step=logged_step(trainer))
@@ -49,6 +50,7 @@ class Reconstructions(Callback):
             return
         images = self.images.open("val")
         originals, _ = images.batch(range(min(self.num_images, len(images))))
+        # Through the codes, as in sampling: a reconstruction by the latent would look better.
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
         grid = labelled_grid(both, len(originals), ["original", "reconstruction"])
@@ -104,5 +106,6 @@ def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, clas
     labels = torch.arange(rows).repeat_interleave(columns)
     pipeline = AiMPipeline(network, tokenizer)
     block = min(pipeline.resolve(sampling).batch_size, len(labels))
+    # The block never exceeds the labels: a grid would otherwise be filled up with images that are not shown.
     images = pipeline.generate(labels, **{**sampling.options(), "batch_size": block})
     return labelled_grid(images, columns, class_names[:rows])

@@ -72,6 +72,7 @@ def flush(trainer: Trainer) -> None:
     if experiment is None:
         return
     experiment.flush()
+    # A flush of the writer reaches the page cache only; fsync reaches the disk.
     newest = max(Path(experiment.log_dir).glob("events.out.tfevents.*"), default=None)
     if newest is not None:
         with tolerate_disk_errors(newest), newest.open("rb") as file:
@@ -98,6 +99,7 @@ def _has_page(directory: Path) -> bool:
     """Return True if an earlier start has logged the page, which it does among its first events."""
     for path in directory.glob("events.out.tfevents.*"):
         with tolerate_disk_errors(path), path.open("rb") as file:
+            # The page is among the first events: the first MiB is enough.
             if LAYOUT_TAG in file.read(1 << 20):
                 return True
     return False

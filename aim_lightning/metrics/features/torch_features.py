@@ -77,6 +77,7 @@ class TorchFeatures(FeatureNetwork):
             raise UserError(f"{self.weights} does not fit {self.factory}: {reason}") from None
         if self.layer:
             try:
+                # A hook keeps the layer's output; the layers after it also run, unused.
                 network.get_submodule(self.layer).register_forward_hook(self._keep)
             except AttributeError:
                 raise UserError(f"features.init_args.layer {self.layer!r} is no module of {self.factory}") from None
@@ -90,6 +91,7 @@ class TorchFeatures(FeatureNetwork):
         x = nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
         result = self.network((x / 255 - self.mean) / self.std)
         result = self.__dict__.pop("_kept") if self.layer else result
+        # Feature maps become one vector per image.
         features = result.flatten(2).mean(2) if result.ndim > 2 else result
         if features.shape[1:] != (self.num_features,):
             shape = tuple(features.shape[1:])

@@ -75,6 +75,7 @@ class Block(nn.Module):
 
     def _branch(self, x, residual, norm, inner, dropout, rows) -> tuple[Tensor, Tensor]:
         """Apply a pre-norm branch; the residual stays float32 under autocast and for bfloat16 weights."""
+        # The backend may fuse the addition and the norm.
         h, residual = self.backend.add_norm(x, residual, norm)
         if rows is None:
             return dropout(inner(h.to(x.dtype))), residual
@@ -102,6 +103,7 @@ class CodeEmbeddings(nn.Module):
 
     def forward(self, codes: Tensor, positions: Tensor) -> Tensor:
         """Embed codes and positions, int64 of shapes that broadcast; adds the last dimension D."""
+        # Positions broadcast over the batch.
         words = self.word_embeddings(codes)
         return words + self.position_embeddings(positions) if hasattr(self, "position_embeddings") else words
 

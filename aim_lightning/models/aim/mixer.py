@@ -88,6 +88,7 @@ class Mamba2Mixer(nn.Module):
         """Move or convert like any module, but keep FLOAT32_PARAMETERS in float32 at least."""
         # Copied before the conversion: values that went through bfloat16 could not be restored.
         before = {name: getattr(self, name).data for name in FLOAT32_PARAMETERS}
+        # `_apply` is behind `to`, `half`, `cuda` and `bfloat16`: private, but the only common point.
         super()._apply(fn, recurse)
         for name, value in before.items():
             moved = getattr(self, name)

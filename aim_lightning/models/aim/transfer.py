@@ -41,6 +41,7 @@ def adapt_weights(model: AiM, weights: dict[str, Tensor]) -> tuple[dict[str, Ten
 
 
 def _classes(old: Tensor, new: Tensor) -> tuple[Tensor, str]:
+    # The last row is the null class of guidance, which means the same in both networks.
     table = torch.cat((new[:-1].to(old), old[-1:].to(new.device)))
     return table, f"{len(new) - 1} fresh classes in place of {len(old) - 1}, the null class is kept"
 

@@ -25,6 +25,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        # Only where needed: the published checkpoints have no shortcut elsewhere.
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
@@ -113,6 +114,7 @@ class Coder(nn.Module):
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Apply the blocks in order, checkpointed where the option is set and gradients are needed."""
         for block in blocks:
+            # Without gradients nothing is stored, so there is nothing to recompute.
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x

@@ -120,6 +120,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     for name, value in sorted(weights.items()):
         if name != USAGE_RECORD:  # changes at every training step without changing any code
             digest.update(name.encode())
+            # The shape separates tensors with equal bytes.
             digest.update(str(list(value.shape)).encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
