@@ -48,10 +48,8 @@ class PrecisionRecall(SampleFeatures):
         if min(len(features), len(self.reference)) <= self.k:
             raise ValueError(f"PrecisionRecall needs more than {self.k} images on either side")
         samples, real = features.double(), self.reference.to(features.device).double()
-        return {
-            "precision": _share_inside(samples, real, self._reference_radii(real)),
-            "recall": _share_inside(real, samples, radii(samples, self.k)),
-        }
+        precision = _share_inside(samples, real, self._reference_radii(real))
+        return {"precision": precision, "recall": _share_inside(real, samples, radii(samples, self.k))}
 
     def _reference_radii(self, real: Tensor) -> Tensor:
         name = f"radii_{self.k}"

@@ -97,10 +97,7 @@ def hardware(device: torch.device | None = None, processes: int = 1) -> str:
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
     several = f"{processes} processes, " if processes > 1 else ""
-    return f"{several}CPU {_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
     info = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return model[1].strip() if model else platform.processor() or platform.machine()
+    processor = model[1].strip() if model else platform.processor() or platform.machine()
+    return f"{several}CPU {processor}, {torch.get_num_threads()} threads"

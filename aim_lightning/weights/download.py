@@ -117,7 +117,7 @@ def files(path: Path) -> list[tuple[Path, int, str]]:
     """
     if path.is_dir():
         return [(path / row["name"], row["bytes"], row["sha256"]) for row in _read_record(path)]
-    record = read_json(_record_of(path), "record")
+    record = read_json(path.with_name(f"{path.name}.json"), "record")
     return [(path, record["bytes"], record["sha256"])]
 
 
@@ -131,7 +131,7 @@ def _from_url(entry: UrlFile, path: Path) -> Path:
     facts = {"url": entry.url, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if not facts["sha256"].startswith(entry.sha256):
         raise UserError(f"{path} is not {entry.url} (sha256 differs); remove it and download again")
-    record = _record_of(path)
+    record = path.with_name(f"{path.name}.json")
     # Without a published hash, the record of the first download is the only reference.
     if record.exists() and read_json(record, "record") != facts:
         raise UserError(f"{path} is not the file that {record.name} records; remove both and download again")
@@ -151,10 +151,6 @@ def _get(entry: UrlFile, path: Path) -> None:
         raise UserError(f"{entry.url} cannot be downloaded ({reason}); check the connection and try again") from None
     finally:
         socket.setdefaulttimeout(timeout)
-
-
-def _record_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def _from_hub(entry: HubFiles, path: Path) -> Path:

@@ -16,15 +16,8 @@ from aim_lightning.utils.errors import UserError
 SAME = ("d_model", "d_intermediate", "n_layer", "vocab_size", "num_classes", "num_tokens")
 RENAMED = {name: name for name in SAME} | {f"{name}_drop": f"{name}_dropout" for name in ("token", "mixer", "mlp")}
 # Options of the published code that are constant in our network; None = no effect on the numbers.
-FIXED = {
-    "attn_cfg": {},
-    "attn_layer_idx": [],
-    "fused_add_norm": None,
-    "pad_vocab_size_multiple": None,
-    "residual_in_fp32": True,
-    "rms_norm": True,
-    "tie_embeddings": True,
-}
+FIXED = {"attn_cfg": {}, "attn_layer_idx": [], "fused_add_norm": None, "pad_vocab_size_multiple": None}
+FIXED |= dict.fromkeys(("residual_in_fp32", "rms_norm", "tie_embeddings"), True)
 WRITTEN = {**FIXED, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
 # Keys of ssm_cfg: options of Mamba-2 with their defaults, which published files omit.
 MIXER = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "chunk_size": 256}
