@@ -228,7 +228,7 @@ def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on
     assert len({line["model"]["weights_sha256"] for line in lines}) == 4
 
 
-def test_results_of_fit_tell_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
+def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
     """The last step is 22, validated was at 18; a training evaluation takes no part in `validate`."""
     monkeypatch.chdir(ROOT)
     results = json.loads((run / "results.json").read_text())

@@ -112,7 +112,7 @@ def test_weights_that_do_not_name_their_tokenizer_are_taken(tmp_path):
     assert same(network, aim())
 
 
-def test_other_names_for_as_many_classes_are_told(tmp_path, capsys):
+def test_other_names_for_as_many_classes_are_reported(tmp_path, capsys):
     manifest = write_tokens(tmp_path, [4])
     for names in (manifest.class_names, ["class0", "cat", "dog"]):
         source = write_run(tmp_path / names[1], aim(), class_names=names)

@@ -52,7 +52,7 @@ def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
 
 
 @pytest.mark.parametrize(("codes", "code"), [((1, 2), 2), ((143, 2), 2), ((1, -9), 137), ((1, -15), 1), ((0, 0), 0)])
-def test_the_code_that_tells_most_is_the_launchs(codes, code, tmp_path, monkeypatch):
+def test_the_most_specific_code_is_the_launchs(codes, code, tmp_path, monkeypatch):
     """1 is also that of a process that misses another one, 143 that of one that the launcher stops."""
     child = tmp_path / "child"
     ends = "; ".join(f"[ $RANK = {i} ] && {_ending(number)}" for i, number in enumerate(codes))

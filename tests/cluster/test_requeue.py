@@ -124,7 +124,7 @@ def test_a_controller_that_restarts_is_waited_for(monkeypatch):
     assert slurm.asked[-1] == ("scontrol", "requeue", "12")
 
 
-def test_a_refusal_is_told_in_slurm_s_words(monkeypatch):
+def test_a_refusal_is_reported_in_slurm_s_words(monkeypatch):
     monkeypatch.setattr(requeue, "WAITS", (0.0,))
     decision = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
     assert (decision.action, decision.reason) == ("refused", "Access/permission denied for job 12")

@@ -93,7 +93,7 @@ class Cluster:
         return self.sh(sys.executable, "-m", "aim_lightning", command, *action, *files, *rest, check=check)
 
     def reference(self, nodes: int) -> "Run":
-        """The uninterrupted run with so many ranks, started by whoever asks first."""
+        """Return the uninterrupted run with N ranks; the first caller starts it."""
         with self.locks[nodes]:
             if nodes not in self.references:
                 run = self.submit(f"whole{nodes}", "--callbacks.probe.pause", "0", nodes=nodes)
@@ -116,7 +116,7 @@ class Cluster:
             os.kill(one, signal.SIGKILL)
         self.sh("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
-    def mend_node(self, node: str) -> None:
+    def repair_node(self, node: str) -> None:
         self.up_daemons()
         self.sh("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 

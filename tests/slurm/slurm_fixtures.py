@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 AT_ONCE = 3  # cases; on two processors more of them only make each other's starts long
-# Beside them: those that wait for minutes while nothing computes.
+# Concurrently with them: those that wait for minutes while nothing computes.
 WAITING = (
     "a_rank_that_hangs_inside_a_library",
     "a_rank_that_hangs",

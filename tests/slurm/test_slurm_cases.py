@@ -21,14 +21,14 @@ def stopped_at(run, name="SIGUSR1") -> list[int]:
 # Where the signal arrives ------------------------------------------------------------------------------------------
 
 
-def case_one_rank_is_told_while_the_other_lags(cluster):
+def case_one_rank_gets_the_signal_while_the_other_lags(cluster):
     run = cluster.submit("lagging", "--callbacks.probe.pause_of_rank", "{'1': 0.5}", nodes=2)
     run.reaches("batch", 4, rank=1)
     run.send_to_rank(1)  # rank 0 hears of it from rank 1 alone
     return run, run.ends(), cluster.reference(2)
 
 
-def test_one_rank_is_told_while_the_other_lags(case):
+def test_one_rank_gets_the_signal_while_the_other_lags(case):
     run, facts, reference = case
     assert facts.restarts == 1 and len(stopped_at(run)) == 1
     run.is_like(reference)
@@ -180,7 +180,7 @@ def case_a_node_dies(cluster):
     run.reaches("batch", 6, rank=1)
     cluster.break_node("n6", run.trace(1)[-1][3])
     run.until(lambda: run.facts.restarts == 1)
-    cluster.mend_node("n6")
+    cluster.repair_node("n6")
     return run, run.ends(), cluster.reference(2)
 
 
@@ -331,7 +331,7 @@ trainer: {accelerator: cpu}
 
 
 def case_tokenize_on_two_nodes(cluster):
-    """As docs/slurm.md has it, put back into the queue in the middle; beside it one process without SLURM."""
+    """As docs/slurm.md has it, put back into the queue in the middle, next to one process without SLURM."""
     file, one, two = (cluster.place / name for name in ("tokenize.yaml", "tokens_one", "tokens_two"))
     file.write_text(TOKENIZE)
     command = [sys.executable, "-m", "aim_lightning", "tokenize", "--config", file, "--batch_size", 20]
