@@ -1,7 +1,11 @@
 """Option types and options that several commands share."""
 
 import argparse
+from collections import Counter
 
+from aim_lightning.utils.errors import UserError
+
+DEFAULT_CLASSES = 10
 SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Hugging Face directory"
 
 
@@ -80,3 +84,39 @@ def add_generating(parser: argparse.ArgumentParser) -> None:
     labels = "file with one class number per line, one line per image; also sets --num"
     parser.add_argument("--labels", metavar="FILE", help=labels)
     add_seeds(parser)
+
+
+def choose_classes(text: str | None, class_names: list[str]) -> list[int]:
+    """Return the labels for --classes: "sneaker,bag", "7,8" or "tench, goldfish"; the first ten without it.
+
+    A name may contain commas, as ImageNet's do ("tench, Tinca tinca"). It is found as a whole, and by each of its parts
+    that no other class has.
+
+    Raises:
+        UserError: a class does not exist.
+    """
+    if text is None:
+        return list(range(min(len(class_names), DEFAULT_CLASSES)))
+    by_name, labels, parts = _labels_by_name(class_names), [], _parts(text)
+    while parts:
+        # The longest name first: a part of it may be the name of another class.
+        lengths = (count for count in range(len(parts), 0, -1) if ", ".join(parts[:count]) in by_name)
+        if (count := next(lengths, None)) is None:
+            shown = "; ".join(class_names[:12]) + ("; …" if len(class_names) > 12 else "")
+            raise UserError(f"--classes: there is no class {parts[0]!r}; classes are {shown}")
+        labels.append(by_name[", ".join(parts[:count])])
+        parts = parts[count:]
+    return labels
+
+
+def _labels_by_name(class_names: list[str]) -> dict[str, int]:
+    """Return labels by part of a name that only one class has, by number, and by full name, which wins."""
+    names = [_parts(name) for name in class_names]
+    counts = Counter(part for parts in names for part in set(parts))
+    unique = {part: label for label, parts in enumerate(names) for part in parts if counts[part] == 1}
+    numbers = {str(label): label for label in range(len(names))}
+    return unique | numbers | {", ".join(parts): label for label, parts in enumerate(names)}
+
+
+def _parts(text: str) -> list[str]:
+    return [" ".join(part.lower().split()) for part in text.split(",")]

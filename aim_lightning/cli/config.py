@@ -11,6 +11,7 @@ from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import check
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError
 
 if TYPE_CHECKING:
     from aim_lightning.sampling import SamplingOptions
@@ -87,3 +88,22 @@ def read_and_check(arguments: Arguments, optional: Collection[str] = (), classes
     check(config, SECTIONS, optional, classes)
     check_ranges(config, SECTIONS)
     return config
+
+
+def tokenizer_source(text: str) -> str | dict[str, Any]:
+    """Return a source of weights unchanged; of a YAML file, return its key `tokenizer`.
+
+    Args:
+        text: value of the option --tokenizer.
+
+    Raises:
+        UserError: the file has no such key, or its class does not exist.
+    """
+    if Path(text).suffix not in (".yaml", ".yml"):
+        return text
+    config = read(Arguments([Path(text)]))
+    source = config.values["tokenizer"]
+    if source is None:
+        raise UserError(f"--tokenizer: {text} does not set the key tokenizer")
+    check(Config({"tokenizer": source}, config.origins), {"tokenizer": SECTIONS["tokenizer"]})
+    return source

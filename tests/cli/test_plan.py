@@ -32,7 +32,7 @@ def test_measured_in_a_few_steps_without_touching_the_run(plan, experiment):
     assert lines["parameters"].startswith("24,088 trained")
     assert lines["global batch"] == "8 = 1 devices x 8 images x 1 accumulation steps"
     assert lines["steps"] == "22 (3.1 epochs of 61 images)"
-    assert "measured on one CPU" in lines["images/s"] and "of the whole process, measured" in lines["memory a device"]
+    assert "measured on one CPU" in lines["images/s"] and "of the whole process, measured" in lines["memory per device"]
     assert "61 images x 2 view(s) x 4 codes" in lines["token shards"]
     assert re.match(
         r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back", lines["requeue window"]
@@ -72,7 +72,7 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert lines["token shards"].startswith("6.60 GB") and lines["checkpoints"].startswith("7.09 GB")
     code, slow, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options[:-1], 10, "--images_per_s", 10)
     assert "cluster.signal_lead 120 s: TOO SHORT" in slow["requeue window"]  # a step takes 205 s
-    assert "not measured" in lines["memory a device"] and lines["memory a device"].startswith("2.75 GiB")
+    assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
 def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
@@ -86,7 +86,7 @@ def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
     assert kept == [kept[0], kept[0] + 2, kept[0] + 3]
 
 
-def test_what_cannot_be_known_is_said(plan, root):
+def test_unknown_values_are_named(plan, root):
     code, lines, _ = plan(root / "experiments" / "imagenet256_tokenizer.yaml", "--rows", 1281167, "--steps", 0)
     assert code == 0 and lines["images/s"].startswith("unknown: give --images_per_s")
     assert "256 codes" in lines["token shards"] and "whose time is unknown" in lines["requeue window"]

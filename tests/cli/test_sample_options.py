@@ -7,7 +7,7 @@ from evaluation.small import config, place  # noqa: F401
 from helpers import assert_user_error
 from PIL import Image
 
-from aim_lightning.cli.class_labels import choose_classes
+from aim_lightning.cli.common_options import choose_classes
 from aim_lightning.cli.main import main
 
 NAMES = ["t-shirt", "ankle boot", "bag"]

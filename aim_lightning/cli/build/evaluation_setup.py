@@ -11,8 +11,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from aim_lightning.cli.class_labels import choose_classes
 from aim_lightning.cli.commands.config import backend_of
+from aim_lightning.cli.common_options import choose_classes
 from aim_lightning.cli.config import Config
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run

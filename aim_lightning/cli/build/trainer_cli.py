@@ -26,7 +26,7 @@ from aim_lightning.callbacks.logging.tensorboard import use_run_writer
 from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import ResumeState, RunCheckpointIO
-from aim_lightning.cli.build.callback_resources import Frozen
+from aim_lightning.cli.build.callback_resources import CallbackResources
 from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.value_ranges import STRATEGIES
@@ -158,10 +158,10 @@ def build(document: Config, purge_step: int | None = None, guards: Sequence[Call
     if isinstance(cli.trainer.val_check_interval, int):
         _check_interval(cli)
         cli.trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
-    frozen = Frozen(cli.config_init, document, cli.datamodule, cli.directory)
-    frozen.check_codes(cli.model)
+    resources = CallbackResources(cli.config_init, document, cli.datamodule)
+    resources.check_codes(cli.model)
     for name, callback in cli.named_callbacks.items():
-        frozen.give(name, callback)
+        resources.provide(name, callback)
     for logger in cli.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             use_run_writer(logger, purge_step)

@@ -153,7 +153,7 @@ def preview(config: None, options: argparse.Namespace) -> int:
 
 
 def _tokenizer(source: str) -> Any:
-    from aim_lightning.cli.build.tokenizer_source import tokenizer_source
+    from aim_lightning.cli.config import tokenizer_source
     from aim_lightning.pipeline import load_tokenizer
 
     return load_tokenizer(tokenizer_source(source))

@@ -1,10 +1,12 @@
-"""A few real steps of a configured training, on one device, on simulated codes where there are none yet."""
+"""Measure a few real steps of a configured training on one device, and the speed of the run's disk."""
 
 import copy
 import dataclasses
+import os
+import resource
 import statistics
+import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,12 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.utils.files import sha256_file
 
 WARM_UP = 3  # steps that compile, tune and allocate
+PROBE_BYTES = 256 << 20  # written to measure the speed of the run's directory
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Seconds a micro-batch, its rows, and the most memory of the device in bytes (of the process on a CPU)."""
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Seconds per micro-batch, its rows, and the peak memory of the device in bytes (of the process on a CPU)."""
 
     seconds: float
     rows: int
@@ -32,79 +35,86 @@ class Measured:
 
 
 class Stopwatch(Callback):
-    """Moments at which batches were done."""
+    """Record the times at which batches end."""
 
     def __init__(self) -> None:
-        self.moments: list[float] = []
+        self.times: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.moments.append(time.perf_counter())
+            torch.cuda.synchronize()  # kernels run asynchronously: without it only their launch is measured
+        self.times.append(time.perf_counter())
 
 
-def measure(document: Config, micro_batch_size: int, steps: int, directory: Path, simulate: bool) -> Measured:
-    """Train for so many steps in `directory`; nothing of the run itself is touched.
+def measure(config: Config, micro_batch_size: int, steps: int, simulate: bool) -> Measurement:
+    """Train for some steps in a temporary directory; nothing of the run itself is touched.
 
     Args:
-        document: the configuration.
+        config: of the training.
         micro_batch_size: rows that the device takes at once.
         steps: measured, after three to warm up.
-        directory: temporary.
-        simulate: write codes at random instead of reading the configured data.
+        simulate: True to write random codes instead of reading the configured data.
     """
-    values = copy.deepcopy(document.values)
-    _shrink(values, micro_batch_size, WARM_UP + steps, directory)
-    if simulate:
-        values["data"]["init_args"]["path"] = str(directory / "tokens")
-        network = values["model"]["init_args"]["network"]
-        for split in ("train", "val"):
-            _simulate(directory / "tokens" / split, network, micro_batch_size * (WARM_UP + steps + 1))
-    cli = AimCLI(dataclasses.replace(document, values=values))
-    cli.datamodule.plan_for(1)
-    watch = Stopwatch()
-    cli.trainer.callbacks.append(watch)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    device = cli.trainer.strategy.root_device
-    durations = np.diff(watch.moments)[WARM_UP - 1 :]
-    return Measured(statistics.median(durations), micro_batch_size, _peak(device), _name(device))
+    values, watch = copy.deepcopy(config.values), Stopwatch()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        _shrink(values, micro_batch_size, WARM_UP + steps, directory)
+        if simulate:
+            values["data"]["init_args"]["path"] = str(directory / "tokens")
+            network = AiMConfig(**values["model"]["init_args"]["network"])
+            for split in ("train", "val"):
+                _simulate(directory / "tokens" / split, network, micro_batch_size * (WARM_UP + steps + 1))
+        cli = AimCLI(dataclasses.replace(config, values=values))
+        cli.datamodule.plan_for(1)
+        cli.trainer.callbacks.append(watch)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    device, seconds = cli.trainer.strategy.root_device, statistics.median(np.diff(watch.times)[WARM_UP - 1 :])
+    if device.type == "cuda":
+        peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
+        return Measurement(seconds, micro_batch_size, peak, name)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measurement(seconds, micro_batch_size, peak, "CPU")
 
 
 def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:
-    """One device, one micro-batch a step, nothing written to the run, no validation."""
-    values |= {"runs_root": str(directory / "runs"), "logger": {}, "tokenizer": None}
+    """Set one device and one micro-batch per step, without validation and without files in the run."""
     ema = (values["callbacks"] or {}).get("ema")
+    values |= {"runs_root": str(directory / "runs"), "logger": {}, "tokenizer": None}
     values["callbacks"] = {"ema": ema} if ema else {}
     values["data"]["init_args"] |= {"global_batch_size": rows, "max_device_batch_size": None}
-    given = values["trainer"]
-    given |= {"devices": 1, "num_nodes": 1, "max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
-    given |= {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 10**6}
-    given |= {"val_check_interval": None, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
-    given.pop("strategy", None)
-    for name in ("val_check_interval", "check_val_every_n_epoch"):
-        given.pop(name)
+    for name in ("strategy", "val_check_interval", "check_val_every_n_epoch"):
+        values["trainer"].pop(name, None)
+    values["trainer"] |= {"devices": 1, "num_nodes": 1, "max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
+    values["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    values["trainer"]["log_every_n_steps"] = 10**6
 
 
-def _simulate(directory: Path, network: dict, rows: int) -> None:
-    """Token shards of random codes that fit the network."""
-    config = AiMConfig(**network)
-    tokens, classes = config.num_tokens, config.num_classes
+def _simulate(directory: Path, network: AiMConfig, rows: int) -> None:
+    """Write token shards of random codes that fit the network."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, config.vocab_size, (rows, 1, tokens)).astype(np.uint16)
+    codes = rng.integers(0, network.vocab_size, (rows, 1, network.num_tokens)).astype(np.uint16)
     path = directory / "tokens-000000.tar"
-    write_shard(path, Record(codes, rng.integers(0, classes, rows), [str(row) for row in range(rows)]))
+    write_shard(path, Record(codes, rng.integers(0, network.num_classes, rows), list(map(str, range(rows)))))
     shards = [TokenShard(path.name, rows, sha256_file(path))]
-    names = [f"class{label}" for label in range(classes)]
-    TokenManifest((1, tokens), config.vocab_size, names, 1, "none", "simulated", shards).save(directory)
+    names = [f"class{label}" for label in range(network.num_classes)]
+    TokenManifest((1, network.num_tokens), network.vocab_size, names, 1, "none", "simulated", shards).save(directory)
 
 
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
+def checkpoint_seconds(directory: Path, size: int) -> tuple[float, str]:
+    """Return the seconds to write and read back a checkpoint, and the measured speed in words.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    Args:
+        directory: of the runs; its nearest existing parent is measured.
+        size: of the checkpoint, bytes.
+    """
+    while not directory.exists():
+        directory = directory.parent
+    blocks, block = max(min(size, PROBE_BYTES) >> 20, 1), os.urandom(1 << 20)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".plan-") as file:
+        start = time.perf_counter()
+        for _ in range(blocks):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        rate = blocks * len(block) / (time.perf_counter() - start)
+    return 2 * size / rate, f"{rate / 1e6:,.0f} MB/s here, written and read back"

@@ -1,16 +1,102 @@
-"""The lines that `aim-lightning plan` prints: (name, text)."""
+"""The lines that `aim-lightning plan` prints: pairs (name, text)."""
+
+from argparse import Namespace
+from pathlib import Path
 
 import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
 
-from aim_lightning.cli.plan.benchmark import Measured
+from aim_lightning.cli.config import Config
+from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
+from aim_lightning.cluster import step_timings
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.runs.training_estimate import Training, requeue_window, shard_bytes
+from aim_lightning.utils.errors import UserError
 
 Lines = list[tuple[str, str]]
+BYTES, SECONDS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), ((3600, "h"), (60, "min"), (1, "s"))
 
 
-def size_lines(training: Training, batch: BatchPlan) -> Lines:
+def plan_lines(config: Config, options: Namespace) -> Lines:
+    """Return the estimate of a training, from its configuration and a few measured steps.
+
+    Args:
+        config: of the training.
+        options: of the command.
+
+    Raises:
+        UserError: the number of images or the end of the training is unknown.
+    """
+    tokens, data = _token_manifest(config), config.init_args("data")
+    devices = options.devices or _devices(config.trainer)
+    batch = BatchPlan.make(data.get("global_batch_size", 256), devices, data.get("max_device_batch_size"))
+    module = _module(config)
+    training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
+    gpu_is_missing = config.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available()
+    measured = None
+    if options.steps and not options.images_per_s and not gpu_is_missing:
+        measured = measure(config, batch.micro_batch_size, options.steps, config.reads_tokens and tokens is None)
+    rate = options.images_per_s or (measured.rows / measured.seconds * devices if measured else None)
+    lines = [*_size_lines(training, batch), *_memory_lines(training, measured), *_time_lines(training, rate, measured)]
+    return [*lines, *_disk_lines(training, module.network, tokens, options.views), *_window(config, training, rate)]
+
+
+def _token_manifest(config: Config) -> TokenManifest | None:
+    """Return the manifest of the token shards if they are on a disk already."""
+    path = config.init_args("data").get("path")
+    if path is None or Location(path).is_remote or not (Path(path) / "train" / "manifest.json").exists():
+        return None
+    return TokenManifest.load(Path(path) / "train")
+
+
+def _devices(trainer: dict) -> int:
+    per_node = trainer.get("devices", "auto")
+    if not isinstance(per_node, int) or per_node < 1:
+        per_node = max(torch.cuda.device_count(), 1)
+    return per_node * trainer.get("num_nodes", 1)
+
+
+def _num_images(config: Config) -> int:
+    images = config.values.get("images") or {}
+    if not images.get("train") or not Path(images["train"]).is_dir():
+        raise UserError("plan: the number of training images is unknown without data; give --rows NUMBER")
+    return len(Images(**images).open("train"))
+
+
+def _module(config: Config) -> LightningModule:
+    """Return the configured module without memory for its weights."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    with torch.device("meta"):
+        return parser.instantiate_classes(parser.parse_object({"model": config.values["model"]})).model
+
+
+def _training(config: Config, module: LightningModule, batch: BatchPlan, rows: int) -> Training:
+    trainer, callbacks = config.trainer, {name: item for name, item in config.values["callbacks"].items() if item}
+    policy = callbacks.get("checkpoints", {}).get("init_args") or {}
+    epoch_steps = (trainer.get("max_epochs") or -1) * batch.batches_per_epoch(rows)
+    ends = [steps for steps in (trainer.get("max_steps") or -1, epoch_steps) if steps >= 0]
+    if not ends:
+        raise UserError("the training has no end: set trainer.max_steps or trainer.max_epochs")
+    evaluations = [item for item in callbacks.values() if item["class_path"].endswith("TrainingEvaluation")]
+    kept_by_evaluation = sum((item.get("init_args") or {}).get("keep_best", 1) for item in evaluations)
+    return Training(
+        trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        averaged=sum(p.numel() for p in module.network.parameters()) if "ema" in callbacks else 0,
+        rows=rows,
+        global_batch_size=batch.global_batch_size,
+        devices=batch.world_size,
+        steps=min(ends),
+        kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0) + kept_by_evaluation,
+        every_n_steps=policy.get("every_n_steps", 1000),
+        every_n_minutes=policy.get("every_n_minutes"),
+    )
+
+
+def _size_lines(training: Training, batch: BatchPlan) -> Lines:
     epochs = training.steps / batch.batches_per_epoch(training.rows)
     shares = f"{batch.world_size} devices x {batch.micro_batch_size} images x {batch.accumulate} accumulation steps"
     return [
@@ -20,62 +106,58 @@ def size_lines(training: Training, batch: BatchPlan) -> Lines:
     ]
 
 
-def memory_lines(training: Training, measured: Measured | None) -> Lines:
+def _memory_lines(training: Training, measured: Measurement | None) -> Lines:
     state = f"{training.state_bytes / 2**30:.2f} GiB for weights, gradients, AdamW and average"
     if measured is None:
-        return [("memory a device", f"{state}; activations come on top (not measured)")]
-    what = "of the whole process" if measured.device == "CPU" else "at the peak"
-    return [("memory a device", f"{measured.peak_bytes / 2**30:.2f} GiB {what}, measured; {state}")]
+        return [("memory per device", f"{state}; activations come on top (not measured)")]
+    scope = "of the whole process" if measured.device == "CPU" else "at the peak"
+    return [("memory per device", f"{measured.peak_bytes / 2**30:.2f} GiB {scope}, measured; {state}")]
 
 
-def time_lines(training: Training, rate: float | None, measured: Measured | None) -> Lines:
+def _time_lines(training: Training, rate: float | None, measured: Measurement | None) -> Lines:
     if rate is None:
         return [("images/s", "unknown: give --images_per_s, or run this where the devices are")]
-    how = "given"
-    if measured:
-        how = f"{rate / training.devices:,.1f} measured on one {measured.device}"
-        how += f", times {training.devices} (nothing taken off for their talking)" if training.devices > 1 else ""
+    source = f"{rate / training.devices:,.1f} measured on one {measured.device}" if measured else "given"
+    if measured and training.devices > 1:
+        source += f", times {training.devices} (communication between devices is not included)"
     seconds = 3600 * training.hours(rate)
-    total = f"{_duration(seconds * training.devices)} over all devices (GPU hours, on GPUs)"
-    return [("images/s", f"{rate:,.1f} ({how})"), ("time", f"{_duration(seconds)} without validation; {total}")]
+    total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices (GPU hours, on GPUs)"
+    duration = f"{_scaled(seconds, SECONDS, 1)} without validation; {total}"
+    return [("images/s", f"{rate:,.1f} ({source})"), ("time", duration)]
 
 
-def disk_lines(training: Training, network: torch.nn.Module, tokens: TokenManifest | None, views: int) -> Lines:
-    views, length = (tokens.views, tokens.num_tokens) if tokens else (views, _num_tokens(network))
-    size = _bytes(shard_bytes(training.rows, views, length))
+def _disk_lines(training: Training, network: torch.nn.Module, tokens: TokenManifest | None, views: int) -> Lines:
+    grid = getattr(network, "grid", None)  # of a tokenizer
+    length = tokens.num_tokens if tokens else grid[0] * grid[1] if grid else network.config.num_tokens
+    views = tokens.views if tokens else views
+    size = _scaled(shard_bytes(training.rows, views, length), BYTES, 2)
     shards = f"{size} ({training.rows:,} images x {views} view(s) x {length} codes of 16 bits)"
-    kept = f"{training.kept_checkpoints} kept and one being written, {_bytes(training.checkpoint_bytes)} each"
-    return [("token shards", shards), ("checkpoints", f"{_bytes(training.checkpoints_bytes)}: {kept}")]
+    per_checkpoint = _scaled(training.checkpoint_bytes, BYTES, 2)
+    kept = f"{training.kept_checkpoints} kept and one being written, {per_checkpoint} each"
+    return [("token shards", shards), ("checkpoints", f"{_scaled(training.checkpoints_bytes, BYTES, 2)}: {kept}")]
 
 
-def _num_tokens(network: torch.nn.Module) -> int:
-    """Codes an image, of an AiM or a tokenizer."""
-    if hasattr(network, "grid"):
-        return network.grid[0] * network.grid[1]
-    return network.config.num_tokens
+def _scaled(value: float, units: tuple[tuple[float, str], ...], digits: int) -> str:
+    unit, name = next((pair for pair in units if value >= pair[0]), units[-1])
+    return f"{value / unit:,.{digits}f} {name}"
 
 
-def _bytes(size: float) -> str:
-    unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u or n == "kB")
-    return f"{size / unit:,.2f} {name}"
-
-
-def _duration(seconds: float) -> str:
-    unit, name = next((u, n) for u, n in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= u or n == "s")
-    return f"{seconds / unit:,.1f} {name}"
-
-
-def window_lines(
-    training: Training, rate: float | None, lead: int, save: float, how: str, pause: float | None, step: float
-) -> Lines:
-    """When SLURM must warn, and what a kill without warning costs."""
+def _window(config: Config, training: Training, rate: float | None) -> Lines:
+    """Return when SLURM must send the signal, and the loss at a kill without a signal."""
+    timings, lead = step_timings.read(config.run_directory.path), config.cluster.signal_lead
+    save, source = timings.get("checkpoint_seconds"), "measured in this run"
+    if save is None:
+        save, source = checkpoint_seconds(Path(config.values["runs_root"]), training.checkpoint_bytes)
+    expected = training.step_seconds(rate) if rate else None
+    pause, step = timings.get("longest_pause_seconds", expected), timings.get("step_seconds", expected)
     if pause is None:
-        return [("requeue window", f"{save:.1f} s for a checkpoint ({how}), and a batch whose time is unknown")]
-    more = f", {step:.1f} s for a step until all ranks know" if step else ""
-    needs = f"{save:.1f} s for a checkpoint ({how}), {pause:.1f} s to a boundary{more}, x 1.5"
+        return [("requeue window", f"{save:.1f} s for a checkpoint ({source}), and a batch whose time is unknown")]
+    step = (step or 0.0) if training.devices > 1 else 0.0
+    agreement = f", {step:.1f} s for a step until all ranks agree" if step else ""
+    needs = f"{save:.1f} s for a checkpoint ({source}), {pause:.1f} s to a boundary{agreement}, x 1.5"
     window = requeue_window(save, pause, step)
     enough = "enough" if lead >= window else "TOO SHORT"
     text = f"warn {window:.0f} s before the limit: {needs} (cluster.signal_lead {lead} s: {enough})"
     if rate:
-        text += f"; a kill without warning takes back {_duration(training.lost_seconds(rate))} at most"
+        text += f"; a kill without warning takes back {_scaled(training.lost_seconds(rate), SECONDS, 1)} at most"
     return [("requeue window", text)]
