@@ -1,25 +1,15 @@
 """`aim-lightning weights import|export|inspect`: import, export and describe weights."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aim_lightning.cli.command import Command
 from aim_lightning.cli.common_options import SOURCE, add_source
 from aim_lightning.cli.config import Config
 from aim_lightning.config.yaml import dump
-from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text, writing
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from aim_lightning.weights.inspect import Part
-    from aim_lightning.weights.source import Source
 
 HELP = "import, export or inspect weights"
 
@@ -31,67 +21,52 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="SOURCE", help=tokenizer)
 
 
-def _import(document: Config, options: argparse.Namespace) -> int:
+def _import(config: Config, options: argparse.Namespace) -> int:
     """Write weights as the run runs/EXPERIMENT/RUN of the configuration."""
     from aim_lightning.weights import read_source
     from aim_lightning.weights.save import write_run
 
-    values = document.values
-    directory = RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
+    directory, values = config.run_directory, config.values
     source = read_source(options.source, raw=options.raw)
     checkpoint = write_run(source, directory, values, importlib.metadata.version("lightning"))
     with writing(directory.config):
         write_text(directory.config, dump(values))
     print(f"{source.name} is now {checkpoint}")
-    tokenizer = values["model"]["class_path"].endswith("TokenizerModule")
-    command = "tokenize" if tokenizer else "sample"
-    print(f"next: make {command} EXP={directory.experiment} RUN={directory.run}{_advice(source, values, tokenizer)}")
+    command = f"{'tokenize' if config.is_tokenizer else 'sample'} EXP={directory.experiment} RUN={directory.run}"
+    if not config.is_tokenizer and source.parts.vq and values["tokenizer"] != source.name:
+        command += f' ARGS="--tokenizer {source.name}"'  # the configuration names another tokenizer
+    print(f"next: make {command}")
     return 0
 
 
-def _advice(source: Source, values: dict, tokenizer: bool) -> str:
-    """Return the option for the tokenizer of the source, where the configuration names another one."""
-    if tokenizer or not source.parts.vq or values["tokenizer"] == source.name:
-        return ""
-    return f' ARGS="--tokenizer {source.name}"'
-
-
 def _export(config: None, options: argparse.Namespace) -> int:
-    from aim_lightning.weights import export_vq, import_vq, read_source
+    """Write a source in the published layout; an AiM with the requested tokenizer, else the source's or its run's."""
+    from aim_lightning.pipeline import load, load_tokenizer
+    from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq, read_source
 
     source, out = read_source(options.source, raw=options.raw), Path(options.out)
+    content, usage = "AiM and its tokenizer", f'AiMPipeline.from_pretrained("{out}")'
+    if not source.parts.aim and options.tokenizer:
+        raise UserError(f"{source.name} is a tokenizer itself; leave --tokenizer out")
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if not source.parts.aim:
-        if options.tokenizer:
-            raise UserError(f"{source.name} is a tokenizer itself; leave --tokenizer out")
         export_vq(import_vq(source), out)
         content, usage = "tokenizer", f'import_vq("{out}")'
+    elif source.run is not None:
+        load(options.source, raw=options.raw, tokenizer=tokenizer).save_pretrained(out)
     else:
-        _export_aim(source, out, options)
-        content, usage = "AiM and its tokenizer", f'AiMPipeline.from_pretrained("{out}")'
+        tokenizer, names = tokenizer or import_vq(source), source.class_names
+        aim = import_aim(source)
+        export_aim(aim, out, tokenizer=tokenizer, class_names=names, label_dropout=source.label_dropout)
     print(f"{content}: {out}/config.json and {out}/model.safetensors")
     print(f"next: aim-lightning weights inspect {out}, or {usage}")
     return 0
 
 
-def _export_aim(source: Source, out: Path, options: argparse.Namespace) -> None:
-    """Export AiM with the requested tokenizer, else the source's or the run's."""
-    from aim_lightning.pipeline import load, load_tokenizer
-    from aim_lightning.weights import export_aim, import_aim, import_vq
-
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-    if source.run is not None:
-        load(options.source, raw=options.raw, tokenizer=tokenizer).save_pretrained(out)
-        return
-    if tokenizer is None:
-        tokenizer = import_vq(source)
-    export_aim(
-        import_aim(source), out, tokenizer=tokenizer, class_names=source.class_names, label_dropout=source.label_dropout
-    )
-
-
 def _inspect(config: None, options: argparse.Namespace) -> int:
     """Print a table per network; the exit code is 1 where names or shapes do not fit."""
     from rich.console import Console
+    from rich.table import Table
 
     from aim_lightning.weights.inspect import inspect
 
@@ -103,21 +78,14 @@ def _inspect(config: None, options: argparse.Namespace) -> int:
     if report.unread:
         console.print(f"  not read: {', '.join(report.unread)}")
     for part in report.parts:
-        console.print(_table(part))
+        table = Table(title=part.kind, title_justify="left", show_header=False)
+        table.add_row("parameters", f"{part.parameters:,}")
+        table.add_row("types", ", ".join(f"{name} ({count} tensors)" for name, count in sorted(part.types.items())))
+        for name, value in part.configuration.items():
+            table.add_row(name, str(value))
+        console.print(table)
         console.print("  names: " + ("; ".join(part.faults) or "all there, none left over"))
     return 1 if any(part.faults for part in report.parts) else 0
-
-
-def _table(part: Part) -> Table:
-    from rich.table import Table
-
-    types = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(part.types.items()))
-    table = Table(title=part.kind, title_justify="left", show_header=False)
-    table.add_row("parameters", f"{part.parameters:,}")
-    table.add_row("types", types)
-    for name, value in part.configuration.items():
-        table.add_row(name, str(value))
-    return table
 
 
 _IMPORT = "import weights as a run, for validate, sample and tokenize"
