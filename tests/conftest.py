@@ -24,6 +24,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _start_in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -45,15 +45,15 @@ def test_everything_about_jobs_reads_the_site_s_file(target):
         assert "--run a --seed_everything 1 " in shown and f"--config configs/cluster/{name}.yaml" in shown
 
 
-@pytest.mark.parametrize(
-    ("codes", "words"),
-    [
-        ({"python3.13": 0, "python3.12": 0}, "creating venv with python3.13"),
-        ({"python3.13": 1, "python3.11": 0, "python3": 0}, "creating venv with python3.11"),
-        ({"python3.12": 1, "python3": 0}, "creating venv with python3\n"),
-        ({"python3": 1}, "there is no Python from 3.11 on with venv; install one"),
-    ],
-)
+CASES = [
+    ({"python3.13": 0, "python3.12": 0}, "creating venv with python3.13"),
+    ({"python3.13": 1, "python3.11": 0, "python3": 0}, "creating venv with python3.11"),
+    ({"python3.12": 1, "python3": 0}, "creating venv with python3\n"),
+    ({"python3": 1}, "there is no Python from 3.11 on with venv; install one"),
+]
+
+
+@pytest.mark.parametrize(("codes", "words"), CASES)
 def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
     """An interpreter that is too old or lacks venv ends with an error code."""
     (tmp_path / "sh").symlink_to(shutil.which("sh"))

@@ -90,21 +90,20 @@ def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, r
     assert ended.value.code == code
 
 
-@pytest.mark.parametrize(
-    ("fault", "line"),
-    [
-        (TransientError("node n7, rank 1: the first broadcast failed (timeout)"),) * 2,
-        (
-            torch.distributed.DistNetworkError("The client socket has timed out\nmore"),  # before any callback
-            "node n7, rank 1: the ranks cannot reach each other (The client socket has timed out)",
-        ),
-    ],
-)
-def test_fit_ends_with_the_code_that_brings_the_job_back(root, monkeypatch, capsys, own_signals, fault, line):
+CASES = [
+    (TransientError("node n7, rank 1: the first broadcast failed (timeout)"),) * 2,
+    (
+        torch.distributed.DistNetworkError("The client socket has timed out\nmore"),  # before any callback
+        "node n7, rank 1: the ranks cannot reach each other (The client socket has timed out)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "line"), CASES)
+def test_fit_ends_with_the_code_that_brings_the_job_back(monkeypatch, capsys, own_signals, fault, line):
     def refuse(*_):
         raise fault
 
-    monkeypatch.chdir(root)
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setattr(fit, "_run", refuse)

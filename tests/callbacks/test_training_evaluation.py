@@ -228,9 +228,8 @@ def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on
     assert len({line["model"]["weights_sha256"] for line in lines}) == 4
 
 
-def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_replaces_them(place, run, monkeypatch):
+def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_replaces_them(place, run):
     """The last step is 22, validated was at 18; a training evaluation takes no part in `validate`."""
-    monkeypatch.chdir(ROOT)
     results = json.loads((run / "results.json").read_text())
     fit = results["protocol"]["fit"]
     assert (results["protocol"]["step"], fit["step"]) == (22, 18) and "weights_sha256" not in fit
@@ -242,16 +241,14 @@ def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_rep
     assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
-def test_images_of_another_size_than_the_reference_are_noticed_before_training(place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_images_of_another_size_than_the_reference_are_noticed_before_training(place, capsys):
     np.savez(place / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
     reference = ("--callbacks.training_evaluation.reference", place / "large.npz")
     assert main(words(place, "size", *reference)) == 2
     assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
 
 
-def test_a_mistyped_monitor_is_noticed_before_training(place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_a_mistyped_monitor_is_noticed_before_training(place, capsys):
     assert main(words(place, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "monitor is 'fid'; use one of fd_effnet_lite0, kd_effnet_lite0, precision" in error

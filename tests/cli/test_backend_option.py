@@ -1,7 +1,6 @@
 """`model.backend` holds in every command that draws, not in training alone."""
 
 import pytest
-from conftest import ROOT
 from evaluation.small import config, place  # noqa: F401
 
 from aim_lightning.cli.main import main
@@ -17,8 +16,7 @@ COMMANDS = {
 }
 
 
-def call(monkeypatch, place, config, command, backend) -> int:  # noqa: F811
-    monkeypatch.chdir(ROOT)
+def call(place, config, command, backend) -> int:  # noqa: F811
     options = [str(place / word) if word == "published" else word for word in COMMANDS[command]]
     if command != "sample":
         options += ["--cache", str(place / "cache")]

@@ -4,7 +4,6 @@ import errno
 import resource
 
 import pytest
-from conftest import ROOT
 from helpers import assert_contains
 
 from aim_lightning.cli.main import main
@@ -24,11 +23,10 @@ def processor_seconds() -> float:
 
 
 @pytest.fixture
-def failure(monkeypatch, capsys):
+def failure(capsys):
     """Run a command that must fail in this process; return its only line."""
 
     def call(*arguments):
-        monkeypatch.chdir(ROOT)
         assert main([str(word) for word in arguments]) == 2
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and err.count("\n") == 1
@@ -52,26 +50,26 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
     assert "--callbacks.ema.decay" in text and "--trainer.max_steps [int] 850" in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("fly", ["'fly'", "fit, validate"]),
-        ("fit", ["--config experiments/NAME.yaml"]),
-        ("fit --config nowhere.yaml", ["nowhere.yaml", "does not exist"]),
-        ("fit DEMO --model.network.d_modle 3", ["command line", "d_modle", "did you mean d_model"]),
-        ("fit DEMO --trainer.max_steps many", ["trainer.max_steps", "'many'", "expected int"]),
-        ("fit DEMO --callbacks.ema.decay fast", ["callbacks.ema", "'fast'", "expected float"]),
-        ("fit DEMO --nonsense.x 1", ["nonsense is not a known section"]),
-        ("fit DEMO --trainer.limit_train_batches 3", ["limit_train_batches is no option here", "use max_steps"]),
-        ("fit DEMO --trainer.fast_dev_run true", ["trainer.fast_dev_run", "--run try"]),
-        ("fit DEMO --data.path ???", ["data.init_args.path", "to be given"]),
-        ("fit DEMO --model.class_path aim_lightning.modules.aim.Nothing", ["Nothing"]),
-        ("sample DEMO --num few", ["--num", "few"]),
-        ("sample DEMO --what", ["--what"]),
-        ("tokenize DEMO --crop_range wide", ["--crop_range", "'wide'"]),
-        ("shards verify nowhere", ["nowhere is no directory", "make tokenize"]),
-    ],
-)
+WRONG_ARGUMENTS = [
+    ("fly", ["'fly'", "fit, validate"]),
+    ("fit", ["--config experiments/NAME.yaml"]),
+    ("fit --config nowhere.yaml", ["nowhere.yaml", "does not exist"]),
+    ("fit DEMO --model.network.d_modle 3", ["command line", "d_modle", "did you mean d_model"]),
+    ("fit DEMO --trainer.max_steps many", ["trainer.max_steps", "'many'", "expected int"]),
+    ("fit DEMO --callbacks.ema.decay fast", ["callbacks.ema", "'fast'", "expected float"]),
+    ("fit DEMO --nonsense.x 1", ["nonsense is not a known section"]),
+    ("fit DEMO --trainer.limit_train_batches 3", ["limit_train_batches is no option here", "use max_steps"]),
+    ("fit DEMO --trainer.fast_dev_run true", ["trainer.fast_dev_run", "--run try"]),
+    ("fit DEMO --data.path ???", ["data.init_args.path", "to be given"]),
+    ("fit DEMO --model.class_path aim_lightning.modules.aim.Nothing", ["Nothing"]),
+    ("sample DEMO --num few", ["--num", "few"]),
+    ("sample DEMO --what", ["--what"]),
+    ("tokenize DEMO --crop_range wide", ["--crop_range", "'wide'"]),
+    ("shards verify nowhere", ["nowhere is no directory", "make tokenize"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG_ARGUMENTS)
 def test_mistakes_are_one_line_and_exit_code_two(failure, arguments, words):
     assert_contains(failure(*arguments.replace("DEMO", f"--config {DEMO}").split()), words)
 
@@ -83,46 +81,45 @@ def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "words"),
-    [
-        ("fit", "--data.path nothing/here", ["nothing/here", "make tokenize"]),
-        ("validate", "", ["holds no checkpoint", "make train EXP=demo_aim"]),
-        ("sample", "", ["holds no checkpoint"]),
-        ("tokenize", "", ["holds no checkpoint"]),
-        ("tokenize", "--tokenizer weights/x", ["weights/x does not exist; give a weights file", "make weights-vq"]),
-        ("fit", f"{FINETUNE} --model.init_from weights/x.pt", ["init_from weights/x.pt does not", "make weights-vq"]),
-        ("fit", "--images.train nothing --config experiments/demo_tokenizer.yaml", ["images.train nothing"]),
-    ],
-)
+MISSING_FILES = [
+    ("fit", "--data.path nothing/here", ["nothing/here", "make tokenize"]),
+    ("validate", "", ["holds no checkpoint", "make train EXP=demo_aim"]),
+    ("sample", "", ["holds no checkpoint"]),
+    ("tokenize", "", ["holds no checkpoint"]),
+    ("tokenize", "--tokenizer weights/x", ["weights/x does not exist; give a weights file", "make weights-vq"]),
+    ("fit", f"{FINETUNE} --model.init_from weights/x.pt", ["init_from weights/x.pt does not", "make weights-vq"]),
+    ("fit", "--images.train nothing --config experiments/demo_tokenizer.yaml", ["images.train nothing"]),
+]
+
+
+@pytest.mark.parametrize(("command", "options", "words"), MISSING_FILES)
 def test_missing_files_are_one_line_and_leave_nothing_behind(failure, tmp_path, command, options, words):
     error = failure(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options.split())
     assert_contains(error, words)
     assert not (tmp_path / "runs").exists()
 
 
+WRONG_OPTIONS = [
+    ("--model.network.num_res_blocks 0", ["num_res_blocks is 0"]),
+    ("--model.network.norm_groups 7", ["norm_groups is 7; it must divide"]),
+    ("--data.global_batch_size 7000", ["6000 rows, fewer than data.global_batch_size 7000"]),
+    ("--trainer.accelerator gpu", ["trainer: ", "No supported gpu backend"]),
+    ("--trainer.devices 3", ["data.global_batch_size 16 does not divide over 3 devices"]),
+    ("--trainer.log_every_n_steps 0", ["trainer.log_every_n_steps is 0"]),
+    ("--trainer.gradient_clip_val 1", ["set model.gradient_clip"]),
+    ("--model.optimizer.base_learning_rate -1", ["model.optimizer.base_learning_rate is -1", "above 0"]),
+    (
+        "--trainer.val_check_interval 9000 --trainer.check_val_every_n_epoch 1",
+        ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
+    ),
+    ("--runs_root /dev/null/runs", ["/dev/null/runs", "choose another path"]),
+    (f"--callbacks.more.class_path {CHECKPOINTS}", ["callbacks: ", "more than one stateful callback", "keep one"]),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("--model.network.num_res_blocks 0", ["num_res_blocks is 0"]),
-        ("--model.network.norm_groups 7", ["norm_groups is 7; it must divide"]),
-        ("--data.global_batch_size 7000", ["6000 rows, fewer than data.global_batch_size 7000"]),
-        ("--trainer.accelerator gpu", ["trainer: ", "No supported gpu backend"]),
-        ("--trainer.devices 3", ["data.global_batch_size 16 does not divide over 3 devices"]),
-        ("--trainer.log_every_n_steps 0", ["trainer.log_every_n_steps is 0"]),
-        ("--trainer.gradient_clip_val 1", ["set model.gradient_clip"]),
-        ("--model.optimizer.base_learning_rate -1", ["model.optimizer.base_learning_rate is -1", "above 0"]),
-        (
-            "--trainer.val_check_interval 9000 --trainer.check_val_every_n_epoch 1",
-            ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
-        ),
-        ("--runs_root /dev/null/runs", ["/dev/null/runs", "choose another path"]),
-        (f"--callbacks.more.class_path {CHECKPOINTS}", ["callbacks: ", "more than one stateful callback", "keep one"]),
-    ],
-)
-def test_mistakes_found_later_are_one_line_too(tmp_path, own_signals, monkeypatch, capsys, options, words):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.parametrize(("options", "words"), WRONG_OPTIONS)
+def test_mistakes_found_later_are_one_line_too(tmp_path, own_signals, capsys, options, words):
     experiment = ["--config", "experiments/demo_tokenizer.yaml", "--runs_root", str(tmp_path / "runs")]
     assert main(["fit", *experiment, *options.split()]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

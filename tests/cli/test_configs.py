@@ -18,10 +18,9 @@ def compose_and_check(path, *overrides):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_is_built_on_the_meta_device(path, monkeypatch):
+def test_experiment_is_built_on_the_meta_device(path):
     from aim_lightning.cli.build.trainer_cli import AimCLI
 
-    monkeypatch.chdir(ROOT)
     document = compose_and_check(path, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
     assert document.values["experiment"] == path.stem
     with torch.device("meta"):
@@ -59,11 +58,10 @@ OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_optional_components_are_built_too(name, monkeypatch):
+def test_optional_components_are_built_too(name):
     """Those that no shipped experiment includes, or only some do."""
     from aim_lightning.cli.build.trainer_cli import AimCLI
 
-    monkeypatch.chdir(ROOT)
     files = [ROOT / "experiments/demo_aim.yaml", ROOT / f"configs/{name}.yaml"]
     given = [("trainer.accelerator", "cpu"), ("trainer.devices", "1"), ("data.path", "data/tokens/x")]
     with torch.device("meta"):
@@ -112,10 +110,9 @@ def test_published_tokenizer_recipe():
     assert model["gradient_clip"] == 1.0 and values["callbacks"]["ema"] is None
 
 
-def test_vq8_preset(monkeypatch):
+def test_vq8_preset():
     from aim_lightning.cli.build.trainer_cli import AimCLI
 
-    monkeypatch.chdir(ROOT)
     files = [ROOT / "experiments/imagenet256_tokenizer.yaml", ROOT / "configs/model/vq8.yaml"]
     document = compose_and_check(files, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
     with torch.device("meta"):

@@ -167,16 +167,16 @@ def test_shipped_experiments_are_never_taken_for_ones_own(checkout, capsys):
     assert error.count("\n") == 1 and not (checkout / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["dataset", "mine", "a/b"], "'a/b'; use letters"),
-        (["dataset", "mine", "x", "--image_size", "30"], "multiple of 4"),
-        (["dataset", "mine", "x", "--val_fraction", "1"], "between 0 and 1"),
-        (["dataset", "nowhere", "x"], "nowhere does not exist"),
-        (["dataset", "mine"], "NAME"),
-    ],
-)
+CASES = [
+    (["dataset", "mine", "a/b"], "'a/b'; use letters"),
+    (["dataset", "mine", "x", "--image_size", "30"], "multiple of 4"),
+    (["dataset", "mine", "x", "--val_fraction", "1"], "between 0 and 1"),
+    (["dataset", "nowhere", "x"], "nowhere does not exist"),
+    (["dataset", "mine"], "NAME"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), CASES)
 def test_mistakes(checkout, capsys, arguments, word):
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err

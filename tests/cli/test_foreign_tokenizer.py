@@ -144,19 +144,16 @@ def test_options_of_the_class_are_in_the_help_and_can_be_set(root, call):
     assert "levels: 12" in call("config", "--config", root / "fit.yaml", "--tokenizer.levels", 12)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--tokenizer.levels", "many"], "tokenizer.init_args.levels is 'many'; expected int"),
-        (["--tokenizer.depth", "3"], "tokenizer.init_args.depth is not an option of MeanColour"),
-        (["--tokenizer.class_path", "mean_colour_of_tests.Nothing"], "has no class Nothing"),
-        (
-            ["--tokenizer.class_path", "mean_colour_of_tests.Half", "--tokenizer.init_args", "{}"],
-            "has no decode, codeb",
-        ),
-        (["--tokenizer.class_path", "mean_colour_of_tests.NoModule", "--tokenizer.init_args", "{}"], "tokenizer: "),
-    ],
-)
+CASES = [
+    (["--tokenizer.levels", "many"], "tokenizer.init_args.levels is 'many'; expected int"),
+    (["--tokenizer.depth", "3"], "tokenizer.init_args.depth is not an option of MeanColour"),
+    (["--tokenizer.class_path", "mean_colour_of_tests.Nothing"], "has no class Nothing"),
+    (["--tokenizer.class_path", "mean_colour_of_tests.Half", "--tokenizer.init_args", "{}"], "has no decode, codeb"),
+    (["--tokenizer.class_path", "mean_colour_of_tests.NoModule", "--tokenizer.init_args", "{}"], "tokenizer: "),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), CASES)
 def test_mistakes_are_one_line(root, call, options, words):
     text = call("tokenize", "--config", root / "tokenize.yaml", "--data.out", root / "other", *options, code=2)
     assert text.startswith("error: ") and text.count("\n") == 1 and words in text, text

@@ -35,13 +35,13 @@ def test_one_process_needs_no_launch_and_a_launchers_word_counts(monkeypatch):
     assert rank_or_launch({**CPU, "devices": 1}) == ProcessRank(1, 4, 0)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "word"),
-    [
-        ({**CPU, "devices": [0, 1]}, "CUDA_VISIBLE_DEVICES"),
-        ({**CPU, "devices": 1, "num_nodes": 2}, "torchrun or srun, or set NODE_RANK"),
-    ],
-)
+CASES = [
+    ({**CPU, "devices": [0, 1]}, "CUDA_VISIBLE_DEVICES"),
+    ({**CPU, "devices": 1, "num_nodes": 2}, "torchrun or srun, or set NODE_RANK"),
+]
+
+
+@pytest.mark.parametrize(("trainer", "word"), CASES)
 def test_what_cannot_be_launched(trainer, word):
     assert_user_error(word, rank_or_launch, trainer)
 

@@ -177,15 +177,15 @@ def test_an_array_is_checked_against_what_its_tasks_have_measured(slurm):
     assert call("submit", "--seeds", "1", "--dry", "true").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("--trainer.devices 2 --trainer.strategy ddp", "main-1: trainer.devices was 1, is 2"),
-        ("--trainer.num_nodes 2 --trainer.strategy ddp", "trainer.num_nodes was 1, is 2"),
-        ("--data.num_workers 3", "data.num_workers was 0, is 3"),
-        ("--cluster.signal_lead 60", "cluster.signal_lead was 120, is 60"),
-    ],
-)
+SWEEP_LINES = [
+    ("--trainer.devices 2 --trainer.strategy ddp", "main-1: trainer.devices was 1, is 2"),
+    ("--trainer.num_nodes 2 --trainer.strategy ddp", "trainer.num_nodes was 1, is 2"),
+    ("--data.num_workers 3", "data.num_workers was 0, is 3"),
+    ("--cluster.signal_lead 60", "cluster.signal_lead was 120, is 60"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), SWEEP_LINES)
 def test_lines_of_a_sweep_that_need_another_job_script_are_refused(slurm, line, words):
     call, place = slurm
     (place / "sweep").write_text(f"--model.label_dropout 0.5\n{line}\n")
@@ -219,25 +219,25 @@ def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
     assert "scontrol requeue 41" in (place / "calls").read_text()
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks per node"),
-        (["--trainer.devices", "3", "--trainer.strategy", "ddp"], "global_batch_size 8 does not divide over 3"),
-        (["--trainer.devices", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or"),
-        (["--trainer.devices", "1"], "or --trainer.strategy ddp for ranks on CPUs"),
-        (["--trainer.num_nodes", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu"),
-        (
-            ["--trainer.devices", "2", "--trainer.num_nodes", "3", "--trainer.strategy", "ddp"],
-            "global_batch_size 8 does not divide over 6 devices",
-        ),
-        (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
-        (["--sweep", "nothing"], "--sweep nothing does not exist"),
-        (["--data.path", "nothing"], "nothing"),
-        (["--cluster.launcher", "mpi"], "cluster.launcher is 'mpi'"),
-        (["--cluster.tim", "1"], "cluster.tim is not an option of ClusterOptions"),
-    ],
-)
+WRONG_OPTIONS = [
+    (["--trainer.devices", "auto"], "trainer.devices is 'auto'; a job needs the number of ranks per node"),
+    (["--trainer.devices", "3", "--trainer.strategy", "ddp"], "global_batch_size 8 does not divide over 3"),
+    (["--trainer.devices", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or"),
+    (["--trainer.devices", "1"], "or --trainer.strategy ddp for ranks on CPUs"),
+    (["--trainer.num_nodes", "2"], "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu"),
+    (
+        ["--trainer.devices", "2", "--trainer.num_nodes", "3", "--trainer.strategy", "ddp"],
+        "global_batch_size 8 does not divide over 6 devices",
+    ),
+    (["--seeds", "0-1", "--sweep", "x"], "exclude each other"),
+    (["--sweep", "nothing"], "--sweep nothing does not exist"),
+    (["--data.path", "nothing"], "nothing"),
+    (["--cluster.launcher", "mpi"], "cluster.launcher is 'mpi'"),
+    (["--cluster.tim", "1"], "cluster.tim is not an option of ClusterOptions"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), WRONG_OPTIONS)
 def test_mistakes_are_found_before_anything_is_written(slurm, options, words):
     call, place = slurm
     done = call("submit", *options)

@@ -59,14 +59,14 @@ def test_the_section_gives_the_defaults_and_the_command_line_wins(experiment):
     assert [shard.rows for shard in manifest.shards] == [5, 1]
 
 
-@pytest.mark.parametrize(
-    ("section", "words"),
-    [
-        ("{view: center}", "tokenize.view is not an option of TokenizeSection; did you mean views?"),
-        ("{batch_size: many}", "tokenize.batch_size is 'many'; expected int"),
-        ("{views: ten}", "views is 'ten'; use one of center, center_flip, ten_crop"),
-    ],
-)
+CASES = [
+    ("{view: center}", "tokenize.view is not an option of TokenizeSection; did you mean views?"),
+    ("{batch_size: many}", "tokenize.batch_size is 'many'; expected int"),
+    ("{views: ten}", "views is 'ten'; use one of center, center_flip, ten_crop"),
+]
+
+
+@pytest.mark.parametrize(("section", "words"), CASES)
 def test_errors_in_the_section_are_one_line(experiment, capsys, section, words):
     with experiment.open("a") as file:
         file.write(f"tokenize: {section}\n")

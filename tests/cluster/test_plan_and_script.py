@@ -62,22 +62,22 @@ def run_job(tmp_path, **programs):
     return subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("ended", "code", "preempted", "requeued"),
-    [
-        (0, 75, False, False),  # `ended` has done it
-        (75, 1, False, True),  # torchrun's code; `ended` knows better, but lacks scontrol
-        (143, 143, True, True),
-        (143, 143, False, False),
-        *((lost, 75, False, True) for lost in (1, 126, 127)),  # no such python on this host
-        (127, 138, False, True),
-        (127, 143, True, True),
-        (127, 143, False, False),
-        (127, 1, True, False),  # a crash, and nobody counts them
-        (127, 2, True, False),
-        (127, 0, True, False),
-    ],
-)
+REQUEUES = [
+    (0, 75, False, False),  # `ended` has done it
+    (75, 1, False, True),  # torchrun's code; `ended` knows better, but lacks scontrol
+    (143, 143, True, True),
+    (143, 143, False, False),
+    *((lost, 75, False, True) for lost in (1, 126, 127)),  # no such python on this host
+    (127, 138, False, True),
+    (127, 143, True, True),
+    (127, 143, False, False),
+    (127, 1, True, False),  # a crash, and nobody counts them
+    (127, 2, True, False),
+    (127, 0, True, False),
+]
+
+
+@pytest.mark.parametrize(("ended", "code", "preempted", "requeued"), REQUEUES)
 def test_the_script_brings_the_job_back_where_python_cannot(tmp_path, ended, code, preempted, requeued):
     """Inside a container, and where it is srun's alone. Everything gets SIGTERM with the requeue, python before it."""
     when = "2026-11-24T13:26:40" if preempted else "None"
@@ -130,28 +130,28 @@ def test_the_script_is_bash_and_holds_the_site_s_lines_in_order(tmp_path):
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"directives": ["--ntasks=3"]}, "is set by trainer.devices and trainer.num_nodes; set it there"),
-        ({"directives": ["#SBATCH -N 4"]}, "is set by trainer.num_nodes"),
-        ({"directives": ["--mail-type=END", " "]}, "contains an empty line"),
-        ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
-        ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
-        (
-            {"timings": MEASURED, "nodes": 1, "devices": 1},
-            "up to 90.0 s between two batches .* included\\), 10.0 s for a checkpoint; set at least 150",
-        ),
-        (
-            {"timings": MEASURED, "nodes": 1, "devices": 2},  # two ranks must agree, also on one node
-            "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
-        ),
-        (
-            {"timings": MEASURED},
-            "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
-        ),
-    ],
-)
+WRONG_PLANS = [
+    ({"directives": ["--ntasks=3"]}, "is set by trainer.devices and trainer.num_nodes; set it there"),
+    ({"directives": ["#SBATCH -N 4"]}, "is set by trainer.num_nodes"),
+    ({"directives": ["--mail-type=END", " "]}, "contains an empty line"),
+    ({"cpus_per_task": 1, "workers": 3}, r"cpus_per_task is 1; a rank and its 3 loader processes .* need 4"),
+    ({"time": "1", "signal_lead": 60}, "leaves nothing of cluster.time"),
+    (
+        {"timings": MEASURED, "nodes": 1, "devices": 1},
+        "up to 90.0 s between two batches .* included\\), 10.0 s for a checkpoint; set at least 150",
+    ),
+    (
+        {"timings": MEASURED, "nodes": 1, "devices": 2},  # two ranks must agree, also on one node
+        "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
+    ),
+    (
+        {"timings": MEASURED},
+        "90.0 s between two batches .* 4.0 s for a step until all ranks agree, 10.0 s .*; set at least 156",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG_PLANS)
 def test_what_cannot_work_is_refused(changes, words):
     assert_user_error(words, check, plan(**changes))
 

@@ -33,19 +33,19 @@ def test_what_a_backend_is_chosen_by_is_compared_installed_or_not():
     assert line == f"node n2, rank 1: mamba-ssm is {here['mamba-ssm']}, on node n1 it is 2.3.1"
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"versions": {"torch": "2.8"}}, "node n2, rank 1: torch is 2.8, on node n1 it is 2.9"),
-        ({"configuration": "xyz"}, "node n2, rank 1: its configuration differs from that of node n1 (rank 0)"),
-        ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
-        (
-            {"sees_run_directory": False},
-            "node n2, rank 1: runs/x is not the directory that node n1 writes to; set runs_root",
-        ),
-        ({"node": "n1"}, "node n1: 2 ranks share device cuda:0"),
-    ],
-)
+CASES = [
+    ({"versions": {"torch": "2.8"}}, "node n2, rank 1: torch is 2.8, on node n1 it is 2.9"),
+    ({"configuration": "xyz"}, "node n2, rank 1: its configuration differs from that of node n1 (rank 0)"),
+    ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
+    (
+        {"sees_run_directory": False},
+        "node n2, rank 1: runs/x is not the directory that node n1 writes to; set runs_root",
+    ),
+    ({"node": "n1"}, "node n1: 2 ranks share device cuda:0"),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), CASES)
 def test_each_fault_is_one_line_that_names_the_node(change, line):
     (found,) = faults([FIRST, dataclasses.replace(SECOND, **change)], "runs/x")
     assert found.startswith(line)

@@ -148,14 +148,14 @@ with Watchdog(2, rank=5):
 """
 
 
-@pytest.mark.parametrize(
-    ("where", "code", "words"),
-    [
-        ("python", 70, "rank 5: no progress for 2 s in the batch after step 3"),
-        ("library", 1, "Timeout"),
-        ("none", 0, ""),
-    ],
-)
+CASES = [
+    ("python", 70, "rank 5: no progress for 2 s in the batch after step 3"),
+    ("library", 1, "Timeout"),
+    ("none", 0, ""),
+]
+
+
+@pytest.mark.parametrize(("where", "code", "words"), CASES)
 def test_a_hang_ends_with_the_stacks_and_work_does_not(where, code, words):
     done = python(HANG, where)
     assert done.returncode == code and words in done.stderr, done.stderr

@@ -40,16 +40,16 @@ def test_everything_after_two_dashes_is_rest():
     assert split(["--", "--model.x", "--help"]).rest == ["--", "--model.x", "--help"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "option"),
-    [
-        (["--model.lr"], "--model.lr"),
-        (["--model.lr", "--model.x", "2"], "--model.lr"),
-        (["--model.lr", "--help"], "--model.lr"),
-        (["--experiment"], "--experiment"),
-        (["--config"], "--config"),
-        (["--config="], "--config"),
-    ],
-)
+CASES = [
+    (["--model.lr"], "--model.lr"),
+    (["--model.lr", "--model.x", "2"], "--model.lr"),
+    (["--model.lr", "--help"], "--model.lr"),
+    (["--experiment"], "--experiment"),
+    (["--config"], "--config"),
+    (["--config="], "--config"),
+]
+
+
+@pytest.mark.parametrize(("argv", "option"), CASES)
 def test_a_missing_value_names_the_option(argv, option):
     assert_user_error(f"command line: {option} ", split, argv, PLAIN)

@@ -140,36 +140,36 @@ escaped: '\\${data.batch} and \\${nothing}'
     assert document.origin("model.init_args.all.k") == "one.yaml"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a: 1\na: 2\n", ["x.yaml:2", "key a", "twice"]),
-        ("s:\n  b: 1\n  c: 1\n  b: 2\n", ["x.yaml:4", "key b"]),
-        ("s:\n  1: x\n", ["x.yaml:2", "key 1", "quotes"]),
-        ("on: x\n", ["x.yaml:1", "key on"]),
-        ("? [a]\n: x\n", ["x.yaml:1", "no string"]),
-        ("a: [1\nb: 2\n", ["x.yaml:2", "not readable YAML"]),
-        ("a: {b: ${c}, d: 1}\n", ["x.yaml:1", "quotes"]),
-        ("a: !!python/name:os.system x\n", ["x.yaml:1", "constructor"]),
-        ("a: &x {b: *x}\n", ["x.yaml:1", "anchor"]),
-        ("- a\n", ["x.yaml", "['a']", "mapping"]),
-        ("word\n", ["x.yaml", "'word'", "mapping"]),
-        ("include: a.yaml\n", ["x.yaml", "include", "'a.yaml'", "list"]),
-        ("include: [1]\n", ["x.yaml", "include", "list"]),
-        ("include: [gone.yaml]\n", ["x.yaml", "gone.yaml", "does not exist"]),
-        ("include: [directory]\n", ["x.yaml", "directory", "is a directory"]),
-        ("model:\n  lr: ???\n", ["x.yaml", "model.lr", "???"]),
-        ("a: [1, '???']\n", ["x.yaml", "a[1]", "???"]),
-        ("m: {a: '${n.b}'}\nn: {}\n", ["x.yaml", "m.a", "'${n.b}'", "nothing sets n.b"]),
-        ("a: '${b}'\nb: '${c}'\n", ["x.yaml", "b is", "nothing sets c"]),
-        ("a: '${b}'\nb: '${a}'\n", ["x.yaml", "a is", "leads back to itself"]),
-        ("a: {b: '${a}'}\n", ["x.yaml", "a.b", "leads back to itself"]),
-        ("a: {b: '${.c}'}\n", ["x.yaml", "a.b", "not found"]),
-        ("a: '${oc.env:NO_SUCH_VARIABLE}'\n", ["x.yaml", "a is", "NO_SUCH_VARIABLE"]),
-        ("a: '${nope:1}'\n", ["x.yaml", "a is", "nope"]),
-        ("a: '${b'\n", ["x.yaml", "a is", "'${b'"]),
-    ],
-)
+FILE_ERRORS = [
+    ("a: 1\na: 2\n", ["x.yaml:2", "key a", "twice"]),
+    ("s:\n  b: 1\n  c: 1\n  b: 2\n", ["x.yaml:4", "key b"]),
+    ("s:\n  1: x\n", ["x.yaml:2", "key 1", "quotes"]),
+    ("on: x\n", ["x.yaml:1", "key on"]),
+    ("? [a]\n: x\n", ["x.yaml:1", "no string"]),
+    ("a: [1\nb: 2\n", ["x.yaml:2", "not readable YAML"]),
+    ("a: {b: ${c}, d: 1}\n", ["x.yaml:1", "quotes"]),
+    ("a: !!python/name:os.system x\n", ["x.yaml:1", "constructor"]),
+    ("a: &x {b: *x}\n", ["x.yaml:1", "anchor"]),
+    ("- a\n", ["x.yaml", "['a']", "mapping"]),
+    ("word\n", ["x.yaml", "'word'", "mapping"]),
+    ("include: a.yaml\n", ["x.yaml", "include", "'a.yaml'", "list"]),
+    ("include: [1]\n", ["x.yaml", "include", "list"]),
+    ("include: [gone.yaml]\n", ["x.yaml", "gone.yaml", "does not exist"]),
+    ("include: [directory]\n", ["x.yaml", "directory", "is a directory"]),
+    ("model:\n  lr: ???\n", ["x.yaml", "model.lr", "???"]),
+    ("a: [1, '???']\n", ["x.yaml", "a[1]", "???"]),
+    ("m: {a: '${n.b}'}\nn: {}\n", ["x.yaml", "m.a", "'${n.b}'", "nothing sets n.b"]),
+    ("a: '${b}'\nb: '${c}'\n", ["x.yaml", "b is", "nothing sets c"]),
+    ("a: '${b}'\nb: '${a}'\n", ["x.yaml", "a is", "leads back to itself"]),
+    ("a: {b: '${a}'}\n", ["x.yaml", "a.b", "leads back to itself"]),
+    ("a: {b: '${.c}'}\n", ["x.yaml", "a.b", "not found"]),
+    ("a: '${oc.env:NO_SUCH_VARIABLE}'\n", ["x.yaml", "a is", "NO_SUCH_VARIABLE"]),
+    ("a: '${nope:1}'\n", ["x.yaml", "a is", "nope"]),
+    ("a: '${b'\n", ["x.yaml", "a is", "'${b'"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), FILE_ERRORS)
 def test_errors_in_a_file_are_one_line_with_file_and_key(directory, text, words):
     Path("directory").mkdir()
     assert_contains(fails(write(x=text)), words)
@@ -190,15 +190,15 @@ def test_an_include_loop_shows_its_chain(directory):
     assert fails(files[:1]) == "c.yaml: include goes round in a circle: sub/b.yaml -> c.yaml -> sub/b.yaml"
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("model: file.yaml\n", ["two.yaml", "model is 'file.yaml'", "one.yaml has a mapping there", "include:"]),
-        ("callbacks: [a]\n", ["two.yaml", "callbacks is ['a']"]),
-        ("callbacks: {ema: file.yaml}\n", ["two.yaml", "callbacks.ema is 'file.yaml'"]),
-        ("model: {init_args: 3}\n", ["two.yaml", "model.init_args is 3"]),
-    ],
-)
+REPLACED_MAPPINGS = [
+    ("model: file.yaml\n", ["two.yaml", "model is 'file.yaml'", "one.yaml has a mapping there", "include:"]),
+    ("callbacks: [a]\n", ["two.yaml", "callbacks is ['a']"]),
+    ("callbacks: {ema: file.yaml}\n", ["two.yaml", "callbacks.ema is 'file.yaml'"]),
+    ("model: {init_args: 3}\n", ["two.yaml", "model.init_args is 3"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), REPLACED_MAPPINGS)
 def test_a_value_where_a_section_or_a_class_was(directory, text, words):
     assert_contains(fails(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n", two=text)), words)
 
@@ -208,17 +208,17 @@ def test_deeper_mappings_are_plain_values(directory):
     assert result == {"trainer": {"max_time": "00:01:00:00"}}
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        (("model.x", "[1"), ["command line: model.x", "YAML"]),
-        (("model.x", "{a: 1, a: 2}"), ["command line: model.x", "twice"]),
-        (("model.x", "${nope.y}"), ["command line: model.init_args.x", "nothing sets nope.y"]),
-        (("model.x", "???"), ["command line: model.init_args.x", "???"]),
-        (("model..x", "1"), ["command line: --model..x", "no dotted option"]),
-        (("model", "x.yaml"), ["command line: model is 'x.yaml'"]),
-        (("name.x", "1"), ["command line: name.x", "name is 'demo' (x.yaml)"]),
-    ],
-)
+OVERRIDE_ERRORS = [
+    (("model.x", "[1"), ["command line: model.x", "YAML"]),
+    (("model.x", "{a: 1, a: 2}"), ["command line: model.x", "twice"]),
+    (("model.x", "${nope.y}"), ["command line: model.init_args.x", "nothing sets nope.y"]),
+    (("model.x", "???"), ["command line: model.init_args.x", "???"]),
+    (("model..x", "1"), ["command line: --model..x", "no dotted option"]),
+    (("model", "x.yaml"), ["command line: model is 'x.yaml'"]),
+    (("name.x", "1"), ["command line: name.x", "name is 'demo' (x.yaml)"]),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), OVERRIDE_ERRORS)
 def test_errors_in_overrides(directory, override, words):
     assert_contains(fails(write(x=MODEL + "name: demo\n"), override), words)

@@ -89,34 +89,34 @@ def tree(tmp_path) -> Path:
 # --- to_rgb
 
 
-@pytest.mark.parametrize(
-    ("mode", "color", "expected"),
-    [
-        ("1", 1, (255, 255, 255)),
-        ("L", 77, (77, 77, 77)),
-        ("LA", (77, 255), (77, 77, 77)),
-        ("LA", (77, 0), (255, 255, 255)),
-        ("La", (0, 0), (255, 255, 255)),
-        ("RGB", (10, 20, 30), (10, 20, 30)),
-        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
-        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
-        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
-        ("RGBX", (10, 20, 30, 0), (10, 20, 30)),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("YCbCr", (128, 128, 128), (128, 128, 128)),
-        ("HSV", (0, 255, 255), (255, 0, 0)),
-        ("LAB", (255, 128, 128), (255, 255, 255)),
-        ("I;16", 65535, (255, 255, 255)),
-        ("I;16", 257 * 40, (40, 40, 40)),
-        ("I;16B", 257 * 40, (40, 40, 40)),
-        ("I", 257 * 40, (40, 40, 40)),
-        ("I", 40, (40, 40, 40)),
-        ("I", 2**30, (255, 255, 255)),
-        ("F", 0.5, (128, 128, 128)),
-        ("F", 40.0, (40, 40, 40)),
-        ("F", float("nan"), (0, 0, 0)),
-    ],
-)
+MODES = [
+    ("1", 1, (255, 255, 255)),
+    ("L", 77, (77, 77, 77)),
+    ("LA", (77, 255), (77, 77, 77)),
+    ("LA", (77, 0), (255, 255, 255)),
+    ("La", (0, 0), (255, 255, 255)),
+    ("RGB", (10, 20, 30), (10, 20, 30)),
+    ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+    ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+    ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+    ("RGBX", (10, 20, 30, 0), (10, 20, 30)),
+    ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ("YCbCr", (128, 128, 128), (128, 128, 128)),
+    ("HSV", (0, 255, 255), (255, 0, 0)),
+    ("LAB", (255, 128, 128), (255, 255, 255)),
+    ("I;16", 65535, (255, 255, 255)),
+    ("I;16", 257 * 40, (40, 40, 40)),
+    ("I;16B", 257 * 40, (40, 40, 40)),
+    ("I", 257 * 40, (40, 40, 40)),
+    ("I", 40, (40, 40, 40)),
+    ("I", 2**30, (255, 255, 255)),
+    ("F", 0.5, (128, 128, 128)),
+    ("F", 40.0, (40, 40, 40)),
+    ("F", float("nan"), (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("mode", "color", "expected"), MODES)
 def test_every_mode_becomes_rgb(mode, color, expected):
     rgb = to_rgb(Image.new(mode, (3, 2), color))
     assert (rgb.mode, rgb.size) == ("RGB", (3, 2))
@@ -331,17 +331,17 @@ def test_corrupt_header_in_a_shard(shards, at):
     assert_user_error("images-000000.tar is truncated or damaged", ShardSource, shards)
 
 
-@pytest.mark.parametrize(
-    ("members", "match"),
-    [
-        ({"a.png": b"x"}, "key a: there is no .cls"),
-        ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "key b: there is no image"),
-        ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"0"}, "key a: more than one"),
-        ({"a.png": b"x", "a.cls": b"cat"}, "key a: .cls holds b'cat'"),
-        ({"a.png": b"x", "a.cls": b"-1"}, "key a: label -1 is out of range"),
-        ({"a.txt": b"x"}, "hold no images"),
-    ],
-)
+WRONG_MEMBERS = [
+    ({"a.png": b"x"}, "key a: there is no .cls"),
+    ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "key b: there is no image"),
+    ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"0"}, "key a: more than one"),
+    ({"a.png": b"x", "a.cls": b"cat"}, "key a: .cls holds b'cat'"),
+    ({"a.png": b"x", "a.cls": b"-1"}, "key a: label -1 is out of range"),
+    ({"a.txt": b"x"}, "hold no images"),
+]
+
+
+@pytest.mark.parametrize(("members", "match"), WRONG_MEMBERS)
 def test_wrong_members_of_a_shard(tmp_path, members, match):
     write_tar(tmp_path / "x-0.tar", members)
     assert_user_error(match, open_source, tmp_path)
@@ -421,15 +421,15 @@ def test_stopped_writing_leaves_no_manifest_and_no_part_of_a_shard(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000.tar"]
 
 
-@pytest.mark.parametrize(
-    ("record", "match"),
-    [
-        ((b"", "gif", 0, "a"), "extension 'gif'"),
-        ((b"", "png", 3, "a"), "label 3, but there are 3 class names"),
-        ((b"", "png", 0, "a.b"), "'a.b' is empty or has a dot"),
-        ((b"", "png", 0, "p00"), "'p00' comes twice"),
-    ],
-)
+WRONG_RECORDS = [
+    ((b"", "gif", 0, "a"), "extension 'gif'"),
+    ((b"", "png", 3, "a"), "label 3, but there are 3 class names"),
+    ((b"", "png", 0, "a.b"), "'a.b' is empty or has a dot"),
+    ((b"", "png", 0, "p00"), "'p00' comes twice"),
+]
+
+
+@pytest.mark.parametrize(("record", "match"), WRONG_RECORDS)
 def test_records_that_could_not_be_read_back(tmp_path, record, match):
     assert_user_error(match, write_image_shards, [records()[0], record], tmp_path, NAMES, 1)
     assert_user_error("no images to write", write_image_shards, [], tmp_path, NAMES, 1)
@@ -522,17 +522,17 @@ def test_repr_is_the_same_for_the_same_settings():
     assert repr(ImageTransform(8, pad=1)) == repr(ImageTransform(8, pad=1)) != repr(ImageTransform(8))
 
 
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [
-        ({"crop": "left"}, "crop is 'left'; use one of"),
-        ({"image_size": 0}, "image_size is 0"),
-        ({"resize": 0}, "resize is 0"),
-        ({"pad": -1}, "pad is -1"),
-        ({"resize": 4, "pad": 1}, "gives 6 pixels, less than image_size 8"),
-        ({"crop": "adm_center", "resize": 9}, "resizes by itself, but resize is 9"),
-    ],
-)
+WRONG_SETTINGS = [
+    ({"crop": "left"}, "crop is 'left'; use one of"),
+    ({"image_size": 0}, "image_size is 0"),
+    ({"resize": 0}, "resize is 0"),
+    ({"pad": -1}, "pad is -1"),
+    ({"resize": 4, "pad": 1}, "gives 6 pixels, less than image_size 8"),
+    ({"crop": "adm_center", "resize": 9}, "resizes by itself, but resize is 9"),
+]
+
+
+@pytest.mark.parametrize(("settings", "match"), WRONG_SETTINGS)
 def test_settings_that_give_no_image(settings, match):
     assert_user_error(match, ImageTransform, **{"image_size": 8, **settings})
 
@@ -751,20 +751,17 @@ def test_single_shards_and_brace_patterns_are_read(shards, tmp_path):
     assert open_source(f"{shards}/images-{{000000,000002}}.tar").labels.tolist() == [0, 0, 0, 2]
 
 
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("images-{000001..000004}.tar", "2 of the 4 files of .* are no .tar files .first: .*images-000003.tar"),
-        (
-            "images-{000000,.tar",
-            "is no pattern of file names .*; set a directory of class directories, of .tar shards or",
-        ),
-        ("{.,sub}/images-000000.tar", "names several directories; put the shards into one"),
-        ("images-000000.tar.gz", "images-000000.tar.gz has an unsupported format; set a directory of"),
-        ("tables", "holds 2 files like a.parquet, which cannot be read; set a directory of class directories"),
-        ("pipe.tar", "pipe.tar is not a regular file"),
-    ],
-)
+OTHER_LAYOUTS = [
+    ("images-{000001..000004}.tar", "2 of the 4 files of .* are no .tar files .first: .*images-000003.tar"),
+    ("images-{000000,.tar", "is no pattern of file names .*; set a directory of class directories, of .tar shards or"),
+    ("{.,sub}/images-000000.tar", "names several directories; put the shards into one"),
+    ("images-000000.tar.gz", "images-000000.tar.gz has an unsupported format; set a directory of"),
+    ("tables", "holds 2 files like a.parquet, which cannot be read; set a directory of class directories"),
+    ("pipe.tar", "pipe.tar is not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("name", "match"), OTHER_LAYOUTS)
 def test_other_layouts_are_refused_with_those_that_are_supported(shards, name, match):
     os.mkfifo(shards / "pipe.tar")
     for directory in ("sub", "tables"):
@@ -815,20 +812,15 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_source(tmp_path).class_names == ["ship", "train"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "class_names", "labels"),
-    [
-        (
-            "jsonl",
-            '{"file_name": "b.png", "label": 2}\n\n{"file_name": "./s/a.png", "label": 0}\n',
-            list("012"),
-            [2, 0],
-        ),
-        ("jsonl", '{"file_name": "b.png", "label": "1"}\n{"file_name": "s/a.png", "label": "no"}', ["1", "no"], [0, 1]),
-        ("csv", "file_name,class,x\ns/a.png,owl,1\nb.png,cat,2\n", ["cat", "owl"], [1, 0]),
-        ("csv", "\ufefffile_name,label\ns/a.png,1\nb.png,0\n", ["0", "1"], [1, 0]),
-    ],
-)
+METADATA = [
+    ("jsonl", '{"file_name": "b.png", "label": 2}\n\n{"file_name": "./s/a.png", "label": 0}\n', list("012"), [2, 0]),
+    ("jsonl", '{"file_name": "b.png", "label": "1"}\n{"file_name": "s/a.png", "label": "no"}', ["1", "no"], [0, 1]),
+    ("csv", "file_name,class,x\ns/a.png,owl,1\nb.png,cat,2\n", ["cat", "owl"], [1, 0]),
+    ("csv", "\ufefffile_name,label\ns/a.png,1\nb.png,0\n", ["0", "1"], [1, 0]),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "class_names", "labels"), METADATA)
 def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, text, class_names, labels):
     for number, path in enumerate(("s/a.png", "b.png", "unlisted.png")):
         save(tmp_path / path, number)
@@ -845,21 +837,21 @@ def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, t
     assert open_source(tmp_path).fingerprint != before
 
 
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ('{"file_name": "a.png"}', "image 1: it needs file_name, and label or class as text or integer"),
-        ('{"label": 1}', "image 1: it needs file_name"),
-        ('{"file_name": "a.png", "label": [1]}', "image 1: it needs"),
-        ('{"file_name": "b.png", "label": 1}', "1 of 1 files are absent or no images .first: b.png"),
-        ('{"file_name": "a.png", "label": 1}\n' * 2, "1 of 2 files are listed twice .first: a.png"),
-        ('{"file_name": "a.png", "label": 99999999}', "label 99999999 is out of range"),
-        ('{"file_name": "a.png", "label": -1}', "label -1 is out of range"),
-        ("[1]", "is damaged .*no JSON object"),
-        ("{", "is damaged"),
-        ("", "0 of 0 files are there"),
-    ],
-)
+WRONG_METADATA = [
+    ('{"file_name": "a.png"}', "image 1: it needs file_name, and label or class as text or integer"),
+    ('{"label": 1}', "image 1: it needs file_name"),
+    ('{"file_name": "a.png", "label": [1]}', "image 1: it needs"),
+    ('{"file_name": "b.png", "label": 1}', "1 of 1 files are absent or no images .first: b.png"),
+    ('{"file_name": "a.png", "label": 1}\n' * 2, "1 of 2 files are listed twice .first: a.png"),
+    ('{"file_name": "a.png", "label": 99999999}', "label 99999999 is out of range"),
+    ('{"file_name": "a.png", "label": -1}', "label -1 is out of range"),
+    ("[1]", "is damaged .*no JSON object"),
+    ("{", "is damaged"),
+    ("", "0 of 0 files are there"),
+]
+
+
+@pytest.mark.parametrize(("text", "match"), WRONG_METADATA)
 def test_metadata_that_cannot_be_used_is_refused(tmp_path, text, match):
     save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(text)

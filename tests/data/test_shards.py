@@ -356,17 +356,17 @@ def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
     assert code == 1 and f"half/{absent} is no finished directory" in out and f"half/{there}: 12 rows, no faults" in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["verify", "nowhere"], "nowhere is no directory"),
-        (["verify", "."], "no finished directory of token shards"),
-        (["merge", "."], "required: --out"),
-        (["preview", "."], "required: --tokenizer"),
-        (["preview", ".", ".", "--tokenizer", "t", "--out", "x.png"], "several directories"),
-        (["fly", "."], "shards has no action 'fly'"),
-    ],
-)
+CASES = [
+    (["verify", "nowhere"], "nowhere is no directory"),
+    (["verify", "."], "no finished directory of token shards"),
+    (["merge", "."], "required: --out"),
+    (["preview", "."], "required: --tokenizer"),
+    (["preview", ".", ".", "--tokenizer", "t", "--out", "x.png"], "several directories"),
+    (["fly", "."], "shards has no action 'fly'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "word"), CASES)
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, word):
     monkeypatch.chdir(tmp_path)
     code, out, err = shards(capsys, *arguments)

@@ -62,15 +62,15 @@ def test_accumulation_follows_from_the_device_limit():
     assert BatchPlan.make(96, 2, 30).micro_batch_size == 24
 
 
-@pytest.mark.parametrize(
-    ("batch", "world", "limit", "word"),
-    [
-        (10, 3, None, "does not divide over 3 devices"),
-        (2, 4, None, "divide"),
-        (14, 2, 4, "2 equal parts"),
-        (8, 1, 0, "at least 1"),
-    ],
-)
+CASES = [
+    (10, 3, None, "does not divide over 3 devices"),
+    (2, 4, None, "divide"),
+    (14, 2, 4, "2 equal parts"),
+    (8, 1, 0, "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("batch", "world", "limit", "word"), CASES)
 def test_what_does_not_divide_is_an_error(batch, world, limit, word):
     assert_user_error(word, BatchPlan.make, batch, world, limit)
 

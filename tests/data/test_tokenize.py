@@ -351,30 +351,30 @@ def test_too_large_a_codebook(images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
-        (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
-        (lambda: Views("center_flip", (1.1,)), "crop_range requires views ten_crop, but views is center_flip"),
-        (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
-        (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
-        (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),
-        (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "fp8"), "precision is 'fp8'"),
-        (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "tf32"), "needs an NVIDIA GPU"),
-    ],
-)
+OUT_OF_RANGE = [
+    (lambda: Views("ten"), "views is 'ten'; use one of center, center_flip, ten_crop"),
+    (lambda: Views("ten_crop", (1.0,)), "crop_range is"),
+    (lambda: Views("center_flip", (1.1,)), "crop_range requires views ten_crop, but views is center_flip"),
+    (lambda: Views("ten_crop", (1.1, 1.1)), "different numbers"),
+    (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
+    (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),
+    (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "fp8"), "precision is 'fp8'"),
+    (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "tf32"), "needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), OUT_OF_RANGE)
 def test_options_out_of_range(make, match):
     assert_user_error(match, make)
 
 
-@pytest.mark.parametrize(
-    ("ranges", "match"),
-    [
-        ((1.3, 1.05), "crop_range 1.05 cuts images of 16 pixels from 16, which leaves no room"),
-        ((1.1, 1.12), "crop_range 1.1 cuts images of 16 pixels from 17, as does 1.12"),
-    ],
-)
+IDENTICAL_VIEWS = [
+    ((1.3, 1.05), "crop_range 1.05 cuts images of 16 pixels from 16, which leaves no room"),
+    ((1.1, 1.12), "crop_range 1.1 cuts images of 16 pixels from 17, as does 1.12"),
+]
+
+
+@pytest.mark.parametrize(("ranges", "match"), IDENTICAL_VIEWS)
 def test_crops_with_identical_views_are_refused_before_anything_is_written(images, tokenizer, tmp_path, ranges, match):
     with pytest.raises(UserError, match=match):
         TokenizeJob(images, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))

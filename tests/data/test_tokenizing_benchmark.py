@@ -10,7 +10,6 @@ from conftest import ROOT
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.chdir(ROOT)
     import record
     import tokenizing
 

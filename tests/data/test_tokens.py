@@ -158,19 +158,19 @@ def read_all(directory):
     return list(module(directory, window=1000).train_dataloader())
 
 
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [
-        ("truncated", "cannot be read|truncated"),
-        ("cut at a record", "0 rows|its manifest says"),
-        ("missing", "cannot be read"),
-        ("foreign", "no token shard"),
-        ("label", "row 1: label 3 is out of range, the manifest names 3 classes \\(1 such labels\\)"),
-        ("code", "row 0, view 2: code 16 is out of range, the codebook has 16 \\(17 such codes\\)"),
-        ("shape", "codes are"),
-        ("damaged npy", "damaged"),
-    ],
-)
+SHARD_FAULTS = [
+    ("truncated", "cannot be read|truncated"),
+    ("cut at a record", "0 rows|its manifest says"),
+    ("missing", "cannot be read"),
+    ("foreign", "no token shard"),
+    ("label", "row 1: label 3 is out of range, the manifest names 3 classes \\(1 such labels\\)"),
+    ("code", "row 0, view 2: code 16 is out of range, the codebook has 16 \\(17 such codes\\)"),
+    ("shape", "codes are"),
+    ("damaged npy", "damaged"),
+]
+
+
+@pytest.mark.parametrize(("name", "word"), SHARD_FAULTS)
 def test_faults_name_the_shard(directory, name, word):
     path = directory / "train" / "tokens-000002.tar"
     if name == "truncated":
@@ -194,15 +194,15 @@ def test_faults_name_the_shard(directory, name, word):
     assert "tokens-000002.tar" in str(assert_user_error(word, read_all, directory))
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (lambda m: m.update(format="other/1"), "format 'other/1'"),
-        (lambda m: m.update(rows=3), "says 3 rows"),
-        (lambda m: m.pop("grid"), "damaged"),
-        (lambda m: m["shards"][0].pop("sha256"), "damaged"),
-    ],
-)
+BAD_MANIFESTS = [
+    (lambda m: m.update(format="other/1"), "format 'other/1'"),
+    (lambda m: m.update(rows=3), "says 3 rows"),
+    (lambda m: m.pop("grid"), "damaged"),
+    (lambda m: m["shards"][0].pop("sha256"), "damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BAD_MANIFESTS)
 def test_bad_manifests(directory, change, word):
     path = directory / "train" / "manifest.json"
     values = json.loads(path.read_text())

@@ -96,9 +96,8 @@ def test_the_archive_is_what_adm_reads(scored):
         assert preview.size[0] > 8 * 64
 
 
-def test_a_second_call_draws_nothing(scored, config, monkeypatch, capsys):
+def test_a_second_call_draws_nothing(scored, config, capsys):
     directory, _ = scored
-    monkeypatch.chdir(ROOT)
     before = (directory / "scores.json").stat().st_mtime_ns
     assert main(evaluate(config, "--num", 100)) == 0
     assert "scored already" in capsys.readouterr().out
@@ -107,7 +106,6 @@ def test_a_second_call_draws_nothing(scored, config, monkeypatch, capsys):
 
 def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypatch, capsys):
     """Its blocks go when it is finished: two that draw them would end in a traceback."""
-    monkeypatch.chdir(ROOT)
     seen = []
 
     def generating(self, directory, plan, sampling):
@@ -122,8 +120,7 @@ def test_a_set_that_another_command_draws_is_left_to_it(config, place, monkeypat
     assert main(evaluate(config, "--num", 9)) == 0
 
 
-def test_a_checkpoint_needs_no_run(scored, config, place, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(ROOT)
+def test_a_checkpoint_needs_no_run(scored, config, place, capsys, tmp_path):
     file = newest_checkpoint(place / "runs" / "small" / "main")
     shutil.copyfile(file, tmp_path / "copy.ckpt")
     elsewhere = ("--run", "nowhere", "--out", tmp_path / "out", "--num", 5)
@@ -133,10 +130,9 @@ def test_a_checkpoint_needs_no_run(scored, config, place, monkeypatch, capsys, t
     assert "copied.ckpt does not exist" in capsys.readouterr().err
 
 
-def test_given_images_get_the_same_scores(scored, config, place, monkeypatch):
+def test_given_images_get_the_same_scores(scored, config, place):
     """The archive, and the same images as a directory of PNGs, through the same code."""
     directory, record = scored
-    monkeypatch.chdir(ROOT)
     loose = place / "loose"
     with np.load(directory / "samples.npz") as file:
         for i, image in enumerate(file["arr_0"]):
@@ -171,9 +167,8 @@ def test_an_image_that_one_of_two_processes_cannot_read_is_one_line(scored, conf
     assert not (place / "half").exists()
 
 
-def test_a_given_archive_needs_no_experiment(scored, place, monkeypatch, capsys):
+def test_a_given_archive_needs_no_experiment(scored, place, capsys):
     directory, _ = scored
-    monkeypatch.chdir(ROOT)
     archive = directory / "samples.npz"
     words = ("--samples", archive, "--reference", archive, "--out", place / "bare", "--cache", place / "cache")
     features = ROOT / "configs/features/effnet_lite0.yaml"
@@ -189,7 +184,6 @@ def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, con
     """The reference is in the cache; of the images only the last ones' features are NaN."""
     from aim_lightning.metrics.features import EfficientNetLite0Features
 
-    monkeypatch.chdir(ROOT)
     features = EfficientNetLite0Features._features
 
     def diverging(self, images):
@@ -203,9 +197,8 @@ def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, con
     assert not (place / "nan").exists()
 
 
-def test_given_archives_of_one_name_have_directories_of_their_own(config, place, monkeypatch):
+def test_given_archives_of_one_name_have_directories_of_their_own(config, place):
     """Whoever scores our archives scores files that are all called samples.npz."""
-    monkeypatch.chdir(ROOT)
     for seed in (0, 1):
         (place / str(seed)).mkdir()
         images = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
@@ -217,7 +210,6 @@ def test_given_archives_of_one_name_have_directories_of_their_own(config, place,
 
 
 def test_a_network_that_diverged_is_one_line(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     aim = networks().aim
     write_step(place, aim, 3, "diverged")
     from aim_lightning.models import VQModel
@@ -229,8 +221,7 @@ def test_a_network_that_diverged_is_one_line(config, place, monkeypatch, capsys)
     assert error.startswith("error: ") and "have diverged; take an earlier checkpoint" in error
 
 
-def test_an_older_checkpoint_leaves_results_as_they_are(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_an_older_checkpoint_leaves_results_as_they_are(config, place, capsys):
     old, new = (write_step(place, networks().aim, step, "two") for step in (3, 9))
     assert main(evaluate(config, "--run", "two", "--num", "5")) == 0
     path = place / "runs" / "small" / "two" / "results.json"
@@ -239,9 +230,8 @@ def test_an_older_checkpoint_leaves_results_as_they_are(config, place, monkeypat
     assert path.read_text() == before and "step=00000003.ckpt is not the newest" in capsys.readouterr().out
 
 
-def test_some_classes_and_given_labels_are_told(config, place, monkeypatch):
+def test_some_classes_and_given_labels_are_told(config, place):
     """A value on some of the classes has a name of its own; two files of labels give two protocols."""
-    monkeypatch.chdir(ROOT)
     write_step(place, networks().aim, 7, "labels")
     root = place / "runs" / "small" / "labels"
     assert main(evaluate(config, "--run", "labels", "--num", 6, "--classes", "red,blue")) == 0
@@ -264,8 +254,7 @@ def test_some_classes_and_given_labels_are_told(config, place, monkeypatch):
     assert len(hashes) == 2
 
 
-def test_published_weights_and_seeds(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_published_weights_and_seeds(config, place, capsys):
     assert main(evaluate(config, "--weights", place / "published", "--num", "40", "--seeds", "3")) == 0
     root = place / "runs" / "published" / "published" / "evaluations"
     (summary,) = root.glob("*3seeds.json")
@@ -340,7 +329,6 @@ def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, mon
     """Half a block and half an archive: of a dead process here, and one of another machine, whose fate is not known."""
     from aim_lightning.evaluation import npz_export
 
-    monkeypatch.chdir(ROOT)
     write_step(place, networks().aim, 7, "leftovers")
     command = evaluate(config, "--num", 20, "--run", "leftovers")
     with monkeypatch.context() as patch, pytest.raises(KeyError):
@@ -401,14 +389,14 @@ def test_given_labels(tmp_path):
     assert_user_error("cannot be read", read_labels, tmp_path / "none", 3)
 
 
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.zeros((3, 4, 4, 3), np.float32), "float32; save uint8 images"),
-        (np.zeros((3, 4, 4), np.uint8), "expected"),
-        (np.zeros((3, 3, 4, 4), np.uint8), "expected"),
-    ],
-)
+OTHER_ARRAYS = [
+    (np.zeros((3, 4, 4, 3), np.float32), "float32; save uint8 images"),
+    (np.zeros((3, 4, 4), np.uint8), "expected"),
+    (np.zeros((3, 3, 4, 4), np.uint8), "expected"),
+]
+
+
+@pytest.mark.parametrize(("array", "words"), OTHER_ARRAYS)
 def test_archives_of_something_else_are_refused(tmp_path, array, words):
     np.savez(tmp_path / "x.npz", arr_0=array)
     assert_user_error(words, NpzImages, tmp_path / "x.npz")
@@ -449,33 +437,32 @@ def test_many_images_by_loader_processes(tmp_path):
     assert [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images] == list(range(300))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--run", "nowhere"], "no checkpoint"),
-        (["--num", "0"], "--num is 0"),
-        (["--num", "3"], "there are 3 images to be scored; these metrics need 4 or more"),
-        (["--reference", "few.npz"], "there are 2 images in the reference; these metrics need 4 or more"),
-        (["--reference", "one.npz"], "at least two images; the data gave 1"),
-        (["--samples", "few.npz"], "there are 2 images to be scored"),
-        (["--samples", "few.npz", "--weights", "x", "--seeds=2"], "--samples leaves --weights, --seeds without"),
-        (["--weights", "x", "--raw", "true"], "--weights leaves --raw without a meaning"),
-        (["--weights", "x", "--checkpoint", "y"], "--weights leaves --checkpoint without a meaning"),
-        (["--seeds", "0"], "--seeds is 0"),
-        (["--feature_batch", "0"], "--feature_batch is 0"),
-        (["--classes", "purple"], "there is no class 'purple'"),
-        (["--classes", "red", "--labels", "x"], "exclude each other"),
-        (["--labels", "x", "--num=5"], "--labels leaves --num without a meaning"),
-        (["--reference", "nowhere"], "nowhere does not exist"),
-        (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
-        (["--record", "a/b"], "--record is 'a/b'"),
-        (["--weights", "no/where/at/all"], "does not exist"),
-        (["--images.image_size", "8", "--images.resize", "8"], "4x4 pixels, those of the reference 8x8"),
-        (["--trainer.devices", "0"], "trainer:"),
-    ],
-)
-def test_mistakes_are_one_line_and_leave_nothing(config, monkeypatch, capsys, options, words):
-    monkeypatch.chdir(ROOT)
+MISTAKES = [
+    (["--run", "nowhere"], "no checkpoint"),
+    (["--num", "0"], "--num is 0"),
+    (["--num", "3"], "there are 3 images to be scored; these metrics need 4 or more"),
+    (["--reference", "few.npz"], "there are 2 images in the reference; these metrics need 4 or more"),
+    (["--reference", "one.npz"], "at least two images; the data gave 1"),
+    (["--samples", "few.npz"], "there are 2 images to be scored"),
+    (["--samples", "few.npz", "--weights", "x", "--seeds=2"], "--samples leaves --weights, --seeds without"),
+    (["--weights", "x", "--raw", "true"], "--weights leaves --raw without a meaning"),
+    (["--weights", "x", "--checkpoint", "y"], "--weights leaves --checkpoint without a meaning"),
+    (["--seeds", "0"], "--seeds is 0"),
+    (["--feature_batch", "0"], "--feature_batch is 0"),
+    (["--classes", "purple"], "there is no class 'purple'"),
+    (["--classes", "red", "--labels", "x"], "exclude each other"),
+    (["--labels", "x", "--num=5"], "--labels leaves --num without a meaning"),
+    (["--reference", "nowhere"], "nowhere does not exist"),
+    (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
+    (["--record", "a/b"], "--record is 'a/b'"),
+    (["--weights", "no/where/at/all"], "does not exist"),
+    (["--images.image_size", "8", "--images.resize", "8"], "4x4 pixels, those of the reference 8x8"),
+    (["--trainer.devices", "0"], "trainer:"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), MISTAKES)
+def test_mistakes_are_one_line_and_leave_nothing(config, capsys, options, words):
     for name, count in (("one", 1), ("few", 2)):
         np.savez(config.parent / f"{name}.npz", arr_0=np.zeros((count, 4, 4, 3), np.uint8))
     before = sorted((config.parent / "runs").rglob("*"))

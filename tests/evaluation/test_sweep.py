@@ -59,27 +59,26 @@ def test_grids_that_make_no_sense(text):
     assert_user_error("--grid", parse_grid, text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "cfg_scale=abc",
-        "cfg_scale=1,-1",
-        "cfg_scale=.inf",
-        "cfg_schedule=constant,foo",
-        "cfg_interval=[0,2]",
-        "cfg_interval=3",
-        "top_k=1.5",
-        "top_k=-1",
-        "top_p=0",
-        "temperature=1,0",
-        "seed=true",
-        "position_offset=2",
-        "decoder=slow",
-        "precision=half",
-    ],
-)
+WRONG_GRIDS = [
+    "cfg_scale=abc",
+    "cfg_scale=1,-1",
+    "cfg_scale=.inf",
+    "cfg_schedule=constant,foo",
+    "cfg_interval=[0,2]",
+    "cfg_interval=3",
+    "top_k=1.5",
+    "top_k=-1",
+    "top_p=0",
+    "temperature=1,0",
+    "seed=true",
+    "position_offset=2",
+    "decoder=slow",
+    "precision=half",
+]
+
+
+@pytest.mark.parametrize("text", WRONG_GRIDS)
 def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     assert_user_error(f"--grid: .*{text.partition('=')[0]}", grid_points, parse_grid(text), SamplingOptions())
     monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
@@ -88,14 +87,12 @@ def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypa
 
 @pytest.mark.parametrize("text", ["cfg_scale=1,2 pixel_precision=float32,tf32"])
 def test_what_this_machine_cannot_do_is_told_before_the_first_is_drawn(text, config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Evaluation, "run", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert "pixel_precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_another_sweep_over_the_same_grid_has_another_directory(config, place, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_another_sweep_over_the_same_grid_has_another_directory(config, place):
     for options in (("--num", "5"), ("--num", "6"), ("--num", "6", "--sampling.temperature", "0.9"), ("--num", "6")):
         assert call("sweep", config, "--grid", "top_k=2", *options) == 0
     assert len(list((place / "runs" / "small" / "main" / "sweeps").glob("top_k-*/results.csv"))) == 3
@@ -107,7 +104,6 @@ def test_grid_values_come_back(values):
 
 
 def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
     runs, drawn = Evaluation._images, []
 
     def stop_at_the_third(self, directory, plan, sampling):
@@ -161,8 +157,7 @@ def follow(config, *options):
     return call("follow", config, "--run", "live", "--every", "0.01", "--patience", "0", *options)
 
 
-def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_follow_scores_each_checkpoint_once(config, place, capsys):
     for step in (5, 10):
         write_step(place, networks(step).aim, step, "live")
     run_dir = place / "runs" / "small" / "live"
@@ -184,8 +179,7 @@ def test_follow_scores_each_checkpoint_once(config, place, monkeypatch, capsys):
     assert scales == [1.5, 3]
 
 
-def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, place, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, place, capsys):
     assert call("follow", config, "--run", "mistyped") == 2
     assert "small/mistyped does not exist; start its training first" in capsys.readouterr().err
     (place / "runs" / "small" / "young").mkdir()
@@ -235,7 +229,6 @@ def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_p
 
 def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
     """Random weights in the published layout, scored on the stand-in: said to compare with no paper."""
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", place / "results")
     published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
     plain = place / "plain.yaml"
@@ -254,7 +247,6 @@ def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, 
 
 def test_reproduce_downloads_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
     """And no Inception where the configuration names other features; a directory that is present is used unchanged."""
-    monkeypatch.chdir(ROOT)
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     calls = []
 
@@ -275,16 +267,16 @@ def test_reproduce_downloads_weights_and_reference_that_are_not_given(config, pl
     assert "| AiM-B, here |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
-        (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
-        (["--preset", "AiM-B"], "hp-l33/aim-base is not on this machine and the hub cannot be reached"),
-        (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be downloaded (no network)"),
-        (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be downloaded"),
-    ],
-)
+OFFLINE = [
+    (["--preset", "AiM-Z", "--reference", "x.npz"], "the paper's table has AiM-B"),
+    (["--preset", "AiM-1B", "--reference", "x.npz"], "no published weights"),
+    (["--preset", "AiM-B"], "hp-l33/aim-base is not on this machine and the hub cannot be reached"),
+    (["--preset", "AiM-B", "--weights", "x"], "VIRTUAL_imagenet256_labeled.npz cannot be downloaded (no network)"),
+    (["--preset", "AiM-B", "--weights", "x", "--reference", "x.npz"], "6726825d.pth cannot be downloaded"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), OFFLINE)
 def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
     def unreachable(*words, **more):
         raise OSError("no network")

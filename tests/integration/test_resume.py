@@ -89,15 +89,15 @@ def test_minutes_alone(fit, whole):
     assert_same(run_dir, whole)
 
 
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"every_n_steps": "null"}, "both null"),
-        ({"every_n_minutes": 0}, "must be above 0"),
-        ({"keep_last": 0}, "must be at least 1"),
-        ({"keep_best": -1}, "must be at least 0"),
-    ],
-)
+CASES = [
+    ({"every_n_steps": "null"}, "both null"),
+    ({"every_n_minutes": 0}, "must be above 0"),
+    ({"keep_last": 0}, "must be at least 1"),
+    ({"keep_best": -1}, "must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("values", "word"), CASES)
 def test_policies_that_make_no_sense(fit, capfd, values, word):
     assert fit("nonsense", *options(**values))[0] == 2
     assert word in capfd.readouterr().err

@@ -289,32 +289,29 @@ def test_start_from_published_weights(place, whole, tmp_path):
     assert torch.allclose(last(with_ours)["network"]["quant_conv.weight"], ema["quant_conv.weight"], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (
-            ("--model.loss.perceptual_weight", "1", "--model.loss.perceptual_file", "nowhere.pth"),
-            "perceptual_file nowhere.pth does not exist; save https",
-        ),
-        (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
-        (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
-        (
-            ("--model.lpips_file", "README.md", "--model.loss", "{perceptual_weight: 1, perceptual_file: README.md}"),
-            "model.lpips_file is for a loss without LPIPS; set it null",
-        ),
-        (("--model.init_from", "configs"), "set model.codebook_init random"),
-        (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
-        (
-            ("--model.adversarial.start_step", "8"),
-            "start_step is 8, but training ends after 8 steps: its loss would never",
-        ),
-        (
-            ("--trainer.max_steps", "-1", "--trainer.max_epochs", "1", "--model.adversarial.start_step", "251"),
-            "start_step is 251, but training ends after 250 steps",
-        ),
-        (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),
-    ],
-)
+CASES = [
+    (
+        ("--model.loss.perceptual_weight", "1", "--model.loss.perceptual_file", "nowhere.pth"),
+        "perceptual_file nowhere.pth does not exist; save https",
+    ),
+    (("--model.init_from", "nowhere.pt", "--model.codebook_init", "random"), "init_from nowhere.pt does not exist"),
+    (("--model.lpips_file", "nowhere.pth"), "lpips_file nowhere.pth does not exist; save https"),
+    (
+        ("--model.lpips_file", "README.md", "--model.loss", "{perceptual_weight: 1, perceptual_file: README.md}"),
+        "model.lpips_file is for a loss without LPIPS; set it null",
+    ),
+    (("--model.init_from", "configs"), "set model.codebook_init random"),
+    (("--model.adversarial.discriminator.num_layers", "3"), "leaves no patch of 16x16 pixels"),
+    (("--model.adversarial.start_step", "8"), "start_step is 8, but training ends after 8 steps: its loss would never"),
+    (
+        ("--trainer.max_steps", "-1", "--trainer.max_epochs", "1", "--model.adversarial.start_step", "251"),
+        "start_step is 251, but training ends after 250 steps",
+    ),
+    (("--model.adversarial.loss", "wgan"), "expected one of hinge, non_saturating, vanilla"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), CASES)
 def test_mistakes_are_one_line(place, capsys, options, words):
     assert main(place.command("fit", "mistake", *options)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -386,13 +386,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "phase"),
-    [
-        ("runs.history", "read_content", "reading checkpoints"),
-        ("cli.build.trainer_cli", "build", "reading step=00000022.ckpt"),
-    ],
-)
+CASES = [
+    ("runs.history", "read_content", "reading checkpoints"),
+    ("cli.build.trainer_cli", "build", "reading step=00000022.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "phase"), CASES)
 def test_a_hang_before_training_or_after_it_is_noticed(whole, module, name, phase):
     """A shared disk that does not answer, or the results of a finished run."""
     run_dir = copy_run(whole, f"hang_in_{name}")

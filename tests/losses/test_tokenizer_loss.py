@@ -40,14 +40,14 @@ def test_a_term_of_weight_zero_needs_no_file(batch):
     assert torch.allclose(terms.each["reconstruction"], F.mse_loss(batch[1].images_BCHW, batch[0]))
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"perceptual_weight": 1.0}, "perceptual_file is null"),
-        ({"commitment_weight": -1.0}, "commitment_weight"),
-        ({"entropy_temperature": 0.0}, "entropy_temperature"),
-    ],
-)
+CASES = [
+    ({"perceptual_weight": 1.0}, "perceptual_file is null"),
+    ({"commitment_weight": -1.0}, "commitment_weight"),
+    ({"entropy_temperature": 0.0}, "entropy_temperature"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), CASES)
 def test_invalid_options_raise(options, word):
     assert_user_error(word, TokenizerLoss, **options)
 

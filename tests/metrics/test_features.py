@@ -95,15 +95,15 @@ def test_loading_inside_inference_mode_leaves_ordinary_weights():
     assert network.load() is network
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.rand(2, 3, 32, 32), "uint8"),
-        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "uint8"),
-        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
-        (torch.zeros(3, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
-    ],
-)
+CASES = [
+    (torch.rand(2, 3, 32, 32), "uint8"),
+    (torch.zeros(2, 3, 32, 32, dtype=torch.int64), "uint8"),
+    (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
+    (torch.zeros(3, 32, 32, dtype=torch.uint8), "(B, 3, H, W)"),
+]
+
+
+@pytest.mark.parametrize(("images", "message"), CASES)
 def test_wrong_images_are_refused_in_one_line(small, images, message):
     with pytest.raises(ValueError) as error:
         small(images)

@@ -114,13 +114,13 @@ def test_auto_prefers_triton(messages, monkeypatch, kernels):
     assert messages() == ["backend auto took triton: the weights are on an NVIDIA GPU; mamba_ssm decodes step by step"]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "missing", "reason"),
-    [
-        (torch.float32, "mamba-ssm is not usable (no module); install it", "mamba-ssm is not usable (no module)"),
-        (torch.float64, None, "it has no kernels for torch.float64"),
-    ],
-)
+CASES = [
+    (torch.float32, "mamba-ssm is not usable (no module); install it", "mamba-ssm is not usable (no module)"),
+    (torch.float64, None, "it has no kernels for torch.float64"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "missing", "reason"), CASES)
 def test_auto_on_a_gpu_without_the_kernels_is_never_silent(messages, monkeypatch, dtype, missing, reason):
     monkeypatch.setattr(choose, "missing", lambda: missing)
     for _ in range(2):

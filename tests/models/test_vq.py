@@ -97,13 +97,13 @@ def test_usage_record_and_start_from_data():
     assert nearest.max() > 0.9999  # codes are latents of this very batch
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"image_size": 100}, "image_size"),
-        ({"norm_groups": 24}, "norm_groups"),
-        ({"channel_multipliers": ()}, "channel"),
-    ],
-)
+CASES = [
+    ({"image_size": 100}, "image_size"),
+    ({"norm_groups": 24}, "norm_groups"),
+    ({"channel_multipliers": ()}, "channel"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), CASES)
 def test_impossible_sizes_are_one_line(options, word):
     assert_user_error(word, VQConfig, **options)

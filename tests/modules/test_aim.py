@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, assert_user_error
 from torch.nn import functional as F
 
 from aim_lightning.modules.aim import AiMModule
@@ -87,8 +87,7 @@ def test_gradients_are_clipped_by_norm_and_checked(make_module):
     with pytest.raises(UserError, match="gradient_clip_algorithm is value; only norm"):
         module.configure_gradient_clipping(None, 1.0, "value")
     gradients[0].fill_(math.inf)
-    with pytest.raises(UserError, match="the gradient norm is inf at step 7"):
-        module.configure_gradient_clipping(None, 1.0)
+    assert_user_error("the gradient norm is inf at step 7", module.configure_gradient_clipping, None, 1.0)
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
@@ -97,15 +96,13 @@ def test_only_scaled_gradients_may_overflow(make_module, precision):
     with torch.no_grad():
         module.network.lm_head.weight.fill_(math.nan)
     if precision == "16-mixed":  # there the loss is checked instead
-        with pytest.raises(UserError, match="the loss is nan at step 7"):
-            module.training_step(make_batch(4), 0)
+        assert_user_error("the loss is nan at step 7", module.training_step, make_batch(4), 0)
     for parameter in module.network.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
     if precision == "16-mixed":
         module.configure_gradient_clipping(None, None)
     else:
-        with pytest.raises(UserError, match="the gradient norm"):
-            module.configure_gradient_clipping(None, None)
+        assert_user_error("the gradient norm", module.configure_gradient_clipping, None, None)
 
 
 def test_the_learning_rate_decays_per_step_until_the_end(make_module):
@@ -117,6 +114,5 @@ def test_the_learning_rate_decays_per_step_until_the_end(make_module):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_out_of_range_is_refused(make_module, share):
-    with pytest.raises(UserError, match=rf"label_dropout is {share}; it must be from 0 to 1"):
-        make_module(label_dropout=share)
+    assert_user_error(rf"label_dropout is {share}; it must be from 0 to 1", make_module, label_dropout=share)
     make_module(label_dropout=round(share))

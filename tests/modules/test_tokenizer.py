@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY_VQ
+from helpers import TINY_VQ, assert_user_error
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -16,7 +16,6 @@ from aim_lightning.modules.adversary import AdversarialConfig
 from aim_lightning.modules.codebook import RevivalConfig
 from aim_lightning.modules.optim import OptimizerConfig
 from aim_lightning.modules.tokenizer import TokenizerModule
-from aim_lightning.utils.errors import UserError
 
 
 def tokenizer_module(**options) -> TokenizerModule:
@@ -159,8 +158,7 @@ def test_unused_codes_are_revived_once_the_record_is_full(batch, monkeypatch):
 
 @pytest.mark.parametrize("steps", [0, 4])
 def test_a_training_without_its_adversarial_loss_is_refused(steps):
-    with pytest.raises(UserError, match=f"start_step is 4, but training ends after {steps} steps"):
-        with_adversary().check_length(steps)
+    assert_user_error(f"start_step is 4, but training ends after {steps} steps", with_adversary().check_length, steps)
     for length in (5, -1):
         with_adversary().check_length(length)
     AdversarialConfig(start_step=4, weight=0).check_length(steps)
@@ -172,8 +170,7 @@ def test_a_checkpoint_needs_a_discriminator_exactly_where_the_module_has_one():
     for module, present in ((with_adversary(), True), (tokenizer_module(), False)):
         words = "checkpoint has no discriminator;" if present else "checkpoint has a discriminator, .* is null;"
         module.on_load_checkpoint({"state_dict": {names[False]: 0} | ({names[True]: 0} if present else {})})
-        with pytest.raises(UserError, match=words):
-            module.on_load_checkpoint({"state_dict": {names[not present]: 0}})
+        assert_user_error(words, module.on_load_checkpoint, {"state_dict": {names[not present]: 0}})
 
 
 def test_results_name_the_number_of_images_and_raw_weights(batch):

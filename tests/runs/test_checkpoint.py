@@ -54,14 +54,14 @@ def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
     assert_user_error("does not exist", read_checkpoint, tmp_path / "none.ckpt")
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"format": "aim_lightning.checkpoint/2"}, "has format 'aim_lightning.checkpoint/2', this version reads"),
-        ({"format": "other"}, "was not written by this project"),
-        ({"cursor": None}, "lacks cursor; use the version that wrote it"),
-    ],
-)
+OTHER_VERSIONS = [
+    ({"format": "aim_lightning.checkpoint/2"}, "has format 'aim_lightning.checkpoint/2', this version reads"),
+    ({"format": "other"}, "was not written by this project"),
+    ({"cursor": None}, "lacks cursor; use the version that wrote it"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), OTHER_VERSIONS)
 def test_an_intact_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path, change, match):
     run = RunDirectory("exp", "main", tmp_path)
     content = {**CONTENT, "trainer": {"global_step": 4}, "cursor": {"epoch": 0}}
@@ -240,18 +240,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert "network" in read_checkpoint(path) and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        (
-            {"callbacks": {"Best": {"scores": [1.0, np.float64(0.5)]}}},
-            "trainer.callbacks.Best.scores.1 is a numpy.float64",
-        ),
-        ({"callbacks": {"Best": {"file": Path("a.ckpt")}}}, "trainer.callbacks.Best.file is a pathlib."),
-        ({"counts": {np.int64(3): 1}}, "the key trainer.counts.3 is a numpy.int64"),
-        ({"table": np.zeros(2)}, "trainer.table is a numpy.ndarray"),
-    ],
-)
+UNREADABLE = [
+    ({"callbacks": {"Best": {"scores": [1.0, np.float64(0.5)]}}}, "trainer.callbacks.Best.scores.1 is a numpy.float64"),
+    ({"callbacks": {"Best": {"file": Path("a.ckpt")}}}, "trainer.callbacks.Best.file is a pathlib."),
+    ({"counts": {np.int64(3): 1}}, "the key trainer.counts.3 is a numpy.int64"),
+    ({"table": np.zeros(2)}, "trainer.table is a numpy.ndarray"),
+]
+
+
+@pytest.mark.parametrize(("state", "words"), UNREADABLE)
 def test_what_could_not_be_read_again_is_refused_before_it_replaces_anything(tmp_path, state, words):
     """torch writes these without a word and refuses them when it reads."""
     path = tmp_path / "a.ckpt"

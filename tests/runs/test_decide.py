@@ -42,49 +42,49 @@ def test_fresh_continue_finished():
     assert decide(content(epochs, before=epochs)).action == "finished"
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("trainer.log_every_n_steps", 1),
-        ("trainer.devices", 4),
-        ("data.init_args.num_workers", 3),
-        ("callbacks.grid", {"class_path": "G"}),
-        ("trainer.max_steps", 200),
-        ("trainer.val_check_interval", 50),
-        ("trainer.strategy", "ddp"),
-        ("trainer.num_nodes", 2),
-        ("data.init_args.max_device_batch_size", 4),
-        ("data.init_args.on_corrupt", "skip"),
-        ("data.init_args.cache_dir", "cache"),
-        ("model.init_args.init_from", "elsewhere"),
-        ("logger", {"tensorboard": {"class_path": "L"}}),
-    ],
-)
+CASES = [
+    ("trainer.log_every_n_steps", 1),
+    ("trainer.devices", 4),
+    ("data.init_args.num_workers", 3),
+    ("callbacks.grid", {"class_path": "G"}),
+    ("trainer.max_steps", 200),
+    ("trainer.val_check_interval", 50),
+    ("trainer.strategy", "ddp"),
+    ("trainer.num_nodes", 2),
+    ("data.init_args.max_device_batch_size", 4),
+    ("data.init_args.on_corrupt", "skip"),
+    ("data.init_args.cache_dir", "cache"),
+    ("model.init_args.init_from", "elsewhere"),
+    ("logger", {"tensorboard": {"class_path": "L"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), CASES)
 def test_harmless_changes_continue_and_are_reported(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "continue"
     assert any(path in note for note in decision.notes) and any(path in line for line in decision.changes)
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("model.init_args.network.d_model", 16),
-        ("data.init_args.global_batch_size", 16),
-        ("seed_everything", 1),
-        ("trainer.precision", "bf16-mixed"),
-        ("callbacks.ema.init_args.decay", 0.5),
-        ("trainer.limit_train_batches", 3),
-        ("trainer.overfit_batches", 1),
-        ("trainer.plugins", ["x"]),
-        ("trainer.gradient_clip_val", 1.0),
-        ("trainer.something_new", 1),
-        ("data.init_args.window_rows", 100),
-        ("data.init_args.path", "elsewhere"),
-        ("data.init_args.seed", 3),
-        ("model.init_args.optimizer.schedule", "cosine"),
-    ],
-)
+REFUSED = [
+    ("model.init_args.network.d_model", 16),
+    ("data.init_args.global_batch_size", 16),
+    ("seed_everything", 1),
+    ("trainer.precision", "bf16-mixed"),
+    ("callbacks.ema.init_args.decay", 0.5),
+    ("trainer.limit_train_batches", 3),
+    ("trainer.overfit_batches", 1),
+    ("trainer.plugins", ["x"]),
+    ("trainer.gradient_clip_val", 1.0),
+    ("trainer.something_new", 1),
+    ("data.init_args.window_rows", 100),
+    ("data.init_args.path", "elsewhere"),
+    ("data.init_args.seed", 3),
+    ("model.init_args.optimizer.schedule", "cosine"),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), REFUSED)
 def test_other_changes_refuse_and_can_be_forced(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "refuse"

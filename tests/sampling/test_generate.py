@@ -62,16 +62,16 @@ def test_marginals_match_the_model(model):
     assert (share - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"temperature": 0.0}, "temperature"),
-        ({"top_k": -1}, "top_k"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"cfg_scale": -1.0}, "cfg_scale"),
-        ({"position_offset": 2}, "position_offset"),
-    ],
-)
+CASES = [
+    ({"temperature": 0.0}, "temperature"),
+    ({"top_k": -1}, "top_k"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"cfg_scale": -1.0}, "cfg_scale"),
+    ({"position_offset": 2}, "position_offset"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), CASES)
 def test_options_out_of_range(model, options, word):
     assert_user_error(word, generate, model, torch.tensor([0]), **options)
 

@@ -50,17 +50,17 @@ def test_values():
     assert guidance_scales(5, 4, "interval", cfg_interval=(0.25, 0.75)) == [1, 4, 4, 4, 1]
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"cfg_scale": -1.0}, "cfg_scale"),
-        ({"cfg_scale": float("nan")}, "cfg_scale"),
-        ({"cfg_schedule": "square"}, "cosine, power or interval"),
-        ({"cfg_power": 0.0}, "cfg_power"),
-        ({"cfg_interval": (0.6, 0.4)}, "cfg_interval"),
-        ({"cfg_interval": (0.0, 1.5)}, "cfg_interval"),
-    ],
-)
+CASES = [
+    ({"cfg_scale": -1.0}, "cfg_scale"),
+    ({"cfg_scale": float("nan")}, "cfg_scale"),
+    ({"cfg_schedule": "square"}, "cosine, power or interval"),
+    ({"cfg_power": 0.0}, "cfg_power"),
+    ({"cfg_interval": (0.6, 0.4)}, "cfg_interval"),
+    ({"cfg_interval": (0.0, 1.5)}, "cfg_interval"),
+]
+
+
+@pytest.mark.parametrize(("options", "word"), CASES)
 def test_options_out_of_range(model, options, word):
     assert_user_error(word, generate, model, torch.tensor([0]), **options)
 

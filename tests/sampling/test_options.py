@@ -6,27 +6,26 @@ from helpers import assert_user_error
 from aim_lightning.cli.main import main
 from aim_lightning.sampling import SamplingOptions, filters
 
+CASES = [
+    ("cfg_scale", "abc"),
+    ("cfg_scale", -1),
+    ("cfg_scale", float("nan")),
+    ("cfg_schedule", "foo"),
+    ("cfg_power", 0),
+    ("cfg_interval", [0.5]),
+    ("cfg_interval", ["a", 1]),
+    ("temperature", 0),
+    ("temperature", None),
+    ("top_p", 1.1),
+    ("top_k", 1.5),
+    ("top_k", True),
+    ("batch_size", 0),
+    ("seed", 0.5),
+    ("position_offset", 2),
+]
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("cfg_scale", "abc"),
-        ("cfg_scale", -1),
-        ("cfg_scale", float("nan")),
-        ("cfg_schedule", "foo"),
-        ("cfg_power", 0),
-        ("cfg_interval", [0.5]),
-        ("cfg_interval", ["a", 1]),
-        ("temperature", 0),
-        ("temperature", None),
-        ("top_p", 1.1),
-        ("top_k", 1.5),
-        ("top_k", True),
-        ("batch_size", 0),
-        ("seed", 0.5),
-        ("position_offset", 2),
-    ],
-)
+
+@pytest.mark.parametrize(("name", "value"), CASES)
 def test_values_out_of_range_are_refused(name, value):
     assert_user_error(rf"{name}.* is .*; ", SamplingOptions, **{name: value})
 
@@ -47,8 +46,7 @@ def test_every_filter_is_an_option_with_the_same_default():
     assert SamplingOptions().filters() == filters.Filters()
 
 
-def test_a_command_says_it_in_one_line(capsys, monkeypatch, root):
-    monkeypatch.chdir(root)
+def test_a_command_says_it_in_one_line(capsys):
     words = ["evaluate", "--weights", "nowhere", "--sampling.top_p", "0", "--trainer.accelerator", "cpu"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip()

@@ -209,18 +209,18 @@ def test_labels_are_numbers_or_names(pipeline):
     assert len(pipeline.generate([3], allow_null_class=True)) == 1
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (7, r"^labels is 7; give a list, such as \[7\]$"),
-        ("tench", "^labels is 'tench'; give a list"),
-        ([0.0, 1.0], "^labels are of type torch.float32; give whole numbers or class names$"),
-        ([True], "^labels are of type torch.bool"),
-        ([3], "^labels must be 0 to 2; the null class 3 needs allow_null_class=True$"),
-        ([-1], "^labels must be 0 to 2"),
-        (["tensh"], "^labels: there is no class 'tensh'; did you mean 'tench'"),
-    ],
-)
+CASES = [
+    (7, r"^labels is 7; give a list, such as \[7\]$"),
+    ("tench", "^labels is 'tench'; give a list"),
+    ([0.0, 1.0], "^labels are of type torch.float32; give whole numbers or class names$"),
+    ([True], "^labels are of type torch.bool"),
+    ([3], "^labels must be 0 to 2; the null class 3 needs allow_null_class=True$"),
+    ([-1], "^labels must be 0 to 2"),
+    (["tensh"], "^labels: there is no class 'tensh'; did you mean 'tench'"),
+]
+
+
+@pytest.mark.parametrize(("labels", "message"), CASES)
 def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     pipeline.class_names = ["tench", "crane", "bag"]
     assert_user_error(message, pipeline.generate, labels)

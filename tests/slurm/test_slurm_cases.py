@@ -387,18 +387,15 @@ def case_preflight_names_the_node(cluster):
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (
-            "world",
-            r"node n1: srun started 2 tasks on 2 nodes; trainer.num_nodes 1 x trainer.devices 1 needs 1 tasks on 1",
-        ),
-        ("configuration", r"node n2, rank 1: its configuration differs from that of node n1 \(rank 0\)"),
-        ("version", r"node n2, rank 1: aim_lightning source is \w{12}, on node n1 it is \w{12}"),
-        ("directory", r"node n2, rank 1: mine/tiny/directory is not the directory that node n1 writes to"),
-    ],
-)
+CASES = [
+    ("world", r"node n1: srun started 2 tasks on 2 nodes; trainer.num_nodes 1 x trainer.devices 1 needs 1 tasks on 1"),
+    ("configuration", r"node n2, rank 1: its configuration differs from that of node n1 \(rank 0\)"),
+    ("version", r"node n2, rank 1: aim_lightning source is \w{12}, on node n1 it is \w{12}"),
+    ("directory", r"node n2, rank 1: mine/tiny/directory is not the directory that node n1 writes to"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), CASES)
 def test_preflight_names_the_node(cases, name, words):
     log = cases["preflight_names_the_node"].result()[name]
     assert re.search(f"^error: {words}", log, re.M), log

@@ -54,7 +54,6 @@ def test_a_directory_that_cannot_be_created_is_one_line(capsys, monkeypatch, tmp
             make_directory(path.parent / "x")
         with pytest.raises(OSError):
             write_text(path, "text")
-    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("aim_lightning.cli.main.run", lambda argv: write_text("/proc/none/file", "text"))
     assert main([]) == 2
     error = capsys.readouterr().err

@@ -26,18 +26,18 @@ SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, True),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning's child inside an sbatch script
-        ({"SLURM_PROCID": "3"}, False),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
-        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
-        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
-    ],
-)
+RANK_ZERO = [
+    ({}, True),
+    ({"LOCAL_RANK": "1"}, False),
+    ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning's child inside an sbatch script
+    ({"SLURM_PROCID": "3"}, False),
+    ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+    ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+]
+
+
+@pytest.mark.parametrize(("environment", "expected"), RANK_ZERO)
 def test_rank_zero(monkeypatch, environment, expected):
     for name in RANKS:
         monkeypatch.delenv(name, raising=False)
@@ -46,19 +46,19 @@ def test_rank_zero(monkeypatch, environment, expected):
     assert is_rank_zero() is expected
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(5, 8, 1)),
-        ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, ProcessRank(3, 4, 1)),
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, ProcessRank(0, 2, 0)),
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, None),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # the script that sbatch runs
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ProcessRank(1, 2, 0)),
-        ({"LOCAL_RANK": "1"}, None),
-    ],
-)
+CASES = [
+    ({}, None),
+    ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(5, 8, 1)),
+    ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, ProcessRank(3, 4, 1)),
+    ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, ProcessRank(0, 2, 0)),
+    ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, None),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # the script that sbatch runs
+    ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ProcessRank(1, 2, 0)),
+    ({"LOCAL_RANK": "1"}, None),
+]
+
+
+@pytest.mark.parametrize(("environment", "expected"), CASES)
 def test_the_rank_is_that_of_the_launcher(monkeypatch, environment, expected):
     for name in (*RANKS, *LAUNCHERS):
         monkeypatch.delenv(name, raising=False)

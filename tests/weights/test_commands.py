@@ -112,14 +112,14 @@ def test_an_imported_run_is_not_continued(directory, experiment, tmp_path, capsy
     assert decision.action == "refuse" and "weights imported from" in decision.notes[-1]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (["--model.network.d_model", "64"], "d_model is 32 there and 64 here"),
-        (["--model.network.adaln", "layer"], "adaln is group there and layer here"),
-        (["--model.network.num_tokens", "9"], "num_tokens is 4 there and 9 here"),
-    ],
-)
+OTHER_NETWORKS = [
+    (["--model.network.d_model", "64"], "d_model is 32 there and 64 here"),
+    (["--model.network.adaln", "layer"], "adaln is group there and layer here"),
+    (["--model.network.num_tokens", "9"], "num_tokens is 4 there and 9 here"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), OTHER_NETWORKS)
 def test_import_into_another_network_is_refused(directory, experiment, tmp_path, capsys, change, words):
     text = fails(capsys, "weights", "import", directory, "--config", experiment, *change)
     assert "is another network than model.network" in text and words in text
@@ -175,17 +175,17 @@ def test_export_of_runs(tmp_path, capsys, monkeypatch):
     assert "leave --tokenizer out" in fails(capsys, "weights", "export", "vq", "--out", "x", "--tokenizer", "vq")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["weights", "fly"], "use one of import, export, inspect"),
-        (["weights", "inspect"], "SOURCE"),
-        (["weights", "inspect", "nothing.pt"], "nothing.pt does not exist"),
-        (["weights", "import", "nothing.pt"], "--config"),
-        (["weights", "export", "nothing.pt"], "--out"),
-        (["weights", "inspect", "a", "--what"], "--what"),
-    ],
-)
+MISTAKES = [
+    (["weights", "fly"], "use one of import, export, inspect"),
+    (["weights", "inspect"], "SOURCE"),
+    (["weights", "inspect", "nothing.pt"], "nothing.pt does not exist"),
+    (["weights", "import", "nothing.pt"], "--config"),
+    (["weights", "export", "nothing.pt"], "--out"),
+    (["weights", "inspect", "a", "--what"], "--what"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
 def test_mistakes_are_one_line(capsys, arguments, words):
     assert words in fails(capsys, *arguments)
 

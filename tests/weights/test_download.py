@@ -54,17 +54,17 @@ def test_a_good_file_is_recorded_and_downloaded_once(server, tmp_path):
     assert_user_error("records; remove both", download, UrlFile(f"{server}/whole", "weights/x.pth"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("path", "options", "words"),
-    [
-        ("/whole", {"sha256": "00000000"}, 'expected "00000000"'),
-        ("/cut", {"sha256": CUT}, "invalid hash|cannot be downloaded"),
-        ("/cut", {"arrays": ("mu",)}, "no .npz file|cannot be downloaded"),
-        ("/none", {}, "cannot be downloaded"),
-        ("/npz", {"arrays": ("mu", "sigma")}, "holds no sigma"),
-        ("/whole", {"arrays": ("mu",)}, "no .npz file"),
-    ],
-)
+CASES = [
+    ("/whole", {"sha256": "00000000"}, 'expected "00000000"'),
+    ("/cut", {"sha256": CUT}, "invalid hash|cannot be downloaded"),
+    ("/cut", {"arrays": ("mu",)}, "no .npz file|cannot be downloaded"),
+    ("/none", {}, "cannot be downloaded"),
+    ("/npz", {"arrays": ("mu", "sigma")}, "holds no sigma"),
+    ("/whole", {"arrays": ("mu",)}, "no .npz file"),
+]
+
+
+@pytest.mark.parametrize(("path", "options", "words"), CASES)
 def test_a_bad_file_leaves_nothing(server, tmp_path, path, options, words):
     assert_user_error(words, download, UrlFile(server + path, "x", **options), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -75,13 +75,13 @@ def test_weights_next_to_the_group_that_would_be_read():
         assert f"has weights under model and next to it; remove one of them: {name}" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("backbone.cls_embed.embedding_table.weight", "missing: backbone.cls_embed.embedding_table.weight"),
-        ("backbone.adaln_group.1.weight", "missing: backbone.adaln_group.1.weight"),
-    ],
-)
+REQUIRED = [
+    ("backbone.cls_embed.embedding_table.weight", "missing: backbone.cls_embed.embedding_table.weight"),
+    ("backbone.adaln_group.1.weight", "missing: backbone.adaln_group.1.weight"),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), REQUIRED)
 def test_nothing_can_be_said_without(name, words):
     weights = published(aim())
     del weights[f"mamba.{name}"]
@@ -233,32 +233,32 @@ def export_weights():
     return {name: value.clone() for name, value in published(aim(), vq(), head=False).items()}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"d_modle": 32}, "unknown fields: d_modle"),
-        ({"ssm_cfg": {"layer": "Mamba2", "speed": 1}}, "unknown fields: ssm_cfg.speed"),
-        ({"vqvae": {"size": 1}}, "unknown fields: vqvae.size"),
-        ({"ssm_cfg": {"layer": "Mamba1"}}, "ssm_cfg.layer is 'Mamba1'"),
-        ({"vqvae": {"channel_multipliers": 1}}, "must be a list"),
-        ({"vqvae": {"image_size": "big"}}, "image_size 'big'; it must be a number"),
-        ({"ssm_cfg": 3}, "must be mappings"),
-        ({"tie_embeddings": False}, "tie_embeddings is False; AiM has True"),
-        ({"attn_layer_idx": [1]}, "attn_layer_idx is [1]"),
-        ({"d_model": 64}, "config.json has d_model 64 where the weights have 32"),
-        ({"adaln_group": False}, "adaln 'layer' where the weights have 'group'"),
-        ({"num_groups": 3}, "num_groups 3 where the weights have 2"),
-        ({"token_drop": "much"}, "token_dropout 'much'; it must be a number"),
-        ({"token_drop": 2.0}, "out: AiMConfig.token_dropout is 2.0"),
-        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 0}}, "out: AiMConfig.chunk_size is 0"),
-        ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 64.5}}, "out: AiMConfig.chunk_size is 64.5"),
-        ({"ssm_cfg": {"layer": "Mamba2", "headdim": -16}}, "config.json has headdim -16"),
-        ({"vqvae": {"image_size": 4, "norm_groups": 0}}, "out: VQConfig.norm_groups is 0"),
-        ({"vqvae": {"image_size": 4, "norm_groups": 4, "dropout": 1.0}}, "out: VQConfig.dropout is 1.0"),
-        ({"class_names": ["a"]}, "class_names"),
-        ({"class_names": "abc"}, "class_names"),
-    ],
-)
+WRONG_CONFIGS = [
+    ({"d_modle": 32}, "unknown fields: d_modle"),
+    ({"ssm_cfg": {"layer": "Mamba2", "speed": 1}}, "unknown fields: ssm_cfg.speed"),
+    ({"vqvae": {"size": 1}}, "unknown fields: vqvae.size"),
+    ({"ssm_cfg": {"layer": "Mamba1"}}, "ssm_cfg.layer is 'Mamba1'"),
+    ({"vqvae": {"channel_multipliers": 1}}, "must be a list"),
+    ({"vqvae": {"image_size": "big"}}, "image_size 'big'; it must be a number"),
+    ({"ssm_cfg": 3}, "must be mappings"),
+    ({"tie_embeddings": False}, "tie_embeddings is False; AiM has True"),
+    ({"attn_layer_idx": [1]}, "attn_layer_idx is [1]"),
+    ({"d_model": 64}, "config.json has d_model 64 where the weights have 32"),
+    ({"adaln_group": False}, "adaln 'layer' where the weights have 'group'"),
+    ({"num_groups": 3}, "num_groups 3 where the weights have 2"),
+    ({"token_drop": "much"}, "token_dropout 'much'; it must be a number"),
+    ({"token_drop": 2.0}, "out: AiMConfig.token_dropout is 2.0"),
+    ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 0}}, "out: AiMConfig.chunk_size is 0"),
+    ({"ssm_cfg": {"layer": "Mamba2", "chunk_size": 64.5}}, "out: AiMConfig.chunk_size is 64.5"),
+    ({"ssm_cfg": {"layer": "Mamba2", "headdim": -16}}, "config.json has headdim -16"),
+    ({"vqvae": {"image_size": 4, "norm_groups": 0}}, "out: VQConfig.norm_groups is 0"),
+    ({"vqvae": {"image_size": 4, "norm_groups": 4, "dropout": 1.0}}, "out: VQConfig.dropout is 1.0"),
+    ({"class_names": ["a"]}, "class_names"),
+    ({"class_names": "abc"}, "class_names"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_CONFIGS)
 def test_config_json_must_be_known_and_true(tmp_path, change, words):
     directory = export_aim(aim(), tmp_path / "out", tokenizer=vq())
     config = json.loads((directory / "config.json").read_text())

@@ -111,13 +111,13 @@ def test_offline_is_one_clear_line(python, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("Data processing error: I/O error: No space left on device (os error 28)"),
-    ],
-)
+CASES = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("Data processing error: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", CASES)
 def test_a_full_disk_is_not_reported_as_a_missing_connection(monkeypatch, tmp_path, error):
     facts = {"revision": COMMIT, "files": {}}
     monkeypatch.setattr("aim_lightning.weights.download._ask_hub", lambda entry: facts)
