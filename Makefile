@@ -129,16 +129,16 @@ tokenize: install ## Turn images into token shards with RUN's tokenizer (EXP, RU
 shards: install ## Look into, check, preview or merge token shards (ARGS='verify data/tokens/EXP')
 	@$(AIM) shards $(or $(ARGS),$(error set ARGS to: info|verify|preview|merge PATH))
 
-dataset: install ## Your own images: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, ARGS)
+dataset: install ## Your own images: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, QUICK=1, ARGS)
 	@$(AIM) dataset '$(or $(FOLDER),$(error set FOLDER to a directory of class directories))' \
-		'$(or $(NAME),$(error set NAME to a name for it))' $(ARGS)
+		'$(or $(NAME),$(error set NAME to a name for it))' --estimate true $(if $(filter-out 0,$(QUICK)),--quick true) $(ARGS)
 
-stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME)
+stages: install ## Train both stages on a data set that `make dataset` made, and score samples (NAME, ARGS of every command)
 	@test -n '$(NAME)' || { echo 'set NAME to the name given to make dataset'; exit 2; }
-	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml
-	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml
-	$(AIM) fit --config experiments/$(NAME)_aim.yaml
-	$(AIM) validate --config experiments/$(NAME)_aim.yaml
+	$(AIM) fit --config experiments/$(NAME)_tokenizer.yaml $(ARGS)
+	$(AIM) tokenize --config experiments/$(NAME)_tokenizer.yaml $(ARGS)
+	$(AIM) fit --config experiments/$(NAME)_aim.yaml $(ARGS)
+	$(AIM) validate --config experiments/$(NAME)_aim.yaml $(ARGS)
 
 config: install ## Print the composed configuration of EXP (EXP, RUN, ARGS)
 	@$(call experiment,config)

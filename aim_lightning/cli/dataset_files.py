@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 DOWNSAMPLING = 4  # pixels per code, of configs/model/vq_tiny.yaml
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 1500, 20000
+QUICK_STEPS = 200  # a first result in minutes
 TEMPLATES = Path(__file__).with_name("templates")
 # The first line of each file: its hash shows a later `make dataset` whether the rest was edited.
 MARK = "# Made by `make dataset` (rest of the file: {}), which rewrites it as long as nobody edits it."
@@ -28,15 +29,22 @@ def crop_range(size: int) -> tuple[float, float]:
     return (1.1, 1.05) if size >= 20 else (1.25, 1.125)
 
 
-def experiment_files(name: str, size: int, report: "SplitReport") -> dict[str, str]:
+def experiment_files(name: str, size: int, report: "SplitReport", quick: bool = False) -> dict[str, str]:
     """Return the text of each file by its path, with sizes for some hundred images per class."""
     train, val, side = report.rows["train"], report.rows["val"], size // DOWNSAMPLING
     batch = min(32, 1 << (train.bit_length() - 1))
     steps = min(max(EPOCHS * train // batch, FEWEST_STEPS), MOST_STEPS) // 100 * 100
+    steps = QUICK_STEPS if quick else steps
     values = {
         **{"name": name, "size": size, "side": side, "tokens": side**2, "train": train, "val": val},
         **{"classes": len(report.class_names), "codebook": 512, "shown": min(16, val), "batch": batch},
-        **{"steps": steps, "every": steps // 5, "ranges": ", ".join(map(str, crop_range(size)))},
+        **{
+            "steps": steps,
+            "every": steps // 5,
+            "saved": min(500, steps // 2),
+            "samples": 200 if quick else 2000,
+            "ranges": ", ".join(map(str, crop_range(size))),
+        },
     }
     templates = (TEMPLATES / f"{part}.yaml" for part in ("images", "tokenizer", "aim"))
     texts = [Template(path.read_text()).substitute(values) for path in templates]

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -284,3 +285,15 @@ def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, capsys, monk
     error = capsys.readouterr().err
     assert "is too large" in error and "--max_pixels" in error and error.count("\n") == 1
     assert dataset("--max_pixels", "100000") == 0
+
+
+def test_a_quick_experiment_is_short_and_the_hours_are_estimated(checkout, capsys, monkeypatch):
+    measured = SimpleNamespace(seconds=9.0)
+    monkeypatch.setattr("aim_lightning.cli.plan.benchmark.measure", lambda *_, **options: measured)
+    assert dataset("--quick", "true", "--estimate", "true") == 0
+    out = capsys.readouterr().out
+    for stage in ("tokenizer", "AiM"):
+        assert f"{stage}: about 0.5 hours of training on this machine" in out
+    for path in file_names("birds")[1:]:
+        text = Path(path).read_text()
+        assert "max_steps: 200" in text and "every_n_steps: 100" in text and "val_check_interval: 40" in text

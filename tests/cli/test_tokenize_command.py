@@ -45,7 +45,9 @@ def test_both_splits_are_written(experiment, capsys):
     out = experiment.parent / "tokens"
     assert tokenize(experiment, "--views", "center_flip") == 0
     assert [TokenManifest.load(out / split).views for split in ("train", "val")] == [2, 1]
-    assert f"token shards: {out}/train and {out}/val" in capsys.readouterr().out
+    assert f"token shards: {out}/train and {out}/val\n" in capsys.readouterr().out
+    assert tokenize(experiment, "--views", "center_flip") == 0
+    assert f"token shards: {out}/train and {out}/val (already complete)\n" in capsys.readouterr().out
 
 
 def test_the_section_gives_the_defaults_and_the_command_line_wins(experiment):

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_on_error
-from aim_lightning.cli.dataset_files import DOWNSAMPLING, experiment_files, refuse_files_of_others, write_marked
+from aim_lightning.cli.common_options import add_on_error, boolean
+from aim_lightning.cli.dataset_files import (
+    DOWNSAMPLING,
+    QUICK_STEPS,
+    experiment_files,
+    file_names,
+    refuse_files_of_others,
+    write_marked,
+)
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
 
 if TYPE_CHECKING:
     from aim_lightning.data.images.directory_split import SplitReport
 
+ESTIMATE_STEPS = 4
 LARGEST_IMBALANCE = 10  # largest class by smallest class; beyond it a line warns
 HELP = "make shards and experiments from a directory of your own images"
 NEEDS_CONFIG = False
@@ -31,6 +40,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val_fraction", type=float, default=0.1, help=share)
     limit = "largest image to accept, pixels (default: 178956970, Pillow's protection)"
     parser.add_argument("--max_pixels", type=int, default=178_956_970, metavar="NUMBER", help=limit)
+    quick = f"experiments of {QUICK_STEPS} steps per stage, for a first result in minutes (default: false)"
+    parser.add_argument("--quick", type=boolean, default=False, metavar="BOOL", help=quick)
+    estimate = "measure some steps of both stages and print their hours on this machine (default: false)"
+    parser.add_argument("--estimate", type=boolean, default=False, metavar="BOOL", help=estimate)
     add_on_error(parser)
 
 
@@ -53,14 +66,33 @@ def run(document: None, options: argparse.Namespace) -> int:
     )
     for line in _report_lines(report, out):
         print(line)
-    for path, text in experiment_files(name, size, report).items():
+    for path, text in experiment_files(name, size, report, options.quick).items():
         write_marked(path, text)
         print(f"wrote {path}")
+    if options.estimate:
+        for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:], strict=True):
+            print(f"{stage}: about {_hours(path):.1g} hours of training on this machine, validation not included")
     print(f"next: make stages NAME={name} trains both stages, or one by one:")
     print(f"  make train EXP={name}_tokenizer")
     print(f"  make tokenize EXP={name}_tokenizer")
     print(f"  make train EXP={name}_aim")
     return 0
+
+
+def _hours(path: str) -> float:
+    """Return the hours of an experiment's training, from a few steps on one device."""
+    from aim_lightning.cli.arguments import split
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.cli.config import read_and_check
+    from aim_lightning.cli.plan.benchmark import measure
+
+    quiet()
+    config = read_and_check(split(["--config", path]))
+    with tempfile.TemporaryDirectory() as directory:
+        # Codes are simulated: stage 2 has none before stage 1 is trained.
+        rows = config.values["data"]["init_args"]["global_batch_size"]
+        measured = measure(config, rows, ESTIMATE_STEPS, Path(directory), simulate=path.endswith("_aim.yaml"))
+    return measured.seconds * config.trainer["max_steps"] / 3600
 
 
 def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:

@@ -87,14 +87,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
         split: TokenizeJob(images, tokenizer, out / split, splits[split], process, device, data.num_workers)
         for split, images in data.sets.items()
     }
-    worked = process.rank == 0 or any(job.unfinished for job in jobs.values())
+    pending = any(job.unfinished for job in jobs.values())
     for split, job in jobs.items():
         _run(job, split, process)
     # Checked at the end: other processes may have finished a split meanwhile.
     if not all(job.complete() for job in jobs.values()):
         log("this process's shards are finished; the process that finishes last writes the manifests")
-    elif worked:
-        print(f"token shards: {out}/train and {out}/val")
+    elif pending or process.rank == 0:
+        state = "" if pending else " (already complete)"
+        print(f"token shards: {out}/train and {out}/val{state}")
         print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
     return 0
 
