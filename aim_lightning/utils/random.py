@@ -13,14 +13,19 @@ from torch import Tensor
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: int | Tensor, bits: int) -> int | Tensor:
     # int64 shifts are arithmetic; the mask makes them logical.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+def _wrap(value: int | Tensor) -> int | Tensor:
+    """Return the int64 of the same low 64 bits; tensors have wrapped already."""
+    return value if isinstance(value, Tensor) else ((value + (1 << 63)) % (1 << 64)) - (1 << 63)
+
+
+def _mix(x: int | Tensor) -> int | Tensor:
+    x = _wrap((x ^ _shift_right(x, 30)) * _MIX_1)
+    x = _wrap((x ^ _shift_right(x, 27)) * _MIX_2)
     return x ^ _shift_right(x, 31)
 
 
@@ -32,17 +37,12 @@ def hash_int64(purpose: str, *counters: int | Tensor) -> Tensor:
         counters: ints or int64 tensors that broadcast, such as seed, epoch and index.
     """
     digest = hashlib.sha256(purpose.encode()).digest()
-    device = next((c.device for c in counters if isinstance(c, Tensor)), torch.device("cpu"))
-    state = torch.tensor(int.from_bytes(digest[:8], "little", signed=True), device=device)
+    state = int.from_bytes(digest[:8], "little", signed=True)
     for counter in counters:
-        value = counter if isinstance(counter, Tensor) else torch.tensor(_wrap(counter), device=device)
-        state = _mix((state ^ value.to(torch.int64)) + _GOLDEN)
-    return state
-
-
-def _wrap(value: int) -> int:
-    """Return the int64 of the same low 64 bits."""
-    return ((value + (1 << 63)) % (1 << 64)) - (1 << 63)
+        # Integers stay on the host: copying one to a GPU would wait for all work that is queued there.
+        value = counter.to(torch.int64) if isinstance(counter, Tensor) else _wrap(counter)
+        state = _mix(_wrap((state ^ value) + _GOLDEN))
+    return state if isinstance(state, Tensor) else torch.tensor(state)
 
 
 def hash_uniform(purpose: str, *counters: int | Tensor) -> Tensor:
