@@ -79,7 +79,7 @@ def test_a_wrong_sum_is_reported_by_its_rank(network, run_dir):
 @pytest.mark.parametrize(
     ("other", "error", "code"), [({"start": "old.ckpt"}, TransientError, 74), ({"configuration": "x"}, UserError, 2)]
 )
-def test_rank_zero_speaks_for_what_all_know_and_all_end_with_one_code(network, run_dir, other, error, code):
+def test_rank_zero_prints_shared_errors_and_all_ranks_exit_with_one_code(network, run_dir, other, error, code):
     network.other = {**other, "node": "n8"}
     with pytest.raises(error, match="node n8, rank 1: ") as caught:
         Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(0), None, "fit")

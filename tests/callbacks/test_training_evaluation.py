@@ -211,7 +211,7 @@ def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [5]
 
 
-def test_every_block_is_a_sign_of_life_and_the_record_says_what_values_depend_on(place, run, monkeypatch):
+def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(place, run, monkeypatch):
     from aim_lightning.callbacks.training import stop_request
 
     phases = []

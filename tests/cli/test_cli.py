@@ -119,7 +119,7 @@ WRONG_OPTIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "words"), WRONG_OPTIONS)
-def test_mistakes_found_later_are_one_line_too(tmp_path, own_signals, capsys, options, words):
+def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options, words):
     experiment = ["--config", "experiments/demo_tokenizer.yaml", "--runs_root", str(tmp_path / "runs")]
     assert main(["fit", *experiment, *options.split()]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

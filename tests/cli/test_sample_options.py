@@ -17,7 +17,7 @@ def test_names_and_numbers():
     assert choose_classes("Bag, ankle boot,0", NAMES) == [2, 1, 0]
 
 
-def test_names_with_commas_are_found_whole_and_by_a_part_of_their_own():
+def test_names_with_commas_match_fully_and_by_a_unique_part():
     names = ["tench, Tinca tinca", "crane", "crane, lifting machine", "goldfish"]
     assert choose_classes("Tench,  tinca tinca, goldfish, 1", names) == [0, 3, 1]
     assert choose_classes("tench,lifting machine", names) == [0, 2]

@@ -102,7 +102,7 @@ def test_arrays_freeze_a_configuration_a_task(slurm):
     assert "run: s-7" in seventh and seventh.count("seed: 7") == 2  # interpolations follow
 
 
-def test_a_task_s_own_run_knows_of_the_array_that_trains_it(slurm):
+def test_a_single_run_detects_the_array_that_trains_it(slurm):
     call, place = slurm
     assert call("submit", "--seeds", "0-1", "--run", "arr").returncode == 0
     waits = {"state": "PENDING", "ARRAY": "ArrayJobId=41 ArrayTaskId=0-1%1"}
@@ -120,7 +120,7 @@ def test_a_task_s_own_run_knows_of_the_array_that_trains_it(slurm):
         assert call("started", "--run", f"arr-{number}", SLURM_ARRAY_TASK_ID=number, **task).returncode == code
 
 
-def test_a_run_that_an_array_would_train_too_is_found_before(slurm):
+def test_a_run_that_an_array_would_train_too_is_refused(slurm):
     call = slurm[0]
     assert call("submit", "--run", "arr-1").returncode == 0
     done = call("submit", "--run", "arr", "--seeds", "0-1", state="RUNNING")
@@ -238,7 +238,7 @@ WRONG_OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "words"), WRONG_OPTIONS)
-def test_mistakes_are_found_before_anything_is_written(slurm, options, words):
+def test_mistakes_are_reported_before_anything_is_written(slurm, options, words):
     call, place = slurm
     done = call("submit", *options)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -156,7 +156,7 @@ def test_what_cannot_work_is_refused(changes, words):
     assert_user_error(words, check, plan(**changes))
 
 
-def test_what_is_not_known_is_said():
+def test_unknown_values_are_reported():
     assert "not measured yet" in check(PLAN)[0]
     assert (
         "5.0 s were needed at most" in check(plan(timings={"longest_pause_seconds": 4.0, "checkpoint_seconds": 1.0}))[0]

@@ -99,7 +99,7 @@ print("received", signals.received())
 """
 
 
-def test_a_signal_to_the_whole_job_does_not_end_the_command_that_asks_slurm():
+def test_a_signal_to_the_job_does_not_end_the_command_that_queries_slurm():
     """`scontrol requeue` gets SIGTERM like every process of the job that it requeues."""
     done = python(ASKED)
     assert done.returncode == 0 and done.stdout.split() == ["answered", "received", "2"], done.stderr

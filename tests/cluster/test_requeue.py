@@ -212,5 +212,5 @@ def test_timings_keep_the_longest(tmp_path):
     assert step_timings.since_stop(known, 115.0) == 15.0 and step_timings.since_stop({"stopped_at": 0}) is None
 
 
-def test_a_stop_says_what_happened():
+def test_a_stop_reports_its_reason():
     assert str(signals.Stopped(signals.USR1, 7)) == "stopped by SIGUSR1 at step 7"

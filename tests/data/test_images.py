@@ -207,7 +207,7 @@ def test_shards_without_manifest(shards):
 
 
 @pytest.mark.parametrize("kind", ["tree", "shards"])
-def test_fingerprint_follows_content_not_place_or_time(kind, request, tmp_path):
+def test_fingerprint_depends_on_content_not_on_path_or_time(kind, request, tmp_path):
     directory = request.getfixturevalue(kind)
     before = open_source(directory).fingerprint
     moved = directory.rename(tmp_path / "moved")
@@ -572,7 +572,7 @@ def test_pixel_conversions_refuse_nan_and_other_dtypes():
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", 6000), ("val", 2000)])
-def test_embedded_set_is_whole_and_balanced(split, rows):
+def test_embedded_set_is_complete_and_balanced(split, rows):
     manifest = read_json(MINI / split / "manifest.json", "manifest")
     for shard in manifest["shards"]:
         assert sha256_file(MINI / split / shard["name"]) == shard["sha256"]

@@ -81,11 +81,11 @@ def write_step(root: Path, aim: AiM, step: int, run: str = "main", max_steps: in
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """Where the small run lies; tests import it beside `config`."""
+    """Return the directory that contains the small run; tests import it together with `config`."""
     return tmp_path_factory.mktemp("small")
 
 
 @pytest.fixture(scope="session")
 def config(place):
-    """Its experiment's file."""
+    """Return the configuration file of the small run."""
     return write_small(place)

@@ -198,7 +198,7 @@ def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, con
 
 
 def test_given_archives_of_one_name_have_directories_of_their_own(config, place):
-    """Whoever scores our archives scores files that are all called samples.npz."""
+    """Archives of several runs are all named samples.npz."""
     for seed in (0, 1):
         (place / str(seed)).mkdir()
         images = np.random.default_rng(seed).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
@@ -230,7 +230,7 @@ def test_an_older_checkpoint_leaves_results_as_they_are(config, place, capsys):
     assert path.read_text() == before and "step=00000003.ckpt is not the newest" in capsys.readouterr().out
 
 
-def test_some_classes_and_given_labels_are_told(config, place):
+def test_chosen_classes_and_label_files_are_recorded(config, place):
     """A value on some of the classes has a name of its own; two files of labels give two protocols."""
     write_step(place, networks().aim, 7, "labels")
     root = place / "runs" / "small" / "labels"

@@ -1,4 +1,4 @@
-"""What the processes of an evaluation tell each other."""
+"""Messages between the processes of an evaluation."""
 
 import errno
 import os
@@ -74,7 +74,7 @@ def left_alone(rank: int, directory: str) -> None:
 
 
 @pytest.mark.slow
-def test_who_has_lost_another_process_says_so_in_one_line(tmp_path, capfd):
+def test_a_lost_process_is_reported_in_one_line(tmp_path, capfd):
     multiprocessing.spawn(left_alone, (str(tmp_path),), nprocs=2)
     said = capfd.readouterr().err
     assert "rank 0: another process of this command has ended" in said and "Traceback" not in said

@@ -1,4 +1,4 @@
-"""What `--reference` takes and with which geometry; its statistics, kept, shared out and made anew when needed."""
+"""Inputs and geometry of `--reference`; caching, distribution and recomputation of its statistics."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def flat(tmp_path):
 
 
 @pytest.mark.parametrize("geometry", [{"crop": "adm_center"}, {"resize": 10, "pad": 1}, {}])
-def test_class_directories_get_the_experiments_whole_geometry(classes, geometry):
+def test_class_directories_use_the_geometry_of_the_experiment(classes, geometry):
     images = Images(str(classes), str(classes), image_size=8, **geometry)
     given, own = Reference(classes, images), Reference(None, images)
     assert given.identity() == own.identity() and given.image_size() == (8, 8)
@@ -93,7 +93,7 @@ def test_statistics_are_kept_and_follow_images_and_network(classes, network, tmp
     assert (network.asked, other.asked) == (12, 6) and len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_an_image_edited_in_place_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
+def test_an_edited_image_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
     path = classes / "red" / "0.bmp"
     Image.new("RGB", (20, 30), "red").save(path)
     before = statistics(classes, network, tmp_path / "cache")

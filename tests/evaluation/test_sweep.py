@@ -86,7 +86,7 @@ def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypa
 
 
 @pytest.mark.parametrize("text", ["cfg_scale=1,2 pixel_precision=float32,tf32"])
-def test_what_this_machine_cannot_do_is_told_before_the_first_is_drawn(text, config, place, monkeypatch, capsys):
+def test_unsupported_options_are_refused_before_the_first_sample(text, config, place, monkeypatch, capsys):
     monkeypatch.setattr(Evaluation, "run", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
     assert "pixel_precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_p
     assert load_together(path, ProcessGroup(), lambda path: "generator") == "generator"
 
 
-def test_reproduce_prints_our_row_beside_the_papers(config, place, monkeypatch, capsys):
+def test_reproduce_prints_our_row_next_to_the_papers(config, place, monkeypatch, capsys):
     """Random weights in the published layout, scored on the stand-in: said to compare with no paper."""
     monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", place / "results")
     published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
@@ -277,7 +277,7 @@ OFFLINE = [
 
 
 @pytest.mark.parametrize(("options", "words"), OFFLINE)
-def test_reproduce_offline_says_in_one_line_what_is_missing(options, words, monkeypatch, capsys, tmp_path):
+def test_reproduce_offline_reports_what_is_missing_in_one_line(options, words, monkeypatch, capsys, tmp_path):
     def unreachable(*words, **more):
         raise OSError("no network")
 

@@ -105,7 +105,7 @@ def test_other_networks(options):
         assert relative(ours(codes, labels), plain(codes, labels)) <= LOGITS[torch.float32]
 
 
-def test_auto_takes_the_kernels_and_says_why(caplog):
+def test_auto_selects_the_kernels_and_logs_why(caplog):
     choose._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="aim_lightning"):
         assert AiM(AiMConfig(d_model=64, n_layer=1)).cuda().backend == "triton"

@@ -179,7 +179,7 @@ def test_averaged_weights_swapped_in_and_out():
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 19])
-def test_sequences_that_are_no_whole_number_of_graphs(tokens):
+def test_sequences_that_are_no_multiple_of_a_graph(tokens):
     assert_same(network("layer", num_tokens=tokens), torch.arange(40) % 10, cfg_scale=2.0)
 
 

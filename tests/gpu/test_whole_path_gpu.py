@@ -128,7 +128,7 @@ def test_tokenizing_gives_the_same_bytes_for_any_number_of_processes(tmp_path, p
     assert same >= {"float32": 0.995, "tf32": 0.95, "bf16": 0.8}[precision]
 
 
-def test_images_that_travel_ahead_arrive_whole(tmp_path):
+def test_prefetched_images_arrive_intact(tmp_path):
     directory = tmp_path / "images"
     directory.mkdir()
     images = torch.randint(0, 256, (300, 64, 64, 3), dtype=torch.uint8)  # enough for loader processes

@@ -116,7 +116,7 @@ def small_files(whole):
     limit(False)
 
 
-def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(fit, whole, small_files, capfd):
+def test_a_full_disk_keeps_the_old_checkpoint_and_logs_it(fit, whole, small_files, capfd):
     code, run_dir = fit("full", "--trainer.max_steps", 8, "--model.optimizer.schedule", "constant")
     assert code == 0 and steps(run_dir) == [4, 8]
     small_files()
@@ -216,7 +216,7 @@ callbacks:
 """
 
 
-def test_a_training_that_ends_before_its_last_step_says_so_and_goes_on(place, fit, whole, capfd):
+def test_training_that_ends_before_its_last_step_logs_it_and_continues(place, fit, whole, capfd):
     code, run_dir = fit("early", "--trainer.max_time", "00:00:00:00")
     out = capfd.readouterr().out
     assert code == 0 and "is complete" not in out and "early was ended by trainer.max_time after 0 steps" in out

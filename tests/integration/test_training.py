@@ -138,7 +138,7 @@ def test_every_step_is_in_tensorboard_once(whole):
     )
 
 
-def test_finished_run_says_so_and_changes_nothing(whole, experiment):
+def test_a_finished_run_reports_it_and_changes_nothing(whole, experiment):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     code, output = fit(experiment, "whole")
     assert code == 0 and "is finished (step 22)" in output

@@ -54,7 +54,7 @@ def filled(network, real, fake, **kwargs) -> FrechetDistance:
     return distance
 
 
-def test_eigenvalues_that_do_not_converge_are_found_another_way(monkeypatch):
+def test_eigenvalues_that_do_not_converge_use_another_solver(monkeypatch):
     """Singular covariances, of fewer images than features: LAPACK may not converge."""
     features = gaussian(30, 1), gaussian(40, 2)
     sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in features]

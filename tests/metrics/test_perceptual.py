@@ -81,6 +81,6 @@ def test_a_missing_or_foreign_file_is_one_line(tmp_path, vgg_file):
     assert_user_error("damaged", PerceptualDistance(short).load)
 
 
-def test_without_load_it_says_so(images):
+def test_use_before_load_raises(images):
     with pytest.raises(RuntimeError, match="load"):
         PerceptualDistance("x")(*images)

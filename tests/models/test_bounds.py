@@ -23,7 +23,7 @@ DROPOUTS = {AiMConfig: ("token_dropout", "mixer_dropout", "mlp_dropout"), VQConf
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in SIZES.items() for name in names])
 @pytest.mark.parametrize("value", [0, -1, 2.0, "4", True, None])
-def test_sizes_are_whole_numbers_of_at_least_one(kind, name, value):
+def test_sizes_are_integers_of_at_least_one(kind, name, value):
     assert_user_error(rf"^{kind.__name__}\.{name} is .* whole number, at least 1$", kind, **{name: value})
 
 

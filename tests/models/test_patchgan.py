@@ -41,7 +41,7 @@ def test_one_logit_a_patch(layers, size):
 
 
 @pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])
-def test_a_patch_sees_what_the_docstring_says(layers, field):
+def test_the_receptive_field_matches_the_docstring(layers, field):
     network = PatchGAN(PatchGANConfig(layers, 4)).eval()
     images = torch.zeros(1, 3, 96, 96, requires_grad=True)
     logits = network(images)
@@ -74,7 +74,7 @@ def _pass(norm: nn.BatchNorm2d, images: torch.Tensor) -> dict:
     return {"out": out.detach(), "x": x.grad, **gradients, "state": norm.state_dict()}
 
 
-def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path):
+def test_batch_norm_of_two_processes_equals_that_of_the_full_batch(tmp_path):
     images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -38,7 +38,7 @@ def test_gradients(length, chunk):
     assert torch.autograd.gradcheck(lambda *v: scan(*v, chunk), values)
 
 
-def test_the_step_in_place_is_the_step():
+def test_the_inplace_step_equals_the_step():
     x, dt, a, b, c = inputs(1, batch=3)
     state = torch.randn(3, 3, 4, 5)
     y, new = scan_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)

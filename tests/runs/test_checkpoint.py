@@ -193,7 +193,7 @@ def failing(original, faults):
     ("owner", "name", "fault"),
     [*((checksum, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
 )
-def test_a_read_error_that_passes_says_nothing_of_the_file(tmp_path, monkeypatch, owner, name, fault):
+def test_a_transient_read_error_does_not_blame_the_file(tmp_path, monkeypatch, owner, name, fault):
     """Intact checkpoints must not be called damaged: those are renamed and later removed."""
     run = RunDirectory("exp", "main", tmp_path)
     for step in (4, 8):

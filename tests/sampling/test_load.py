@@ -23,7 +23,7 @@ def run(tmp_path, monkeypatch):
     return write_run(tmp_path / "runs" / "aim" / "main", aim(), configuration=configuration)
 
 
-def test_the_tokenizer_is_found_from_anywhere_and_next_to_a_moved_run(run, tmp_path, monkeypatch):
+def test_the_tokenizer_loads_from_any_directory_and_next_to_a_moved_run(run, tmp_path, monkeypatch):
     assert same(load(run).tokenizer, vq())
     shutil.move(tmp_path / "runs", tmp_path / "moved")
     monkeypatch.chdir("/")
@@ -70,7 +70,7 @@ def test_guidance_needs_a_trained_null_class(tmp_path, dropout, untrained):
     assert len(load(run, tokenizer=vq(), allow_untrained_guidance=True).generate([0], cfg_scale=2)) == 1
 
 
-def test_from_pretrained_says_what_is_for_runs(run):
+def test_from_pretrained_names_options_of_runs(run):
     for source in (run, run / "checkpoints" / "step=00000001.ckpt"):
         with pytest.raises(UserError, match=r"is a run or a checkpoint of this project; use aim_lightning.load"):
             AiMPipeline.from_pretrained(source)

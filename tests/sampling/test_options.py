@@ -46,7 +46,7 @@ def test_every_filter_is_an_option_with_the_same_default():
     assert SamplingOptions().filters() == filters.Filters()
 
 
-def test_a_command_says_it_in_one_line(capsys):
+def test_a_command_reports_it_in_one_line(capsys):
     words = ["evaluate", "--weights", "nowhere", "--sampling.top_p", "0", "--trainer.accelerator", "cpu"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip()

@@ -32,7 +32,7 @@ def test_every_code_and_the_last(pipeline):  # noqa: F811
     assert len(grey) == 4 and all(a - b >= 3 for a, b in pairwise(grey))
 
 
-def test_the_animation_is_written_whole(tmp_path):
+def test_the_animation_is_written_completely(tmp_path):
     frames = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (10, 100, 250)]
     save_gif(frames, tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as animation:

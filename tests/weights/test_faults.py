@@ -82,7 +82,7 @@ REQUIRED = [
 
 
 @pytest.mark.parametrize(("name", "words"), REQUIRED)
-def test_nothing_can_be_said_without(name, words):
+def test_required_entries_are_named(name, words):
     weights = published(aim())
     del weights[f"mamba.{name}"]
     assert words in mistake(import_aim, weights)

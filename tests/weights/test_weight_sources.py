@@ -183,7 +183,7 @@ def test_half_precision_files_become_float32(tmp_path, dtype):
         assert value.dtype == torch.float32 and torch.equal(value, expected.float())
 
 
-def test_aim_without_positions_needs_to_be_told_the_grid():
+def test_aim_without_positions_needs_the_grid():
     model = aim(replace(TINY, position_embedding=False))
     assert_user_error("num_tokens; give it", import_aim, published(model))
     assert same(import_aim(published(model), num_tokens=4), model)
