@@ -10,7 +10,7 @@ from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.callbacks.training.preflight import Preflight
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import Config
-from aim_lightning.cli.slurm.status import resubmission
+from aim_lightning.cli.slurm.in_job import resubmission
 from aim_lightning.cluster import job_registry, signals, step_timings
 from aim_lightning.cluster.rank_consistency import task_fault
 from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, RequeueDecision, act

@@ -14,7 +14,7 @@ from aim_lightning.checkpoint.format import KEYS
 from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.main import main
-from aim_lightning.cli.slurm.status import resubmission
+from aim_lightning.cli.slurm.in_job import resubmission
 from aim_lightning.cluster.sbatch_script import DEAF
 from aim_lightning.runs.directory import RunDirectory
 

@@ -1,21 +1,21 @@
 """`aim-lightning slurm`: submit a run, show its jobs, cancel them; `started` and `ended` are for job.sbatch."""
 
 import argparse
+import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from aim_lightning.cli.command import Command
-from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.common_options import add_allow_changes, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.in_job import ended, started
-from aim_lightning.cli.slurm.status import jobs_of
 from aim_lightning.cli.slurm.submit import make_plan, write_configurations
 from aim_lightning.cluster import job_registry
-from aim_lightning.cluster.job_plan import JobPlan, check
+from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
-from aim_lightning.cluster.slurm_api import SlurmError, command
+from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, command, show
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
@@ -35,87 +35,129 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--code", type=int, default=0, help="exit code of srun, for `ended`")
 
 
-def _submit(document: Config, options: argparse.Namespace) -> int:
-    directory = run_directory(document)
-    plan, documents = make_plan(document, options)
+@dataclass(frozen=True)
+class RunJob:
+    """A job of a run that SLURM still has a record of.
+
+    Args:
+        info: SLURM's record.
+        number: the argument of scancel: the number of a job or of a whole array, or ARRAY_TASK.
+        array: run directory of the array that the job is a task of; None for the run that was submitted.
+    """
+
+    info: SlurmJobInfo
+    number: str
+    array: Path | None = None
+
+    def __str__(self) -> str:
+        return f"job {self.info.id}" + (f" (a task of the array of {self.array})" if self.array else "")
+
+
+def jobs_of(directory: RunDirectory) -> list[RunJob]:
+    """Return the jobs of a run that SLURM has records of, oldest first.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    try:
+        submitted = [
+            RunJob(_with_number(info, number), number)
+            for number in job_registry.jobs(directory.path)
+            for info in show(number)
+        ]
+        ids = {job.info.id for job in submitted}
+        return [*submitted, *(job for job in _tasks(directory) if job.info.id not in ids)]
+    except SlurmError as error:
+        raise UserError(f"SLURM cannot be asked: {error}") from None
+
+
+def _tasks(directory: RunDirectory) -> list[RunJob]:
+    """Return the jobs of task N of an array that was submitted as RUN, where the run is RUN-N."""
+    match = re.fullmatch(r"(.+)-(\d+)", directory.run)
+    array = directory.path.with_name(match[1]) if match else None
+    if array is None or not (array / f"job-{int(match[2])}.yaml").exists():
+        return []
+    numbers = [f"{number}_{match[2]}" for number in job_registry.jobs(array) if "_" not in number]
+    # SLURM shows waiting tasks as one record of the array, so that the whole array is read.
+    records = [(number, info) for number in numbers for info in show(number.partition("_")[0])]
+    return [RunJob(_with_number(info, number), number, array) for number, info in records if info.holds(int(match[2]))]
+
+
+def _with_number(info: SlurmJobInfo, number: str) -> SlurmJobInfo:
+    """Replace the number of a waiting task, which SLURM shows as that of all waiting tasks: ARRAY_0-3."""
+    return replace(info, id=number) if "_" in number else info
+
+
+def _submit(config: Config, options: argparse.Namespace) -> int:
+    directory = config.run_directory
+    plan, configs = make_plan(config, options)
     notes = check(plan)
     script = render(plan)
     if options.dry:
         print(script, end="")
-        for note in notes:
-            print(f"# {note}", file=sys.stderr)
+        print(*(f"# {note}" for note in notes), sep="\n", file=sys.stderr)
         return 0
-    for note in notes:
-        print(note)
+    print(*notes, sep="\n")
     for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
         _refuse_double(replace(directory, run=str(run)))
-    write_configurations(plan, documents)
+    write_configurations(plan, configs)
     path = plan.directory / "job.sbatch"
     write_text(path, script)
-    job_id = _ask("sbatch", "--parsable", str(path)).strip().split(";")[0]
+    job_id = _slurm("sbatch", "--parsable", str(path)).strip().split(";")[0]
     job_registry.add(directory.path, job_id)
-    _say_submitted(plan, job_id, _site(options))
+    runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
+    log = plan.directory / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
+    print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} per job; log: {log}")
+    # The variable of make that names the site's file, if it is not the default.
+    sites = [path.stem for path in options.given.configs if path.parent.name == "cluster" and path.stem != "gpu"]
+    names = f"EXP={directory.experiment} RUN={directory.run}" + (f" CLUSTER={sites[-1]}" if sites else "")
+    print(f"next: make slurm-status {names}, or make slurm-cancel {names}")
     return 0
 
 
-def _site(options: argparse.Namespace) -> str:
-    """The variable of make that names the file of the site, where it is not the usual one."""
-    names = [path.stem for path in options.given.configs if path.parent.name == "cluster" and path.stem != "gpu"]
-    return f" CLUSTER={names[-1]}" if names else ""
-
-
-def _say_submitted(plan: JobPlan, job_id: str, site: str) -> None:
-    experiment, _, name = plan.name.rpartition("/")
-    runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
-    log = plan.directory / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
-    print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} a job; log: {log}")
-    names = f"EXP={experiment} RUN={name}{site}"
-    print(f"next: make slurm-status {names}, or make slurm-cancel {names}")
-
-
 def _refuse_double(directory: RunDirectory) -> None:
-    alive = [job for job in jobs_of(directory) if job.info.waiting_or_running]
-    if alive:
+    job = next((job for job in jobs_of(directory) if job.info.waiting_or_running), None)
+    if job:
         raise UserError(
-            f"{directory.path} has {alive[0]} already ({alive[0].info.state}); wait for it, or "
+            f"{directory.path} has {job} already ({job.info.state}); wait for it, or "
             f"make slurm-cancel EXP={directory.experiment} RUN={directory.run}"
         )
 
 
-def _ask(*words: str) -> str:
+def _slurm(*words: str) -> str:
     try:
         return command(*words)
     except SlurmError as error:
         raise UserError(f"{words[0]}: {error}") from None
 
 
-def _status(document: Config, options: argparse.Namespace) -> int:
-    directory = run_directory(document)
+def _status(config: Config, options: argparse.Namespace) -> int:
+    directory = config.run_directory
     jobs = jobs_of(directory)
     for job in jobs:
         info = job.info
-        where = f" on {info.nodes}" if info.nodes else ""
-        why = f" ({info.reason})" if info.reason != "None" else ""
-        print(f"{job}: {info.state}{why}{where}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")
+        nodes = f" on {info.nodes}" if info.nodes else ""
+        reason = f" ({info.reason})" if info.reason != "None" else ""
+        print(f"{job}: {info.state}{reason}{nodes}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")
     if not jobs and not job_registry.jobs(directory.path):
         print(f"{directory.path} has no jobs; make slurm EXP={directory.experiment} RUN={directory.run} submits one")
     for path in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
-        one = RunDirectory(directory.experiment, path.name, directory.root)
-        if one.checkpoints():
-            when = datetime.fromtimestamp(one.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
-            done = ", results.json is there" if one.results.exists() else ""
-            print(f"{one.path}: step {one.latest_step}, saved {when}{done}")
+        run = replace(directory, run=path.name)
+        if run.checkpoints():
+            saved = datetime.fromtimestamp(run.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
+            finished = ", results.json is there" if run.results.exists() else ""
+            print(f"{run.path}: step {run.latest_step}, saved {saved}{finished}")
     return 0
 
 
-def _cancel(document: Config, options: argparse.Namespace) -> int:
-    directory = run_directory(document)
+def _cancel(config: Config, options: argparse.Namespace) -> int:
+    directory = config.run_directory
     jobs = {job.number: job for job in jobs_of(directory) if job.info.waiting_or_running}
     for job_id, job in jobs.items():
-        job_registry.mark_cancelled(directory.path, job_id)  # first: it must not come back, whatever happens meanwhile
-        _ask("scancel", job_id)
-        one = job if job.array else f"job {job_id}"
-        print(f"{one} is cancelled and will not come back; its checkpoints stay in {directory.path}")
+        job_registry.mark_cancelled(directory.path, job_id)  # first: it must not be requeued in the meantime
+        _slurm("scancel", job_id)
+        name = job if job.array else f"job {job_id}"
+        print(f"{name} is cancelled and will not come back; its checkpoints stay in {directory.path}")
     if not jobs:
         print(f"{directory.path} has no job that waits or runs")
     return 0

@@ -1,12 +1,14 @@
-"""The commands that job.sbatch calls before and after training: `slurm started` and `slurm ended`."""
+"""Inside a job: the commands that job.sbatch calls before and after training, and the way to submit it again."""
 
 import argparse
+import re
+from pathlib import Path
 
-from aim_lightning.cli.commands.config import run_directory
+from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import Config
-from aim_lightning.cli.slurm.status import script_of
 from aim_lightning.cluster import job_registry, requeue
 from aim_lightning.cluster.slurm_api import Job
+from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
 
@@ -23,25 +25,20 @@ def started(config: Config, options: argparse.Namespace) -> int:
     Raises:
         UserError: too many starts without a new checkpoint.
     """
-    directory, job = run_directory(config), _job()
+    directory, job = config.run_directory, _job()
     if job_registry.is_cancelled(directory.path.parent, job.id):
         print(f"job {job.id} was cancelled; it does not train again")
         return requeue.REFUSED
-    _register(job, options)
+    script, number = script_of(options.given), job.id.split("_")[0]
+    if script and number not in job_registry.jobs(script.parent):  # sbatch was called by hand
+        with tolerate_disk_errors(script.parent / job_registry.JOBS):
+            job_registry.add(script.parent, number)
     limit = config.cluster.max_starts_without_progress
     step = directory.latest_step
     record = job_registry.register_start(directory.path, job, step, limit)
     again = f", start {record['starts']} of {limit} without a new checkpoint" if record["starts"] > 1 else ""
     print(f"job {job.id} starts on {job.node} (restart {job.starts}) at step {step}{again}", flush=True)
     return 0
-
-
-def _register(job: Job, options: argparse.Namespace) -> None:
-    """Add a job that was submitted with sbatch by hand to the jobs of its run."""
-    script, number = script_of(options.given), job.id.split("_")[0]
-    if script and number not in job_registry.jobs(script.parent):
-        with tolerate_disk_errors(script.parent / job_registry.JOBS):
-            job_registry.add(script.parent, number)
 
 
 def ended(config: Config, options: argparse.Namespace) -> int:
@@ -51,7 +48,7 @@ def ended(config: Config, options: argparse.Namespace) -> int:
         config: of the run.
         options: of the command line; `code` is the exit code of srun.
     """
-    directory, job = run_directory(config), _job()
+    directory, job = config.run_directory, _job()
     recorded = job_registry.recorded_exit(directory.path, job)
     code = options.code if recorded is None else recorded
     cause = requeue.cause_of(recorded, options.code)
@@ -76,3 +73,24 @@ def _job() -> Job:
     if job is None:
         raise UserError("this is no SLURM job; `started` and `ended` are called by job.sbatch")
     return job
+
+
+def script_of(arguments: Arguments) -> Path | None:
+    """Return the job script that started this process: it is next to the configuration written with it."""
+    frozen = [Path(path) for path in arguments.configs if re.fullmatch(r"job(-\d+)?\.yaml", Path(path).name)]
+    scripts = [path.with_name("job.sbatch") for path in frozen if path.with_name("job.sbatch").exists()]
+    return scripts[-1] if scripts else None
+
+
+def resubmission(directory: RunDirectory, arguments: Arguments) -> str:
+    """Return the command that submits this run again with all its options.
+
+    Args:
+        directory: of the run.
+        arguments: the command line of this process.
+    """
+    script = script_of(arguments)
+    if script is None:
+        return f"make slurm EXP={directory.experiment} RUN={directory.run}"
+    task = re.fullmatch(rf"{re.escape(script.parent.name)}-(\d+)", directory.run)
+    return f"sbatch {f'--array={task[1]} ' if task else ''}{script}"

@@ -3,17 +3,15 @@
 import argparse
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
-from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config, read_and_check
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster import step_timings
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
-from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config.yaml import dump
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.resume_policy import decide, differences, refusal
@@ -31,23 +29,22 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
     Raises:
         UserError: an error that would otherwise appear in the job.
     """
-    directory = run_directory(config)
+    directory = config.run_directory
     configs = _configs(config, options)
     for _, task_config in configs:
         check_files("fit", task_config.values)
         _check_ranks(task_config, options)
         _check_shared(config, task_config)
         _check_unchanged(task_config, options.allow_changes)
-    trainer, data = config.values["trainer"], config.values["data"].get("init_args") or {}
-    runs = [replace(directory, run=str(task_config.values["run"])) for _, task_config in configs]
+    trainer, runs = config.trainer, [task_config.run_directory for _, task_config in configs]
     plan = JobPlan(
         name=f"{directory.experiment}/{directory.run}",
         directory=directory.path,
         tasks=[_task(directory.path, index, task_config) for index, task_config in configs],
         nodes=trainer.get("num_nodes", 1),
         devices=trainer["devices"],
-        gpus=trainer.get("accelerator") not in ("cpu",),
-        workers=data.get("num_workers", 0),
+        gpus=trainer.get("accelerator") != "cpu",
+        workers=config.init_args("data").get("num_workers", 0),
         options=config.cluster,
         where=Path.cwd(),
         python=sys.executable,
@@ -75,11 +72,11 @@ def _configs(config: Config, options: argparse.Namespace) -> list[tuple[int | No
     else:
         return [(None, config)]
     run = config.values["run"]
-    return [(i, _compose(options.given, [*more, ("run", f"{run}-{i}")])) for i, more in given.items()]
-
-
-def _compose(given: Arguments, more: list[tuple[str, str]]) -> Config:
-    return read_and_check(Arguments(given.configs, [*given.overrides, *more]))
+    files, overrides = options.given.configs, options.given.overrides
+    return [
+        (index, read_and_check(Arguments(files, [*overrides, *more, ("run", f"{run}-{index}")])))
+        for index, more in given.items()
+    ]
 
 
 def _lines(path: Path) -> list[list[tuple[str, str]]]:
@@ -117,7 +114,7 @@ def _check_ranks(config: Config, options: argparse.Namespace) -> None:
 
 def _check_unchanged(config: Config, allow_changes: bool) -> None:
     """Refuse the changes that `fit` would refuse after the job has waited; tensors are not read."""
-    directory = run_directory(config)
+    directory = config.run_directory
     if not directory.checkpoints():
         return  # without importing torch
     from aim_lightning.runs.history import read_content
@@ -129,21 +126,20 @@ def _check_unchanged(config: Config, allow_changes: bool) -> None:
 
 def _check_shared(config: Config, task: Config) -> None:
     """Check that the options of the job script are equal for all tasks of an array."""
-    for line in differences(_for_script(config.values), _for_script(task.values)).values():
+    for line in differences(_for_script(config), _for_script(task)).values():
         raise UserError(
             f"{task.values['run']}: {line}, but the tasks of an array share one job script; "
             "submit a task that needs another one as a separate run"
         )
 
 
-def _for_script(values: dict) -> dict:
+def _for_script(config: Config) -> dict:
     """Return the options that the job script is made of."""
-    trainer, data = values["trainer"], values["data"].get("init_args") or {}
-    names = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}
+    defaults, trainer = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}, config.trainer
     return {
-        "trainer": {name: trainer.get(name, default) for name, default in names.items()},
-        "data": {"num_workers": data.get("num_workers", 0)},
-        "cluster": asdict(ClusterOptions(**values["cluster"])),
+        "trainer": {name: trainer.get(name, default) for name, default in defaults.items()},
+        "data": {"num_workers": config.init_args("data").get("num_workers", 0)},
+        "cluster": asdict(config.cluster),
     }
 
 
