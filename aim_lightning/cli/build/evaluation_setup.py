@@ -1,4 +1,4 @@
-"""What evaluate, sweep, follow and reproduce share: processes, the scorer, the generator, labels."""
+"""The common setup of evaluate, sweep, follow and reproduce: ranks, scorer, model and samples."""
 
 import argparse
 import warnings
@@ -11,7 +11,6 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from aim_lightning.cli.commands.config import backend_of
 from aim_lightning.cli.common_options import choose_classes
 from aim_lightning.cli.config import Config
 from aim_lightning.data.images.dataset import Images
@@ -19,6 +18,7 @@ from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_publis
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.sample_blocks import resolve_options
 from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
+from aim_lightning.evaluation.score_record import over_seeds
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.metrics.features import FeatureNetwork, InceptionFeatures
 from aim_lightning.pipeline import load_tokenizer
@@ -30,133 +30,134 @@ from aim_lightning.utils.instantiate import build_object
 from aim_lightning.utils.logging import log
 
 
-def start(document: Config) -> tuple[ProcessGroup, torch.device]:
-    """Start the other processes as `trainer` asks (devices, nodes, torchrun, SLURM).
+def start(config: Config) -> torch.device:
+    """Start the ranks that `trainer` configures (devices, nodes, torchrun, SLURM) and return this rank's device.
 
     Raises:
-        UserError: devices that are not there.
+        UserError: the devices do not exist.
     """
-    trainer = document.values["trainer"]
-    asked = {key: trainer[key] for key in ("accelerator", "devices", "num_nodes") if key in trainer}
+    options = {key: config.trainer[key] for key in ("accelerator", "devices", "num_nodes") if key in config.trainer}
     warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     try:
-        fabric = Fabric(**asked)
+        fabric = Fabric(**options)
         fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
-    return ProcessGroup(), fabric.device
+    return fabric.device
 
 
-def refuse(options: argparse.Namespace, given: str, ignored: tuple[str, ...]) -> None:
-    """Raises UserError for options on the command line that `given`, which is there too, leaves without a meaning."""
+def refuse(options: argparse.Namespace, option: str, ignored: tuple[str, ...]) -> None:
+    """Raise UserError if the command line has an option together with others that have no effect next to it."""
     typed = {word.partition("=")[0] for word in options.given.rest}
     useless = [name for name in ignored if name in typed]
-    if given in typed and useless:
-        raise UserError(f"{given} leaves {', '.join(useless)} without a meaning; give one or the other")
+    if option in typed and useless:
+        raise UserError(f"{option} leaves {', '.join(useless)} without effect; give one or the other")
 
 
-def make_scorer(document: Config, options: argparse.Namespace, ranks: ProcessGroup, device: torch.device) -> Scorer:
-    """Feature network and reference of the document and the command line."""
+def prepare(
+    config: Config, options: argparse.Namespace, device: torch.device, keep_images: bool
+) -> tuple[Evaluation, SamplePlan]:
+    """Load the model, plan its samples, then load the scorer. Every rank must call it.
+
+    Args:
+        config: of the command.
+        options: of the command line.
+        device: of this rank, from `start`.
+        keep_images: write samples.npz.
+    """
+    model = load_model(config, options, device)
+    plan = make_plan(options, model, config.sampling)
+    return make_evaluation(config, options, model, make_scorer(config, options, device), keep_images), plan
+
+
+def run_seeds(
+    evaluation: Evaluation, plan: SamplePlan, options: argparse.Namespace, sampling: SamplingOptions
+) -> dict[str, Any]:
+    """Evaluate with --seeds consecutive seeds and return the record over seeds. Every rank must call it."""
+    return over_seeds([evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)])
+
+
+def make_scorer(config: Config, options: argparse.Namespace, device: torch.device) -> Scorer:
+    """Load the feature network and the statistics of the reference. Every rank must call it."""
     check_feature_batch(options)
-    network, values = _features(document), document.values["images"]
+    ranks, images, features = ProcessGroup(), config.values["images"], config.values["features"]
+    network = build_object(features, FeatureNetwork, "features") if features else InceptionFeatures()
     network.weights_path()  # missing weights are reported before images are read
-    reference = Reference(options.reference, Images(**values) if values else None)
+    reference = Reference(options.reference, Images(**images) if images else None)
     network.load(device)
-    real = reference.statistics(network, ranks, options.cache, options.feature_batch)
-    speed = {"reference": reference.performance} if reference.performance else {}
-    size = reference.image_size()
-    scorer = Scorer(network, real, size, ranks, options.splitting, options.feature_batch)
-    return replace(scorer, performance=speed)
+    statistics = reference.statistics(network, ranks, options.cache, options.feature_batch)
+    return Scorer(
+        network,
+        statistics,
+        reference.image_size(),
+        ranks,
+        options.splitting,
+        options.feature_batch,
+        performance={"reference": reference.performance} if reference.performance else {},
+    )
 
 
 def check_feature_batch(options: argparse.Namespace) -> None:
-    """Raises UserError for no images at once."""
+    """Raise UserError if --feature_batch is below one."""
     if options.feature_batch < 1:
         raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
 
 
-def _features(document: Config) -> FeatureNetwork:
-    section = document.values["features"]
-    if section is None:
-        return InceptionFeatures()
-    return build_object(section, FeatureNetwork, "features")
-
-
-def make_generator(document: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
-    """Published weights, or the run's checkpoint."""
+def load_model(config: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
+    """Load published weights, a checkpoint, or the newest checkpoint of the run. Every rank must call it."""
+    backend = config.init_args("model").get("backend", "auto")
     if getattr(options, "weights", None):
-        return from_published(options.weights, device, backend_of(document))
-    source = getattr(options, "checkpoint", None) or directory(document).path
-    tokenizer = document.values["tokenizer"]
+        return from_published(options.weights, device, backend)
+    source = Path(getattr(options, "checkpoint", None) or config.run_directory.path)
+    tokenizer = config.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    return from_run(Path(source), raw=options.raw, tokenizer=tokenizer, device=device, backend=backend_of(document))
+    return from_run(source, raw=options.raw, tokenizer=tokenizer, device=device, backend=backend)
 
 
 def make_evaluation(
-    document: Config, options: argparse.Namespace, generator: EvaluatedModel, scorer: Scorer, keep_images: bool
+    config: Config, options: argparse.Namespace, model: EvaluatedModel, scorer: Scorer, keep_images: bool
 ) -> Evaluation:
-    """Puts generator and scorer together, below the run's directory."""
-    data = {"pictures": Path(document.values["images"]["train"]).parent.name} if document.values["images"] else {}
-    return Evaluation(generator, scorer, evaluations_root(document, options, generator), data, keep_images)
-
-
-def evaluations_root(document: Config, options: argparse.Namespace, generator: EvaluatedModel) -> Path:
-    """runs/EXPERIMENT/RUN/evaluations, or runs/published/NAME/evaluations; --out overrides."""
+    """Combine model and scorer; results go to --out, or to `evaluations` of the run or of the published weights."""
+    images = config.values["images"]
+    data = {"pictures": Path(images["train"]).parent.name} if images else {}
     if getattr(options, "out", None):
-        return Path(options.out)
-    if getattr(options, "weights", None):
-        return RunDirectory("published", generator.name, document.values["runs_root"]).path / "evaluations"
-    return directory(document).path / "evaluations"
+        root = Path(options.out)
+    elif getattr(options, "weights", None):
+        root = RunDirectory("published", model.name, config.values["runs_root"]).path / "evaluations"
+    else:
+        root = config.run_directory.path / "evaluations"
+    return Evaluation(model, scorer, root, data, keep_images)
 
 
-def directory(document: Config) -> RunDirectory:
-    """The run's."""
-    values = document.values
-    return RunDirectory(str(values["experiment"]), str(values["run"]), values["runs_root"])
+def make_plan(options: argparse.Namespace, model: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:
+    """Return the labels in blocks of sampling.batch_size. Every rank must call it."""
+    labels = _labels(options, model.pipeline.class_names)
+    return SamplePlan(labels, resolve_options(model.pipeline, sampling, ProcessGroup()).batch_size)
 
 
-def sampling_options(document: Config) -> SamplingOptions:
-    """Of the document."""
-    return SamplingOptions(**document.values["sampling"])
-
-
-def make_labels(options: argparse.Namespace, generator: EvaluatedModel) -> Tensor:
-    """--labels, or balanced over --classes or all of them.
-
-    Raises:
-        UserError: no such class or file, or both are given.
-    """
-    names = generator.pipeline.class_names
+def _labels(options: argparse.Namespace, class_names: list[str]) -> Tensor:
     labels, classes = getattr(options, "labels", None), getattr(options, "classes", None)
     refuse(options, "--labels", ("--num",))
     if labels and classes:
         raise UserError("--labels and --classes exclude each other; give one")
     if labels:
-        return read_labels(labels, len(names))
-    chosen = choose_classes(classes, names) if classes else range(len(names))
-    return balanced_labels(options.num, chosen)
-
-
-def make_plan(options: argparse.Namespace, generator: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:
-    """Labels in blocks of sampling.batch_size. Every process must call it."""
-    return SamplePlan(
-        make_labels(options, generator), resolve_options(generator.pipeline, sampling, ProcessGroup()).batch_size
-    )
+        return read_labels(labels, len(class_names))
+    return balanced_labels(options.num, choose_classes(classes, class_names) if classes else range(len(class_names)))
 
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:
-    """Counted on from the first."""
+    """Return --seeds consecutive seeds."""
     if options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}; it must be at least 1")
     return [first + i for i in range(options.seeds)]
 
 
 def show(record: dict[str, Any]) -> None:
-    """The metrics, one a line, with their spread over seeds."""
-    spread = record.get("std") or {}
+    """Log one metric per line, with its spread over seeds, then the speeds."""
+    several = len(record.get("seeds", [])) > 1
     for name, value in record["metrics"].items():
-        more = f" ± {spread[name]:.4f}" if len(record.get("seeds", [])) > 1 else ""
-        log(f"  {name:36s}{value:z12.4f}{more}")
-    for what, speed in record["performance"].items():
+        spread = f" ± {record['std'][name]:.4f}" if several else ""
+        log(f"  {name:36s}{value:z12.4f}{spread}")
+    for name, speed in record["performance"].items():
         if isinstance(speed, dict) and speed:
-            log(f"  {what:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")
+            log(f"  {name:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")

@@ -1,4 +1,4 @@
-"""`aim-lightning follow`: evaluate new checkpoints of a live run, beside it."""
+"""`aim-lightning follow`: evaluate the checkpoints of a running training in a separate process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim_lightning.cli.commands.config import backend_of
 from aim_lightning.cli.common_options import add_raw, add_scoring
 from aim_lightning.cli.config import Config
 from aim_lightning.runs.directory import RunDirectory, step_of
@@ -34,132 +33,126 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", type=float, default=3600.0, help=patience)
 
 
-DIRECTORY = "follow"  # TensorBoard runs of their own: TensorBoard reads one writer a directory
+DIRECTORY = "follow"  # of the run; TensorBoard reads one writer per directory
 
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """Ends when training is complete, or after `patience` seconds without a new checkpoint."""
-    from aim_lightning.cli.build.evaluation_setup import (
-        directory,
-        make_evaluation,
-        make_plan,
-        make_scorer,
-        sampling_options,
-        show,
-        start,
-    )
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Evaluate checkpoints until training is complete, or `patience` seconds pass without a new one."""
+    from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.cli.build.trainer_cli import quiet
-    from aim_lightning.evaluation.evaluated_model import from_run
-    from aim_lightning.pipeline import load_tokenizer
 
     quiet()
-    place, sampling = directory(document), sampling_options(document)
-    ranks, device = start(document)
-    scorer = make_scorer(document, options, ranks, device)
-    tokenizer = document.values["tokenizer"]
-    tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    done = FollowState(place, {"sampling": asdict(sampling), "raw": options.raw, **scorer.protocol(options.num)}, ranks)
-    for step, path in new_checkpoints(place, set(done.steps), options.every, options.patience, ranks):
-        how = {"raw": options.raw, "tokenizer": tokenizer, "backend": backend_of(document)}
-        generator = load_together(path, ranks, lambda path, how=how: from_run(path, device=device, **how))
-        if generator is None:
+    directory, sampling = config.run_directory, config.sampling
+    device = setup.start(config)
+    scorer = setup.make_scorer(config, options, device)
+    ranks = scorer.ranks
+    protocol = {"sampling": asdict(sampling), "raw": options.raw, **scorer.protocol(options.num)}
+    state = FollowState(directory, protocol, ranks)
+    for step, path in new_checkpoints(directory, set(state.steps), options.every, options.patience, ranks):
+        options.checkpoint = path
+        model = load_together(path, ranks, lambda _: setup.load_model(config, options, device))
+        if model is None:
             continue
-        evaluation = make_evaluation(document, options, generator, scorer, keep_images=False)
-        record = evaluation.run(make_plan(options, generator, sampling), sampling)
+        evaluation = setup.make_evaluation(config, options, model, scorer, keep_images=False)
+        record = evaluation.run(setup.make_plan(options, model, sampling), sampling)
         log(path.name)
-        show(record)
+        setup.show(record)
         if ranks.is_rank_zero:
-            done.add(step, record["metrics"])
-    if not place.checkpoints():
-        raise UserError(f"{place.path} got no checkpoint within {options.patience:g} seconds; see --patience")
-    log(f"results: {place.path}/evaluations; curves: make tensorboard, {done.directory}")
+            state.add(step, record["metrics"])
+    if not directory.checkpoints():
+        raise UserError(f"{directory.path} got no checkpoint within {options.patience:g} seconds; see --patience")
+    log(f"results: {directory.path}/evaluations; curves: make tensorboard, {state.directory}")
     return 0
 
 
 def new_checkpoints(
-    place: RunDirectory, seen: set[int], every: float, patience: float, ranks: ProcessGroup
+    directory: RunDirectory, seen: set[int], every: float, patience: float, ranks: ProcessGroup
 ) -> Iterator[tuple[int, Path]]:
-    """Steps and files as they appear, oldest first; the same on every process.
+    """Yield steps and files as they appear, oldest first and equal on all ranks.
 
     Args:
-        place: of the run. Without a lease its training has not begun, waits for a requeue, or is complete.
+        directory: of the run. Without a lease, training has not started, waits for a requeue, or is complete.
         seen: steps to leave out.
-        every: seconds between two looks.
-        patience: seconds without a new one to stop after.
-        ranks: the first looks for all.
+        every: seconds between two checks.
+        patience: seconds without a new checkpoint after which to stop.
+        ranks: rank 0 checks for all.
     """
-    news, over = time.monotonic(), TrainingEnd(place)
+    latest, end = time.monotonic(), TrainingEnd(directory)
     while True:
-        training = place.lease.exists()  # before the look: the last checkpoint comes before the lease goes
-        fresh = sorted(step for step in map(step_of, place.checkpoints()) if step not in seen)
-        tired = (
-            not fresh and ranks.is_rank_zero and (time.monotonic() - news > patience or (not training and over.look()))
-        )
-        step, tired = ranks.broadcast((fresh[0] if fresh else None, tired))
+        # The lease comes first: training writes its last checkpoint before it releases the lease.
+        is_training = directory.lease.exists()
+        new = sorted(step for step in map(step_of, directory.checkpoints()) if step not in seen)
+        is_over = False
+        if ranks.is_rank_zero and not new:
+            is_over = time.monotonic() - latest > patience or (not is_training and end.check())
+        step, is_over = ranks.broadcast((new[0] if new else None, is_over))
         if step is not None:
             seen.add(step)
-            yield step, place.checkpoint_directory / f"step={step:08d}.ckpt"
-            news = time.monotonic()
-        elif tired:
+            yield step, directory.checkpoint_directory / f"step={step:08d}.ckpt"
+            latest = time.monotonic()
+        elif is_over:
             return
         else:
             time.sleep(every)
 
 
 class TrainingEnd:
-    """Whether `fit` would find nothing left to train; a checkpoint is read once."""
+    """Decides whether training is complete; reads each checkpoint once."""
 
-    def __init__(self, place: RunDirectory) -> None:
-        self.place, self.known = place, {None: False}
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.complete: dict[Path | None, bool] = {None: False}  # by newest checkpoint
 
-    def look(self) -> bool:
-        """Of the newest checkpoint."""
+    def check(self) -> bool:
+        """Return True if `fit` would find no steps left after the newest checkpoint."""
         from aim_lightning.runs.history import read_content
 
-        newest = next(iter(self.place.checkpoints()), None)
-        if newest not in self.known:
-            content = read_content(self.place, {})
+        newest = next(iter(self.directory.checkpoints()), None)
+        if newest not in self.complete:
+            content = read_content(self.directory, {})
             action = decide(replace(content, now=content.before)).action
-            self.known[newest] = action in ("finished", "refuse")  # refused: imported weights, or nothing readable
-        return self.known[newest]
+            # "refuse": imported weights, or an unreadable checkpoint.
+            self.complete[newest] = action in ("finished", "refuse")
+        return self.complete[newest]
 
 
 def load_together(path: Path, ranks: ProcessGroup, load: Callable[[Path], EvaluatedModel]) -> EvaluatedModel | None:
-    """A checkpoint on all processes, or None on all where training has removed it meanwhile: a newer one is there.
+    """Load a checkpoint on all ranks; return None on all where training has removed it for a newer one.
 
     Raises:
-        UserError: a process cannot read a file that is there; on all processes.
+        UserError: a rank cannot read an existing file; on all ranks.
     """
+    model, error = None, None
     try:
-        generator, problem = load(path), None
-    except UserError as error:
-        generator, problem = None, str(error)
-    problems = [one for one in ranks.gather(problem) if one]
-    if problems and ranks.broadcast(path.exists()):
-        raise UserError(problems[0])
-    return None if problems else generator
+        model = load(path)
+    except UserError as problem:
+        error = str(problem)
+    errors = [text for text in ranks.gather(error) if text]
+    if errors and ranks.broadcast(path.exists()):
+        raise UserError(errors[0])
+    return None if errors else model
 
 
 class FollowState:
-    """Which steps were followed before under the same protocol, and their curves: follow/KEY/ of the run.
+    """The evaluated steps of one protocol and their curves, in follow/KEY/ of the run.
 
     Args:
-        place: of the run.
-        protocol: plain values that the numbers depend on; another protocol has a directory of its own.
-        ranks: the first one writes.
+        directory: of the run.
+        protocol: plain values that the numbers depend on; another protocol gets another KEY.
+        ranks: rank 0 writes.
     """
 
-    def __init__(self, place: RunDirectory, protocol: dict[str, Any], ranks: ProcessGroup) -> None:
+    def __init__(self, directory: RunDirectory, protocol: dict[str, Any], ranks: ProcessGroup) -> None:
         from aim_lightning.evaluation.score_record import short_key
 
-        self.directory = place.path / DIRECTORY / short_key(protocol)
+        self.directory = directory.path / DIRECTORY / short_key(protocol)
         self.path = self.directory / "steps.json"
         self.steps: list[int] = read_json(self.path, "list of steps") if self.path.is_file() else []
         if ranks.is_rank_zero:
             write_json(self.directory / "protocol.json", protocol)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the curves' next point, then note the step."""
+        """Write the next point of the curves, then the step."""
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.directory)) as writer:

@@ -1,11 +1,8 @@
-"""`aim-lightning reproduce`: published weights, 50,000 samples, a row beside the paper's."""
-
-from __future__ import annotations
+"""`aim-lightning reproduce`: published weights, 50,000 samples, a row next to the paper's."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
 from aim_lightning.cli.common_options import add_record, add_scoring, add_seeds
@@ -14,9 +11,6 @@ from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_json
 from aim_lightning.utils.logging import log
-
-if TYPE_CHECKING:
-    from aim_lightning.utils.dist import ProcessGroup
 
 HELP = "evaluate published weights and print a row next to the paper's"
 
@@ -36,88 +30,65 @@ def without_run(options: argparse.Namespace) -> bool:
     return True
 
 
-# The paper's sampler settings are published nowhere: its ablation's guidance and the published decoder's positions.
+# The paper does not publish its sampler settings: these are its ablation's guidance and the published code's positions.
 SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """Fetches what is missing, evaluates and prints both rows."""
-    from aim_lightning.cli.build.evaluation_setup import (
-        make_evaluation,
-        make_generator,
-        make_plan,
-        make_scorer,
-        sampling_options,
-        seeds,
-        show,
-        start,
-    )
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Download what is missing, evaluate, and print our row and the paper's."""
+    from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.cli.build.trainer_cli import quiet
-    from aim_lightning.evaluation.report.table import beside_paper
-    from aim_lightning.evaluation.score_record import over_seeds
+    from aim_lightning.evaluation.report.table import compare_with_paper
     from aim_lightning.evaluation.scorer import RECORD
+    from aim_lightning.utils.dist import ProcessGroup
     from aim_lightning.weights.download import DOWNLOADS
 
     quiet()
     row = paper_row(options.preset)
     if row is None:
-        raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(one.model for one in AIM)}")
+        raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(row.model for row in AIM)}")
     if options.weights is None and row.model not in DOWNLOADS:
         raise UserError(f"{row.model} has no published weights; give --weights")
     check_record_name(options.record)
-    document.values["sampling"] = {**SETTINGS, **document.values["sampling"]}
-    sampling = sampling_options(document)
-    ranks, device = start(document)
-    _fetch_missing(document, options, row.model, ranks)
-    generator = make_generator(document, options, device)
-    plan = make_plan(options, generator, sampling)
-    scorer = make_scorer(document, options, ranks, device)
-    evaluation = make_evaluation(document, options, generator, scorer, keep_images=True)
-    records = [evaluation.run(plan, replace(sampling, seed=seed)) for seed in seeds(options, sampling.seed)]
-    record = over_seeds(records)
-    if ranks.is_rank_zero:
+    config.values["sampling"] = {**SETTINGS, **config.values["sampling"]}
+    device = setup.start(config)
+    # Rank 0 downloads for all ranks; its errors are raised on all of them.
+    ProcessGroup().on_rank0(lambda: _download(options, row.model, inception=config.values["features"] is None))
+    options.weights = options.weights or DOWNLOADS[row.model].path
+    options.reference = options.reference or DOWNLOADS["adm"].path
+    evaluation, plan = setup.prepare(config, options, device, keep_images=True)
+    record = setup.run_seeds(evaluation, plan, options, config.sampling)
+    if evaluation.scorer.ranks.is_rank_zero:
         write_json(evaluation.root / f"{row.model}.json", record)
         keep(record, options.record)
-    show(record)
-    log("\n" + beside_paper(record, row))
-    _say_protocol(record, options.num)
-    log(f"results: {evaluation.directory(plan, sampling) / RECORD}; next: make table (after --record NAME)")
+    setup.show(record)
+    log("\n" + compare_with_paper(record, row))
+    _log_differences(record, options.num)
+    path = evaluation.directory(plan, config.sampling) / RECORD
+    log(f"results: {path}; next: make table (after --record NAME)")
     return 0
 
 
-def _fetch_missing(document: Config, options: argparse.Namespace, model: str, ranks: ProcessGroup) -> None:
-    """Weights, Inception and reference where none are given, by the first process; a file that is there is checked.
+def _download(options: argparse.Namespace, model: str, inception: bool) -> None:
+    """Download weights, reference and Inception where they are not given; existing files are verified.
 
     Raises:
-        UserError: no connection, or another file than was published; on all processes.
+        UserError: there is no connection, or a file is not the published one.
     """
-    from aim_lightning.weights.download import DOWNLOADS
-
-    ranks.on_rank0(lambda: _fetch(options, model, inception=document.values["features"] is None))
-    options.weights = options.weights or str(_directory(model))
-    options.reference = options.reference or DOWNLOADS["adm"].path
-
-
-def _fetch(options: argparse.Namespace, model: str, inception: bool) -> None:
     from aim_lightning.weights.download import DOWNLOADS, download
 
-    if options.weights is None and not _directory(model).exists():  # files brought by hand have no record to check
+    # Existing weights are used as they are: files that the user has copied have no record to verify.
+    if options.weights is None and not Path(DOWNLOADS[model].path).exists():
         log(f"downloaded {download(DOWNLOADS[model])}")
-    wanted = {"adm": options.reference is None, "inception": inception}
-    for name in (name for name, missing in wanted.items() if missing):
-        log(f"using {download(DOWNLOADS[name])}")
+    for name, is_missing in {"adm": options.reference is None, "inception": inception}.items():
+        if is_missing:
+            log(f"using {download(DOWNLOADS[name])}")
 
 
-def _directory(model: str) -> Path:
-    from aim_lightning.weights.download import DOWNLOADS
-
-    return Path(DOWNLOADS[model].path)
-
-
-def _say_protocol(record: dict, num: int) -> None:
-    """What keeps the two rows from being comparable."""
-    features = record["protocol"]["features"]["network"]
+def _log_differences(record: dict[str, Any], num: int) -> None:
+    """Log why the two rows are not comparable."""
     if not any(name.startswith("fid_") for name in record["metrics"]):
-        log(f"these are distances on {features}, no FID: they compare with no paper")
+        features = record["protocol"]["features"]["network"]
+        log(f"these are distances on {features}, no FID; do not compare them with a paper")
     if num < 50_000:
-        log(f"{num:,} samples in place of 50,000: FID is biased upwards, compare it with none")
+        log(f"{num:,} samples instead of 50,000; FID is biased upwards, do not compare it")

@@ -2,10 +2,9 @@
 
 import argparse
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
-from aim_lightning.cli.commands.evaluate import WITHOUT_RUN, check_record_name
+from aim_lightning.cli.commands.evaluate import OF_RUN, check_record_name
 from aim_lightning.cli.common_options import add_generating, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.files import atomic_directory, write_json
@@ -32,69 +31,39 @@ def without_run(options: argparse.Namespace) -> bool:
 SWEEPS = Path("experiments/sweeps")
 
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """A directory with results.csv, plots and TensorBoard hparams; finished points are not drawn again."""
-    from aim_lightning.cli.build.evaluation_setup import (
-        make_evaluation,
-        make_generator,
-        make_plan,
-        make_scorer,
-        refuse,
-        sampling_options,
-        seeds,
-        start,
-    )
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Write results.csv, plots and TensorBoard hparams of a sweep; finished points are not computed again."""
+    from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.cli.build.trainer_cli import quiet
-    from aim_lightning.evaluation.report.sweep import (
-        PROTOCOL,
-        TABLE,
-        grid_points,
-        label,
-        parse_grid,
-        sweep_protocol,
-        write_csv,
-    )
-    from aim_lightning.evaluation.score_record import over_seeds
+    from aim_lightning.evaluation.report import sweep
+    from aim_lightning.evaluation.score_record import short_key
 
     quiet()
-    refuse(options, "--weights", WITHOUT_RUN)
+    setup.refuse(options, "--weights", OF_RUN)
     check_record_name(options.record, SWEEPS)
-    grid, base = parse_grid(options.grid), sampling_options(document)
-    points, names = grid_points(grid, base), list(grid)
-    ranks, device = start(document)
-    generator = make_generator(document, options, device)
-    plan = make_plan(options, generator, base)
-    scorer = make_scorer(document, options, ranks, device)
-    evaluation = make_evaluation(document, options, generator, scorer, options.keep_images)
-    # Every point is resolved, so that what this machine or network cannot do is told before the first is drawn.
+    grid = sweep.parse_grid(options.grid)
+    points, names = sweep.grid_points(grid, config.sampling), list(grid)
+    evaluation, plan = setup.prepare(config, options, setup.start(config), options.keep_images)
+    ranks = evaluation.scorer.ranks
+    # All points are resolved first: an option that this machine does not support is reported before sampling.
     sets = ranks.run_on_all(lambda: [evaluation.directory(plan, point).name for point in points])
-    identity = [sets, seeds(options, base.seed), scorer.protocol(len(plan))]
-    directory = evaluation.root.parent / "sweeps" / (options.name or _name(list(grid), identity))
+    identity = [sets, setup.seeds(options, config.sampling.seed), evaluation.scorer.protocol(len(plan))]
+    directory = evaluation.root.parent / "sweeps" / (options.name or f"{'-'.join(names)}-{short_key(identity)}")
     records = []
     for number, point in enumerate(points, 1):
-        log(f"[{number}/{len(points)}] {label(point, names)}")
-        several = [evaluation.run(plan, replace(point, seed=seed)) for seed in seeds(options, point.seed)]
-        records.append(over_seeds(several))
+        log(f"[{number}/{len(points)}] {sweep.label(point, names)}")
+        records.append(setup.run_seeds(evaluation, plan, options, point))
         if ranks.is_rank_zero:
-            write_csv(directory / TABLE, names, points[:number], records)
-            write_json(directory / PROTOCOL, sweep_protocol(names, points, records))
+            sweep.write_csv(directory / sweep.TABLE, names, points[:number], records)
+            write_json(directory / sweep.PROTOCOL, sweep.sweep_protocol(names, points, records))
     if ranks.is_rank_zero:
         plots = _finish(directory, names, points, records)
-        _keep([directory / TABLE, directory / PROTOCOL, *plots], options.record)
+        _keep([directory / sweep.TABLE, directory / sweep.PROTOCOL, *plots], options.record)
     return 0
 
 
-def _keep(files: list[Path], name: str | None) -> None:
-    """Copies for `make table`."""
-    if name:
-        with atomic_directory(SWEEPS / name) as directory:
-            for file in files:
-                shutil.copyfile(file, directory / file.name)
-        log(f"recorded in {SWEEPS / name}; next: make table")
-
-
 def _finish(directory: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
-    """Returns the plots."""
+    """Write hparams and plots, log the best point, and return the plots."""
     from aim_lightning.evaluation.report.plots import write_plots
     from aim_lightning.evaluation.report.sweep import TABLE, label, write_hparams
 
@@ -108,8 +77,9 @@ def _finish(directory: Path, names: list[str], points: list, records: list[dict]
     return plots
 
 
-def _name(options: list[str], identity: list) -> str:
-    """Return the directory name: the varied options and a hash of everything the numbers depend on."""
-    from aim_lightning.evaluation.score_record import short_key
-
-    return f"{'-'.join(options)}-{short_key(identity)}"
+def _keep(files: list[Path], name: str | None) -> None:
+    if name:
+        with atomic_directory(SWEEPS / name) as directory:
+            for file in files:
+                shutil.copyfile(file, directory / file.name)
+        log(f"recorded in {SWEEPS / name}; next: make table")

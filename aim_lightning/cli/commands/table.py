@@ -1,4 +1,4 @@
-"""`aim-lightning table`: our rows beside the paper's."""
+"""`aim-lightning table`: our rows next to the paper's."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +16,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="file for the table")
 
 
-def run(document: None, options: argparse.Namespace) -> int:
-    """Writes the Markdown file."""
+def run(config: None, options: argparse.Namespace) -> int:
+    """Write the Markdown file."""
     from aim_lightning.evaluation.report.sweep import read_sweeps
     from aim_lightning.evaluation.report.table import read_records, render
 

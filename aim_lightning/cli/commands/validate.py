@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from aim_lightning.cli.config import Config
 from aim_lightning.cluster import signals
@@ -16,72 +17,66 @@ from aim_lightning.utils.process import is_rank_zero
 HELP = "score the newest checkpoint (EMA weights) and write results.json"
 
 
-def run(document: Config, options: argparse.Namespace) -> int:
-    """Loss and every metric callback on the whole validation set; results.json gets the numbers."""
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Compute the loss and all metric callbacks on the whole validation set and write results.json."""
     from aim_lightning.cli.build.trainer_cli import quiet
 
     quiet()
     signals.install()
     try:
-        return score(document)
+        return score(config)
     except Stopped as stop:
-        log(f"stopped by {signals.NAMES[stop.code]}, no results were recorded; the same command begins anew")
-        return signals.EXITS[stop.code] if is_rank_zero() else 0  # the first process to end takes the others along
+        log(f"stopped by {signals.NAMES[stop.code]} without results; run the same command again")
+        # The launcher takes its exit code from rank 0.
+        return signals.EXITS[stop.code] if is_rank_zero() else 0
 
 
-def score(document: Config) -> int:
-    """The same as a part of `fit`, which knows what becomes of a job that is stopped.
+def score(config: Config) -> int:
+    """Validate as a part of `fit`, which handles a stop itself.
 
     Raises:
-        Stopped: by a signal, between two batches; nothing has been recorded.
+        Stopped: a signal arrived between two batches; there are no results.
     """
     from aim_lightning.callbacks.training.stop_request import ValidationStop
     from aim_lightning.checkpoint.io import read_checkpoint
-    from aim_lightning.cli.build.trainer_cli import build, hardware_of, run_directory, scored_weights_hash, weights_kind
+    from aim_lightning.cli.build.trainer_cli import build, hardware_of, scored_weights_hash, weights_kind
     from aim_lightning.runs.results import record
 
-    directory = run_directory(document)
+    directory = config.run_directory
     checkpoint = newest_checkpoint(directory.path)
     content = read_checkpoint(checkpoint)
-    _check_belongs(content, document, checkpoint)
+    _check_model(content, config, checkpoint)
     log(f"validating {checkpoint}")
     step = content["trainer"]["global_step"]
-    cli = build(document, purge_step=None, guards=[ValidationStop(step)])
+    cli = build(config, purge_step=None, guards=[ValidationStop(step)])
     disable_signal_handlers(cli.trainer)
     # Loggers put the results at the step of the checkpoint, which training logged one step earlier.
     set_logged_step(cli.trainer, max(step - 1, 0))
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
-    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    metrics = {name.removeprefix("metrics/"): float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
         callbacks = cli.named_callbacks.items()
-        protocol = {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
-        names = {name.removeprefix("metrics/"): value for name, value in metrics.items()}
         facts = {
             "checkpoint": checkpoint.name,
             "weights": weights_kind(cli),
             "weights_sha256": scored_weights_hash(cli),
         }
-        record(directory, "validate", step, {**facts, **protocol}, names, hardware_of(cli))
-        for name, value in names.items():
+        facts |= {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
+        record(directory, "validate", step, facts, metrics, hardware_of(cli))
+        for name, value in metrics.items():
             log(f"  {name:36s}{value:z10.4f}")
-        log(f"results: {directory.results}\nnext: make {_next(document)}")
+        target = "tokenize" if config.is_tokenizer else "sample"
+        next_step = f"make {target} EXP={directory.experiment} RUN={directory.run}"
+        log(f"results: {directory.results}\nnext: {next_step}")
     return 0
 
 
-def _next(document: Config) -> str:
-    values = document.values
-    target = "tokenize" if values["model"]["class_path"].endswith("TokenizerModule") else "sample"
-    return f"{target} EXP={values['experiment']} RUN={values['run']}"
-
-
-def _check_belongs(content: dict, document: Config, path: Path) -> None:
-    """The network must be the checkpoint's, and averaged weights there when they are asked for."""
-    sizes = [
-        (values["model"]["class_path"], values["model"]["init_args"]["network"])
-        for values in (content["configuration"], document.values)
-    ]
+def _check_model(content: dict[str, Any], config: Config, path: Path) -> None:
+    """Raise UserError for a checkpoint of another network, or without the averaged weights that EMA needs."""
+    models = [values["model"] for values in (content["configuration"], config.values)]
+    sizes = [{"class_path": model["class_path"], "network": model["init_args"]["network"]} for model in models]
     if sizes[0] != sizes[1]:
-        changes = differences(*({"model": {"class_path": c, "network": n}} for c, n in sizes))
+        changes = differences(*({"model": size} for size in sizes))
         raise UserError(f"{path} is of another model: {'; '.join(changes.values())}")
-    if document.values["callbacks"].get("ema") and content["ema"] is None:
-        raise UserError(f"{path} holds no averaged weights; score the weights themselves with --callbacks.ema null")
+    if config.values["callbacks"].get("ema") and content["ema"] is None:
+        raise UserError(f"{path} contains no averaged weights; score the trained ones with --callbacks.ema null")

@@ -118,7 +118,7 @@ def _paper_cells(row: PaperRow) -> list[str]:
     return [row.model, row.parameters, *("–" if value is None else str(value) for value in values)]
 
 
-def beside_paper(record: dict[str, Any], row: PaperRow) -> str:
+def compare_with_paper(record: dict[str, Any], row: PaperRow) -> str:
     """Two rows: ours and the paper's."""
     values = plain_metrics(record)
     ours = [_number(values.get(name)) for name in ("fid", "is", "precision", "recall")]
