@@ -262,13 +262,29 @@ def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
     network = Complete().load()
     scores, few = (Scores(network, real_of(network, random_images(40)), count) for count in (30, 12))
     assert scores.protocol()["kernel_distance"]["subset_size"] == 30
+    assert scores.protocol() == {
+        "features": network.protocol(),
+        "reference": {"kind": "test"},
+        "num_images": 30,
+        "inception_score": {"splitting": "adm", "classes": 1008},
+        "kernel_distance": {
+            "subsets": 100,
+            "subset_size": 30,
+            "seed": 2020,
+            "kernel": "(x.y / F + 1)^3",
+            "reference_pictures": 40,
+        },
+        "precision_recall": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
+    }
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 
 
 def test_real_images_survive_a_file():
     network = Complete().load()
     real = real_of(network, random_images(40), torch.arange(40) % 2)
-    again = ReferenceImages.from_tensors(real.tensors(), real.source)
+    real.source["pixels_sha256"] = "0a" * 32
+    again = ReferenceImages.from_tensors(real.tensors(), {"kind": "test"})
+    assert (again.source, again.count) == ({"kind": "test", "pixels_sha256": "0a" * 32}, 40)
     assert score(network, again, random_images(30)) == score(network, real, random_images(30))
 
 

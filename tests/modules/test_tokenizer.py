@@ -1,5 +1,6 @@
 """Validation metrics of the tokenizer's module."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.adversary import AdversarialConfig
 from aim_lightning.modules.codebook import RevivalConfig
 from aim_lightning.modules.optim import OptimizerConfig
+from aim_lightning.modules.reconstruction_metrics import ReconstructionScores
 from aim_lightning.modules.tokenizer import TokenizerModule
 
 
@@ -181,3 +183,64 @@ def test_results_name_the_number_of_images_and_raw_weights(batch):
     assert set(module.scores.named(raw=True)) == {"psnr_4_raw", "ssim_4_raw"}
     module.scores.reset()
     assert int(module.scores.image_count.compute()) == 0 and not module.scores.counts.compute().any()
+
+
+def test_lpips_in_validation_is_the_mean_over_images(batch):
+    module = tokenizer_module()
+    scores = ReconstructionScores(16, lambda reconstructions, images: (reconstructions - images).abs().mean((1, 2, 3)))
+    images = module._images(batch)
+    with torch.no_grad():
+        for rows in (slice(0, 3), slice(3, 4)):
+            result = module.network(images[rows])
+            scores.update(images[rows], result, module._terms(images[rows], result))
+        whole = module.network(images)
+        terms = module._terms(images, whole)
+    reconstructions = whole.images_BCHW.clamp(-1, 1)
+    values = scores.compute()
+    assert values["lpips"] == pytest.approx(float((reconstructions - images).abs().mean()), rel=1e-5)
+    assert values["loss"] == pytest.approx(float(terms.loss), rel=1e-5)
+    assert values["reconstruction"] == pytest.approx(float(terms.each["reconstruction"]), rel=1e-5)
+    assert set(scores.named(raw=False)) == {"psnr_4", "ssim_4", "lpips_4"}
+
+
+def test_the_smallest_image_of_a_discriminator_has_one_patch():
+    size = next(size for size in range(8, 128, 4) if PatchGANConfig(num_layers=2).patches(size) == 1)
+    for pixels, valid in ((size, True), (size - 4, False)):
+        config = dataclasses.replace(TINY_VQ, image_size=pixels)
+        adversarial = AdversarialConfig(discriminator=PatchGANConfig(num_layers=2, channels=8))
+        arguments = (config, OptimizerConfig(), 8, TokenizerLoss(), adversarial)
+        if valid:
+            assert not TokenizerModule(*arguments).automatic_optimization
+        else:
+            assert_user_error(f"num_layers 2 leaves no patch of {pixels}x{pixels} pixels", TokenizerModule, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"init_from": "x", "codebook_init": "data"}, "init_from brings a codebook"),
+        ({"lpips_file": "x", "loss": TokenizerLoss(perceptual_weight=1.0, perceptual_file="y")}, "without LPIPS"),
+    ],
+)
+def test_options_that_contradict_each_other(options, words):
+    arguments = {"network": TINY_VQ, "optimizer": OptimizerConfig(), "global_batch_size": 8, "loss": TokenizerLoss()}
+    assert_user_error(words, TokenizerModule, **(arguments | options))
+
+
+def test_the_codebook_starts_from_the_first_batch(batch, monkeypatch):
+    for init, step, number, starts in (
+        ("data", 0, 0, True),
+        ("data", 1, 0, False),
+        ("data", 0, 1, False),
+        ("random", 0, 0, False),
+    ):
+        module = tokenizer_module(codebook_init=init)
+        module._trainer = SimpleNamespace(global_step=step)
+        before = module.network.quantize.embedding.weight.detach().clone()
+        module.on_train_batch_start(batch, number)
+        after = module.network.quantize.embedding.weight.detach()
+        assert torch.equal(before, after) != starts
+        if starts:
+            latent = module.network.latent(module._images(batch)).detach()
+            rows = torch.nn.functional.normalize(latent, dim=1).movedim(1, -1).reshape(-1, latent.shape[1])
+            assert ((after @ rows.T).amax(1) > 1 - 1e-5).all()

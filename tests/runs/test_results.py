@@ -81,6 +81,10 @@ def test_the_commit_where_there_is_no_git(monkeypatch):
     monkeypatch.setattr(results.subprocess, "run", lambda *words, **more: (_ for _ in ()).throw(OSError))
     monkeypatch.delenv("AIM_COMMIT", raising=False)
     assert commit() == "unknown"
+    monkeypatch.undo()
+    monkeypatch.delenv("AIM_COMMIT", raising=False)
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # git starts and fails
+    assert commit() == "unknown"
     monkeypatch.setenv("AIM_COMMIT", "abc123")
     assert commit() == "abc123"
 
