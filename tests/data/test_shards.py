@@ -155,6 +155,16 @@ def test_code_out_of_range_wrong_views_and_wrong_types(directory):
     assert "codes are int32" in texts(directory)[0]
 
 
+def test_an_array_that_cannot_be_decoded_names_its_record_and_the_others_are_read(directory):
+    path = directory / "tokens-000000.tar"
+    write_members(path, members_of(path) | {"tokens-000000-0000.codes.npy": b"no array"})
+    checksum, decoding, rows, file = texts(directory)
+    assert checksum.startswith("tokens-000000.tar, record tokens-000000-0000: its checksum differs")
+    assert decoding.startswith("tokens-000000.tar, record tokens-000000-0000: cannot be decoded (")
+    assert rows == "tokens-000000.tar: 300 rows can be read, the manifest says 1300"
+    assert file.startswith("tokens-000000.tar: its sha256 is not the manifest's")
+
+
 def test_foreign_tar_instead_of_a_shard_and_next_to_them(directory, tmp_path):
     images = io.BytesIO()
     Image.new("RGB", (4, 4)).save(images, "PNG")

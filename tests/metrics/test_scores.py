@@ -262,6 +262,8 @@ def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
     network = Complete().load()
     scores, few = (Scores(network, real_of(network, random_images(40)), count) for count in (30, 12))
     assert scores.protocol()["kernel_distance"]["subset_size"] == 30
+    names = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
+    assert scores.names() == names and Scores(network, scores.real, 30, compare=False).names() == names[:4]
     assert scores.protocol() == {
         "features": network.protocol(),
         "reference": {"kind": "test"},
@@ -277,6 +279,15 @@ def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
         "precision_recall": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
     }
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
+
+
+def test_a_reference_of_two_images_without_labels_has_no_probe():
+    network, images = Complete().load(), random_images(2)
+    builder = ReferenceImagesBuilder(network, 2)
+    builder.add(images, None, torch.arange(2))
+    real = builder.finish({})
+    assert real.probe is None and real.count == 2 and torch.equal(real.features, network.outputs(images)["features"])
+    assert_user_error("need at least two images; the data gave 1", ReferenceImagesBuilder, network, 1)
 
 
 def test_real_images_survive_a_file():

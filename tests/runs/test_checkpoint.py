@@ -17,6 +17,7 @@ from aim_lightning.checkpoint.io import CheckpointNotWritten, load_weights, read
 from aim_lightning.models import AiM
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
 from aim_lightning.runs.history import read_content
+from aim_lightning.runs.resume_policy import Progress, RunContent
 from aim_lightning.utils.errors import TransientError, UserError
 
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
@@ -210,6 +211,20 @@ def test_a_transient_read_error_does_not_blame_the_file(tmp_path, monkeypatch, o
     monkeypatch.setattr(owner, name, failing(original, [fault] * 2))
     content = read_content(run, {})
     assert content.newest.step == 8 and not content.damaged
+
+
+def test_the_content_of_a_run_is_that_of_its_newest_intact_checkpoint(tmp_path):
+    run = RunDirectory("exp", "main", tmp_path)
+    assert read_content(run, {"a": 2}) == RunContent(None, {}, {}, {"a": 2})
+    for step in (4, 8):
+        content = {"trainer": {"global_step": step, "imported_from": "x"}, "cursor": {"epoch": step // 3}}
+        content |= {"configuration": {"a": step}, "data": {"rows": step}}
+        write_checkpoint({**CONTENT, **content}, run.checkpoint_directory / f"step={step:08d}.ckpt")
+    older, newer = sorted(run.checkpoints())
+    newer.write_bytes(newer.read_bytes()[:900])
+    damaged = str(assert_user_error("damaged", read_checkpoint, newer))
+    progress = Progress(older, 4, 1)
+    assert read_content(run, {"a": 2}) == RunContent(progress, {newer: damaged}, {"a": 4}, {"a": 2}, "x", {"rows": 4})
 
 
 def test_a_checkpoint_without_permission_is_reported_as_the_user_s_mistake(tmp_path, monkeypatch):
