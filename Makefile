@@ -203,4 +203,4 @@ docs: install ## Build the site with the API reference into site/
 	@echo 'site: site/README.html'
 
 clean: ## Remove the virtual environment and caches; runs and data stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache mutants
