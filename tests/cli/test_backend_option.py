@@ -26,7 +26,7 @@ def call(place, config, command, backend) -> int:  # noqa: F811
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_backend_that_cannot_be_had_draws_nothing(monkeypatch, capsys, place, config, command):  # noqa: F811
     monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
-    assert call(monkeypatch, place, config, command, "mamba_ssm") == 2
+    assert call(place, config, command, "mamba_ssm") == 2
     text = capsys.readouterr().err
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert lines == [
@@ -37,9 +37,9 @@ def test_a_backend_that_cannot_be_had_draws_nothing(monkeypatch, capsys, place, 
 
 def test_kernels_that_are_there_cannot_draw_on_a_cpu(monkeypatch, capsys, place, config):  # noqa: F811
     monkeypatch.setattr(choose, "missing", lambda: None)
-    assert call(monkeypatch, place, config, "sample", "mamba_ssm") == 2
+    assert call(place, config, "sample", "mamba_ssm") == 2
     assert "the weights are on the CPU, its kernels need an NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_torch_draws(monkeypatch, place, config):  # noqa: F811
-    assert call(monkeypatch, place, config, "sample", "torch") == 0
+def test_torch_draws(place, config):  # noqa: F811
+    assert call(place, config, "sample", "torch") == 0
