@@ -45,7 +45,7 @@ SECTIONS = {
     ),
     "logger": NamedSection(
         base="lightning.pytorch.loggers.Logger",
-        provided=("save_dir",),
+        provided={"save_dir": "all loggers write to the run directory, RUNS_ROOT/EXPERIMENT/RUN"},
         description="named loggers, --logger.NAME.OPTION; null switches one off",
     ),
     "cluster": ClassSection(

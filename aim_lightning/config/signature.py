@@ -18,8 +18,11 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the most similar name, or an empty text."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    """Return "; did you mean NAME?" for the most similar name or abbreviated name, or an empty text."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    if not close and len(name) > 1:  # lr is short for base_learning_rate
+        close = [long for long in names if "".join(word[:1] for word in long.split("_")).endswith(name)]
     return f"; did you mean {close[0]}?" if close else ""
 
 

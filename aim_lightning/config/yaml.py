@@ -15,6 +15,7 @@ _FLOAT = re.compile(
 )
 _INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0b[01]+)$")
 _TAG = "tag:yaml.org,2002:"
+MAX_VALUES = 100_000  # an experiment has a few hundred; a few nested aliases can stand for billions
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -55,6 +56,8 @@ def parse(text: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        if _expanded_size(node, {}) > MAX_VALUES:
+            raise YamlError(f"anchors expand to more than {MAX_VALUES:,} values; write fewer aliases", 1)
         _check_keys(node)
         return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -64,6 +67,17 @@ def parse(text: str) -> Any:
         raise YamlError(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
     finally:
         loader.dispose()
+
+
+def _expanded_size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Return the number of values after every alias is replaced by its anchor; each node is visited once."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = 0  # an anchor that contains itself, which _check_keys reports
+        children = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _check_keys(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:

@@ -8,6 +8,7 @@ from helpers import assert_user_error
 
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, check
+from aim_lightning.config.signature import suggest
 
 SECTIONS = {
     "model": ClassSection(),
@@ -321,3 +322,9 @@ def test_messages_name_the_file_or_command_line_that_set_the_value(toybox, tmp_p
     assert error.startswith("command line: model.init_args.network.widht")
     file.write_text("model: {class_path: toybox.Base}\n")
     assert fails(compose([file], [("model.workers", "1")])).startswith(f"{file}: model.init_args.root is missing")
+
+
+def test_abbreviations_are_suggested_too():
+    assert suggest("lr", ["weight_decay", "base_learning_rate"]) == "; did you mean base_learning_rate?"
+    assert suggest("wd", ["weight_decay", "base_learning_rate"]) == "; did you mean weight_decay?"
+    assert suggest("x", ["max_x"]) == suggest("zzz", ["max_x"]) == ""

@@ -1,6 +1,7 @@
 """Merging files and overrides into one document."""
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from helpers import assert_contains, assert_user_error
 
 from aim_lightning.config import compose
 from aim_lightning.config.yaml import dump, parse
+from aim_lightning.utils.errors import UserError
 
 MODEL = """\
 model:
@@ -222,3 +224,13 @@ OVERRIDE_ERRORS = [
 @pytest.mark.parametrize(("override", "words"), OVERRIDE_ERRORS)
 def test_errors_in_overrides(directory, override, words):
     assert_contains(fails(write(x=MODEL + "name: demo\n"), override), words)
+
+
+def test_aliases_that_expand_to_billions_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"anchors expand to more than 100,000 values"):
+        compose([tmp_path / "bomb.yaml"], [])
+    assert time.process_time() - start < 1
