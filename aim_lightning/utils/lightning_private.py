@@ -24,9 +24,28 @@ def _do_nothing() -> None:
 
 
 def logged_step(trainer: Any) -> int:
-    """Return the step under which the trainer logs metrics now."""
-    # `trainer.global_step` counts the steps of all optimizers.
+    """Return the step under which the trainer logs metrics now: the optimizer steps done."""
+    # `trainer.global_step` counts the steps of all optimizers, and is 0 in `validate`.
+    if trainer.state.fn == "fit":
+        return trainer.datamodule.steps
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_steps_done(trainer: Any) -> None:
+    """Make the trainer log metrics under `logged_step`.
+
+    Args:
+        trainer: a Lightning trainer, before `fit` or `validate`.
+    """
+    # Lightning counts a step only after it has logged it: step 700 would appear as 699 next to checkpoint 700.
+    log_metrics = trainer._logger_connector.log_metrics
+
+    def log(metrics: dict[str, Any], step: int | None = None) -> None:
+        if metrics and step is None and "step" not in metrics:
+            metrics, step = {**metrics, "epoch": trainer.current_epoch}, logged_step(trainer)
+        log_metrics(metrics, step)
+
+    trainer._logger_connector.log_metrics = log
 
 
 def set_logged_step(trainer: Any, step: int) -> None:

@@ -82,10 +82,10 @@ def test_training_is_the_same_to_the_bit(place, run):
 
 def test_curves_grid_and_best_checkpoints(run):
     values = scalars(run)["metrics/fd_effnet_lite0_40"]
-    assert [step for step, _ in values] == [5, 11, 17, 21]
+    assert [step for step, _ in values] == [6, 12, 18, 22]
     assert {"metrics/precision_effnet_lite0_40", "metrics/class_agreement_40"} <= set(scalars(run))
     assert (run / "samples" / "evaluation.png").is_file()
-    ranked = sorted((value, step + 1) for step, value in values)[:2]
+    ranked = sorted((value, step) for step, value in values)[:2]
     kept = sorted((run / "best").iterdir())
     assert [f"fd_effnet_lite0_40={value:.4f}-step={step:08d}.ckpt" for value, step in ranked] == [p.name for p in kept]
     content = read_checkpoint(kept[0])
@@ -163,7 +163,7 @@ def test_epochs_and_the_trained_weights_themselves(place):
     """Seven steps an epoch: due after each second one, at the first batch of the next."""
     by_epoch = ("--callbacks.training_evaluation.every_n_steps", 0, "--callbacks.training_evaluation.every_n_epochs", 2)
     run = fit(place, "epochs", *by_epoch, "--callbacks.ema", "null")
-    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [13, 21]
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [14, 22]
 
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
@@ -208,7 +208,7 @@ def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that
     assert "evaluation aborted" in done.stdout and "Traceback" not in done.stderr
     run = place / "runs" / "tiny" / "both"
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
-    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [5]
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
 
 
 def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(place, run, monkeypatch):

@@ -63,8 +63,8 @@ def test_a_disk_that_has_room_again_leaves_no_trace(fit, full_disk, capsys):
     assert out.count("step=00000008.ckpt could not be written (File too large") == 1
     assert "step=00000004.ckpt is kept" in out and err.count("its events wait for room") == 1
     series = scalars(run)
-    assert [step for step, _ in series["train/loss"]] == list(range(22))
-    assert [step for step, _ in series["val/loss"]] == [5, 11, 17]
+    assert [step for step, _ in series["train/loss"]] == list(range(1, 23))
+    assert [step for step, _ in series["val/loss"]] == [6, 12, 18]
 
 
 def test_a_disk_that_stays_full_ends_in_one_line_and_a_later_start_goes_on(fit, full_disk, capsys):
@@ -77,7 +77,7 @@ def test_a_disk_that_stays_full_ends_in_one_line_and_a_later_start_goes_on(fit, 
     full_disk(None, None)
     code, run = fit("--model.optimizer.schedule", "constant")
     assert code == 0 and "training from step 4" in capsys.readouterr().out
-    assert [step for step, _ in scalars(run)["train/loss"]] == list(range(22))
+    assert [step for step, _ in scalars(run)["train/loss"]] == list(range(1, 23))
 
 
 def test_a_warning_on_a_full_disk_still_stops_training_so_that_the_job_is_requeued(fit, full_disk, no_signal, capsys):

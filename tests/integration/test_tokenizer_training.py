@@ -106,11 +106,11 @@ def test_checkpoint_holds_both_networks_and_both_optimizers(whole):
 def test_curves(whole):
     found = series(whole)
     for name in ("loss", "reconstruction", "codebook", "commitment", "entropy", "grad_norm", "codebook_usage"):
-        assert [step for step, _ in found[f"train/{name}"]] == list(range(STEPS)), name
+        assert [step for step, _ in found[f"train/{name}"]] == list(range(1, STEPS + 1)), name
     for name in ("generator", "discriminator", "adaptive_weight", "logits_real", "grad_norm_discriminator"):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(2, STEPS)), name
     assert [step for step, _ in found["val/psnr"]] == [3, 7]
-    assert [step for step, rate in scalars(whole)["perf/model_tflops_per_s"] if rate > 0] == list(range(STEPS))
+    assert [step for step, rate in scalars(whole)["perf/model_tflops_per_s"] if rate > 0] == list(range(1, STEPS + 1))
     revived = [int(value) for _, value in found["train/revived_codes"]]
     assert revived[2] > 0 and revived[5] > 0 and sum(revived) == revived[2] + revived[5]
 

@@ -131,8 +131,8 @@ def test_checkpoint_has_explicit_keys_and_plain_names(whole):
 def test_every_step_is_in_tensorboard_once(whole):
     found = series(whole)
     for tag in ("train/loss", "train/bits_per_code", "train/grad_norm"):
-        assert [step for step, _ in found[tag]] == list(range(22)), tag
-    assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
+        assert [step for step, _ in found[tag]] == list(range(1, 23)), tag
+    assert [step for step, _ in found["val/loss"]] == [6, 12, 18]
     assert {"train/learning_rate", "perf/images_per_s", "perf/tokens_per_s", "perf/model_tflops_per_s"} <= set(
         scalars(whole)
     )
@@ -277,8 +277,8 @@ def test_continuing_with_another_accumulation_keeps_stream_and_end(experiment, p
     for name, value in kept["network"].items():
         assert torch.allclose(value, changed["network"][name], atol=2e-3), name
     found = series(run_dir)
-    assert [step for step, _ in found["train/loss"]] == list(range(22))
-    assert [step for step, _ in found["val/loss"]] == [5, 11, 17]
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 23))
+    assert [step for step, _ in found["val/loss"]] == [6, 12, 18]
 
 
 def test_sigterm_is_no_success(place, experiment):

@@ -27,6 +27,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.lightning_private import logged_step
 from aim_lightning.utils.logging import log
 
 COLUMNS = 8  # of the image grid
@@ -157,7 +158,7 @@ class TrainingEvaluation(Callback):
         record = self._record(trainer, scores, pipeline, raw=ema is None)
         for logger in trainer.loggers:
             curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
-            logger.log_metrics(curves, trainer.global_step - 1)
+            logger.log_metrics(curves, logged_step(trainer))
         if trainer.is_global_zero:
             directory, grid = Path(self.run_dir) / "samples", labelled_grid(scores.first_images, COLUMNS, [])
             log_image(trainer, "evaluation", grid)

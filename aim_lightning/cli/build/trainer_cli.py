@@ -38,6 +38,7 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.lightning_private import log_steps_done
 
 # Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
 LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
@@ -162,6 +163,7 @@ def build(document: Config, purge_step: int | None = None, guards: Sequence[Call
     resources.check_codes(cli.model)
     for name, callback in cli.named_callbacks.items():
         resources.provide(name, callback)
+    log_steps_done(cli.trainer)
     for logger in cli.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             use_run_writer(logger, purge_step)

@@ -115,9 +115,9 @@ def _train(
 
     where = f"from step {decision.step} ({decision.checkpoint})" if decision.checkpoint else "from the start"
     log(f"{directory.path}: training {where}")
-    # TensorBoard counts from 0: the checkpoint of step n was written after entry n - 1.
+    # TensorBoard drops what earlier processes logged after the checkpoint.
     validated = ValidatedStep()
-    cli = build(document, purge_step=decision.step, guards=[*guards(document, directory, decision), validated])
+    cli = build(document, purge_step=decision.step + 1, guards=[*guards(document, directory, decision), validated])
     disable_signal_handlers(cli.trainer)
     if hasattr(cli.model, "check_length"):
         cli.model.check_length(total_steps(cli.trainer, cli.datamodule))

@@ -50,8 +50,7 @@ def score(config: Config) -> int:
     step = content["trainer"]["global_step"]
     cli = build(config, purge_step=None, guards=[ValidationStop(step)])
     disable_signal_handlers(cli.trainer)
-    # Loggers put the results at the step of the checkpoint, which training logged one step earlier.
-    set_logged_step(cli.trainer, max(step - 1, 0))
+    set_logged_step(cli.trainer, step)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name.removeprefix("metrics/"): float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
