@@ -18,7 +18,11 @@ from aim_lightning.modules.optim import (
     total_steps,
 )
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import warn_once
 from aim_lightning.utils.random import hash_uniform
+
+# Share of ln V, the loss of a uniform guess. The published curve ends near 0.7, the demo's near 0.4.
+IMPLAUSIBLE = 0.05
 
 
 class AiMModule(LightningModule):
@@ -82,8 +86,19 @@ class AiMModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
         self.val_loss.reset()
+        self._check_plausible(float(loss))
         self.log("val/loss", loss)
         self.log("val/bits_per_code", loss / math.log(2), prog_bar=True)
+
+    def _check_plausible(self, loss: float) -> None:
+        """Warn once about a loss that natural images do not reach."""
+        uniform = math.log(self.network.config.vocab_size)
+        if loss < IMPLAUSIBLE * uniform:
+            size = self.network.config.vocab_size
+            warn_once(
+                f"val/loss is below {IMPLAUSIBLE:.0%} of ln {size} = {uniform:.2f} nats, which is implausible; "
+                "check the shards (aim-lightning shards verify) and the tokenizer"
+            )
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip by norm and log the norm before.

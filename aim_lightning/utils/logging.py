@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 from aim_lightning.utils.process import is_rank_zero
 
@@ -27,11 +28,13 @@ def warn_once(text: str) -> None:
 
 
 def show_log() -> None:
-    """Print what the package's modules log with the standard library, such as the selected backend."""
+    """Print what the package's modules log with the standard library, and warnings of libraries in one line."""
     logger = logging.getLogger("aim_lightning")
     if not logger.handlers:
         logger.addHandler(_ConsoleHandler())
         logger.setLevel(logging.INFO)
+    # Python's format shows the path and the line of the library that warns.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
 
 
 class _ConsoleHandler(logging.Handler):

@@ -116,3 +116,13 @@ def test_the_learning_rate_decays_per_step_until_the_end(make_module):
 def test_a_share_out_of_range_is_refused(make_module, share):
     assert_user_error(rf"label_dropout is {share}; it must be from 0 to 1", make_module, label_dropout=share)
     make_module(label_dropout=round(share))
+
+
+def test_an_implausibly_low_loss_is_warned_about_once(make_module, monkeypatch, capsys):
+    module, warned = make_module(), set()
+    monkeypatch.setattr("aim_lightning.utils.logging._warned", warned)
+    uniform = math.log(TINY.vocab_size)
+    for loss in (0.06 * uniform, 0.04 * uniform, 0.03 * uniform):
+        module._check_plausible(loss)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "val/loss is below 5% of ln 16 = 2.77 nats" in error

@@ -58,3 +58,9 @@ def test_a_directory_that_cannot_be_created_is_one_line(capsys, monkeypatch, tmp
     assert main([]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "/proc/none" in error and "choose another path" in error
+
+
+def test_warnings_of_libraries_are_one_line_without_path(capsys):
+    code = "from aim_lightning.utils.logging import show_log; import warnings; show_log(); warnings.warn('two\\nlines')"
+    done = subprocess.run(python(code), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "warning: two lines\n"
