@@ -153,7 +153,7 @@ def test_two_ranks_with_uneven_shares_and_a_budget_end(place):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     found = scalars(place / "runs" / "tiny" / "two")
-    assert [step for step, _ in found["metrics/fd_effnet_lite0_32"]] == [5, 7]
+    assert [step for step, _ in found["metrics/fd_effnet_lite0_32"]] == [6, 8]
     assert not any(tag.endswith("_49") for tag in found)
     record = read_record(place / "runs" / "tiny" / "two" / "samples" / "evaluation.json")
     assert record["protocol"]["sampling"]["decoder"] == "fast"
