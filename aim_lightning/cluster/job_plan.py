@@ -179,5 +179,5 @@ def array_indices(text: str) -> list[int]:
         first, _, last = part.partition("-")
         indices += range(int(first), int(last or first) + 1)
     if not indices or len(set(indices)) != len(indices):
-        raise UserError(f"--seeds is {text!r}: a number is repeated, or there is none")
+        raise UserError(f"--seeds is {text!r}: numbers are repeated or missing")
     return indices

@@ -45,7 +45,7 @@ def start_from(module: LightningModule, source: str, manifest: TokenManifest | N
 
 
 def _check_tokenizer(found: Source, manifest: TokenManifest) -> None:
-    """A code must mean the same to both: else all that was learnt about codes is wrong, and no number tells."""
+    """Refuse weights trained on the codes of another tokenizer: no metric would show that the codes differ."""
     theirs, ours = found.tokenizer_hash, manifest.tokenizer_hash
     if theirs is not None and theirs != ours:
         raise UserError(
@@ -56,7 +56,7 @@ def _check_tokenizer(found: Source, manifest: TokenManifest) -> None:
 
 
 def _other_classes(theirs: list[str] | None, ours: list[str] | None) -> list[str]:
-    """A line where as many classes have other names: their rows stay, label by label."""
+    """Return a line if as many classes have other names: their rows stay, label by label."""
     if theirs is None or ours is None or len(theirs) != len(ours) or theirs == ours:
         return []
     label = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])

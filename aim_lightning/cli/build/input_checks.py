@@ -9,9 +9,15 @@ from aim_lightning.utils.errors import UserError
 
 
 def check_files(command: str, values: dict[str, Any], checkpoint: str | None = None) -> None:
-    """Raises UserError for a missing run, tokenizer, source of weights, directory of images or of token shards.
+    """Check that the run, tokenizer, weights, images and token shards of a command exist.
 
-    checkpoint: a file that takes the place of the run's newest.
+    Args:
+        command: name of the command.
+        values: of the configuration.
+        checkpoint: file used instead of the newest checkpoint of the run.
+
+    Raises:
+        UserError: a file or directory is missing.
     """
     run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
     if checkpoint and not Path(checkpoint).exists():
