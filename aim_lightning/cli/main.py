@@ -18,7 +18,7 @@ from aim_lightning.utils.process import node_name, rank
 
 # They answer without importing torch; `slurm submit` has checked the configuration of their job.
 UNCHECKED = ("slurm status", "slurm cancel", "slurm started", "slurm ended")
-LOST = "another process of this command has ended, which tells why; this one cannot go on without it"
+LOST = "another rank exited; see its error above. Aborting this rank."
 
 
 class Options(argparse.ArgumentParser):

@@ -56,7 +56,7 @@ def install() -> None:
 def keep() -> None:
     """Install the handlers again, if this process has installed them; takes ten microseconds.
 
-    LLVM replaces them when Triton first compiles a kernel in a process, and Python does not notice. SIGUSR1 would then
+    LLVM replaces them when Triton compiles its first kernel. Python does not notice. SIGUSR1 would then
     do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training immediately.
     """
     if not _installed or threading.current_thread() is not threading.main_thread():

@@ -11,9 +11,9 @@ class PaperRow:
         model: name in the paper.
         parameters: as written there.
         fid: as reported, 50,000 samples.
-        inception_score: likewise.
-        precision: likewise.
-        recall: likewise.
+        inception_score: as reported.
+        precision: as reported.
+        recall: as reported.
     """
 
     model: str

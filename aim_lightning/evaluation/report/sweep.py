@@ -121,7 +121,7 @@ def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
 def write_hparams(
     directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
 ) -> None:
-    """TensorBoard's hparams page: a run a point, written anew."""
+    """Write TensorBoard's hparams page again, one run per point."""
     from torch.utils.tensorboard import SummaryWriter
 
     for point, record in zip(points, records, strict=True):

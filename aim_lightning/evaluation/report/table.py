@@ -1,4 +1,4 @@
-"""experiments/README.md: recorded results beside what papers report."""
+"""Render experiments/README.md: recorded results next to those that papers report."""
 
 from pathlib import Path
 from typing import Any
