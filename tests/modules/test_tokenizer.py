@@ -61,7 +61,8 @@ def test_scores_are_those_of_a_float32_reconstruction(batch):
 def with_adversary(**trainer) -> TokenizerModule:
     """Return a module with a discriminator, and with these attributes of a trainer."""
     discriminator = PatchGANConfig(num_layers=1, channels=8)
-    module = tokenizer_module(adversarial=AdversarialConfig(start_step=4, discriminator=discriminator))
+    adversarial = AdversarialConfig(start_step=4, discriminator=discriminator)
+    module = tokenizer_module(adversarial=adversarial, revival=RevivalConfig(every_n_steps=5))
     module._trainer = SimpleNamespace(precision_plugin=None, **trainer)
     return module
 
@@ -133,6 +134,7 @@ def test_both_networks_take_their_steps_after_the_last_micro_batch(batch, monkey
             assert bool(logged) == bool(changed) and ("train/discriminator" in logged) == (len(changed) == 2)
         assert module.global_step == 5 and [schedule.last_epoch for schedule in schedules] == [2, 1]
         used = (module.network.quantize.recent_counts() > 0).float().mean()
+        assert logged["train/revived_codes"] == round(16 * (1 - float(used))) > 0
         assert logged["train/codebook_usage"] == used and 1 <= logged["train/codebook_perplexity"] <= 16
         assert logged["train/grad_norm"] > 0 and not any(
             p.grad is not None and p.grad.any() for p in module.parameters()
