@@ -13,7 +13,8 @@ from aim_lightning.models import VQModel
 
 def trainer_with(*loggers, rank: int = 0) -> SimpleNamespace:
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
-    return SimpleNamespace(sanity_checking=False, is_global_zero=rank == 0, loggers=loggers, fit_loop=loop)
+    state = SimpleNamespace(fn="validate")
+    return SimpleNamespace(sanity_checking=False, is_global_zero=rank == 0, loggers=loggers, fit_loop=loop, state=state)
 
 
 def test_an_image_reaches_every_logger_that_supports_images():

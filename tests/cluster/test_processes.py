@@ -26,7 +26,7 @@ print("received", signals.received(), flush=True)
 
 def python(code: str, *arguments, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, **more)
 
 
 @pytest.mark.parametrize(

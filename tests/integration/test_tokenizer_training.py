@@ -108,8 +108,8 @@ def test_curves(whole):
     for name in ("loss", "reconstruction", "codebook", "commitment", "entropy", "grad_norm", "codebook_usage"):
         assert [step for step, _ in found[f"train/{name}"]] == list(range(1, STEPS + 1)), name
     for name in ("generator", "discriminator", "adaptive_weight", "logits_real", "grad_norm_discriminator"):
-        assert [step for step, _ in found[f"train/{name}"]] == list(range(2, STEPS)), name
-    assert [step for step, _ in found["val/psnr"]] == [3, 7]
+        assert [step for step, _ in found[f"train/{name}"]] == list(range(3, STEPS + 1)), name
+    assert [step for step, _ in found["val/psnr"]] == [4, 8]
     assert [step for step, rate in scalars(whole)["perf/model_tflops_per_s"] if rate > 0] == list(range(1, STEPS + 1))
     revived = [int(value) for _, value in found["train/revived_codes"]]
     assert revived[2] > 0 and revived[5] > 0 and sum(revived) == revived[2] + revived[5]
@@ -237,8 +237,8 @@ def test_perceptual_loss_and_metric(place, tmp_path):
     options = ("--model.loss.perceptual_weight", 1, "--model.loss.perceptual_file", file, *short)
     whole = place.fit("lpips", *options)
     found = series(whole)
-    assert [step for step, value in found["train/perceptual"] if value > 0] == [0, 1, 2, 3]
-    assert [step for step, value in found["val/lpips"] if value > 0] == [1, 3]
+    assert [step for step, value in found["train/perceptual"] if value > 0] == [1, 2, 3, 4]
+    assert [step for step, value in found["val/lpips"] if value > 0] == [2, 4]
     assert not [name for name in read_checkpoint(whole / "checkpoints/step=00000004.ckpt")["network"] if "vgg" in name]
     place.cut("lpips", "lpips_cut", 2)
     assert series(place.fit("lpips_cut", *options)) == found

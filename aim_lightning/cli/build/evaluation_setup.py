@@ -65,8 +65,9 @@ def prepare(
         device: of this rank, from `start`.
         keep_images: write samples.npz.
     """
+    sampling = config.sampling  # checked before weights are read
     model = load_model(config, options, device)
-    plan = make_plan(options, model, config.sampling)
+    plan = make_plan(options, model, sampling)
     return make_evaluation(config, options, model, make_scorer(config, options, device), keep_images), plan
 
 
