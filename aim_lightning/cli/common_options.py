@@ -25,7 +25,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def add_raw(parser: argparse.ArgumentParser) -> None:
-    """Add --raw."""
+    """Add the option --raw to a parser."""
     text = "use the trained weights instead of the averaged ones (EMA; default: false)"
     parser.add_argument("--raw", type=boolean, default=False, metavar="BOOL", help=text)
 
@@ -37,13 +37,13 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_on_error(parser: argparse.ArgumentParser) -> None:
-    """Add --on_error."""
+    """Add the option --on_error to a parser."""
     text = "action at an unreadable image: error stops, skip leaves it out and lists it (default: error)"
     parser.add_argument("--on_error", choices=("error", "skip"), default="error", help=text)
 
 
 def add_allow_changes(parser: argparse.ArgumentParser) -> None:
-    """Add --allow_changes."""
+    """Add the option --allow_changes to a parser."""
     text = "continue a run although its configuration changed (default: false)"
     parser.add_argument("--allow_changes", metavar="BOOL", type=boolean, default=False, help=text)
 
@@ -62,13 +62,13 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
-    """Add --seeds."""
+    """Add the option --seeds to a parser."""
     seeds = "number of sample sets; their seeds count up from sampling.seed (default: 1)"
     parser.add_argument("--seeds", type=int, default=1, help=seeds)
 
 
 def add_record(parser: argparse.ArgumentParser) -> None:
-    """Add --record."""
+    """Add the option --record to a parser."""
     text = "also write experiments/results/NAME.json for `make table`"
     parser.add_argument("--record", metavar="NAME", help=text)
 

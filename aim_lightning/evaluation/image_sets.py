@@ -118,7 +118,7 @@ class NpzImages(ImageSet):
         return {"kind": "npz", "name": self.file.path.name, "sha256": self._sha256, "pictures": len(self)}
 
     def files(self) -> Iterable[Path]:
-        """Return the archive."""
+        """Return the one file of the set."""
         return [self.file.path]
 
     @cached_property

@@ -46,7 +46,7 @@ class BlockDirectory:
             leftover.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete all blocks."""
+        """Delete the directory with all blocks."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
 

@@ -26,7 +26,7 @@ class RunProgressBar(ProgressBar):
         self.started, self.seconds, self.started_step = 0.0, 0.0, 0
 
     def enable(self) -> None:
-        """Show progress again."""
+        """Show progress again after `disable`."""
         self.is_enabled = True
 
     def disable(self) -> None:
