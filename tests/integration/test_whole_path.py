@@ -71,7 +71,7 @@ def check_shards(aim_cli, shards, tokenizer):
     succeed(aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", "12"))
     assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
     manifest = json.loads((shards / "train" / "manifest.json").read_text())
-    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (2000, 1, [8, 8], 2)
+    assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (2000, 2, [8, 8], 2)
 
 
 def check_images_in_tensorboard(run_dir, tag):
