@@ -1,6 +1,6 @@
-"""The table at the end of `make demo`, from the results.json of both stages.
+"""Print the table at the end of `make demo` from the results.json of both stages, with the target of each figure.
 
-python experiments/demo_table.py [--runs_root runs]; the target is next to each figure.
+python experiments/demo_table.py [--runs_root runs] [--num 2000]
 """
 
 import argparse
@@ -8,80 +8,66 @@ import math
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from omegaconf import OmegaConf
 
+from aim_lightning.metrics import metric_name
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
 PSNR, BITS, AGREEMENT = 22, 4, 0.85
 
 
+def table(runs: Path, num: int) -> list[str]:
+    """Return the lines of the table.
+
+    Args:
+        runs: directory of all runs.
+        num: number of samples, and of images behind both baselines, that the metrics must have.
+
+    Raises:
+        UserError: a run, or a metric of that number, is missing.
+    """
+    aim_run = runs / "demo_aim/main"
+    aim, tokenizer = _metrics(aim_run), _metrics(runs / "demo_tokenizer/main")
+    lines = ["Fashion-MNIST mini, 32x32, 8x8 codes", _row("", "samples", "untrained model", "real images")]
+    for base, digits in (("fd_effnet_lite0", 1), ("class_agreement", 3)):
+        name = metric_name(base, num)
+        lines.append(_row(name, *(f"{aim[name + suffix]:.{digits}f}" for suffix in ("", "_untrained", "_real"))))
+    share = aim[metric_name("class_agreement", num)] / aim[metric_name("class_agreement", num) + "_real"]
+    codebook = OmegaConf.load(aim_run / "config.yaml").model.init_args.network.vocab_size
+    lines += [
+        f"tokenizer PSNR            {tokenizer['val/psnr']:.2f} dB  (to reach: at least {PSNR})",
+        f"codebook usage            {tokenizer['val/codebook_usage']:.0%} of {codebook}",
+        f"validation loss           {aim['val/bits_per_code']:.2f} bits per code of {math.log2(codebook):.0f}"
+        f"  (to reach: at most {BITS})",
+        f"agreement against real    {share:.2f}  (to reach: at least {AGREEMENT})",
+    ]
+    return [*lines, f"images                    {aim_run / 'samples/grid.png'}"]
+
+
+def _metrics(run: Path) -> dict[str, float]:
+    return read_json(run / "results.json", "results")["metrics"]
+
+
+def _row(name: str, *values: str) -> str:
+    return f"{name:26s}" + "".join(f"{value:>17s}" for value in values)
+
+
 def main() -> None:
+    """Print the table of the demo's runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs_root", type=Path, default=Path("runs"), help="directory of all runs (default: runs)")
-    runs = parser.parse_args().runs_root
-    tokenizer, aim = (_metrics(runs / f"demo_{stage}/main/results.json") for stage in ("tokenizer", "aim"))
-    console = Console()
-    console.print(scores(aim))
-    for line in figures(tokenizer, aim, codebook=_codebook(runs / "demo_aim/main/config.yaml")):
-        console.print(line, highlight=False)
-    console.print(f"{'images':26s}{runs / 'demo_aim/main/samples/grid.png'}")
-
-
-def scores(aim: dict[str, float]) -> Table:
-    """Print samples next to an untrained model and real images; the count in the names is that of the run."""
-    table = Table(title="Fashion-MNIST mini, 32x32, 8x8 codes")
-    for column in ("", "samples", "untrained model", "real images"):
-        table.add_column(column, justify="left" if not column else "right")
-    for prefix, digits in (("fd_effnet_lite0", 1), ("class_agreement", 3)):
-        columns = [_find(aim, prefix, kind) for kind in ("", "_untrained", "_real")]
-        table.add_row(columns[0][0], *(f"{value:.{digits}f}" for _, value in columns))
-    return table
-
-
-def figures(tokenizer: dict[str, float], aim: dict[str, float], codebook: int) -> list[str]:
-    """Lines of name, value and what to reach."""
-    bits = _value(aim, "val/bits_per_code")
-    share = _find(aim, "class_agreement", "")[1] / _find(aim, "class_agreement", "_real")[1]
-    rows = [
-        ("tokenizer PSNR", f"{_value(tokenizer, 'val/psnr'):.2f} dB", f"at least {PSNR}"),
-        ("codebook usage", f"{_value(tokenizer, 'val/codebook_usage'):.0%} of {codebook}", ""),
-        ("validation loss", f"{bits:.2f} bits per code of {math.log2(codebook):.0f}", f"at most {BITS}"),
-        ("agreement against real", f"{share:.2f}", f"at least {AGREEMENT}"),
-    ]
-    return [f"{name:26s}{value}{f'  (to reach: {goal})' if goal else ''}" for name, value, goal in rows]
-
-
-def _metrics(path: Path) -> dict[str, float]:
-    return read_json(path, "results")["metrics"]
-
-
-def _codebook(path: Path) -> int:
-    from omegaconf import OmegaConf
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; run make demo")
-    return int(OmegaConf.load(path).model.init_args.network.vocab_size)
-
-
-def _find(metrics: dict[str, float], prefix: str, kind: str) -> tuple[str, float]:
-    """The metric prefix_COUNT + kind, whatever its count."""
-    for name, value in metrics.items():
-        count = name.removeprefix(f"{prefix}_").removesuffix(kind)
-        if name == f"{prefix}_{count}{kind}" and count.removesuffix("k").isdecimal():
-            return name, value
-    raise UserError(f"the results of demo_aim have no {prefix}{kind}; run make validate EXP=demo_aim")
-
-
-def _value(metrics: dict[str, float], name: str) -> float:
-    if name not in metrics:
-        raise UserError(f"the results of the demo have no {name}; run make demo")
-    return metrics[name]
+    parser.add_argument("--num", type=int, default=2000, help="samples behind each metric (default: 2000)")
+    options = parser.parse_args()
+    try:
+        print("\n".join(table(options.runs_root, options.num)))
+    except KeyError as error:
+        sys.exit(f"error: the results of the demo have no {error.args[0]}; run make validate EXP=demo_aim")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} does not exist; run make demo")
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main()

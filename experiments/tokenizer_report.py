@@ -4,12 +4,11 @@ python experiments/tokenizer_report.py runs/fashion_mnist_tokenizer adversarial 
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.config.yaml import dump
@@ -102,13 +101,12 @@ def _scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _print(results: dict[str, dict]) -> None:
-    table = Table()
-    for column in ("", *results):
-        table.add_column(column)
-    for metric in dict.fromkeys(name for result in results.values() for name in result["metrics"]):
-        table.add_row(metric, *(f"{result['metrics'].get(metric, float('nan')):.4f}" for result in results.values()))
-    table.add_row("seconds of fit", *(str(result["fit_seconds"]) for result in results.values()))
-    Console().print(table)
+    names = list(dict.fromkeys(name for result in results.values() for name in result["metrics"]))
+    rows = [["", *results]]
+    rows += [[n, *(f"{result['metrics'].get(n, math.nan):.4f}" for result in results.values())] for n in names]
+    rows.append(["seconds of fit", *(str(result["fit_seconds"]) for result in results.values())])
+    for name, *values in rows:
+        print(f"{name:32s}" + "".join(f"{value:>14s}" for value in values))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import record, recorded_step
 from aim_lightning.runs.resume_policy import Decision, Progress, is_finished
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
+from aim_lightning.utils.process import is_rank_zero
 
 MAX_TIME = "trainer.max_time"
 
@@ -21,7 +22,9 @@ def finished(document: Config, directory: RunDirectory, decision: Decision) -> i
     Raises:
         Stopped: by a signal before they were there.
     """
-    log(f"{directory.path} is finished (step {decision.step}); {_next(document, directory)}")
+    log(f"{directory.path} is finished (step {decision.step})")
+    if is_rank_zero():
+        log_next(_next(document, directory))
     return 0 if recorded_step(directory) == decision.step else score(document)
 
 
@@ -44,7 +47,8 @@ def finish(cli: AimCLI, document: Config, directory: RunDirectory, validated: in
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
     if memory:
         log(f"  peak GPU memory             {memory:.1f} GiB")
-    log(f"results: {directory.results}\nnext: {_go_on(early, directory)}{_next(document, directory)}")
+    log(f"results: {directory.results}")
+    log_next(f"{_go_on(early, directory)}{_next(document, directory)}")
 
 
 def _ended_early(cli: AimCLI) -> str | None:

@@ -1,6 +1,7 @@
 """Log lines for the user: plain text on standard output from rank 0, warnings on standard error from any rank."""
 
 import logging
+import os
 import sys
 import warnings
 
@@ -13,6 +14,12 @@ def log(text: str) -> None:
     """Print a line from rank 0."""
     if is_rank_zero():
         print(text, flush=True)
+
+
+def log_next(text: str) -> None:
+    """Print the command to run next, unless AIM_HINTS is 0, as in a script of several commands."""
+    if os.environ.get("AIM_HINTS") != "0":
+        print(f"next: {text}", flush=True)
 
 
 def warn(text: str) -> None:

@@ -11,16 +11,7 @@ import pytest
 from conftest import ROOT
 
 from aim_lightning.utils import process
-from aim_lightning.utils.process import (
-    RANKS,
-    STEP,
-    ProcessRank,
-    in_background,
-    is_rank_zero,
-    launched_rank,
-    no_collections,
-    prefetch,
-)
+from aim_lightning.utils.process import RANKS, STEP, ProcessRank, is_rank_zero, launched_rank, no_collections, prefetch
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
 LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
@@ -81,13 +72,6 @@ def test_imported_objects_are_not_collected_at_exit():
     code = f"import atexit, gc; {frozen}; import aim_lightning.__main__; print(gc.get_freeze_count())"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.stdout.split() == ["0", "True"], result.stderr
-
-
-def test_in_background_returns_results_and_raises_errors():
-    assert in_background(lambda: 3).result() == 3
-    failed = in_background(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        failed.result()
 
 
 def test_prefetch_keeps_the_order_and_its_depth():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aim_lightning.cli.common_options import add_on_error, boolean, numbers
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
 from aim_lightning.utils.process import ProcessRank
 from aim_lightning.utils.progress import ProgressBar
 
@@ -96,7 +96,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     elif pending or process.rank == 0:
         state = "" if pending else " (already complete)"
         print(f"token shards: {out}/train and {out}/val{state}")
-        print(f"next: make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
+        log_next(f"make shards ARGS='verify {out}', then train an AiM experiment with data.path {out}")
     return 0
 
 

@@ -11,7 +11,7 @@ from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.lightning_private import disable_signal_handlers, set_logged_step
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
 from aim_lightning.utils.process import is_rank_zero
 
 HELP = "score the newest checkpoint (EMA weights) and write results.json"
@@ -65,8 +65,8 @@ def score(config: Config) -> int:
         for name, value in metrics.items():
             log(f"  {name:36s}{value:z10.4f}")
         target = "tokenize" if config.is_tokenizer else "sample"
-        next_step = f"make {target} EXP={directory.experiment} RUN={directory.run}"
-        log(f"results: {directory.results}\nnext: {next_step}")
+        log(f"results: {directory.results}")
+        log_next(f"make {target} EXP={directory.experiment} RUN={directory.run}")
     return 0
 
 
