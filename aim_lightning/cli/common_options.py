@@ -30,6 +30,12 @@ def add_raw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", type=boolean, default=False, metavar="BOOL", help=text)
 
 
+def add_untrained_guidance(parser: argparse.ArgumentParser) -> None:
+    """Add the option --allow_untrained_guidance to a parser."""
+    text = "sample with guidance from a network trained with label_dropout 0 or 1 (default: false)"
+    parser.add_argument("--allow_untrained_guidance", action="store_true", help=text)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE and --raw."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
@@ -77,6 +83,7 @@ def add_generating(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that generate samples of any checkpoint or published weights and score them."""
     add_scoring(parser)
     add_raw(parser)
+    add_untrained_guidance(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint to use instead of the newest one of the run")
     weights = "published weights, directory, file or hub id, instead of a run"
     parser.add_argument("--weights", metavar="SOURCE", help=weights)

@@ -31,7 +31,9 @@ class EvaluatedModel:
     raw: bool = False
 
 
-def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto") -> EvaluatedModel:
+def from_run(
+    source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto", allow_untrained_guidance: bool = False
+) -> EvaluatedModel:
     """Load the newest checkpoint of a run directory, or a checkpoint file. Every rank must call it.
 
     Args:
@@ -40,6 +42,7 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
         tokenizer: None = the tokenizer that the run names.
         device: of the pipeline.
         backend: of the network.
+        allow_untrained_guidance: see `aim_lightning.load`.
 
     Raises:
         UserError: no checkpoint, a checkpoint of another model, or an unavailable backend.
@@ -47,7 +50,8 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
     # Rank 0 chooses: training may write another checkpoint before the next rank looks.
     path = ProcessGroup().on_rank0(lambda: newest_checkpoint(source))
     content = read_checkpoint(path)
-    pipeline = load(path, raw=raw, tokenizer=tokenizer, backend=backend).to(device)
+    options = {"backend": backend, "allow_untrained_guidance": allow_untrained_guidance}
+    pipeline = load(path, raw=raw, tokenizer=tokenizer, device=device, **options)
     weights = "ema" if content["ema"] and not raw else "raw"
     step = content["trainer"]["global_step"]
     values = content["configuration"]
@@ -63,13 +67,17 @@ def from_run(source: Path, *, raw: bool, tokenizer: Any, device, backend: str = 
     return EvaluatedModel(pipeline, f"step={step:08d}-{weights}", facts | identity(pipeline), raw=weights == "raw")
 
 
-def from_published(source: str, device, backend: str = "auto") -> EvaluatedModel:
+def from_published(
+    source: str, device, backend: str = "auto", allow_untrained_guidance: bool = False
+) -> EvaluatedModel:
     """Load weights in the published layout: a directory, a file, or a repository of the hub.
 
     Raises:
         UserError: missing or damaged weights, or an unavailable backend.
     """
     pipeline = AiMPipeline.from_pretrained(source, backend=backend).to(device)
+    if allow_untrained_guidance:
+        pipeline.label_dropout = None
     name = source.rstrip("/").split("/")[-1]
     return EvaluatedModel(pipeline, name, {"kind": "published", "name": name} | identity(pipeline))
 

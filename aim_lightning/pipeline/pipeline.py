@@ -136,11 +136,7 @@ class AiMPipeline:
             UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, the fast decoder where
                 it cannot be used, or guidance where it was not trained.
         """
-        if self.label_dropout in (0, 1) and any(scale != 1 for scale in sampling.scales(self.aim.config.num_tokens)):
-            untrained = "null class" if self.label_dropout == 0 else "classes"
-            trained = f"the network was trained with label_dropout {self.label_dropout:g}: its {untrained} cannot guide"
-            hint = "set it to 1 (or load it with allow_untrained_guidance)"
-            raise UserError(f"sampling.cfg_scale is {sampling.cfg_scale}, but {trained}; {hint}")
+        check_guidance(sampling, self.label_dropout, self.aim.config.num_tokens)
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
@@ -267,6 +263,24 @@ class AiMPipeline:
         if key not in self._pixels:
             self._pixels[key] = PixelDecoder(self.tokenizer, *key)
         return self._pixels[key]
+
+
+def check_guidance(sampling: SamplingOptions, label_dropout: float | None, num_tokens: int) -> None:
+    """Check that guidance uses only classes that the network was trained on.
+
+    Args:
+        sampling: options with the guidance scale.
+        label_dropout: of the training; None = not recorded, or not to be checked.
+        num_tokens: codes per image, over which the scale may vary.
+
+    Raises:
+        UserError: the null class (label_dropout 0) or all other classes (1) are untrained, and guidance is on.
+    """
+    if label_dropout in (0, 1) and any(scale != 1 for scale in sampling.scales(num_tokens)):
+        untrained = "null class" if label_dropout == 0 else "classes"
+        trained = f"the network was trained with label_dropout {label_dropout:g}: its {untrained} cannot guide"
+        hint = "set it to 1 (or allow_untrained_guidance)"
+        raise UserError(f"sampling.cfg_scale is {sampling.cfg_scale}, but {trained}; {hint}")
 
 
 def check_hash(source: Source, tokenizer: Any) -> None:

@@ -248,6 +248,22 @@ def test_images_of_another_size_than_the_reference_are_noticed_before_training(p
     assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_guidance_without_a_trained_null_class_is_refused_before_training(command, place, run, capsys):
+    options = [command, *words(place, "with", "--model.label_dropout", 0)[1:], "--allow_changes", "true"]
+    if command == "validate":
+        options = options[:-2]
+    assert main([*options, "--trainer.max_steps", "23"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0" in error
+
+
+def test_guidance_without_a_trained_null_class_can_be_allowed(place):
+    allow = ("--callbacks.training_evaluation.allow_untrained_guidance", "true", "--trainer.max_steps", 6)
+    run = fit(place, "allowed", "--model.label_dropout", 0, *allow)
+    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
+
+
 def test_a_mistyped_monitor_is_noticed_before_training(place, capsys):
     assert main(words(place, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -54,13 +54,16 @@ def write_small(root: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_step(root: Path, aim: AiM, step: int, run: str = "main", max_steps: int | None = None) -> Path:
-    """One more checkpoint of the run, as training that goes on to `max_steps` writes it."""
+def write_step(
+    root: Path, aim: AiM, step: int, run: str = "main", max_steps: int | None = None, **model_options
+) -> Path:
+    """Write one more checkpoint of the run, as a training up to `max_steps` does."""
     from aim_lightning.cli.arguments import Arguments
     from aim_lightning.cli.config import read
 
     values = read(Arguments([root / "small.yaml"], [("run", run)])).values
     values["trainer"] |= {"max_steps": max_steps}
+    values["model"]["init_args"] |= model_options
     content = {
         "network": aim.state_dict(),
         "ema": {"steps": step, "network": aim.state_dict()},

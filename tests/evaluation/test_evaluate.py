@@ -221,6 +221,19 @@ def test_a_network_that_diverged_is_one_line(config, place, monkeypatch, capsys)
     assert error.startswith("error: ") and "have diverged; take an earlier checkpoint" in error
 
 
+@pytest.mark.parametrize("command", ["evaluate", "sweep", "follow"])
+def test_guidance_without_a_trained_null_class_needs_the_option(command, config, place, capsys):
+    write_step(place, networks().aim, 7, "no_null", label_dropout=0)
+    more = {"sweep": ("--grid", "top_k=2"), "follow": ("--patience", "0")}.get(command, ())
+    words = [command, *evaluate(config, "--run", "no_null", "--num", "5", *more)[1:]]
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0" in error
+    assert "allow_untrained_guidance" in error
+    assert main([*words, "--allow_untrained_guidance"]) == 0
+    assert main([*words, "--sampling.cfg_scale", "1"]) == 0
+
+
 def test_an_older_checkpoint_leaves_results_as_they_are(config, place, capsys):
     old, new = (write_step(place, networks().aim, step, "two") for step in (3, 9))
     assert main(evaluate(config, "--run", "two", "--num", "5")) == 0

@@ -28,6 +28,7 @@ class SampleMetrics(Scoring):
         baselines: in `validate` also score real validation images and an untrained network.
         batch_size: images scored per step and device.
         cache_dir: directory of reference statistics.
+        allow_untrained_guidance: sample with guidance although training had label_dropout 0 or 1.
     """
 
     needs = ("tokenizer", "features", "images", "sampling")
@@ -39,9 +40,11 @@ class SampleMetrics(Scoring):
         baselines: bool = False,
         batch_size: int = 250,
         cache_dir: str = ".cache/reference",
+        allow_untrained_guidance: bool = False,
     ) -> None:
         super().__init__(every_n_validations, batch_size, cache_dir)
         self.num_samples, self.baselines = num_samples, baselines
+        self.allow_untrained_guidance = allow_untrained_guidance
         self.scorer: IncrementalScorer | None = None
 
     def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:

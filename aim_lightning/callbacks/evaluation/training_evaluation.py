@@ -56,6 +56,7 @@ class TrainingEvaluation(Callback):
         mode: whether lower (min) or higher (max) is better.
         keep_best: number of best checkpoints in RUN/best; 0 = none.
         cache_dir: directory of reference statistics.
+        allow_untrained_guidance: sample with guidance although training has label_dropout 0 or 1.
 
     Raises:
         UserError: neither or both of steps and epochs, a number out of range, or at the start of training an unknown
@@ -76,6 +77,7 @@ class TrainingEvaluation(Callback):
         mode: Literal["min", "max"] = "min",
         keep_best: int = 1,
         cache_dir: str = ".cache/reference",
+        allow_untrained_guidance: bool = False,
     ) -> None:
         if (every_n_steps > 0) == (every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
@@ -93,6 +95,7 @@ class TrainingEvaluation(Callback):
         self.mode = mode
         self.keep_best = keep_best
         self.cache_dir = cache_dir
+        self.allow_untrained_guidance = allow_untrained_guidance
         self.configured_samples = num_samples
         self.evaluated_step = 0
         self.epoch_due = False

@@ -64,12 +64,14 @@ class SampleGrid(Callback):
     Args:
         classes: largest number of rows, from label 0 on.
         columns: images per class.
+        allow_untrained_guidance: sample with guidance although training had label_dropout 0 or 1.
     """
 
     needs = ("tokenizer", "sampling", "class_names", "run_dir")
 
-    def __init__(self, classes: int = 10, columns: int = 8) -> None:
+    def __init__(self, classes: int = 10, columns: int = 8, allow_untrained_guidance: bool = False) -> None:
         self.classes, self.columns = classes, columns
+        self.allow_untrained_guidance = allow_untrained_guidance
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:

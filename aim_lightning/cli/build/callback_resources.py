@@ -10,6 +10,7 @@ from aim_lightning.cli.config import Config
 from aim_lightning.data.stream_datamodule import StreamDataModule
 from aim_lightning.models import AiM
 from aim_lightning.pipeline import load_tokenizer
+from aim_lightning.pipeline.pipeline import check_guidance
 from aim_lightning.utils.errors import UserError
 
 
@@ -26,6 +27,7 @@ class CallbackResources:
 
     def __init__(self, built: Any, config: Config, data: StreamDataModule) -> None:
         self.data = data
+        self.model = built["model"]
         self.source = config.values["tokenizer"]
         tokenizer = cache(lambda: load_tokenizer(self.source) if self.source else None)
         self.values: dict[str, Callable[[], Any]] = {
@@ -40,13 +42,18 @@ class CallbackResources:
         """Set every needed attribute of a callback.
 
         Raises:
-            UserError: the configuration does not have the value.
+            UserError: the configuration lacks the value, or guidance needs classes that training leaves out.
         """
         for need in getattr(callback, "needs", ()):
             value = self.values[need]()
             if value is None:
                 raise UserError(f"callbacks.{name} needs `{need}`, which is null; set it or switch the callback off")
             setattr(callback, need, value)
+        allowed = getattr(callback, "allow_untrained_guidance", False)
+        # A network that starts from other weights may have its null class from them.
+        if hasattr(callback, "sampling") and hasattr(self.model, "label_dropout") and not allowed:
+            dropout = None if self.model.init_from else self.model.label_dropout
+            check_guidance(callback.sampling, dropout, self.model.network.config.num_tokens)
 
     def check_codes(self, module: LightningModule) -> None:
         """Check that stored codes, network and tokenizer belong together.

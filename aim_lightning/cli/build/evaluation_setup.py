@@ -107,12 +107,14 @@ def check_feature_batch(options: argparse.Namespace) -> None:
 def load_model(config: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
     """Load published weights, a checkpoint, or the newest checkpoint of the run. Every rank must call it."""
     backend = config.init_args("model").get("backend", "auto")
+    allow = getattr(options, "allow_untrained_guidance", False)
     if getattr(options, "weights", None):
-        return from_published(options.weights, device, backend)
+        return from_published(options.weights, device, backend, allow)
     source = Path(getattr(options, "checkpoint", None) or config.run_directory.path)
     tokenizer = config.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    return from_run(source, raw=options.raw, tokenizer=tokenizer, device=device, backend=backend)
+    arguments = {"raw": options.raw, "tokenizer": tokenizer, "device": device, "backend": backend}
+    return from_run(source, **arguments, allow_untrained_guidance=allow)
 
 
 def make_evaluation(

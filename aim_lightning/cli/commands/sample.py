@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_raw, boolean, choose_classes
+from aim_lightning.cli.common_options import add_raw, add_untrained_guidance, boolean, choose_classes
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import ProgressBar
@@ -29,8 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=8, help="images per class (default: 8)")
     parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
     add_raw(parser)
-    untrained = "sample with guidance from a network trained with label_dropout 0 or 1 (default: false)"
-    parser.add_argument("--allow_untrained_guidance", action="store_true", help=untrained)
+    add_untrained_guidance(parser)
     animated = "also write sampled.gif, in which the images appear row by row (default: false)"
     parser.add_argument("--animate", nargs="?", const=True, type=boolean, default=False, metavar="BOOL", help=animated)
 
