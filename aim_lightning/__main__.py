@@ -5,6 +5,7 @@ import gc
 import sys
 
 from aim_lightning.cluster import signals
+from aim_lightning.utils.errors import killed_worker
 from aim_lightning.utils.output import protect_output
 from aim_lightning.utils.process import choose_wait_policy
 
@@ -12,6 +13,15 @@ if sys.argv[1:2] == ["fit"]:
     signals.install()  # before anything slow is imported
 from aim_lightning.cli.main import main  # imports no torch
 
+
+def report_unraisable(fault, default=sys.unraisablehook) -> None:
+    """Report an exception of a destructor, except torch's for a killed loader process, which the command reports."""
+    # Torch raises from its handler of SIGCHLD, which may run while a loader of the previous epoch is deleted.
+    if killed_worker(fault.exc_value) is None:
+        default(fault)
+
+
+sys.unraisablehook = report_unraisable
 protect_output()
 choose_wait_policy()
 # Otherwise the collections at the interpreter's end look at all that was imported once more, for seconds. Registered
