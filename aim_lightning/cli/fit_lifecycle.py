@@ -11,7 +11,7 @@ from aim_lightning.callbacks.training.preflight import Preflight
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.slurm.in_job import resubmission
-from aim_lightning.cluster import job_registry, signals, step_timings
+from aim_lightning.cluster import job_registry, signals
 from aim_lightning.cluster.rank_consistency import task_fault
 from aim_lightning.cluster.requeue import CONTINUES, EXITS_OUTSIDE, REFUSED, RequeueDecision, act
 from aim_lightning.cluster.signals import Stopped
@@ -95,7 +95,7 @@ def leave(stop: Stopped, directory: RunDirectory, arguments: Arguments) -> int:
     decision = act("warning" if stop.code == signals.USR1 else "sigterm", job)
     code = _code(decision, stop)
     if decision.action in ("requeue", "already", "outside"):
-        step_timings.record(directory.path, stopped_at=stopped_at)
+        job_registry.record_timings(directory.path, stopped_at=stopped_at)
     job_registry.record_exit(directory.path, job, code)
     log(f"{kept}; {_explain(decision, job, resubmission(directory, arguments))}")
     return code

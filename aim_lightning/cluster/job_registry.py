@@ -1,59 +1,40 @@
-"""Records of a run's jobs: those submitted (jobs.json), their starts (restarts.json), their end (outcome.json)."""
+"""JSON records that jobs keep in a run directory: submissions, starts, exit codes and measured seconds."""
 
 import time
 from pathlib import Path
+from typing import Any
 
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, tolerate_disk_errors, write_json
 
-JOBS = "jobs.json"
-RESTARTS = "restarts.json"
-OUTCOME = "outcome.json"
+JOBS, RESTARTS, OUTCOME, TIMINGS = "jobs.json", "restarts.json", "outcome.json", "timings.json"
 RECORDS = 8  # jobs whose starts are kept: a second job of a run must not reset the count of the first one
+LARGEST = ("longest_pause_seconds", "checkpoint_seconds")  # of all jobs of the run; others are of the latest job
 
 
 def jobs(run_dir: Path) -> list[str]:
     """Return the numbers of submitted jobs, oldest first."""
-    return [entry["job"] for entry in _read(run_dir)]
+    return list(_jobs(run_dir))
 
 
 def add(run_dir: Path, job_id: str) -> None:
     """Record a submitted job."""
-    write_json(run_dir / JOBS, [*_read(run_dir), _entry(job_id)])
+    _update(run_dir, job_id, {})
 
 
 def mark_cancelled(run_dir: Path, job_id: str) -> None:
     """Record that the user cancelled a job, or one task (ARRAY_TASK) of an array."""
-    others = [entry for entry in _read(run_dir) if entry["job"] != job_id]
-    entry = next((entry for entry in _read(run_dir) if entry["job"] == job_id), _entry(job_id))
-    write_json(run_dir / JOBS, [*others, {**entry, "cancelled": True}])
+    _update(run_dir, job_id, {"cancelled": True})
 
 
 def is_cancelled(experiment_dir: Path, job_id: str) -> bool:
     """Return True if any run of the experiment records the job, or its array, as cancelled."""
-    names = (job_id, job_id.split("_")[0])
-    entries = [entry for path in experiment_dir.glob(f"*/{JOBS}") for entry in _read(path.parent)]
-    return any(entry["job"] in names and entry["cancelled"] for entry in entries)
+    entries = [entry for path in experiment_dir.glob(f"*/{JOBS}") for entry in _jobs(path.parent).values()]
+    return any(entry["cancelled"] for entry in entries if entry["job"] in (job_id, job_id.split("_")[0]))
 
 
-def count_starts(previous: dict, job_id: str, step: int, restart: int = 0) -> dict:
-    """Return the record of a start: the number of consecutive starts of this job at the same step.
-
-    Args:
-        previous: record of the last start that was written, {} without one.
-        job_id: SLURM's number.
-        step: of the newest checkpoint, 0 without one.
-        restart: SLURM's number of restarts of the job. Starts that are missing in the record count too.
-    """
-    same_job = previous.get("job") == job_id
-    starts = max(restart - (previous.get("restart", restart - 1) if same_job else -1), 1)
-    if same_job and previous.get("step") == step:
-        starts += previous.get("starts", 0)
-    return {"job": job_id, "step": step, "starts": starts, "restart": restart}
-
-
-def register_start(run_dir: Path, job: Job, step: int, limit: int) -> dict:
+def register_start(run_dir: Path, job: Job, step: int, limit: int) -> int:
     """Count a start on disk; on a full disk, SLURM's own count limits the starts.
 
     Args:
@@ -62,40 +43,78 @@ def register_start(run_dir: Path, job: Job, step: int, limit: int) -> dict:
         step: of the newest checkpoint, 0 without one.
         limit: consecutive starts without a new checkpoint.
 
+    Returns:
+        The number of consecutive starts of this job at this step.
+
     Raises:
         UserError: more starts than the limit.
     """
-    path = Path(run_dir) / RESTARTS
-    records = read_json(path, "restart record") if path.exists() else {}
-    record = count_starts(records.pop(job.id, {}), job.id, step, job.starts)
-    with tolerate_disk_errors(path):
-        write_json(path, dict([*records.items(), (job.id, record)][-RECORDS:]))
-    if record["starts"] > limit:
+    records = _read(run_dir, RESTARTS, {})
+    previous = records.pop(job.id, {"restart": -1})
+    starts = max(job.starts - previous["restart"], 1)  # a full disk may have kept starts out of the record
+    if previous.get("step") == step:
+        starts += previous["starts"]
+    records[job.id] = {"step": step, "starts": starts, "restart": job.starts}
+    _write(run_dir, RESTARTS, dict(list(records.items())[-RECORDS:]))
+    if starts > limit:
         raise UserError(
             f"job {job.id} has started {limit} times at step {step} without reaching a new checkpoint "
             f"(cluster.max_starts_without_progress {limit}); find the cause in the log above, then submit again"
         )
-    return record
+    return starts
 
 
 def record_exit(run_dir: Path, job: Job, code: int) -> None:
     """Record the exit code of `fit` for job.sbatch, since torchrun turns every failure into exit code 1."""
-    path = Path(run_dir) / OUTCOME
-    with tolerate_disk_errors(path):
-        write_json(path, {"job": job.id, "starts": job.starts, "code": code})
+    _write(run_dir, OUTCOME, {"job": job.id, "starts": job.starts, "code": code})
 
 
 def recorded_exit(run_dir: Path, job: Job) -> int | None:
     """Return the exit code that this start of the job recorded; None without one."""
-    path = Path(run_dir) / OUTCOME
-    content = read_json(path, "outcome") if path.exists() else {}
-    return content["code"] if (content.get("job"), content.get("starts")) == (job.id, job.starts) else None
+    record = _read(run_dir, OUTCOME, {})
+    return record["code"] if (record.get("job"), record.get("starts")) == (job.id, job.starts) else None
 
 
-def _entry(job_id: str) -> dict:
-    return {"job": job_id, "submitted": round(time.time()), "cancelled": False}
+def read_timings(*run_dirs: Path | str) -> dict[str, float]:
+    """Return the largest value of each timing over several runs, such as the tasks of an array; {} before any job."""
+    result: dict[str, float] = {}
+    for run_dir in run_dirs:
+        timings = _read(run_dir, TIMINGS, {})
+        result |= {name: max(value, result.get(name, value)) for name, value in timings.items()}
+    return result
 
 
-def _read(run_dir: Path) -> list[dict]:
-    path = Path(run_dir) / JOBS
-    return read_json(path, "list of jobs") if path.exists() else []
+def record_timings(run_dir: Path | str, **values: float) -> None:
+    """Write seconds on which the check of the next submission depends.
+
+    Args:
+        run_dir: directory of timings.json.
+        values: seconds by name; the names in LARGEST keep their largest value.
+    """
+    timings = read_timings(run_dir)
+    for name, value in values.items():
+        timings[name] = round(max(value, timings.get(name, 0)) if name in LARGEST else value, 3)
+    _write(run_dir, TIMINGS, timings)
+
+
+def _jobs(run_dir: Path) -> dict[str, dict]:
+    """Return the submitted jobs by number."""
+    return {entry["job"]: entry for entry in _read(run_dir, JOBS, [])}
+
+
+def _update(run_dir: Path, job_id: str, fields: dict) -> None:
+    entries = _jobs(run_dir)
+    new = {"job": job_id, "submitted": round(time.time()), "cancelled": False}
+    entries[job_id] = entries.get(job_id, new) | fields
+    write_json(run_dir / JOBS, list(entries.values()))
+
+
+def _read(run_dir: Path | str, name: str, default: Any) -> Any:
+    path = Path(run_dir) / name
+    return read_json(path, "job record") if path.exists() else default
+
+
+def _write(run_dir: Path | str, name: str, content: Any) -> None:
+    """Write a record without which a job can still train: a full disk is no error."""
+    with tolerate_disk_errors(Path(run_dir) / name):
+        write_json(Path(run_dir) / name, content)

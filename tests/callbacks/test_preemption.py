@@ -9,7 +9,7 @@ from torch import multiprocessing
 from aim_lightning.callbacks.training import preemption
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.callbacks.training.stop_request import StopRequest
-from aim_lightning.cluster import signals, step_timings
+from aim_lightning.cluster import job_registry, signals
 
 
 def test_the_first_step_of_a_process_is_no_pause(tmp_path, monkeypatch):
@@ -19,15 +19,15 @@ def test_the_first_step_of_a_process_is_no_pause(tmp_path, monkeypatch):
     trainer = SimpleNamespace(is_global_zero=True, global_step=40, callbacks=[])
     callback = Preemption(str(tmp_path))
     callback._record(trainer)
-    assert step_timings.read(tmp_path) == {}
+    assert job_registry.read_timings(tmp_path) == {}
     # an evaluation before the first step, the first step, then ordinary ones and a validation
     for seconds, step in ((0, 40), (5, 40), (300, 41), (2, 42), (2, 43), (30, 44), (2, 45)):
         clock.now, trainer.global_step = clock.now + seconds, step
         callback._measure(trainer)
-    timings = step_timings.read(tmp_path)  # written during the pause: a job that ends in one writes nothing more
+    timings = job_registry.read_timings(tmp_path)  # written during the pause, in which a job may end
     assert timings["longest_pause_seconds"] == 30.0
     callback._record(trainer)
-    timings = step_timings.read(tmp_path)
+    timings = job_registry.read_timings(tmp_path)
     assert (timings["longest_pause_seconds"], timings["step_seconds"]) == (30.0, 2.0)
 
 

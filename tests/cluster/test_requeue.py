@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from aim_lightning.cluster import job_registry, requeue, signals, step_timings
+from aim_lightning.cluster import job_registry, requeue, signals
 from aim_lightning.cluster.requeue import act, cause_of, decide
 from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, parse_jobs, show
 from aim_lightning.utils.errors import UserError
@@ -150,19 +150,19 @@ def job(name, starts=0):
 
 def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
     for expected in (1, 2):
-        assert job_registry.register_start(tmp_path, job("12"), 40, limit=2)["starts"] == expected
+        assert job_registry.register_start(tmp_path, job("12"), 40, limit=2) == expected
     with pytest.raises(UserError, match="job 12 has started 2 times at step 40 without reaching a new checkpoint"):
         job_registry.register_start(tmp_path, job("12"), 40, limit=2)
-    assert job_registry.register_start(tmp_path, job("12"), 44, limit=2)["starts"] == 1
-    assert job_registry.register_start(tmp_path, job("13"), 44, limit=2)["starts"] == 1
+    assert job_registry.register_start(tmp_path, job("12"), 44, limit=2) == 1
+    assert job_registry.register_start(tmp_path, job("13"), 44, limit=2) == 1
 
 
 def test_a_second_job_makes_the_first_one_forget_nothing(tmp_path):
     """It is refused later, by the lease; the first one is requeued for the fifth time, each time with progress."""
     for starts in range(5):
-        assert job_registry.register_start(tmp_path, job("10", starts), 40 + starts, limit=3)["starts"] == 1
-    assert job_registry.register_start(tmp_path, job("11"), 44, limit=3)["starts"] == 1
-    assert job_registry.register_start(tmp_path, job("10", 5), 45, limit=3)["starts"] == 1
+        assert job_registry.register_start(tmp_path, job("10", starts), 40 + starts, limit=3) == 1
+    assert job_registry.register_start(tmp_path, job("11"), 44, limit=3) == 1
+    assert job_registry.register_start(tmp_path, job("10", 5), 45, limit=3) == 1
     for number in range(20, 40):
         job_registry.register_start(tmp_path, job(str(number)), 45, limit=3)
     assert len(json.loads((tmp_path / "restarts.json").read_text())) == job_registry.RECORDS
@@ -172,17 +172,13 @@ def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert (
-        job_registry.register_start(tmp_path, job("12", 4), 40, limit=9)["starts"] == 5
-    )  # none of them was written down
-    assert job_registry.register_start(tmp_path, job("12", 5), 44, limit=2)["starts"] == 1
+    assert job_registry.register_start(tmp_path, job("12", 4), 40, limit=9) == 5  # none of them was written down
+    assert job_registry.register_start(tmp_path, job("12", 5), 44, limit=2) == 1
     monkeypatch.setattr(job_registry, "write_json", full)
-    assert job_registry.register_start(tmp_path, job("12", 6), 44, limit=2)["starts"] == 2
+    assert job_registry.register_start(tmp_path, job("12", 6), 44, limit=2) == 2
     with pytest.raises(UserError, match="job 12 has started 2 times at step 44"):
         job_registry.register_start(tmp_path, job("12", 7), 44, limit=2)
-    assert (
-        job_registry.register_start(tmp_path, job("12", 7), 48, limit=2)["starts"] == 2
-    )  # since the last one written down
+    assert job_registry.register_start(tmp_path, job("12", 7), 48, limit=2) == 2  # since the last one written down
     assert capsys.readouterr().err.count("restarts.json cannot be written (No space left on device)") == 1
 
 
@@ -206,10 +202,10 @@ def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
 
 
 def test_timings_keep_the_longest(tmp_path):
-    step_timings.record(tmp_path, checkpoint_seconds=2.0, start_seconds=9.0, stopped_at=100.0)
-    known = step_timings.record(tmp_path, checkpoint_seconds=1.0, start_seconds=3.0)
-    assert (known["checkpoint_seconds"], known["start_seconds"]) == (2.0, 3.0)
-    assert step_timings.since_stop(known, 115.0) == 15.0 and step_timings.since_stop({"stopped_at": 0}) is None
+    job_registry.record_timings(tmp_path, checkpoint_seconds=2.0, start_seconds=9.0, stopped_at=100.0)
+    job_registry.record_timings(tmp_path, checkpoint_seconds=1.0, start_seconds=3.0)
+    timings = {"checkpoint_seconds": 2.0, "start_seconds": 3.0, "stopped_at": 100.0}
+    assert job_registry.read_timings(tmp_path) == timings
 
 
 def test_a_stop_reports_its_reason():

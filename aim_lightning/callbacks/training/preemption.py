@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
 from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers
-from aim_lightning.cluster import signals, step_timings
+from aim_lightning.cluster import job_registry, signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
@@ -107,21 +107,20 @@ class Preemption(Callback):
     def _record_start(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        now = time.time()
-        waited = step_timings.since_stop(step_timings.read(self.run_dir), now)
+        now, stopped_at = time.time(), job_registry.read_timings(self.run_dir).get("stopped_at")
         start = now - signals.BORN
         values = {"start_seconds": start, "stopped_at": 0}
-        if waited is not None:
-            values["stop_to_first_step_seconds"] = waited
+        if stopped_at:
+            values["stop_to_first_step_seconds"] = waited = now - stopped_at
             log(f"first batch {waited:.1f} s after the stop; {start:.1f} s of them since this process started")
-        step_timings.record(self.run_dir, **values)
+        job_registry.record_timings(self.run_dir, **values)
 
     def _record(self, trainer: Trainer) -> None:
         checkpoints = _checkpoints(trainer)
         if trainer.is_global_zero and self.pauses:
             slowest = checkpoints.slowest if checkpoints else 0.0
             values = {"longest_pause_seconds": self.longest_pause, "step_seconds": median(self.pauses)}
-            step_timings.record(self.run_dir, **values, checkpoint_seconds=slowest)
+            job_registry.record_timings(self.run_dir, **values, checkpoint_seconds=slowest)
 
 
 def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:

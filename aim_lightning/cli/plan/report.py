@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
-from aim_lightning.cluster import step_timings
+from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
@@ -144,7 +144,7 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...], digits: int) -> 
 
 def _window(config: Config, training: Training, rate: float | None) -> Lines:
     """Return when SLURM must send the signal, and the loss at a kill without a signal."""
-    timings, lead = step_timings.read(config.run_directory.path), config.cluster.signal_lead
+    timings, lead = read_timings(config.run_directory.path), config.cluster.signal_lead
     save, source = timings.get("checkpoint_seconds"), "measured in this run"
     if save is None:
         save, source = checkpoint_seconds(Path(config.values["runs_root"]), training.checkpoint_bytes)

@@ -35,8 +35,8 @@ def started(config: Config, options: argparse.Namespace) -> int:
             job_registry.add(script.parent, number)
     limit = config.cluster.max_starts_without_progress
     step = directory.latest_step
-    record = job_registry.register_start(directory.path, job, step, limit)
-    again = f", start {record['starts']} of {limit} without a new checkpoint" if record["starts"] > 1 else ""
+    starts = job_registry.register_start(directory.path, job, step, limit)
+    again = f", start {starts} of {limit} without a new checkpoint" if starts > 1 else ""
     print(f"job {job.id} starts on {job.node} (restart {job.starts}) at step {step}{again}", flush=True)
     return 0
 

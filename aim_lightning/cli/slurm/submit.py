@@ -10,8 +10,8 @@ from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.config import Config, read_and_check
 from aim_lightning.cli.sections import SECTIONS
-from aim_lightning.cluster import step_timings
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
+from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.config.yaml import dump
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.resume_policy import decide, differences, refusal
@@ -49,7 +49,7 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
         where=Path.cwd(),
         python=sys.executable,
         parallel=options.parallel,
-        timings=step_timings.longest([directory.path, *(run.path for run in runs)]),
+        timings=read_timings(directory.path, *(run.path for run in runs)),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
     )
     return plan, [task_config for _, task_config in configs]
