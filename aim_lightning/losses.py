@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 ROWS_AT_A_TIME = 16384  # limits the scores in memory to 16k x V values
 GanLoss = Literal["hinge", "non_saturating", "vanilla"]
@@ -47,7 +48,7 @@ class TokenizerLoss:
         entropy_temperature: of the softmax over codes in that term.
 
     Raises:
-        UserError: a negative weight, or a perceptual weight without a file.
+        UserError: a number out of range, or a perceptual weight without a file.
     """
 
     reconstruction: Literal["l1", "l2"] = "l2"
@@ -60,14 +61,10 @@ class TokenizerLoss:
     entropy_temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("reconstruction", "perceptual", "codebook", "commitment", "entropy"):
-            if (weight := getattr(self, f"{name}_weight")) < 0:
-                raise UserError(f"model.loss.{name}_weight is {weight}; it must be 0 or more")
+        check_arguments("model.loss.", TokenizerLoss, vars(self), entropy_temperature=Range(above=True))
         if self.perceptual_weight and not self.perceptual_file:
             hint = "perceptual_file is null; name the VGG16 weights, or set the weight to 0"
             raise UserError(f"model.loss.perceptual_weight is {self.perceptual_weight}, but {hint}")
-        if self.entropy_temperature <= 0:
-            raise UserError(f"model.loss.entropy_temperature is {self.entropy_temperature}; it must be above 0")
 
     def terms(
         self,

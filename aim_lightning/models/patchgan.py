@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from aim_lightning.models.bounds import check_ranges
+from aim_lightning.utils.ranges import Range, check_arguments
 
 WIDEST = 8  # times `channels`
 
@@ -26,7 +26,7 @@ class PatchGANConfig:
     channels: int = 64
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_arguments("PatchGANConfig.", PatchGANConfig, vars(self), Range(1))
 
     def patches(self, image_size: int) -> int:
         """Return the logits along one side of a square image; 0 or less where it is too small."""

@@ -15,6 +15,7 @@ from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.modules.optim import OptimizerConfig, check_finite, clip_gradients
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import check_arguments
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AdversarialConfig:
         gradient_clip: largest L2 norm of the discriminator's gradient; null or 0 = no clipping.
 
     Raises:
-        UserError: a negative weight or step.
+        UserError: a number out of range, or another loss.
     """
 
     loss: Literal["hinge", "non_saturating", "vanilla"] = "hinge"
@@ -44,9 +45,7 @@ class AdversarialConfig:
     gradient_clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start_step"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.adversarial.{name} is {getattr(self, name)}; it must be 0 or more")
+        check_arguments("model.adversarial.", AdversarialConfig, vars(self))
 
     def check_length(self, steps: int) -> None:
         """Check that training is longer than `start_step`.

@@ -20,6 +20,7 @@ from aim_lightning.modules.optim import (
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import warn_once
 from aim_lightning.utils.random import hash_uniform
+from aim_lightning.utils.ranges import Range, check_arguments
 
 # Share of ln V, the loss of a uniform guess. The published curve ends near 0.7, the demo's near 0.4.
 IMPLAUSIBLE = 0.05
@@ -56,8 +57,8 @@ class AiMModule(LightningModule):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_dropout <= 1:
-            raise UserError(f"model.label_dropout is {label_dropout}; it must be from 0 to 1")
+        ranges = {"global_batch_size": Range(1), "label_dropout": Range(0, 1)}
+        check_arguments("model.", AiMModule.__init__, locals(), **ranges)
         self.network = AiM(network, backend)
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from aim_lightning.models.vq.model import VectorQuantizer
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_seed
+from aim_lightning.utils.ranges import check_arguments
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,14 @@ class RevivalConfig:
         until_step: no revival after this step, so that the codebook can converge; null = until the end.
 
     Raises:
-        UserError: a negative number.
+        UserError: a number out of range.
     """
 
     every_n_steps: int = 0
     until_step: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_n_steps", "until_step"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"model.revival.{name} is {getattr(self, name)}; it must be 0 or more")
+        check_arguments("model.revival.", RevivalConfig, vars(self))
 
     def due(self, step: int) -> bool:
         """Return True if unused codes are to be revived after optimizer step `step`."""

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 NEVER_DECAYED = ("A_log", "dt_bias", "D")
 # fp16's loss scale starts at 65536 and is halved by every step whose gradients are not finite.
@@ -42,15 +43,9 @@ class OptimizerConfig:
     final_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, is_valid, valid_range in (
-            ("base_learning_rate", self.base_learning_rate, self.base_learning_rate > 0, "above 0"),
-            ("betas", list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more"),
-            ("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
-            ("final_fraction", self.final_fraction, 0 <= self.final_fraction <= 1, "from 0 to 1"),
-        ):
-            if not is_valid:
-                raise UserError(f"model.optimizer.{name} is {value}; it must be {valid_range}")
+        special = {"base_learning_rate": Range(above=True), "betas": Range(0, 1, below=True)}
+        special["final_fraction"] = Range(0, 1)
+        check_arguments("model.optimizer.", OptimizerConfig, vars(self), **special)
 
     def peak(self, global_batch_size: int) -> float:
         """Return the optimizer's learning rate after the warm-up."""

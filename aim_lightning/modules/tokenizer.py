@@ -30,6 +30,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_float32
 from aim_lightning.utils.random import hash_seed
+from aim_lightning.utils.ranges import Range, check_arguments
 
 
 class TokenizerModule(LightningModule):
@@ -53,7 +54,7 @@ class TokenizerModule(LightningModule):
         seed: of codebook_init ``data`` and of revivals.
 
     Raises:
-        UserError: options that contradict each other.
+        UserError: a number out of range, or options that contradict each other.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TokenizerModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_arguments("model.", TokenizerModule.__init__, locals(), global_batch_size=Range(1))
         self.automatic_optimization = False
         if init_from and codebook_init == "data":
             raise UserError("model.init_from brings a codebook; set model.codebook_init random")

@@ -40,10 +40,6 @@ def load(
         UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, a backend that is
             not available, or an unknown device.
     """
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device is {device!r}; use cpu, cuda or cuda:N") from error
     path = newest_checkpoint(run_dir)
     source = read_source(path, raw=raw)
     check_content(source.run, path)
@@ -52,9 +48,8 @@ def load(
         tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
     # Codes of another tokenizer have the right shape, but decode to noise.
     check_hash(source, tokenizer)
-    # None switches the check of guidance off.
-    dropout = None if allow_untrained_guidance else source.label_dropout
-    return AiMPipeline(aim, tokenizer, content.get("class_names"), dropout).to(device)
+    names, dropout = content.get("class_names"), source.label_dropout
+    return AiMPipeline(aim, tokenizer, names, dropout, allow_untrained_guidance).to(device)
 
 
 def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:

@@ -3,7 +3,7 @@
 import difflib
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,14 +40,20 @@ class AiMPipeline:
         tokenizer: with `decode`, `grid`, `codebook_size` and `weights_hash`.
         class_names: one name per class; their numbers by default.
         label_dropout: share of training images without their class; guidance is refused for 0 (the null class is
-            untrained) and 1 (the classes are). None = not recorded, or not to be checked.
+            untrained) and 1 (the classes are). None = not recorded.
+        allow_untrained_guidance: sample with guidance nevertheless.
 
     Raises:
         UserError: the tokenizer's codebook or grid is not the network's.
     """
 
     def __init__(
-        self, aim: AiM, tokenizer, class_names: list[str] | None = None, label_dropout: float | None = None
+        self,
+        aim: AiM,
+        tokenizer,
+        class_names: list[str] | None = None,
+        label_dropout: float | None = None,
+        allow_untrained_guidance: bool = False,
     ) -> None:
         rows, columns = tokenizer.grid
         if tokenizer.codebook_size != aim.config.vocab_size or rows * columns != aim.config.num_tokens:
@@ -57,7 +63,7 @@ class AiMPipeline:
         device = aim.lm_head.weight.device
         self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
         self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
-        self.label_dropout = label_dropout
+        self.label_dropout, self.allow_untrained_guidance = label_dropout, allow_untrained_guidance
         self._pixels: dict[tuple, PixelDecoder] = {}
         self._auto: dict[tuple, int] = {}
         # Decoders are kept per network, which may live longer than its pipeline (as in validation during training).
@@ -74,6 +80,8 @@ class AiMPipeline:
         local_files_only: bool = False,
         tokenizer: Any = None,
         backend: str = "auto",
+        device: str | torch.device = "cpu",
+        allow_untrained_guidance: bool = False,
     ) -> "AiMPipeline":
         """Load a directory in the published layout, or a hub repository: ``"hp-l33/aim-base"``.
 
@@ -85,11 +93,13 @@ class AiMPipeline:
             local_files_only: use the copy on this machine, without network access.
             tokenizer: the tokenizer to use; by default the one in the source.
             backend: of the network, see `AiM`.
+            device: where to generate, such as "cuda".
+            allow_untrained_guidance: see `AiMPipeline`.
 
         Raises:
             UserError: no such directory or repository, no connection, unknown fields in config.json, no tokenizer or
                 another one than the network was trained with, names that are missing, surplus or misshapen, a run of
-                this project, or a backend that is not available.
+                this project, or a backend or device that is not available.
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         weights = read_source(local_directory(source, **hub))
@@ -102,7 +112,8 @@ class AiMPipeline:
             # Frozen: a pipeline never trains its tokenizer.
             tokenizer = import_vq(weights).requires_grad_(False)
         check_hash(weights, tokenizer)
-        return cls(aim, tokenizer, weights.class_names, weights.label_dropout)
+        pipeline = cls(aim, tokenizer, weights.class_names, weights.label_dropout, allow_untrained_guidance)
+        return pipeline.to(device)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write config.json and model.safetensors in the published layout; the directory is complete or absent.
@@ -120,11 +131,20 @@ class AiMPipeline:
 
     def grid(self, images: Tensor, columns: int = 8) -> Image.Image:
         """Arrange uint8 images (B, 3, H, W) in one PIL image, row by row; small images are enlarged."""
-        pixels_CHW = labelled_grid(images, min(columns, max(1, len(images))), [])
+        pixels_CHW = labelled_grid(images, max(1, min(columns, len(images))), [])
         return Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
 
     def to(self, device) -> "AiMPipeline":
-        """Move both networks to a device."""
+        """Move both networks to a device.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device is {str(device)!r} ({reason}); use cpu, cuda or cuda:N") from None
         self.aim.to(device)
         self.tokenizer.to(device)
         return self
@@ -136,7 +156,8 @@ class AiMPipeline:
             UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, the fast decoder where
                 it cannot be used, or guidance where it was not trained.
         """
-        check_guidance(sampling, self.label_dropout, self.aim.config.num_tokens)
+        dropout = None if self.allow_untrained_guidance else self.label_dropout
+        check_guidance(sampling, dropout, self.aim.config.num_tokens)
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
@@ -220,28 +241,29 @@ class AiMPipeline:
         return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
 
     def _label_tensor(self, labels: Any, allow_null_class: bool) -> Tensor:
-        if isinstance(labels, str | int | float) or getattr(labels, "ndim", 1) != 1:
+        # Tensors and arrays become lists of Python numbers, and numbers in one that is no list are not iterable.
+        labels = labels.tolist() if hasattr(labels, "tolist") else labels
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
             raise UserError(f"labels is {labels!r}; give a list, such as [7]")
-        if not isinstance(labels, Tensor):
-            labels = [self._label(label) if isinstance(label, str) else label for label in labels]
-        if not len(labels):
-            raise UserError("there are no labels; give at least one")
-        # After the names were replaced: a list of mixed names and numbers is allowed.
-        labels_B = torch.as_tensor(labels)
-        if labels_B.is_floating_point() or labels_B.is_complex() or labels_B.dtype == torch.bool:
-            raise UserError(f"labels are of type {labels_B.dtype}; give whole numbers or class names")
-        most = self.aim.null_class if allow_null_class else self.aim.null_class - 1
-        if not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= most:
-            hint = "" if allow_null_class else f"; the null class {most + 1} needs allow_null_class=True"
-            raise UserError(f"labels must be 0 to {most}{hint}")
-        return labels_B.long()
+        labels_B = [self._label(label, allow_null_class) for label in labels]
+        if not labels_B:
+            raise UserError("labels is empty; give at least one")
+        return torch.tensor(labels_B)
 
-    def _label(self, name: str) -> int:
-        if name in self.class_names:
-            return self.class_names.index(name)
-        close = difflib.get_close_matches(name, self.class_names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "see class_names"
-        raise UserError(f"labels: there is no class {name!r}; {hint}")
+    def _label(self, label: Any, allow_null_class: bool) -> int:
+        if isinstance(label, str):
+            if label in self.class_names:
+                return self.class_names.index(label)
+            close = difflib.get_close_matches(label, self.class_names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see class_names"
+            raise UserError(f"labels: there is no class {label!r}; {hint}")
+        if isinstance(label, bool) or not hasattr(label, "__index__"):
+            raise UserError(f"labels: {label!r} is no label; give whole numbers or class names")
+        most = self.aim.null_class if allow_null_class else self.aim.null_class - 1
+        if not 0 <= label <= most:
+            hint = "" if allow_null_class else f"; the null class {most + 1} needs allow_null_class=True"
+            raise UserError(f"labels: {label} is not one of 0 to {most}{hint}")
+        return int(label)
 
     def _start_block(
         self, labels_b: Tensor, indices_b: Tensor, sampling: SamplingOptions, pixels: PixelDecoder, on_step

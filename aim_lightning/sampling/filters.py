@@ -6,14 +6,12 @@ The fast decoder refuses a filter that is not in `FAST_FILTERS`; its kernels are
 """
 
 from dataclasses import dataclass, fields
-from math import inf
-from numbers import Real
-from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 COLDEST = 1e-6  # temperature: divided by less, logits would overflow
 FAST_FILTERS = ("temperature", "top_k", "top_p")  # implemented by the kernels of the fast decoder
@@ -37,41 +35,14 @@ class Filters:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name, valid, limits in (
-            ("temperature", COLDEST <= self.temperature < inf, f"{COLDEST} or more (top_k 1 is argmax)"),
-            ("top_k", self.top_k >= 0, "0 (all codes) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ):
-            if not valid:
-                raise UserError(f"sampling: {name} is {getattr(self, name)}; it must be {limits}")
+        ranges = {"temperature": Range(COLDEST, note=" (top_k 1 is argmax)"), "top_p": Range(0, 1, above=True)}
+        check_arguments("sampling: ", Filters, vars(self), **ranges)
 
     def fast_obstacle(self) -> str | None:
         """Return why the fast decoder cannot apply these filters; None when it can."""
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         missing = [name for name in changed if name not in FAST_FILTERS]
         return f"its kernels have no {missing[0]}; use decoder plain" if missing else None
-
-
-def check_types(options: Any) -> None:
-    """Check the fields of an options dataclass against their annotations: float, int, bool and Literal.
-
-    Raises:
-        UserError: the first field whose value has another type.
-    """
-    kinds = {float: (Real, "a number"), int: (int, "a whole number"), bool: (bool, "true or false")}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if get_origin(field.type) is Literal:
-            *names, last = get_args(field.type)
-            valid, limits = value in (*names, last), f"{', '.join(names)} or {last}"
-        elif field.type in kinds:
-            kind, limits = kinds[field.type]
-            valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        else:  # checked by the class itself
-            continue
-        if not valid:
-            raise UserError(f"sampling: {field.name} is {value!r}; it must be {limits}")
 
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, cfg_scale: float) -> Tensor:

@@ -67,7 +67,7 @@ def generate(
     """
     if unexpected := options.keys() & set(PIPELINE_OPTIONS):
         raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
-    options = SamplingOptions(**options)
+    options, labels_B = SamplingOptions(**options), torch.as_tensor(labels_B)
     _check(model, labels_B, options)
     scales = options.scales(model.config.num_tokens)
     guided = any(scale != 1 for scale in scales)
@@ -110,5 +110,7 @@ def _check(model: AiM, labels_B: Tensor, options: SamplingOptions) -> None:
     if model.training:
         raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
     check_decoder(options, model)
+    if labels_B.dim() != 1 or labels_B.dtype != torch.int64:
+        raise UserError(f"labels are {tuple(labels_B.shape)} of {labels_B.dtype}; give int64 labels (B,)")
     if labels_B.numel() and not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= model.null_class:
         raise UserError(f"labels must be 0 to {model.null_class} ({model.null_class} = no class)")

@@ -4,9 +4,9 @@ import math
 from typing import Literal
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 Schedule = Literal["constant", "linear", "cosine", "power", "interval"]
-SCHEDULES = ("constant", "linear", "cosine", "power", "interval")
 
 
 def guidance_scales(
@@ -36,8 +36,10 @@ def guidance_scales(
     Raises:
         UserError: a value out of range.
     """
-    # Called directly too, without `SamplingOptions`, so the ranges are checked here.
-    check_guidance(cfg_scale, cfg_schedule, cfg_power, cfg_interval)
+    ranges = {"cfg_scale": Range(note=" (1 = no guidance)"), "cfg_power": Range(above=True, note=" (1 = cosine)")}
+    check_arguments("sampling: ", guidance_scales, locals(), **ranges, cfg_interval=Range(0, 1))
+    if cfg_interval[0] > cfg_interval[1]:
+        raise UserError(f"sampling: cfg_interval is {list(cfg_interval)}; it must be [start, end] with start <= end")
     curve = {
         "constant": lambda t: 1.0,
         "linear": lambda t: t,
@@ -55,15 +57,3 @@ def _scale(cfg_scale: float, share: float) -> float:
     if share in (0.0, 1.0):
         return float(cfg_scale) if share else 1.0
     return 1 + (cfg_scale - 1) * share
-
-
-def check_guidance(cfg_scale: float, cfg_schedule: str, cfg_power: float, cfg_interval: tuple[float, float]) -> None:
-    """Raise a UserError for a value out of range."""
-    if not 0 <= cfg_scale < math.inf:
-        raise UserError(f"cfg_scale is {cfg_scale}; it must be finite, 0 or more (1 = no guidance)")
-    if cfg_schedule not in SCHEDULES:
-        raise UserError(f"cfg_schedule is {cfg_schedule!r}; use one of {', '.join(SCHEDULES)}")
-    if not cfg_power > 0:
-        raise UserError(f"cfg_power is {cfg_power}; it must be above 0 (1 = cosine)")
-    if len(cfg_interval) != 2 or not 0 <= cfg_interval[0] <= cfg_interval[1] <= 1:
-        raise UserError(f"cfg_interval is {list(cfg_interval)}; it must be [a, b] with 0 <= a <= b <= 1")

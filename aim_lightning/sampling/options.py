@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import Parameter, signature
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -11,10 +10,11 @@ import torch
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
 from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large, weight_bytes
-from aim_lightning.sampling.filters import Filters, check_types
-from aim_lightning.sampling.guidance import Schedule, check_guidance, guidance_scales
+from aim_lightning.sampling.filters import Filters
+from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.plain_decoder import state_bytes
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 # Options of batches and pixels, which `generate` does not take: it samples codes.
 PIPELINE_OPTIONS = ("batch_size", "pixel_precision", "pixel_compile")
@@ -64,24 +64,16 @@ class SamplingOptions:
     pixel_compile: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.seed < 0:
-            raise UserError(f"sampling: seed is {self.seed}; it must be 0 or more")
-        size, interval = self.batch_size, self.cfg_interval
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise UserError(f"sampling: batch_size is {size!r}; it must be auto, or a whole number, at least 1")
-        numbers = isinstance(interval, list | tuple) and all(isinstance(value, Real) for value in interval)
-        if not numbers:
-            raise UserError(f"sampling: cfg_interval is {interval!r}; it must be two numbers")
-        check_guidance(self.cfg_scale, self.cfg_schedule, self.cfg_power, interval)
-        if (offset := self.position_offset) not in (0, 1):
-            raise UserError(f"sampling: position_offset is {offset}; it must be 0, or 1 for the published decoder")
-        self.filters()  # checks their ranges
+        ranges = {"batch_size": Range(1), "position_offset": Range(0, 1, note=" (1 = the published decoder)")}
+        check_arguments("sampling: ", SamplingOptions, vars(self), **ranges)
+        # These check the ranges of filters and guidance.
+        self.filters()
+        self.scales(1)
         # 2 and 2.0 are one value: results of both are recorded under one name.
         for field in fields(self):
             if field.type is float:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
-        object.__setattr__(self, "cfg_interval", tuple(map(float, interval)))
+        object.__setattr__(self, "cfg_interval", tuple(map(float, self.cfg_interval)))
 
     def filters(self) -> Filters:
         """Return the options of each random choice."""

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from helpers import assert_user_error
 
 from aim_lightning.models import AiM, AiMConfig
 
@@ -62,8 +61,3 @@ def test_groups_are_interleaved():
     rows = model.backbone.condition(torch.tensor([1])).layers
     assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[3])
     assert not torch.equal(rows[0], rows[1])
-
-
-@pytest.mark.parametrize("options", [{"adaln": "rows"}, {"d_model": 0}, {"headdim": 50}, {"token_dropout": 1.0}])
-def test_impossible_sizes_are_one_line(options):
-    assert_user_error(next(iter(options)), AiMConfig, **options)

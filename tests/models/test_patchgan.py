@@ -5,7 +5,6 @@ import socket
 
 import pytest
 import torch
-from helpers import assert_user_error
 from torch import distributed, nn
 
 from aim_lightning.models import PatchGAN, PatchGANConfig
@@ -49,10 +48,6 @@ def test_the_receptive_field_matches_the_docstring(layers, field):
     logits[0, 0, middle, middle].backward()
     rows = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()
     assert rows.max() - rows.min() + 1 == field
-
-
-def test_sizes_below_one_are_refused():
-    assert_user_error("num_layers", PatchGANConfig, num_layers=0)
 
 
 def _rank(rank: int, port: int, images: torch.Tensor, directory) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import TINY_VQ, assert_user_error, fixture, published_vq8, relative
+from helpers import TINY_VQ, fixture, published_vq8, relative
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,15 +95,3 @@ def test_usage_record_and_start_from_data():
     chosen = model.quantize.lookup(model.quantize.codes(latent), (8, 8))
     nearest = torch.nn.functional.cosine_similarity(chosen, latent, dim=1)
     assert nearest.max() > 0.9999  # codes are latents of this very batch
-
-
-CASES = [
-    ({"image_size": 100}, "image_size"),
-    ({"norm_groups": 24}, "norm_groups"),
-    ({"channel_multipliers": ()}, "channel"),
-]
-
-
-@pytest.mark.parametrize(("options", "word"), CASES)
-def test_impossible_sizes_are_one_line(options, word):
-    assert_user_error(word, VQConfig, **options)

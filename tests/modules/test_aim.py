@@ -112,12 +112,6 @@ def test_the_learning_rate_decays_per_step_until_the_end(make_module):
     assert schedule["interval"] == "step" and schedule["scheduler"].lr_lambdas[0](5) == 0.75
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_out_of_range_is_refused(make_module, share):
-    assert_user_error(rf"label_dropout is {share}; it must be from 0 to 1", make_module, label_dropout=share)
-    make_module(label_dropout=round(share))
-
-
 def test_an_implausibly_low_loss_is_warned_about_once(make_module, monkeypatch, capsys):
     module, warned = make_module(), set()
     monkeypatch.setattr("aim_lightning.utils.logging._warned", warned)

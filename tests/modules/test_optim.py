@@ -1,6 +1,5 @@
 """Learning rate and decay groups."""
 
-import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -148,26 +147,6 @@ def test_without_a_largest_norm_gradients_stay_as_they_are(largest):
     assert network.weight.grad.tolist() == [[3.0, 4.0]]
     clip_gradients(network, 1.0)
     assert network.weight.grad.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "limits"),
-    [
-        ("base_learning_rate", 0.0, "above 0"),
-        ("betas", (0.9, 1.0), "two numbers from 0 to below 1"),
-        ("betas", (-0.1, 0.9), "two numbers from 0 to below 1"),
-        ("weight_decay", -0.1, "0 or more"),
-        ("warmup_steps", -1, "0 or more"),
-        ("final_fraction", 1.1, "from 0 to 1"),
-        ("final_fraction", -0.1, "from 0 to 1"),
-    ],
-)
-def test_options_out_of_range_are_named(name, value, limits):
-    text = str(list(value) if isinstance(value, tuple) else value)
-    assert_user_error(
-        rf"^model\.optimizer\.{name} is {re.escape(text)}; it must be {limits}", OptimizerConfig, **{name: value}
-    )
-    OptimizerConfig(betas=(0.0, 0.0), weight_decay=0.0, final_fraction=1.0)
 
 
 def test_a_scale_that_falls_too_low_stops_training():

@@ -1,6 +1,7 @@
 """Guidance over the sequence: the curves, and that they reach the logits."""
 
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from aim_lightning.models import AiM
 from aim_lightning.sampling import generate
 from aim_lightning.sampling.filters import guide
-from aim_lightning.sampling.guidance import SCHEDULES, guidance_scales
+from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.plain_decoder import PlainDecoder
 
 
@@ -28,7 +29,7 @@ def model():
 @given(
     st.integers(1, 300),
     st.floats(0, 20),
-    st.sampled_from(SCHEDULES),
+    st.sampled_from(get_args(Schedule)),
     st.floats(0.1, 8),
     st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
 )
@@ -48,21 +49,6 @@ def test_values():
     assert guidance_scales(5, 3, "power", cfg_power=1) == guidance_scales(5, 3, "cosine")
     assert guidance_scales(3, 3, "power", cfg_power=2)[1] == pytest.approx(1.2929, abs=1e-4)
     assert guidance_scales(5, 4, "interval", cfg_interval=(0.25, 0.75)) == [1, 4, 4, 4, 1]
-
-
-CASES = [
-    ({"cfg_scale": -1.0}, "cfg_scale"),
-    ({"cfg_scale": float("nan")}, "cfg_scale"),
-    ({"cfg_schedule": "square"}, "cosine, power or interval"),
-    ({"cfg_power": 0.0}, "cfg_power"),
-    ({"cfg_interval": (0.6, 0.4)}, "cfg_interval"),
-    ({"cfg_interval": (0.0, 1.5)}, "cfg_interval"),
-]
-
-
-@pytest.mark.parametrize(("options", "word"), CASES)
-def test_options_out_of_range(model, options, word):
-    assert_user_error(word, generate, model, torch.tensor([0]), **options)
 
 
 def test_each_step_gets_its_scale(model):

@@ -183,10 +183,6 @@ def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
     assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_no_labels(pipeline):
-    assert_user_error("there are no labels", pipeline.generate, [])
-
-
 def test_the_package_lists_and_documents_its_public_names():
     import inspect
 
@@ -212,10 +208,16 @@ def test_labels_are_numbers_or_names(pipeline):
 CASES = [
     (7, r"^labels is 7; give a list, such as \[7\]$"),
     ("tench", "^labels is 'tench'; give a list"),
-    ([0.0, 1.0], "^labels are of type torch.float32; give whole numbers or class names$"),
-    ([True], "^labels are of type torch.bool"),
-    ([3], "^labels must be 0 to 2; the null class 3 needs allow_null_class=True$"),
-    ([-1], "^labels must be 0 to 2"),
+    (None, "^labels is None; give a list"),
+    (torch.tensor(7), "^labels is 7; give a list"),
+    ([], "^labels is empty; give at least one$"),
+    ([0.0, 1.0], "^labels: 0.0 is no label; give whole numbers or class names$"),
+    (torch.zeros(2), "^labels: 0.0 is no label"),
+    ([True], "^labels: True is no label"),
+    ([[0, 1]], r"^labels: \[0, 1\] is no label"),
+    ([3], "^labels: 3 is not one of 0 to 2; the null class 3 needs allow_null_class=True$"),
+    ([10**30], "^labels: 1000000000000000000000000000000 is not one of"),
+    ([-1], "^labels: -1 is not one of 0 to 2"),
     (["tensh"], "^labels: there is no class 'tensh'; did you mean 'tench'"),
 ]
 
@@ -227,7 +229,7 @@ def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
 
 
 def test_a_negative_seed_is_refused(pipeline):
-    assert_user_error("seed is -1; it must be 0 or more", pipeline.generate, [0], seed=-1)
+    assert_user_error("seed is -1; it must be a whole number, 0 or more", pipeline.generate, [0], seed=-1)
 
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from aim_lightning.models.bounds import check_ranges
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 # The published sizes (arXiv 2408.12245, table 1); everything else is the default.
 PRESETS = {
@@ -62,11 +62,8 @@ class AiMConfig:
     chunk_size: int = 256
 
     def __post_init__(self) -> None:
-        check_ranges(self, may_be_zero=("d_intermediate",))
-        if self.adaln not in ("none", "layer", "group"):
-            raise UserError(f"AiMConfig.adaln is {self.adaln!r}; use none, layer or group")
-        if not isinstance(self.position_embedding, bool):
-            raise UserError(f"AiMConfig.position_embedding is {self.position_embedding!r}; use true or false")
+        dropouts = dict.fromkeys(("token_dropout", "mixer_dropout", "mlp_dropout"), Range(0, 1, below=True))
+        check_arguments("AiMConfig.", AiMConfig, vars(self), Range(1), d_intermediate=Range(0), **dropouts)
         if self.d_inner % self.headdim:
             raise UserError(f"AiMConfig.headdim is {self.headdim}; it must divide expand * d_model = {self.d_inner}")
 

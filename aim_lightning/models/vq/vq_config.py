@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from aim_lightning.models.bounds import check_ranges, is_whole_number
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,11 @@ class VQConfig:
     usage_window: int = 65536
 
     def __post_init__(self) -> None:
-        levels = self.channel_multipliers
-        valid = isinstance(levels, list | tuple) and all(is_whole_number(level) and level >= 1 for level in levels)
-        if not levels or not valid:
-            raise UserError(f"VQConfig.channel_multipliers is {levels!r}; give one positive whole number per level")
+        check_arguments("VQConfig.", VQConfig, vars(self), Range(1), dropout=Range(0, 1, below=True))
         # Files give lists; a frozen configuration must be hashable.
-        object.__setattr__(self, "channel_multipliers", tuple(levels))
-        check_ranges(self)
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         if self.image_size % self.downsampling:
-            factor = f"{self.downsampling}, the downsampling of {len(levels)} levels"
+            factor = f"{self.downsampling}, the downsampling of {len(self.widths)} levels"
             raise UserError(f"VQConfig.image_size is {self.image_size}; it must be a multiple of {factor}")
         for width in self.widths:
             if width % self.norm_groups:
