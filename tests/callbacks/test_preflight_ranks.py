@@ -10,8 +10,7 @@ from helpers import assert_user_error
 from aim_lightning.callbacks.training import preflight
 from aim_lightning.callbacks.training.preflight import Preflight
 from aim_lightning.cli import fit_lifecycle
-from aim_lightning.cli.commands import fit
-from aim_lightning.cli.main import main
+from aim_lightning.cli.fit_lifecycle import FitLifecycle
 from aim_lightning.cluster import signals
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
@@ -90,37 +89,42 @@ def test_rank_zero_prints_shared_errors_and_all_ranks_exit_with_one_code(network
     assert ended.value.code == code
 
 
-CASES = [
+@pytest.fixture
+def lifecycle(monkeypatch, tmp_path):
+    monkeypatch.setattr(fit_lifecycle.time, "sleep", lambda seconds: None)
+    return FitLifecycle(SimpleNamespace(run_directory=RunDirectory("x", "main", tmp_path)), SimpleNamespace())
+
+
+FAULTS = [
     (TransientError("node n7, rank 1: the first broadcast failed (timeout)"),) * 2,
     (
         torch.distributed.DistNetworkError("The client socket has timed out\nmore"),  # before any callback
         "node n7, rank 1: the ranks cannot reach each other (The client socket has timed out)",
     ),
+    (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        "loader process 7 ended (killed), possibly for lack of memory; "
+        "lower data.num_workers or give the job more memory",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("fault", "line"), CASES)
-def test_fit_ends_with_the_code_that_brings_the_job_back(monkeypatch, capsys, own_signals, fault, line):
-    def refuse(*_):
-        raise fault
-
+@pytest.mark.parametrize(("fault", "line"), FAULTS)
+def test_fit_ends_with_the_code_that_requeues_the_job(lifecycle, monkeypatch, capsys, own_signals, fault, line):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setattr(fit, "_run", refuse)
-    assert main(["fit", "--config", "experiments/demo_tokenizer.yaml"]) == 74
-    assert capsys.readouterr().err == f"error: {line}\n"
+    with lifecycle:
+        raise fault
+    assert lifecycle.exit_code == 74 and capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_a_refused_run_is_reported_once(monkeypatch, tmp_path):
-    """By rank 0; another rank speaks only where nobody has ended the job meanwhile: it alone sees the run so."""
-    refused, directory = Decision("refuse", notes=["the configuration changed"]), RunDirectory("x", "main", tmp_path)
-    slept = []
-    monkeypatch.setattr(fit_lifecycle.time, "sleep", slept.append)
+def test_a_refused_run_is_reported_by_rank_zero(lifecycle, monkeypatch):
+    """Another rank reports it only if rank 0 has not ended the job by then."""
+    refused = Decision("refuse", notes=["the configuration changed"])
     monkeypatch.setenv("SLURM_PROCID", "1")
-    for seen, end in ((signals.TERM, SystemExit), (signals.NONE, UserError)):
-        monkeypatch.setattr(signals, "_received", seen)
+    for signal, end in ((signals.TERM, SystemExit), (signals.NONE, UserError)):
+        monkeypatch.setattr(signals, "_received", signal)
         with pytest.raises(end):
-            fit._obey(refused, directory)
+            lifecycle._follow(refused)
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert_user_error("main is left as it is: the configuration changed", fit._obey, refused, directory)
-    assert len(slept) == 2
+    assert_user_error("main is left as it is: the configuration changed", lifecycle._follow, refused)

@@ -37,6 +37,7 @@ class ResumeState(Callback):
     def __init__(self, seed: int, configuration: dict) -> None:
         self.seed = seed
         self.configuration = configuration
+        self.validated_step: int | None = None  # optimizer steps at the latest validation of this process
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         data = trainer.datamodule
@@ -48,6 +49,10 @@ class ResumeState(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if (batch_idx + 1) % trainer.datamodule.plan.accumulate == 0:
             trainer.datamodule.advance()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         # A collective: Lightning calls this hook on every rank, and rank 0 writes the states of all.
@@ -68,17 +73,6 @@ class ResumeState(Callback):
         states = checkpoint["random_state"]
         if len(states) == trainer.world_size:  # otherwise the seeds of the batches are enough
             set_random_state(states[trainer.global_rank])
-
-
-class ValidatedStep(Callback):
-    """Record the optimizer step of the latest validation in `step`; None before the first one."""
-
-    def __init__(self) -> None:
-        self.step: int | None = None
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.step = trainer.global_step
 
 
 def _count_micro_batches(fit_loop: dict, data) -> None:

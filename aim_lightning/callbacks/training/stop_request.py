@@ -6,8 +6,8 @@
    `validate` before each batch of validation and of scoring.
 3. `Preemption.stop` writes a checkpoint, then raises `Stopped` on every rank. An evaluation is abandoned before, and
    the next start repeats it. `validate` raises `Stopped` without results.
-4. `cli.fit_lifecycle.leave` catches `Stopped` in `fit`. On rank 0, `cluster.requeue` decides whether the job is
-   requeued, and `cluster.job_registry` records the exit code.
+4. `cli.fit_lifecycle` catches `Stopped` in `fit`. On rank 0, `cli.slurm.in_job.requeue_after` requeues the job where
+   `cluster.requeue` decides so, and records the exit code.
 5. `slurm ended`, the last line of job.sbatch, requeues the job where training could not do it.
 """
 

@@ -1,8 +1,10 @@
-"""Everything that a configuration names, built and connected."""
+"""Build and connect everything that a configuration names: module, data, callbacks, loggers and trainer."""
 
 import copy
 import inspect
+import logging
 import pkgutil
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +29,6 @@ from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import ResumeState, RunCheckpointIO
 from aim_lightning.cli.build.callback_resources import CallbackResources
-from aim_lightning.cli.commands.config import run_directory
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.value_ranges import STRATEGIES
 from aim_lightning.cluster.options import ClusterOptions
@@ -42,14 +43,29 @@ from aim_lightning.utils.lightning_private import log_steps_done
 
 # Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
 LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
+# Advice of Lightning for beginners. Metrics are the same on all ranks here, and the data resumes from its cursor.
+IGNORED_WARNINGS = (
+    "does not have many workers|IterableDataset.*__len__|sync_dist=True|your dataloader is not resumable"
+    "|`srun` command is available|treespec, LeafSpec"
+)
 
 
 class AimCLI(LightningCLI):
-    """LightningCLI over one composed document; named callbacks and loggers, sections of our own."""
+    """LightningCLI over one composed configuration, with named callbacks and loggers and the sections of this package.
 
-    def __init__(self, document: Config, guards: Sequence[Callback] = ()) -> None:
-        self.document, self.guards = document, guards
-        self.directory = run_directory(document)
+    Args:
+        composed: from `compose`.
+        guards: callbacks that are no part of the configuration.
+
+    Raises:
+        UserError: a class or an option does not fit.
+    """
+
+    def __init__(self, composed: Config, guards: Sequence[Callback] = ()) -> None:
+        self.composed = composed
+        self.guards = guards
+        self.directory = composed.run_directory
+        self.resume_state = ResumeState(composed.values["seed_everything"], composed.values)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -63,13 +79,14 @@ class AimCLI(LightningCLI):
         )
 
     def _arguments(self) -> dict[str, Any]:
-        """The document with loggers pointed at the run directory."""
-        values = copy.deepcopy(self.document.values)
+        """Return the configuration with loggers that write to the run directory."""
+        values = copy.deepcopy(self.composed.values)
         values.pop("tokenize", None)  # of another command
-        for logger in values["logger"].values():
-            if logger is not None:
-                defaults = logger_defaults(logger["class_path"], str(self.directory.path))
-                logger["init_args"] = defaults | (logger.get("init_args") or {})
+        for logger in filter(None, values["logger"].values()):
+            accepted = inspect.signature(pkgutil.resolve_name(logger["class_path"])).parameters
+            defaults = {"save_dir": str(self.directory.path)} if "save_dir" in accepted else {}
+            defaults |= LOGGER_NAMES.get(logger["class_path"].rpartition(".")[2], {})
+            logger["init_args"] = defaults | (logger.get("init_args") or {})
         return values
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -87,25 +104,27 @@ class AimCLI(LightningCLI):
         try:
             self.config = parser.parse_object(args)
         except ArgumentError as error:
-            raise UserError(_one_line(error, self.document)) from None
+            text = " ".join(str(error).split())
+            keys = [key for key in self.composed.origins if key in text]
+            origin = self.composed.origins[max(keys, key=len)] if keys else "configuration"
+            raise UserError(f"{origin}: {text}") from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        built = self.config_init
-        callbacks = [callback for callback in built["callbacks"].values() if callback is not None]
+        built, options = self.config_init, self.config_init["trainer"]
+        self.named_callbacks = {name: callback for name, callback in built["callbacks"].items() if callback is not None}
+        callbacks = list(self.named_callbacks.values())
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        shows_bar = built["trainer"].get("enable_progress_bar") is not False
+        shows_bar = options.get("enable_progress_bar") is not False
         bars = [RunProgressBar()] if shows_bar and not has_bar else []
-        state = ResumeState(self.document.values["seed_everything"], self.document.values)
         options = {
-            **built["trainer"],
-            "callbacks": [state, CorruptRecords(), *self.guards, *callbacks, *bars],
+            **options,
+            "callbacks": [self.resume_state, CorruptRecords(), *self.guards, *callbacks, *bars],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
-            "plugins": [*(built["trainer"].get("plugins") or []), RunCheckpointIO(), *environment()],
+            "plugins": [*(options.get("plugins") or []), RunCheckpointIO(), *environment()],
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
             "use_distributed_sampler": False,  # the DataModules know rank and world themselves
         }
-        self.named_callbacks = {name: cb for name, cb in built["callbacks"].items() if cb is not None}
         try:
             return self.trainer_class(**options)
         except (MisconfigurationException, ValueError) as error:
@@ -116,22 +135,10 @@ class AimCLI(LightningCLI):
             raise UserError(f"callbacks: {' '.join(str(error).split())}; keep one of them") from None
 
 
-def logger_defaults(class_path: str, run_dir: str) -> dict[str, str]:
-    """Return constructor arguments that make a logger write to the run directory.
-
-    Args:
-        class_path: of any Lightning logger.
-        run_dir: path of the run directory.
-    """
-    accepted = inspect.signature(pkgutil.resolve_name(class_path)).parameters
-    directories = {"save_dir": run_dir} if "save_dir" in accepted else {}
-    return directories | LOGGER_NAMES.get(class_path.rpartition(".")[2], {})
-
-
 def environment() -> list[ClusterEnvironment]:
-    """Where ranks come from, where Lightning would guess wrong.
+    """Return the source of ranks where Lightning would choose the wrong one, as a list of Trainer plugins.
 
-    It takes any process inside an allocation for one that srun started, and wants to requeue the job itself.
+    Lightning takes any process inside an allocation for one that srun started, and would requeue the job itself.
     """
     job = Job.current()
     if job is None or TorchElasticEnvironment.detect():
@@ -139,41 +146,45 @@ def environment() -> list[ClusterEnvironment]:
     return [LightningEnvironment() if job.tasks is None else SLURMEnvironment(auto_requeue=False)]
 
 
-def build(document: Config, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
-    """Build module, data and trainer, share out the batch, hand the frozen networks to the callbacks.
+def build(config: Config, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
+    """Build module, data and trainer, split the batch over ranks, and give the frozen networks to the callbacks.
 
     Args:
-        document: from `compose`.
-        purge_step: TensorBoard forgets what an earlier process logged from this step on.
+        config: from `compose`.
+        purge_step: TensorBoard ignores what an earlier process logged from this step on.
         guards: callbacks that are no part of the configuration.
 
     Raises:
-        UserError: anything that does not fit together.
+        UserError: parts of the configuration do not fit together.
     """
-    cli = AimCLI(document, guards)
+    cli = AimCLI(config, guards)
+    trainer, data = cli.trainer, cli.datamodule
     _check_trainer(cli)
-    plan = cli.datamodule.plan_for(cli.trainer.world_size)
+    plan = data.plan_for(trainer.world_size)
     if cli.model.automatic_optimization:
-        cli.trainer.accumulate_grad_batches = plan.accumulate
-    cli.datamodule.setup("fit")
-    if isinstance(cli.trainer.val_check_interval, int):
-        _check_interval(cli)
-        cli.trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
-    resources = CallbackResources(cli.config_init, document, cli.datamodule)
+        trainer.accumulate_grad_batches = plan.accumulate
+    data.setup("fit")
+    if isinstance(interval := trainer.val_check_interval, int):
+        if trainer.check_val_every_n_epoch is not None and interval > data.batches_per_epoch:
+            raise UserError(
+                f"trainer.val_check_interval is {interval}, an epoch has {data.batches_per_epoch} steps; "
+                "set trainer.check_val_every_n_epoch null to count steps across epochs"
+            )
+        trainer.val_check_interval *= plan.accumulate  # configured in steps, counted by Lightning in batches
+    resources = CallbackResources(cli.config_init, config, data)
     resources.check_codes(cli.model)
     for name, callback in cli.named_callbacks.items():
         resources.provide(name, callback)
-    log_steps_done(cli.trainer)
-    for logger in cli.trainer.loggers:
+    log_steps_done(trainer)
+    for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             use_run_writer(logger, purge_step)
     return cli
 
 
 def _check_trainer(cli: AimCLI) -> None:
-    """What Lightning would meet only in the middle of training."""
-    trainer = cli.trainer
-    strategy = trainer.strategy
+    """Raise UserError for what Lightning would report only in the middle of training."""
+    trainer, strategy = cli.trainer, cli.trainer.strategy
     # Strategies that start processes in another way, or split the weights, do not give back a whole checkpoint.
     supported = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and strategy.root_device.type != "xla"
     if not supported or getattr(strategy, "_start_method", "popen") != "popen":
@@ -183,60 +194,27 @@ def _check_trainer(cli: AimCLI) -> None:
         raise UserError(
             "trainer.gradient_clip_val is not for a tokenizer, which has two optimizers; set model.gradient_clip"
         )
-    on_gpu = trainer.strategy.root_device.type == "cuda"
-    if trainer.precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    emulated = strategy.root_device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if trainer.precision.startswith("bf16") and emulated:
         raise UserError(
             f"trainer.precision is {trainer.precision}, which {torch.cuda.get_device_name()} computes by emulation; "
             "set trainer.precision 32-true or 16-mixed"
         )
 
 
-def _check_interval(cli: AimCLI) -> None:
-    interval, steps = cli.trainer.val_check_interval, cli.datamodule.batches_per_epoch
-    if cli.trainer.check_val_every_n_epoch is not None and interval > steps:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, an epoch has {steps} steps; "
-            "set trainer.check_val_every_n_epoch null to count steps across epochs"
-        )
-
-
-def weights_kind(cli: AimCLI) -> str:
-    """Which weights validation sees: `ema` or `raw`."""
-    return "ema" if any(isinstance(callback, EMA) for callback in cli.trainer.callbacks) else "raw"
-
-
-def scored_weights_hash(cli: AimCLI) -> str:
-    """Hex sha256 of the weights that validation sees now."""
+def scored_weights(cli: AimCLI) -> dict[str, str]:
+    """Return the kind (`ema` or `raw`) and the hex sha256 of the weights that validation scores."""
     ema = next((callback for callback in cli.trainer.callbacks if isinstance(callback, EMA)), None)
-    return weights_hash(ema.network if ema else cli.model.network)
+    network = ema.network if ema else cli.model.network
+    return {"weights": "ema" if ema else "raw", "weights_sha256": weights_hash(network)}
 
 
 def hardware_of(cli: AimCLI) -> str:
-    """What the trainer runs on."""
+    """Describe the devices of the trainer."""
     return hardware(cli.trainer.strategy.root_device, cli.trainer.world_size)
 
 
-def device() -> torch.device:
-    """The best device of this process."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def quiet() -> None:
-    """Leave Lightning's advice for beginners out of the terminal."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*IterableDataset.*__len__.*")
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # our metrics are the same on all ranks already
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # ours starts from the cursor
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
+    """Suppress Lightning's advice for beginners."""
+    warnings.filterwarnings("ignore", f".*({IGNORED_WARNINGS})")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-
-
-def _one_line(error: Exception, document: Config) -> str:
-    text = " ".join(str(error).split())
-    keys = [key for key in document.origins if key in text]
-    where = document.origins[max(keys, key=len)] if keys else "configuration"
-    return f"{where}: {text}"

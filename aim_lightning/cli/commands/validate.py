@@ -39,7 +39,7 @@ def score(config: Config) -> int:
     """
     from aim_lightning.callbacks.training.stop_request import ValidationStop
     from aim_lightning.checkpoint.io import read_checkpoint
-    from aim_lightning.cli.build.trainer_cli import build, hardware_of, scored_weights_hash, weights_kind
+    from aim_lightning.cli.build.trainer_cli import build, hardware_of, scored_weights
     from aim_lightning.runs.results import record
 
     directory = config.run_directory
@@ -55,11 +55,7 @@ def score(config: Config) -> int:
     metrics = {name.removeprefix("metrics/"): float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
         callbacks = cli.named_callbacks.items()
-        facts = {
-            "checkpoint": checkpoint.name,
-            "weights": weights_kind(cli),
-            "weights_sha256": scored_weights_hash(cli),
-        }
+        facts = {"checkpoint": checkpoint.name, **scored_weights(cli)}
         facts |= {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
         record(directory, "validate", step, facts, metrics, hardware_of(cli))
         for name, value in metrics.items():

@@ -1,16 +1,20 @@
-"""Inside a job: the commands that job.sbatch calls before and after training, and the way to submit it again."""
+"""Inside a job: what job.sbatch calls before and after training, requeueing after a stop, and submitting again."""
 
 import argparse
 import re
+import time
 from pathlib import Path
 
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import Config
-from aim_lightning.cluster import job_registry, requeue
+from aim_lightning.cluster import job_registry, requeue, signals
+from aim_lightning.cluster.signals import Stopped
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.process import is_rank_zero
 
 ENDINGS = {"requeue": "is requeued", "stay": "is not requeued", "refused": "could not be requeued"}
 
@@ -66,6 +70,50 @@ def ended(config: Config, options: argparse.Namespace) -> int:
     ending = ENDINGS[decision.action]
     print(f"training ended with exit code {code}; job {job.id} {ending}: {decision.reason}", flush=True)
     return 0
+
+
+def requeue_after(stop: Stopped, directory: RunDirectory, arguments: Arguments) -> int:
+    """Requeue the job after a signal stopped training between two steps, where it may be; return the exit code.
+
+    Args:
+        stop: the exception of the stop.
+        directory: of the run.
+        arguments: the command line of this process, which contains the path of the job script.
+    """
+    if not is_rank_zero():
+        return 0  # another code would make srun end rank 0 while it asks SLURM
+    kept, job = _kept(stop), Job.current()
+    if job is None or stop.code == signals.INT:
+        if job is not None:
+            job_registry.record_exit(directory.path, job, signals.EXITS[stop.code])  # the code of a final end
+        log(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
+        return signals.EXITS[stop.code]
+    stopped_at, cause = time.time(), "warning" if stop.code == signals.USR1 else "sigterm"
+    decision = requeue.act(cause, job)
+    again, reason = resubmission(directory, arguments), decision.reason
+    continues = requeue.CONTINUES, f"job {job.id} is requeued: {reason}"
+    refused = f"SLURM did not requeue job {job.id}: {reason}; the checkpoint is kept, submit again: {again}"
+    code, ending = {
+        "requeue": continues,
+        "already": continues,
+        "outside": (requeue.EXITS_OUTSIDE[cause], f"job {job.id} is left to job.sbatch: {reason}"),
+        "refused": (requeue.REFUSED, refused),
+        "stay": (signals.EXITS[stop.code], f"job {job.id} is not requeued by itself: {reason}; to go on: {again}"),
+    }[decision.action]
+    if decision.action not in ("refused", "stay"):
+        job_registry.record_timings(directory.path, stopped_at=stopped_at)
+    job_registry.record_exit(directory.path, job, code)
+    log(f"{kept}; {ending}")
+    return code
+
+
+def _kept(stop: Stopped) -> str:
+    """Describe where the next start continues."""
+    if stop.step == 0:
+        return "no step was done yet, the next start begins at step 0"
+    if stop.saved:
+        return f"step {stop.step} is in a checkpoint"
+    return f"no checkpoint of step {stop.step} was written, the next start goes back to the one before"
 
 
 def _job() -> Job:
