@@ -1,6 +1,7 @@
-"""Download published weights and reference files: verified, recorded, complete or absent."""
+"""Download the files of downloads.json: verified, recorded, complete or absent."""
 
 import http.client
+import json
 import shutil
 import socket
 import sys
@@ -16,11 +17,9 @@ from aim_lightning.utils.files import atomic_path, read_json, sha256_file, write
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.npz import NpzFile
 from aim_lightning.weights.hub import ask_hub
-from aim_lightning.weights.source import CONFIG, SAFETENSORS
 
 RECORD = "fetched.json"
 FORMAT = "aim_lightning.fetched/1"
-FIELDS = {"name", "bytes", "sha256"}  # of each file in the record
 TIMEOUT = 60  # seconds without a byte
 
 
@@ -35,7 +34,7 @@ class HubFiles:
     """
 
     repository: str
-    files: tuple[str, ...]
+    files: list[str]
     path: str
 
     @property
@@ -63,33 +62,8 @@ class UrlFile:
     usage: str = ""
 
 
-ADM = "data/reference/VIRTUAL_imagenet256_labeled.npz"
-DOWNLOADS = {
-    "AiM-B": HubFiles("hp-l33/aim-base", (CONFIG, SAFETENSORS), "weights/aim_b"),
-    "AiM-L": HubFiles("hp-l33/aim-large", (CONFIG, SAFETENSORS), "weights/aim_l"),
-    "AiM-XL": HubFiles("hp-l33/aim-xlarge", (CONFIG, SAFETENSORS), "weights/aim_xl"),
-    "VQ-16": HubFiles("FoundationVision/LlamaGen", ("vq_ds16_c2i.pt",), "weights/vq16"),
-    "VQ-8": HubFiles("FoundationVision/LlamaGen", ("vq_ds8_c2i.pt",), "weights/vq8"),
-    "inception": UrlFile(
-        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-        "weights/pt_inception-2015-12-05-6726825d.pth",
-        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        usage="make evaluate EXP=… RUN=…",
-    ),
-    "vgg": UrlFile(
-        "https://download.pytorch.org/models/vgg16-397923af.pth",
-        "weights/vgg16-397923af.pth",
-        "397923af",
-        usage="train a tokenizer with the perceptual loss",
-    ),
-    "adm": UrlFile(
-        "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
-        "VIRTUAL_imagenet256_labeled.npz",
-        ADM,
-        arrays=("arr_0", "mu", "sigma", "mu_s", "sigma_s"),
-        usage=f"make evaluate EXP=… RUN=… ARGS='--reference {ADM}'",
-    ),
-}
+_table = json.loads(Path(__file__).with_name("downloads.json").read_text(encoding="utf-8"))
+DOWNLOADS = {name: (HubFiles if "repository" in row else UrlFile)(**row) for name, row in _table.items()}
 
 
 def download(entry: HubFiles | UrlFile, root: str | Path = "") -> Path:
@@ -114,19 +88,28 @@ def files(path: Path) -> list[tuple[Path, int, str]]:
 
     Args:
         path: the result of `download`.
+
+    Raises:
+        UserError: a directory without a complete record.
     """
-    if path.is_dir():
-        return [(path / row["name"], row["bytes"], row["sha256"]) for row in _read_record(path)]
-    record = read_json(path.with_name(f"{path.name}.json"), "record")
-    return [(path, record["bytes"], record["sha256"])]
+    if not path.is_dir():
+        record = read_json(path.with_name(f"{path.name}.json"), "record")
+        return [(path, record["bytes"], record["sha256"])]
+    try:
+        record = read_json(path / RECORD, "record")
+        if record["format"] == FORMAT and record["files"]:
+            return [(path / row["name"], row["bytes"], row["sha256"]) for row in record["files"]]
+    except (UserError, KeyError, TypeError):
+        pass
+    hint = "use them as they are, or remove the directory and download again"
+    raise UserError(f"{path} holds files that this command did not download (no complete {RECORD}); {hint}")
 
 
 def _from_url(entry: UrlFile, path: Path) -> Path:
     if not path.exists():
         with atomic_path(path) as temporary:
             _get(entry, temporary)
-            absent = [name for name in entry.arrays if name not in NpzFile(temporary)]
-            if absent:
+            if absent := [name for name in entry.arrays if name not in NpzFile(temporary)]:
                 raise UserError(f"{entry.url} holds no {', '.join(absent)}: it is another file than expected")
     facts = {"url": entry.url, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
     if not facts["sha256"].startswith(entry.sha256):
@@ -156,50 +139,33 @@ def _get(entry: UrlFile, path: Path) -> None:
 def _from_hub(entry: HubFiles, path: Path) -> Path:
     if path.exists():
         for file, size, sha256 in files(path):
-            if not file.is_file() or file.stat().st_size != size or sha256_file(file) != sha256:
+            if not file.is_file() or (file.stat().st_size, sha256_file(file)) != (size, sha256):
                 raise UserError(f"{file} is not the downloaded file; remove {path} and download again")
         return path
+    info = ask_hub(HfApi().model_info, entry.repository, files_metadata=True)
+    metadata = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    if absent := [name for name in entry.files if name not in metadata]:
+        raise UserError(f"the hub's {entry.repository} no longer has {', '.join(absent)}")
     # The client continues a partial file in this directory; it gets its name when everything is there.
     part = path.with_name(f".{path.name}.part")
-    facts = _ask_hub(entry)
-    rows = [_get_hub_file(entry, name, facts["files"], facts["revision"], part) for name in entry.files]
+    rows = [_get_hub_file(entry, metadata[name], info.sha, part) for name in entry.files]
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes about partial files
-    head = {"format": FORMAT, "repository": entry.repository, "revision": facts["revision"]}
     with writing(path):
-        write_json(part / RECORD, {**head, "files": rows})
+        record = {"format": FORMAT, "repository": entry.repository, "revision": info.sha, "files": rows}
+        write_json(part / RECORD, record)
         part.replace(path)
     return path
 
 
-def _ask_hub(entry: HubFiles) -> dict[str, Any]:
-    """Return the newest revision, and the metadata of its files by name."""
-    info = ask_hub(HfApi().model_info, entry.repository, files_metadata=True)
-    metadata = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    absent = [name for name in entry.files if name not in metadata]
-    if absent:
-        raise UserError(f"the hub's {entry.repository} no longer has {', '.join(absent)}")
-    return {"revision": info.sha, "files": metadata}
-
-
-def _get_hub_file(entry: HubFiles, name: str, metadata: dict[str, Any], revision: str, part: Path) -> dict[str, Any]:
-    log(f"downloading {entry.repository}/{name}")
-    path = Path(ask_hub(hf_hub_download, entry.repository, name, revision=revision, local_dir=part))
-    row = {"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    large = metadata[name].lfs  # only large files have a sha256 on the hub
-    expected = {"bytes": metadata[name].size, "sha256": large.sha256 if large else None}
-    wrong = [key for key, value in expected.items() if value is not None and row[key] != value]
-    if wrong:
+def _get_hub_file(entry: HubFiles, expected: Any, revision: str, part: Path) -> dict[str, Any]:
+    """Download one file of a repository and compare it with the hub's metadata."""
+    log(f"downloading {entry.repository}/{expected.rfilename}")
+    path = Path(ask_hub(hf_hub_download, entry.repository, expected.rfilename, revision=revision, local_dir=part))
+    row = {"name": expected.rfilename, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    # Only large files have a sha256 on the hub.
+    published = {"bytes": expected.size, "sha256": expected.lfs and expected.lfs.sha256}
+    if wrong := [key for key, value in published.items() if value not in (None, row[key])]:
         # Removed, since the client would take it for complete at the next attempt.
         path.unlink()
         raise UserError(f"{path} has another {wrong[0]} than on the hub; it was removed, download again")
     return row
-
-
-def _read_record(directory: Path) -> list[dict[str, Any]]:
-    record = read_json(directory / RECORD, "record") if (directory / RECORD).is_file() else None
-    rows = record.get("files") if isinstance(record, dict) and record.get("format") == FORMAT else None
-    complete = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= FIELDS for row in rows)
-    if not complete or not rows:
-        advice = "use them as they are, or remove the directory and download again"
-        raise UserError(f"{directory} holds files that this command did not download (no complete {RECORD}); {advice}")
-    return rows

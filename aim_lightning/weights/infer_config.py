@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -83,8 +83,10 @@ def infer_aim(shapes: Shapes) -> dict[str, Any]:
     d_inner = shapes.get(LAYER + r"mixer\.out_proj\.weight", 2)[1]
     conv_dim, _, d_conv = shapes.get(LAYER + r"mixer\.conv1d\.weight", 3)
     nheads = shapes.get(LAYER + r"mixer\.A_log", 1)[0]
-    options = {"d_model": d_model, "vocab_size": vocab_size, "d_conv": d_conv}
-    options |= {
+    options = {
+        "d_model": d_model,
+        "vocab_size": vocab_size,
+        "d_conv": d_conv,
         "n_layer": shapes.count(r"backbone\.layers\.(\d+)\."),
         "num_classes": classes - 1,  # the last row is the null class of guidance
         "position_embedding": POSITIONS in shapes.shapes,
@@ -113,8 +115,10 @@ def infer_vq(shapes: Shapes) -> dict[str, Any]:
     levels = range(shapes.count(r"encoder\.conv_blocks\.(\d+)\."))
     widths = [shapes.get(rf"encoder\.conv_blocks\.{i}\.res\.\d+\.conv2\.weight", 4)[0] for i in levels]
     codebook_size, codebook_dim = shapes.get(r"quantize\.embedding\.weight", 2)
-    options = {"codebook_size": codebook_size, "codebook_dim": codebook_dim, "base_channels": base}
-    options |= {
+    options = {
+        "codebook_size": codebook_size,
+        "codebook_dim": codebook_dim,
+        "base_channels": base,
         "channel_multipliers": tuple(shapes.ratio(width, base, "a channel multiplier") for width in widths),
         "num_res_blocks": shapes.count(r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
         "z_channels": shapes.get(r"encoder\.conv_out\.weight", 4)[0],
@@ -134,7 +138,7 @@ def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
     Raises:
         UserError: it contains no AiM, or weights, config.json and argument contradict each other.
     """
-    options = _complete(_aim_options(source), source.name, num_tokens=num_tokens)
+    options = _complete(_options(source, AiMConfig), source.name, num_tokens=num_tokens)
     if "num_tokens" not in options:
         raise UserError(f"{source.name} has no position embedding, so its shapes do not contain num_tokens; give it")
     return _build(AiMConfig, options, source.name)
@@ -152,10 +156,8 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
     Raises:
         UserError: it contains no tokenizer, or weights, config.json and argument contradict each other.
     """
-    options = _complete(_vq_options(source), source.name, norm_groups=norm_groups)
-    if image_size is not None:
-        options["image_size"] = image_size
-    return _build(VQConfig, options, source.name)
+    options = _complete(_options(source, VQConfig), source.name, norm_groups=norm_groups)
+    return _build(VQConfig, options | ({} if image_size is None else {"image_size": image_size}), source.name)
 
 
 def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Collection[str] = ()) -> None:
@@ -169,79 +171,62 @@ def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Colle
     Raises:
         UserError: it contains no such network, or another one.
     """
-    options = _aim_options(source) if isinstance(expected, AiMConfig) else _vq_options(source)
+    options, configured = _options(source, type(expected)), asdict(expected)
     # The number of groups has no effect without adaLN-group, so it may differ there.
-    free = FREE | set(may_differ) | (set() if options.get("adaln") == "group" else {"num_groups"})
-    here = asdict(expected)
-    changed = [key for key, value in options.items() if key not in free and value != here[key]]
+    free = {*FREE, *may_differ, *(() if options.get("adaln") == "group" else ("num_groups",))}
+    changed = [key for key, value in options.items() if key not in free and value != configured[key]]
     if changed:
-        changes = "; ".join(f"{key} is {options[key]} there and {here[key]} here" for key in changed)
+        changes = "; ".join(f"{key} is {options[key]} there and {configured[key]} here" for key in changed)
         raise UserError(f"{source.name} is another network than model.network: {changes}")
 
 
-def _aim_options(source: Source) -> dict[str, Any]:
-    """Return the options of AiMConfig in the source; all of them for a run."""
+def _options(source: Source, config_class: type) -> dict[str, Any]:
+    """Return the options of a network in the source: all of them for a run, else those that are known."""
+    is_aim, name, published = config_class is AiMConfig, source.name, source.published or {}
     if source.run is not None:
-        return asdict(_build(AiMConfig, _run_options(source, AIM), source.name))
-    if not source.parts.aim:
-        raise UserError(f"{source.name} holds no AiM, only a tokenizer")
-    inferred = infer_aim(Shapes(source.parts.aim, "AiM", source.name))
-    return _merge(inferred, aim_options(source.published or {}), source.name)
-
-
-def _vq_options(source: Source) -> dict[str, Any]:
-    """Return the options of VQConfig in the source; all of them for a run."""
-    if source.run is not None:
-        return asdict(_build(VQConfig, _run_options(source, TOKENIZER), source.name))
+        model, class_path = source.run["configuration"].get("model") or {}, AIM if is_aim else TOKENIZER
+        if model.get("class_path") != class_path:
+            raise UserError(f"{name} is a checkpoint of {model.get('class_path')}, expected {class_path}")
+        return asdict(_build(config_class, model["init_args"]["network"], name))
+    if is_aim:
+        if not source.parts.aim:
+            raise UserError(f"{name} holds no AiM, only a tokenizer")
+        return _merge(infer_aim(Shapes(source.parts.aim, "AiM", name)), aim_options(published), name)
     if not source.parts.vq:
-        raise UserError(f"{source.name} holds no tokenizer, only AiM; give the tokenizer's own file or run")
-    published = source.published or {}
-    config = dict(published.get("vqvae", {}))
-    if "channel_multipliers" in config:
-        config["channel_multipliers"] = tuple(config["channel_multipliers"])
-    options = _merge(infer_vq(Shapes(source.parts.vq, "VQ tokenizer", source.name)), config, source.name)
+        raise UserError(f"{name} holds no tokenizer, only AiM; give the tokenizer's own file or run")
+    # JSON has lists only; the configuration has tuples.
+    config = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in published.get("vqvae", {}).items()
+    }
+    options = _merge(infer_vq(Shapes(source.parts.vq, "VQ tokenizer", name)), config, name)
     positions = source.parts.aim.get(POSITIONS)
     codes = published.get("num_tokens") if positions is None else len(positions) - 1
-    if "image_size" not in options and codes:
+    if "image_size" not in options and isinstance(codes, int):
         # Each level but the last halves the image, and the grid of codes is square.
         options["image_size"] = math.isqrt(codes) * 2 ** (len(options["channel_multipliers"]) - 1)
     return options
 
 
-def _run_options(source: Source, class_path: str) -> dict[str, Any]:
-    model = source.run["configuration"].get("model") or {}
-    if model.get("class_path") != class_path:
-        raise UserError(f"{source.name} is a checkpoint of {model.get('class_path')}, expected {class_path}")
-    return model["init_args"]["network"]
-
-
 def _merge(inferred: dict[str, Any], config: dict[str, Any], name: str) -> dict[str, Any]:
     """Add the options of config.json, which must agree with the weights."""
-    wrong = [key for key, value in config.items() if key in inferred and inferred[key] != value]
+    wrong = [key for key, value in config.items() if inferred.get(key, value) != value]
     if wrong:
         values = "; ".join(f"{key} {config[key]!r} where the weights have {inferred[key]!r}" for key in wrong)
         raise UserError(f"{name}: config.json has {values}")
-    rest = {key: value for key, value in config.items() if key not in inferred}
-    # bool is a subclass of int.
-    odd = [key for key, value in rest.items() if isinstance(value, bool) or not isinstance(value, int | float)]
-    if odd:
-        raise UserError(f"{name}: config.json has {odd[0]} {rest[odd[0]]!r}; it must be a number")
-    return {**inferred, **rest}
+    return config | inferred
 
 
 def _complete(options: dict[str, Any], name: str, **arguments: int | None) -> dict[str, Any]:
     """Add the arguments that are not None, which must not contradict the source."""
-    arguments = {key: value for key, value in arguments.items() if value is not None}
     for key, value in arguments.items():
-        if options.get(key, value) != value:
+        if value is not None and options.setdefault(key, value) != value:
             raise UserError(f"{name} has {key} {options[key]!r}, the argument says {value!r}; leave {key} out")
-    return {**options, **arguments}
+    return options
 
 
 def _build(config_class: type, options: dict[str, Any], name: str) -> Any:
     """Build a configuration; its errors name the source."""
-    unknown = sorted(options.keys() - {field.name for field in fields(config_class)})
-    if unknown:
+    if unknown := sorted(options.keys() - config_class.__annotations__.keys()):
         raise UserError(f"{name} has unknown options of {config_class.__name__}: {', '.join(unknown)}")
     try:
         return config_class(**options)

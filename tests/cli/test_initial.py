@@ -13,10 +13,10 @@ from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.build.init_from import start_from
 from aim_lightning.cli.main import main
 from aim_lightning.models import VQModel
-from aim_lightning.models.aim.transfer import CLASSES, POSITIONS
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights import export_aim, export_vq
+from aim_lightning.weights.load import CLASSES, POSITIONS
 
 
 def test_a_published_file_is_loaded_strictly(tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers import assert_user_error
 
-from aim_lightning.cli.commands.download import NAMES
 from aim_lightning.cli.main import main
 from aim_lightning.metrics.features import InceptionFeatures
 from aim_lightning.utils.files import read_json
@@ -82,7 +81,3 @@ def test_offline_is_one_line(tmp_path, monkeypatch, capsys):
 def test_the_downloaded_inception_is_the_one_that_is_read():
     entry = DOWNLOADS["inception"]
     assert entry.sha256 == InceptionFeatures.SHA256 and entry.path == InceptionFeatures().weights
-
-
-def test_the_command_lists_every_download():
-    assert tuple(DOWNLOADS) == NAMES

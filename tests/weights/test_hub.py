@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -119,8 +120,8 @@ CASES = [
 
 @pytest.mark.parametrize("error", CASES)
 def test_a_full_disk_is_not_reported_as_a_missing_connection(monkeypatch, tmp_path, error):
-    facts = {"revision": COMMIT, "files": {}}
-    monkeypatch.setattr("aim_lightning.weights.download._ask_hub", lambda entry: facts)
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="vq_ds16_c2i.pt", size=1, lfs=None)])
+    monkeypatch.setattr("aim_lightning.weights.download.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("aim_lightning.weights.download.hf_hub_download", mock.Mock(side_effect=error))
     with pytest.raises(UserError, match=r"LlamaGen could not be written here \(No space left on device\); make room"):
         download(DOWNLOADS["VQ-16"], tmp_path)

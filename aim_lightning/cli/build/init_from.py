@@ -5,13 +5,12 @@ from lightning.pytorch import LightningModule
 from aim_lightning.checkpoint.io import load_weights
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.models import AiM
-from aim_lightning.models.aim.transfer import CLASSES, adapt_weights
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
 from aim_lightning.weights import Source, read_source
 from aim_lightning.weights.infer_config import check_same
-from aim_lightning.weights.load import aim_weights, vq_weights
+from aim_lightning.weights.load import CLASSES, adapt_weights, aim_weights, vq_weights
 
 # The tables that follow these are made to fit.
 REPLACED = ("num_classes", "num_tokens")

@@ -1,12 +1,14 @@
 """`aim-lightning download`: published weights, feature networks and ADM's reference."""
 
 import argparse
+import json
+from importlib.resources import files
 from pathlib import Path
 
 NEEDS_CONFIG = False
 HELP = "download published weights, feature networks or ADM's reference statistics"
-# Listed here so that help needs no heavy import; each has an entry in weights.download.DOWNLOADS.
-NAMES = ("AiM-B", "AiM-L", "AiM-XL", "VQ-16", "VQ-8", "inception", "vgg", "adm")
+# Read as a file: help needs no import of torch.
+NAMES = tuple(json.loads((files("aim_lightning") / "weights/downloads.json").read_text(encoding="utf-8")))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(config: None, options: argparse.Namespace) -> int:
     """Download and verify the files, and print their sizes and hashes."""
-    from aim_lightning.weights.download import DOWNLOADS, download, files
+    from aim_lightning.weights import download
 
-    path = download(DOWNLOADS[options.name], options.root)
-    for name, size, sha256 in files(path):
+    entry = download.DOWNLOADS[options.name]
+    for name, size, sha256 in download.files(download.download(entry, options.root)):
         print(f"{name}  {size:,} bytes  sha256 {sha256}")
-    print(f"next: {DOWNLOADS[options.name].usage}")
+    print(f"next: {entry.usage}")
     return 0

@@ -7,8 +7,8 @@ import torch
 from helpers import TINY
 
 from aim_lightning.models import AiM
-from aim_lightning.models.aim.transfer import CLASSES, POSITIONS, adapt_weights
 from aim_lightning.utils.errors import UserError
+from aim_lightning.weights.load import CLASSES, POSITIONS, adapt_weights
 
 
 def test_other_classes_keep_the_null_class_and_all_else():
