@@ -10,7 +10,7 @@ import torch
 
 from aim_lightning.checkpoint.checksum import DamagedArchive, drop_from_cache, seal_archive, verify_archive
 from aim_lightning.checkpoint.format import FORMAT, check_content, find_unreadable
-from aim_lightning.checkpoint.torch_load import UnreadableFile, read_pickle, system_fault
+from aim_lightning.checkpoint.torch_load import DamagedFile, read_pickle, system_fault
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import atomic_path
 
@@ -33,40 +33,24 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     content = {"format": FORMAT, **content}
     try:
         with atomic_path(path) as temporary:
-            _save(content, temporary, path)
+            with temporary.open("wb") as file:
+                torch.save(content, file)
             # Sealed before it is read back, so that the seal is verified too.
             seal_archive(temporary)
             # Without this the file would be compared with its copy in memory, and a bad disk would go unnoticed.
             drop_from_cache(temporary)
             verify_archive(temporary)
-            _read_back(content, temporary, path)
+            # torch writes types that it refuses to read. Weights stay memory-mapped on disk, so this is fast.
+            check_content(read_pickle(temporary, "checkpoint", archive=True), path)
+    except (DamagedFile, pickle.PicklingError, AttributeError, TypeError) as error:
+        hint = "a state must hold tensors and plain values only, so convert it with float(x) or str(path)"
+        fault = find_unreadable(content) or error
+        raise UserError(f"checkpoint {path} could not be read again: {fault}; {hint}") from error
     except (OSError, MemoryError, RuntimeError, DamagedArchive, TransientError) as error:
-        reason = _disk_error(error)
-        if reason is None:
-            raise
-        raise CheckpointNotWritten(f"checkpoint {path} could not be written ({reason}, {_free(path)} free)") from error
-
-
-def _save(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise _unreadable_value(content, path, str(error)) from error
-
-
-def _read_back(content: dict[str, Any], temporary: Path, path: str | Path) -> None:
-    # torch writes types that it refuses to read. Weights stay memory-mapped on disk, so this is fast.
-    try:
-        result = read_pickle(temporary, "checkpoint", archive=True)
-    except UnreadableFile as error:
-        raise _unreadable_value(content, path, str(error)) from error
-    check_content(result, path)
-
-
-def _unreadable_value(content: dict[str, Any], path: str | Path, reason: str) -> UserError:
-    hint = "a state must hold tensors and plain values only, so convert it with float(x) or str(path)"
-    return UserError(f"checkpoint {path} could not be read again: {find_unreadable(content) or reason}; {hint}")
+        if reason := _disk_error(error):
+            fault = f"checkpoint {path} could not be written ({reason}, {_free(path)} free)"
+            raise CheckpointNotWritten(fault) from error
+        raise
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +43,17 @@ def read_pickle(path: str | Path, role: str, archive: bool = False, verify: bool
         TransientError: the system still cannot read it after several attempts.
         UserError: permission is denied.
     """
-    return _retry(lambda: _read(Path(path), role, archive, verify), f"{role} {path}")
-
-
-def _retry(read: Callable[[], Any], name: str) -> Any:
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
-            return read()
+            return _read(Path(path), role, archive, verify)
         except (OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno in CLOSED:
-                raise disk_mistake(error, name) from None
-            if wait is None:
-                raise TransientError(
-                    f"node {node_name()}: {name} cannot be read now ({system_fault(error)}); nothing is changed"
-                ) from error
+                raise disk_mistake(error, f"{role} {path}") from None
+            if (wait := next(waits, None)) is None:
+                fault = f"{role} {path} cannot be read now ({system_fault(error)}); nothing is changed"
+                raise TransientError(f"node {node_name()}: {fault}") from error
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def _read(path: Path, role: str, archive: bool, verify: bool) -> Any:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
-from aim_lightning.utils.files import make_directory, write_text
+from aim_lightning.utils.files import is_running, make_directory, write_text
+from aim_lightning.utils.logging import warn
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -165,7 +166,8 @@ class Lease:
         holder = state.holder
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
-        gone = holder.get("host") == self.owner["host"] and not _is_alive(holder.get("pid", 0))
+        process = holder.get("pid", 0)
+        gone = holder.get("host") == self.owner["host"] and not (process > 0 and is_running(process))
         return gone or state.age > self.stale_seconds
 
     def _is_mine(self, holder: dict) -> bool:
@@ -184,28 +186,26 @@ class Lease:
         return json.dumps(self.owner, indent=2) + "\n"
 
     def _beat(self) -> None:
-        last, warned = time.monotonic(), False
+        last, failing = time.monotonic(), False
         while not self._stop.wait(self.beat_seconds):
             try:
                 other = self._renew()
-            except OSError as error:  # warned once, tried again at every beat
-                self._handle_failure(error, time.monotonic() - last, warned)
-                warned = True
+            except OSError as error:  # warned about once, tried again at every beat
+                silence, reason = time.monotonic() - last, error.strerror or error
+                fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({reason})"
+                if not failing:
+                    warn(f"{fault}; trying again")
+                failing = True
+                # Abort before other processes count this one as dead.
+                if silence >= self.stale_seconds - self.beat_seconds:
+                    self.on_silence(f"{fault}; another process may take it now")
+                    break
                 continue
-            last, warned = time.monotonic(), False
+            last, failing = time.monotonic(), False
             if other:
                 owner = f"process {other['pid']} on {other['host']}"
                 self.on_lost(f"{self.path.parent} has been taken over by {owner}")
                 break
-
-    def _handle_failure(self, error: OSError, silence: float, warned: bool) -> None:
-        """Warn once about a failed heartbeat; abort before other processes count this one as dead."""
-        fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({error.strerror or error})"
-        if not warned:
-            print(f"warning: {fault}; trying again", file=sys.stderr, flush=True)
-        if silence >= self.stale_seconds - self.beat_seconds:
-            self.on_silence(f"{fault}; another process may take it now")
-            self._stop.set()
 
     def _renew(self) -> dict | None:
         """Set the modification time; return the holder instead if it is another process."""
@@ -217,16 +217,6 @@ class Lease:
         else:
             os.utime(self.path)
         return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
 
 
 def _exit(message: str, code: int) -> None:

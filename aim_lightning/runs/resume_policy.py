@@ -4,25 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from aim_lightning.runs.directory import RunDirectory
 
 # Changes that do not affect the training itself. Any other change refuses to continue the run.
-# `init_from` is read at step 0 only; the others change speed and memory.
-MODEL = ("compile", "backend", "gradient_checkpointing", "init_from", "loss.perceptual_file", "lpips_file")
-DATA = ("num_workers", "val_batch_size", "max_device_batch_size", "out", "on_corrupt", "skip_limit", "cache_dir")
-# Type and number of devices: the global batch and its rows stay the same.
-DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic")
-REPORTING = ("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "profiler")
-VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode")
-LIMITS = ("limit_val_batches", "limit_test_batches", "limit_predict_batches", "max_time", "min_steps", "min_epochs")
-HARMLESS = (
-    *("run", "callbacks", "logger", "sampling", "features", "runs_root", "cluster", "tokenize"),
-    *(f"model.init_args.{name}" for name in MODEL),
-    *(f"data.init_args.{name}" for name in (*DATA, "retries", "retry_pause")),
-    *(f"trainer.{name}" for name in (*DEVICES, *REPORTING, *VALIDATION, *LIMITS, "detect_anomaly")),
-)
-# Averaged weights are part of the result.
-CALLBACKS_HARMFUL = ("callbacks.ema",)
+HARMLESS = tuple(yaml.safe_load(Path(__file__).with_name("harmless_changes.yaml").read_text(encoding="utf-8")))
 ADVICE = "use another RUN, or --allow_changes true to continue anyway"
 
 
@@ -134,11 +121,8 @@ def _is_harmless(key: str, content: RunContent) -> bool:
         # A decaying schedule depends on the last step.
         model = (content.now.get("model") or {}).get("init_args") or {}
         return (model.get("optimizer") or {}).get("schedule") == "constant"
-    return _is_under(key, HARMLESS) and not _is_under(key, CALLBACKS_HARMFUL)
-
-
-def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+    options = [option for option in HARMLESS if f"{key}.".startswith(f"{option}.")]
+    return bool(options) and not f"{key}.".startswith("callbacks.ema.")
 
 
 def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:

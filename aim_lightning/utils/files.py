@@ -81,12 +81,13 @@ def abandoned(directory: Path) -> list[Path]:
     paths = []
     for path in directory.glob(".*.tmp"):
         match = owner.fullmatch(path.name)
-        if (match and not _is_running(int(match[1]))) or _age(path) > ABANDONED_AFTER:
+        if (match and not is_running(int(match[1]))) or _age(path) > ABANDONED_AFTER:
             paths.append(path)
     return paths
 
 
-def _is_running(process_id: int) -> bool:
+def is_running(process_id: int) -> bool:
+    """Return True if a process of this machine has this id."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -40,7 +40,8 @@ def network(monkeypatch):
     monkeypatch.setattr(preflight, "SHARED_SECONDS", 0.2)
     for name, call in (("broadcast_object_list", broadcast), ("all_gather_object", gather), ("all_reduce", reduce)):
         monkeypatch.setattr(torch.distributed, name, call)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     network = SimpleNamespace(other={}, total=3, fail=lambda name: monkeypatch.setattr(torch.distributed, name, fails))
     return network
 

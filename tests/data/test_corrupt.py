@@ -113,7 +113,7 @@ def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
 
 def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
     """The count of an epoch travels in the checkpoint."""
-    from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
+    from aim_lightning.callbacks.training.resume_state import CorruptRecords
 
     flip(directory / "train" / "tokens-000001.tar", 1)
 

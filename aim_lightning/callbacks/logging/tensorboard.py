@@ -16,34 +16,7 @@ from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import logged_step, set_writer
 
-LOSS_TERMS = ("reconstruction", "perceptual", "codebook", "commitment", "entropy")
-# Page -> chart -> tags of its curves, or regular expressions with a *.
-CHARTS = {
-    "training": {
-        "loss": ("train/loss", "val/loss"),
-        "bits per code": ("train/bits_per_code", "val/bits_per_code"),
-        "learning rate": ("train/learning_rate",),
-        "gradient norm": ("train/grad_norm", "train/grad_norm_discriminator"),
-    },
-    "tokenizer": {
-        "loss terms": tuple(f"train/{name}" for name in LOSS_TERMS),
-        "adversarial": ("train/generator", "train/discriminator", "train/adaptive_weight"),
-        "logits": ("train/logits_real", "train/logits_fake"),
-        "PSNR": ("val/psnr",),
-        "SSIM and LPIPS": ("val/ssim", "val/lpips"),
-        "codebook usage": ("train/codebook_usage", "val/codebook_usage"),
-        "codebook perplexity": ("train/codebook_perplexity", "val/codebook_perplexity"),
-    },
-    "samples": {
-        "Fréchet distance": ("metrics/r?fd_.*", "metrics/r?fid_.*"),
-        "class agreement": ("metrics/class_agreement_.*",),
-    },
-    "speed": {
-        "images/s": ("perf/images_per_s",),
-        "tokens/s": ("perf/tokens_per_s",),
-        "model TFLOP/s": ("perf/model_tflops_per_s",),
-    },
-}
+CHARTS = yaml.safe_load(Path(__file__).with_name("charts.yaml").read_text(encoding="utf-8"))
 LAYOUT_TAG = b"custom_scalars__config__"
 CODES_AT_A_TIME = 2048
 
@@ -106,15 +79,14 @@ def _has_page(directory: Path) -> bool:
 
 
 def _layout() -> dict[str, dict[str, list]]:
+    # TensorBoard matches the start of a tag: train/codebook alone would also select train/codebook_usage.
     return {
-        page: {name: ["Multiline", [_expression(tag) for tag in tags]] for name, tags in charts.items()}
+        page: {
+            chart: ["Multiline", [tag if "*" in tag else f"{re.escape(tag)}$" for tag in tags]]
+            for chart, tags in charts.items()
+        }
         for page, charts in CHARTS.items()
     }
-
-
-def _expression(tag: str) -> str:
-    # TensorBoard matches the start of a tag: train/codebook alone would also select train/codebook_usage.
-    return tag if "*" in tag else f"{re.escape(tag)}$"
 
 
 class CodebookHistograms(Callback):

@@ -1,4 +1,4 @@
-"""Stops training between two optimizer steps, with everything in a checkpoint; see `stop_request` for all steps."""
+"""Stop training between two optimizer steps, with everything in a checkpoint; `stop_request` explains all steps."""
 
 import time
 import traceback
@@ -81,13 +81,18 @@ class Preemption(Callback):
         Raises:
             Stopped: always.
         """
-        name, step = signals.NAMES[signal], trainer.global_step
-        log(f"{name}: stopping before the next batch, at step {step}")
-        checkpoints = _checkpoints(trainer)
+        log(f"{signals.NAMES[signal]}: stopping before the next batch, at step {trainer.global_step}")
         beat("the checkpoint before stopping")
-        saved = _save(checkpoints, trainer) if checkpoints else False
+        saved = False
+        try:
+            if checkpoints := _checkpoints(trainer):
+                saved = checkpoints.save(trainer)
+        except UserError as error:
+            log(f"warning: {error}")
+        except Exception:  # printed only: the job must be requeued
+            traceback.print_exc()
         self._record(trainer)
-        raise Stopped(signal, step, saved)
+        raise Stopped(signal, trainer.global_step, saved)
 
     def _measure(self, trainer: Trainer) -> None:
         """Add the pause until now, except the one with this process's first step, which compiles kernels."""
@@ -121,17 +126,6 @@ class Preemption(Callback):
             slowest = checkpoints.slowest if checkpoints else 0.0
             values = {"longest_pause_seconds": self.longest_pause, "step_seconds": median(self.pauses)}
             job_registry.record_timings(self.run_dir, **values, checkpoint_seconds=slowest)
-
-
-def _save(checkpoints: Checkpoints, trainer: Trainer) -> bool:
-    """Return True if the step has a checkpoint; errors are printed only, since the job must be requeued."""
-    try:
-        return checkpoints.save(trainer)
-    except UserError as error:
-        log(f"warning: {error}")
-    except Exception:
-        traceback.print_exc()
-    return False
 
 
 def _checkpoints(trainer: Trainer) -> Checkpoints | None:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cluster.rank_consistency import RankInfo, configuration_hash, faults, late_views, versions
+from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.process import node_name
 
@@ -48,26 +49,25 @@ class Preflight(Callback):
         _reduce(trainer, len(ranks))
 
     def _gather(self, trainer: Trainer) -> list[RankInfo]:
-        name = [None]
+        group, name = ProcessGroup(), None
         if trainer.is_global_zero:
-            name[0] = f"{MARK}{os.getpid()}-{time.time_ns()}"
-            _touch(self.run_dir / name[0])
+            name = f"{MARK}{os.getpid()}-{time.time_ns()}"
+            _touch(self.run_dir / name)
         with _network(trainer.global_rank, "the first broadcast"):
-            torch.distributed.broadcast_object_list(name, src=0)
-        mark = self.run_dir / name[0]  # each rank must see this file: the nodes then share the directory
+            mark = self.run_dir / group.broadcast(name)
+        device = trainer.strategy.root_device
         info = RankInfo(
             node=node_name(),
             rank=trainer.global_rank,
-            device=None if trainer.strategy.root_device.type == "cpu" else str(trainer.strategy.root_device),
+            device=None if device.type == "cpu" else str(device),
             world_size=trainer.world_size,
             versions=versions(),
             configuration=configuration_hash(self.configuration),
             start=self.start,
-            sees_run_directory=_appears(mark),
+            sees_run_directory=_appears(mark),  # the nodes share the directory if each rank sees the file
         )
-        ranks: list = [None] * torch.distributed.get_world_size()
         with _network(trainer.global_rank, "the first exchange"):
-            torch.distributed.all_gather_object(ranks, info)
+            ranks = group.gather(info)
         if trainer.is_global_zero:
             mark.unlink(missing_ok=True)
         return ranks

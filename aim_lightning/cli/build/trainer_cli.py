@@ -25,9 +25,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard import use_run_writer
-from aim_lightning.callbacks.training.corrupt_records import CorruptRecords
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.resume_state import ResumeState, RunCheckpointIO
+from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
 from aim_lightning.cli.build.callback_resources import CallbackResources
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.value_ranges import STRATEGIES
