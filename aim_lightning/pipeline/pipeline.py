@@ -298,7 +298,7 @@ def check_guidance(sampling: SamplingOptions, label_dropout: float | None, num_t
     Raises:
         UserError: the null class (label_dropout 0) or all other classes (1) are untrained, and guidance is on.
     """
-    if label_dropout in (0, 1) and any(scale != 1 for scale in sampling.scales(num_tokens)):
+    if label_dropout in (0, 1) and sampling.is_guided(num_tokens):
         untrained = "null class" if label_dropout == 0 else "classes"
         trained = f"the network was trained with label_dropout {label_dropout:g}: its {untrained} cannot guide"
         hint = "set it to 1 (or allow_untrained_guidance)"

@@ -69,33 +69,24 @@ def generate(
         raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
     options, labels_B = SamplingOptions(**options), torch.as_tensor(labels_B)
     _check(model, labels_B, options)
-    scales = options.scales(model.config.num_tokens)
-    guided = any(scale != 1 for scale in scales)
-    fast = options.decoder == "fast"
-    if fast:
+    count, device, num_tokens, run = len(labels_B), model.lm_head.weight.device, model.config.num_tokens, run_plain
+    if not count:
+        return torch.zeros(0, num_tokens, dtype=torch.int64, device=device)
+    if options.decoder == "fast":
         # `image_bytes` below needs a type, not auto.
         options = replace(options, precision=resolve_precision(options, model))
-    if not len(labels_B):
-        return torch.zeros(0, model.config.num_tokens, dtype=torch.int64, device=model.lm_head.weight.device)
+    settings = {"filters": options.filters(), "position_offset": options.position_offset, "on_step": on_step}
     try:
-        labels_B, uniform_BL = _inputs(model, labels_B, indices_B, options.seed)
-        run = run_plain
-        if fast:
-            run = decoder_for(model, len(labels_B), guided, getattr(torch, options.precision), pixel_bytes).run
-        settings = {"scales": scales, "filters": options.filters(), "position_offset": options.position_offset}
-        return run(model, labels_B, uniform_BL, on_step=on_step, **settings)
+        indices_B1 = (torch.arange(count) if indices_B is None else indices_B).to(device)[:, None]
+        # A hash of (seed, image, step) instead of a generator: no number depends on batch sizes or on other images.
+        uniform_BL = hash_uniform("sample", options.seed, indices_B1, torch.arange(num_tokens, device=device))
+        if options.decoder == "fast":
+            dtype = getattr(torch, options.precision)
+            run = decoder_for(model, count, options.is_guided(num_tokens), dtype, pixel_bytes).run
+        return run(model, labels_B.to(device), uniform_BL, scales=options.scales(num_tokens), **settings)
     except torch.OutOfMemoryError:
         run = None  # the failed attempt's tensors are free only after this block
-    raise out_of_memory(model, len(labels_B), image_bytes(model, options) + pixel_bytes)
-
-
-def _inputs(model: AiM, labels_B: Tensor, indices_B: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Return labels_B and uniform_BL, one random number per choice, on the network's device."""
-    device = model.lm_head.weight.device
-    indices_B = torch.arange(len(labels_B)) if indices_B is None else indices_B
-    steps_L = torch.arange(model.config.num_tokens, device=device)
-    # A hash of (seed, image, step) instead of a generator: no number depends on batch sizes or on other images.
-    return labels_B.to(device), hash_uniform("sample", seed, indices_B.to(device)[:, None], steps_L)
+    raise out_of_memory(model, count, image_bytes(model, options) + pixel_bytes)
 
 
 def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:

@@ -48,12 +48,6 @@ def guidance_scales(
         "interval": lambda t: float(cfg_interval[0] <= t <= cfg_interval[1]),
     }[cfg_schedule]
     # One code alone has t = 0.
-    times = (step / max(1, num_tokens - 1) for step in range(num_tokens))
-    return [_scale(cfg_scale, curve(t)) for t in times]
-
-
-def _scale(cfg_scale: float, share: float) -> float:
-    """Interpolate from 1 to cfg_scale, exactly at both ends: a constant schedule is cfg_scale to the bit."""
-    if share in (0.0, 1.0):
-        return float(cfg_scale) if share else 1.0
-    return 1 + (cfg_scale - 1) * share
+    shares = (curve(step / max(1, num_tokens - 1)) for step in range(num_tokens))
+    # A constant schedule must be cfg_scale to the bit: 1 + (cfg_scale - 1) would round.
+    return [float(cfg_scale) if share == 1 else 1.0 + (cfg_scale - 1) * share for share in shares]

@@ -83,6 +83,10 @@ class SamplingOptions:
         """Return the guidance scale of each step (see `guidance_scales`)."""
         return guidance_scales(num_tokens, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval)
 
+    def is_guided(self, num_tokens: int) -> bool:
+        """Return True if any of the steps has guidance, so that the null-class branch runs."""
+        return any(scale != 1 for scale in self.scales(num_tokens))
+
     def options(self) -> dict:
         """Return the keyword arguments of `AiMPipeline.generate`."""
         return asdict(self)
@@ -168,7 +172,7 @@ def resolve_precision(options: SamplingOptions, model: AiM) -> str:
 
 def image_bytes(model: AiM, options: SamplingOptions) -> int:
     """Return the bytes of one image's decoding state; the options are resolved."""
-    guided = any(scale != 1 for scale in options.scales(model.config.num_tokens))
+    guided = options.is_guided(model.config.num_tokens)
     if options.decoder == "plain":
         return state_bytes(model.config, guided)
     return bytes_needed(model.config, 1, guided, getattr(torch, options.precision))

@@ -194,10 +194,9 @@ def _options(source: Source, config_class: type) -> dict[str, Any]:
         return _merge(infer_aim(Shapes(source.parts.aim, "AiM", name)), aim_options(published), name)
     if not source.parts.vq:
         raise UserError(f"{name} holds no tokenizer, only AiM; give the tokenizer's own file or run")
-    # JSON has lists only; the configuration has tuples.
-    config = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in published.get("vqvae", {}).items()
-    }
+    config = dict(published.get("vqvae", {}))
+    if isinstance(levels := config.get("channel_multipliers"), list):
+        config["channel_multipliers"] = tuple(levels)  # JSON has no tuples
     options = _merge(infer_vq(Shapes(source.parts.vq, "VQ tokenizer", name)), config, name)
     positions = source.parts.aim.get(POSITIONS)
     codes = published.get("num_tokens") if positions is None else len(positions) - 1

@@ -106,7 +106,7 @@ def test_other_networks(options):
 
 
 def test_auto_selects_the_kernels_and_logs_why(caplog):
-    choose._log_once.cache_clear()
+    choose.log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="aim_lightning"):
         assert AiM(AiMConfig(d_model=64, n_layer=1)).cuda().backend == "triton"
     assert "backend auto took triton" in caplog.text

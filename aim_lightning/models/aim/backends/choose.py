@@ -60,10 +60,10 @@ def choose_backend(name: str, config: AiMConfig, device: torch.device, dtype: to
     other = TorchBackend() if obstacle else _mamba(config)
     if refusal is None:
         if name == "auto":
-            _log_once(f"backend auto took triton: the weights are on an NVIDIA GPU; {other.name} decodes step by step")
+            log_once(f"backend auto took triton: the weights are on an NVIDIA GPU; {other.name} decodes step by step")
         return _triton(other)
     reason = obstacle or f"its kernels are installed, and triton cannot be used: {refusal}"
-    _log_once(f"backend auto took {other.name}: {reason}")
+    log_once(f"backend auto took {other.name}: {reason}")
     return other
 
 
@@ -126,5 +126,6 @@ def _mamba(config: AiMConfig) -> Backend:
 
 
 @functools.cache
-def _log_once(message: str) -> None:
+def log_once(message: str) -> None:
+    """Log a message once per process."""
     log.info(message)

@@ -1,16 +1,12 @@
 """AiM's training path on our own Triton kernels; decoding and what they cannot train stay with another backend."""
 
-import functools
-import logging
-
 import torch
 from torch import Tensor, nn
 
 from aim_lightning.models.aim.aim_config import AiMConfig
+from aim_lightning.models.aim.backends.choose import log_once
 from aim_lightning.models.aim.fused.loss import fused_cross_entropy
 from aim_lightning.models.aim.fused.stack import compute_dtype, forward_stack, modulations
-
-log = logging.getLogger(__name__)
 
 
 class TritonBackend:
@@ -27,10 +23,10 @@ class TritonBackend:
         self.mix, self.step, self.add_norm = other.mix, other.step, other.add_norm
 
     def takes(self, backbone: nn.Module, weight: Tensor) -> bool:
-        """Return whether the kernels take this call; what they refuse is logged once."""
+        """Return True if the kernels take this call; log once why they refuse others."""
         reason = _call_refusal(backbone.config, compute_dtype(weight), backbone.training)
         if reason:
-            _log_once(f"backend triton: {self.other.name} computes this network, because {reason}")
+            log_once(f"backend triton: {self.other.name} computes this network, because {reason}")
         return reason is None
 
     @torch.compiler.disable
@@ -49,8 +45,3 @@ def _call_refusal(config: AiMConfig, dtype: torch.dtype, training: bool) -> str 
     if training and (config.mixer_dropout or config.mlp_dropout):
         return "its kernels have no dropout"
     return None
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    log.info(message)
