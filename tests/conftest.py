@@ -1,10 +1,11 @@
-"""Shared by all tests: one thread a process (two on two cores slow each other down many times), small makers."""
+"""Fixtures of all tests, and processes that run Python with one thread: two on two cores slow each other down."""
 
 import os
 import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,27 @@ settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], d
 pytest_plugins = ["slurm_fixtures"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*words, cwd: Path = ROOT, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    """Run a Python process that can import the package and the tests, and return it with its texts."""
+    options = {"cwd": cwd, "capture_output": True, "text": True, "timeout": timeout}
+    return subprocess.run(_command(words), env=_environment(environment), **options)
+
+
+def start_python(*words, **environment: str) -> subprocess.Popen:
+    """Start a Python process as in `python`, in a process group of its own; its stdout contains standard error."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(_command(words), cwd=ROOT, env=_environment(environment), start_new_session=True, **pipes)
+
+
+def _command(words: tuple) -> list[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def _environment(changes: dict[str, str]) -> dict[str, str]:
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": paths, **changes}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,28 +53,50 @@ def _start_in_the_checkout(monkeypatch):
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """Return the checkout."""
     return ROOT
 
 
 @pytest.fixture
 def own_signals():
-    """For tests that train in this process, whose handlers would outlive them."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """Restore the signal handlers after a training in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def aim_cli():
-    """Runs a real `aim-lightning` process; returns the finished process with its text."""
+    """Return the function that runs `aim-lightning` as a process and returns it with its texts."""
+    return partial(python, "-m", "aim_lightning")
 
-    def call(*arguments: str, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "aim_lightning", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+@pytest.fixture
+def succeed(capsys):
+    """Return the function that runs a command in this process, expects success, and returns its standard output."""
+    from aim_lightning.cli.main import main
+
+    def call(*words) -> str:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == 0, out + err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def fail(capsys):
+    """Return the function that runs a command in this process, expects exit code 2, and returns its line of error."""
+    from aim_lightning.cli.main import main
+
+    def call(*words) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return err
 
     return call
 

@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT
 from evaluation.small import networks
 from helpers import TINY, assert_user_error, write_tokens
-from integration.tiny import CONFIG, scalars
+from integration.tiny import scalars, write_config
 
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
 from aim_lightning.checkpoint.io import read_checkpoint
@@ -46,7 +46,7 @@ def place(tmp_path_factory):
     pipeline.save_pretrained(root / "published")
     for split, rows in (("train", [25, 20, 16]), ("val", [19])):
         write_tokens(root / "tokens" / split, rows, tokenizer_hash=pipeline.tokenizer.weights_hash, config=TINY)
-    values, more = (yaml.safe_load(text.format(root=root)) for text in (CONFIG, MORE))
+    values, more = yaml.safe_load(write_config(root).read_text()), yaml.safe_load(MORE.format(root=root))
     values["callbacks"] = {**more.pop("callbacks"), **values["callbacks"]}
     (root / "tiny.yaml").write_text(yaml.safe_dump({**values, **more}, sort_keys=False))
     return root

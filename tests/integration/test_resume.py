@@ -1,92 +1,103 @@
-"""Checkpoint policies, full disks and damaged files, in this process: training through the command line's `main`."""
+"""Checkpoint policies, full disks, damaged files and compilation: trainings in this process."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 
 import pytest
 import torch
 from helpers import write_tokens
-from integration.tiny import scalars, write_experiment
+from integration.tiny import Experiment, scalars, series, write_experiment
 
+from aim_lightning.callbacks.training.checkpoints import Checkpoints
+from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
+from aim_lightning.cluster import signals
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
 pytestmark = pytest.mark.usefixtures("own_signals")
+CONSTANT = ("--model.optimizer.schedule", "constant")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("resume")
+def experiment(tmp_path_factory):
+    return Experiment(write_experiment(tmp_path_factory.mktemp("resume")))
 
 
 @pytest.fixture(scope="module")
-def experiment(place):
-    return write_experiment(place)
+def reference(experiment):
+    """Return the run that others are compared with; nothing interrupts it."""
+    return experiment.fit("reference")
 
 
-@pytest.fixture(scope="module")
-def fit(place, experiment):
-    def call(run, *options):
-        code = main(["fit", "--config", str(experiment), "--run", run, *map(str, options)])
-        return code, place / "runs" / "tiny" / run
+@pytest.fixture
+def fail(experiment, capsys):
+    """Return the function that trains, expects exit code 2, and returns standard output and error."""
+
+    def call(run, *words):
+        assert main(experiment.words("fit", run, *words)) == 2
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return out, err
 
     return call
-
-
-@pytest.fixture(scope="module")
-def whole(fit):
-    code, run_dir = fit("whole")
-    assert code == 0
-    return run_dir
 
 
 def steps(run_dir):
     return sorted(step_of(path) for path in list_checkpoints(run_dir))
 
 
+def curve_steps(run_dir, tag="train/loss"):
+    return [step for step, _ in scalars(run_dir)[tag]]
+
+
+def files(run_dir):
+    return sorted(path.name for path in run_dir.rglob("*"))
+
+
 def assert_same(run_dir, other):
-    one, two = (read_checkpoint(newest_checkpoint(path)) for path in (run_dir, other))
-    assert one["trainer"]["global_step"] == two["trainer"]["global_step"] == 22
-    for name, value in one["network"].items():
-        assert torch.equal(value, two["network"][name]), name
-    series = [{t: v for t, v in scalars(path).items() if not t.startswith("perf/")} for path in (run_dir, other)]
-    assert series[0] == series[1]
+    first, second = (read_checkpoint(newest_checkpoint(path)) for path in (run_dir, other))
+    assert first["trainer"]["global_step"] == second["trainer"]["global_step"] == 22
+    assert not [name for name, value in first["network"].items() if not torch.equal(value, second["network"][name])]
+    assert series(run_dir) == series(other)
 
 
 def options(**values):
     return [text for name, value in values.items() for text in (f"--callbacks.checkpoints.{name}", str(value))]
 
 
-def test_the_best_stay_in_addition_to_the_latest_also_over_a_restart(fit, whole, capfd):
+def best(run_dir, tag, count, sign=1):
+    """Return the steps with the lowest values of a curve (the highest for sign -1)."""
+    return [step for step, _ in sorted(scalars(run_dir)[tag], key=lambda point: sign * point[1])[:count]]
+
+
+def test_the_best_stay_in_addition_to_the_latest_also_over_a_restart(experiment, reference, capsys):
     policy = options(every_n_steps=4, keep_last=1, keep_best=2)
-    val = dict(scalars(whole)["val/loss"])
-    best = sorted(sorted(val, key=val.get)[:2])
-    assert set(val) == {6, 12, 18}
-    code, run_dir = fit("best", *policy)
-    assert code == 0 and steps(run_dir) == sorted({*best, 22})
-    assert f"best checkpoints by val/loss: step {min(val, key=val.get)}" in capfd.readouterr().out
-    code, cut = fit("best_cut", *policy, "--trainer.max_steps", 13, "--model.optimizer.schedule", "constant")
-    assert code == 0 and 13 in steps(cut)
-    code, cut = fit("best_cut", *policy, "--model.optimizer.schedule", "constant")
-    val = dict(scalars(cut)["val/loss"])
-    assert code == 0 and steps(cut) == sorted({*sorted(val, key=val.get)[:2], 22})
-    assert_same(run_dir, whole)
+    run_dir = experiment.fit("best", *policy)
+    assert curve_steps(reference, "val/loss") == [6, 12, 18]
+    assert steps(run_dir) == sorted({*best(reference, "val/loss", 2), 22})
+    assert f"best checkpoints by val/loss: step {best(reference, 'val/loss', 1)[0]}" in capsys.readouterr().out
+    assert 13 in steps(experiment.fit("best_cut", *policy, "--trainer.max_steps", 13, *CONSTANT))
+    cut = experiment.fit("best_cut", *policy, *CONSTANT)
+    assert steps(cut) == sorted({*best(cut, "val/loss", 2), 22})
+    assert_same(run_dir, reference)
 
 
-def test_another_monitor_starts_again_and_an_unknown_one_is_an_error(fit, capfd):
-    code, run_dir = fit("monitor", *options(keep_best=1, keep_last=1, monitor="val/bits_per_code", mode="max"))
-    val = dict(scalars(run_dir)["val/bits_per_code"])
-    assert code == 0 and steps(run_dir) == sorted({max(val, key=val.get), 22})
-    code, _ = fit("unknown", *options(keep_best=1, monitor="val/fid"))
-    assert code == 2 and "monitor: no validation logs val/fid; use one of: " in capfd.readouterr().err
+def test_another_monitor_starts_again_and_an_unknown_one_is_an_error(experiment, fail):
+    policy = options(keep_best=1, keep_last=1, monitor="val/bits_per_code", mode="max")
+    run_dir = experiment.fit("monitor", *policy)
+    assert steps(run_dir) == sorted({*best(run_dir, "val/bits_per_code", 1, sign=-1), 22})
+    _, err = fail("unknown", *options(keep_best=1, monitor="val/fid"))
+    assert "monitor: no validation logs val/fid; use one of: " in err
 
 
-def test_minutes_alone(fit, whole):
-    code, run_dir = fit("minutes", *options(every_n_steps="null", every_n_minutes=1e-6, keep_last=9))
-    assert code == 0 and steps(run_dir) == [10, 20, 22]
-    assert_same(run_dir, whole)
+def test_minutes_alone(experiment, reference):
+    run_dir = experiment.fit("minutes", *options(every_n_steps="null", every_n_minutes=1e-6, keep_last=9))
+    assert steps(run_dir) == [10, 20, 22]
+    assert_same(run_dir, reference)
 
 
 CASES = [
@@ -97,115 +108,168 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("values", "word"), CASES)
-def test_policies_that_make_no_sense(fit, capfd, values, word):
-    assert fit("nonsense", *options(**values))[0] == 2
-    assert word in capfd.readouterr().err
+@pytest.mark.parametrize(("values", "words"), CASES)
+def test_policies_that_make_no_sense(fail, values, words):
+    assert words in fail("nonsense", *options(**values))[1]
 
 
 @pytest.fixture
-def small_files(whole):
-    """Files cannot grow to the size of a checkpoint, as on a full disk."""
-    size = newest_checkpoint(whole).stat().st_size
+def file_limit():
+    """Return the function that limits the size of files in bytes, as a full disk does; None = no limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limit(on=True):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 3 // 4, before[1]) if on else before)
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
 
     yield limit
-    limit(False)
+    limit(None)
 
 
-def test_a_full_disk_keeps_the_old_checkpoint_and_logs_it(fit, whole, small_files, capfd):
-    code, run_dir = fit("full", "--trainer.max_steps", 8, "--model.optimizer.schedule", "constant")
-    assert code == 0 and steps(run_dir) == [4, 8]
-    small_files()
-    code, run_dir = fit("full", "--model.optimizer.schedule", "constant")
-    small_files(False)
-    out, err = capfd.readouterr()
-    assert code == 2 and steps(run_dir) == [4, 8]
+@pytest.fixture
+def full_disk(file_limit, monkeypatch):
+    """Return a function: no file takes a byte from step `first` until step `last`; a signal comes at `signal_at`."""
+    original = Preemption.on_train_batch_start
+    monkeypatch.setattr(signals, "_received", signals.NONE)
+
+    def arm(first, last=None, signal_at=None):
+        def hook(self, trainer, *rest):
+            if trainer.global_step == first:
+                file_limit(0)
+            if trainer.global_step == last:
+                file_limit(None)
+            if trainer.global_step == signal_at:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            original(self, trainer, *rest)
+
+        monkeypatch.setattr(Preemption, "on_train_batch_start", hook)
+
+    return arm
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_logs_it(experiment, reference, fail, file_limit):
+    assert steps(experiment.fit("full", "--trainer.max_steps", 8, *CONSTANT)) == [4, 8]
+    file_limit(newest_checkpoint(reference).stat().st_size * 3 // 4)
+    out, err = fail("full", *CONSTANT)
+    file_limit(None)
+    run_dir = experiment.runs / "full"
+    assert steps(run_dir) == [4, 8]
     assert out.count("warning: checkpoint") == 3  # after 12, 16 and 20 steps; the last one insists
     assert "step=00000012.ckpt could not be written (File too large" in out and "step=00000008.ckpt is kept" in out
     assert "step=00000022.ckpt could not be written" in err and "run the same command again" in err
-    assert [path.name for path in (run_dir / "checkpoints").iterdir() if path.name[0] == "."] == []
-    code, run_dir = fit("full", "--model.optimizer.schedule", "constant")
-    assert code == 0 and steps(run_dir)[-1] == 22
-    losses = scalars(run_dir)["train/loss"]
-    assert [step for step, _ in losses] == list(range(1, 23))
+    assert not list((run_dir / "checkpoints").glob(".*"))
+    experiment.fit("full", *CONSTANT)
+    assert steps(run_dir)[-1] == 22 and curve_steps(run_dir) == list(range(1, 23))
 
 
-def damage(path, kind):
+def test_a_disk_that_has_room_again_leaves_no_trace(experiment, full_disk, capsys):
+    full_disk(5, 10)
+    run_dir = experiment.fit("room")
+    out, err = capsys.readouterr()
+    assert steps(run_dir) == [16, 20, 22]
+    assert out.count("step=00000008.ckpt could not be written (File too large") == 1
+    assert "step=00000004.ckpt is kept" in out and err.count("its events wait for room") == 1
+    assert curve_steps(run_dir) == list(range(1, 23)) and curve_steps(run_dir, "val/loss") == [6, 12, 18]
+
+
+def test_a_disk_that_stays_full_ends_in_one_line_and_a_later_start_continues(
+    experiment, fail, full_disk, file_limit, capsys
+):
+    full_disk(5)
+    _, err = fail("stays_full", "--trainer.max_steps", 9, *CONSTANT)
+    file_limit(None)
+    assert "step=00000009.ckpt could not be written" in err.splitlines()[-1] and "make room" in err
+    full_disk(None)
+    run_dir = experiment.fit("stays_full", *CONSTANT)
+    assert "training from step 4" in capsys.readouterr().out and curve_steps(run_dir) == list(range(1, 23))
+
+
+def test_a_signal_on_a_full_disk_still_stops_training_so_that_the_job_is_requeued(experiment, full_disk, capsys):
+    full_disk(5, signal_at=7)
+    assert main(experiment.words("fit", "signalled")) == 138
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err and "timings.json cannot be written (File too large)" in err
+    assert "no checkpoint of step 7 was written, the next start goes back to the one before" in out
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_lose_the_stop(experiment, full_disk, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("a rank is gone")
+
+    full_disk(None, signal_at=3)
+    monkeypatch.setattr(Checkpoints, "save", broken)
+    assert main(experiment.words("fit", "no_checkpoint")) == 138
+    assert "a rank is gone" in capsys.readouterr().err
+
+
+def test_a_stop_before_the_first_step_names_no_checkpoint(experiment, full_disk, capsys):
+    full_disk(None, signal_at=0)
+    assert main(experiment.words("fit", "no_step")) == 138
+    out = capsys.readouterr().out
+    assert "no step was done yet, the next start begins at step 0" in out
+    assert "is in a checkpoint" not in out and not list_checkpoints(experiment.runs / "no_step")
+
+
+def damage(path, fault):
     data = bytearray(path.read_bytes())
-    if kind == "flipped":
-        data[len(data) // 2] ^= 1  # within the weights: only the checksum shows it
-    path.write_bytes(data if kind == "flipped" else data[: len(data) // 2] if kind == "truncated" else b"")
+    half = len(data) // 2
+    if fault == "flipped":
+        data[half] ^= 1  # within the weights: only the checksum shows it
+    path.write_bytes({"flipped": data, "truncated": data[:half], "empty": b""}[fault])
 
 
-@pytest.mark.parametrize("kind", ["flipped", "truncated", "empty"])
-def test_a_damaged_newest_one_is_named_and_set_aside(place, fit, whole, capfd, kind):
-    run_dir = whole.with_name(kind)
-    shutil.copytree(whole, run_dir)
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "empty"])
+def test_a_damaged_newest_one_is_named_and_set_aside(experiment, reference, capsys, fault):
+    run_dir = experiment.copy("reference", fault)
     (run_dir / "results.json").unlink()
-    damage(newest_checkpoint(run_dir), kind)
-    half = run_dir / "checkpoints" / ".step=00000021.ckpt.77-abcd.tmp"  # of a save that was killed
-    half.touch()
-    code, _ = fit(kind, *options(keep_last=1))
-    assert not half.exists()
-    out = capfd.readouterr().out
-    assert code == 0 and "ignoring damaged checkpoint" in out and "step=00000022.ckpt" in out
-    assert "training from step 20" in out
+    damage(newest_checkpoint(run_dir), fault)
+    temporary = run_dir / "checkpoints" / ".step=00000021.ckpt.77-abcd.tmp"  # of a save that was killed
+    temporary.touch()
+    experiment.fit(fault, *options(keep_last=1))
+    out = capsys.readouterr().out
+    assert "ignoring damaged checkpoint" in out and "step=00000022.ckpt" in out and "training from step 20" in out
     assert steps(run_dir) == [22] and (run_dir / "checkpoints" / "step=00000022.ckpt.damaged").exists()
-    assert_same(run_dir, whole)
+    assert not temporary.exists()
+    assert_same(run_dir, reference)
 
 
-def test_starts_and_changes_are_recorded(fit, whole):
-    run_dir = whole.with_name("recorded")
-    shutil.copytree(whole, run_dir)
-    newest_checkpoint(run_dir).unlink()
-    code, _ = fit("recorded", "--trainer.log_every_n_steps", 2)
-    assert code == 0
-    lines = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
-    assert [(line["action"], line["step"]) for line in lines] == [("fresh", 0), ("continue", 20)]
-    assert lines[1]["checkpoint"] == "step=00000020.ckpt" and lines[0]["changes"] == []
-    assert "trainer.log_every_n_steps was 1, is 2" in lines[1]["changes"]
+def test_starts_and_changes_are_recorded(experiment, reference):
+    run_dir = experiment.copy("reference", "recorded", step=20)
+    experiment.fit("recorded", "--trainer.log_every_n_steps", 2)
+    first, second = (json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines())
+    assert (first["action"], first["step"], first["changes"]) == ("fresh", 0, [])
+    assert (second["action"], second["step"], second["checkpoint"]) == ("continue", 20, "step=00000020.ckpt")
+    assert "trainer.log_every_n_steps was 1, is 2" in second["changes"]
 
 
-def test_other_rows_at_the_same_path_stop_a_run(tmp_path, capfd):
-    """Rows 61 -> 26: an epoch of 7 steps becomes one of 3, and the run stood at the 6th of the third."""
-    experiment, run_dir = write_experiment(tmp_path), tmp_path / "runs" / "tiny" / "main"
-
-    def fit(*more):
-        schedule = ("--model.optimizer.schedule", "constant", *options(every_n_steps=20))
-        return main(["fit", "--config", str(experiment), *schedule, *map(str, more)])
-
-    assert fit("--trainer.max_steps", 20) == 0
+def test_other_rows_at_the_same_path_stop_a_run(tmp_path, capsys):
+    """Change 61 rows to 26: an epoch of 7 steps becomes one of 3, and the run is in the 6th step of its third one."""
+    experiment = Experiment(write_experiment(tmp_path))
+    policy = (*CONSTANT, *options(every_n_steps=20))
+    run_dir = experiment.fit("main", *policy, "--trainer.max_steps", 20)
     content = read_checkpoint(newest_checkpoint(run_dir))
     assert content["data"]["rows"] == 61 and content["data"]["steps"] == 20 and content["cursor"]["batch"] == 6
     shutil.rmtree(tmp_path / "tokens" / "train")
     write_tokens(tmp_path / "tokens" / "train", [26], views=2, seed=5)
-    before = sorted(path.name for path in run_dir.rglob("*"))
-    assert fit("--trainer.max_steps", 27) == 2
-    err = capfd.readouterr().err
+    before, longer = files(run_dir), (*policy, "--trainer.max_steps", 27)
+    assert main(experiment.words("fit", "main", *longer)) == 2
+    err = capsys.readouterr().err
     assert "data had 61 rows" in err and "has 26 rows" in err and "--allow_changes true" in err
-    assert sorted(path.name for path in run_dir.rglob("*")) == before
-    assert fit("--trainer.max_steps", 27, "--allow_changes", "true") == 0
-    assert [step for step, _ in scalars(run_dir)["train/loss"]] == list(range(1, 28))
+    assert files(run_dir) == before
+    experiment.fit("main", *longer, "--allow_changes", "true")
+    assert curve_steps(run_dir) == list(range(1, 28))
     last = json.loads((run_dir / "history.jsonl").read_text().splitlines()[-1])
     assert any(line.startswith("data had 61 rows") for line in last["changes"])
     content = read_checkpoint(newest_checkpoint(run_dir))
     assert content["cursor"] == {"epoch": 5, "batch": 1} and content["data"]["steps"] == 27
 
 
-def test_another_model_in_spite_of_all_is_one_line(fit, whole, capfd):
-    run_dir = whole.with_name("other_model")
-    shutil.copytree(whole, run_dir)
-    newest_checkpoint(run_dir).unlink()
-    before = sorted(path.name for path in run_dir.rglob("*"))
-    code, _ = fit("other_model", "--model.network.n_layer", 1, "--model.network.d_state", 4, "--allow_changes", "true")
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert code == 2 and last.startswith("error: ") and "step=00000020.ckpt does not fit the AiMModule" in last
+def test_another_model_although_changes_are_allowed_is_one_line(experiment, reference, fail):
+    run_dir = experiment.copy("reference", "other_model", step=20)
+    before, sizes = files(run_dir), ("--model.network.n_layer", 1, "--model.network.d_state", 4)
+    last = fail("other_model", *sizes, "--allow_changes", "true")[1].splitlines()[-1]
+    assert last.startswith("error: ") and "step=00000020.ckpt does not fit the AiMModule" in last
     assert "surplus: network.backbone.layers.1." in last and "other shape: network.backbone.layers.0." in last
-    assert sorted(path.name for path in run_dir.rglob("*")) == before
+    assert files(run_dir) == before
 
 
 STOP = """
@@ -216,32 +280,36 @@ callbacks:
 """
 
 
-def test_training_that_ends_before_its_last_step_logs_it_and_continues(place, fit, whole, capfd):
-    code, run_dir = fit("early", "--trainer.max_time", "00:00:00:00")
-    out = capfd.readouterr().out
-    assert code == 0 and "is complete" not in out and "early was ended by trainer.max_time after 0 steps" in out
+def test_training_that_ends_before_its_last_step_logs_it_and_continues(experiment, reference, capsys):
+    experiment.fit("early", "--trainer.max_time", "00:00:00:00")
+    out = capsys.readouterr().out
+    assert "is complete" not in out and "early was ended by trainer.max_time after 0 steps" in out
     assert "next: a longer --trainer.max_time, which counts all starts of a run; " in out
-    (place / "stop.yaml").write_text(STOP)
-    code, run_dir = fit("early", "--config", place / "stop.yaml")
-    out = capfd.readouterr().out
-    assert code == 0 and "is complete" not in out and steps(run_dir)[-1] == 12
+    stop = experiment.file.with_name("stop.yaml")
+    stop.write_text(STOP)
+    run_dir = experiment.fit("early", "--config", stop)
+    out = capsys.readouterr().out
+    assert "is complete" not in out and steps(run_dir)[-1] == 12
     assert "early was ended by a callback, such as early stopping, after 12 steps" in out
     assert "next: make train EXP=tiny RUN=early goes on" in out
-    code, run_dir = fit("early", *options(keep_last=9))
-    assert code == 0 and "early is complete: 22 steps" in capfd.readouterr().out
-    assert_same(run_dir, whole)
+    experiment.fit("early", *options(keep_last=9))
+    assert "early is complete: 22 steps" in capsys.readouterr().out
+    assert_same(run_dir, reference)
 
 
-def test_results_of_an_earlier_step_do_not_count_as_those_of_the_end(fit, whole, capfd):
-    run_dir = whole.with_name("results")
-    shutil.copytree(whole, run_dir)
-    assert fit("results")[0] == 0 and "validating" not in capfd.readouterr().out
-    results = json.loads((run_dir / "results.json").read_text())
+def test_results_of_an_earlier_step_do_not_count_as_those_of_the_end(experiment, reference, capsys):
+    path = experiment.copy("reference", "results") / "results.json"
+
+    def validated():
+        experiment.fit("results")
+        return "validating" in capsys.readouterr().out
+
+    assert not validated()
+    results = json.loads(path.read_text())
     results["protocol"]["step"], results["metrics"]["val/loss"] = 20, 99.0
-    (run_dir / "results.json").write_text(json.dumps(results))
-    assert fit("results")[0] == 0 and "validating" in capfd.readouterr().out
-    assert json.loads((run_dir / "results.json").read_text())["metrics"]["val/loss"] < 10
-    assert fit("results")[0] == 0 and "validating" not in capfd.readouterr().out
+    path.write_text(json.dumps(results))
+    assert validated() and json.loads(path.read_text())["metrics"]["val/loss"] < 10
+    assert not validated()
 
 
 SCALED = """
@@ -255,47 +323,57 @@ trainer:
 """
 
 
-def test_the_loss_scaler_continues(place, experiment, fit):
-    """fp16 on processors, with a scale that overflows at first and grows later."""
-    extra = place / "scaled.yaml"
+def test_the_loss_scaler_continues(experiment):
+    """Train in fp16 on a CPU with a scale that overflows at first and grows later."""
+    extra = experiment.file.with_name("scaled.yaml")
     extra.write_text(SCALED)
-    every = options(keep_last=9)
-    code, run_dir = fit("scaled", "--config", extra, *every)
-    assert code == 0
-    scaler = [read_checkpoint(path)["trainer"]["MixedPrecision"] for path in reversed(list_checkpoints(run_dir))]
-    assert len({state["scale"] for state in scaler}) > 1
-    cut = run_dir.with_name("scaled_cut")
-    shutil.copytree(run_dir, cut)
-    for path in list_checkpoints(cut)[:-1]:
-        path.unlink()
-    assert fit("scaled_cut", "--config", extra, *every)[0] == 0
+    words = ("--config", extra, *options(keep_last=9))
+    run_dir = experiment.fit("scaled", *words)
+    scalers = {step_of(path): read_checkpoint(path)["trainer"]["MixedPrecision"] for path in list_checkpoints(run_dir)}
+    assert len({state["scale"] for state in scalers.values()}) > 1
+    cut = experiment.copy("scaled", "scaled_cut", step=min(scalers))
+    experiment.fit("scaled_cut", *words)
     assert_same(cut, run_dir)
-    assert read_checkpoint(newest_checkpoint(cut))["trainer"]["MixedPrecision"] == scaler[-1]
+    assert read_checkpoint(newest_checkpoint(cut))["trainer"]["MixedPrecision"] == scalers[22]
 
 
-def test_skipped_records_are_logged_counted_and_resumed_to_the_bit(tmp_path, capfd):
-    """A corrupt record: stop and name it, skip it, stop past the limit, and continue where that was."""
-    experiment, root = write_experiment(tmp_path), tmp_path / "runs" / "tiny"
+def test_skipped_records_are_logged_counted_and_resumed_to_the_bit(tmp_path, capsys):
+    """Corrupt a record: it is named and stops training, is skipped, and stops it past the limit, where it continues."""
+    experiment = Experiment(write_experiment(tmp_path))
     shard = tmp_path / "tokens" / "train" / "tokens-000001.tar"
     data = bytearray(shard.read_bytes())
     data[512 + 200] ^= 1  # in the codes of its only record
     shard.write_bytes(data)
 
-    def fit(run, *options):
-        return main(["fit", "--config", str(experiment), "--run", run, *map(str, options)])
+    def fail(run, *words):
+        assert main(experiment.words("fit", run, *words)) == 2
+        return capsys.readouterr().err.splitlines()[-1]
 
     skip = ("--data.on_corrupt", "skip")
-    assert fit("stopped") == 2
-    assert "tokens-000001.tar, record 0000: its sha256" in capfd.readouterr().err
-    assert fit("whole", *skip) == 0
-    counts = scalars(root / "whole")["data/replaced_rows"]
-    values = [value for _, value in counts]
-    assert [step for step, _ in counts] == list(range(1, 23)) and values == sorted(values)
-    assert 3 * 15 < values[-1] <= 4 * 20  # most of 20 rows in each of the epochs begun
-    assert fit("limited", *skip, "--data.skip_limit", 15) == 2
-    err = capfd.readouterr().err.splitlines()[-1]
-    assert "16 rows of this epoch" in err and "more than data.skip_limit 15" in err
-    assert fit("limited", *skip, "--data.skip_limit", 15) == 2  # the count goes on where it was
-    assert capfd.readouterr().err.splitlines()[-1] == err
-    assert fit("limited", *skip) == 0
-    assert_same(root / "limited", root / "whole")
+    assert "tokens-000001.tar, record 0000: its sha256" in fail("stopped")
+    reference = experiment.fit("reference", *skip)
+    counts = [value for _, value in scalars(reference)["data/replaced_rows"]]
+    assert curve_steps(reference, "data/replaced_rows") == list(range(1, 23)) and counts == sorted(counts)
+    assert 3 * 15 < counts[-1] <= 4 * 20  # most of 20 rows in each of the epochs begun
+    error = fail("limited", *skip, "--data.skip_limit", 15)
+    assert "16 rows of this epoch" in error and "more than data.skip_limit 15" in error
+    assert fail("limited", *skip, "--data.skip_limit", 15) == error  # the count continues
+    assert_same(experiment.fit("limited", *skip), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_training_is_the_same(experiment):
+    # Dropout would draw other values.
+    sizes = ("--model.network.n_layer", 1, "--model.network.token_dropout", 0, "--model.network.mixer_dropout", 0)
+    frames, weights = torch._dynamo.utils.counters["frames"], {}
+    for name in ("false", "true"):
+        before = frames["ok"]
+        length = ("--trainer.max_steps", 2, "--trainer.limit_val_batches", 0)
+        run_dir = experiment.fit(f"compile_{name}", "--model.compile", name, *sizes, *length)
+        assert (frames["ok"] > before) is (name == "true")
+        weights[name] = read_checkpoint(newest_checkpoint(run_dir))["network"]
+    assert weights["true"].keys() == weights["false"].keys()
+    for name, value in weights["false"].items():
+        assert torch.allclose(weights["true"][name], value, rtol=1e-3, atol=1e-4), name

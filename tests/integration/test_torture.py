@@ -1,12 +1,9 @@
 """Trainings killed 20 times and more, with one process and with two, against undisturbed ones (tests/torture)."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import start_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 KILLS = ("SIGKILL", "SIGTERM", "SIGUSR1")
@@ -14,32 +11,24 @@ KILLS = ("SIGKILL", "SIGTERM", "SIGUSR1")
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Both scenarios side by side, a core each."""
-    directory = tmp_path_factory.mktemp("torture")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+    """Run both scenarios concurrently, one core each; return exit code, output and report by number of ranks."""
+    paths = {ranks: tmp_path_factory.mktemp("torture") / "report.json" for ranks in (1, 2)}
+    options = ("--faults", 24, "--seed", 5)
+    processes = {
+        ranks: start_python("-m", "torture", *options, "--ranks", ranks, "--report", path)
+        for ranks, path in paths.items()
     }
-    started = {}
-    for ranks in (1, 2):
-        report = directory / f"{ranks}.json"
-        command = [sys.executable, "-m", "torture", "--faults", "24", "--ranks", str(ranks), "--seed", "5"]
-        command += ["--report", str(report)]
-        out = (directory / f"{ranks}.log").open("w")
-        started[ranks] = report, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
-    for _, process in started.values():
-        process.wait(timeout=800)
+    outputs = {ranks: process.communicate(timeout=800)[0] for ranks, process in processes.items()}
     return {
-        ranks: (process.returncode, json.loads(report.read_text())[0] if report.exists() else None, directory)
-        for ranks, (report, process) in started.items()
+        ranks: (process.returncode, outputs[ranks], paths[ranks].exists() and json.loads(paths[ranks].read_text())[0])
+        for ranks, process in processes.items()
     }
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_twenty_times_is_the_undisturbed_one(reports, ranks):
-    code, report, directory = reports[ranks]
-    assert report, (directory / f"{ranks}.log").read_text()[-4000:]
+    code, output, report = reports[ranks]
+    assert report, output[-4000:]
     assert code == 0 and report["surprises"] == []
     hits = report["by kind"]
     assert sum(hits.values()) == report["faults"] == 24

@@ -1,78 +1,54 @@
-"""Training in real processes: exact continuation, two processes, TensorBoard's files, faults."""
+"""Training in real processes: exact continuation, two processes, TensorBoard's files, signals."""
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import python, start_python
 from helpers import TINY, write_tokens
-from integration.tiny import scalars, write_experiment
+from integration.tiny import Experiment, scalars, series, write_experiment
 
 from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.runs.directory import newest_checkpoint
+from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
 pytestmark = pytest.mark.slow
-TIMED = ("perf/",)
+DDP = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+SMALL = ("--data.max_device_batch_size", 2)
+ENDLESS = ("--trainer.max_steps", 100000, "--model.optimizer.schedule", "constant")
+
+
+class Processes(Experiment):
+    """The tiny experiment, whose trainings are processes."""
+
+    def fit(self, run, *options, code=0):
+        """Train, expect an exit code, and return the output."""
+        result = self.process("fit", run, *options)
+        assert result.returncode == code and "Traceback" not in result.stdout, result.stdout
+        return result.stdout
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("experiment")
+def experiment(tmp_path_factory):
+    return Processes(write_experiment(tmp_path_factory.mktemp("experiment")))
 
 
 @pytest.fixture(scope="module")
-def experiment(place):
-    return write_experiment(place)
-
-
-def fit(experiment, run, *options, wait=True):
-    command = [sys.executable, "-m", "aim_lightning", "fit", "--config", experiment, "--run", run, *options]
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if not wait:
-        return process
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
+def reference(experiment):
+    """Return the run that others are compared with; nothing interrupts it."""
+    assert "next: make validate EXP=tiny RUN=reference" in experiment.fit("reference")
+    return experiment.runs / "reference"
 
 
 @pytest.fixture(scope="module")
-def whole(place, experiment):
-    """The uninterrupted run that others are held against."""
-    code, output = fit(experiment, "whole")
-    assert code == 0, output
-    assert "next: make validate EXP=tiny RUN=whole" in output
-    return place / "runs" / "tiny" / "whole"
-
-
-def copy_run(run_dir, name, keep=None):
-    """A copy of a finished run; with `keep` only its oldest checkpoints, as if it had been killed after them."""
-    copy = run_dir.with_name(name)
-    shutil.copytree(run_dir, copy)
-    for path in sorted((copy / "checkpoints").iterdir())[keep:] if keep else []:
-        path.unlink()
-    return copy
-
-
-@pytest.fixture(scope="module")
-def plain(place, experiment):
-    """Without dropout, whose draws differ by the size of micro-batches: (its options, its directory)."""
-    options = ["--model.network.token_dropout", "0", "--model.network.mixer_dropout", "0"]
-    code, output = fit(experiment, "plain", *options)
-    assert code == 0, output
-    return options, place / "runs" / "tiny" / "plain"
+def plain(experiment):
+    """Return the options and directory of a run without dropout, whose values depend on the size of micro-batches."""
+    options = ("--model.network.token_dropout", 0, "--model.network.mixer_dropout", 0)
+    experiment.fit("plain", *options)
+    return options, experiment.runs / "plain"
 
 
 def final(run_dir):
@@ -81,216 +57,175 @@ def final(run_dir):
     return content
 
 
-def assert_same_weights(one, other):
-    for part in ("network", "ema"):
-        a, b = (c[part]["network"] if part == "ema" else c[part] for c in (one, other))
-        assert a.keys() == b.keys()
-        for name in a:
-            assert torch.equal(a[name], b[name]), f"{part}: {name}"
+def assert_same_weights(run_dir, other):
+    contents = [final(directory) for directory in (run_dir, other)]
+    for a, b in zip(*([content["network"], content["ema"]["network"]] for content in contents), strict=True):
+        assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def series(run_dir):
-    return {tag: values for tag, values in scalars(run_dir).items() if not tag.startswith(TIMED)}
+def assert_close(run_dir, other, atol):
+    """Compare cursors and weights of two runs and return their series."""
+    first, second = final(run_dir), final(other)
+    assert first["cursor"] == second["cursor"]
+    for name, value in first["network"].items():
+        assert torch.allclose(value, second["network"][name], atol=atol), name
+    return series(run_dir), series(other)
 
 
-def test_a_csv_logger_works_by_its_class_path_alone(place, experiment):
-    config = place / "csv.yaml"
+def values(curve):
+    return [value for _, value in curve]
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_csv_logger_works_by_its_class_path_alone(experiment):
+    config = experiment.file.with_name("csv.yaml")
     config.write_text(
         "include: [tiny.yaml]\nlogger: {tensorboard: null, csv: {class_path: lightning.pytorch.loggers.CSVLogger}}\n"
     )
-    code, output = fit(config, "csv", "--trainer.max_steps", "6")
-    assert code == 0, output
-    run_dir = place / "runs" / "tiny" / "csv"
+    Processes(config).fit("csv", "--trainer.max_steps", 6)
+    run_dir = experiment.runs / "csv"
     lines = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     assert {"step", "train/loss", "val/loss"} <= set(lines[0].split(",")) and len(lines) > 6
     assert not list(run_dir.glob("events.out.tfevents.*"))
 
 
-def test_checkpoint_has_explicit_keys_and_plain_names(whole):
-    content = final(whole)
-    assert set(content) == {
-        "format",
-        "network",
-        "ema",
-        "optimizers",
-        "schedulers",
-        "cursor",
-        "data",
-        "random_state",
-        "configuration",
-        "class_names",
-        "tokenizer_hash",
-        "trainer",
-    }
+def test_checkpoint_has_explicit_keys_and_plain_names(reference):
+    content = final(reference)
+    keys = "format network ema optimizers schedulers cursor data random_state configuration class_names tokenizer_hash"
+    assert set(content) == {*keys.split(), "trainer"}
     assert content["cursor"] == {"epoch": 3, "batch": 1} and len(content["random_state"]) == 1
     assert content["configuration"]["experiment"] == "tiny"
     assert set(content["network"]) == set(content["ema"]["network"])
     assert all(name.startswith(("backbone.", "lm_head.")) for name in content["network"])
 
 
-def test_every_step_is_in_tensorboard_once(whole):
-    found = series(whole)
+def test_every_step_is_in_tensorboard_once(reference):
+    curves = scalars(reference)
     for tag in ("train/loss", "train/bits_per_code", "train/grad_norm"):
-        assert [step for step, _ in found[tag]] == list(range(1, 23)), tag
-    assert [step for step, _ in found["val/loss"]] == [6, 12, 18]
-    assert {"train/learning_rate", "perf/images_per_s", "perf/tokens_per_s", "perf/model_tflops_per_s"} <= set(
-        scalars(whole)
-    )
+        assert [step for step, _ in curves[tag]] == list(range(1, 23)), tag
+    assert [step for step, _ in curves["val/loss"]] == [6, 12, 18]
+    assert {"train/learning_rate", "perf/images_per_s", "perf/tokens_per_s", "perf/model_tflops_per_s"} <= set(curves)
 
 
-def test_a_finished_run_reports_it_and_changes_nothing(whole, experiment):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
-    code, output = fit(experiment, "whole")
-    assert code == 0 and "is finished (step 22)" in output
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+def test_a_finished_run_reports_it_and_changes_nothing(experiment, reference):
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()}
+    assert "is finished (step 22)" in experiment.fit("reference")
+    assert {path: path.stat().st_mtime_ns for path in reference.rglob("*") if path.is_file()} == before
 
 
-def test_changed_configuration_is_refused(whole, experiment):
-    code, output = fit(experiment, "whole", "--model.label_dropout", "0.5")
-    assert code == 2 and "model.init_args.label_dropout was 0.3, is 0.5" in output
-
-
-def kill_after_step(process, run_dir, step):
-    """SIGKILL once a checkpoint of that step or later lies there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(int(p.stem.split("=")[1]) >= step for p in (run_dir / "checkpoints").glob("step=*.ckpt")):
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def test_changed_configuration_is_refused(experiment, reference):
+    output = experiment.fit("reference", "--model.label_dropout", 0.5, code=2)
+    assert "model.init_args.label_dropout was 0.3, is 0.5" in output
 
 
 @pytest.mark.parametrize("step", [4, 12])
-def test_killed_and_continued_is_the_same_to_the_bit(place, experiment, whole, step):
-    run_dir = place / "runs" / "tiny" / f"killed{step}"
-    process = fit(experiment, run_dir.name, wait=False)
-    kill_after_step(process, run_dir, step)
-    stopped = read_checkpoint(newest_checkpoint(run_dir))["trainer"]["global_step"]
-    code, output = fit(experiment, run_dir.name)
-    assert code == 0, output
-    if stopped < 22:
-        assert f"training from step {stopped}" in output
-    assert_same_weights(final(run_dir), final(whole))
-    assert series(run_dir) == series(whole)
+def test_killed_and_continued_is_the_same_to_the_bit(experiment, reference, step):
+    run_dir = experiment.runs / f"killed{step}"
+    process = experiment.start("fit", run_dir.name)
+    wait_for(process, lambda: any(step_of(path) >= step for path in list_checkpoints(run_dir)) or process.poll() == 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stopped = step_of(newest_checkpoint(run_dir))
+    output = experiment.fit(run_dir.name)
+    assert stopped == 22 or f"training from step {stopped}" in output
+    assert_same_weights(run_dir, reference)
+    assert series(run_dir) == series(reference)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(place, experiment, whole):
-    run_dir = copy_run(whole, "damaged")
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(experiment, reference):
+    run_dir = experiment.copy("reference", "damaged")
     newest = newest_checkpoint(run_dir)
     newest.write_bytes(newest.read_bytes()[:3000])
-    code, output = fit(experiment, run_dir.name)
-    assert code == 0 and "ignoring damaged checkpoint" in output and newest.name in output
-    assert "training from step 20" in output
-    assert_same_weights(final(run_dir), final(whole))
+    output = experiment.fit("damaged")
+    assert "ignoring damaged checkpoint" in output and newest.name in output and "training from step 20" in output
+    assert_same_weights(run_dir, reference)
 
 
 @pytest.mark.long
-def test_two_processes_agree_with_one(place, experiment, plain):
-    """Two gloo ranks, two micro-batches a step: the same rows in every global batch."""
+def test_two_processes_agree_with_one(experiment, plain):
+    """Train on two gloo ranks with two micro-batches per step: the rows of every global batch are the same."""
     options, one_dir = plain
-    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.max_device_batch_size", "2"]
-    code, output = fit(experiment, "two", *options, *ddp)
-    assert code == 0, output
-    two_dir = one_dir.with_name("two")
-    one, two = final(one_dir), final(two_dir)
-    assert len(two["random_state"]) == 2 and two["cursor"] == one["cursor"]
-    for name, value in one["network"].items():
-        assert torch.allclose(value, two["network"][name], atol=2e-3), name
-    losses = [dict(series(run_dir)["val/loss"]) for run_dir in (one_dir, two_dir)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    experiment.fit("two", *options, *DDP, *SMALL)
+    two_dir = experiment.runs / "two"
+    assert len(final(two_dir)["random_state"]) == 2
+    one, two = assert_close(one_dir, two_dir, atol=2e-3)
+    assert values(one["val/loss"]) == pytest.approx(values(two["val/loss"]), rel=1e-3)
     # Four micro-batches on two ranks: the logged loss is that of the global batch, not of one of them.
-    losses = [[value for _, value in series(run_dir)["train/loss"]] for run_dir in (one_dir, two_dir)]
-    assert losses[0][:5] == pytest.approx(losses[1][:5], rel=1e-4)
+    assert values(one["train/loss"])[:5] == pytest.approx(values(two["train/loss"])[:5], rel=1e-4)
 
 
 @pytest.mark.long
-def test_another_number_of_processes_continues_with_the_same_rows_and_dropout(place, experiment):
-    """Micro-batches of two rows in both: only the order of the gradient's sum differs."""
-    small = ["--data.max_device_batch_size", "2"]
-    code, output = fit(experiment, "one", *small)
-    assert code == 0, output
-    one_dir = place / "runs" / "tiny" / "one"
-    two_dir = copy_run(one_dir, "one_then_two", keep=1)
-    code, output = fit(experiment, "one_then_two", *small, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    assert code == 0 and "training from step 16" in output and "trainer.devices" in output, output
-    one, two = final(one_dir), final(two_dir)
-    assert two["cursor"] == one["cursor"]
-    for name, value in one["network"].items():
-        assert torch.allclose(value, two["network"][name], atol=1e-4), name
-    curves = [[value for _, value in series(run_dir)["val/loss"]] for run_dir in (one_dir, two_dir)]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+def test_another_number_of_processes_continues_with_the_same_rows_and_dropout(experiment):
+    """Use micro-batches of two rows in both runs: only the order of the gradient's sum differs."""
+    experiment.fit("one", *SMALL)
+    two_dir = experiment.copy("one", "one_then_two", step=16)
+    output = experiment.fit("one_then_two", *SMALL, *DDP)
+    assert "training from step 16" in output and "trainer.devices" in output
+    one, two = assert_close(experiment.runs / "one", two_dir, atol=1e-4)
+    assert values(one["val/loss"]) == pytest.approx(values(two["val/loss"]), rel=1e-4)
 
 
-def test_interrupted_two_processes_continue_to_the_bit(place, experiment):
-    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    code, output = fit(experiment, "ddp_whole", *ddp)
-    assert code == 0, output
-    run_dir = copy_run(place / "runs" / "tiny" / "ddp_whole", "ddp_cut", keep=1)
-    code, output = fit(experiment, run_dir.name, *ddp)
-    assert code == 0 and "training from step 16" in output, output
-    assert_same_weights(final(run_dir), final(place / "runs" / "tiny" / "ddp_whole"))
+def test_interrupted_two_processes_continue_to_the_bit(experiment):
+    experiment.fit("ddp", *DDP)
+    cut = experiment.copy("ddp", "ddp_cut", step=16)
+    assert "training from step 16" in experiment.fit("ddp_cut", *DDP)
+    assert_same_weights(cut, experiment.runs / "ddp")
 
 
-def test_a_second_training_is_refused_while_the_first_runs(place, experiment):
-    process = fit(experiment, "leased", "--trainer.max_steps", "100000", wait=False)
-    lease = place / "runs" / "tiny" / "leased" / "lease.json"
-    while not (lease.exists() and lease.read_text()):
-        assert process.poll() is None
-        time.sleep(0.05)
-    code, output = fit(experiment, "leased", "--trainer.max_steps", "100000")
+def test_a_second_training_is_refused_while_the_first_runs(experiment):
+    process, lease = experiment.start("fit", "leased", *ENDLESS), experiment.runs / "leased" / "lease.json"
+    wait_for(process, lambda: lease.exists() and lease.read_text())
+    output = experiment.fit("leased", *ENDLESS, code=2)
     process.kill()
     process.communicate()
-    assert code == 2 and f"trained by process {process.pid}" in output
+    assert f"trained by process {process.pid}" in output
 
 
-def test_a_loss_that_is_not_finite_stops_with_one_line(place, experiment):
-    code, output = fit(experiment, "broken", "--model.optimizer.base_learning_rate", "1e30")
-    assert code == 2 and "not finite" not in output
+def test_a_loss_that_is_not_finite_stops_with_one_line(experiment):
+    output = experiment.fit("broken", "--model.optimizer.base_learning_rate", "1e30", code=2)
+    assert "not finite" not in output
     error = next(line for line in output.splitlines() if line.startswith("error: "))
-    assert "training stops; lower model.optimizer.base_learning_rate" in error and "Traceback" not in output
+    assert "training stops; lower model.optimizer.base_learning_rate" in error
 
 
-def test_validate_and_results(whole, experiment, place, aim_cli):
-    done = aim_cli("validate", "--config", experiment, "--run", "whole")
-    assert done.returncode == 0, done.stderr
-    results = json.loads((whole / "results.json").read_text())
+def test_validate_and_results(experiment, reference):
+    result = experiment.process("validate", "reference")
+    assert result.returncode == 0 and "next: make sample EXP=tiny RUN=reference" in result.stdout, result.stdout
+    results = json.loads((reference / "results.json").read_text())
     assert set(results) == {"format", "experiment", "run", "commit", "hardware", "protocol", "metrics"}
     assert results["experiment"] == "tiny" and "val/bits_per_code" in results["metrics"]
-    assert "next: make sample EXP=tiny RUN=whole" in done.stdout
 
 
-def test_the_saved_configuration_gives_the_same_result(whole, place):
-    code, output = fit(whole / "config.yaml", "again")
-    assert code == 0, output
-    assert_same_weights(final(place / "runs" / "tiny" / "again"), final(whole))
+def test_the_saved_configuration_gives_the_same_result(experiment, reference):
+    Processes(reference / "config.yaml").fit("again")
+    assert_same_weights(experiment.runs / "again", reference)
 
 
 def test_continuing_with_another_accumulation_keeps_stream_and_end(experiment, plain):
-    """Out of memory, so smaller micro-batches: the same rows a step, the same end."""
-    options, kept_dir = plain
-    run_dir = copy_run(kept_dir, "changed", keep=1)
-    code, output = fit(experiment, "changed", *options, "--data.max_device_batch_size", "2")
-    assert code == 0 and "training from step 16" in output and "max_device_batch_size" in output, output
-    kept, changed = final(kept_dir), final(run_dir)
-    assert kept["cursor"] == changed["cursor"]
-    for name, value in kept["network"].items():
-        assert torch.allclose(value, changed["network"][name], atol=2e-3), name
-    found = series(run_dir)
-    assert [step for step, _ in found["train/loss"]] == list(range(1, 23))
-    assert [step for step, _ in found["val/loss"]] == [6, 12, 18]
+    """Continue with smaller micro-batches, as after running out of memory: the rows per step and the end stay."""
+    options, plain_dir = plain
+    run_dir = experiment.copy("plain", "changed", step=16)
+    output = experiment.fit("changed", *options, *SMALL)
+    assert "training from step 16" in output and "max_device_batch_size" in output
+    _, curves = assert_close(plain_dir, run_dir, atol=2e-3)
+    assert [step for step, _ in curves["train/loss"]] == list(range(1, 23))
+    assert [step for step, _ in curves["val/loss"]] == [6, 12, 18]
 
 
-def test_sigterm_is_no_success(place, experiment):
-    process = fit(experiment, "terminated", "--trainer.max_steps", "100000", wait=False)
-    directory = place / "runs" / "tiny" / "terminated" / "checkpoints"
-    while not list(directory.glob("step=*.ckpt")):
-        assert process.poll() is None
-        time.sleep(0.05)
+def test_sigterm_is_no_success(experiment):
+    run_dir = experiment.runs / "terminated"
+    process = experiment.start("fit", run_dir.name, *ENDLESS)
+    wait_for(process, lambda: list_checkpoints(run_dir))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "the same command continues" in output
-    assert not (directory.parent / "lease.json").exists()
+    assert not (run_dir / "lease.json").exists()
 
 
 INTERRUPTED = """
@@ -302,27 +237,21 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_ctrl_c_saves_the_step_and_a_second_one_aborts(place, experiment, again):
-    """The second one comes while a batch takes long, so that the first one has not ended training."""
-    run = f"interrupted_{again}"
-    words = [sys.executable, "-c", INTERRUPTED, "fit", "--config", str(experiment), "--run", run]
-    words += ["--trainer.max_steps", "100000", "--model.optimizer.schedule", "constant", "--data.num_workers", "1"]
+def test_ctrl_c_saves_the_step_and_a_second_one_aborts(experiment, again):
+    """Send the second one while a batch takes long, so that the first one has not ended training."""
+    run_dir = experiment.runs / f"interrupted_{again}"
+    options = (*ENDLESS, "--data.num_workers", 1)
     if again:
-        extra = place / "slow.yaml"
+        extra = experiment.file.with_name("slow.yaml")
         extra.write_text("callbacks: {slow: {class_path: callbacks.signalling.SlowStep, init_args: {step: 6}}}\n")
-        words += ["--config", str(extra)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(words, cwd=ROOT, env=env, start_new_session=True, **pipe)
-    run_dir = place / "runs" / "tiny" / run
-    while not list((run_dir / "checkpoints").glob("step=*.ckpt")):
-        assert process.poll() is None
-        time.sleep(0.05)
+        options += ("--config", extra)
+    process = start_python("-c", INTERRUPTED, *experiment.words("fit", run_dir.name, *options))
+    wait_for(process, lambda: list_checkpoints(run_dir))
     for _ in range(1 + again):
         time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)  # to the loader's worker too, as a terminal does
     output, _ = process.communicate(timeout=60)
-    step = int(newest_checkpoint(run_dir).name.removeprefix("step=").removesuffix(".ckpt"))
+    step = step_of(newest_checkpoint(run_dir))
     assert process.returncode == 130 and "Ctrl-C: saving a checkpoint after this step" in output, output
     words = f"from step {step}" if again else f"stopped by Ctrl-C, step {step} is in a checkpoint"
     assert words in output and "Traceback" not in output, output
@@ -330,51 +259,51 @@ def test_ctrl_c_saves_the_step_and_a_second_one_aborts(place, experiment, again)
 
 
 @pytest.mark.long
-def test_validate_refuses_what_does_not_belong(place, experiment, aim_cli):
-    code, output = fit(experiment, "without_ema", "--callbacks.ema", "null", "--trainer.max_steps", "4")
-    assert code == 0, output
-    validate = ("validate", "--config", experiment, "--run", "without_ema")
-    done = aim_cli(*validate)
-    assert done.returncode == 2 and "no averaged weights" in done.stderr
-    done = aim_cli(*validate, "--model.network.d_state", "16")
-    assert done.returncode == 2 and "model.network.d_state was 8, is 16" in done.stderr
-    done = aim_cli(*validate, "--callbacks.ema", "null")
-    assert done.returncode == 0, done.stderr
-    results = json.loads((place / "runs" / "tiny" / "without_ema" / "results.json").read_text())
+def test_validate_refuses_other_weights_and_networks(experiment):
+    experiment.fit("without_ema", "--callbacks.ema", "null", "--trainer.max_steps", 4)
+    cases = [
+        ((), 2, "no averaged weights"),
+        (("--model.network.d_state", 16), 2, "model.network.d_state was 8, is 16"),
+        (("--callbacks.ema", "null"), 0, "results: "),
+    ]
+    for options, code, words in cases:
+        result = experiment.process("validate", "without_ema", *options)
+        assert result.returncode == code and words in result.stdout, result.stdout
+    results = json.loads((experiment.runs / "without_ema" / "results.json").read_text())
     assert results["protocol"]["validate"]["weights"] == "raw"
 
 
-def test_a_run_stopped_before_its_results_gets_them_later(whole, experiment):
-    (whole / "results.json").unlink()
-    code, output = fit(experiment, "whole")
-    assert code == 0 and "is finished" in output, output
-    assert "val/loss" in json.loads((whole / "results.json").read_text())["metrics"]
+def test_a_run_stopped_before_its_results_gets_them_later(experiment, reference):
+    (reference / "results.json").unlink()
+    assert "is finished" in experiment.fit("reference")
+    assert "val/loss" in json.loads((reference / "results.json").read_text())["metrics"]
 
 
-def signalled(whole, place, name, rank, *options, command="fit"):
-    """(exit code, output) of a command on a finished run without results; one rank gets a signal in the validation."""
-    run_dir = copy_run(whole, f"{command}_{name}_{rank}")
+STOPPING = "stopping before validation batch 1, without results"
+SAFE = "step 22 is in a checkpoint; the same command continues"
+CASES = [
+    ("fit", "SIGTERM", 0, 143, (), (f"SIGTERM: {STOPPING}", SAFE)),
+    ("fit", "SIGUSR1", 0, 138, (), (f"SIGUSR1: {STOPPING}", SAFE)),
+    ("validate", "SIGTERM", 0, 143, (), ("stopped by SIGTERM without results",)),
+    # 19 rows: two batches for each rank at 5 rows per batch, but 2 and 1 at 9; rank 1 alone gets the signal.
+    ("fit", "SIGUSR1", 1, 138, (*DDP, "--data.val_batch_size", 9), (STOPPING,)),
+]
+
+
+@pytest.mark.parametrize(("command", "name", "rank", "code", "options", "texts"), CASES)
+def test_a_signal_while_results_are_computed_is_no_success(
+    experiment, reference, command, name, rank, code, options, texts
+):
+    """Exit with the code of the signal: after 0 without results, job.sbatch would regard the job as done."""
+    run_dir = experiment.copy("reference", f"{command}_{name}_{rank}")
     (run_dir / "results.json").unlink(missing_ok=True)
-    extra = place / f"{name}{rank}.yaml"
-    extra.write_text(
-        "callbacks: {signalling: {class_path: callbacks.signalling.SignallingValidation, "
-        f"init_args: {{rank: {rank}, name: {name}}}}}}}\n"
-    )
-    words = [sys.executable, "-m", "aim_lightning", command, "--config", place / "tiny.yaml", "--config", extra]
-    words += ["--run", run_dir.name, "--data.val_batch_size", 5, *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([str(word) for word in words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
-    assert not (run_dir / "results.json").exists() and not (run_dir / "lease.json").exists(), done.stdout
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
-def test_a_signal_while_results_are_made_later_is_no_success(whole, place, name, code):
-    """Exit 0 without results would have told job.sbatch that all is done."""
-    ended, output = signalled(whole, place, name, 0)
-    assert ended == code and f"{name}: stopping before validation batch 1, without results" in output, output
-    assert "step 22 is in a checkpoint; the same command continues" in output
+    extra = experiment.file.with_name(f"{name}{rank}.yaml")
+    section = {"class_path": "callbacks.signalling.SignallingValidation", "init_args": {"rank": rank, "name": name}}
+    extra.write_text(json.dumps({"callbacks": {"signalling": section}}))
+    result = experiment.process(command, run_dir.name, "--config", extra, "--data.val_batch_size", 5, *options)
+    assert result.returncode == code and "Traceback" not in result.stdout, result.stdout
+    assert [result.stdout.count(text) for text in texts] == [1] * len(texts), result.stdout
+    assert not (run_dir / "results.json").exists() and not (run_dir / "lease.json").exists()
 
 
 HANGS = """
@@ -393,38 +322,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(("module", "name", "phase"), CASES)
-def test_a_hang_before_training_or_after_it_is_noticed(whole, module, name, phase):
-    """A shared disk that does not answer, or the results of a finished run."""
-    run_dir = copy_run(whole, f"hang_in_{name}")
+def test_a_hang_before_training_or_after_it_is_noticed(experiment, reference, module, name, phase):
+    """Hang where a shared disk does not answer, and while the results of a finished run are computed."""
+    run_dir = experiment.copy("reference", f"hang_in_{name}")
     (run_dir / "results.json").unlink(missing_ok=True)
-    words = [sys.executable, "-c", HANGS.format(module=module, name=name), "fit", "--config", run_dir / "config.yaml"]
-    words += ["--run", run_dir.name, "--cluster.hang_seconds", "6"]
-    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 70 and f"no progress for 6 s in {phase}" in done.stderr, done.stdout + done.stderr
+    words = Experiment(run_dir / "config.yaml").words("fit", run_dir.name, "--cluster.hang_seconds", 6)
+    result = python("-c", HANGS.format(module=module, name=name), *words)
+    assert result.returncode == 70 and f"no progress for 6 s in {phase}" in result.stderr, result.stdout + result.stderr
 
 
-def test_validate_that_is_stopped_is_no_success_either(whole, place):
-    ended, output = signalled(whole, place, "SIGTERM", 0, command="validate")
-    assert ended == 143 and "stopped by SIGTERM without results" in output, output
-
-
-def test_ranks_with_other_numbers_of_batches_stop_together(whole, place):
-    """19 rows: two batches for each rank at 5 rows a batch, but 2 and 1 at 9; rank 1 alone gets the signal."""
-    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.val_batch_size", 9)
-    ended, output = signalled(whole, place, "SIGUSR1", 1, *ddp)
-    assert ended == 138 and output.count("stopping before validation batch 1, without results") == 1, output
-
-
-def test_a_run_starts_from_another_with_other_classes(whole, place, experiment):
+def test_a_run_starts_from_another_with_other_classes(experiment, reference):
+    five = experiment.file.with_name("five")
     for split, rows in (("train", [40]), ("val", [8])):
-        write_tokens(place / "five" / split, rows, config=replace(TINY, num_classes=5))
-    options = ["--model.network.num_classes", "5", "--data.path", place / "five", "--model.init_from", whole]
-    options += ["--trainer.max_steps", "2", "--model.optimizer.base_learning_rate", "1e-9"]
-    code, output = fit(experiment, "tuned", *options)
-    assert code == 0, output
-    assert f"weights from {whole}" in output
+        write_tokens(five / split, rows, config=replace(TINY, num_classes=5))
+    options = ("--model.network.num_classes", 5, "--data.path", five, "--model.init_from", reference)
+    output = experiment.fit("tuned", *options, "--trainer.max_steps", 2, "--model.optimizer.base_learning_rate", "1e-9")
+    assert f"weights from {reference}" in output
     assert "5 fresh classes in place of 3, the null class is kept" in output
-    averaged = final(whole)["ema"]["network"]
-    tuned = read_checkpoint(newest_checkpoint(whole.with_name("tuned")))["network"]
     word = "backbone.embeddings.word_embeddings.weight"
-    assert torch.allclose(tuned[word], averaged[word], atol=1e-6)
+    tuned = read_checkpoint(newest_checkpoint(experiment.runs / "tuned"))["network"]
+    assert torch.allclose(tuned[word], final(reference)["ema"]["network"][word], atol=1e-6)

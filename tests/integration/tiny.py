@@ -1,60 +1,90 @@
-"""A whole AiM experiment small enough to be trained many times in a test."""
+"""Experiments that are small enough to be trained many times, and their runs."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess, Popen
 
-from helpers import TINY, write_tokens
+from conftest import ROOT, start_python
+from helpers import FIXTURES, TINY, write_tokens
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-CONFIG = """
-experiment: tiny
-runs_root: {root}/runs
-seed_everything: 3
-model:
-  class_path: aim_lightning.modules.aim.AiMModule
-  init_args:
-    network: {{d_model: 32, n_layer: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, adaln: group, num_groups: 2,
-      d_state: 8, headdim: 16, token_dropout: 0.2, mixer_dropout: 0.2}}
-    optimizer: {{base_learning_rate: 0.1, warmup_steps: 3, schedule: cosine}}
-    label_dropout: 0.3
-    global_batch_size: ${{data.init_args.global_batch_size}}
-    seed: ${{seed_everything}}
-data:
-  class_path: aim_lightning.data.tokens.datamodule.TokenDataModule
-  init_args: {{path: {root}/tokens, global_batch_size: 8, val_batch_size: 8, window_rows: 30, seed: "${{seed_everything}}"}}
-callbacks:
-  ema: {{class_path: aim_lightning.callbacks.training.ema.EMA, init_args: {{decay: 0.8}}}}
-  throughput: {{class_path: aim_lightning.callbacks.logging.throughput.Throughput}}
-  page: {{class_path: aim_lightning.callbacks.logging.tensorboard.TensorBoardPage}}
-  checkpoints: {{class_path: aim_lightning.callbacks.training.checkpoints.Checkpoints, init_args: {{every_n_steps: 4, keep_last: 3}}}}
-logger:
-  tensorboard: {{class_path: lightning.pytorch.loggers.TensorBoardLogger}}
-trainer:
-  accelerator: cpu
-  devices: 1
-  max_steps: 22
-  max_epochs: -1
-  gradient_clip_val: 1.0
-  log_every_n_steps: 1
-  check_val_every_n_epoch: null
-  val_check_interval: 6
-  num_sanity_val_steps: 0
-  enable_progress_bar: false
-  enable_model_summary: false
-"""
+from aim_lightning.cli.main import main
+from aim_lightning.runs.directory import list_checkpoints, step_of
 
 
-def write_experiment(root: Path, views: int = 2, tokenizer_hash: str = "none") -> Path:
-    """Token shards (61 rows: 7 steps an epoch) and the experiment's file."""
-    write_tokens(root / "tokens" / "train", [25, 20, 16], views=views, config=TINY, tokenizer_hash=tokenizer_hash)
-    write_tokens(root / "tokens" / "val", [19], views=views, config=TINY, tokenizer_hash=tokenizer_hash, seed=1)
-    path = root / "tiny.yaml"
-    path.write_text(CONFIG.format(root=root))
+@dataclass
+class Experiment:
+    """An experiment's file, with its runs in runs/NAME next to it.
+
+    Args:
+        file: path of NAME.yaml.
+    """
+
+    file: Path
+
+    @property
+    def runs(self) -> Path:
+        """Return the directory of all runs."""
+        return self.file.parent / "runs" / self.file.stem
+
+    def words(self, command: str, run: str, *options) -> list[str]:
+        """Return the arguments of `aim-lightning` for a command on a run."""
+        return [command, "--config", str(self.file), "--run", run, *map(str, options)]
+
+    def fit(self, run: str, *options) -> Path:
+        """Train in this process and return the run directory."""
+        assert main(self.words("fit", run, *options)) == 0
+        return self.runs / run
+
+    def process(self, command: str, run: str, *options) -> CompletedProcess:
+        """Run a command in a process; standard error is part of its stdout."""
+        process = self.start(command, run, *options)
+        output, _ = process.communicate(timeout=240)
+        return CompletedProcess(process.args, process.returncode, output)
+
+    def start(self, command: str, run: str, *options) -> Popen:
+        """Start a command as a process; standard error is part of its stdout."""
+        return start_python("-m", "aim_lightning", *self.words(command, run, *options))
+
+    def copy(self, run: str, name: str, step: int | None = None) -> Path:
+        """Copy a run and return the copy, as if killed right after the checkpoint of `step`; None = all checkpoints."""
+        directory = self.runs / name
+        shutil.copytree(self.runs / run, directory)
+        for path in list_checkpoints(directory):
+            if step is not None and step_of(path) > step:
+                path.unlink()
+        return directory
+
+
+def write_config(root: Path, name: str = "tiny") -> Path:
+    """Write fixtures/NAME.yaml into `root`, with its data and runs there, and return its path."""
+    text = (FIXTURES / f"{name}.yaml").read_text()
+    path = root / f"{name}.yaml"
+    path.write_text(text.replace("CHECKOUT", str(ROOT)).replace("ROOT", str(root)))
     return path
 
 
-def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """All TensorBoard scalars of a run as (step, value), as TensorBoard itself shows them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def write_experiment(root: Path, views: int = 2, tokenizer_hash: str = "none") -> Path:
+    """Write token shards (61 rows: 7 steps per epoch) and the file of the tiny experiment, and return its path."""
+    for split, rows, seed in (("train", [25, 20, 16], 0), ("val", [19], 1)):
+        write_tokens(root / "tokens" / split, rows, views=views, config=TINY, tokenizer_hash=tokenizer_hash, seed=seed)
+    return write_config(root)
 
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+def events(run_dir: Path) -> EventAccumulator:
+    """Read all TensorBoard events of a run."""
+    accumulator = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read all TensorBoard scalars of a run as (step, value) by tag."""
+    accumulator = events(run_dir)
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read the scalars that do not depend on the machine's speed."""
+    return {tag: values for tag, values in scalars(run_dir).items() if not tag.startswith("perf/")}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from integration.tiny import CONFIG, scalars
+from integration.tiny import scalars, write_config
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
@@ -88,7 +88,7 @@ class Scenario:
 
         write_tokens(self.root / "tokens" / "train", SHARDS, views=2, config=TINY)
         write_tokens(self.root / "tokens" / "val", [19], views=2, config=TINY, seed=1)
-        (self.root / "tiny.yaml").write_text(CONFIG.format(root=self.root))
+        write_config(self.root)
 
     def _arguments(self, run: str, fault: Fault | None) -> list[str]:
         options = {

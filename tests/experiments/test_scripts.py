@@ -1,0 +1,106 @@
+"""Test scripts of experiments/ and benchmarks/: the demo's table, run.sh of the tokenizer, the interruptions."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT, python
+
+RUN = "experiments/fashion_mnist_tokenizer/run.sh"
+# Replaces the interpreter and records the call; `fit` creates the run's directory and lasts until `slow` is removed.
+STUB = """#!/usr/bin/env bash
+echo "$*" >>calls
+if [ "$3" = fit ]; then
+  run=$(grep -o -- '--run [a-z]*' <<<"$*" | cut -d' ' -f2)
+  mkdir -p "runs/fashion_mnist_tokenizer/$run"
+  while [ -e slow ]; do sleep 0.1; done
+fi
+"""
+
+
+def demo_table(runs, num=500):
+    return python(ROOT / "experiments/demo_table.py", "--runs_root", runs, "--num", num)
+
+
+@pytest.fixture
+def demo_runs(tmp_path):
+    # `make evaluate` with another number of samples must not get into the table.
+    aim = {"val/bits_per_code": 2.5, "fd_effnet_lite0_300": 1.0, "class_agreement_2k_real": 1.0}
+    for suffix, distance, agreement in (("", 400.0, 0.72), ("_untrained", 2000.0, 0.1), ("_real", 60.0, 0.9)):
+        aim |= {f"fd_effnet_lite0_500{suffix}": distance, f"class_agreement_500{suffix}": agreement}
+    for stage, metrics in (("tokenizer", {"val/psnr": 22.5, "val/codebook_usage": 0.75}), ("aim", aim)):
+        directory = tmp_path / f"demo_{stage}" / "main"
+        directory.mkdir(parents=True)
+        (directory / "results.json").write_text(json.dumps({"metrics": metrics}))
+    configuration = {"model": {"init_args": {"network": {"vocab_size": 512}}}}
+    (tmp_path / "demo_aim/main/config.yaml").write_text(json.dumps(configuration))
+    return tmp_path
+
+
+def test_the_table_has_one_number_of_samples_and_figures_of_both_stages(demo_runs):
+    result = demo_table(demo_runs)
+    assert result.returncode == 0, result.stderr
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "fd_effnet_lite0_500 400.0 2000.0 60.0" in lines and "class_agreement_500 0.720 0.100 0.900" in lines
+    assert "codebook usage 75% of 512" in lines
+    assert "validation loss 2.50 bits per code of 9 (to reach: at most 4)" in lines
+    assert "agreement against real 0.80 (to reach: at least 0.85)" in lines
+
+
+def test_a_missing_metric_or_run_is_one_line(demo_runs):
+    result = demo_table(demo_runs, 300)
+    assert result.returncode == 1 and "fd_effnet_lite0_300_untrained; run make validate" in result.stderr
+    for name in ("demo_aim/main/config.yaml", "demo_tokenizer/main/results.json"):
+        (demo_runs / name).unlink()
+        result = demo_table(demo_runs)
+        assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+        assert f"{name} does not exist" in result.stderr
+
+
+def test_seconds_of_the_tokenizer_experiment_are_those_of_training_however_often_it_stopped(tmp_path):
+    (tmp_path / RUN).parent.mkdir(parents=True)
+    shutil.copy(ROOT / RUN, tmp_path / RUN)
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    runs, slow = tmp_path / "runs/fashion_mnist_tokenizer", tmp_path / "slow"
+
+    def start(*options):
+        environment = {**os.environ, "PYTHON": "./python"}
+        return subprocess.Popen(["bash", RUN, *options], cwd=tmp_path, env=environment, start_new_session=True)
+
+    def state():
+        """Return the seconds of both runs and the number of trainings."""
+        files = [runs / name / "fit_seconds" for name in ("adversarial", "plain")]
+        seconds = [[int(word) for word in file.read_text().split()] if file.exists() else [] for file in files]
+        return *seconds, (tmp_path / "calls").read_text().count("aim_lightning fit ")
+
+    slow.touch()
+    process = start()
+    while not (runs / "adversarial").exists():
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(10) != 0
+    (seconds,), plain, _ = state()
+    assert seconds >= 1 and not plain
+    slow.unlink()
+    assert start().wait(20) == 0
+    before = state()
+    assert (len(before[0]), len(before[1])) == (2, 1)
+    assert start().wait(20) == 0 and state() == before  # everything is finished
+    assert start("--trainer.max_steps", "9").wait(20) == 0 and len(state()[1]) == 2  # other options: trained again
+    assert "tokenizer_report.py runs/fashion_mnist_tokenizer adversarial plain" in (tmp_path / "calls").read_text()
+
+
+def test_only_common_steps_of_two_trainings_are_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import interruptions
+
+    curve = {step: {"rows": [step], "loss": 1.0} for step in (1, 2, 3)}
+    assert interruptions.rows_agree({1: curve[1]}, curve) and interruptions.rows_agree(curve, {3: curve[3]})
+    assert not interruptions.rows_agree(curve, {**curve, 2: {"rows": [7]}})
+    assert interruptions.rows_agree(curve, {}) is None and interruptions.distance(curve, {}) == {}
