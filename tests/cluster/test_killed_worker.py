@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from integration.tiny_tokenizer import write_experiment
+from integration.tiny import write_config
 from test_slurm_cases import TOKENIZE
 
 LINE = (
@@ -53,7 +53,7 @@ def assert_one_line(process: subprocess.Popen, error: str) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
-    experiment, run = write_experiment(tmp_path, ROOT / "configs"), tmp_path / "runs/tiny_tokenizer/main"
+    experiment, run = write_config(tmp_path, "tiny_tokenizer"), tmp_path / "runs/tiny_tokenizer/main"
     (tmp_path / "probe.yaml").write_text(PROBE)
     files = ("--config", experiment, "--config", tmp_path / "probe.yaml")
     process = start("fit", *files)

@@ -11,8 +11,7 @@ import torch
 from conftest import ROOT
 from gpu.tolerances import LOGITS
 from helpers import fixture, published_aim, published_vq8, relative
-from integration import tiny_tokenizer
-from integration.tiny import scalars, write_experiment
+from integration.tiny import scalars, write_config, write_experiment
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
@@ -144,7 +143,7 @@ def test_prefetched_images_arrive_intact(tmp_path):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_adversarial_training_is_continued(tmp_path, precision):
     """Discriminator, scaler, revival and record come back; kernels may sum in another order."""
-    experiment = tiny_tokenizer.write_experiment(tmp_path, ROOT / "configs")
+    experiment = write_config(tmp_path, "tiny_tokenizer")
     options = (
         "--trainer.accelerator",
         "gpu",
