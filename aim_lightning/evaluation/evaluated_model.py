@@ -31,30 +31,22 @@ class EvaluatedModel:
     raw: bool = False
 
 
-def from_run(
-    source: Path, *, raw: bool, tokenizer: Any, device, backend: str = "auto", allow_untrained_guidance: bool = False
-) -> EvaluatedModel:
+def from_run(source: Path, *, raw: bool, **options: Any) -> EvaluatedModel:
     """Load the newest checkpoint of a run directory, or a checkpoint file. Every rank must call it.
 
     Args:
         source: run directory or checkpoint.
         raw: load the trained instead of the averaged weights.
-        tokenizer: None = the tokenizer that the run names.
-        device: of the pipeline.
-        backend: of the network.
-        allow_untrained_guidance: see `aim_lightning.load`.
+        **options: tokenizer, device, backend and allow_untrained_guidance, as in `aim_lightning.load`.
 
     Raises:
         UserError: no checkpoint, a checkpoint of another model, or an unavailable backend.
     """
     # Rank 0 chooses: training may write another checkpoint before the next rank looks.
     path = ProcessGroup().on_rank0(lambda: newest_checkpoint(source))
-    content = read_checkpoint(path)
-    options = {"backend": backend, "allow_untrained_guidance": allow_untrained_guidance}
-    pipeline = load(path, raw=raw, tokenizer=tokenizer, device=device, **options)
+    content, pipeline = read_checkpoint(path), load(path, raw=raw, **options)
     weights = "ema" if content["ema"] and not raw else "raw"
-    step = content["trainer"]["global_step"]
-    values = content["configuration"]
+    step, values = content["trainer"]["global_step"], content["configuration"]
     facts = {
         "kind": "run",
         "experiment": values.get("experiment"),
@@ -67,17 +59,17 @@ def from_run(
     return EvaluatedModel(pipeline, f"step={step:08d}-{weights}", facts | identity(pipeline), raw=weights == "raw")
 
 
-def from_published(
-    source: str, device, backend: str = "auto", allow_untrained_guidance: bool = False
-) -> EvaluatedModel:
+def from_published(source: str, **options: Any) -> EvaluatedModel:
     """Load weights in the published layout: a directory, a file, or a repository of the hub.
+
+    Args:
+        source: as in `AiMPipeline.from_pretrained`.
+        **options: device, backend and allow_untrained_guidance, as there.
 
     Raises:
         UserError: missing or damaged weights, or an unavailable backend.
     """
-    pipeline = AiMPipeline.from_pretrained(source, backend=backend).to(device)
-    if allow_untrained_guidance:
-        pipeline.label_dropout = None
+    pipeline = AiMPipeline.from_pretrained(source, **options)
     name = source.rstrip("/").split("/")[-1]
     return EvaluatedModel(pipeline, name, {"kind": "published", "name": name} | identity(pipeline))
 

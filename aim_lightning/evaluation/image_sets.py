@@ -18,11 +18,11 @@ from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import opening
 from aim_lightning.data.images.walk import image_files
-from aim_lightning.evaluation.sample_blocks import BlockDirectory
-from aim_lightning.evaluation.sample_plan import ranges
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, ranges
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.grid import labelled_grid, png_bytes
 from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.process import outlive_signals, prefetch
 
@@ -33,6 +33,7 @@ LOADER_WORKERS = 16
 LOADER_THRESHOLD = 256  # images: fewer are decoded without loader processes
 DECODED_AHEAD = 4000  # images: 0.8 GB at 256 pixels
 PINNED_BATCHES = 2
+PREVIEW_ROWS, PREVIEW_COLUMNS = 10, 8
 
 
 class ImageSet(ABC):
@@ -75,6 +76,19 @@ class ImageSet(ABC):
         """Return a few images, uint8 (n, 3, H, W), for a preview; numbers ascend."""
         return torch.cat([images for images, _, _ in self.batches([range(n, n + 1) for n in numbers])])
 
+    def preview(self, class_names: list[str] | None) -> bytes:
+        """Return a PNG with one row per class for the first classes; without labels the first images."""
+        numbers, columns, names = list(range(len(self))[: PREVIEW_ROWS * PREVIEW_COLUMNS]), PREVIEW_COLUMNS, []
+        if self.labels is not None:
+            classes = self.labels.unique()[:PREVIEW_ROWS].tolist()
+            by_class = [(self.labels == label).nonzero()[:PREVIEW_COLUMNS, 0].tolist() for label in classes]
+            columns = min(map(len, by_class))
+            numbers = [number for row in by_class for number in row[:columns]]
+            names = [class_names[label] if class_names else str(label) for label in classes]
+        # Image sets are read in ascending order; the inverse permutation puts the images into their rows.
+        order = torch.tensor(numbers).argsort()
+        return png_bytes(labelled_grid(self.read(sorted(numbers))[order.argsort()], columns, names))
+
     def _batch(self, images: Tensor, rows: range) -> Batch:
         numbers = torch.arange(rows.start, rows.stop)
         return images, None if self.labels is None else self.labels[numbers], numbers
@@ -95,15 +109,12 @@ class NpzImages(ImageSet):
             raise UserError(f"{where}: dtype is {self.rows.dtype}; save uint8 images, 0 to 255, rounded")
         if len(shape) != 4 or shape[3] != 3:
             raise UserError(f"{where}: shape is {shape}; expected (images, height, width, 3)")
-        names = [name for name in ("arr_1", "labels") if name in self.file]
-        self.labels = self._read_labels(names[0]) if names else None
-
-    def _read_labels(self, name: str) -> Tensor:
-        labels = self.file.array(name)
-        if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
-            shape = f"{labels.dtype} {labels.shape}"
-            raise UserError(f"{self.file.path}, array {name}: {shape}; expected one class number per image")
-        return torch.from_numpy(labels.astype(np.int64))
+        for name in [name for name in ("arr_1", "labels") if name in self.file][:1]:
+            labels = self.file.array(name)
+            if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
+                fact = f"{labels.dtype} {labels.shape}; expected one class number per image"
+                raise UserError(f"{self.file.path}, array {name}: {fact}")
+            self.labels = torch.from_numpy(labels.astype(np.int64))
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -172,12 +183,12 @@ class DecodedImages(ImageSet):
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
         """Yield the images of each range; loader workers decode whole batches."""
-        options: dict[str, Any] = {}
+        # The loader draws a seed for its workers: from its own generator, so that training's random state stays.
+        options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": outlive_signals}
         if sum(map(len, parts)) > LOADER_THRESHOLD:
             workers = min(LOADER_WORKERS, os.cpu_count() or 1, len(parts))
-            options = {"num_workers": workers, "prefetch_factor": max(1, DECODED_AHEAD // (workers * len(parts[0])))}
-        # The loader draws a seed for its workers: from its own generator, so that training's random state stays.
-        options |= {"generator": torch.Generator(), "worker_init_fn": outlive_signals}
+            ahead = max(1, DECODED_AHEAD // (workers * len(parts[0])))
+            options |= {"num_workers": workers, "prefetch_factor": ahead}
         loader = DataLoader(self, batch_sampler=parts, **options)
         for rows, images in zip(parts, loader, strict=True):
             yield self._batch(images, rows)
@@ -290,7 +301,8 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     if device.type != "cuda":
         yield from batches
         return
-    for images, *others in prefetch((_pinned(batch) for batch in batches), PINNED_BATCHES):
+    pinned = ((images.pin_memory(), *others) for images, *others in batches)
+    for images, *others in prefetch(pinned, PINNED_BATCHES):
         # From pinned memory the copy is asynchronous: Python continues and the GPU is never idle.
         yield images.to(device, non_blocking=True), *others
 
@@ -299,10 +311,6 @@ def pixels(shape: Any) -> str:
     """Return ``width x height`` of an image or of a shape that ends with height and width."""
     height, width = getattr(shape, "shape", shape)[-2:]
     return f"{width}x{height}"
-
-
-def _pinned(batch: Batch) -> Batch:
-    return batch[0].pin_memory(), *batch[1:]
 
 
 def _channels_first(array: np.ndarray) -> Tensor:

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.sample_blocks import generate_blocks, resolve_options
-from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
+from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels, generate_blocks, resolve_options
 from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics.scores import Scores, least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.dist import ProcessGroup
 
 GRID_IMAGES = 64
 
@@ -78,7 +76,9 @@ class IncrementalScorer:
             images = ranks.run_on_all(lambda rows=rows: _add(scores, plan, rows, generated))
             first = images[0][:GRID_IMAGES].cpu() if images and not begin else first
             done = blocks[min(begin + ranks.world_size, len(blocks)) - 1].stop
-            if done >= least_images(self.scorer.compare) and _is_over(start, budget_seconds, ranks):
+            may_end = budget_seconds is not None and done >= least_images(self.scorer.compare)
+            # Clocks differ: rank 0 decides for all.
+            if may_end and ranks.broadcast(time.monotonic() - start > budget_seconds):
                 break
         values = ranks.broadcast(scores.compute())
         scores.reset()
@@ -97,8 +97,3 @@ def _add(scores: Scores, plan: SamplePlan, blocks: list[range], generated: Itera
         scores.update(images, torch.arange(rows.start, rows.stop), plan.labels[rows.start : rows.stop])
         result.append(images)
     return result
-
-
-def _is_over(start: float, budget_seconds: float | None, ranks: ProcessGroup) -> bool:
-    # Clocks differ: rank 0 decides for all.
-    return budget_seconds is not None and ranks.broadcast(time.monotonic() - start > budget_seconds)

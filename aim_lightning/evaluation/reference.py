@@ -1,25 +1,21 @@
-"""The reference images that samples are compared with; all ranks compute their statistics once."""
+"""The reference images that samples are compared with; all ranks compute their statistics once, then cache them."""
 
 import hashlib
+import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.evaluation.image_sets import (
-    SUFFIXES,
-    Batch,
-    DirectoryImages,
-    ExperimentImages,
-    ImageSet,
-    NpzImages,
-    on_device,
-)
-from aim_lightning.evaluation.reference_cache import CACHE, ReferenceCache
+from aim_lightning.evaluation import image_sets
+from aim_lightning.evaluation.image_sets import Batch, ImageSet
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.reference_statistics import (
@@ -32,10 +28,10 @@ from aim_lightning.metrics.reference_statistics import (
 )
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import sha256_file
+from aim_lightning.utils.files import atomic_path, sha256_file
 from aim_lightning.utils.npz import NpzFile
 
-BATCH = 250
+BATCH, CACHE = 250, ".cache/reference"
 FORMS = "give an .npz file, a directory of images, class directories or image shards, or an archive of ImageNet (.tar)"
 
 
@@ -62,19 +58,19 @@ class Reference:
 
     def _open(self, path: str | Path | None, images: Images | None, split: str) -> ImageSet | None:
         if path is None:
-            return ExperimentImages(images.open(split), Path(getattr(images, split)).name)
+            return image_sets.ExperimentImages(images.open(split), Path(getattr(images, split)).name)
         if self.file is not None:
-            return NpzImages(path) if IMAGES in self.file else None
+            return image_sets.NpzImages(path) if IMAGES in self.file else None
         path = Path(path)
         if not path.exists():
             raise UserError(f"--reference {path} does not exist; {FORMS}")
         if path.is_file() and path.suffix != ".tar":
             raise UserError(f"--reference {path} is not supported; {FORMS}")
-        if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
-            return DirectoryImages(path)
+        if path.is_dir() and any(file.suffix.lower() in image_sets.SUFFIXES for file in path.iterdir()):
+            return image_sets.DirectoryImages(path)
         if images is None:
             raise UserError(f"--reference {path} needs a geometry; give an experiment with images, or flat images")
-        return ExperimentImages(replace(images, train=str(path)).open("train"), path.name)
+        return image_sets.ExperimentImages(replace(images, train=str(path)).open("train"), path.name)
 
     def identity(self) -> dict[str, Any]:
         """Return plain values that identify the reference, for the protocol."""
@@ -109,27 +105,30 @@ class Reference:
         Raises:
             UserError: images cannot be read, were edited meanwhile, or are fewer than two; on all ranks.
         """
-        state, identity = ranks.on_rank0(self._identify)
+        # The state comes first: an edit during hashing or reading must change it.
+        state, identity = ranks.on_rank0(lambda: (self._state(), self.identity()))
         probe = LOGITS not in network.output_sizes() if probe is None else probe
         classes = getattr(self.images, "num_classes", 0) if probe else 0
         # Without a hash of the content an edit shows in the modification times only.
         times = "" if "sha256" in identity else state
-        file = ReferenceCache(cache, network.name, cache_values(network, identity, classes, [times]))
-        tensors = ranks.on_rank0(file.read)  # broadcast: another node may have another cache
+        made_from = json.dumps(cache_values(network, identity, classes, times), sort_keys=True)
+        key = hashlib.sha256(made_from.encode()).hexdigest()
+        path = Path(cache) / f"{network.name}-{key[:16]}.safetensors"
+        tensors = ranks.on_rank0(lambda: _read(path, key))  # broadcast: another node may have another cache
         if tensors is not None:
             return ReferenceImages.from_tensors(tensors, identity)
         statistics = self._compute(network, ranks, identity, classes, batch_size, between)
-        ranks.on_rank0(lambda: self._write(file, statistics, state))
+        ranks.on_rank0(lambda: self._write(path, statistics.tensors(), {"key": key, "made_from": made_from}, state))
         return statistics
 
-    def _identify(self) -> tuple[str, dict[str, Any]]:
-        # The state comes first: an edit during hashing or reading must change it.
-        return "" if self.images is None else self.images.state(), self.identity()
+    def _state(self) -> str:
+        return "" if self.images is None else self.images.state()
 
-    def _write(self, file: ReferenceCache, statistics: ReferenceImages, state: str) -> None:
-        if self.images is not None and self.images.state() != state:
+    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], state: str) -> None:
+        if self._state() != state:
             raise UserError("reference images changed while they were read; run the command again")
-        file.write(statistics.tensors())
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata | {"sha256": _hash(tensors)})
 
     def _compute(
         self, network: FeatureNetwork, ranks: ProcessGroup, identity: dict[str, Any], classes: int, batch_size, between
@@ -139,34 +138,56 @@ class Reference:
             if not gaussians:
                 raise UserError(f"{self.file.path} contains neither images (arr_0) nor statistics (mu, sigma)")
             return ReferenceImages(gaussians, None, None, identity)
-        builder = ReferenceImagesBuilder(network, len(self.images), classes, gaussian=not gaussians)
+        builder = ReferenceImagesBuilder(network, len(self.images), classes, gaussians)
         digests = np.zeros((len(self.images), hashlib.sha256().digest_size), np.uint8)
         batches = self.images.shard(ranks, batch_size)
         if "sha256" not in identity:
             batches = _hash_pixels(batches, digests)
         with Throughput("reference", len(self.images), ranks) as meter:
-            ranks.run_on_all(lambda: _add(builder, between(on_device(batches, network.device)), meter))
+            ranks.run_on_all(lambda: _add(builder, between(image_sets.on_device(batches, network.device)), meter))
         self.performance = meter.performance()
         if "sha256" not in identity:
             # Each rank has filled the rows of its own share.
             digests = np.bitwise_or.reduce(ranks.gather(digests))
             identity = identity | {PIXELS: hashlib.sha256(digests.tobytes()).hexdigest()}
-        return builder.finish(identity, gaussians)
+        return builder.finish(identity)
 
 
 def _hash_pixels(batches: Iterable[Batch], digests: np.ndarray) -> Iterator[Batch]:
     """Write the sha256 of each image's pixels into its row of the digests, uint8 (N, 32)."""
     for images, labels, numbers in batches:
         for number, image in zip(numbers.tolist(), images, strict=True):
-            digests[number] = _digest(image)
+            digests[number] = np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), np.uint8)
         yield images, labels, numbers
-
-
-def _digest(image: Tensor) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), np.uint8)
 
 
 def _add(builder: ReferenceImagesBuilder, batches: Iterable[Batch], meter: Throughput) -> None:
     for images, labels, numbers in batches:
         builder.add(images, labels, numbers)
-        meter.advance(len(images))
+        meter.add(len(images))
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors of a cache file on the CPU, or None where it is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # safetensors checks the length only, so the content has a hash of its own.
+        if (metadata.get("key"), metadata.get("sha256")) == (key, _hash(tensors)):
+            return tensors
+        reason = "its content is not what was written"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    warnings.warn(f"reference statistics {path} are damaged ({reason}); computing them again", stacklevel=3)
+    return None
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

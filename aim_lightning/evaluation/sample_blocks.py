@@ -2,19 +2,74 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aim_lightning.evaluation.sample_plan import SamplePlan
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import abandoned, atomic_path
+from aim_lightning.utils.npz import write_npz
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """A set of samples in blocks of a fixed size; a block does not depend on the rank that generates it.
+
+    Args:
+        labels: class of each sample, int64 (N,).
+        block_size: samples per block; the last block may have fewer.
+    """
+
+    labels: Tensor
+    block_size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def blocks(self) -> list[range]:
+        """Return the sample numbers of each block."""
+        return ranges(len(self), self.block_size)
+
+
+def ranges(count: int, size: int) -> list[range]:
+    """Split 0 to count - 1 into ranges of `size`; the last one may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
+    """Return labels int64 (N,) in which image k is of class classes[k % len(classes)].
+
+    Raises:
+        UserError: num_images is below one.
+    """
+    if num_images < 1:
+        raise UserError(f"--num is {num_images}; it must be at least 1")
+    return torch.tensor(list(classes), dtype=torch.int64)[torch.arange(num_images) % len(classes)]
+
+
+def read_labels(path: str | Path, num_classes: int) -> Tensor:
+    """Read a text file with one class number per line; returns int64 (N,).
+
+    Raises:
+        UserError: the file is missing or empty, or a line is not a class number.
+    """
+    try:
+        lines = Path(path).read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--labels {path} cannot be read ({type(error).__name__}); give a text file") from None
+    for number, line in enumerate(lines, 1):
+        if not (line.isdecimal() and int(line) < num_classes):
+            raise UserError(f"--labels {path}, entry {number} is {line!r}; expected 0 to {num_classes - 1}")
+    if not lines:
+        raise UserError(f"--labels {path} is empty; give one class number per line")
+    return torch.tensor([int(line) for line in lines], dtype=torch.int64)
 
 
 class BlockDirectory:
@@ -39,6 +94,12 @@ class BlockDirectory:
     def read(self, block: int) -> np.ndarray:
         """Return uint8 (images, H, W, 3), mapped from the disk."""
         return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
+
+    def write_archive(self, path: Path) -> None:
+        """Write images as arr_0, uint8 (N, H, W, 3), and int64 labels as arr_1 (ADM's name) and `labels`."""
+        shape, labels = (len(self.plan), *self.read(0).shape[1:]), self.plan.labels.numpy()
+        blocks = map(self.read, range(len(self.plan.blocks())))
+        write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", blocks)})
 
     def clear(self) -> None:
         """Delete the partial files of a killed process, also in the parent directory, which gets the archive."""
@@ -78,11 +139,10 @@ def generate_blocks(
         blocks: of the plan, ascending, so that a short one is the last.
         sampling: options; the block size is the plan's.
     """
-    if not blocks:
-        return
-    numbers = torch.cat([torch.arange(rows.start, rows.stop) for rows in blocks])
-    options = {**sampling.options(), "batch_size": plan.block_size}
-    yield from pipeline.batches(plan.labels[numbers], indices=numbers, **options)
+    if blocks:
+        numbers = torch.cat([torch.arange(rows.start, rows.stop) for rows in blocks])
+        options = {**sampling.options(), "batch_size": plan.block_size}
+        yield from pipeline.batches(plan.labels[numbers], indices=numbers, **options)
 
 
 def generate_missing(
@@ -93,16 +153,15 @@ def generate_missing(
     Raises:
         UserError, OSError: a block cannot be generated or written; on all ranks.
     """
-    missing = ranks.on_rank0(directory.missing)
-    blocks = directory.plan.blocks()
+    missing, blocks = ranks.on_rank0(directory.missing), directory.plan.blocks()
     shard = ranks.shard(missing)
-    images = generate_blocks(pipeline, directory.plan, [blocks[number] for number in shard], sampling)
+    generated = generate_blocks(pipeline, directory.plan, [blocks[number] for number in shard], sampling)
+
+    def write() -> None:
+        for number, images in zip(shard, generated, strict=True):
+            directory.write(number, images)
+            meter.add(len(images))
+
     with Throughput("sampling", sum(len(blocks[number]) for number in missing), ranks) as meter:
-        ranks.run_on_all(lambda: _write(directory, shard, images, meter))
+        ranks.run_on_all(write)
     return meter.performance()
-
-
-def _write(directory: BlockDirectory, numbers: Sequence[int], blocks: Iterator[Tensor], meter: Throughput) -> None:
-    for number, images in zip(numbers, blocks, strict=True):
-        directory.write(number, images)
-        meter.advance(len(images))

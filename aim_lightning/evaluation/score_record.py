@@ -9,7 +9,7 @@ from typing import Any
 from aim_lightning.metrics import metric_name
 from aim_lightning.runs.results import commit
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import make_directory, read_json
+from aim_lightning.utils.files import read_json
 
 FORMAT = "aim_lightning.scores/1"
 
@@ -52,12 +52,8 @@ def score_record(
 
 def plain_metrics(record: dict[str, Any]) -> dict[str, float]:
     """Return a record's values by name without the number of images."""
-    result = {}
-    suffixes = [_suffix(record["num_images"], raw, record.get("protocol", {})) for raw in (True, False)]
-    for name, value in record["metrics"].items():
-        suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), "")
-        result[name.removesuffix(suffix)] = value
-    return result
+    raw, averaged = (_suffix(record["num_images"], raw, record.get("protocol", {})) for raw in (True, False))
+    return {name.removesuffix(raw).removesuffix(averaged): value for name, value in record["metrics"].items()}
 
 
 def _suffix(num_images: int, raw: bool, protocol: dict[str, Any]) -> str:
@@ -97,11 +93,11 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {**records[0], "protocol": protocol, "metrics": means, "std": spread, "seeds": seeds}
 
 
-def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Append a record to a file as one line of JSON."""
-    make_directory(path.parent)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def describe_reference(reference: dict[str, Any]) -> str:
+    """Return name, number of images and start of the hash of a protocol's reference: values compare only within one."""
+    size = f"{reference['pictures']:,} images of " if "pictures" in reference else ""
+    hashed = next(name for name in ("sha256", "pixels_sha256", "fingerprint") if name in reference)
+    return f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…)"
 
 
 def short_key(values: Any) -> str:

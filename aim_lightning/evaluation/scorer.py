@@ -19,10 +19,8 @@ from aim_lightning.evaluation.image_sets import (
     decoded_size,
     on_device,
 )
-from aim_lightning.evaluation.npz_export import preview_png, write_archive
 from aim_lightning.evaluation.reference import BATCH
-from aim_lightning.evaluation.sample_blocks import BlockDirectory, generate_missing
-from aim_lightning.evaluation.sample_plan import SamplePlan
+from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, generate_missing
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics import count_suffix
@@ -81,17 +79,15 @@ class Scorer:
 
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Return everything except the images that values of this many images depend on."""
-        if self._scores is None:
-            self.prepare(num_images)
-        return self._scores.protocol(num_images)
+        return (self._scores or self.prepare(num_images)).protocol(num_images)
 
     def score(
-        self, images: ImageSet, between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+        self, image_set: ImageSet, between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Score an image set. Every rank must call it.
 
         Args:
-            images: to be scored.
+            image_set: to be scored.
             between: as in `Reference.statistics`.
 
         Returns:
@@ -101,21 +97,22 @@ class Scorer:
             UserError: images cannot be read or differ from the reference in size, or features are not finite; on all
                 ranks.
         """
-        scores = self.prepare(len(images))
-        batches = between(on_device(images.shard(self.ranks, self.batch_size), self.network.device))
-        with Throughput("features", len(images), self.ranks) as meter:
-            self.ranks.run_on_all(lambda: self._add(scores, batches, meter))
+        scores = self.prepare(len(image_set))
+        batches = between(on_device(image_set.shard(self.ranks, self.batch_size), self.network.device))
+
+        def add() -> None:
+            for images, labels, numbers in batches:
+                check_size(tuple(images.shape[2:]), self.image_size)
+                scores.update(images, numbers, labels)
+                meter.add(len(images))
+
+        with Throughput("features", len(image_set), self.ranks) as meter:
+            self.ranks.run_on_all(add)
         start = time.perf_counter()
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
         return values, {"features": meter.performance(), "metrics_s": seconds}
-
-    def _add(self, scores: Scores, batches: Iterable[Batch], meter: Throughput) -> None:
-        for images, labels, numbers in batches:
-            check_size(tuple(images.shape[2:]), self.image_size)
-            scores.update(images, numbers, labels)
-            meter.advance(len(images))
 
 
 @dataclass
@@ -174,22 +171,23 @@ class Evaluation:
         return json.loads(json.dumps(values))  # tuples become lists, as in a record that is read from a file
 
     def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
-        record = self.scorer.ranks.on_rank0(lambda: self._read(directory, protocol))
-        if record is not None:
+        def read() -> dict[str, Any] | None:
+            record = read_record(directory / RECORD) if (directory / RECORD).is_file() else None
+            complete = (directory / ARCHIVE).is_file() or not self.keep_images
+            return record if record and record["protocol"] == protocol and complete else None
+
+        # Only rank 0's view of the disk counts.
+        if record := self.scorer.ranks.on_rank0(read):
             log(f"{directory} is scored already")
         return record
-
-    def _read(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
-        record = read_record(directory / RECORD) if (directory / RECORD).is_file() else None
-        complete = (directory / ARCHIVE).is_file() or not self.keep_images
-        return record if record and record["protocol"] == protocol and complete else None
 
     @contextmanager
     def _lease(self, directory: Path) -> Iterator[None]:
         """Hold the set's lease: the first process to finish removes the blocks, so only one may evaluate the set."""
         with ExitStack() as stack:
             lease = Lease(directory / LEASE, activity="generated and scored")
-            self.scorer.ranks.on_rank0(lambda: _enter(stack, lease))
+            # None, since rank 0 broadcasts the result and a lease cannot be pickled.
+            self.scorer.ranks.on_rank0(lambda: stack.enter_context(lease) and None)
             yield
 
     def _evaluate(
@@ -202,9 +200,8 @@ class Evaluation:
         ranks.on_rank0(images.identity)  # compares an archive with its checksums
         values, scoring = self.scorer.score(images)
         performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
-        facts = self.model.facts, self.data
-        devices = self.scorer.hardware()
-        record = score_record(*facts, values, len(plan), protocol, performance, devices, self.model.raw)
+        values_of = self.model.facts, self.data, values, len(plan), protocol, performance
+        record = score_record(*values_of, self.scorer.hardware(), self.model.raw)
         return ranks.on_rank0(lambda: self._write(directory, plan, images, record))
 
     def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
@@ -222,13 +219,9 @@ class Evaluation:
     def _write(self, directory: Path, plan: SamplePlan, images: ImageSet, record: dict[str, Any]) -> dict[str, Any]:
         blocks = BlockDirectory(directory / "blocks", plan)
         if self.keep_images and not (directory / ARCHIVE).is_file():
-            write_archive(directory / ARCHIVE, blocks)
-        write_bytes(directory / PREVIEW, preview_png(images, self.model.pipeline.class_names))
+            blocks.write_archive(directory / ARCHIVE)
+        write_bytes(directory / PREVIEW, images.preview(self.model.pipeline.class_names))
         # The record comes last: with it, the set counts as finished.
         write_json(directory / RECORD, record)
         blocks.remove()
         return record
-
-
-def _enter(stack: ExitStack, lease: Lease) -> None:
-    stack.enter_context(lease)  # without a result, which rank 0 would have to broadcast

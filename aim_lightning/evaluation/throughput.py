@@ -11,7 +11,7 @@ from aim_lightning.utils.process import beat
 from aim_lightning.utils.progress import ProgressBar
 
 
-class Throughput:
+class Throughput(ProgressBar):
     """Measure the speed of a loop, show its progress on rank 0 and send heartbeats to the watchdog.
 
     Args:
@@ -21,40 +21,32 @@ class Throughput:
     """
 
     def __init__(self, name: str, total: int, ranks: ProcessGroup) -> None:
-        self.name = name
-        self.total = total
-        self.ranks = ranks
-        self.done = 0
-        self.bar = ProgressBar(name, total, "images", shown=ranks.is_rank_zero)
+        super().__init__(name, total, "images", shown=ranks.is_rank_zero)
+        self.ranks, self.images = ranks, 0
 
     def __enter__(self) -> "Throughput":
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.start = time.perf_counter()
-        self.bar.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error) -> None:
         self.seconds = time.perf_counter() - self.start
-        self.bar.__exit__()
+        super().__exit__(*error)
 
-    def advance(self, images: int) -> None:
+    def add(self, images: int) -> None:
         """Add images that this rank has finished."""
-        self.done += images
-        beat(f"{self.name}, after {self.done} images")
-        total_done = min(self.total, self.done * self.ranks.world_size)
-        self.bar.advance(total_done - self.bar.done, f"peak {peak_memory():.1f} GiB")
+        self.images += images
+        beat(f"{self.name}, after {self.images} images")
+        self.advance(min(self.total, self.images * self.ranks.world_size) - self.done, f"peak {peak_memory():.1f} GiB")
 
     def performance(self) -> dict[str, float]:
         """Return seconds, images per second of all ranks and the largest peak memory. Every rank must call it."""
-        done, seconds, memory = zip(*self.ranks.gather((self.done, self.seconds, peak_memory())), strict=True)
-        speed = sum(done) / max(seconds) if max(seconds) else 0.0
-        return {
-            "images": sum(done),
-            "seconds": round(max(seconds), 2),
-            "images_per_s": round(speed, 2),
-            "peak_memory_gib": round(max(memory), 2),
-        }
+        values = self.ranks.gather((self.images, self.seconds, peak_memory()))
+        images, seconds, memory = sum(v[0] for v in values), max(v[1] for v in values), max(v[2] for v in values)
+        speed = images / seconds if seconds else 0.0
+        rounded = {"seconds": seconds, "images_per_s": speed, "peak_memory_gib": memory}
+        return {"images": images} | {name: round(value, 2) for name, value in rounded.items()}
 
 
 def peak_memory() -> float:

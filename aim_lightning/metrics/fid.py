@@ -6,12 +6,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import rank_zero_warn
 
+from aim_lightning.metrics.feature_sets import FiniteValues
 from aim_lightning.metrics.features import FeatureNetwork
-from aim_lightning.metrics.sample_features import FiniteValues
 from aim_lightning.utils.lightning_private import drop_cached_result
-
-# Names of the sums -> endings of torchmetrics' states.
-STATES = {"sum": "sum", "outer_sum": "cov_sum", "count": "num_samples"}
 
 
 class FrechetDistance(FiniteValues, FrechetInceptionDistance):
@@ -32,23 +29,12 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         identity = nn.Identity()
         identity.num_features = num_features or network.num_features
         super().__init__(feature=identity, reset_real_features=False, normalize=False, **kwargs)
-        self.add_finite_state()
         self.network = network
         self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` only
         self._gaussian: tuple[Tensor, Tensor] | None = None
         self._gaussian_count: int | None = None
         self._root: Tensor | None = None
         self._warned = False
-
-    @property
-    def real_count(self) -> int:
-        """Return this rank's number of reference images, or that of the loaded statistics (0 if unknown)."""
-        return int(self.real_features_num_samples) if self._gaussian is None else self._gaussian_count or 0
-
-    @property
-    def fake_count(self) -> int:
-        """Return this rank's number of generated images."""
-        return int(self.fake_features_num_samples)
 
     def update_real(self, images: Tensor) -> None:
         """Add reference images: uint8 (B, 3, H, W)."""
@@ -88,31 +74,25 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             UserError: features that are not finite.
         """
         self.check_finite()
-        counts = {"generated": self.fake_count, "real": self.real_count}
-        if self._gaussian is not None and self._gaussian_count is None:
-            del counts["real"]
+        real_count = self.real_features_num_samples if self._gaussian is None else self._gaussian_count
+        counts = {"generated": int(self.fake_features_num_samples)}
+        counts |= {} if real_count is None else {"real": int(real_count)}
         side = min(counts, key=counts.get)
-        count = counts[side]
-        if count < 2:
+        if counts[side] < 2:
             raise RuntimeError("FrechetDistance needs at least two images on either side")
-        if count < self.inception.num_features and not self._warned:
+        if counts[side] < self.inception.num_features and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"FrechetDistance: {count} {side} images for {self.inception.num_features} features; "
+                f"FrechetDistance: {counts[side]} {side} images for {self.inception.num_features} features; "
                 "the covariance is singular and the distance too high. Compare it only at this count."
             )
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
-        real = self.reference_gaussian()
-        if self._gaussian is not None and self._root is None:
+        if self._gaussian is None:
+            return frechet_distance(*mean_and_covariance(*self._real_sums()), *fake)
+        real = [value.to(self.device) for value in self._gaussian]
+        if self._root is None:
             self._root = covariance_root(real[1])  # loaded statistics do not change: once for all evaluations
-        root = None if self._root is None else self._root.to(self.device)
-        return frechet_distance(*real, *fake, root)
-
-    def reference_gaussian(self) -> tuple[Tensor, Tensor]:
-        """Return mean (F,) and covariance (F, F) of the reference side, float64."""
-        if self._gaussian is not None:
-            return tuple(value.to(self.device) for value in self._gaussian)
-        return mean_and_covariance(self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples)
+        return frechet_distance(*real, *fake, self._root.to(self.device))
 
     def load_gaussian(self, mean: Tensor, covariance: Tensor, count: int | None = None) -> None:
         """Set the reference side from statistics.
@@ -121,30 +101,24 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             mean: of the features, (F,).
             covariance: of the features, (F, F).
             count: number of images behind the statistics; None = unknown.
-
-        Raises:
-            ValueError: other shapes.
         """
-        features = self.inception.num_features
-        if mean.shape != (features,) or covariance.shape != (features, features):
-            shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
-            raise ValueError(f"reference statistics have shapes {shapes}; ({features},) and its square were expected")
         self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
         self._root, self._gaussian_count = None, count
         drop_cached_result(self)  # `compute` may have run with the previous reference
 
-    def reference_state(self) -> dict[str, Tensor]:
-        """Return the sums over the reference images of all ranks, for `mean_and_covariance`; a collective.
-
-        Returns:
-            "sum" (F,) and "outer_sum" (F, F) float64, "count" int64 scalar.
+    def reference_sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the arguments of `mean_and_covariance` for the reference images of all ranks; a collective.
 
         Raises:
             UserError: features that are not finite.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
             self.check_finite()
-            return {key: getattr(self, f"real_features_{state}").clone() for key, state in STATES.items()}
+            # Cloned inside the context: after it, the states are those of this rank again.
+            return tuple(state.clone() for state in self._real_sums())
+
+    def _real_sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.real_features_sum, self.real_features_cov_sum, self.real_features_num_samples
 
 
 def frechet_distance(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from aim_lightning.metrics.sample_features import FiniteValues
+from aim_lightning.metrics.feature_sets import FiniteValues
 
 Splitting = Literal["adm", "torch_fidelity"]
 ADM_SPLIT, TORCH_FIDELITY_SPLITS, TORCH_FIDELITY_SEED = 5000, 10, 2020
@@ -25,11 +25,10 @@ def split_numbers(num_images: int, splitting: Splitting) -> Tensor:
     """
     if splitting == "adm":
         return torch.arange(num_images) // ADM_SPLIT
-    order = np.random.RandomState(TORCH_FIDELITY_SEED).permutation(num_images)
+    order = torch.from_numpy(np.random.RandomState(TORCH_FIDELITY_SEED).permutation(num_images))
+    ends = torch.arange(1, TORCH_FIDELITY_SPLITS + 1) * num_images // TORCH_FIDELITY_SPLITS
     numbers = torch.empty(num_images, dtype=torch.int64)
-    for split in range(TORCH_FIDELITY_SPLITS):
-        begin, end = (i * num_images // TORCH_FIDELITY_SPLITS for i in (split, split + 1))
-        numbers[torch.from_numpy(order[begin:end])] = split
+    numbers[order] = torch.bucketize(torch.arange(num_images), ends, right=True)
     return numbers
 
 
@@ -52,7 +51,6 @@ class InceptionScore(FiniteValues, Metric):
 
     def __init__(self, num_images: int, splitting: Splitting = "adm", num_classes: int = 1008, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.add_finite_state()
         self.splits = split_numbers(num_images, splitting)
         count = int(self.splits.max()) + 1
         self.add_state("inner", torch.zeros(count, dtype=torch.float64), dist_reduce_fx="sum")

@@ -73,7 +73,15 @@ def _vgg16_from(path: Path) -> Iterator[None]:
     def vgg16(**options) -> nn.Module:
         with torch.device("meta"):  # allocates nothing for the classifier, nine tenths of the weights
             network = original(weights=None)
-        network.features.load_state_dict(_features(path, network.features), assign=True)
+        weights = read_weights(path)
+        try:
+            surplus = [name for name in weights if not name.startswith((USED, UNUSED))]
+            tensors = {name.removeprefix(USED): value.float() for name, value in weights.items() if USED in name}
+            network.features.load_state_dict(tensors, assign=True)
+        except (AttributeError, RuntimeError):
+            surplus = True
+        if surplus:
+            raise UserError(f"{path} holds other weights than torchvision's VGG16; use {SOURCE}")
         return network
 
     # torchmetrics looks the function up by this name when it builds its network.
@@ -82,15 +90,3 @@ def _vgg16_from(path: Path) -> Iterator[None]:
         yield
     finally:
         torchvision.models.vgg16 = original
-
-
-def _features(path: Path, features: nn.Module) -> dict[str, Tensor]:
-    """Read the convolutions' weights and check names and shapes."""
-    weights = read_weights(path)
-    weights = weights if isinstance(weights, dict) else {}
-    tensors = {name.removeprefix(USED): value for name, value in weights.items() if name.startswith(USED)}
-    surplus = [name for name in weights if not name.startswith((USED, UNUSED))]
-    expected = {name: value.shape for name, value in features.state_dict().items()}
-    if surplus or {name: value.shape for name, value in tensors.items()} != expected:
-        raise UserError(f"{path} holds other weights than torchvision's VGG16; use {SOURCE}")
-    return {name: value.float() for name, value in tensors.items()}

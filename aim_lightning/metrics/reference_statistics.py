@@ -1,6 +1,5 @@
 """Statistics of the reference images: gaussians (computed, or those of ADM's files), features and a linear probe."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aim_lightning.metrics.feature_sets import SampleFeatures
 from aim_lightning.metrics.features import FEATURES, SPATIAL, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance, mean_and_covariance
 from aim_lightning.metrics.probe import LinearProbe
-from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.random import hash_int64
 
+Gaussians = dict[str, tuple[Tensor, Tensor]]  # output of the network -> mean (F,) and covariance (F, F), float64
 FORMAT = 2  # increase it when the same inputs give other values
 NEIGHBOUR_IMAGES = 10_000  # kept for precision, recall and kernel distances, as in ADM's reference files
 PROBE_IMAGES = 50_000
 PIXELS = "pixels_sha256"  # entry of `source` that is computed while reading, and therefore cached
-_PARTS = ("mean", "covariance")
+_PARTS, _PROBE = ("mean", "covariance"), ("probe_weight", "probe_bias")
 # ADM's reference files, VIRTUAL_imagenet256_labeled.npz and similar (github.com/openai/guided-diffusion):
 # output of the network -> names of mean and covariance in the file.
 STATISTICS = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
@@ -33,7 +33,7 @@ class ReferenceImages:
     """Statistics of the reference images, on the CPU.
 
     Args:
-        gaussians: output of the network -> mean (F,) and covariance (F, F), float64.
+        gaussians: by output of the network.
         features: (M, F) float32 of single images; None for published statistics.
         probe: weight (C, F) and bias (C,) of a `LinearProbe`; None without labels.
         source: origin of the images, plain values for the protocol.
@@ -41,7 +41,7 @@ class ReferenceImages:
         memo: cache of values computed from the statistics, such as the radii of their manifold.
     """
 
-    gaussians: dict[str, tuple[Tensor, Tensor]]
+    gaussians: Gaussians
     features: Tensor | None
     probe: tuple[Tensor, Tensor] | None
     source: dict[str, Any] = field(default_factory=dict)
@@ -50,14 +50,14 @@ class ReferenceImages:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the content of a cache file; inverse of `from_tensors`."""
-        named = {f"{part}.{name}": pair[i] for name, pair in self.gaussians.items() for i, part in enumerate(_PARTS)}
-        named |= {"rows": self.features} if self.features is not None else {}
-        named |= {"probe_weight": self.probe[0], "probe_bias": self.probe[1]} if self.probe else {}
+        pairs = self.gaussians.items()
+        named = {f"{part}.{name}": x for name, pair in pairs for part, x in zip(_PARTS, pair, strict=True)}
+        named |= {"rows": self.features, "count": None if self.count is None else torch.tensor(self.count)}
+        named |= dict(zip(_PROBE, self.probe or (None, None), strict=True))
         if PIXELS in self.source:
             # A cache file contains tensors only, so the hash becomes bytes.
             named[PIXELS] = torch.tensor(list(bytes.fromhex(self.source[PIXELS])), dtype=torch.uint8)
-        named |= {} if self.count is None else {"count": torch.tensor(self.count)}
-        return {name: value.cpu().contiguous() for name, value in named.items()}
+        return {name: value.cpu().contiguous() for name, value in named.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], source: dict[str, Any]) -> "ReferenceImages":
@@ -71,7 +71,7 @@ class ReferenceImages:
             source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
         outputs = [name.removeprefix("mean.") for name in tensors if name.startswith("mean.")]
         gaussians = {name: tuple(tensors[f"{part}.{name}"] for part in _PARTS) for name in outputs}
-        probe = (tensors["probe_weight"], tensors["probe_bias"]) if "probe_bias" in tensors else None
+        probe = tuple(tensors[name] for name in _PROBE) if _PROBE[0] in tensors else None
         count = int(tensors["count"]) if "count" in tensors else None
         return cls(gaussians, tensors.get("rows"), probe, source, count)
 
@@ -90,34 +90,28 @@ def chosen_rows(num_images: int, limit: int, purpose: str = "neighbour_row") -> 
 
 
 class ReferenceImagesBuilder:
-    """Accumulates statistics of reference images over batches and ranks.
+    """Accumulate statistics of reference images over batches and ranks.
 
     Args:
         network: loaded feature network.
         num_images: total over all ranks.
         num_classes: labels are 0..num_classes-1; 0 = no labels, no probe.
-        gaussian: False skips the sums, where published statistics replace them.
-        neighbours: largest number of images whose features are kept.
+        gaussians: published statistics that replace the computed ones.
 
     Raises:
         UserError: fewer than two images.
     """
 
     def __init__(
-        self,
-        network: FeatureNetwork,
-        num_images: int,
-        num_classes: int = 0,
-        gaussian: bool = True,
-        neighbours: int = NEIGHBOUR_IMAGES,
+        self, network: FeatureNetwork, num_images: int, num_classes: int = 0, gaussians: Gaussians | None = None
     ) -> None:
         if num_images < 2:
             raise UserError(f"reference statistics need at least two images; the data gave {num_images}")
-        self.network, self.num_images, self.num_classes = network, num_images, num_classes
+        self.network, self.num_images, self.num_classes, self.gaussians = network, num_images, num_classes, gaussians
         sizes = {name: size for name, size in network.output_sizes().items() if name in (FEATURES, SPATIAL)}
         device = network.device
-        self.sums = {name: FrechetDistance(network, size).to(device) for name, size in sizes.items() if gaussian}
-        self.kept = chosen_rows(num_images, neighbours)
+        self.sums = {name: FrechetDistance(network, size).to(device) for name, size in sizes.items() if not gaussians}
+        self.kept = chosen_rows(num_images, NEIGHBOUR_IMAGES)
         self.rows = SampleFeatures(network.num_features).to(device)
         self.probed = chosen_rows(num_images, PROBE_IMAGES, "probe_row") if num_classes else None
         self.probe_rows = SampleFeatures(network.num_features + 1).to(device)
@@ -143,37 +137,31 @@ class ReferenceImagesBuilder:
             column = labels[chosen].to(features.device, features.dtype, non_blocking=True)[:, None]
             self.probe_rows.update(torch.cat((rows, column), 1), indices[chosen])
 
-    def finish(self, source: dict[str, Any], gaussians: dict | None = None) -> ReferenceImages:
+    def finish(self, source: dict[str, Any]) -> ReferenceImages:
         """Return the statistics over all ranks, equal on each; a collective.
 
         Args:
             source: origin of the images.
-            gaussians: published statistics that replace the computed ones.
         """
         computed = {}
         for name, sums in self.sums.items():
-            state = sums.reference_state()
-            pair = mean_and_covariance(state["sum"], state["outer_sum"], state["count"])
-            computed[name] = tuple(value.cpu() for value in pair)
+            computed[name] = tuple(value.cpu() for value in mean_and_covariance(*sums.reference_sums()))
         # A second collective: every rank gets all rows.
         features = self.rows.compute().cpu()
-        count = None if gaussians else self.num_images
-        return ReferenceImages(gaussians or computed, features, self._probe(), source, count)
-
-    def _probe(self) -> tuple[Tensor, Tensor] | None:
-        if self.probed is None:
-            return None
-        rows = self.probe_rows.compute()
-        probe = LinearProbe().fit(rows[:, :-1], rows[:, -1].round().long(), self.num_classes)
-        return probe.weight.cpu(), probe.bias.cpu()
+        probe, count = None, None if self.gaussians else self.num_images
+        if self.probed is not None:
+            rows = self.probe_rows.compute()  # a third collective
+            fitted = LinearProbe.fit(rows[:, :-1], rows[:, -1].round().long(), self.num_classes)
+            probe = fitted.weight.cpu(), fitted.bias.cpu()
+        return ReferenceImages(self.gaussians or computed, features, probe, source, count)
 
 
-def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, options: Sequence[Any] = ()) -> list:
+def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, times: str) -> list:
     """Return everything that a cache file of `ReferenceImages` depends on."""
-    return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, *options]
+    return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, times]
 
 
-def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> dict[str, tuple[Tensor, Tensor]]:
+def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> Gaussians:
     """Return the published mean (F,) and covariance (F, F) per output of the network; empty if the file has none.
 
     They belong to the features of the published Inception. For any other network or weights, the images in the file

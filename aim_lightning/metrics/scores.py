@@ -1,17 +1,18 @@
 """All metrics of a set of images from one pass of the feature network."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, PrecisionRecall
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore, Splitting
-from aim_lightning.metrics.kid import KernelDistance
-from aim_lightning.metrics.precision_recall import NEIGHBOUR, PrecisionRecall
-from aim_lightning.metrics.probe import ClassAgreement, LinearProbe
+from aim_lightning.metrics.probe import SETTINGS, ClassAgreement, LinearProbe
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
 
@@ -61,10 +62,14 @@ class Scores(nn.Module):
             self.distances[output].load_gaussian(mean, covariance, real.count)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None
-        _check_counts(num_images, len(real.features) if compare else None)
+        least = least_images(compare)
+        sides = {"to be scored": num_images} | ({"in the reference": len(real.features)} if compare else {})
+        for role, count in sides.items():
+            if count < least:
+                raise UserError(f"there are {count} images {role}; these metrics need {least} or more")
         self.kernel = KernelDistance(real.features) if compare else None
         self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
-        self.agreement = ClassAgreement(LinearProbe.from_state(*real.probe)) if real.probe else None
+        self.agreement = ClassAgreement(LinearProbe(*real.probe)) if real.probe else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
 
@@ -100,33 +105,18 @@ class Scores(nn.Module):
         Raises:
             UserError: features that are not finite, on all ranks.
         """
-        values = [distance.compute() for distance in self.distances.values()]
-        if self.inception is not None:
-            values += self.inception.compute().values()
-        if self.kernel is not None:
-            kernel, shares = self.kernel.compute(), self.neighbours.compute()
-            values += [*list(kernel.values())[: 1 if self.network.name_ending else 2], *shares.values()]
-        if self.agreement is not None:
-            values.append(self.agreement.compute())
-        named = dict(zip(self.names(), map(float, values), strict=True))
-        if named.get("class_agreement") != named.get("class_agreement"):  # NaN: no labels were given
-            del named["class_agreement"]
-        return named
+        named = {}
+        for metric, names in self._named_metrics():
+            result = metric.compute()
+            values = result.values() if isinstance(result, dict) else [result]
+            # Not strict: only the published kernel distance reports its deviation.
+            named |= dict(zip(names, map(float, values), strict=False))
+        # NaN without labels.
+        return {name: value for name, value in named.items() if name != "class_agreement" or not math.isnan(value)}
 
     def names(self) -> list[str]:
-        """Return the names of the values; class agreement is dropped without labels.
-
-        Features other than those of the published Inception are part of the name, so that no value is mistaken for
-        that of a paper.
-        """
-        ending, distance = self.network.name_ending, self.network.metric_name
-        names = [distance if output == FEATURES else f"s{distance}" for output in self.distances]
-        if self.inception is not None:
-            names += [f"is{ending}", f"is_std{ending}"]
-        if self.kernel is not None:
-            kernel = [f"kd{ending}"] if ending else ["kid", "kid_std"]
-            names += [*kernel, f"precision{ending}", f"recall{ending}"]
-        return [*names, *(["class_agreement"] if self.agreement is not None else [])]
+        """Return the names of the values; class agreement is dropped without labels."""
+        return [name for _, names in self._named_metrics() for name in names]
 
     def reset(self) -> None:
         """Remove the added images and keep the reference.
@@ -134,10 +124,8 @@ class Scores(nn.Module):
         Use one object repeatedly: torchmetrics' objects contain reference cycles, so that the memory of an unused one
         stays allocated until Python's garbage collector runs.
         """
-        # `Scores` is no Metric itself, so each one is reset.
-        for module in self.modules():
-            if isinstance(module, Metric):
-                module.reset()
+        for metric, _ in self._named_metrics():
+            metric.reset()
 
     def protocol(self, num_images: int | None = None) -> dict[str, Any]:
         """Return the plain values that determine every number, except for the images themselves.
@@ -152,14 +140,21 @@ class Scores(nn.Module):
         if self.kernel is not None:
             values["kernel_distance"] = self.kernel.protocol(count)
             values["precision_recall"] = self.neighbours.protocol()
+        return values | ({"class_agreement": SETTINGS} if self.agreement is not None else {})
+
+    def _named_metrics(self) -> Iterator[tuple[Metric, list[str]]]:
+        """Yield the metrics in the order of their collectives, with the names of their values.
+
+        Features other than those of the published Inception are part of the name, so that no value is mistaken for
+        that of a paper.
+        """
+        ending, distance = self.network.name_ending, self.network.metric_name
+        for output, metric in self.distances.items():
+            yield metric, [distance if output == FEATURES else f"s{distance}"]
+        if self.inception is not None:
+            yield self.inception, [f"is{ending}", f"is_std{ending}"]
+        if self.kernel is not None:
+            yield self.kernel, [f"kd{ending}"] if ending else ["kid", "kid_std"]
+            yield self.neighbours, [f"precision{ending}", f"recall{ending}"]
         if self.agreement is not None:
-            values["class_agreement"] = LinearProbe().settings()
-        return values
-
-
-def _check_counts(num_images: int, reference: int | None) -> None:
-    """Raise UserError if a side has too few images; `reference` is None if single images are not compared."""
-    least = least_images(reference is not None)
-    for count, role in ((num_images, "to be scored"), (least if reference is None else reference, "in the reference")):
-        if count < least:
-            raise UserError(f"there are {count} images {role}; these metrics need {least} or more")
+            yield self.agreement, ["class_agreement"]

@@ -7,13 +7,13 @@ import torch
 from conftest import ROOT
 from evaluation.small import networks
 from helpers import TINY
-from metrics.test_frechet import Means
+from metrics.builders import Means
 
 from aim_lightning.callbacks.evaluation.sample_metrics import SampleMetrics, _untrained
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
+from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.models import AiM
 from aim_lightning.sampling import SamplingOptions

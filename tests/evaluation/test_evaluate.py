@@ -22,8 +22,13 @@ from aim_lightning.cli.main import main
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, identity
 from aim_lightning.evaluation.image_sets import DirectoryImages, NpzImages, open_images
 from aim_lightning.evaluation.report.table import render
-from aim_lightning.evaluation.sample_blocks import BlockDirectory, generate_missing
-from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
+from aim_lightning.evaluation.sample_blocks import (
+    BlockDirectory,
+    SamplePlan,
+    balanced_labels,
+    generate_missing,
+    read_labels,
+)
 from aim_lightning.evaluation.score_record import over_seeds, plain_metrics, read_record
 from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import newest_checkpoint
@@ -167,17 +172,18 @@ def test_an_image_that_one_of_two_processes_cannot_read_is_one_line(scored, conf
     assert not (place / "half").exists()
 
 
-def test_a_given_archive_needs_no_experiment(scored, place, capsys):
+def test_a_given_archive_needs_no_experiment_and_its_reference_is_printed(scored, place, capsys):
     directory, _ = scored
     archive = directory / "samples.npz"
     words = ("--samples", archive, "--reference", archive, "--out", place / "bare", "--cache", place / "cache")
     features = ROOT / "configs/features/effnet_lite0.yaml"
     command = ["evaluate", "--config", features, *words, "--features.size", "32", "--trainer.accelerator", "cpu"]
     assert main([str(word) for word in command]) == 0
+    assert "reference: 100 images of samples.npz (sha256 " in capsys.readouterr().out
     metrics = plain_metrics(read_record(place / "bare" / "scores.json"))
     assert metrics["fd_effnet_lite0"] == pytest.approx(0, abs=1e-3) and metrics["precision_effnet_lite0"] == 1
     assert main([str(word) for word in ["evaluate", *words, "--trainer.accelerator", "cpu"]]) == 2
-    assert "inception" in capsys.readouterr().err.lower()  # no weights file here: one line
+    assert "run `aim-lightning download inception` or make weights-inception" in capsys.readouterr().err
 
 
 def test_features_that_are_not_finite_are_one_line_and_leave_nothing(scored, config, place, monkeypatch, capsys):
@@ -340,12 +346,10 @@ def test_only_missing_and_damaged_blocks_are_drawn_again(tmp_path):
 
 def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(config, place, monkeypatch):
     """Half a block and half an archive: of a dead process here, and one of another machine, whose fate is not known."""
-    from aim_lightning.evaluation import npz_export
-
     write_step(place, networks().aim, 7, "leftovers")
     command = evaluate(config, "--num", 20, "--run", "leftovers")
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(npz_export, "write_npz", lambda *_: {}["the power fails here"])
+        patch.setattr("aim_lightning.evaluation.sample_blocks.write_npz", lambda *_: {}["the power fails here"])
         main(command)
     (directory,) = (place / "runs" / "small" / "leftovers" / "evaluations").iterdir()
     dead = subprocess.Popen(["true"])

@@ -6,12 +6,11 @@ import resource
 import pytest
 import torch
 from evaluation.small import networks
-from metrics.test_frechet import Means
-from metrics.test_scores import real_of
+from metrics.builders import Means, reference_of
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
 from aim_lightning.evaluation.incremental import IncrementalScorer
-from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels
+from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
@@ -23,7 +22,7 @@ SAMPLING = SamplingOptions(cfg_scale=1.5, seed=4, batch_size=16)
 @pytest.fixture
 def scorer():
     network, images = Means().load(), torch.randint(0, 256, (30, 3, 4, 4), dtype=torch.uint8)
-    return Scorer(network, real_of(network, images, torch.arange(30) % 3), None, ProcessGroup())
+    return Scorer(network, reference_of(network, images, torch.arange(30) % 3), None, ProcessGroup())
 
 
 def test_the_images_and_values_are_those_of_evaluate(scorer, tmp_path):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from data.test_imagenet import TRAIN, root  # noqa: F401
 from helpers import assert_user_error
-from metrics.test_frechet import Means
+from metrics.builders import Means
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images

@@ -17,9 +17,8 @@ from PIL import Image
 
 from aim_lightning.cli.commands.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.report.paper_results import AIM
 from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid, read_sweeps
-from aim_lightning.evaluation.report.table import read_records, render
+from aim_lightning.evaluation.report.table import paper_results, read_records, render
 from aim_lightning.evaluation.score_record import read_record, score_record
 from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import RunDirectory
@@ -291,7 +290,7 @@ def test_reproduce_offline_reports_what_is_missing_in_one_line(options, words, m
 
 
 def make_record(fid=True, **more):
-    values = {"fid": 9.876, "is": 100.5, "is_std": 1.0} if fid else {"fd_effnet_lite0": 5.5}
+    values = {"fid": 9.876, "is": 100.5, "is_std": 1.0, "kid": -1e-6} if fid else {"fd_effnet_lite0": 5.5}
     features = {"network": "inception", "weights_sha256": "ab" * 32, "resizing": "bilinear"}
     reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
     protocol = {"sampling": {"cfg_scale": 2.0, "top_k": 600, "seed": 0}, "features": features, "reference": reference}
@@ -302,7 +301,7 @@ def make_record(fid=True, **more):
 def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
-    assert len(AIM) == 4
+    assert [len(rows) for rows in paper_results().values()] == [4, 11]
     write_json(tmp_path / "results" / "one.json", make_record())
     write_json(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
@@ -313,9 +312,10 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
     record = read_record(tmp_path / "results" / "one.json")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:9] == ["one", "fashion", "10,000", "9.88", "–", "100.50", "–", "–", "–"]
-    assert cells[9:] == ["2, top_k 600", "–", record["hardware"], record["commit"]]
-    assert "| three | fashion | 10,000 | 9.88 ± 0.25 |" in text
+    assert cells[:10] == ["one", "fashion", "ref.npz", "10,000", "9.88", "–", "100.50", "–", "–", "0.0000"]
+    assert cells[10:] == ["2, top_k 600", "–", record["hardware"], record["commit"]]
+    assert "| three | fashion | ref.npz | 10,000 | 9.88 ± 0.25 |" in text
+    assert "reference: 10,000 images of ref.npz (sha256 cdcdcdcdcdcd…)" in text
     assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text
     (tmp_path / "results" / "bad.json").write_text("{}")
     assert_user_error("is not a record of scores", read_records, tmp_path / "results")

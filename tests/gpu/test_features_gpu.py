@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from metrics.random_inception import inception_file  # noqa: F401
+from metrics.builders import inception_file  # noqa: F401
 from PIL import Image
 
 from aim_lightning.metrics.features import InceptionFeatures

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_user_error
-from metrics.random_inception import inception_file  # noqa: F401
+from helpers import assert_contains, assert_user_error
+from metrics.builders import inception_file  # noqa: F401
 from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -40,7 +40,7 @@ def small() -> EfficientNetLite0Features:
     return EfficientNetLite0Features(size=64).load()
 
 
-def test_stand_in_equals_the_package_unfolded(small):
+def test_stand_in_equals_the_package_with_its_batch_norms(small):
     from efficientnet_lite_pytorch import EfficientNet
 
     plain = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
@@ -76,11 +76,11 @@ def test_stand_in_ranks_damage(small):
         assert base < worse[0] < worse[1]
 
 
-def test_stays_frozen_whatever_surrounds_it(small):
+def test_training_and_autocast_around_it_change_nothing(small):
     images, _ = embedded_images("val", 4)
     expected = small(images)
     nn.Sequential(small).train()
-    assert not any(module.training for module in small.modules())
+    assert small.train(True) is small and not any(module.training for module in small.modules())
     with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
         features = small(images)
     assert features.dtype == torch.float32 and not features.requires_grad
@@ -137,24 +137,24 @@ def test_inception_of_other_weights_is_never_called_fid(inception_file, monkeypa
 
 
 def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
-    seen = []
-    now = lambda: (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)  # noqa: E731
-    monkeypatch.setattr(small, "_features", lambda images: seen.append(now()) or images)
+    def settings():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    used, before = [], torch.get_float32_matmul_precision()
+    monkeypatch.setattr(small, "_features", lambda images: used.append(settings()) or images)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        assert seen == [("highest", False)] and now() == ("medium", True)
-        small.precision = "tf32"
-        small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        assert seen[1] == ("highest", True)
+        for precision in ("float32", "tf32"):
+            monkeypatch.setattr(small, "precision", precision)
+            small(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+            assert settings() == ("medium", True)
     finally:
         torch.set_float32_matmul_precision(before)
-        del small.precision
+    assert used == [("highest", False), ("highest", True)]
 
 
-def test_precisions_that_cannot_be_had(inception_file):
+def test_unavailable_precisions_are_refused(inception_file):
     assert_user_error("precision is 'bf16'; use float32 or tf32", InceptionFeatures, precision="bf16")
     with pytest.raises(UserError, match="precision is tf32, which needs an NVIDIA GPU, not cpu"):
         InceptionFeatures(str(inception_file), "tf32").load()
@@ -165,8 +165,8 @@ def test_missing_inception_weights_give_one_line(tmp_path):
     network = InceptionFeatures(str(tmp_path / "none.pth"))  # the constructor reads nothing
     for use in (network.load, network.protocol):
         text = str(assert_user_error("toshas/torch-fidelity", use))
-        assert str(tmp_path / "none.pth") in text
-        assert "make weights-inception" in text and "features.init_args.weights" in text
+        command = "`aim-lightning download inception` or make weights-inception"
+        assert_contains(text, [str(tmp_path / "none.pth"), command, "features.init_args.weights"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", {"conv.weight": torch.zeros(1)}, [1]])
@@ -189,11 +189,17 @@ def test_inception_weights_are_never_unpickled(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_inception_equals_torch_fidelity(inception_file):
+@pytest.mark.parametrize("epsilon", [0.001, 0.1])
+def test_inception_equals_torch_fidelity_also_in_its_batch_norms(inception_file, monkeypatch, epsilon):
+    """Batch norms are folded; another epsilon changes the features, and ours follow."""
     images, _ = embedded_images("val", 2)
+    batch_norm = nn.BatchNorm2d.__init__
+    monkeypatch.setattr(nn.BatchNorm2d, "__init__", lambda self, size, eps: batch_norm(self, size, eps=epsilon))
+    network = InceptionFeatures(str(inception_file))
     with pytest.warns(UserWarning, match="published"):
-        ours = InceptionFeatures(str(inception_file)).load()(images)
-    path = str(inception_file)
-    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=path)(images)[0]
-    assert ours.shape == (2, 2048) and float(ours.std()) > 1e-3
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)  # our batch norms are folded
+        result = network.load()(images)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    plain = FeatureExtractorInceptionV3("plain", ["2048"], feature_extractor_weights_path=str(inception_file))
+    expected = plain(images)[0]
+    assert result.shape == (2, 2048) and float(result.std()) > 1e-3
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)

@@ -4,36 +4,14 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 from helpers import assert_user_error
-from torch import nn
+from metrics.builders import FEATURES, Means, on_ranks
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from aim_lightning.metrics import count_suffix, metric_name
-from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance, frechet_distance, mean_and_covariance
 
 torch.set_num_threads(1)
-FEATURES = 6
-
-
-class Means(FeatureNetwork):
-    """Six means of stripes of the image: a network without weights file."""
-
-    name, metric_name, num_features, input_size = "means", "fd_means", FEATURES, 8
-    recipe = {"stripes": "two rows a channel"}  # noqa: RUF012
-    weights_hash = "none"
-    calls = 0
-
-    def weights_path(self):
-        raise NotImplementedError
-
-    def _build(self):
-        return nn.Linear(1, 1)
-
-    def _features(self, images):
-        self.calls += 1
-        return images.float().unflatten(2, (2, -1)).mean((3, 4)).flatten(1)
 
 
 @pytest.fixture
@@ -47,18 +25,57 @@ def gaussian(count: int, seed: int, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(count, FEATURES, generator=generator, dtype=dtype) @ mixing + seed
 
 
-def filled(network, real, fake, **kwargs) -> FrechetDistance:
-    distance = FrechetDistance(network, **kwargs)
+def filled(network, real, fake) -> FrechetDistance:
+    distance = FrechetDistance(network)
     distance.update_features(real, real=True)
     distance.update_features(fake, real=False)
     return distance
 
 
+def loaded(network, sums) -> FrechetDistance:
+    distance = FrechetDistance(network)
+    distance.load_gaussian(*mean_and_covariance(*sums))
+    return distance
+
+
+def value(distance: FrechetDistance) -> float:
+    return float(distance.compute())
+
+
+@pytest.mark.parametrize("features", [1, 2, 8])
+def test_closed_form_of_gaussians(features):
+    """Commuting covariances: ||difference of means||^2 + ||difference of roots||^2."""
+    generator = torch.Generator().manual_seed(features)
+    rotation = torch.linalg.qr(torch.randn(features, features, generator=generator).double()).Q
+    roots = [torch.rand(features, generator=generator).double() + 0.1 for _ in range(2)]
+    means = [torch.randn(features, generator=generator).double() for _ in range(2)]
+    covariances = [rotation @ torch.diag(root**2) @ rotation.T for root in roots]
+    distance = frechet_distance(means[0], covariances[0], means[1], covariances[1])
+    expected = (means[0] - means[1]).square().sum() + (roots[0] - roots[1]).square().sum()
+    assert float(distance) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_closed_form_of_samples(network):
+    # Samples with exactly diagonal covariances: the signs of a Hadamard matrix, scaled.
+    signs = torch.tensor([[(-1.0) ** (r & c).bit_count() for c in range(1, 7)] for r in range(8)]).double()
+    one, two = torch.arange(1, 7), torch.tensor([2, 0.5, 3, 1, 4, 2.5]).double()
+    shift, unbiased = torch.arange(6.0), math.sqrt(8 / 7)
+    expected = shift.square().sum() + (unbiased * (one - two)).square().sum()
+    assert value(filled(network, signs * one, signs * two + shift)) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_wrong_distributions_are_refused():
+    one = torch.ones(2), torch.eye(2)
+    with pytest.raises(ValueError, match="shapes"):
+        frechet_distance(*one, torch.ones(3), torch.eye(3))
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance(*one, torch.ones(2), torch.eye(2) * float("nan"))
+
+
 def test_eigenvalues_that_do_not_converge_use_another_solver(monkeypatch):
     """Singular covariances, of fewer images than features: LAPACK may not converge."""
-    features = gaussian(30, 1), gaussian(40, 2)
-    sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in features]
-    gaussians = [part for each in sums for part in mean_and_covariance(*each)]
+    sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in (gaussian(30, 1), gaussian(40, 2))]
+    gaussians = [part for side in sums for part in mean_and_covariance(*side)]
     expected = float(frechet_distance(*gaussians))
 
     def fail(matrix):
@@ -69,97 +86,63 @@ def test_eigenvalues_that_do_not_converge_use_another_solver(monkeypatch):
     assert float(frechet_distance(*gaussians)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_closed_form_of_gaussians(network):
-    # Samples with exactly diagonal covariances: the signs of a Hadamard matrix, scaled.
-    signs = torch.tensor([[(-1.0) ** (r & c).bit_count() for c in range(1, 7)] for r in range(8)]).double()
-    one, two = torch.arange(1, 7), torch.tensor([2, 0.5, 3, 1, 4, 2.5]).double()
-    shift = torch.arange(6.0)
-    unbiased = math.sqrt(8 / 7)
-    expected = shift.square().sum() + (unbiased * (one - two)).square().sum()
-    value = filled(network, signs * one, signs * two + shift).compute()
-    assert float(value) == pytest.approx(float(expected), rel=1e-10)
-
-
 def test_same_value_as_torch_fidelity(network):
     real, fake = gaussian(500, 1), gaussian(400, 2)
-    theirs = fid_statistics_to_metric(fid_features_to_statistics(real), fid_features_to_statistics(fake), False)
-    value = filled(network, real, fake).compute()
-    assert value.dtype == torch.float64
-    assert float(value) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-8)
+    expected = fid_statistics_to_metric(fid_features_to_statistics(real), fid_features_to_statistics(fake), False)
+    assert value(filled(network, real, fake)) == pytest.approx(expected["frechet_inception_distance"], rel=1e-8)
 
 
 def test_float32_features_keep_a_float64_result(network):
     real, fake = gaussian(300, 1, torch.float32), gaussian(300, 2, torch.float32)
-    value = filled(network, real, fake).compute()
-    assert value.dtype == torch.float64
-    assert float(value) == pytest.approx(float(filled(network, real.double(), fake.double()).compute()), rel=1e-12)
+    result = filled(network, real, fake).compute()
+    assert result.dtype == torch.float64
+    assert float(result) == pytest.approx(value(filled(network, real.double(), fake.double())), rel=1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_any_batch_size_and_order(network, batch):
     images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = FrechetDistance(network)
-    whole.update_real(images[:60])
-    whole.update_fake(images[60:])
-    parts = FrechetDistance(network)
+    once, parts = FrechetDistance(network), FrechetDistance(network)
+    once.update_real(images[:60])
+    once.update_fake(images[60:])
     for part in images[60:].flip(0).split(batch):
         parts.update_fake(part)
     for part in images[:60].split(batch):
         parts.update_real(part)
-    assert (parts.real_count, parts.fake_count) == (60, 40)
-    assert float(parts.compute()) == pytest.approx(float(whole.compute()), rel=1e-6)
-
-
-def _process(rank: int, directory: str, real, fake, reference) -> None:
-    """One of two processes: uneven shares, and the reference both accumulated and loaded."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    share = slice(0, 130) if rank == 0 else slice(130, None)
-    own = filled(Means().load(), real[share], fake[share])
-    loaded = FrechetDistance(Means().load())
-    loaded.load_gaussian(*mean_and_covariance(*reference.values()))
-    loaded.update_features(fake[share], real=False)
-    result = {"own": own.compute(), "loaded": loaded.compute(), "state": own.reference_state()}
-    result["count"] = own.real_count
-    torch.save(result, f"{directory}/{rank}.pt")
-    dist.destroy_process_group()
+    assert (int(parts.real_features_num_samples), int(parts.fake_features_num_samples)) == (60, 40)
+    assert value(parts) == pytest.approx(value(once), rel=1e-6)
 
 
 def test_two_processes_equal_one(network, tmp_path):
+    """Uneven shares, and the reference both accumulated and loaded."""
     real, fake = gaussian(300, 1), gaussian(200, 2)
     alone = filled(network, real, fake)
-    reference = alone.reference_state()
-    # Forked, which spares two imports of torch; nothing here has started threads.
-    context = torch.multiprocessing.get_context("fork")
-    arguments = (str(tmp_path), real, fake, reference)
-    processes = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    for rank, count in enumerate((130, 170)):
-        result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert float(result["own"]) == pytest.approx(float(alone.compute()), rel=1e-9)
-        assert float(result["loaded"]) == pytest.approx(float(alone.compute()), rel=1e-9)
-        torch.testing.assert_close(result["state"], reference)
-        assert result["count"] == count  # the process's own again after the sum
+    sums = alone.reference_sums()
+
+    def work(rank):
+        share = slice(0, 130) if rank == 0 else slice(130, None)
+        both, given = filled(network, real[share], fake[share]), loaded(network, sums)
+        given.update_features(fake[share], real=False)
+        values = [both.compute(), given.compute()]
+        return values, list(both.reference_sums()), int(both.real_features_num_samples)
+
+    for (values, state, count), expected_count in zip(on_ranks(work, tmp_path), (130, 170), strict=True):
+        assert [float(x) for x in values] == pytest.approx([value(alone)] * 2, rel=1e-9)
+        torch.testing.assert_close(state, list(sums))
+        assert count == expected_count  # the rank's own again after the sum
 
 
 def test_reference_round_trip_survives_reset(network):
     real, fake = gaussian(300, 1), gaussian(200, 2)
     full = filled(network, real, fake)
-    loaded = FrechetDistance(network)
-    loaded.load_gaussian(*mean_and_covariance(*full.reference_state().values()))
+    distance = loaded(network, full.reference_sums())
     for _ in range(2):
-        loaded.reset()
-        assert loaded.fake_count == 0
-        loaded.update_features(fake, real=False)
-        assert float(loaded.compute()) == pytest.approx(float(full.compute()), rel=1e-12)
+        distance.reset()
+        assert distance.fake_features_num_samples == 0
+        distance.update_features(fake, real=False)
+        assert value(distance) == pytest.approx(value(full), rel=1e-12)
     with pytest.raises(RuntimeError, match="loaded reference"):
-        loaded.update_features(real, real=True)
-    with pytest.raises(ValueError, match="reference statistics have shapes"):
-        loaded.load_gaussian(torch.zeros(FEATURES), torch.zeros(2, 2))
+        distance.update_features(real, real=True)
 
 
 def test_new_samples_and_a_new_reference_replace_the_cached_value(network):
@@ -168,20 +151,20 @@ def test_new_samples_and_a_new_reference_replace_the_cached_value(network):
     assert distance.compute() == filled(network, real, fake).compute()
     distance.update_features(more, real=False)
     both = torch.cat((fake, more))
-    assert float(distance.compute()) == pytest.approx(float(filled(network, real, both).compute()), rel=1e-9)
+    assert value(distance) == pytest.approx(value(filled(network, real, both)), rel=1e-9)
     for reference in (gaussian(300, 4), gaussian(300, 5)):  # the root of the first must not serve the second
         full = filled(network, reference, both)
-        distance.load_gaussian(*mean_and_covariance(*full.reference_state().values()))
-        assert float(distance.compute()) == pytest.approx(float(full.compute()), rel=1e-9)
+        distance.load_gaussian(*mean_and_covariance(*full.reference_sums()))
+        assert value(distance) == pytest.approx(value(full), rel=1e-9)
 
 
 def test_fewer_images_than_features_warns_once(network):
     distance = filled(network, gaussian(10, 1), gaussian(5, 2))
-    with pytest.warns(UserWarning, match="5 generated images for 6 features") as seen:
+    with pytest.warns(UserWarning, match="5 generated images for 6 features") as warnings:
         distance.compute()
         distance.update_features(gaussian(1, 3)[:0], real=False)
         distance.compute()
-    assert len(seen) == 1
+    assert len(warnings) == 1
 
 
 def test_wrong_features_and_casts_are_refused(network):
@@ -199,22 +182,14 @@ def test_features_that_are_not_finite_give_no_distance(network, real):
     distance = filled(network, gaussian(10, 1), gaussian(10, 2))
     distance.update_features(torch.full((3, 6), math.nan), real=real)
     assert_user_error(r"not finite \(NaN\): the feature network's weights are damaged", distance.compute)
-    assert_user_error("not finite", distance.reference_state)
-    distance = filled(network, gaussian(10, 1), gaussian(10, 2))
+    assert_user_error("not finite", distance.reference_sums)
     distance.reset()
     assert distance.not_finite == 0
 
 
 def test_names():
-    assert [count_suffix(n) for n in (2000, 50000, 512, 1500, 500, 1000, 1)] == [
-        "2k",
-        "50k",
-        "512",
-        "1500",
-        "500",
-        "1k",
-        "1",
-    ]
+    counts = {2000: "2k", 50000: "50k", 512: "512", 1500: "1500", 500: "500", 1000: "1k", 1: "1"}
+    assert {count: count_suffix(count) for count in counts} == counts
     assert metric_name("fid", 50000) == "fid_50k"
     assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
     with pytest.raises(ValueError):

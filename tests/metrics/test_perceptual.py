@@ -1,4 +1,4 @@
-"""LPIPS with weights from a file: against its definition, and what happens without the file."""
+"""LPIPS with weights from a file: its definition, its gradients, missing and wrong files."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from aim_lightning.metrics.lpips import PerceptualDistance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*compares with no other")
-JUDGED = (3, 8, 15, 22, 29)  # outputs of VGG16's features that LPIPS compares
+LAYERS = (3, 8, 15, 22, 29)  # outputs of VGG16's features that LPIPS compares
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,23 @@ def by_definition(vgg_file, one, other):
     for i, layer in enumerate(features[:30]):
         layer.inplace = False
         both = [layer(x) for x in both]
-        if i in JUDGED:
+        if i in LAYERS:
             units = [F.normalize(x, dim=1) for x in both]
-            total = total + F.conv2d((units[0] - units[1]).square(), heads[JUDGED.index(i)]).mean((2, 3))
+            total = total + F.conv2d((units[0] - units[1]).square(), heads[LAYERS.index(i)]).mean((2, 3))
     return total.flatten()
 
 
 def test_it_is_lpips(lpips, vgg_file, images):
     with torch.no_grad():
-        found, expected = lpips(*images), by_definition(vgg_file, *images)
-    assert found.shape == (2,) and torch.allclose(found, expected, rtol=1e-4)
+        result, expected = lpips(*images), by_definition(vgg_file, *images)
+    assert result.shape == (2,) and torch.allclose(result, expected, rtol=1e-4)
     assert torch.equal(lpips(images[0], images[0]), torch.zeros(2))
 
 
 def test_gradients_reach_the_images_and_nothing_else(lpips, images):
-    made = (images[0] * 1.5).requires_grad_()  # reconstructions may leave [-1, 1]
-    lpips(made, images[1]).mean().backward()
-    assert made.grad.abs().sum() > 0
+    reconstruction = (images[0] * 1.5).requires_grad_()  # it may leave [-1, 1]
+    lpips(reconstruction, images[1]).mean().backward()
+    assert reconstruction.grad.abs().sum() > 0
     assert not isinstance(lpips, torch.nn.Module)
     assert all(p.grad is None and not p.requires_grad for p in lpips.network.parameters())
 

@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
-from metrics.random_inception import inception_file  # noqa: F401
+from metrics.builders import inception_file  # noqa: F401
 from metrics.test_features import embedded_images, noisy
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
+from aim_lightning.metrics.feature_sets import KernelDistance, PrecisionRecall
 from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
 from aim_lightning.metrics.fid import frechet_distance
-from aim_lightning.metrics.kid import KernelDistance
-from aim_lightning.metrics.precision_recall import PrecisionRecall
 from aim_lightning.metrics.reference_statistics import ReferenceImagesBuilder
 from aim_lightning.metrics.scores import Scores
 

@@ -7,27 +7,23 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from helpers import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metrics.test_frechet import Means
+from metrics.builders import Complete, Means, on_ranks, random_images, reference_of, score
 from torch import nn
 from torchmetrics import Metric
 
 from aim_lightning.evaluation.image_sets import NpzImages
-from aim_lightning.metrics.features import LOGITS, TorchFeatures
-from aim_lightning.metrics.fid import frechet_distance
+from aim_lightning.metrics.feature_sets import KernelDistance, PrecisionRecall, SampleFeatures
+from aim_lightning.metrics.features import TorchFeatures
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
-from aim_lightning.metrics.kid import KernelDistance
-from aim_lightning.metrics.precision_recall import PrecisionRecall
 from aim_lightning.metrics.reference_statistics import (
     ReferenceImages,
     ReferenceImagesBuilder,
     adm_gaussians,
     chosen_rows,
 )
-from aim_lightning.metrics.sample_features import SampleFeatures
 from aim_lightning.metrics.scores import Scores
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile, write_npz
@@ -35,85 +31,19 @@ from aim_lightning.utils.npz import NpzFile, write_npz
 torch.set_num_threads(1)
 
 
-class Complete(Means):
-    """A fast network with all of Inception's outputs."""
-
-    name, metric_name = "means", "fid"
-
-    def output_sizes(self):
-        return {"features": 6, "spatial": 3, LOGITS: 6}
-
-    def _outputs(self, images):
-        features = self._features(images)
-        return {"features": features, "spatial": features[:, :3], LOGITS: features / 64}
-
-
-def random_images(count, seed=0, high=256):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, high, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
-
-
-def real_of(network, images, labels=None):
-    builder = ReferenceImagesBuilder(network, len(images), 0 if labels is None else int(labels.max()) + 1)
-    for rows in torch.arange(len(images)).split(16):
-        builder.add(images[rows], None if labels is None else labels[rows], rows)
-    return builder.finish({"kind": "test"})
-
-
-def score(network, real, images, share=slice(None), batch=9, **options):
-    scores = Scores(network, real, len(images), **options)
-    for rows in torch.arange(len(images))[share].split(batch):
-        scores.update(images[rows], rows, rows % 2)
-    return scores.compute()
-
-
-@pytest.mark.parametrize("features", [1, 2, 8])
-def test_closed_form_of_gaussians(features):
-    """Commuting covariances: ||difference of means||^2 + ||difference of roots||^2."""
-    generator = torch.Generator().manual_seed(features)
-    rotation = torch.linalg.qr(torch.randn(features, features, generator=generator).double()).Q
-    roots = [torch.rand(features, generator=generator).double() + 0.1 for _ in range(2)]
-    means = [torch.randn(features, generator=generator).double() for _ in range(2)]
-    covariances = [rotation @ torch.diag(root**2) @ rotation.T for root in roots]
-    value = frechet_distance(means[0], covariances[0], means[1], covariances[1])
-    expected = (means[0] - means[1]).square().sum() + (roots[0] - roots[1]).square().sum()
-    assert float(value) == pytest.approx(float(expected), rel=1e-10)
-
-
-def test_distance_refuses_what_it_cannot_take():
-    one = torch.ones(2), torch.eye(2)
-    with pytest.raises(ValueError, match="shapes"):
-        frechet_distance(*one, torch.ones(3), torch.eye(3))
-    with pytest.raises(ValueError, match="finite"):
-        frechet_distance(*one, torch.ones(2), torch.eye(2) * float("nan"))
-
-
-def _process(rank, directory, images, real):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=3)
-    network = Complete().load()
-    share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last has no images at all
-    builder = ReferenceImagesBuilder(network, len(real), 2)
-    rows = torch.arange(len(real))[rank::3]
-    builder.add(real[rows], rows % 2, rows)
-    statistics = builder.finish({"kind": "test"})
-    torch.save(score(network, statistics, images, share, batch=11), f"{directory}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_three_processes_equal_one(tmp_path):
     images, real = random_images(100), random_images(120, 1, 200)
-    alone = score(Complete().load(), real_of(Complete().load(), real, torch.arange(120) % 2), images)
+    network, labels = Complete().load(), torch.arange(120) % 2
+    alone = score(network, reference_of(network, real, labels), images)
+
+    def work(rank):
+        statistics = reference_of(network, real, labels, torch.arange(120)[rank::3])
+        share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last rank has no images at all
+        return score(network, statistics, images, share, batch=11)
+
     assert len(alone) == 9
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=_process, args=(rank, str(tmp_path), images, real)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    for rank in range(3):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(alone, rel=1e-6)
+    for values in on_ranks(work, tmp_path, 3):
+        assert values == pytest.approx(alone, rel=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -219,7 +149,7 @@ def test_features_come_back_in_order_and_once():
 
 def test_wrong_images_are_refused():
     network = Complete().load()
-    real = real_of(network, random_images(40))
+    real = reference_of(network, random_images(40))
     scores = Scores(network, real, 10)
     for wrong in (
         torch.rand(2, 3, 8, 8),
@@ -234,16 +164,16 @@ def test_wrong_images_are_refused():
 def test_fewer_images_than_features_names_the_bias():
     network = Complete().load()
     for real, fake, words in ((40, 5, "5 generated images for 6"), (5, 40, "5 real images for 6")):
-        kept = real_of(network, random_images(real)).tensors()  # as they come from the cache
+        kept = reference_of(network, random_images(real)).tensors()  # as they come from the cache
         with pytest.warns(UserWarning, match=f"{words} features; the covariance is singular and the distance too high"):
             score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
 def test_names_never_take_a_stand_in_for_the_real_thing():
     network = Means().load()
-    values = score(network, real_of(network, random_images(40), torch.arange(40) % 2), random_images(30))
+    values = score(network, reference_of(network, random_images(40), torch.arange(40) % 2), random_images(30))
     assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
-    light = score(network, real_of(network, random_images(40)), random_images(30), compare=False)
+    light = score(network, reference_of(network, random_images(40)), random_images(30), compare=False)
     assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
 
 
@@ -252,7 +182,7 @@ def test_names_never_take_a_stand_in_for_the_real_thing():
 @pytest.mark.parametrize("compare", [True, False])
 def test_names_are_known_before_anything_is_scored(network, labels, compare):
     network = network().load()
-    real = real_of(network, random_images(40), labels)
+    real = reference_of(network, random_images(40), labels)
     assert Scores(network, real, 30, compare=compare).names() == list(
         score(network, real, random_images(30), compare=compare)
     )
@@ -260,7 +190,7 @@ def test_names_are_known_before_anything_is_scored(network, labels, compare):
 
 def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
     network = Complete().load()
-    scores, few = (Scores(network, real_of(network, random_images(40)), count) for count in (30, 12))
+    scores, few = (Scores(network, reference_of(network, random_images(40)), count) for count in (30, 12))
     assert scores.protocol()["kernel_distance"]["subset_size"] == 30
     names = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
     assert scores.names() == names and Scores(network, scores.real, 30, compare=False).names() == names[:4]
@@ -292,7 +222,7 @@ def test_a_reference_of_two_images_without_labels_has_no_probe():
 
 def test_real_images_survive_a_file():
     network = Complete().load()
-    real = real_of(network, random_images(40), torch.arange(40) % 2)
+    real = reference_of(network, random_images(40), torch.arange(40) % 2)
     real.source["pixels_sha256"] = "0a" * 32
     again = ReferenceImages.from_tensors(real.tensors(), {"kind": "test"})
     assert (again.source, again.count) == ({"kind": "test", "pixels_sha256": "0a" * 32}, 40)
@@ -309,7 +239,7 @@ def adm_file(path, network, real, **changes):
 
 def test_adm_reference_gives_the_same_distances(tmp_path):
     network = Complete().load()
-    real = real_of(network, random_images(40))
+    real = reference_of(network, random_images(40))
     gaussians = adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), network)
     again = ReferenceImages(gaussians, real.features, None, {})
     assert score(network, again, random_images(30, 2)) == pytest.approx(
@@ -319,7 +249,7 @@ def test_adm_reference_gives_the_same_distances(tmp_path):
 
 def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
     network = Complete().load()
-    real = real_of(network, random_images(40))
+    real = reference_of(network, random_images(40))
     with pytest.raises(UserError, match="mu_s: float64 \\(4,\\), expected finite floats \\(3,\\)"):
         adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
     with pytest.raises(UserError, match="sigma: float64"):
@@ -329,7 +259,7 @@ def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
 def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
     """Other weights have features of the same shape: for them the file's images are worked out."""
     network = Complete().load()
-    file, other = adm_file(tmp_path / "ref.npz", network, real_of(network, random_images(40))), Complete().load()
+    file, other = adm_file(tmp_path / "ref.npz", network, reference_of(network, random_images(40))), Complete().load()
     other.metric_name = "fd_inception_1a2b3c4d"
     assert set(adm_gaussians(file, network)) == {"features", "spatial"}
     assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
@@ -414,7 +344,7 @@ def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "net.pth")
     options = {"factory": "torchvision.models.squeezenet1_1", "weights": str(tmp_path / "net.pth"), "name": "squeeze"}
     network = TorchFeatures(**options, num_features=512, input_size=64, layer="features").load()
-    values = score(network, real_of(network, random_images(8)), random_images(6), compare=False)
+    values = score(network, reference_of(network, random_images(8)), random_images(6), compare=False)
     assert set(values) == {"fd_squeeze"} and network.protocol()["factory"] == "torchvision.models.squeezenet1_1()"
     with pytest.raises(UserError, match="num_features"):
         TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(random_images(1))

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
+from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES
@@ -41,7 +42,7 @@ class ReconstructionMetrics(Scoring):
         distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         loader = trainer.datamodule.val_dataloader()
         batches = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
-        for batch in self.between(trainer, batches, "the next reconstructions to score"):
+        for batch in between(trainer, batches, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.images.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))

@@ -1,11 +1,13 @@
 """Scores of samples in validation, with the scorer of `evaluate`: a Fréchet distance and class agreement."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
+from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.image_sets import ExperimentImages
 from aim_lightning.evaluation.incremental import IncrementalScorer
 from aim_lightning.evaluation.scorer import Scorer
@@ -58,10 +60,8 @@ class SampleMetrics(Scoring):
         if in_validate and self.baselines:
             self._log(self._samples(trainer, _untrained(pl_module.network)), self.num_samples, "_untrained")
             images = ExperimentImages(self.images.open("val"), "val")
-            values, _ = self.scorer.scorer.score(
-                images, lambda batches: self.between(trainer, batches, "the next real images to score")
-            )
-            self._log(values, len(images), "_real")
+            between_batches = partial(between, trainer, phase="the next real images to score")
+            self._log(self.scorer.scorer.score(images, between_batches)[0], len(images), "_real")
 
     def protocol(self) -> dict[str, Any]:
         """Return everything that the values depend on, for results.json."""
@@ -70,7 +70,7 @@ class SampleMetrics(Scoring):
 
     def _samples(self, trainer: Trainer, network: AiM) -> dict[str, float]:
         pipeline = AiMPipeline(network, self.tokenizer)
-        return self.scorer.score(pipeline, self.num_samples, lambda phase: self.stop(trainer, phase)).values
+        return self.scorer.score(pipeline, self.num_samples, partial(self.stop, trainer)).values
 
     def _log(self, values: dict[str, float], num_images: int, suffix: str = "", raw: bool = False) -> None:
         for name, value in values.items():

@@ -1,8 +1,7 @@
 """The common part of callbacks that score images in validation: their interval, their reference and their stop."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from functools import partial
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -12,8 +11,6 @@ from aim_lightning.cluster import signals
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.dist import ProcessGroup
-
-Item = TypeVar("Item")
 
 
 class Scoring(Callback):
@@ -68,20 +65,8 @@ class Scoring(Callback):
 
     def reference(self, trainer: Trainer, split: str, probe: bool) -> ReferenceImages:
         """Return the statistics of a split of the experiment's images. Every rank must call it."""
-        reference = Reference(None, self.images, split)
-        return reference.statistics(
-            self.features,
-            ProcessGroup(),
-            self.cache_dir,
-            self.batch_size,
-            probe,
-            lambda batches: self.between(trainer, batches, "the next reference images"),
-        )
-
-    @staticmethod
-    def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Item]:
-        """Yield this rank's items; in `validate` a signal can stop all ranks before each of them."""
-        return between(trainer, items, phase)
+        options = self.cache_dir, self.batch_size, probe, partial(between, trainer, phase="the next reference images")
+        return Reference(None, self.images, split).statistics(self.features, ProcessGroup(), *options)
 
     @staticmethod
     def stop(trainer: Trainer, phase: str) -> int:

@@ -1,7 +1,9 @@
 """The metrics of `evaluate` during training, which continues as without them."""
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from aim_lightning.evaluation.evaluated_model import identity
 from aim_lightning.evaluation.image_sets import check_size, decoded_size
 from aim_lightning.evaluation.incremental import IncrementalScorer, IncrementalScores
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.score_record import append_record, score_record
+from aim_lightning.evaluation.score_record import score_record
 from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.scores import least_images
@@ -118,11 +120,9 @@ class TrainingEvaluation(Callback):
         """Evaluate before the first batch of a step that is due."""
         step, first_batch = trainer.global_step, batch_idx % trainer.datamodule.plan.accumulate == 0
         due = self.epoch_due or (self.every_n_steps and step % self.every_n_steps == 0)
-        if first_batch and due and step > self.evaluated_step:
-            signal = self._evaluate(trainer, pl_module)
-            if signal:
-                log("evaluation aborted; the next start repeats it")
-                _preemption(trainer).stop(trainer, signal)
+        if first_batch and due and step > self.evaluated_step and (signal := self._evaluate(trainer, pl_module)):
+            log("evaluation aborted; the next start repeats it")
+            _callback(trainer, Preemption).stop(trainer, signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an evaluation due at the next batch, when Lightning's counters are settled."""
@@ -147,20 +147,21 @@ class TrainingEvaluation(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """Evaluate and return NONE, or return the signal that aborted the evaluation."""
-        ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+        ema, preemption = _callback(trainer, EMA), _callback(trainer, Preemption)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         # Training must be bit-identical with and without evaluation: its random state and modes are restored.
         with torch.random.fork_rng(devices=devices), _sampling_network(pl_module.network, ema) as network:
             pipeline = AiMPipeline(network, self.tokenizer)
             # A reduced number of samples means that the budget has decided before.
             budget = self.budget_seconds if self.num_samples == self.configured_samples else None
-            scores = self.scorer.score(pipeline, self.num_samples, lambda phase: _signal(trainer, phase), budget)
+            stop = partial(preemption.check, trainer) if preemption else lambda phase: signals.NONE
+            scores = self.scorer.score(pipeline, self.num_samples, stop, budget)
         if scores.signal:
             return scores.signal
         self.evaluated_step, self.epoch_due, self.num_samples = trainer.global_step, False, scores.num_images
         record = self._record(trainer, scores, pipeline, raw=ema is None)
+        curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
         for logger in trainer.loggers:
-            curves = {f"metrics/{name}": value for name, value in record["metrics"].items()}
             logger.log_metrics(curves, logged_step(trainer))
         if trainer.is_global_zero:
             directory, grid = Path(self.run_dir) / "samples", labelled_grid(scores.first_images, COLUMNS, [])
@@ -168,7 +169,8 @@ class TrainingEvaluation(Callback):
             with tolerate_disk_errors(directory):
                 save_png(grid, directory / "evaluation.png")
                 write_json(directory / "evaluation.json", record)
-                append_record(directory / "evaluations.jsonl", record)
+                with (directory / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._keep_best(trainer, scores.values)
         return signals.NONE
 
@@ -202,28 +204,16 @@ class TrainingEvaluation(Callback):
                 (directory / old).unlink(missing_ok=True)
 
 
-def _preemption(trainer: Trainer) -> Preemption | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Preemption)), None)
-
-
-def _signal(trainer: Trainer, phase: str) -> int:
-    """Return the signal that all ranks agree on; NONE also without the preemption callback."""
-    preemption = _preemption(trainer)
-    return preemption.check(trainer, phase) if preemption else signals.NONE
+def _callback(trainer: Trainer, callback_class: type) -> Any:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)
 
 
 @contextmanager
 def _sampling_network(network: nn.Module, ema: EMA | None) -> Iterator[nn.Module]:
     """Yield the averaged network; without EMA the trained one in evaluation mode, restored afterwards."""
-    with nullcontext() if ema else _modes_restored(network):
-        yield ema.network if ema else network.eval()
-
-
-@contextmanager
-def _modes_restored(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
+    modes = {} if ema else {module: module.training for module in network.modules()}
     try:
-        yield
+        yield ema.network if ema else network.eval()
     finally:
         for module, training in modes.items():
             module.training = training

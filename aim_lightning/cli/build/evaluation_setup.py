@@ -1,7 +1,6 @@
 """The common setup of evaluate, sweep, follow and reproduce: ranks, scorer, model and samples."""
 
 import argparse
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.common_options import choose_classes
 from aim_lightning.cli.config import Config
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.sample_blocks import resolve_options
-from aim_lightning.evaluation.sample_plan import SamplePlan, balanced_labels, read_labels
-from aim_lightning.evaluation.score_record import over_seeds
+from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels, read_labels, resolve_options
+from aim_lightning.evaluation.score_record import describe_reference, over_seeds
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
 from aim_lightning.metrics.features import FeatureNetwork, InceptionFeatures
 from aim_lightning.pipeline import load_tokenizer
@@ -36,8 +35,8 @@ def start(config: Config) -> torch.device:
     Raises:
         UserError: the devices do not exist.
     """
+    quiet()
     options = {key: config.trainer[key] for key in ("accelerator", "devices", "num_nodes") if key in config.trainer}
-    warnings.filterwarnings("ignore", ".*`srun` command is available.*")
     try:
         fabric = Fabric(**options)
         fabric.launch()
@@ -80,41 +79,29 @@ def run_seeds(
 
 def make_scorer(config: Config, options: argparse.Namespace, device: torch.device) -> Scorer:
     """Load the feature network and the statistics of the reference. Every rank must call it."""
-    check_feature_batch(options)
+    if options.feature_batch < 1:
+        raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
     ranks, images, features = ProcessGroup(), config.values["images"], config.values["features"]
     network = build_object(features, FeatureNetwork, "features") if features else InceptionFeatures()
     network.weights_path()  # missing weights are reported before images are read
     reference = Reference(options.reference, Images(**images) if images else None)
     network.load(device)
     statistics = reference.statistics(network, ranks, options.cache, options.feature_batch)
-    return Scorer(
-        network,
-        statistics,
-        reference.image_size(),
-        ranks,
-        options.splitting,
-        options.feature_batch,
-        performance={"reference": reference.performance} if reference.performance else {},
-    )
-
-
-def check_feature_batch(options: argparse.Namespace) -> None:
-    """Raise UserError if --feature_batch is below one."""
-    if options.feature_batch < 1:
-        raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
+    performance = {"reference": reference.performance} if reference.performance else {}
+    how = reference.image_size(), ranks, options.splitting, options.feature_batch
+    return Scorer(network, statistics, *how, performance=performance)
 
 
 def load_model(config: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
     """Load published weights, a checkpoint, or the newest checkpoint of the run. Every rank must call it."""
-    backend = config.init_args("model").get("backend", "auto")
-    allow = getattr(options, "allow_untrained_guidance", False)
+    loading = {"device": device, "backend": config.init_args("model").get("backend", "auto")}
+    loading["allow_untrained_guidance"] = getattr(options, "allow_untrained_guidance", False)
     if getattr(options, "weights", None):
-        return from_published(options.weights, device, backend, allow)
+        return from_published(options.weights, **loading)
     source = Path(getattr(options, "checkpoint", None) or config.run_directory.path)
     tokenizer = config.values["tokenizer"]
     tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-    arguments = {"raw": options.raw, "tokenizer": tokenizer, "device": device, "backend": backend}
-    return from_run(source, **arguments, allow_untrained_guidance=allow)
+    return from_run(source, raw=options.raw, tokenizer=tokenizer, **loading)
 
 
 def make_evaluation(
@@ -155,12 +142,19 @@ def seeds(options: argparse.Namespace, first: int) -> list[int]:
     return [first + i for i in range(options.seeds)]
 
 
-def show(record: dict[str, Any]) -> None:
-    """Log one metric per line, with its spread over seeds, then the speeds."""
+def show(record: dict[str, Any], reference: str | None) -> None:
+    """Log one metric per line, with its spread over seeds, then the speeds.
+
+    Args:
+        record: of the scores.
+        reference: value of --reference; the line of a reference other than the experiment's images is added.
+    """
     several = len(record.get("seeds", [])) > 1
     for name, value in record["metrics"].items():
         spread = f" ± {record['std'][name]:.4f}" if several else ""
         log(f"  {name:36s}{value:z12.4f}{spread}")
+    if reference:
+        log(f"  reference: {describe_reference(record['protocol']['reference'])}")
     for name, speed in record["performance"].items():
         if isinstance(speed, dict) and speed:
             log(f"  {name:12s}{speed['images_per_s']:10.1f} images/s, peak {speed['peak_memory_gib']:.1f} GiB")

@@ -8,7 +8,7 @@ from aim_lightning.cli.common_options import add_generating, add_record, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes, write_json
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
 
 HELP = "generate samples (or read existing ones) and score them: FID, sFID, IS, KID, precision, recall"
 
@@ -36,10 +36,8 @@ OF_RUN = ("--checkpoint", "--raw")
 def run(config: Config, options: argparse.Namespace) -> int:
     """Write scores.json, samples.npz and preview.png, and one more record for several seeds."""
     from aim_lightning.cli.build import evaluation_setup as setup
-    from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.evaluation.scorer import RECORD
 
-    quiet()
     check_record_name(options.record)
     setup.refuse(options, "--samples", OF_SAMPLING)
     setup.refuse(options, "--weights", OF_RUN)
@@ -56,8 +54,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
         if not options.weights:
             _add_to_results(config, record)
         keep(record, options.record)
-    setup.show(record)
-    log(f'results: {path}\nnext: make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
+        setup.show(record, options.reference)
+        log(f"results: {path}")
+        log_next('make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
     return 0
 
 
@@ -80,13 +79,11 @@ def _add_to_results(config: Config, record: dict[str, Any]) -> None:
 def _score_existing(config: Config, options: argparse.Namespace) -> int:
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.image_sets import open_images
-    from aim_lightning.evaluation.npz_export import preview_png
     from aim_lightning.evaluation.score_record import score_record, short_key
     from aim_lightning.evaluation.scorer import PREVIEW, RECORD
 
-    # Mistakes in the command line are reported before the reference is computed.
+    # A missing file is reported before the reference is computed.
     images = open_images(options.samples)
-    setup.check_feature_batch(options)
     scorer = setup.make_scorer(config, options, setup.start(config))
     state, source = scorer.ranks.on_rank0(lambda: (images.state(), images.identity()))
     values, speed = scorer.score(images)
@@ -100,10 +97,10 @@ def _score_existing(config: Config, options: argparse.Namespace) -> int:
         performance = {**scorer.performance, **speed, "processes": scorer.ranks.world_size}
         protocol = {"pictures": source, **protocol}
         record = score_record(source, {}, values, len(images), protocol, performance, scorer.hardware())
-        write_bytes(directory / PREVIEW, preview_png(images, None))
+        write_bytes(directory / PREVIEW, images.preview(None))
         write_json(directory / RECORD, record)
         keep(record, options.record)
-        setup.show(record)
+        setup.show(record, options.reference)
         log(f"results: {directory / RECORD}, {directory / PREVIEW}")
     return 0
 

@@ -2,15 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
 from aim_lightning.cli.common_options import add_record, add_scoring, add_seeds
 from aim_lightning.cli.config import Config
-from aim_lightning.evaluation.report.paper_results import AIM, paper_row
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_json
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
 
 HELP = "evaluate published weights and print a row next to the paper's"
 
@@ -37,35 +35,39 @@ SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 def run(config: Config, options: argparse.Namespace) -> int:
     """Download what is missing, evaluate, and print our row and the paper's."""
     from aim_lightning.cli.build import evaluation_setup as setup
-    from aim_lightning.cli.build.trainer_cli import quiet
-    from aim_lightning.evaluation.report.table import compare_with_paper
+    from aim_lightning.evaluation.report.table import compare_with_paper, paper_results
     from aim_lightning.evaluation.scorer import RECORD
     from aim_lightning.utils.dist import ProcessGroup
     from aim_lightning.weights.download import DOWNLOADS
 
-    quiet()
-    row = paper_row(options.preset)
-    if row is None:
-        raise UserError(f"--preset is {options.preset!r}; the paper's table has {', '.join(row.model for row in AIM)}")
-    if options.weights is None and row.model not in DOWNLOADS:
-        raise UserError(f"{row.model} has no published weights; give --weights")
+    rows = {row["model"].lower(): row for row in paper_results()["aim"]}
+    if (row := rows.get(options.preset.lower())) is None:
+        known = ", ".join(row["model"] for row in rows.values())
+        raise UserError(f"--preset is {options.preset!r}; the paper's table has {known}")
+    model = row["model"]
+    if options.weights is None and model not in DOWNLOADS:
+        raise UserError(f"{model} has no published weights; give --weights")
     check_record_name(options.record)
     config.values["sampling"] = {**SETTINGS, **config.values["sampling"]}
     device = setup.start(config)
     # Rank 0 downloads for all ranks; its errors are raised on all of them.
-    ProcessGroup().on_rank0(lambda: _download(options, row.model, inception=config.values["features"] is None))
-    options.weights = options.weights or DOWNLOADS[row.model].path
+    ProcessGroup().on_rank0(lambda: _download(options, model, inception=config.values["features"] is None))
+    options.weights = options.weights or DOWNLOADS[model].path
     options.reference = options.reference or DOWNLOADS["adm"].path
     evaluation, plan = setup.prepare(config, options, device, keep_images=True)
     record = setup.run_seeds(evaluation, plan, options, config.sampling)
     if evaluation.scorer.ranks.is_rank_zero:
-        write_json(evaluation.root / f"{row.model}.json", record)
+        write_json(evaluation.root / f"{model}.json", record)
         keep(record, options.record)
-    setup.show(record)
-    log("\n" + compare_with_paper(record, row))
-    _log_differences(record, options.num)
-    path = evaluation.directory(plan, config.sampling) / RECORD
-    log(f"results: {path}; next: make table (after --record NAME)")
+        setup.show(record, options.reference)
+        log("\n" + compare_with_paper(record, row))
+        if not any(name.startswith("fid_") for name in record["metrics"]):
+            features = record["protocol"]["features"]["network"]
+            log(f"these are distances on {features}, no FID; do not compare them with a paper")
+        if options.num < 50_000:
+            log(f"{options.num:,} samples instead of 50,000; FID is biased upwards, do not compare it")
+        log(f"results: {evaluation.directory(plan, config.sampling) / RECORD}")
+        log_next("make table (after --record NAME)")
     return 0
 
 
@@ -83,12 +85,3 @@ def _download(options: argparse.Namespace, model: str, inception: bool) -> None:
     for name, is_missing in {"adm": options.reference is None, "inception": inception}.items():
         if is_missing:
             log(f"using {download(DOWNLOADS[name])}")
-
-
-def _log_differences(record: dict[str, Any], num: int) -> None:
-    """Log why the two rows are not comparable."""
-    if not any(name.startswith("fid_") for name in record["metrics"]):
-        features = record["protocol"]["features"]["network"]
-        log(f"these are distances on {features}, no FID; do not compare them with a paper")
-    if num < 50_000:
-        log(f"{num:,} samples instead of 50,000; FID is biased upwards, do not compare it")

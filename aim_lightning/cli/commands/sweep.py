@@ -8,7 +8,7 @@ from aim_lightning.cli.commands.evaluate import OF_RUN, check_record_name
 from aim_lightning.cli.common_options import add_generating, boolean
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.files import atomic_directory, write_json
-from aim_lightning.utils.logging import log
+from aim_lightning.utils.logging import log, log_next
 
 HELP = "evaluate over a grid of sampling options"
 
@@ -34,11 +34,9 @@ SWEEPS = Path("experiments/sweeps")
 def run(config: Config, options: argparse.Namespace) -> int:
     """Write results.csv, plots and TensorBoard hparams of a sweep; finished points are not computed again."""
     from aim_lightning.cli.build import evaluation_setup as setup
-    from aim_lightning.cli.build.trainer_cli import quiet
-    from aim_lightning.evaluation.report import sweep
-    from aim_lightning.evaluation.score_record import short_key
+    from aim_lightning.evaluation.report import plots, sweep
+    from aim_lightning.evaluation.score_record import describe_reference, short_key
 
-    quiet()
     setup.refuse(options, "--weights", OF_RUN)
     check_record_name(options.record, SWEEPS)
     grid = sweep.parse_grid(options.grid)
@@ -56,30 +54,21 @@ def run(config: Config, options: argparse.Namespace) -> int:
         if ranks.is_rank_zero:
             sweep.write_csv(directory / sweep.TABLE, names, points[:number], records)
             write_json(directory / sweep.PROTOCOL, sweep.sweep_protocol(names, points, records))
-    if ranks.is_rank_zero:
-        plots = _finish(directory, names, points, records)
-        _keep([directory / sweep.TABLE, directory / sweep.PROTOCOL, *plots], options.record)
-    return 0
-
-
-def _finish(directory: Path, names: list[str], points: list, records: list[dict]) -> list[Path]:
-    """Write hparams and plots, log the best point, and return the plots."""
-    from aim_lightning.evaluation.report.plots import write_plots
-    from aim_lightning.evaluation.report.sweep import TABLE, label, write_hparams
-
-    write_hparams(directory, names, points, records)
+    if not ranks.is_rank_zero:
+        return 0
+    files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]
+    sweep.write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
-    log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {label(points[best], names)}")
-    log(f"results: {directory / TABLE}; hparams: tensorboard --logdir {directory / 'hparams'}")
-    plots = write_plots(directory, names, points, records)
-    log(f"plots: {', '.join(map(str, plots))}")
-    return plots
-
-
-def _keep(files: list[Path], name: str | None) -> None:
-    if name:
-        with atomic_directory(SWEEPS / name) as directory:
+    against = f", against {describe_reference(records[0]['protocol']['reference'])}" if options.reference else ""
+    log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {sweep.label(points[best], names)}{against}")
+    log(f"results: {files[0]}; hparams: tensorboard --logdir {directory / 'hparams'}")
+    files += plots.write_plots(directory, names, points, records)
+    log(f"plots: {', '.join(map(str, files[2:]))}")
+    if options.record:
+        with atomic_directory(SWEEPS / options.record) as kept:
             for file in files:
-                shutil.copyfile(file, directory / file.name)
-        log(f"recorded in {SWEEPS / name}; next: make table")
+                shutil.copyfile(file, kept / file.name)
+        log(f"recorded in {SWEEPS / options.record}")
+        log_next("make table")
+    return 0

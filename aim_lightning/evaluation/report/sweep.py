@@ -20,10 +20,10 @@ VARIABLE = tuple(field.name for field in fields(SamplingOptions) if field.name !
 
 
 def parse_grid(text: str) -> dict[str, list[Any]]:
-    """``cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8]`` to option -> values.
+    """Return the values by option of a grid such as ``cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8]``.
 
     Raises:
-        UserError: no such option, no values, or an option or a value given twice.
+        UserError: an unknown option, no values, or an option or a value that occurs twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in text.split():
@@ -36,6 +36,7 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
             grid[name] = [parse(value) for value in COMMA.split(values)]
         except YamlError as problem:
             raise UserError(f"--grid: {name}: {problem}") from None
+        # Values may be lists, so that a set cannot find the duplicates.
         if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
             raise UserError(f"--grid: {word!r} has a value twice; write each once")
     if not grid:
@@ -44,34 +45,41 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
 
 
 def grid_points(grid: dict[str, list[Any]], base: SamplingOptions) -> list[SamplingOptions]:
-    """Every combination, the last option varying fastest.
+    """Return every combination of the grid, the last option varying fastest.
+
+    Args:
+        grid: values by option.
+        base: options that do not vary.
 
     Raises:
         UserError: a value that the option does not take.
     """
-    combinations = itertools.product(*grid.values())
     try:
-        return [replace(base, **dict(zip(grid, values, strict=True))) for values in combinations]
+        return [replace(base, **dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
     except UserError as error:
         raise UserError(f"--grid: {error}") from None
 
 
 def label(point: SamplingOptions, names: list[str]) -> str:
-    """``cfg_scale=1.5,top_k=600``: the point's values of the options that vary."""
+    """Return the values of the options that vary, such as ``cfg_scale=1.5,top_k=600``."""
     return ",".join(f"{name}={text(point, name)}" for name in names)
 
 
 def text(point: SamplingOptions, name: str) -> str:
-    """One option's value as it stands in tables and names."""
+    """Return one option's value as in tables and names."""
     value = asdict(point)[name]
-    words = [
-        f"{one:g}" if isinstance(one, float) else str(one) for one in (value if isinstance(value, tuple) else [value])
-    ]
-    return "-".join(words)
+    values = value if isinstance(value, tuple) else [value]
+    return "-".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)
+
+
+def number_or_text(point: SamplingOptions, name: str) -> float | str:
+    """Return one option's value for plots and hparams, which take no lists."""
+    value = asdict(point)[name]
+    return value if isinstance(value, int | float) else text(point, name)
 
 
 def write_csv(path: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> None:
-    """A row a point: the options that vary, all metrics, their spread over seeds where there are several."""
+    """Write a row per point: the options that vary, all metrics, and with several seeds their spread."""
     rows = []
     for point, record in zip(points, records, strict=True):
         spread = record["std"] if len(record.get("seeds", [])) > 1 else {}
@@ -85,14 +93,14 @@ def write_csv(path: Path, names: list[str], points: list[SamplingOptions], recor
 
 
 def sweep_protocol(names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What all points have in common and the values of the options that vary: results.csv is worth nothing without.
+    """Return what all points have in common, without which results.csv has no meaning, and the values that vary.
 
     `hardware` and `commit` are lists: points of a continued sweep may have several.
     """
     first = records[0]
-    protocol = {key: value for key, value in first["protocol"].items() if key != "sampling"}
     vary = {*names, *(["seed"] if len(first["seeds"]) > 1 else [])}
-    protocol["sampling"] = {key: v for key, v in first["protocol"]["sampling"].items() if key not in vary}
+    sampling = {key: value for key, value in first["protocol"]["sampling"].items() if key not in vary}
+    protocol = {key: value for key, value in first["protocol"].items() if key != "sampling"} | {"sampling": sampling}
     return {
         "format": FORMAT,
         **{key: first[key] for key in ("model", "data", "num_images")},
@@ -105,17 +113,17 @@ def sweep_protocol(names: list[str], points: list[SamplingOptions], records: lis
 
 
 def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """Protocols of the recorded sweeps by name, in order.
+    """Return the protocols of the recorded sweeps by name, in order.
 
     Raises:
         UserError: a directory without one.
     """
-    found = {}
-    for path in sorted(path for path in Path(directory).glob("*") if path.is_dir() and path.name[0] != "."):
-        found[path.name] = read_json(path / PROTOCOL, "protocol of a sweep")
-        if found[path.name].get("format") != FORMAT:
-            raise UserError(f"{path / PROTOCOL} is no protocol of a sweep (format {FORMAT!r} expected)")
-    return found
+    protocols = {}
+    for path in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
+        protocols[path.name] = read_json(path / PROTOCOL, "protocol of a sweep")
+        if protocols[path.name].get("format") != FORMAT:
+            raise UserError(f"{path / PROTOCOL} is no protocol of a sweep; expected format {FORMAT!r}")
+    return protocols
 
 
 def write_hparams(
@@ -125,11 +133,9 @@ def write_hparams(
     from torch.utils.tensorboard import SummaryWriter
 
     for point, record in zip(points, records, strict=True):
-        values = asdict(point)
-        plain = {name: values[name] if isinstance(values[name], int | float) else text(point, name) for name in names}
-        place = directory / "hparams" / label(point, names)
-        for old in place.rglob("events.out.tfevents.*"):
-            old.unlink()
-        with SummaryWriter(str(place)) as writer:
+        run = directory / "hparams" / label(point, names)
+        for previous in run.rglob("events.out.tfevents.*"):
+            previous.unlink()
+        with SummaryWriter(str(run)) as writer:
             metrics = {f"sweep/{name}": value for name, value in record["metrics"].items()}
-            writer.add_hparams(plain, metrics, run_name=".")
+            writer.add_hparams({name: number_or_text(point, name) for name in names}, metrics, run_name=".")

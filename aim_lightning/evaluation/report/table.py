@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.evaluation.report.paper_results import AIM, OTHERS, PaperRow
-from aim_lightning.evaluation.score_record import chosen_classes, plain_metrics, read_record
+from aim_lightning.config.yaml import parse
+from aim_lightning.evaluation.score_record import chosen_classes, describe_reference, plain_metrics, read_record
 
 INTRODUCTION = """# Experiments and results
 
@@ -17,20 +17,33 @@ PAPER_NOTE = """
 AiM's numbers (arXiv 2408.12245, table 2) are from 50,000 samples; the sampler settings behind them are published
 nowhere. The others are as that table quotes them."""
 SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
-PAPER = ("FID", "IS", "precision", "recall")
+PAPER = {"FID": "fid", "IS": "is", "precision": "precision", "recall": "recall"}  # column -> metric
 OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+MISSING = "–"
+
+
+def paper_results() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the paper's table: `aim`, and `others` that it quotes."""
+    return parse(Path(__file__).with_name("paper_results.yaml").read_text(encoding="utf-8"))
 
 
 def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]) -> str:
-    """The whole file, from records and from protocols of sweeps by name."""
-    paper = _markdown(("model", "parameters", *PAPER), [_paper_cells(row) for row in (*AIM, *OTHERS)])
-    ours = [_ours(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
-    parts = [INTRODUCTION, "## Ours\n", *ours, "## Reported by the paper, ImageNet-1k 256x256\n", paper]
+    """Return the whole file.
+
+    Args:
+        records: by name.
+        sweeps: protocols by name.
+    """
+    papers = paper_results()
+    rows = [[row["model"], row["parameters"], *_paper_cells(row)] for row in papers["aim"] + papers["others"]]
+    paper = _markdown(("model", "parameters", *PAPER), rows)
+    lists = [_results(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
+    parts = [INTRODUCTION, "## Ours\n", *lists, "## Reported by the paper, ImageNet-1k 256x256\n", paper]
     return "\n".join(parts) + PAPER_NOTE + "\n"
 
 
 def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
-    """Records by file name, in order.
+    """Return the records of a directory by file name, in order.
 
     Raises:
         UserError: a file that is no record.
@@ -38,7 +51,15 @@ def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_record(path) for path in sorted(Path(directory).glob("*.json"))}
 
 
-def _ours(records: dict[str, dict[str, Any]]) -> str:
+def compare_with_paper(record: dict[str, Any], row: dict[str, Any]) -> str:
+    """Return a table of two rows: the record's values and the paper's."""
+    values = plain_metrics(record)
+    cells = [_number(values.get(metric)) for metric in PAPER.values()]
+    rows = [[f"{row['model']}, here", *cells], [f"{row['model']}, paper", *_paper_cells(row)]]
+    return _markdown(("", *PAPER), rows)
+
+
+def _results(records: dict[str, dict[str, Any]]) -> str:
     if not records:
         return "Nothing is recorded yet.\n"
     inception = {name: record for name, record in records.items() if "fid" in plain_metrics(record)}
@@ -51,35 +72,22 @@ def _ours(records: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*parts, "Protocols:\n", *(_protocol(*item) for item in records.items()), ""])
 
 
-def _sweep(name: str, sweep: dict[str, Any]) -> str:
-    """One line with links."""
-    model = sweep["model"]
-    varied = "; ".join(f"{option} {', '.join(values)}" for option, values in sweep["varied"].items())
-    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
-    files = ", ".join(f"[{file}](sweeps/{name}/{file})" for file in SWEEP_FILES)
-    return (
-        f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}, "
-        f"{sweep['num_images']:,} images a point; {varied}; {', '.join(sweep['hardware'])}, commit "
-        f"{', '.join(sweep['commit'])}: {files}"
-    )
-
-
 def _table(records: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> str:
-    head = ("record", "data", "images", *metrics, "guidance", "seeds", "hardware", "commit")
+    head = ("record", "data", "reference", "images", *metrics, "guidance", "seeds", "hardware", "commit")
     return _markdown(head, [_row(name, record, metrics) for name, record in records.items()])
 
 
 def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[str]:
     values, spread = plain_metrics(record), plain_metrics({**record, "metrics": record.get("std") or {}})
     seeds, chosen = record.get("seeds") or [], chosen_classes(record["protocol"])
-    data = record["data"].get("pictures") or record["model"].get("name") or "–"
     return [
         name,
-        data,
+        record["data"].get("pictures") or record["model"].get("name") or MISSING,
+        record["protocol"]["reference"]["name"],
         f"{record['num_images']:,}" + ("" if chosen is None else f" of {len(chosen)} classes"),
         *(_number(values.get(metric), spread.get(metric) if len(seeds) > 1 else None) for metric in metrics),
         _guidance(record["protocol"].get("sampling") or {}),
-        ", ".join(map(str, seeds)) or "–",
+        ", ".join(map(str, seeds)) or MISSING,
         record["hardware"],
         record["commit"],
     ]
@@ -87,7 +95,7 @@ def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[st
 
 def _guidance(sampling: dict[str, Any]) -> str:
     if not sampling:
-        return "–"
+        return MISSING
     schedule = sampling.get("cfg_schedule", "constant")
     more = [f"{key} {sampling[key]}" for key, off in (("top_k", 0), ("top_p", 1.0)) if sampling.get(key, off) != off]
     return ", ".join([f"{sampling['cfg_scale']:g}" + ("" if schedule == "constant" else f" {schedule}"), *more])
@@ -95,35 +103,38 @@ def _guidance(sampling: dict[str, Any]) -> str:
 
 def _number(value: float | None, spread: float | None = None) -> str:
     if value is None:
-        return "–"
+        return MISSING
     digits = 4 if abs(value) < 1 else 2
-    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    # `z`: a small negative distance is printed as 0.0000, not as -0.0000.
+    return f"{value:z.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def _protocol(name: str, record: dict[str, Any]) -> str:
-    """One line; the whole is in the record."""
-    model, reference, features = record["model"], record["protocol"]["reference"], record["protocol"]["features"]
-    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
-    size = f"{reference['pictures']:,} images of " if "pictures" in reference else ""
-    hashed = next(kind for kind in ("sha256", "pixels_sha256", "fingerprint") if kind in reference)
+    features = record["protocol"]["features"]
     return (
-        f"- **{name}**: {model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}; reference: "
-        f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…); features: {features['network']} "
-        f"({features['weights_sha256'][:12]}…), {features['resizing']}; whole protocol: `results/{name}.json`"
+        f"- **{name}**: {_model(record['model'])}; reference: {describe_reference(record['protocol']['reference'])}; "
+        f"features: {features['network']} ({features['weights_sha256'][:12]}…), {features['resizing']}; "
+        f"whole protocol: `results/{name}.json`"
     )
 
 
-def _paper_cells(row: PaperRow) -> list[str]:
-    values = (row.fid, row.inception_score, row.precision, row.recall)
-    return [row.model, row.parameters, *("–" if value is None else str(value) for value in values)]
+def _sweep(name: str, sweep: dict[str, Any]) -> str:
+    varied = "; ".join(f"{option} {', '.join(values)}" for option, values in sweep["varied"].items())
+    files = ", ".join(f"[{file}](sweeps/{name}/{file})" for file in SWEEP_FILES)
+    return (
+        f"- **{name}**: {_model(sweep['model'])}, {sweep['num_images']:,} images a point; {varied}; reference: "
+        f"{describe_reference(sweep['protocol']['reference'])}; {', '.join(sweep['hardware'])}, commit "
+        f"{', '.join(sweep['commit'])}: {files}"
+    )
 
 
-def compare_with_paper(record: dict[str, Any], row: PaperRow) -> str:
-    """Two rows: ours and the paper's."""
-    values = plain_metrics(record)
-    ours = [_number(values.get(name)) for name in ("fid", "is", "precision", "recall")]
-    rows = [[f"{row.model}, here", *ours], [f"{row.model}, paper", *_paper_cells(row)[2:]]]
-    return _markdown(("", *PAPER), rows)
+def _model(model: dict[str, Any]) -> str:
+    step = f", step {model['step']:,} ({model['weights']})" if "step" in model else ""
+    return f"{model.get('kind')} {model.get('experiment') or model.get('name') or ''}{step}"
+
+
+def _paper_cells(row: dict[str, Any]) -> list[str]:
+    return [str(row.get(metric, MISSING)) for metric in PAPER.values()]
 
 
 def _markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:

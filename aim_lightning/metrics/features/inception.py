@@ -2,14 +2,12 @@
 
 import io
 import warnings
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features import network as base
-from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork
+from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork, read_weights
 from aim_lightning.utils.errors import UserError
 
 
@@ -32,6 +30,9 @@ class InceptionFeatures(FeatureNetwork):
     SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
     # Of the file behind published FIDs. Other weights give other features, hence other metric names.
     SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+    hint = "run `aim-lightning download inception` or make weights-inception, or set features.init_args.weights "
+    hint += f"to a copy of {SOURCE}"
 
     name = "inception_2015_12_05"
     num_features = 2048
@@ -62,15 +63,6 @@ class InceptionFeatures(FeatureNetwork):
         """
         return "fid" if self.weights_hash == self.SHA256 else f"fd_inception_{self.weights_hash[:8]}"
 
-    def weights_path(self) -> Path:
-        """Return the constructor's `weights`.
-
-        Raises:
-            UserError: the file is missing; the message names its source.
-        """
-        hint = f"run make weights-inception, or set features.init_args.weights to a copy of {self.SOURCE}"
-        return base.existing_file(self.weights, hint)
-
     def _build(self) -> nn.Module:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -83,7 +75,7 @@ class InceptionFeatures(FeatureNetwork):
             warnings.warn(f"{path} is not the Inception of published FIDs: {consequence}", stacklevel=3)
         # torch-fidelity unpickles files, which can run code; it gets a copy of tensors that were read safely.
         copy = io.BytesIO()
-        torch.save(base.read_weights(path), copy)
+        torch.save(read_weights(path), copy)
         copy.seek(0)
         try:
             layers = ["2048", "logits_unbiased"]
@@ -105,9 +97,6 @@ class InceptionFeatures(FeatureNetwork):
 
     def _keep_spatial(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
         self._spatial = result[:, :7].permute(0, 2, 3, 1).flatten(1).float()
-
-    def _features(self, images: Tensor) -> Tensor:
-        return self._outputs(images)[FEATURES]
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
         features, logits = self.network(images)

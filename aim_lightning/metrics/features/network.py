@@ -1,4 +1,4 @@
-"""The base class of feature networks, which checks images and computes in float32 and in chunks."""
+"""The base class of feature networks; it checks images and computes in float32 and in chunks."""
 
 import pickle
 from abc import ABC, abstractmethod
@@ -14,6 +14,7 @@ from aim_lightning.utils.files import sha256_file
 from aim_lightning.utils.precision import exact_products
 
 FEATURES, SPATIAL, LOGITS = "features", "spatial", "logits"
+RESIZING = "bilinear, antialias, half-pixel centres"  # in protocols
 CPU_CHUNK = 32  # images per pass on a CPU: larger chunks are slower (measured at 64 to 128 pixels)
 
 
@@ -22,8 +23,9 @@ class FeatureNetwork(nn.Module, ABC):
 
     The constructor reads nothing, so that configurations without weights files can be built; `load` reads.
 
-    Subclasses set `name` (of the network), `metric_name` (of the Fréchet distance on its features), `num_features`,
-    `input_size` (side of the network's input in pixels) and `recipe` (further entries of `protocol`).
+    Subclasses implement `_features`, or `_outputs` where there are several. They set `name` (of the network),
+    `metric_name` (of the Fréchet distance on its features), `num_features`, `input_size` (side of the network's input
+    in pixels), `recipe` (further entries of `protocol`), `weights` (the file) and `hint` (how to obtain it).
     """
 
     name: str
@@ -32,6 +34,8 @@ class FeatureNetwork(nn.Module, ABC):
     input_size: int
     precision: str = "float32"  # or "tf32", on NVIDIA GPUs
     recipe: ClassVar[dict[str, str]]
+    weights: str | Path
+    hint = "set features.init_args.weights"
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,21 +44,26 @@ class FeatureNetwork(nn.Module, ABC):
         self.register_buffer("_device_marker", torch.empty(0), persistent=False)
         super().train(False)
 
-    @abstractmethod
     def weights_path(self) -> Path:
         """Return the file that `load` reads.
 
         Raises:
             UserError: the file is missing.
         """
+        return existing_file(self.weights, self.hint)
 
     @abstractmethod
     def _build(self) -> nn.Module:
         """Build the network with its weights."""
 
-    @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
         """Map uint8 (B, 3, H, W) to float32 (B, num_features)."""
+        raise NotImplementedError
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Resize to (B, 3, input_size, input_size), float32, as `RESIZING` describes."""
+        size = (self.input_size, self.input_size)
+        return nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
 
     @property
     def name_ending(self) -> str:
@@ -121,10 +130,16 @@ class FeatureNetwork(nn.Module, ABC):
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Compute all outputs of `output_sizes` in one pass; arguments and errors as in `forward`."""
-        self._check(images)
+        if images.dtype != torch.uint8:
+            raise ValueError(f"{self.name} takes uint8 images (0..255), not {images.dtype}")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"{self.name} takes images of shape (B, 3, H, W), not {tuple(images.shape)}")
+        if self.network is None:
+            raise RuntimeError(f"{self.name} has no weights yet: call load() before the first image")
+        if next(self.network.parameters()).dtype != torch.float32:
+            raise RuntimeError(f"{self.name} was cast from float32; keep it out of .to(dtype)")
         if not len(images):
-            sizes = self.output_sizes().items()
-            return {name: torch.zeros(0, size, device=images.device) for name, size in sizes}
+            return {name: images.new_zeros(0, size).float() for name, size in self.output_sizes().items()}
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
         # TF32 in convolutions only, as in torch-fidelity's command; the caller's settings have no effect.
         exact = exact_products(self.precision == "tf32", in_matmul=False)
@@ -138,16 +153,6 @@ class FeatureNetwork(nn.Module, ABC):
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
         return {FEATURES: self._features(images)}
-
-    def _check(self, images: Tensor) -> None:
-        if images.dtype != torch.uint8:
-            raise ValueError(f"{self.name} takes uint8 images (0..255), not {images.dtype}")
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"{self.name} takes images of shape (B, 3, H, W), not {tuple(images.shape)}")
-        if self.network is None:
-            raise RuntimeError(f"{self.name} has no weights yet: call load() before the first image")
-        if next(self.network.parameters()).dtype != torch.float32:
-            raise RuntimeError(f"{self.name} was cast from float32; keep it out of .to(dtype)")
 
 
 def existing_file(path: str | Path, hint: str) -> Path:

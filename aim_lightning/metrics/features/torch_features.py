@@ -2,13 +2,12 @@
 
 import pkgutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import FeatureNetwork, existing_file, read_weights
+from aim_lightning.metrics.features.network import RESIZING, FeatureNetwork, read_weights
 from aim_lightning.utils.errors import UserError
 
 
@@ -48,33 +47,28 @@ class TorchFeatures(FeatureNetwork):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.recipe = {
             "factory": f"{factory}({', '.join(f'{key}={value}' for key, value in self.options.items())})",
-            "resizing": "bilinear, antialias, half-pixel centres",
+            "resizing": RESIZING,
             "rounding": "none",
             "scaling": f"(x / 255 - {list(mean)}) / {list(std)}",
             "features": f"{layer or 'output'}, mean over positions",
         }
 
-    def weights_path(self) -> Path:
-        """Return the constructor's `weights`.
-
-        Raises:
-            UserError: the file is missing.
-        """
-        return existing_file(self.weights, "set features.init_args.weights")
-
     def _build(self) -> nn.Module:
+        factory = f"features.init_args.factory {self.factory}"
         try:
-            network = _imported(self.factory)(**self.options)
+            build = pkgutil.resolve_name(self.factory)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{factory} cannot be imported ({error}); correct the name") from None
+        try:
+            network = build(**self.options)
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"features.init_args.factory {self.factory} refuses its options: {reason}") from None
+            raise UserError(f"{factory} refuses its options: {_shortened(error)}") from None
         if not isinstance(network, nn.Module):
-            raise UserError(f"features.init_args.factory {self.factory} gives no torch module")
+            raise UserError(f"{factory} returns no torch module; name a class or function that builds one")
         try:
             network.load_state_dict(read_weights(self.weights_path()))
         except (RuntimeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.weights} does not fit {self.factory}: {reason}") from None
+            raise UserError(f"{self.weights} does not fit {self.factory}: {_shortened(error)}") from None
         if self.layer:
             try:
                 # A hook keeps the layer's output; the layers after it also run, unused.
@@ -87,9 +81,7 @@ class TorchFeatures(FeatureNetwork):
         self.__dict__["_kept"] = result
 
     def _features(self, images: Tensor) -> Tensor:
-        size = (self.input_size, self.input_size)
-        x = nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True, align_corners=False)
-        result = self.network((x / 255 - self.mean) / self.std)
+        result = self.network((self._resized(images) / 255 - self.mean) / self.std)
         result = self.__dict__.pop("_kept") if self.layer else result
         # Feature maps become one vector per image.
         features = result.flatten(2).mean(2) if result.ndim > 2 else result
@@ -99,8 +91,5 @@ class TorchFeatures(FeatureNetwork):
         return features.float()
 
 
-def _imported(path: str) -> Any:
-    try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"features.init_args.factory {path!r} cannot be imported ({error})") from None
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
