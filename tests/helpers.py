@@ -1,6 +1,7 @@
 """Small models, data and the published fixtures for tests."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,38 @@ def assert_user_error(match: str, function: Callable, *arguments, **options) -> 
 def assert_contains(text: str, parts: list[str]) -> None:
     """Assert that the text contains every part."""
     assert all(part in text for part in parts), text
+
+
+def random_weights(module: torch.nn.Module, std: float = 0.3, vectors: bool = False) -> torch.nn.Module:
+    """Replace all matrices, or all parameters, by normal random values, and return the module."""
+    for parameter in module.parameters():
+        if vectors or parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=std)
+    return module
+
+
+def random_aim(config: AiMConfig = TINY, std: float = 0.5, seed: int = 1, vectors: bool = False) -> AiM:
+    """Return an AiM in evaluation mode, whose codes vary."""
+    torch.manual_seed(seed)
+    return random_weights(AiM(config).eval(), std, vectors)
+
+
+def script_output(script: str, *paths: str, timeout: float = 400, **environment: str) -> dict:
+    """Run a script below tests/ in another process and return the JSON object in its last line.
+
+    Args:
+        script: relative to tests/.
+        *paths: directories of the checkout that it may import from.
+        timeout: in seconds.
+        **environment: additional variables.
+    """
+    tests = Path(__file__).parent
+    path = ":".join(str(tests.parent / name) for name in (".", "tests", "tests/models", *paths))
+    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, tests / script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:

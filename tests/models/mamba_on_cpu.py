@@ -13,7 +13,7 @@ mamba_reference.make_importable()
 mamba_reference.fake_causal_conv1d()
 
 import torch  # noqa: E402
-from helpers import relative  # noqa: E402
+from helpers import random_weights, relative  # noqa: E402
 from mamba_ssm.modules import mlp as reference_mlp  # noqa: E402
 from mamba_ssm.ops import selective_scan_interface  # noqa: E402
 from mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref  # noqa: E402
@@ -97,13 +97,6 @@ def mlp_reference() -> float:
     theirs = reference_mlp.GatedMLP(64, 48, multiple_of=48)
     theirs.load_state_dict(ours.state_dict())
     return relative(ours(u), theirs(u))
-
-
-def random_weights(module: torch.nn.Module) -> torch.nn.Module:
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return module
 
 
 def kernels(sizes: dict) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import TINY, fixture, published_aim, relative
+from helpers import TINY, fixture, published_aim, random_aim, relative
 from torch.nn import functional as F
 
 from aim_lightning.models import AiM, AiMConfig
@@ -48,24 +48,9 @@ def test_greedy_codes_with_the_published_positions(name, cfg_scale):
 @pytest.mark.parametrize("d_intermediate", [0, 48])
 @pytest.mark.parametrize("position_embedding", [True, False])
 def test_step_equals_forward_at_every_position(adaln, d_intermediate, position_embedding):
-    torch.manual_seed(0)
-    config = AiMConfig(
-        d_model=32,
-        n_layer=3,
-        vocab_size=40,
-        num_classes=5,
-        num_tokens=21,
-        adaln=adaln,
-        num_groups=2,
-        d_state=16,
-        headdim=16,
-        chunk_size=8,
-        d_intermediate=d_intermediate,
-        position_embedding=position_embedding,
-    )
-    model = AiM(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else None
+    sizes = {"n_layer": 3, "vocab_size": 40, "num_classes": 5, "num_tokens": 21, "d_state": 16, "chunk_size": 8}
+    options = {"adaln": adaln, "d_intermediate": d_intermediate, "position_embedding": position_embedding}
+    model = random_aim(dataclasses.replace(TINY, **sizes, **options), 0.3, seed=0)
     codes, labels = torch.randint(40, (4, 21)), torch.tensor([0, 2, 4, 5])
     with torch.no_grad():
         complete = model(codes[:, :-1], labels)

@@ -1,17 +1,13 @@
 """Backends: the choice and its words, and agreement with mamba-ssm's code on a CPU."""
 
-import json
 import logging
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest import mock
 
 import mamba_reference
 import pytest
 import torch
-from conftest import ROOT
-from helpers import TINY, assert_user_error, relative
+from helpers import TINY, assert_user_error, random_aim, relative, script_output
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends import choose
@@ -28,14 +24,10 @@ CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch
 
 @pytest.fixture(scope="module")
 def differences() -> dict:
-    """Relative differences from tests/models/mamba_on_cpu.py, in a process of its own."""
+    """Return the relative differences from mamba-ssm's code."""
     if not mamba_reference.available():
         pytest.skip("mamba-ssm's source is not unpacked: make install")
-    script = ROOT / "tests/models/mamba_on_cpu.py"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return script_output("models/mamba_on_cpu.py", timeout=300)
 
 
 @pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer", "mlp"])
@@ -185,10 +177,7 @@ def test_float64_and_back_is_float32_everywhere():
 
 
 def test_a_float64_network_decodes_in_float64():
-    torch.manual_seed(0)
-    model, labels = AiM(TINY).eval(), torch.tensor([0, 1, 2, 0])
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5) if parameter.dim() > 1 else None
+    model, labels = random_aim(seed=0), torch.tensor([0, 1, 2, 0])
     codes, wide = generate(model, labels, cfg_scale=2.0), model.double()
     assert torch.equal(generate(wide, labels, cfg_scale=2.0), codes)
     condition, states = wide.backbone.condition(labels), wide.new_states(4)

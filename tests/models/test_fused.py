@@ -1,13 +1,8 @@
 """The fused training path: agreement with float64 in Triton's interpreter, and what it refuses."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
-from helpers import TINY
+from helpers import TINY, script_output
 
 from aim_lightning.models import AiM
 from aim_lightning.models.aim.backends import choose
@@ -30,12 +25,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def differences() -> dict:
-    """Relative differences from tests/models/fused_on_cpu.py, in a process of its own."""
-    script = ROOT / "tests/models/fused_on_cpu.py"
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """Return the relative differences of the kernels in Triton's interpreter."""
+    return script_output("models/fused_on_cpu.py", timeout=600)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import torch
+from helpers import random_aim
 
 from aim_lightning.models import AiM, AiMConfig
 
@@ -22,14 +23,9 @@ OPTIONS = [
 
 
 def network(adaln: str, seed: int = 0, **sizes) -> AiM:
-    """A small network whose codes vary."""
-    torch.manual_seed(seed)
+    """Return a small network whose codes vary."""
     default = {"d_model": 16, "n_layer": 2, "num_tokens": 9, "headdim": 16, "d_state": 16, "vocab_size": 40}
-    model = AiM(AiMConfig(num_classes=3, adaln=adaln, num_groups=2, **{**default, **sizes})).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_aim(AiMConfig(num_classes=3, adaln=adaln, num_groups=2, **default | sizes), 0.3, seed)
 
 
 @torch.no_grad()

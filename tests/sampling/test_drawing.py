@@ -1,11 +1,7 @@
 """The kernels that draw give the codes of the filters, whether the gathered candidates decide or all logits do."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from helpers import script_output
 from sampling.drawing_on_cpu import IMAGES, KINDS, MORE
 from sampling.kernels_on_cpu import OPTIONS
 
@@ -14,12 +10,8 @@ from aim_lightning.sampling.fast.buffers import sifting
 
 @pytest.fixture(scope="module")
 def sampled() -> dict:
-    """What the Triton kernels give on a CPU, in a process of its own (tests/sampling/drawing_on_cpu.py)."""
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/models'}", "OMP_NUM_THREADS": "1"}
-    script = ROOT / "tests/sampling/drawing_on_cpu.py"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """Return the results of the Triton kernels on a CPU."""
+    return script_output("sampling/drawing_on_cpu.py")
 
 
 @pytest.mark.parametrize("kind", KINDS)

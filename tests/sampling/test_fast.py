@@ -1,14 +1,10 @@
 """The fast decoder: the plain decoder's codes in float32, fresh weights at every call, clear refusals."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
-from helpers import TINY, assert_user_error
+from helpers import TINY, assert_user_error, script_output
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
@@ -152,12 +148,8 @@ def test_memory_is_counted():
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict:
-    """What the Triton kernels give on a CPU, in a process of its own (tests/sampling/kernels_on_cpu.py)."""
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/models'}", "OMP_NUM_THREADS": "1"}
-    script = ROOT / "tests/sampling/kernels_on_cpu.py"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """Return the results of the Triton kernels on a CPU."""
+    return script_output("sampling/kernels_on_cpu.py")
 
 
 def test_kernels_give_the_codes_of_plain_pytorch(interpreted):

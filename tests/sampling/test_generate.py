@@ -1,8 +1,10 @@
-"""What `generate` promises."""
+"""Codes of `generate`: determinism, distribution, labels."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ, assert_user_error
+from helpers import TINY, TINY_VQ, assert_user_error, random_aim
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline
@@ -11,12 +13,7 @@ from aim_lightning.sampling import generate
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    network = AiM(TINY).eval()
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return network
+    return random_aim()
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
@@ -78,8 +75,7 @@ def test_labels_out_of_range_and_training_mode(model):
 
 
 def test_pipeline_gives_uint8_images_whatever_the_batch(model):
-    config = TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4})
-    pipeline = AiMPipeline(model, VQModel(config))
+    pipeline = AiMPipeline(model, VQModel(replace(TINY_VQ, image_size=4)))
     images = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=5)
     assert images.shape == (5, 3, 4, 4) and images.dtype == torch.uint8
     split = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=2)

@@ -5,11 +5,10 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers import TINY, assert_user_error
+from helpers import assert_user_error, random_aim
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_lightning.models import AiM
 from aim_lightning.sampling import generate
 from aim_lightning.sampling.filters import guide
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
@@ -18,12 +17,7 @@ from aim_lightning.sampling.plain_decoder import PlainDecoder
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    network = AiM(TINY).eval()
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return network
+    return random_aim()
 
 
 @given(

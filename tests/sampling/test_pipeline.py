@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, TINY_VQ, assert_user_error
+from helpers import TINY, TINY_VQ, assert_user_error, random_aim
 
-from aim_lightning.models import AiM, VQModel
+from aim_lightning.models import VQModel
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.pipeline import pipeline as pipeline_module
 from aim_lightning.pipeline.pixel_decoder import PixelDecoder, largest_output
@@ -22,19 +22,10 @@ LABELS = [0, 1, 2, 0, 1]
 GIB = 2**30
 
 
-def network(seed: int = 1) -> AiM:
-    torch.manual_seed(seed)
-    made = AiM(TINY).eval()
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return made
-
-
 @pytest.fixture
 def pipeline() -> AiMPipeline:
     torch.manual_seed(2)
-    return AiMPipeline(network(), VQModel(replace(TINY_VQ, image_size=4)).requires_grad_(False))
+    return AiMPipeline(random_aim(), VQModel(replace(TINY_VQ, image_size=4)).requires_grad_(False))
 
 
 @pytest.fixture
@@ -109,11 +100,11 @@ def test_precision_is_resolved_for_the_record(monkeypatch):
     with pytest.raises(UserError, match="the fast decoder cannot be used: its kernels need d_state"):
         resolve(options, on_gpu)  # told before anything is drawn
     monkeypatch.setattr(sys.modules[resolve.__module__], "obstacle", lambda config, device: None)
-    assert resolve(options, network()).precision == "float32"
+    assert resolve(options, random_aim()).precision == "float32"
     assert resolve(options, on_gpu).precision == "bfloat16"
     assert resolve(replace(options, precision="float32"), on_gpu).precision == "float32"
-    assert resolve(plain, network()).precision == "float32"
-    assert resolve(plain, network().bfloat16()).precision == "bfloat16"  # the network's own
+    assert resolve(plain, random_aim()).precision == "float32"
+    assert resolve(plain, random_aim().bfloat16()).precision == "bfloat16"  # the network's own
 
 
 def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
@@ -141,7 +132,7 @@ def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, where):
 
 
 def test_decoders_go_with_the_pipeline():
-    made = AiMPipeline(network(), VQModel(replace(TINY_VQ, image_size=4)))
+    made = AiMPipeline(random_aim(), VQModel(replace(TINY_VQ, image_size=4)))
     aim = made.aim
     batches = made.batches(LABELS, batch_size=2, decoder="fast")
     del made
@@ -226,9 +217,6 @@ CASES = [
 def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     pipeline.class_names = ["tench", "crane", "bag"]
     assert_user_error(message, pipeline.generate, labels)
-
-
-def test_a_negative_seed_is_refused(pipeline):
     assert_user_error("seed is -1; it must be a whole number, 0 or more", pipeline.generate, [0], seed=-1)
 
 

@@ -1,14 +1,12 @@
 """The benchmarks of sampling: what the search for shapes keeps, and that what it tries can run."""
 
-import json
 import random
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
 from conftest import ROOT
+from helpers import script_output
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernel_configs
@@ -18,13 +16,9 @@ from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """What the benchmarks give with tiny sizes (tests/sampling/benchmarks_on_cpu.py)."""
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    environment |= {"DIRECTORY": str(tmp_path_factory.mktemp("benchmarks")), "PATH": "/usr/bin:/bin"}
-    script = ROOT / "tests/sampling/benchmarks_on_cpu.py"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """Return the results of the benchmarks with tiny sizes."""
+    directory = str(tmp_path_factory.mktemp("benchmarks"))
+    return script_output("sampling/benchmarks_on_cpu.py", "benchmarks", DIRECTORY=directory)
 
 
 def test_the_search_keeps_what_is_faster_and_draws_the_same(report):

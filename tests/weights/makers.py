@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from helpers import TINY, TINY_VQ
+from helpers import TINY, TINY_VQ, random_aim
 
 from aim_lightning.checkpoint.format import KEYS
 from aim_lightning.checkpoint.io import write_checkpoint
@@ -16,11 +16,7 @@ SMALL_VQ = replace(TINY_VQ, image_size=4)  # a 2x2 grid, as TINY has 4 codes
 
 def aim(config: AiMConfig = TINY, seed: int = 0) -> AiM:
     """Return an AiM whose parameters are all random, also those initialised to zero or one."""
-    torch.manual_seed(seed)
-    model = AiM(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return random_aim(config, 0.2, seed, vectors=True)
 
 
 def vq(config: VQConfig = SMALL_VQ, seed: int = 1) -> VQModel:
