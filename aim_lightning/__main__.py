@@ -6,7 +6,7 @@ import sys
 
 from aim_lightning.cluster import signals
 from aim_lightning.utils.errors import killed_worker
-from aim_lightning.utils.output import protect_output
+from aim_lightning.utils.logging import protect_output
 from aim_lightning.utils.process import choose_wait_policy
 
 if sys.argv[1:2] == ["fit"]:

@@ -50,24 +50,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         # Content first, then the new name: after a crash the name must not point to an empty file.
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         temporary.replace(path)
         # The caller may delete an older file next; the new name must be on disk by then.
-        _flush_directory(path.parent)
+        _flush(path.parent, tolerated=CANNOT_FLUSH)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_directory(directory: Path) -> None:
+def _flush(path: Path, tolerated: tuple[int, ...] = ()) -> None:
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in CANNOT_FLUSH:
+        if error.errno not in tolerated:
             raise
 
 
@@ -90,10 +89,8 @@ def is_running(process_id: int) -> bool:
     """Return True if a process of this machine has this id."""
     try:
         os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM  # a process of another user
     return True
 
 
@@ -122,16 +119,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        foreign = sorted(present - _names(temporary))
-        if foreign:
+        if foreign := sorted(present - _names(temporary)):
             raise UserError(f"{path} already holds {foreign[0]}; give another directory, or remove it first")
         for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            _flush(file)
         if present:
             shutil.rmtree(path)
         temporary.replace(path)
-        _flush_directory(path.parent)
+        _flush(path.parent, tolerated=CANNOT_FLUSH)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -164,16 +159,15 @@ def tolerate_disk_errors(path: object) -> Iterator[None]:
         warn_once(f"{path} cannot be written ({error.strerror or error}); training goes on without it")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -14,13 +14,9 @@ def disable_signal_handlers(trainer: Any) -> None:
     """
     # Its SIGUSR1 handler saves inside the handler and meets a barrier, which hangs when ranks are out of step.
     # Its SIGTERM handler exits with code 0, so that SLURM takes a preempted job for a complete one.
-    trainer._signal_connector.register_signal_handlers = _do_nothing
+    trainer._signal_connector.register_signal_handlers = lambda: None
     # With several ranks, it also broadcasts rank 0's flag before each batch and waits for the GPU.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing
-
-
-def _do_nothing() -> None:
-    """Replace a method of Lightning."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def logged_step(trainer: Any) -> int:

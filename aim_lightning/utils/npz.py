@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO
@@ -44,11 +45,8 @@ class NpzFile:
         Raises:
             UserError: the array is absent, damaged, or contains pickled objects.
         """
-        with self._open(name) as file:
-            try:
-                return np.lib.format.read_array(file, allow_pickle=False)
-            except _DAMAGE as error:
-                raise self._damaged(error, name) from None
+        with self.member(name) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     def rows(self, name: str) -> "NpzRows":
         """Return an array whose rows are read on demand."""
@@ -63,22 +61,23 @@ class NpzFile:
         # zipfile checks compressed arrays while reading; uncompressed ones are mapped, without a check.
         for name, info in self.members.items():
             if info.compress_type == zipfile.ZIP_STORED:
-                self._compare_checksum(name)
+                with self.member(name) as file:
+                    while file.read(1 << 20):
+                        pass
         return sha256_file(self.path)
 
-    def _compare_checksum(self, name: str) -> None:
-        with self._open(name) as file:
-            try:
-                while file.read(1 << 20):
-                    pass
-            except _DAMAGE as error:
-                raise self._damaged(error, name) from None
+    @contextmanager
+    def member(self, name: str) -> Iterator[IO[bytes]]:
+        """Open the file of an array.
 
-    def _open(self, name: str) -> IO[bytes]:
+        Raises:
+            UserError: the array is absent, or an error of the block shows that it is damaged.
+        """
         if name not in self.members:
             raise UserError(f"{self.path} holds no {name}, only {', '.join(self.members) or 'nothing'}")
         try:
-            return zipfile.ZipFile(self.path).open(self.members[name])
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.members[name]) as file:
+                yield file
         except _DAMAGE as error:
             raise self._damaged(error, name) from None
 
@@ -93,16 +92,12 @@ class NpzRows:
     """Rows of an array of a .npz: memory-mapped if uncompressed, otherwise decompressed in order."""
 
     def __init__(self, file: NpzFile, name: str) -> None:
-        self.file, self.name = file, name
-        with file._open(name) as stream:
-            try:
-                read = _HEADERS[np.lib.format.read_magic(stream)]
-                self.shape, fortran, self.dtype = read(stream)
-                self.offset = stream.tell()
-            except _DAMAGE as error:
-                raise file._damaged(error, name) from None
-        if self.dtype.hasobject:
-            raise file._damaged(ValueError("Object arrays"), name)
+        self.file, self.name, self.info = file, name, file.members.get(name)
+        with file.member(name) as stream:
+            self.shape, fortran, self.dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
+            self.offset = stream.tell()
+            if self.dtype.hasobject:
+                raise ValueError("Object arrays")
         if fortran or not self.shape:
             raise UserError(f"{file.path}, array {name}, is not stored row by row")
 
@@ -118,41 +113,38 @@ class NpzRows:
         Raises:
             UserError: the file is damaged.
         """
-        info = self.file.members[self.name]
-        reader = self._mapped if info.compress_type == zipfile.ZIP_STORED else self._streamed
-        yield from reader(batches)
+        return self._mapped(batches) if self.info.compress_type == zipfile.ZIP_STORED else self._streamed(batches)
 
     def _mapped(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
-        info = self.file.members[self.name]
         with self.file.path.open("rb") as file:
             # Only the member's local header contains its own lengths; those of the directory may differ.
-            file.seek(info.header_offset + _LOCAL_HEADER - 4)
+            file.seek(self.info.header_offset + _LOCAL_HEADER - 4)
             lengths = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field
-        start = info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + self.offset
+        start = self.info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + self.offset
         data = np.memmap(self.file.path, self.dtype, "r", start, self.shape)
         for rows in batches:
             yield np.array(data[rows.start : rows.stop])
 
     def _streamed(self, batches: Iterable[range]) -> Iterator[np.ndarray]:
         size = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        with self.file._open(self.name) as stream:
-            try:
-                at = stream.read(self.offset) and 0
-                for rows in batches:
-                    while at < rows.start:  # skip in small parts, to limit memory
-                        step = min(256, rows.start - at)
-                        at += len(stream.read(step * size)) // size or _fail()
-                    content = stream.read(len(rows) * size)
-                    at = rows.stop
-                    if at == len(self):
-                        stream.read(1)  # at the end of the member zipfile checks its checksum
-                    yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:]).copy()
-            except _DAMAGE as error:
-                raise self.file._damaged(error, self.name) from None
+        with self.file.member(self.name) as stream:
+            stream.read(self.offset)
+            position = 0
+            for rows in batches:
+                for start in range(position, rows.start, 256):  # skip in small parts, to limit memory
+                    _read(stream, min(256, rows.start - start) * size)
+                content = _read(stream, len(rows) * size)
+                position = rows.stop
+                if position == len(self):
+                    stream.read(1)  # at the end of the member zipfile checks its checksum
+                yield np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:]).copy()
 
 
-def _fail() -> int:
-    raise EOFError
+def _read(stream: IO[bytes], size: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content
 
 
 def write_npz(path: str | Path, arrays: dict[str, np.ndarray], streamed: dict[str, tuple]) -> None:

@@ -57,20 +57,18 @@ def launched_rank() -> ProcessRank | None:
     sbatch is no launcher: its script is one process, whatever SLURM_NTASKS is. Nor is a shell that srun started.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        return _rank_from("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if in_step(os.environ):
-        return _rank_from("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    return None
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif in_step(os.environ):
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:
+        return None
+    rank, world, local_rank = (int(os.environ.get(name) or 0) for name in names)
+    return ProcessRank(rank, world or 1, local_rank)
 
 
 def in_step(env: Mapping[str, str]) -> bool:
     """Return True if srun started this process as one of its ranks."""
     return all(name in env for name in STEP) and env.get("SLURM_JOB_NAME") not in INTERACTIVE
-
-
-def _rank_from(rank: str, world: str, local_rank: str) -> ProcessRank:
-    defaults = ((rank, 0), (world, 1), (local_rank, 0))
-    return ProcessRank(*(int(os.environ.get(name) or default) for name, default in defaults))
 
 
 def beat(phase: str) -> None:

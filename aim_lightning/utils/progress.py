@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from time import monotonic
 
 from tqdm import tqdm
@@ -26,7 +28,8 @@ def progress(items: Iterable, name: str, total: int | None = None, unit: str = "
             bar.advance(1)
 
 
-class ProgressBar:
+@dataclass(eq=False)
+class ProgressBar(AbstractContextManager):
     """Context manager that shows a bar, or prints lines where standard output is no terminal (SLURM, nohup, tee).
 
     tqdm's bar, not rich's: an exception in a loop over a generator leaves rich's thread behind. The garbage collector,
@@ -42,27 +45,22 @@ class ProgressBar:
         early: in a log, print the first line immediately, not after a minute.
     """
 
-    def __init__(
-        self,
-        name: str,
-        total: int | None,
-        unit: str = "images",
-        done: int = 0,
-        shown: bool = True,
-        leave: bool = False,
-        early: bool = False,
-    ) -> None:
-        self.name, self.total, self.unit, self.leave = name, total, unit, leave
-        self.done = self.initial = done
-        self.in_terminal = shown and sys.stdout.isatty()
-        self._prints_lines = shown and not self.in_terminal
-        options = {"initial": done, "unit": f" {unit}", "leave": leave, "file": sys.stdout}
-        self._bar = tqdm(desc=name, total=total, disable=not self.in_terminal, **options)
-        self._started, self._printed_done = monotonic(), done
-        self._printed = self._started - INTERVAL if early else self._started
+    name: str
+    total: int | None
+    unit: str = "images"
+    done: int = 0
+    shown: bool = True
+    leave: bool = False
+    early: bool = False
 
-    def __enter__(self) -> "ProgressBar":
-        return self
+    def __post_init__(self) -> None:
+        self.initial = self._printed_done = self.done
+        self.in_terminal = self.shown and sys.stdout.isatty()
+        self._prints_lines = self.shown and not self.in_terminal
+        options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}
+        self._bar = tqdm(desc=self.name, total=self.total, disable=not self.in_terminal, **options)
+        self._started = monotonic()
+        self._printed = self._started - INTERVAL if self.early else self._started
 
     def __exit__(self, *_) -> None:
         self._bar.close()

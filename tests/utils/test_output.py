@@ -10,7 +10,7 @@ from conftest import ROOT
 from aim_lightning.cli.main import main
 from aim_lightning.utils.files import make_directory, write_text
 
-PROTECTED = "import sys; from aim_lightning.utils.output import protect_output; protect_output(); "
+PROTECTED = "import sys; from aim_lightning.utils.logging import protect_output; protect_output(); "
 
 
 def python(code: str, **environment: str) -> list[str]:
