@@ -1,18 +1,22 @@
 """Handlers of SIGUSR1 and SIGTERM that set a flag and do nothing else.
 
 An import, a restore, a validation or a checkpoint being written continues as if no signal had come. Training reads the
-flag between two steps: see `callbacks.training.stop_request`. Only the standard library is imported, so that the
-handlers are installed before anything slow starts.
+flag between two steps: see `callbacks.training.stop_request`. Only a read of data that blocks is aborted. Nothing slow
+is imported, so that the handlers are installed at once.
 """
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from queue import SimpleQueue
+
+from aim_lightning.utils import process
 
 BORN = time.time()  # approximate start of this process
 # By urgency: ranks agree on the maximum. USR1 means that the job is to be requeued, TERM alone does not. After INT, the
@@ -22,8 +26,10 @@ CODES = {signal.SIGTERM: TERM, signal.SIGUSR1: USR1}
 NAMES = {TERM: "SIGTERM", USR1: "SIGUSR1", INT: "Ctrl-C"}
 EXITS = {TERM: 128 + signal.SIGTERM, USR1: 128 + signal.SIGUSR1, INT: 128 + signal.SIGINT}
 
+READ_SECONDS = 20.0  # within the 30 seconds after which SLURM kills a job
 _received = NONE
 _installed = False
+_stops: SimpleQueue[int] = SimpleQueue()  # its `put` is reentrant, as a signal handler requires
 
 
 class Stopped(BaseException):
@@ -45,6 +51,8 @@ def install() -> None:
     global _installed
     if threading.current_thread() is not threading.main_thread():
         return
+    if not _installed:
+        threading.Thread(target=_abort_blocked_read, daemon=True, name="blocked read").start()
     for signum in CODES:
         signal.signal(signum, _note)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # faulthandler restores it between unregister and register
@@ -95,6 +103,22 @@ def received() -> int:
 def _note(signum: int, frame) -> None:
     global _received
     _received = max(_received, CODES[signum])
+    if signum == signal.SIGTERM:
+        _stops.put(TERM)
+
+
+def _abort_blocked_read() -> None:
+    """Exit after SIGTERM or Ctrl-C if a read of data does not end: no step, and so no checkpoint, can follow it."""
+    code = _stops.get()
+    time.sleep(READ_SECONDS)  # for a read that is slow only
+    while (beat := process.last_beat()) and (beat[1] != process.READING or beat[0] < READ_SECONDS):
+        time.sleep(1)
+    fact = f"{NAMES[code]}: a read of data has not ended for {beat[0]:.0f} s"
+    # Not print: the main thread may hold the lock of the stream.
+    os.write(2, f"error: {fact}; aborted without a checkpoint, check the disk or data.path\n".encode())
+    for worker in multiprocessing.active_children():  # a loader process in the same read would outlive this one
+        worker.kill()
+    os._exit(EXITS[code])
 
 
 @contextlib.contextmanager
@@ -118,6 +142,7 @@ def graceful_interrupt() -> Iterator[None]:
 def _interrupt(signum: int, frame) -> None:
     global _received
     _received = max(_received, INT)
+    _stops.put(INT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not print: the signal may have interrupted one, whose stream is locked then.
     os.write(2, b"\nCtrl-C: saving a checkpoint after this step; press it again to abort without\n")

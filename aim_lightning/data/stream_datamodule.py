@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from aim_lightning.data.stream import BatchPlan, Cursor
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.process import outlive_signals
+from aim_lightning.utils.process import outlive_signals, reading
 
 Batch = dict[str, torch.Tensor]
 
@@ -45,24 +45,40 @@ class MicroBatches(IterableDataset, ABC):
         """
 
 
-class StreamLoader(DataLoader):
-    """DataLoader that starts each epoch at the cursor."""
+class BatchLoader(DataLoader):
+    """DataLoader of ready batches; a signal can abort a read that blocks.
 
-    def __init__(self, dataset: MicroBatches, cursor: Cursor, num_workers: int) -> None:
+    Args:
+        dataset: its items are batches.
+        num_workers: loader processes.
+        cursor: start of each epoch of training; None for validation.
+    """
+
+    def __init__(self, dataset: Dataset, num_workers: int, cursor: Cursor | None = None) -> None:
         super().__init__(
             dataset,
             batch_size=None,
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # without it every iterator advances the global generator
+            pin_memory=cursor is not None and torch.cuda.is_available(),
+            generator=torch.Generator(),  # without it every iterator advances the global one, and so training's dropout
             worker_init_fn=outlive_signals,
         )
         self.cursor = cursor
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         # Workers get a copy of the dataset when the iterator is created: set the position before that.
-        self.dataset.epoch, self.dataset.first_batch = self.cursor.epoch, self.cursor.batch
-        return super().__iter__()
+        if self.cursor is not None:
+            self.dataset.epoch, self.dataset.first_batch = self.cursor.epoch, self.cursor.batch
+        return _marked(super().__iter__())
+
+
+def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
+    while True:
+        with reading():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class StreamDataModule(LightningDataModule):
@@ -150,7 +166,7 @@ class StreamDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return the loader of this rank's micro-batches, starting at the cursor."""
         dataset = self.micro_batches(self._planned(), self.trainer.global_rank)
-        return StreamLoader(dataset, self.cursor, self.num_workers)
+        return BatchLoader(dataset, self.num_workers, self.cursor)
 
     def _planned(self) -> BatchPlan:
         if self.plan is None:

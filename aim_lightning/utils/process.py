@@ -8,8 +8,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # job names of `srun --pty bash`: a shell, not ranks
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
+READING = "reading data"
 _last_beat, _phase = time.monotonic(), "start-up"
 
 
@@ -81,6 +82,14 @@ def beat(phase: str) -> None:
     _last_beat, _phase = time.monotonic(), phase
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Mark a read of training data: it may block forever, and a signal may abort it (see `cluster.signals`)."""
+    beat(READING)
+    yield
+    beat("what follows reading")
+
+
 def last_beat() -> tuple[float, str]:
     """Return the seconds since the last call of `beat`, and its phase."""
     return time.monotonic() - _last_beat, _phase
@@ -133,6 +142,23 @@ def _obey_parent(parent: int) -> None:
         info = signal.sigwaitinfo(JOB_SIGNALS)
         if info.si_signo == signal.SIGTERM and info.si_pid in (parent, os.getpid()):
             os._exit(0)
+
+
+def in_background(work: Callable[[], Result]) -> "Future[Result]":
+    """Start `work` in a daemon thread; `.result()` waits for it and raises its error.
+
+    An executor's threads would keep the process alive at exit.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="background").start()
+    return future
 
 
 def prefetch(items: Iterator[Result], depth: int) -> Iterator[Result]:

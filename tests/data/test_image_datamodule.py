@@ -1,5 +1,6 @@
 """The image stream: order, crops and flips as functions of (seed, epoch, row)."""
 
+import multiprocessing
 import pickle
 import subprocess
 from types import SimpleNamespace
@@ -69,7 +70,8 @@ def test_validation_workers_outlive_the_signals_of_a_cluster(directory):
     """SLURM sends SIGTERM to every process of a job; the rank must reach the end of its batch."""
     batches = iter(module(directory, workers=1).val_dataloader())
     rows = next(batches)["index"].tolist()
-    subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)  # not by the parent
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # not by the parent
     assert rows + [row for batch in batches for row in batch["index"].tolist()] == list(range(14))
 
 

@@ -9,8 +9,8 @@ from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes
 from aim_lightning.data.images.directory import ImageSource
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.stream_datamodule import Batch, MicroBatches, StreamDataModule
-from aim_lightning.utils.process import outlive_signals
+from aim_lightning.data.stream_datamodule import Batch, BatchLoader, MicroBatches, StreamDataModule
+from aim_lightning.utils.process import reading
 from aim_lightning.utils.random import hash_seed, permutation
 
 
@@ -103,7 +103,8 @@ class ImageDataModule(StreamDataModule):
         Raises:
             UserError: a path is missing, or the classes differ.
         """
-        self.sets = {split: self.images.open(split) for split in ("train", "val")}
+        with reading():
+            self.sets = {split: self.images.open(split) for split in ("train", "val")}
         same_classes(self.sets["train"], self.sets["val"], "data.images")
 
     @property
@@ -128,11 +129,4 @@ class ImageDataModule(StreamDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the loader of this rank's validation images."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        rows = ImageRows(self.sets["val"], self.val_batch_size, rank, world)
-        return DataLoader(
-            rows,
-            batch_size=None,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # without it the iterator advances the global generator
-            worker_init_fn=outlive_signals,
-        )
+        return BatchLoader(ImageRows(self.sets["val"], self.val_batch_size, rank, world), self.num_workers)

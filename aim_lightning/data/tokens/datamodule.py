@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from aim_lightning.data.images.base import sha256_json
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.stream_datamodule import Batch, MicroBatches, StreamDataModule
+from aim_lightning.data.stream_datamodule import Batch, BatchLoader, MicroBatches, StreamDataModule
 from aim_lightning.data.tokens.format.manifest import MANIFEST, Location, TokenManifest
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.data.tokens.read.reader import Rows, ShardReader, WindowedRows
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import reading
 
 
 def to_batch(rows: Rows, epoch: int) -> Batch:
@@ -129,7 +130,8 @@ class TokenDataModule(StreamDataModule):
         for split in ("train", "val"):
             skip = split == "train" and self.on_corrupt == "skip"
             url = partial(Location(self.path).url, split)
-            self.readers[split] = ShardReader(self._load(split), url, self.fetcher, skip)
+            with reading():
+                self.readers[split] = ShardReader(self._load(split), url, self.fetcher, skip)
         train, val = self.manifest, self.readers["val"].manifest
         if (train.tokenizer_hash, train.class_names) != (val.tokenizer_hash, val.class_names):
             raise UserError(f"{self.path}: train and val were made with different tokenizers or classes")
@@ -169,5 +171,4 @@ class TokenDataModule(StreamDataModule):
         """Return the loader of this rank's validation rows."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = TokenRows(self.readers["val"], self.val_batch_size, rank, world)
-        # Without its own generator the loader advances the global one: a validation would change training's dropout.
-        return DataLoader(rows, batch_size=None, generator=torch.Generator())
+        return BatchLoader(rows, num_workers=0)

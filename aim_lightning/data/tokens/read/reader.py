@@ -7,8 +7,9 @@ replaced by another row of the window, chosen by (seed, epoch, row), and every o
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import stored_records
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.process import in_background
 from aim_lightning.utils.random import hash_uniform, permutation
 
 READING_THREADS = 2  # each holds the bytes of one shard
@@ -173,9 +175,14 @@ class WindowedRows:
         return self.loaded[window.number]
 
     def _read(self, window: Window) -> Rows:
-        # Reading, hashing and gathering release Python's lock, so a second thread shortens the wait.
-        with ThreadPoolExecutor(READING_THREADS) as pool:
-            rows = Rows.join(list(pool.map(lambda shard: self.reader.read(shard, self._view), window.shards)))
+        def read_share(thread: int) -> list[Rows]:
+            return [self.reader.read(shard, self._view) for shard in window.shards[thread::READING_THREADS]]
+
+        # Reading, hashing and gathering release Python's lock, so a second thread shortens the wait. An executor's
+        # threads would outlast Ctrl-C while a read blocks.
+        shares = [in_background(partial(read_share, thread)) for thread in range(READING_THREADS)]
+        parts = zip_longest(*(share.result() for share in shares))
+        rows = Rows.join([part for group in parts for part in group if part is not None])
         return replace_unreadable(rows, self.seed, self.epoch)
 
     def _view(self, index: np.ndarray) -> np.ndarray:
