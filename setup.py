@@ -12,7 +12,8 @@ class BuildWithConfigurations(build_py):
     def run(self):
         """Build the modules, then copy the YAML files; an editable installation reads those of the checkout."""
         super().run()
-        for file in () if self.editable_mode else [*Path("configs").rglob("*.yaml"), *Path("experiments").glob("*.yaml")]:
+        files = [*Path("configs").rglob("*.yaml"), *Path("experiments").glob("*.yaml")]
+        for file in [] if self.editable_mode else files:
             target = Path(self.build_lib, "aim_lightning", "shipped", file)
             self.mkpath(str(target.parent))
             self.copy_file(str(file), str(target))

@@ -1,12 +1,26 @@
-"""Option types and options that several commands share."""
+"""Option types, options that several commands share, and the choice of classes."""
 
 import argparse
+import math
+import re
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range
 
 DEFAULT_CLASSES = 10
 SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Hugging Face directory"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line instead of a usage text."""
+
+    def error(self, message: str) -> None:
+        """Raise the error as a UserError; those of `number` contain their fix."""
+        fact = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)
+        raise UserError(f"command line: {fact}{f'; see {self.prog} --help' if fact == message else ''}")
 
 
 def boolean(text: str) -> bool:
@@ -16,81 +30,89 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+def option(text: str, default: Any = None, **arguments: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option whose help ends with its default.
+
+    Args:
+        text: help without the default.
+        default: value without the option; None is not shown.
+        **arguments: further arguments, such as `type`.
+    """
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return {"default": default, "help": text if default is None else f"{text} (default: {shown})", **arguments}
+
+
+def flag(text: str, default: bool | None = False) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for an option that is true, false, or true without a value."""
+    return option(text, default, type=boolean, nargs="?", const=True, metavar="BOOL")
+
+
+def number(kind: type, low: float = 0, high: float = math.inf, **limits: bool) -> Callable[[str], Any]:
+    """Return the type of an option that is a finite number.
+
+    Args:
+        kind: int or float.
+        low: smallest number.
+        high: largest number.
+        **limits: `above` and `below` of `Range`, which exclude `low` and `high`.
+    """
+    allowed = Range(low, high, **limits)
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan  # in no range
+        if not allowed.contains(value):
+            words = f"a whole number, {allowed}" if kind is int else f"a number, {allowed}"
+            raise argparse.ArgumentTypeError(f"is {text}; it must be {words}")
+        return value
+
+    return parse
+
+
 def numbers(text: str) -> tuple[float, ...]:
-    """Parse numbers with commas between them."""
+    """Parse finite numbers with commas between them."""
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1.1,1.05") from None
+        return tuple(number(float, -math.inf)(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"is {text!r}; it must be finite numbers such as 1.1,1.05") from None
 
 
-def add_raw(parser: argparse.ArgumentParser) -> None:
-    """Add the option --raw to a parser."""
-    text = "use the trained weights instead of the averaged ones (EMA; default: false)"
-    parser.add_argument("--raw", type=boolean, default=False, metavar="BOOL", help=text)
+_REFERENCES = ".npz (ADM's, or arr_0), images, class directories, shards, ImageNet's .tar (default: training images)"
+# Name of an option -> its arguments of `add_argument`.
+SHARED = {
+    "raw": flag("use the trained weights instead of the averaged ones (EMA)"),
+    "allow_changes": flag("continue a run although its configuration changed"),
+    "allow_untrained_guidance": flag("sample with guidance from a network trained with label_dropout 0 or 1"),
+    "on_error": option("error stops at an unreadable image, skip lists it", "error", choices=("error", "skip")),
+    "num": option("images to generate", 50000, type=number(int, 1)),
+    "reference": option(_REFERENCES, metavar="PATH"),
+    "splitting": option("splits of the Inception Score", "adm", choices=("adm", "torch_fidelity")),
+    "feature_batch": option("batch size of the feature network, images", 250, type=number(int, 1)),
+    "cache": option("directory that caches reference statistics", ".cache/reference", metavar="DIR"),
+    "seeds": option("number of sample sets; their seeds count up from sampling.seed", 1, type=number(int, 1)),
+    "record": option("also write experiments/results/NAME.json for `make table`", metavar="NAME"),
+    "checkpoint": option("checkpoint to use instead of the newest one of the run", metavar="FILE"),
+    "weights": option("published weights, directory, file or hub id, instead of a run", metavar="SOURCE"),
+    "classes": option('only these classes, "sneaker,bag" (default: all, balanced)', metavar="NAMES"),
+    "labels": option("file with one class number per line, one line per image; also sets --num", metavar="FILE"),
+}
+# Options of every command that scores samples, and of those that take any checkpoint or published weights.
+SCORING = ("num", "reference", "splitting", "feature_batch", "cache")
+GENERATING = (*SCORING, "raw", "allow_untrained_guidance", "checkpoint", "weights", "classes", "labels", "seeds")
 
 
-def add_untrained_guidance(parser: argparse.ArgumentParser) -> None:
-    """Add the option --allow_untrained_guidance to a parser."""
-    text = "sample with guidance from a network trained with label_dropout 0 or 1 (default: false)"
-    parser.add_argument("--allow_untrained_guidance", action="store_true", help=text)
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add options of `SHARED` by name."""
+    for name in names:
+        parser.add_argument(f"--{name}", **SHARED[name])
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE and --raw."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
-    add_raw(parser)
-
-
-def add_on_error(parser: argparse.ArgumentParser) -> None:
-    """Add the option --on_error to a parser."""
-    text = "action at an unreadable image: error stops, skip leaves it out and lists it (default: error)"
-    parser.add_argument("--on_error", choices=("error", "skip"), default="error", help=text)
-
-
-def add_allow_changes(parser: argparse.ArgumentParser) -> None:
-    """Add the option --allow_changes to a parser."""
-    text = "continue a run although its configuration changed (default: false)"
-    parser.add_argument("--allow_changes", metavar="BOOL", type=boolean, default=False, help=text)
-
-
-def add_scoring(parser: argparse.ArgumentParser) -> None:
-    """Add the options of everything that computes scores of samples."""
-    parser.add_argument("--num", type=int, default=50000, help="images to generate (default: 50000)")
-    reference = ".npz (ADM's, or arr_0), images, class directories, shards, ImageNet's .tar (default: training images)"
-    parser.add_argument("--reference", metavar="PATH", help=reference)
-    splitting = "splits of the Inception Score (default: adm)"
-    parser.add_argument("--splitting", choices=("adm", "torch_fidelity"), default="adm", help=splitting)
-    batch = "batch size of the feature network, images (default: 250)"
-    parser.add_argument("--feature_batch", type=int, default=250, help=batch)
-    cache = "directory that caches reference statistics (default: .cache/reference)"
-    parser.add_argument("--cache", metavar="DIR", default=".cache/reference", help=cache)
-
-
-def add_seeds(parser: argparse.ArgumentParser) -> None:
-    """Add the option --seeds to a parser."""
-    seeds = "number of sample sets; their seeds count up from sampling.seed (default: 1)"
-    parser.add_argument("--seeds", type=int, default=1, help=seeds)
-
-
-def add_record(parser: argparse.ArgumentParser) -> None:
-    """Add the option --record to a parser."""
-    text = "also write experiments/results/NAME.json for `make table`"
-    parser.add_argument("--record", metavar="NAME", help=text)
-
-
-def add_generating(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that generate samples of any checkpoint or published weights and score them."""
-    add_scoring(parser)
-    add_raw(parser)
-    add_untrained_guidance(parser)
-    parser.add_argument("--checkpoint", metavar="FILE", help="checkpoint to use instead of the newest one of the run")
-    weights = "published weights, directory, file or hub id, instead of a run"
-    parser.add_argument("--weights", metavar="SOURCE", help=weights)
-    parser.add_argument("--classes", metavar="NAMES", help='only these classes, "sneaker,bag" (default: all, balanced)')
-    labels = "file with one class number per line, one line per image; also sets --num"
-    parser.add_argument("--labels", metavar="FILE", help=labels)
-    add_seeds(parser)
+    add_shared(parser, "raw")
 
 
 def choose_classes(text: str | None, class_names: list[str]) -> list[int]:

@@ -1,5 +1,6 @@
 """The configuration of one command, composed and checked, with typed access to its sections."""
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from aim_lightning.cli.value_ranges import check_ranges
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import check
+from aim_lightning.config.compose import walk
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 
@@ -48,6 +50,27 @@ class Config(ComposedConfig):
         from aim_lightning.sampling import SamplingOptions  # imports torch
 
         return SamplingOptions(**self.values["sampling"])
+
+    def blame(self, message: str) -> str:
+        """Start an error of a constructor with the file that set the value, and the key.
+
+        Args:
+            message: e.g. "VQConfig.norm_groups is 7; …", by a class that does not know its key.
+
+        Returns:
+            e.g. "x.yaml: model.network.norm_groups is 7; …", or the same message if no single key fits.
+        """
+        match = re.match(r"(?:(\w+): )?([\w.]+)(?= )", message)
+        if match is None:
+            return message
+        named, fact = ".".join(filter(None, match.groups())), message[match.end() :]
+        values = {key.replace(".init_args", ""): value for key, value in walk("", self.values)}
+        origins = {key.replace(".init_args", ""): origin for key, origin in self.origins.items()}
+        keys = [key for key in origins if "." in named and f".{key}".endswith(f".{named}")]
+        if not keys:  # the class has another name than its key
+            last = f".{named.rpartition('.')[2]}"
+            keys = [key for key in origins if key.endswith(last) and fact.startswith(f" is {values.get(key)!r};")]
+        return f"{origins[keys[0]]}: {keys[0]}{fact}" if len(keys) == 1 else message
 
     def init_args(self, section: str) -> dict[str, Any]:
         """Return the arguments of a section's class; empty where the section is missing or null."""

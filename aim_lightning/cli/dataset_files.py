@@ -1,6 +1,7 @@
-"""The files that `aim-lightning dataset` writes next to the shards: images and an experiment for each stage."""
+"""Write the configurations of `aim-lightning dataset`: images, and an experiment for each stage."""
 
 import hashlib
+from math import log, log2
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from aim_lightning.data.images.directory_split import SplitReport
 
 DOWNSAMPLING = 4  # pixels per code, of configs/model/vq_tiny.yaml
+CODEBOOK = 512
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 50, 1500, 20000
 QUICK_STEPS = 200  # a first result in minutes
 TEMPLATES = Path(__file__).with_name("templates")
@@ -33,22 +35,15 @@ def experiment_files(name: str, size: int, report: "SplitReport", quick: bool = 
     """Return the text of each file by its path, with sizes for some hundred images per class."""
     train, val, side = report.rows["train"], report.rows["val"], size // DOWNSAMPLING
     batch = min(32, 1 << (train.bit_length() - 1))
-    steps = min(max(EPOCHS * train // batch, FEWEST_STEPS), MOST_STEPS) // 100 * 100
-    steps = QUICK_STEPS if quick else steps
-    values = {
-        **{"name": name, "size": size, "side": side, "tokens": side**2, "train": train, "val": val},
-        **{"classes": len(report.class_names), "codebook": 512, "shown": min(16, val), "batch": batch},
-        **{
-            "steps": steps,
-            "every": steps // 5,
-            "saved": min(500, steps // 2),
-            "samples": 200 if quick else 2000,
-            "ranges": ", ".join(map(str, crop_range(size))),
-        },
-    }
-    templates = (TEMPLATES / f"{part}.yaml" for part in ("images", "tokenizer", "aim"))
-    texts = [Template(path.read_text()).substitute(values) for path in templates]
-    return dict(zip(file_names(name), texts, strict=True))
+    steps = QUICK_STEPS if quick else min(max(EPOCHS * train // batch, FEWEST_STEPS), MOST_STEPS) // 100 * 100
+    values = {"name": name, "size": size, "side": side, "tokens": side**2, "train": train, "val": val, "batch": batch}
+    values |= {"classes": len(report.class_names), "shown": min(16, val), "samples": 200 if quick else 2000}
+    values |= {"steps": steps, "every": steps // 5, "saved": min(500, steps // 2)}
+    # A healthy run starts at the loss of equally likely codes.
+    values |= {"codebook": CODEBOOK, "nats": f"{log(CODEBOOK):.1f}", "bits": f"{log2(CODEBOOK):g}"}
+    values["ranges"] = ", ".join(map(str, crop_range(size)))
+    templates = [Template((TEMPLATES / f"{part}.yaml").read_text()) for part in ("images", "tokenizer", "aim")]
+    return {path: text.substitute(values) for path, text in zip(file_names(name), templates, strict=True)}
 
 
 def refuse_files_of_others(name: str) -> None:
@@ -65,9 +60,8 @@ def refuse_files_of_others(name: str) -> None:
         if not first.startswith(MARK.partition("{}")[0]):
             raise UserError(f"{path} exists and is not one that `make dataset` made; take another NAME, or remove it")
         if first != _mark(rest):
-            raise UserError(
-                f"{path} was edited since `make dataset` made it; rename it to keep your version, or remove it"
-            )
+            fix = "rename it to keep your version, or remove it"
+            raise UserError(f"{path} was edited since `make dataset` made it; {fix}")
 
 
 def write_marked(path: str, text: str) -> None:

@@ -4,19 +4,37 @@ import argparse
 import dataclasses
 import inspect
 import shutil
-import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from aim_lightning.cli.command import Command
-from aim_lightning.cli.registry import COMMANDS
+from aim_lightning.cli.common_options import Parser
+from aim_lightning.cli.registry import Command, commands
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
-from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, Section, is_class
+from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, Section
+from aim_lightning.config.compose import is_class
 from aim_lightning.config.signature import dataclass_of, find_class, parameters, type_text
 from aim_lightning.config.yaml import inline
 
-USAGE = "aim-lightning COMMAND --config FILE [--config FILE …] [--section.option VALUE …]"
+PROGRAM = """\
+usage: aim-lightning COMMAND --config FILE [--config FILE …] [--section.option VALUE …]
+
+AiM with PyTorch Lightning: train tokenizers and autoregressive Mamba-2 image generators.
+
+commands:
+{commands}
+
+aim-lightning COMMAND --help shows the options of a command. With --config FILE it also lists every option
+of the classes that the file names, with its present value; --help SECTION lists one section only."""
+ACTIONS = """\
+usage: aim-lightning {name} ACTION …
+
+{help}
+
+actions:
+{actions}
+
+aim-lightning {name} ACTION --help shows an action's options."""
 
 
 class Option(NamedTuple):
@@ -28,63 +46,56 @@ class Option(NamedTuple):
     description: str
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    return argparse.HelpFormatter(prog, max_help_position=28, width=width)
+
+
+def _list(entries: dict[str, Command]) -> str:
+    return "\n".join(f"  {name:10s} {command.help}" for name, command in entries.items())
+
+
 def program_help() -> str:
     """Return the text of `aim-lightning --help`."""
-    commands = "\n".join(f"  {name:10s} {command.help}" for name, command in COMMANDS.items())
-    return (
-        f"usage: {USAGE}\n\n"
-        "AiM with PyTorch Lightning: train tokenizers and autoregressive Mamba-2 image generators.\n\n"
-        f"commands:\n{commands}\n\n"
-        "aim-lightning COMMAND --help shows the options of a command. With --config FILE it also lists every option\n"
-        "of the classes that the file names, with its present value; --help SECTION lists one section only."
-    )
+    return PROGRAM.format(commands=_list(commands()))
 
 
 def actions_help(name: str, command: Command) -> str:
     """Return the text of `aim-lightning COMMAND --help` for a command with actions."""
-    actions = "\n".join(f"  {action:10s} {entry.help}" for action, entry in command.actions.items())
-    return (
-        f"usage: aim-lightning {name} ACTION …\n\n{command.help}\n\nactions:\n{actions}\n\n"
-        f"aim-lightning {name} ACTION --help shows an action's options."
-    )
+    return ACTIONS.format(name=name, help=command.help, actions=_list(command.actions))
 
 
-def command_help(name: str, command: Command, parser: argparse.ArgumentParser, config: ComposedConfig | None) -> str:
+def command_help(command: Command, parser: Parser, config: ComposedConfig | None) -> str:
     """Return the text of `aim-lightning COMMAND --help`; with a configuration, also the options of all sections."""
+    parser.formatter_class, parser.description = _formatter, command.help
     positionals = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
-    usage = USAGE if command.needs_config else "aim-lightning COMMAND [--option VALUE …]"
-    lines = [f"usage: {usage.replace('COMMAND', name + positionals)}", "", command.help, "", "options:"]
-    for action in parser._actions:
-        value = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
-        lines += _entry(" ".join([*action.option_strings[:1], value]), action.help or "")
-    if command.needs_config:
-        lines += _entry("--config FILE", "YAML file; repeatable, later files win")
-        lines += _entry("--help [SECTION]", "this text; with --config FILE it lists every option, or one section only")
-        lines += ["", "sections:"]
-        for section, kind in SECTIONS.items():
-            value = " VALUE" if isinstance(kind, ScalarSection) else ".OPTION VALUE"
-            lines += _entry(f"--{section}{value}", kind.description)
-    else:
-        lines += _entry("--help", "this text")
+    parser.usage = f"{parser.prog}{positionals} [--option VALUE …]"
+    if not command.needs_config:
+        parser.add_argument("--help", action="store_true", help="this text")
+        return parser.format_help().rstrip()
+    parser.usage = f"{parser.prog} --config FILE [--config FILE …] [--section.option VALUE …]{positionals}"
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or pkg:NAME; repeatable, later files win")
+    options = "this text; with --config FILE it lists every option, or one section only"
+    parser.add_argument("--help", metavar="[SECTION]", help=options)
+    group = parser.add_argument_group("sections")
+    for name, section in SECTIONS.items():
+        dotted = "" if isinstance(section, ScalarSection) else ".OPTION"
+        group.add_argument(f"--{name}{dotted}", metavar="VALUE", help=section.description)
+    text = parser.format_help().rstrip()
     if config is not None:
-        lines += ["", "options of the classes in this configuration:"]
-        lines += [line for section in SECTIONS for line in section_help(section, config)]
-    return "\n".join(lines)
+        text += f"\n\noptions of the classes in this configuration:\n{section_help(SECTIONS, config)}"
+    return text
 
 
-def section_help(name: str, config: ComposedConfig) -> list[str]:
-    """Return the lines about the options of one section."""
-    rows = describe(name, SECTIONS[name], config)
-    return [line for row in rows for line in _entry(f"--{row.option} [{row.type}] {row.value}", row.description)]
-
-
-def _entry(flag: str, text: str) -> list[str]:
-    width = max(60, min(shutil.get_terminal_size().columns, 120))
-    body = textwrap.wrap(text, width - 28) or [""]
-    head = f"  {flag}"
-    if len(head) > 26:
-        return [head, *(f"{'':28s}{line}" for line in body if line)]
-    return [f"{head:28s}{body[0]}", *(f"{'':28s}{line}" for line in body[1:])]
+def section_help(names: Iterable[str], config: ComposedConfig) -> str:
+    """Return the lines about the options of sections."""
+    formatter = _formatter("")
+    formatter._indent()
+    for row in (row for name in names for row in describe(name, SECTIONS[name], config)):
+        # Docstrings may contain percent signs, which argparse would expand.
+        text, value = row.description.replace("%", "%%"), f"[{row.type}] {row.value}"
+        formatter.add_argument(argparse.Action([f"--{row.option}"], row.option, metavar=value, help=text))
+    return formatter.format_help().strip("\n")
 
 
 def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Option]:
@@ -93,18 +104,18 @@ def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Op
     Raises:
         UserError: a class that the configuration names does not exist.
     """
-    value = config.values.get(name)
+    value, provided = config.values.get(name), getattr(section, "provided", ())
     default = section.default if isinstance(section, ClassSection) else None
     if isinstance(section, NamedSection):
         for entry, item in (value or {}).items():
             if is_class(item):
-                yield from _object(config, f"{name}.{entry}", item, section.provided)
+                yield from _object(config, f"{name}.{entry}", item, provided)
             else:
                 yield Option(f"{name}.{entry}", "class", inline(item), "switched off")
     elif isinstance(section, ClassSection) and section.fixed:
-        yield from _options(config, name, find_class(section.fixed, name), value or {}, section.provided)
+        yield from _options(config, name, find_class(section.fixed, name), value or {}, provided)
     elif is_class(value) or (isinstance(value, dict) and default):
-        yield from _object(config, name, {"class_path": default, **value}, getattr(section, "provided", ()))
+        yield from _object(config, name, {"class_path": default, **value}, provided)
     elif isinstance(section, ScalarSection):
         current = inline(value) if name in config.values else "required" if section.required else ""
         yield Option(name, type_text(section.type), current, section.description)

@@ -5,10 +5,10 @@ import sys
 
 from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
-from aim_lightning.cli.command import Command
+from aim_lightning.cli.common_options import Parser
 from aim_lightning.cli.config import Config, read, read_and_check
 from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
-from aim_lightning.cli.registry import COMMANDS
+from aim_lightning.cli.registry import Command, commands
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config.signature import suggest
@@ -18,14 +18,8 @@ from aim_lightning.utils.process import node_name, rank
 
 # They answer without importing torch; `slurm submit` has checked the configuration of their job.
 UNCHECKED = ("slurm status", "slurm cancel", "slurm started", "slurm ended")
+HELP = ("-h", "--help")
 LOST = "another rank exited; see its error above. Aborting this rank."
-
-
-class Options(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line instead of a usage text."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"command line: {message}; see aim-lightning {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,42 +65,45 @@ def _mistake(error: BaseException | None) -> UserError | None:
 
 def run(argv: list[str]) -> int:
     """Run the command that the first words name; return its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in (*HELP, "help"):
         print(program_help())
         return 0
-    name, command = argv[0], COMMANDS.get(argv[0])
-    if command is None:
-        raise UserError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
-    rest = argv[1:]
+    name, *rest = argv
+    if (command := commands().get(name)) is None:
+        raise UserError(f"there is no command {name!r}; use one of {', '.join(commands())}")
     if command.actions:
-        action, rest = _action(name, command, rest)
-        if action is None:
+        if not rest or rest[0] in HELP:
             print(actions_help(name, command))
             return 0
-        name, command = f"{name} {action}", command.actions[action]
+        if rest[0] not in command.actions:
+            raise UserError(f"{name} has no action {rest[0]!r}; use one of {', '.join(command.actions)}")
+        command, name, rest = command.actions[rest[0]], f"{name} {rest[0]}", rest[1:]
     arguments = split(rest, plain=SECTIONS if command.needs_config else ())
-    parser = Options(prog=name, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"aim-lightning {name}", add_help=False, allow_abbrev=False)
     command.add_options(parser)
     if arguments.help:
-        section, config = arguments.help_section, read(arguments) if command.needs_config else None
-        if section and section not in SECTIONS:
-            raise UserError(f"command line: {section} is not a known section{suggest(section, SECTIONS)}")
-        listed = config if arguments.configs else None
-        print("\n".join(section_help(section, config)) if section else command_help(name, command, parser, listed))
+        print(_help(command, arguments, parser))
         return 0
     options = parser.parse_args(arguments.rest)
     options.given = arguments
-    config = _configuration(name, command, arguments, options) if command.needs_config else None
-    return command.run(config, options)
+    if not command.needs_config:
+        return command.run(None, options)
+    config = _configuration(name, command, arguments, options)
+    try:
+        return command.run(config, options)
+    except Exception as error:
+        if mistake := _mistake(error):  # a constructor does not know which file set its argument
+            mistake.args = (config.blame(str(mistake)),)
+        raise
 
 
-def _action(name: str, command: Command, argv: list[str]) -> tuple[str | None, list[str]]:
-    """Return the action of a command and the words after it; None if the help screen is asked for."""
-    if not argv or argv[0] in ("-h", "--help"):
-        return None, []
-    if argv[0] not in command.actions:
-        raise UserError(f"{name} has no action {argv[0]!r}; use one of {', '.join(command.actions)}")
-    return argv[0], argv[1:]
+def _help(command: Command, arguments: Arguments, parser: Parser) -> str:
+    section, config = arguments.help_section, read(arguments) if command.needs_config else None
+    if not section:
+        return command_help(command, parser, config if arguments.configs else None)
+    if section not in SECTIONS:
+        raise UserError(f"command line: {section} is not a known section{suggest(section, SECTIONS)}")
+    return section_help([section], config)
 
 
 def _configuration(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:

@@ -1,18 +1,45 @@
 """The commands of `aim-lightning`; a new command is one file in `commands` and its name here."""
 
 import importlib
-
-from aim_lightning.cli.command import Command
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 
 NAMES = ("fit", "validate", "sample", "tokenize", "evaluate", "sweep", "follow", "reproduce", "table", "weights")
 NAMES += ("download", "shards", "dataset", "plan", "slurm", "config", "doctor")
+# The names of a command's module that become the fields of its `Command`.
 FIELDS = ("HELP", "run", "add_options", "NEEDS_CONFIG", "without_run", "UNUSED", "ACTIONS")
 
 
-def load(name: str) -> Command:
-    """Import the module of a command; the names of FIELDS that it defines become the fields of the command."""
-    module = importlib.import_module(f"aim_lightning.cli.commands.{name}")
-    return Command(**{item.lower(): getattr(module, item) for item in FIELDS if hasattr(module, item)})
+@dataclass(frozen=True)
+class Command:
+    """A command, or an action of a command.
+
+    Args:
+        help: one line for the help screen.
+        run: takes the configuration (None without one) and the options; returns the exit code.
+        add_options: adds options to a parser.
+        needs_config: True if the command takes --config.
+        without_run: returns True for options with which no experiment is needed.
+        unused: sections that may be missing.
+        actions: second words of the command line; a command with actions has no `run`.
+    """
+
+    help: str
+    run: Callable | None = None
+    add_options: Callable[[ArgumentParser], None] = lambda parser: None
+    needs_config: bool = True
+    without_run: Callable[[Namespace], bool] = lambda options: False
+    unused: tuple[str, ...] = ()
+    actions: "dict[str, Command]" = field(default_factory=dict)
 
 
-COMMANDS = {name: load(name) for name in NAMES}
+@cache
+def commands() -> dict[str, Command]:
+    """Return the commands by name. The modules of commands with actions import this one."""
+    modules = {name: importlib.import_module(f"aim_lightning.cli.commands.{name}") for name in NAMES}
+    return {
+        name: Command(**{item.lower(): value for item, value in vars(module).items() if item in FIELDS})
+        for name, module in modules.items()
+    }

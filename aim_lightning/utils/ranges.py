@@ -36,7 +36,7 @@ class Range:
         if self.high == math.inf:
             words = f"above {self.low}" if self.above else f"{self.low} or more"
         elif self.above:
-            words = f"above {self.low} and at most {self.high}"
+            words = f"above {self.low} and {'below' if self.below else 'at most'} {self.high}"
         else:
             words = f"from {self.low} to {'below ' if self.below else ''}{self.high}"
         return words + self.note

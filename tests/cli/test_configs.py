@@ -1,11 +1,16 @@
 """Every shipped file is composed, checked and built."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT
 
+CONFIGS = ROOT / "configs"
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 AIM = {"b": 147_622_080, "l": 349_760_000, "xl": 763_291_392, "1b": 1_335_944_192}
 
@@ -143,3 +148,34 @@ def test_finetuning_starts_from_the_weights_that_make_weights_vq_downloads():
     published = DOWNLOADS["VQ-16"]
     path = f"{published.path}/{published.files[0]}"
     assert document.values["model"]["init_args"]["init_from"] == path
+
+
+@pytest.mark.slow
+def test_a_wheel_contains_the_shipped_configurations(tmp_path):
+    """The console script of a wheel works in any directory; includes of files that it ships resolve."""
+    ignored = shutil.ignore_patterns("__pycache__", "results", "sweeps")
+    for name in ("aim_lightning", "configs", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    (tmp_path / "mine.yaml").write_text("include: [pkg:demo_aim, pkg:model/aim_tiny]\nexperiment: mine\n")
+
+    def call(*words):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-P", "-m", "aim_lightning", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert "usage: aim-lightning" in call("--help").stdout
+    assert "experiment: mine\n" in call("config", "--config", "mine.yaml", "--config", "pkg:cluster/cpu").stdout
+    for words, error in (
+        (["config", "--config", "pkg:demo"], "pkg:demo: there is no such file; use pkg: with one of demo_aim,"),
+        (["table"], "experiments/results does not exist; run this in the root of a checkout"),
+        (["dataset", "mine", "name"], "run this in the root of a checkout"),
+    ):
+        done = call(*words)
+        assert done.returncode == 2 and error in done.stderr and done.stderr.count("\n") == 1

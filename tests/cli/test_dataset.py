@@ -171,7 +171,7 @@ def test_shipped_experiments_are_never_taken_for_ones_own(checkout, capsys):
 CASES = [
     (["dataset", "mine", "a/b"], "'a/b'; use letters"),
     (["dataset", "mine", "x", "--image_size", "30"], "multiple of 4"),
-    (["dataset", "mine", "x", "--val_fraction", "1"], "between 0 and 1"),
+    (["dataset", "mine", "x", "--val_fraction", "1"], "above 0 and below 1"),
     (["dataset", "nowhere", "x"], "nowhere does not exist"),
     (["dataset", "mine"], "NAME"),
 ]

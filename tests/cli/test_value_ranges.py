@@ -6,10 +6,10 @@ import pytest
 from conftest import ROOT
 from helpers import assert_contains, assert_user_error
 
-from aim_lightning.cli.config import DEFAULTS
+from aim_lightning.cli.config import DEFAULTS, Config
 from aim_lightning.cli.main import main
 from aim_lightning.cli.sections import SECTIONS
-from aim_lightning.cli.value_ranges import RANGES, check_ranges
+from aim_lightning.cli.value_ranges import ARGUMENTS, TRAINER, check_ranges
 from aim_lightning.config import compose
 from aim_lightning.config.signature import find_class, parameters
 
@@ -52,6 +52,7 @@ def test_numbers_out_of_range_are_refused_with_key_and_range(key, value, words):
 BOUNDS = "trainer.gradient_clip_val=0 trainer.gradient_clip_val=null trainer.max_steps=-1 trainer.limit_val_batches=0"
 BOUNDS += " trainer.val_check_interval=1.0 trainer.val_check_interval=00:30:00:00 trainer.devices=auto"
 BOUNDS += f" trainer.enable_checkpointing=true sampling.batch_size=auto seed_everything={2**32 - 1}"
+BOUNDS += " callbacks.other.class_path=lightning.pytorch.callbacks.Timer callbacks.other.every_n_steps=-1"
 
 
 @pytest.mark.parametrize("override", BOUNDS.split())
@@ -59,32 +60,68 @@ def test_values_at_the_bounds_are_accepted(override):
     check(override.split("="))
 
 
+CLASSES = "modules.aim.AiMModule modules.tokenizer.TokenizerModule data.tokens.datamodule.TokenDataModule"
+CLASSES += " data.images.datamodule.ImageDataModule data.images.dataset.Images cli.commands.tokenize.TokenizeSection"
+CLASSES += " callbacks.logging.image_logging.SampleGrid callbacks.logging.image_logging.Reconstructions"
+CLASSES += " callbacks.evaluation.sample_metrics.SampleMetrics modules.adversary.AdversarialConfig"
+CLASSES += " callbacks.evaluation.training_evaluation.TrainingEvaluation"
+
+
 def test_every_range_names_an_existing_argument():
-    classes = {
-        "Trainer": "lightning.pytorch.Trainer",
-        "AiMModule": "aim_lightning.modules.aim.AiMModule",
-        "TokenizerModule": "aim_lightning.modules.tokenizer.TokenizerModule",
-        "TokenDataModule": "aim_lightning.data.tokens.datamodule.TokenDataModule",
-        "ImageDataModule": "aim_lightning.data.images.datamodule.ImageDataModule",
-        "Images": "aim_lightning.data.images.dataset.Images",
-        "SampleGrid": "aim_lightning.callbacks.logging.image_logging.SampleGrid",
-        "Reconstructions": "aim_lightning.callbacks.logging.image_logging.Reconstructions",
-        "SampleMetrics": "aim_lightning.callbacks.evaluation.sample_metrics.SampleMetrics",
-        "ReconstructionMetrics": "aim_lightning.callbacks.evaluation.reconstruction_metrics.ReconstructionMetrics",
-        "TrainingEvaluation": "aim_lightning.callbacks.evaluation.training_evaluation.TrainingEvaluation",
-    }
-    for option in RANGES.keys() - {"seed_everything"}:
-        name, argument = option.split(".")[:2]
-        assert argument in parameters(find_class(classes[name], name)), option
+    arguments = set().union(*(parameters(find_class(f"aim_lightning.{name}", name)) for name in CLASSES.split()))
+    assert ARGUMENTS.keys() <= arguments
+    assert TRAINER.keys() <= parameters(find_class("lightning.pytorch.Trainer", "trainer")).keys()
+    ranges = [allowed for allowed in (ARGUMENTS | TRAINER).values() if hasattr(allowed, "low")]
+    assert not any(allowed.contains(math.nan) for allowed in ranges)
 
 
-@pytest.mark.parametrize("option", ["--seed_everything=-1", "--seed_everything=1.5", "--trainer.strategy=deepspeed"])
-def test_the_command_line_refuses_them_with_exit_code_two(capsys, tmp_path, option):
-    assert main(["fit", "--config", str(DEMO), "--runs_root", str(tmp_path / "runs"), option]) == 2
+OPTIONS = [
+    ("fit DEMO --seed_everything=-1", "seed_everything is -1"),
+    ("fit DEMO --seed_everything=1.5", "seed_everything is 1.5"),
+    ("fit DEMO --trainer.strategy=deepspeed", "trainer.strategy is 'deepspeed'"),
+    ("sample DEMO --num 0", "--num is 0; it must be a whole number, 1 or more"),
+    ("sample DEMO --num few", "--num is few; it must be a whole number, 1 or more"),
+    ("sample DEMO --num 1.5", "--num is 1.5; it must be a whole number"),
+    ("evaluate DEMO --seeds 0", "--seeds is 0; it must be a whole number, 1 or more"),
+    ("evaluate DEMO --feature_batch -3", "--feature_batch is -3"),
+    ("follow DEMO --every 0", "--every is 0; it must be a number, above 0"),
+    ("follow DEMO --patience nan", "--patience is nan; it must be a number, 0 or more"),
+    ("plan DEMO --images_per_s inf", "--images_per_s is inf"),
+    ("plan DEMO --devices 0", "--devices is 0"),
+    ("slurm submit DEMO --parallel 0", "--parallel is 0"),
+    ("tokenize DEMO --batch_size 0", "--batch_size is 0"),
+    ("tokenize DEMO --crop_range 1.1,nan", "--crop_range is '1.1,nan'; it must be finite numbers"),
+    ("shards preview . --tokenizer x --num -1", "--num is -1"),
+    ("shards preview . --tokenizer x --seed -1", "--seed is -1; it must be a whole number, from 0 to"),
+    ("dataset . x --image_size 4", "--image_size is 4; it must be a whole number, 8 or more"),
+    ("dataset . x --max_pixels 0", "--max_pixels is 0"),
+    ("dataset . x --val_fraction nan", "--val_fraction is nan; it must be a number, above 0 and below 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "fact"), OPTIONS)
+def test_options_out_of_range_are_one_line_with_exit_code_two(capsys, tmp_path, words, fact):
+    words = words.replace("DEMO", f"--config {DEMO} --runs_root {tmp_path / 'runs'}")
+    assert main(words.split()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: command line: ") and error.count("\n") == 1
+    assert error.startswith(f"error: command line: {fact}") and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_infinity_is_outside_every_range():
-    assert not any(allowed.contains(math.nan) for allowed in RANGES.values() if hasattr(allowed, "low"))
+BLAMED = [
+    ("VQConfig.norm_groups is 7; it must divide 16", "x.yaml: model.network.norm_groups is 7; it must divide 16"),
+    ("model.network.norm_groups is 7; …", "x.yaml: model.network.norm_groups is 7; …"),
+    ("sampling: top_k is -1; …", "command line: sampling.top_k is -1; …"),
+    ("callbacks.ema.decay is 2; …", "callbacks.ema.decay is 2; …"),  # a default
+    ("VQConfig.norm_groups is 8; …", "VQConfig.norm_groups is 8; …"),
+    ("y.yaml: model.network is bad", "y.yaml: model.network is bad"),
+    ("model is unknown", "model is unknown"),
+]
+
+
+@pytest.mark.parametrize(("message", "blamed"), BLAMED)
+def test_errors_of_constructors_name_the_file_and_key_that_set_the_value(message, blamed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("model: {class_path: a.B, init_args: {network: {norm_groups: 7}}}\n")
+    config = Config(**vars(compose(["x.yaml"], [("sampling.top_k", "-1")])))
+    assert config.blame(message) == blamed

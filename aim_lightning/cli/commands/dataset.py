@@ -1,4 +1,4 @@
-"""`aim-lightning dataset`: your own images as shards, and an experiment for each stage on them."""
+"""`aim-lightning dataset`: write shards of your own images, and an experiment for each stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_on_error, boolean
+from aim_lightning.cli.common_options import add_shared, flag, number, option
 from aim_lightning.cli.dataset_files import (
     DOWNSAMPLING,
     QUICK_STEPS,
@@ -34,48 +34,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     layout = "images: DIRECTORY/CLASS_NAME/*.jpg, png and so on, or the same below DIRECTORY/train and val"
     parser.add_argument("directory", metavar="DIRECTORY", help=layout)
     parser.add_argument("name", metavar="NAME", help="name of the data set and of its experiments")
-    size = "height and width of the networks' input, pixels, a multiple of 4 (default: 64)"
-    parser.add_argument("--image_size", type=int, default=64, help=size)
-    share = "share of the images, by a hash of their file names, kept for validation (default: 0.1)"
-    parser.add_argument("--val_fraction", type=float, default=0.1, help=share)
-    limit = "largest image to accept, pixels (default: 178956970, Pillow's protection)"
-    parser.add_argument("--max_pixels", type=int, default=178_956_970, metavar="NUMBER", help=limit)
-    quick = f"experiments of {QUICK_STEPS} steps per stage, for a first result in minutes (default: false)"
-    parser.add_argument("--quick", type=boolean, default=False, metavar="BOOL", help=quick)
-    estimate = "measure some steps of both stages and print their hours on this machine (default: false)"
-    parser.add_argument("--estimate", type=boolean, default=False, metavar="BOOL", help=estimate)
-    add_on_error(parser)
+    size = "height and width of the networks' input, pixels, a multiple of 4"
+    parser.add_argument("--image_size", **option(size, 64, type=number(int, 2 * DOWNSAMPLING)))
+    share = "share of the images, by a hash of their file names, kept for validation"
+    parser.add_argument("--val_fraction", **option(share, 0.1, type=number(float, 0, 1, above=True, below=True)))
+    limit = "largest image to accept, pixels; the default is Pillow's protection"
+    parser.add_argument("--max_pixels", **option(limit, 178_956_970, type=number(int, 1)))
+    quick = f"experiments of {QUICK_STEPS} steps per stage, for a first result in minutes"
+    parser.add_argument("--quick", **flag(quick))
+    parser.add_argument("--estimate", **flag("measure some steps of both stages and print their hours on this machine"))
+    add_shared(parser, "on_error")
 
 
-def run(document: None, options: argparse.Namespace) -> int:
+def run(config: None, options: argparse.Namespace) -> int:
     """Write data/NAME, configs/images/NAME.yaml and experiments/NAME_{tokenizer,aim}.yaml."""
     from aim_lightning.data.images.directory_split import make_shards
 
     name, size = options.name, options.image_size
     if not NAME.fullmatch(name):
         raise UserError(f"the data set is called {name!r}; use letters, digits, '.', '_' and '-'")
-    if size < 2 * DOWNSAMPLING or size % DOWNSAMPLING:
+    if size % DOWNSAMPLING:
         raise UserError(f"--image_size is {size}; give a multiple of {DOWNSAMPLING}, for example 64")
-    for needed in ("configs/images", "experiments"):
-        if not Path(needed).is_dir():
-            raise UserError(f"there is no {needed} here; run this in the root of the checkout")
+    if not (Path("configs/images").is_dir() and Path("experiments").is_dir()):
+        raise UserError("there is no configs/images or experiments here; run this in the root of a checkout")
     refuse_files_of_others(name)
-    out = Path("data") / name
-    report = make_shards(
-        Path(options.directory), out, options.val_fraction, 2 * size, options.on_error, options.max_pixels
-    )
-    for line in _report_lines(report, out):
-        print(line)
+    out, fraction = Path("data") / name, options.val_fraction
+    report = make_shards(Path(options.directory), out, fraction, 2 * size, options.on_error, options.max_pixels)
+    print(*_report_lines(report, out), sep="\n")
     for path, text in experiment_files(name, size, report, options.quick).items():
         write_marked(path, text)
         print(f"wrote {path}")
-    if options.estimate:
-        for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:], strict=True):
-            print(f"{stage}: about {_hours(path):.1g} hours of training on this machine, validation not included")
+    for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:] if options.estimate else (), strict=False):
+        print(f"{stage}: about {_hours(path):.1g} hours of training on this machine, validation not included")
     print(f"next: make stages NAME={name} trains both stages, or one by one:")
-    print(f"  make train EXP={name}_tokenizer")
-    print(f"  make tokenize EXP={name}_tokenizer")
-    print(f"  make train EXP={name}_aim")
+    commands = (f"train EXP={name}_tokenizer", f"tokenize EXP={name}_tokenizer", f"train EXP={name}_aim")
+    print(*(f"  make {command}" for command in commands), sep="\n")
     return 0
 
 
@@ -100,7 +93,7 @@ def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
     fewest, most = min(report.train_per_class), max(report.train_per_class)
     if report.splits:
         yield "splits of the directory: " + ", ".join(f"{path} for {split}" for split, path in report.splits.items())
-    yield f"{out}: {train} training and {val} validation images, {fewest} to {most} training images a class"
+    yield f"{out}: {train} training and {val} validation images, {fewest} to {most} training images per class"
     if most > LARGEST_IMBALANCE * fewest:
         large, small = (report.class_names[report.train_per_class.index(count)] for count in (most, fewest))
         yield f"warning: {large} has {most} images, {small} only {fewest}; rare classes are learned badly"

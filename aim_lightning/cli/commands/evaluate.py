@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.cli.common_options import add_generating, add_record, boolean
+from aim_lightning.cli.common_options import GENERATING, add_shared, flag
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes, write_json
@@ -15,11 +15,10 @@ HELP = "generate samples (or read existing ones) and score them: FID, sFID, IS, 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    add_generating(parser)
+    add_shared(parser, *GENERATING, "record")
     parser.add_argument("--samples", metavar="PATH", help="score this .npz (arr_0) or directory; no run is needed")
-    parser.add_argument("--keep_images", type=boolean, default=True, metavar="BOOL", help="write samples.npz")
+    parser.add_argument("--keep_images", **flag("write samples.npz", True))
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: inside the run)")
-    add_record(parser)
 
 
 def without_run(options: argparse.Namespace) -> bool:

@@ -2,12 +2,16 @@
 
 import argparse
 
-from aim_lightning.cli.common_options import add_allow_changes
+from aim_lightning.cli.common_options import add_shared
 from aim_lightning.cli.config import Config
 from aim_lightning.cluster import signals
 
 HELP = "train, or continue an unfinished run"
-add_options = add_allow_changes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add --allow_changes."""
+    add_shared(parser, "allow_changes")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:

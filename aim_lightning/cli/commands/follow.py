@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_raw, add_scoring, add_untrained_guidance
+from aim_lightning.cli.common_options import SCORING, add_shared, number, option
 from aim_lightning.cli.config import Config
 from aim_lightning.runs.directory import RunDirectory, step_of
 from aim_lightning.runs.resume_policy import decide
@@ -28,12 +28,10 @@ DIRECTORY = "follow"  # of the run; TensorBoard reads one writer per directory
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    add_scoring(parser)
-    add_raw(parser)
-    add_untrained_guidance(parser)
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between two checks (default: 30)")
-    patience = "seconds without a new checkpoint after which to stop (default: 3600)"
-    parser.add_argument("--patience", type=float, default=3600.0, help=patience)
+    add_shared(parser, *SCORING, "raw", "allow_untrained_guidance")
+    parser.add_argument("--every", **option("seconds between two checks", 30.0, type=number(float, above=True)))
+    patience = "seconds without a new checkpoint after which to stop"
+    parser.add_argument("--patience", **option(patience, 3600.0, type=number(float)))
 
 
 def run(config: Config, options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from aim_lightning.cli.common_options import number, option
 from aim_lightning.cli.config import Config
 
 HELP = "estimate memory, time, disk and the requeue window of a training"
@@ -9,13 +10,14 @@ HELP = "estimate memory, time, disk and the requeue window of a training"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--devices", type=int, help="number of all devices (default: trainer.devices x num_nodes)")
+    devices = "number of all devices (default: trainer.devices x num_nodes)"
+    parser.add_argument("--devices", type=number(int, 1), help=devices)
     rate = "images per second on all devices; with it nothing is measured"
-    parser.add_argument("--images_per_s", type=float, metavar="NUMBER", help=rate)
-    parser.add_argument("--steps", type=int, default=8, help="steps to measure on one device, 0 = none (default: 8)")
-    parser.add_argument("--rows", type=int, help="training images, if the data do not exist yet")
-    views = "views per image of shards that do not exist yet (default: 1)"
-    parser.add_argument("--views", type=int, default=1, help=views)
+    parser.add_argument("--images_per_s", type=number(float, above=True), metavar="NUMBER", help=rate)
+    parser.add_argument("--steps", **option("steps to measure on one device, 0 = none", 8, type=number(int)))
+    parser.add_argument("--rows", type=number(int, 1), help="training images, if the data do not exist yet")
+    views = "views per image of shards that do not exist yet"
+    parser.add_argument("--views", **option(views, 1, type=number(int, 1)))
 
 
 def run(config: Config, options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from aim_lightning.cli.commands.evaluate import check_record_name, keep
-from aim_lightning.cli.common_options import add_record, add_scoring, add_seeds
+from aim_lightning.cli.common_options import SCORING, add_shared
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_json
@@ -15,12 +15,10 @@ HELP = "evaluate published weights and print a row next to the paper's"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    add_scoring(parser)
+    add_shared(parser, *SCORING, "seeds", "record")
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
     weights = "directory or hub id (default: weights/aim_b and so on, downloaded)"
     parser.add_argument("--weights", metavar="SOURCE", help=weights)
-    add_seeds(parser)
-    add_record(parser)
 
 
 def without_run(options: argparse.Namespace) -> bool:

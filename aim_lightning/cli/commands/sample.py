@@ -1,4 +1,4 @@
-"""`aim-lightning sample`: images from a trained run."""
+"""`aim-lightning sample`: generate images with a trained run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_raw, add_untrained_guidance, boolean, choose_classes
+from aim_lightning.cli.common_options import add_shared, choose_classes, flag, number, option
 from aim_lightning.cli.config import Config
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -26,12 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     classes = 'classes by name or number, "sneaker,bag" (default: the first 10)'
     parser.add_argument("--classes", metavar="NAMES", help=classes)
-    parser.add_argument("--num", type=int, default=8, help="images per class (default: 8)")
+    parser.add_argument("--num", **option("images per class", 8, type=number(int, 1)))
     parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
-    add_raw(parser)
-    add_untrained_guidance(parser)
-    animated = "also write sampled.gif, in which the images appear row by row (default: false)"
-    parser.add_argument("--animate", nargs="?", const=True, type=boolean, default=False, metavar="BOOL", help=animated)
+    add_shared(parser, "raw", "allow_untrained_guidance")
+    parser.add_argument("--animate", **flag("also write sampled.gif, in which the images appear row by row"))
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -51,18 +48,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
         allow_untrained_guidance=options.allow_untrained_guidance,
     )
     labels = choose_classes(options.classes, pipeline.class_names)
-    if options.num < 1:
-        raise UserError(f"--num is {options.num}; it must be at least 1")
     parts: list[Tensor] = []
     preview = pipeline.preview(lambda images: parts.append(images.cpu())) if options.animate else None
     images = _generate(pipeline, torch.tensor(labels).repeat_interleave(options.num), sampling, preview)
-    out = Path(options.out) if options.out else directory.samples
+    out, grids = Path(options.out) if options.out else directory.samples, "sampled.png"
     names = [pipeline.class_names[label] for label in labels]
     for i, image in enumerate(images):
         name = names[i // options.num].replace("/", "-").replace(" ", "-")
         save_png(image, out / f"{name}-seed{sampling.seed}-{i:05d}.png")
-    save_png(labelled_grid(images, options.num, names), out / "sampled.png")
-    grids = "sampled.png"
+    save_png(labelled_grid(images, options.num, names), out / grids)
     if options.animate:
         # Previews come batch after batch, and within a batch after each row of codes.
         rows = pipeline.tokenizer.grid[0]

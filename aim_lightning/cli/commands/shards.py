@@ -1,17 +1,17 @@
-"""`aim-lightning shards info|verify|preview|merge PATH`."""
+"""`aim-lightning shards info|verify|preview|merge PATH`: look into token shards and merge them."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.cli.command import Command
+from aim_lightning.cli.common_options import number, option
+from aim_lightning.cli.registry import Command
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import ProgressBar, progress
 
 HELP = "inspect, verify, preview or merge token shards"
-
-
+NEEDS_CONFIG = False
 SPLITS = ("train", "val")
 
 
@@ -30,8 +30,8 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     _add_paths(parser)
     tokenizer = "run, weights or .yaml of the tokenizer that decodes the codes"
     parser.add_argument("--tokenizer", required=True, metavar="SOURCE", help=tokenizer)
-    parser.add_argument("--num", type=int, default=32, help="images, chosen at random (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    parser.add_argument("--num", **option("images, chosen at random", 32, type=number(int, 1)))
+    parser.add_argument("--seed", **option("seed of the choice", 0, type=number(int, 0, 2**63 - 1)))
     parser.add_argument("--out", metavar="FILE", help="PNG file (default: PATH/preview.png)")
 
 
@@ -48,36 +48,19 @@ def _paths(options: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def info(config: None, options: argparse.Namespace) -> int:
-    """Print the content of token directories."""
-    for path in _paths(options):
-        _info(path)
-    return 0
-
-
-def verify(config: None, options: argparse.Namespace) -> int:
-    """Check every record and print every fault; return 1 if there is one."""
-    return max([_verify(path, options.tokenizer) for path in _paths(options)])
-
-
 def _directories(path: Path) -> list[Path]:
-    """The directories with a manifest that a path means: its train/ and val/, or itself."""
+    """Return the directories with a manifest: train/ and val/ below the path, or the path itself."""
     return [path / split for split in SPLITS if (path / split).is_dir()] or [path]
 
 
-def _absent(path: Path) -> list[Path]:
-    """Of a directory that has one split, the other."""
-    directories = _directories(path)
-    return [] if directories == [path] else [path / split for split in SPLITS if path / split not in directories]
-
-
-def _info(path: Path) -> None:
-    for directory in _directories(path):
+def info(config: None, options: argparse.Namespace) -> int:
+    """Print the content of token directories."""
+    for directory in [directory for path in _paths(options) for directory in _directories(path)]:
         manifest = TokenManifest.load(directory)
         size = sum(path.stat().st_size for path in directory.glob("tokens-*.tar"))
         lines = [
             ("images", f"{manifest.rows:,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB"),
-            ("views", f"{manifest.views} an image"),
+            ("views", f"{manifest.views} per image"),
             ("codes", f"{manifest.grid[0]} x {manifest.grid[1]} of {manifest.codebook_size}"),
             ("classes", f"{len(manifest.class_names)}: {_some(manifest.class_names)}"),
             ("tokenizer", f"weights hash {manifest.tokenizer_hash}"),
@@ -85,47 +68,51 @@ def _info(path: Path) -> None:
         if manifest.skipped:
             lines.append(("skipped", f"{len(manifest.skipped)}: {_some([item.key for item in manifest.skipped])}"))
         for source in manifest.sources:
-            how = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
-            lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {how}"))
+            encoding = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
+            lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {encoding}"))
         print(directory, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
+    return 0
 
 
 def _some(names: list[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def verify(config: None, options: argparse.Namespace) -> int:
+    """Check every record and print every fault; return 1 if there is one."""
+    return max([_verify(path, options.tokenizer) for path in _paths(options)])
+
+
 def _verify(path: Path, tokenizer: str | None) -> int:
     from aim_lightning.data.tokens.verify import verify_set
 
     tokenizer_hash = _tokenizer(tokenizer).weights_hash if tokenizer else None
-    faults, directories = (
-        [f"{split}: missing; tokenize again, which makes what is absent" for split in _absent(path)],
-        [],
-    )
-    for directory in _directories(path):
+    present, finished = _directories(path), []
+    absent = [path / split for split in SPLITS if present != [path] and path / split not in present]
+    faults = [f"{split}: missing; tokenize again, which makes what is absent" for split in absent]
+    for directory in present:
         try:
             TokenManifest.load(directory)
-            directories.append(directory)
-        except UserError as error:  # of a set, the other split is looked at all the same
+            finished.append(directory)
+        except UserError as error:  # the other split of a set is checked nevertheless
             if directory == path:
                 raise
             faults.append(str(error))
-    faults += verify_set(directories)
-    for text in faults:
-        print(text)
-    found = len(faults) + sum(_verify_directory(directory, tokenizer_hash) for directory in directories)
-    if not found and tokenizer_hash is None:
+    faults += verify_set(finished)
+    print(*faults, sep="\n", end="\n" if faults else "")
+    count = len(faults) + sum(_verify_directory(directory, tokenizer_hash) for directory in finished)
+    if not count and tokenizer_hash is None:
         print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
-    return 1 if found else 0
+    return 1 if count else 0
 
 
 def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
-    """How many faults it has; prints them."""
+    """Print the faults of a directory and return their number."""
     from aim_lightning.data.tokens.verify import verify_directory
 
     rows = TokenManifest.load(directory).rows
-    with ProgressBar(f"verifying {directory}", rows, "rows") as report:
-        faults = verify_directory(directory, tokenizer_hash, report.advance)
+    with ProgressBar(f"verifying {directory}", rows, "rows") as bar:
+        faults = verify_directory(directory, tokenizer_hash, bar.advance)
     for fault in faults:
         print(f"{directory}/{fault}")
     print(f"{directory}: {rows:,} rows, {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
@@ -181,4 +168,3 @@ ACTIONS = {
     "preview": Command("decode some records into a grid of images", preview, _add_preview, needs_config=False),
     "merge": Command("merge several token directories into one", merge, _add_merge, needs_config=False),
 }
-NEEDS_CONFIG = False

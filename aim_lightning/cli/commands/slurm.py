@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from aim_lightning.cli.command import Command
-from aim_lightning.cli.common_options import add_allow_changes, boolean
+from aim_lightning.cli.common_options import add_shared, flag, number
 from aim_lightning.cli.config import Config
+from aim_lightning.cli.registry import Command
 from aim_lightning.cli.slurm.in_job import ended, started
 from aim_lightning.cli.slurm.submit import make_plan, write_configurations
 from aim_lightning.cluster import job_registry
@@ -25,14 +25,13 @@ HELP = "submit a run to SLURM, show or cancel its jobs"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    dry = "print the job script and submit nothing (default: false)"
-    parser.add_argument("--dry", type=boolean, default=False, metavar="BOOL", help=dry)
+    parser.add_argument("--dry", **flag("print the job script and submit nothing"))
     parser.add_argument("--seeds", metavar="LIST", help="submit an array with one run RUN-SEED per seed: 0-3 or 1,5,7")
     sweep = "submit an array with one run RUN-NUMBER per line of options in FILE"
     parser.add_argument("--sweep", metavar="FILE", help=sweep)
-    parser.add_argument("--parallel", type=int, metavar="N", help="run at most N tasks of an array concurrently")
-    add_allow_changes(parser)
-    parser.add_argument("--code", type=int, default=0, help="exit code of srun, for `ended`")
+    parser.add_argument("--parallel", type=number(int, 1), metavar="N", help="largest number of concurrent array tasks")
+    add_shared(parser, "allow_changes")
+    parser.add_argument("--code", type=number(int), default=0, help="exit code of srun, for `ended`")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from aim_lightning.cli.commands.evaluate import OF_RUN, check_record_name
-from aim_lightning.cli.common_options import add_generating, boolean
+from aim_lightning.cli.common_options import GENERATING, add_shared, flag
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.files import atomic_directory, write_json
 from aim_lightning.utils.logging import log, log_next
@@ -15,12 +15,12 @@ HELP = "evaluate over a grid of sampling options"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    add_generating(parser)
+    add_shared(parser, *GENERATING)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
     parser.add_argument("--name", help="name of the sweep's directory (default: made from the grid)")
     record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
     parser.add_argument("--record", metavar="NAME", help=record)
-    parser.add_argument("--keep_images", type=boolean, default=False, metavar="BOOL", help="write samples.npz files")
+    parser.add_argument("--keep_images", **flag("write samples.npz files"))
 
 
 def without_run(options: argparse.Namespace) -> bool:

@@ -1,8 +1,10 @@
-"""`aim-lightning table`: our rows next to the paper's."""
+"""`aim-lightning table`: render the recorded results next to the paper's."""
 
 import argparse
 from pathlib import Path
 
+from aim_lightning.cli.common_options import option
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 
 HELP = "render experiments/README.md: our rows next to the paper's"
@@ -11,9 +13,9 @@ NEEDS_CONFIG = False
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--results", metavar="DIR", default="experiments/results", help="directory of records")
-    parser.add_argument("--sweeps", metavar="DIR", default="experiments/sweeps", help="directory of recorded sweeps")
-    parser.add_argument("--out", metavar="FILE", default="experiments/README.md", help="file for the table")
+    parser.add_argument("--results", **option("directory of records", "experiments/results", metavar="DIR"))
+    parser.add_argument("--sweeps", **option("directory of recorded sweeps", "experiments/sweeps", metavar="DIR"))
+    parser.add_argument("--out", **option("file for the table", "experiments/README.md", metavar="FILE"))
 
 
 def run(config: None, options: argparse.Namespace) -> int:
@@ -21,6 +23,8 @@ def run(config: None, options: argparse.Namespace) -> int:
     from aim_lightning.evaluation.report.sweep import read_sweeps
     from aim_lightning.evaluation.report.table import read_records, render
 
+    if not Path(options.results).is_dir():
+        raise UserError(f"{options.results} does not exist; run this in the root of a checkout, or set --results")
     records, sweeps = read_records(options.results), read_sweeps(options.sweeps)
     write_text(Path(options.out), render(records, sweeps))
     print(f"{options.out}: {len(records)} records of {options.results}, {len(sweeps)} sweeps of {options.sweeps}")

@@ -1,13 +1,14 @@
-"""`aim-lightning tokenize`: images to token shards."""
+"""`aim-lightning tokenize`: turn images into token shards."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aim_lightning.cli.common_options import add_on_error, boolean, numbers
+from aim_lightning.cli.common_options import flag, number, numbers
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log, log_next
@@ -46,21 +47,14 @@ class TokenizeSection:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command, whose defaults are in the section `tokenize`."""
-    views = "stored versions of each training image: center, center_flip (2), or ten_crop (10 per crop range)"
-    parser.add_argument("--views", help=f"{views} (default: tokenize.views, else center)")
-    ranges = "of ten_crop: shorter sides to crop from, in image sizes; 1.1,1.05 gives 20 views (default: 1.1)"
-    parser.add_argument("--crop_range", type=numbers, metavar="NUMBERS", help=ranges)
-    shards = "images per shard, the unit of work of a process (default: 10000)"
-    parser.add_argument("--rows_per_shard", type=int, help=shards)
-    batch = "images per batch (default: 64, 11 GiB for VQ-16 in float32); 256 is faster on a larger GPU"
-    parser.add_argument("--batch_size", type=int, help=batch)
-    precision = "float32 (exact), tf32 or bf16; faster ones change some codes (default: float32)"
-    parser.add_argument("--precision", help=precision)
-    fused = "fuse the encoder with torch.compile, a minute at the start (default: false)"
-    parser.add_argument("--compile", type=boolean, metavar="BOOL", help=fused)
-    add_on_error(parser)
-    parser.set_defaults(on_error=None)
+    """Add an option per key of the section `tokenize`, with the text of its docstring."""
+    texts = dict(re.findall(r"^ +(\w+): (.*)\.$", TokenizeSection.__doc__, re.MULTILINE))
+    arguments = {name: {"type": number(int, 1)} for name in ("rows_per_shard", "batch_size")}
+    arguments |= {"crop_range": {"type": numbers, "metavar": "NUMBERS"}, "compile": flag("", None)}
+    arguments |= {"on_error": {"choices": ("error", "skip")}}
+    for name, default in asdict(TokenizeSection()).items():
+        text = f"{texts[name]} (default: tokenize.{name}, else {default})"
+        parser.add_argument(f"--{name}", **arguments.get(name, {}) | {"help": text})
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -110,9 +104,7 @@ def _settings(config: Config, options: argparse.Namespace) -> dict:
 
 
 def _run(job: TokenizeJob, split: str, process: ProcessRank) -> None:
-    title = f"tokenizing {split}"
-    if process.world > 1:
-        title += f", process {process.rank + 1} of {process.world}"
+    title = f"tokenizing {split}" + (f", process {process.rank + 1} of {process.world}" if process.world > 1 else "")
     finished = job.rows - sum(shard.rows for shard in job.unfinished)
     with ProgressBar(title, job.rows, done=finished, shown=process.rank == 0, leave=True) as bar:
         manifest = job.run(bar.advance)
@@ -122,13 +114,9 @@ def _run(job: TokenizeJob, split: str, process: ProcessRank) -> None:
 
 
 def _image_data(config: Config) -> ImageDataModule:
-    from jsonargparse import ArgumentParser
-
     from aim_lightning.data.images.datamodule import ImageDataModule
+    from aim_lightning.utils.instantiate import build_object
 
-    class_path = config.values["data"].get("class_path")
-    if class_path != "aim_lightning.data.images.datamodule.ImageDataModule":
-        raise UserError(f"tokenize needs images: data.class_path is {class_path}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ImageDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": config.init_args("data")}))["data"]
+    if config.class_name("data") != "ImageDataModule":
+        raise UserError(f"tokenize needs images: data.class_path is {config.values['data'].get('class_path')}")
+    return build_object(config.values["data"], ImageDataModule, "data")

@@ -1,12 +1,12 @@
-"""`aim-lightning weights import|export|inspect`: import, export and describe weights."""
+"""`aim-lightning weights import|export|inspect`: convert and describe weights."""
 
 import argparse
 import importlib.metadata
 from pathlib import Path
 
-from aim_lightning.cli.command import Command
 from aim_lightning.cli.common_options import SOURCE, add_source
 from aim_lightning.cli.config import Config
+from aim_lightning.cli.registry import Command
 from aim_lightning.config.yaml import dump
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text, writing
@@ -64,27 +64,20 @@ def _export(config: None, options: argparse.Namespace) -> int:
 
 
 def _inspect(config: None, options: argparse.Namespace) -> int:
-    """Print a table per network; the exit code is 1 where names or shapes do not fit."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print a table per network; return 1 if names or shapes do not fit."""
     from aim_lightning.weights.inspect import inspect
 
     report = inspect(options.source, raw=options.raw)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{options.source}: {report.origin}")
+    print(f"{options.source}: {report.origin}")
     for path, size, digest in report.files:
-        console.print(f"  {path}  {size:,} bytes  sha256 {digest}")
+        print(f"  {path}  {size:,} bytes  sha256 {digest}")
     if report.unread:
-        console.print(f"  not read: {', '.join(report.unread)}")
+        print(f"  not read: {', '.join(report.unread)}")
     for part in report.parts:
-        table = Table(title=part.kind, title_justify="left", show_header=False)
-        table.add_row("parameters", f"{part.parameters:,}")
-        table.add_row("types", ", ".join(f"{name} ({count} tensors)" for name, count in sorted(part.types.items())))
-        for name, value in part.configuration.items():
-            table.add_row(name, str(value))
-        console.print(table)
-        console.print("  names: " + ("; ".join(part.faults) or "all there, none left over"))
+        types = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(part.types.items()))
+        faults = "; ".join(part.faults) or "all there, none left over"
+        rows = {"parameters": f"{part.parameters:,}", "types": types, **part.configuration, "names": faults}
+        print(part.kind, *(f"  {name:20s}{value}" for name, value in rows.items()), sep="\n")
     return 1 if any(part.faults for part in report.parts) else 0
 
 

@@ -63,8 +63,6 @@ def _configs(config: Config, options: argparse.Namespace) -> list[tuple[int | No
     """Return pairs (index in the array, configuration); the index is None without an array."""
     if options.seeds and options.sweep:
         raise UserError("--seeds and --sweep exclude each other; put --seed_everything into the lines of --sweep")
-    if options.parallel is not None and options.parallel < 1:
-        raise UserError(f"--parallel is {options.parallel}; it must be at least 1")
     if options.seeds:
         given = {index: [("seed_everything", str(index))] for index in array_indices(options.seeds)}
     elif options.sweep:
