@@ -241,7 +241,7 @@ def test_existing_splits_are_kept(checkout, capsys):
     assert cli.main(["dataset", "split", "birds", "--image_size", "16"]) == 0
     out = capsys.readouterr().out
     assert "splits of the directory: split/train for train, split/test for val" in out
-    assert "data/birds: 6 training and 4 validation images, 3 to 3 training images a class" in out
+    assert "data/birds: 6 training and 4 validation images, 3 to 3 training images per class" in out
     sources = [open_source(f"data/birds/{split}") for split in ("train", "val")]
     assert [source.labels.tolist() for source in sources] == [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1]]
     assert sources[0].class_names == sources[1].class_names == ["a", "b"]
