@@ -1,7 +1,7 @@
 """`model.backend` holds in every command that draws, not in training alone."""
 
 import pytest
-from evaluation.small import config, place  # noqa: F401
+from evaluation.small import config, workspace  # noqa: F401
 
 from aim_lightning.cli.main import main
 from aim_lightning.models.aim.backends import choose
@@ -16,30 +16,30 @@ COMMANDS = {
 }
 
 
-def call(place, config, command, backend) -> int:  # noqa: F811
-    options = [str(place / word) if word == "published" else word for word in COMMANDS[command]]
+def call(workspace, config, command, backend) -> int:  # noqa: F811
+    options = [str(workspace / word) if word == "published" else word for word in COMMANDS[command]]
     if command != "sample":
-        options += ["--cache", str(place / "cache")]
+        options += ["--cache", str(workspace / "cache")]
     return main([command, "--config", str(config), *options, "--model.init_args.backend", backend])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_backend_that_cannot_be_had_draws_nothing(monkeypatch, capsys, place, config, command):  # noqa: F811
+def test_a_backend_that_cannot_be_had_draws_nothing(monkeypatch, capsys, workspace, config, command):  # noqa: F811
     monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
-    assert call(place, config, command, "mamba_ssm") == 2
+    assert call(workspace, config, command, "mamba_ssm") == 2
     text = capsys.readouterr().err
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert lines == [
         "error: backend mamba_ssm cannot be used: mamba-ssm is not usable (No module named 'mamba_ssm'); install it"
     ]
-    assert not list((place / "runs" / "small" / "main").glob("samples/*"))
+    assert not list((workspace / "runs" / "small" / "main").glob("samples/*"))
 
 
-def test_kernels_that_are_there_cannot_draw_on_a_cpu(monkeypatch, capsys, place, config):  # noqa: F811
+def test_kernels_that_are_there_cannot_draw_on_a_cpu(monkeypatch, capsys, workspace, config):  # noqa: F811
     monkeypatch.setattr(choose, "missing", lambda: None)
-    assert call(place, config, "sample", "mamba_ssm") == 2
+    assert call(workspace, config, "sample", "mamba_ssm") == 2
     assert "the weights are on the CPU, its kernels need an NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_torch_draws(place, config):  # noqa: F811
-    assert call(place, config, "sample", "torch") == 0
+def test_torch_draws(workspace, config):  # noqa: F811
+    assert call(workspace, config, "sample", "torch") == 0

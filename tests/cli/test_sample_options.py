@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation.small import config, place  # noqa: F401
+from evaluation.small import config, workspace  # noqa: F401
 from helpers import assert_user_error
 from PIL import Image
 
@@ -35,7 +35,7 @@ def test_unknown_classes_name_the_known_ones(text):
 
 
 @pytest.mark.filterwarnings("ignore:.*Fabric.*")
-def test_an_animation_of_the_grid(place, config, tmp_path):  # noqa: F811
+def test_an_animation_of_the_grid(workspace, config, tmp_path):  # noqa: F811
     """In several batches; its last frame is the grid."""
     options = ["--classes", "0,1", "--num", "3", "--animate", "--out", tmp_path, "--sampling.batch_size", "4"]
     assert main([str(word) for word in ("sample", "--config", config, *options)]) == 0

@@ -1,4 +1,4 @@
-"""A generator that draws 4x4 images in no time, as a run and in the published layout."""
+"""A small network that generates 4x4 images quickly, as a run and in the published layout."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from helpers import TINY, TINY_VQ
 
 from aim_lightning.checkpoint.io import write_checkpoint
+from aim_lightning.cli.main import main
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import AiMPipeline
 
@@ -32,7 +33,7 @@ trainer: {{accelerator: cpu, devices: 1}}
 
 
 def networks(seed: int = 0) -> AiMPipeline:
-    """Random weights that draw something."""
+    """Random weights whose images vary."""
     torch.manual_seed(seed)
     aim = AiM(TINY)
     for parameter in aim.parameters():
@@ -44,29 +45,20 @@ def networks(seed: int = 0) -> AiMPipeline:
     return AiMPipeline(aim, vq)
 
 
-def write_small(root: Path, seed: int = 0) -> Path:
-    """root/small.yaml, root/published and the run root/runs/small/main with its checkpoint of step 7."""
-    pipeline = networks(seed)
-    pipeline.save_pretrained(root / "published")
-    path = root / "small.yaml"
-    path.write_text(CONFIG.format(root=root))
-    write_step(root, pipeline.aim, 7)
-    return path
-
-
 def write_step(
-    root: Path, aim: AiM, step: int, run: str = "main", max_steps: int | None = None, **model_options
+    root: Path, step: int, run: str = "main", seed: int = 0, max_steps: int | None = None, **model_options
 ) -> Path:
-    """Write one more checkpoint of the run, as a training up to `max_steps` does."""
+    """Write one more checkpoint of a run, as a training up to `max_steps` does, and return its path."""
     from aim_lightning.cli.arguments import Arguments
     from aim_lightning.cli.config import read
 
+    weights = networks(seed).aim.state_dict()
     values = read(Arguments([root / "small.yaml"], [("run", run)])).values
     values["trainer"] |= {"max_steps": max_steps}
     values["model"]["init_args"] |= model_options
     content = {
-        "network": aim.state_dict(),
-        "ema": {"steps": step, "network": aim.state_dict()},
+        "network": weights,
+        "ema": {"steps": step, "network": weights},
         "optimizers": [],
         "schedulers": [],
         "cursor": {"epoch": 0, "batch": 0},
@@ -83,12 +75,33 @@ def write_step(
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """Return the directory that contains the small run; tests import it together with `config`."""
-    return tmp_path_factory.mktemp("small")
+def workspace(tmp_path_factory) -> Path:
+    """A directory with small.yaml, published weights, and a run with a checkpoint of step 7; import `config` too."""
+    root = tmp_path_factory.mktemp("small")
+    networks().save_pretrained(root / "published")
+    (root / "small.yaml").write_text(CONFIG.format(root=root))
+    write_step(root, 7)
+    return root
 
 
 @pytest.fixture(scope="session")
-def config(place):
-    """Return the configuration file of the small run."""
-    return write_small(place)
+def config(workspace) -> Path:
+    """The configuration file of the small run."""
+    return workspace / "small.yaml"
+
+
+def words(command: str, config: Path, *options) -> list[str]:
+    """Return the command line of a command that scores samples."""
+    return list(map(str, (command, "--config", config, "--cache", config.parent / "cache", *options)))
+
+
+def call(command: str, config: Path, *options) -> int:
+    """Run a command that scores samples and return its exit code."""
+    return main(words(command, config, *options))
+
+
+def last_error(capsys) -> str:
+    """Return the last line of standard error, which must be an error of one line."""
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line

@@ -51,10 +51,11 @@ def test_a_signal_stops_it_before_the_next_round_without_values(scorer):
 def test_fifty_evaluations_use_constant_memory(scorer):
     """Measure without garbage collection, which would hide memory in reference cycles."""
     pipeline, incremental = networks(), IncrementalScorer(scorer, SAMPLING)
-    seen = []
+    measured = []
     for _ in range(50):
         assert incremental.score(pipeline, 16, lambda phase: 0).num_images == 16
-        tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-        seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-    assert 0 < max(tensors for tensors, _ in seen[40:]) <= max(tensors for tensors, _ in seen[:10]), "tensors are kept"
-    assert seen[-1][1] - seen[9][1] < 30, "MiB"
+        tensors = sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
+        measured.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    counts = [tensors for tensors, _ in measured]
+    assert 0 < max(counts[40:]) <= max(counts[:10]), "tensors are kept"
+    assert measured[-1][1] - measured[9][1] < 30, "MiB"

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from data.test_imagenet import TRAIN, root  # noqa: F401
 from helpers import assert_user_error
-from metrics.builders import Means
+from metrics.builders import Means, on_ranks
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
@@ -22,11 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 def classes(tmp_path):
     """Two class directories of 20x30 images."""
     rng = np.random.default_rng(0)
-    for name in ("blue", "red"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
+    for path in (tmp_path / "set" / name / f"{i}.png" for name in ("blue", "red") for i in range(3)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(path)
     return tmp_path / "set"
 
 
@@ -42,9 +39,9 @@ def flat(tmp_path):
 @pytest.mark.parametrize("geometry", [{"crop": "adm_center"}, {"resize": 10, "pad": 1}, {}])
 def test_class_directories_use_the_geometry_of_the_experiment(classes, geometry):
     images = Images(str(classes), str(classes), image_size=8, **geometry)
-    given, own = Reference(classes, images), Reference(None, images)
-    assert given.identity() == own.identity() and given.image_size() == (8, 8)
-    assert torch.equal(given.images.read(range(6)), own.images.read(range(6)))
+    by_path, default = Reference(classes, images), Reference(None, images)
+    assert by_path.identity() == default.identity() and by_path.image_size() == (8, 8)
+    assert torch.equal(by_path.images.read(range(6)), default.images.read(range(6)))
 
 
 def test_an_archive_of_imagenet(root):
@@ -54,17 +51,19 @@ def test_an_archive_of_imagenet(root):
     assert_user_error("needs a geometry", Reference, root / TRAIN, None)
 
 
-def test_what_is_no_reference(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
-    for name, words in (("notes.txt", "is not supported; give"), ("none.tar", "does not exist; give")):
-        assert_user_error(words, Reference, tmp_path / name, None)
+    assert_user_error("is not supported; give", Reference, tmp_path / "notes.txt", None)
+    assert_user_error("does not exist; give", Reference, tmp_path / "none.tar", None)
 
 
 class Network(Means):
-    """Counts the images that it is asked for."""
+    """Counts the images whose features it computes."""
+
+    asked = 0
 
     def _features(self, images):
-        self.asked = getattr(self, "asked", 0) + len(images)
+        self.asked += len(images)
         return super()._features(images)
 
 
@@ -83,7 +82,7 @@ def same(one, other):
     return all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
 
 
-def test_statistics_are_kept_and_follow_images_and_network(classes, network, tmp_path):
+def test_statistics_are_cached_by_images_and_network(classes, network, tmp_path):
     first = statistics(classes, network, tmp_path / "cache")
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 6
     assert first.probe is not None and statistics(classes, network, tmp_path / "cache", probe=False).probe is None
@@ -93,7 +92,7 @@ def test_statistics_are_kept_and_follow_images_and_network(classes, network, tmp
     assert (network.asked, other.asked) == (12, 6) and len(list((tmp_path / "cache").iterdir())) == 3
 
 
-def test_an_edited_image_is_noticed_although_names_and_sizes_stay(classes, network, tmp_path):
+def test_an_edited_image_of_the_same_name_and_size_is_noticed(classes, network, tmp_path):
     path = classes / "red" / "0.bmp"
     Image.new("RGB", (20, 30), "red").save(path)
     before = statistics(classes, network, tmp_path / "cache")
@@ -112,24 +111,24 @@ def test_statistics_do_not_depend_on_batches(classes, network, tmp_path):
     torch.testing.assert_close(one.probe, two.probe)
 
 
-def test_working_them_out_shows_signs_of_life_and_leaves_random_numbers_alone(classes, network, tmp_path, monkeypatch):
-    seen, before = [], torch.get_rng_state()
-    monkeypatch.setattr("aim_lightning.evaluation.throughput.beat", seen.append)
+def test_the_watchdog_gets_heartbeats_and_random_numbers_stay(classes, network, tmp_path, monkeypatch):
+    beats, before = [], torch.get_rng_state()
+    monkeypatch.setattr("aim_lightning.evaluation.throughput.beat", beats.append)
     statistics(classes, network, tmp_path / "cache", 2)
-    assert len(seen) == 3 and torch.equal(before, torch.get_rng_state())
+    assert len(beats) == 3 and torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_damaged_statistics_are_worked_out_again(classes, network, tmp_path, damage):
+def test_damaged_statistics_are_computed_again(classes, network, tmp_path, damage):
     first = statistics(classes, network, tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
     content[-3] ^= 1
     damaged = {"cut": content[:-20].tobytes(), "flipped": content.tobytes(), "empty": b"", "text": b"{}"}[damage]
     path.write_bytes(damaged)
-    with pytest.warns(UserWarning, match="damaged") as seen:
+    with pytest.warns(UserWarning, match="damaged") as warnings:
         again = statistics(classes, network, tmp_path / "cache")
-    assert len(seen) == 1 and "\n" not in str(seen[0].message) and same(first, again)
+    assert len(warnings) == 1 and "\n" not in str(warnings[0].message) and same(first, again)
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
@@ -167,64 +166,40 @@ def test_a_failing_pass_leaves_no_file(classes, network, tmp_path):
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
-def _rank(rank, directory, classes, caches):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    network = Network().load()
-    real = statistics(classes, network, caches[rank], 2)
-    torch.save([getattr(network, "asked", 0), with_source(real), _newest(directory, rank)], f"{directory}/{rank}.pt")
-    dist.destroy_process_group()
+def on_two_ranks(tmp_path, images, caches):
+    """Compute the statistics on two ranks with a cache each, and listings that rank 0 makes for both."""
+
+    def listing(directory, rank):
+        assert rank == 0
+        if directory == "/nowhere":
+            raise UserError("nothing there")
+        return f"newest of {directory}"
+
+    def work(rank):
+        network = Network().load()
+        real = statistics(images, network, tmp_path / caches[rank], 2)
+        results = [ProcessGroup().on_rank0(lambda: listing("runs", rank))]
+        results.append(str(assert_user_error("there", ProcessGroup().on_rank0, lambda: listing("/nowhere", rank))))
+        return network.asked, real.tensors(), real.source, results
+
+    return on_ranks(work, tmp_path)
 
 
-def _newest(directory, rank):
-    """Of a directory that only the first process sees, and the mistake that only it notices."""
-    told = []
-    for place in (directory, "/nowhere"):
-        try:
-            told.append(ProcessGroup().on_rank0(lambda place=place: _listed(place, rank)))
-        except UserError as error:
-            told.append(str(error))
-    return told
+@pytest.mark.parametrize("name", ["classes", "flat"])
+def test_two_processes_share_the_work(name, network, tmp_path, request):
+    images = request.getfixturevalue(name)
+    alone = statistics(images, network, tmp_path / "alone")
+    results = on_two_ranks(tmp_path, images, ("cache", "cache"))
+    for _, tensors, source, _ in results:
+        assert source == alone.source
+        torch.testing.assert_close(tensors, alone.tensors())
+    assert sorted(asked for asked, *_ in results) == [2, 4]
 
 
-def _listed(place, rank):
-    assert rank == 0
-    if place == "/nowhere":
-        raise UserError("nothing there")
-    return f"newest of {place}"
-
-
-def with_source(real):
-    return real.tensors() | {"source": real.source}
-
-
-def two_processes(tmp_path, classes, caches):
-    arguments = (str(tmp_path), classes, [str(tmp_path / cache) for cache in caches])
-    processes = [torch.multiprocessing.Process(target=_rank, args=(rank, *arguments)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("place", ["classes", "flat"])
-def test_two_processes_share_the_work(place, network, tmp_path, request):
-    images = request.getfixturevalue(place)
-    alone = with_source(statistics(images, network, tmp_path / "alone"))
-    shares = []
-    for asked, tensors, _ in two_processes(tmp_path, images, ("cache", "cache")):
-        assert tensors.pop("source") == alone["source"]
-        torch.testing.assert_close(tensors, {name: alone[name] for name in tensors})
-        shares.append(asked)
-    assert sorted(shares) == [2, 4]
-
-
-def test_the_first_process_looks_for_all_of_them(classes, network, tmp_path):
+def test_rank_0_reads_the_disk_for_all_ranks(classes, network, tmp_path):
     """A cache, and checkpoints, on a disk that the others do not see."""
-    first = with_source(statistics(classes, network, tmp_path / "own"))
-    for asked, tensors, told in two_processes(tmp_path, classes, ("own", "other")):
-        assert tensors.pop("source") == first["source"]
-        torch.testing.assert_close(tensors, {name: first[name] for name in tensors})
-        assert asked == 0 and told == [f"newest of {tmp_path}", "nothing there"]
+    first = statistics(classes, network, tmp_path / "first")
+    for asked, tensors, source, results in on_two_ranks(tmp_path, classes, ("first", "other")):
+        assert source == first.source and asked == 0
+        torch.testing.assert_close(tensors, first.tensors())
+        assert results == ["newest of runs", "nothing there"]

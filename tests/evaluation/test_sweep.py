@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from conftest import ROOT
-from evaluation.small import config, networks, place, write_step  # noqa: F401
+from evaluation import small
+from evaluation.small import config, last_error, workspace, write_step  # noqa: F401
 from helpers import assert_user_error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,69 +33,52 @@ GRID = "cfg_scale=1,2 cfg_schedule=constant,linear"
 
 
 def call(command, config, *options):
-    words = [command, "--config", config, "--cache", config.parent / "cache", "--num", 24, *options]
-    return main([str(word) for word in words])
+    return small.call(command, config, "--num", 24, *options)
 
 
 def test_grid():
     grid = parse_grid("cfg_scale=1,1.5 cfg_interval=[0,0.5],[0.2,0.8] cfg_schedule=interval")
     assert grid == {"cfg_scale": [1, 1.5], "cfg_interval": [[0, 0.5], [0.2, 0.8]], "cfg_schedule": ["interval"]}
     points = grid_points(grid, SamplingOptions(seed=4))
-    assert [(p.cfg_scale, p.cfg_interval, p.seed) for p in points[:3]] == [
-        (1, (0, 0.5), 4),
-        (1, (0.2, 0.8), 4),
-        (1.5, (0, 0.5), 4),
-    ]
-    # However a number is written, it is the same point: its images lie in one directory.
+    expected = [(1, (0, 0.5), 4), (1, (0.2, 0.8), 4), (1.5, (0, 0.5), 4)]
+    assert [(point.cfg_scale, point.cfg_interval, point.seed) for point in points[:3]] == expected
+    # 1 and 1.0 are one point, whose images are in one directory.
     same = SamplingOptions(1.0, seed=4, cfg_schedule="interval", cfg_interval=(0.0, 0.5))
     assert json.dumps(asdict(points[0])) == json.dumps(asdict(same))
     assert label(points[1], list(grid)) == "cfg_scale=1,cfg_interval=0.2-0.8,cfg_schedule=interval"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
-)
-def test_grids_that_make_no_sense(text):
+INVALID_GRIDS = ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
+
+
+@pytest.mark.parametrize("text", INVALID_GRIDS)
+def test_invalid_grids_are_refused(text):
     assert_user_error("--grid", parse_grid, text)
 
 
-WRONG_GRIDS = [
-    "cfg_scale=abc",
-    "cfg_scale=1,-1",
-    "cfg_scale=.inf",
-    "cfg_schedule=constant,foo",
-    "cfg_interval=[0,2]",
-    "cfg_interval=3",
-    "top_k=1.5",
-    "top_k=-1",
-    "top_p=0",
-    "temperature=1,0",
-    "seed=true",
-    "position_offset=2",
-    "decoder=slow",
-    "precision=half",
-]
+WRONG_VALUES = ["cfg_scale=abc", "cfg_scale=1,-1", "cfg_scale=.inf", "cfg_schedule=constant,foo", "cfg_interval=[0,2]"]
+WRONG_VALUES += ["cfg_interval=3", "top_k=1.5", "top_k=-1", "top_p=0", "temperature=1,0", "seed=true"]
+WRONG_VALUES += ["position_offset=2", "decoder=slow", "precision=half"]
 
 
-@pytest.mark.parametrize("text", WRONG_GRIDS)
-def test_every_point_is_checked_before_the_first_is_drawn(text, config, monkeypatch, capsys):
+@pytest.mark.parametrize("text", WRONG_VALUES)
+def test_every_point_is_checked_before_the_first_sample(text, config, monkeypatch, capsys):
     assert_user_error(f"--grid: .*{text.partition('=')[0]}", grid_points, parse_grid(text), SamplingOptions())
     monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.start", None)  # is never reached
     assert call("sweep", config, "--grid", text) == 2
-    assert capsys.readouterr().err.startswith("error: --grid: ")
+    assert last_error(capsys).startswith("error: --grid: ")
 
 
-@pytest.mark.parametrize("text", ["cfg_scale=1,2 pixel_precision=float32,tf32"])
-def test_unsupported_options_are_refused_before_the_first_sample(text, config, place, monkeypatch, capsys):
+def test_unsupported_options_are_refused_before_the_first_sample(config, monkeypatch, capsys):
     monkeypatch.setattr(Evaluation, "run", None)  # is never reached
-    assert call("sweep", config, "--grid", text) == 2
-    assert "pixel_precision tf32 needs an NVIDIA GPU" in capsys.readouterr().err
+    assert call("sweep", config, "--grid", "cfg_scale=1,2 pixel_precision=float32,tf32") == 2
+    assert "pixel_precision tf32 needs an NVIDIA GPU" in last_error(capsys)
 
 
-def test_another_sweep_over_the_same_grid_has_another_directory(config, place):
+def test_another_sweep_over_the_same_grid_has_another_directory(config, workspace):
     for options in (("--num", "5"), ("--num", "6"), ("--num", "6", "--sampling.temperature", "0.9"), ("--num", "6")):
         assert call("sweep", config, "--grid", "top_k=2", *options) == 0
-    assert len(list((place / "runs" / "small" / "main" / "sweeps").glob("top_k-*/results.csv"))) == 3
+    assert len(list((workspace / "runs" / "small" / "main" / "sweeps").glob("top_k-*/results.csv"))) == 3
 
 
 @given(st.lists(st.floats(0, 30).map(lambda x: round(x, 3)), min_size=1, max_size=5, unique=True))
@@ -102,33 +86,29 @@ def test_grid_values_come_back(values):
     assert parse_grid("cfg_scale=" + ",".join(map(str, values))) == {"cfg_scale": values}
 
 
-def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(config, place, monkeypatch, capsys):
-    runs, drawn = Evaluation._images, []
+def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(config, workspace, monkeypatch, capsys):
+    generate, generated = Evaluation._images, []
 
-    def stop_at_the_third(self, directory, plan, sampling):
-        drawn.append(sampling)
-        if len(drawn) == 3:
+    def stop_at_the_third(self, *arguments):
+        generated.append(arguments)
+        if len(generated) == 3:
             raise KeyboardInterrupt
-        return runs(self, directory, plan, sampling)
+        return generate(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "_images", stop_at_the_third)
         assert call("sweep", config, "--grid", GRID, "--name", "test") == 130
-    directory = place / "runs" / "small" / "main" / "sweeps" / "test"
+    directory = workspace / "runs" / "small" / "main" / "sweeps" / "test"
     assert len(list(csv.DictReader((directory / "results.csv").open()))) == 2
-    drawn.clear()
+    generated.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "_images", lambda self, *words: drawn.append(words) or runs(self, *words))
-        patch.setattr("aim_lightning.cli.commands.sweep.SWEEPS", place / "sweeps")
+        patch.setattr(Evaluation, "_images", lambda self, *words: generated.append(words) or generate(self, *words))
+        patch.setattr("aim_lightning.cli.commands.sweep.SWEEPS", workspace / "sweeps")
         assert call("sweep", config, "--grid", GRID, "--name", "test", "--record", "guidance") == 0
-    assert len(drawn) == 2 and len(list((place / "cache").glob("effnet_lite0-*"))) >= 1
+    assert len(generated) == 2 and len(list((workspace / "cache").glob("effnet_lite0-*"))) >= 1
     rows = list(csv.DictReader((directory / "results.csv").open()))
-    assert [(row["cfg_scale"], row["cfg_schedule"]) for row in rows] == [
-        ("1", "constant"),
-        ("1", "linear"),
-        ("2", "constant"),
-        ("2", "linear"),
-    ]
+    points = ["1 constant", "1 linear", "2 constant", "2 linear"]
+    assert [f"{row['cfg_scale']} {row['cfg_schedule']}" for row in rows] == points
     values = [float(row["fd_effnet_lite0_24"]) for row in rows]
     assert values[0] == values[1] and values[2] != values[3]  # without guidance a schedule changes nothing
     for name in ("metrics", "precision_recall"):
@@ -138,17 +118,17 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
     assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
     kept = {"results.csv", "protocol.json", "metrics.png", "precision_recall.png"}
-    assert {path.name for path in (place / "sweeps" / "guidance").iterdir()} == kept
+    assert {path.name for path in (workspace / "sweeps" / "guidance").iterdir()} == kept
     sweep = read_json(directory / "protocol.json", "protocol")
     assert sweep["varied"] == {"cfg_scale": ["1", "2"], "cfg_schedule": ["constant", "linear"]}
     assert sweep["protocol"]["sampling"]["top_k"] == 0 and "cfg_scale" not in sweep["protocol"]["sampling"]
     assert sweep["protocol"]["reference"]["fingerprint"] and len(sweep["commit"]) == len(sweep["hardware"]) == 1
-    options = ("--results", place / "none", "--sweeps", place / "sweeps", "--out", place / "README.md")
+    options = ("--results", workspace / "none", "--sweeps", workspace / "sweeps", "--out", workspace / "README.md")
     assert main(["table", *map(str, options)]) == 0
-    text = (place / "README.md").read_text()
+    text = (workspace / "README.md").read_text()
     assert "- **guidance**: run small, step 7 (ema), 24 images a point; cfg_scale 1, 2; cfg_schedule" in text
     assert "[results.csv](sweeps/guidance/results.csv)" in text
-    assert not list(place.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
+    assert not list(workspace.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
 
 
 def follow(config, *options):
@@ -156,12 +136,12 @@ def follow(config, *options):
     return call("follow", config, "--run", "live", "--every", "0.01", "--patience", "0", *options)
 
 
-def test_follow_scores_each_checkpoint_once(config, place, capsys):
+def test_follow_scores_each_checkpoint_once(config, workspace, capsys):
     for step in (5, 10):
-        write_step(place, networks(step).aim, step, "live")
-    run_dir = place / "runs" / "small" / "live"
+        write_step(workspace, step, "live", seed=step)
+    run_dir = workspace / "runs" / "small" / "live"
     assert follow(config) == 0
-    write_step(place, networks(15).aim, 15, "live")
+    write_step(workspace, 15, "live", seed=15)
     assert follow(config) == 0
     (directory,) = (run_dir / "follow").iterdir()
     values = scalars(directory)["metrics/fd_effnet_lite0_24"]
@@ -172,87 +152,83 @@ def test_follow_scores_each_checkpoint_once(config, place, capsys):
     assert len(scalars(directory)["metrics/fd_effnet_lite0_24"]) == 3
     assert follow(config, "--sampling.cfg_scale", "3") == 0
     (other,) = set((run_dir / "follow").iterdir()) - {directory}
-    theirs = scalars(other)["metrics/fd_effnet_lite0_24"]
-    assert [step for step, _ in theirs] == [5, 10, 15] and theirs != values
-    scales = [read_json(one / "protocol.json", "protocol")["sampling"]["cfg_scale"] for one in (directory, other)]
+    other_values = scalars(other)["metrics/fd_effnet_lite0_24"]
+    assert [step for step, _ in other_values] == [5, 10, 15] and other_values != values
+    scales = [read_json(path / "protocol.json", "protocol")["sampling"]["cfg_scale"] for path in (directory, other)]
     assert scales == [1.5, 3]
 
 
-def test_follow_of_a_run_that_is_not_there_or_never_gets_a_checkpoint(config, place, capsys):
+def test_follow_needs_a_run_and_a_checkpoint(config, workspace, capsys):
     assert call("follow", config, "--run", "mistyped") == 2
-    assert "small/mistyped does not exist; start its training first" in capsys.readouterr().err
-    (place / "runs" / "small" / "young").mkdir()
+    assert "small/mistyped does not exist; start its training first" in last_error(capsys)
+    (workspace / "runs" / "small" / "young").mkdir()
     assert call("follow", config, "--run", "young", "--every", "0.01", "--patience", "0.1") == 2
-    assert "got no checkpoint within 0.1 seconds" in capsys.readouterr().err
+    assert "got no checkpoint within 0.1 seconds" in last_error(capsys)
 
 
-def test_follow_ends_with_its_patience_although_the_lease_is_there(tmp_path):
-    place = RunDirectory("e", "r", tmp_path)
-    place.checkpoint_directory.mkdir(parents=True)
-    place.lease.touch()
+def test_follow_ends_after_its_patience_also_with_a_lease(tmp_path):
+    directory = RunDirectory("e", "r", tmp_path)
+    directory.checkpoint_directory.mkdir(parents=True)
+    directory.lease.touch()
     for step in (1, 2):
-        (place.checkpoint_directory / f"step={step:08d}.ckpt").touch()
-    assert [step for step, _ in new_checkpoints(place, {1}, 0.01, 0.05, ProcessGroup())] == [2]
+        (directory.checkpoint_directory / f"step={step:08d}.ckpt").touch()
+    assert [step for step, _ in new_checkpoints(directory, {1}, 0.01, 0.05, ProcessGroup())] == [2]
 
 
-def test_follow_waits_for_the_beginning_and_for_requeues_and_ends_with_the_training(place, monkeypatch):
-    """No lease before training begins, between requeues, and after the end: only the last ends it at once."""
-    live, aim = RunDirectory("small", "requeued", place / "runs"), networks().aim
+def test_follow_waits_for_the_start_and_for_requeues_and_ends_with_the_training(workspace, monkeypatch):
+    """No lease before training starts, between requeues, and after the end: only the last ends it immediately."""
+    live, counts = RunDirectory("small", "requeued", workspace / "runs"), []
     live.path.mkdir(parents=True)
-    seen = []
 
-    def sleep(seconds):  # what happens between two looks
-        seen.append(len(live.checkpoints()))
-        if len(seen) in (3, 6, 9):  # step 9 is the last of the training
-            write_step(place, aim, len(seen), "requeued", max_steps=9)
+    def sleep(seconds):  # training writes a checkpoint between two checks
+        counts.append(len(live.checkpoints()))
+        if len(counts) in (3, 6, 9):  # step 9 is the last of the training
+            write_step(workspace, len(counts), "requeued", max_steps=9)
 
     monkeypatch.setattr("aim_lightning.cli.commands.follow.time.sleep", sleep)
     assert [step for step, _ in new_checkpoints(live, set(), 1, 60, ProcessGroup())] == [3, 6, 9]
-    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert counts == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("there", "result"), [(True, "damaged"), (False, None)])
-def test_processes_decide_together_about_a_checkpoint_that_one_cannot_load(tmp_path, there, result):
+def test_a_checkpoint_that_one_rank_cannot_load_is_removed_or_an_error_on_all(tmp_path):
     class Two(ProcessGroup):
         def gather(self, value):
             return [value, "step=3 is damaged"]
 
     path = tmp_path / "step=00000003.ckpt"
-    if there:
-        path.touch()
-        assert_user_error(result, load_together, path, Two(), lambda path: "generator")
-    else:
-        assert load_together(path, Two(), lambda path: "generator") is None
-    assert load_together(path, ProcessGroup(), lambda path: "generator") == "generator"
+    assert load_together(path, Two(), lambda path: "model") is None
+    assert load_together(path, ProcessGroup(), lambda path: "model") == "model"
+    path.touch()
+    assert_user_error("damaged", load_together, path, Two(), lambda path: "model")
 
 
-def test_reproduce_prints_our_row_next_to_the_papers(config, place, monkeypatch, capsys):
-    """Random weights in the published layout, scored on the stand-in: said to compare with no paper."""
-    monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", place / "results")
-    published = ("--weights", place / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
-    plain = place / "plain.yaml"
+def test_reproduce_prints_our_row_next_to_the_papers(config, workspace, monkeypatch, capsys):
+    """Random weights in the published layout, scored on the stand-in: comparable with no paper."""
+    monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", workspace / "results")
+    published = ("--weights", workspace / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
+    plain = workspace / "plain.yaml"
     plain.write_text(config.read_text().replace("cfg_scale: 1.5, ", ""))
     assert call("reproduce", plain, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
     out = capsys.readouterr().out
     assert "| AiM-B, paper | 3.52 | 250.1 | 0.83 | 0.52 |" in out and "| AiM-B, here | – |" in out
     assert "no FID" in out and "24 samples instead of 50,000" in out
-    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
+    sampling = read_record(workspace / "results" / "aim_b.json")["protocol"]["sampling"]
     assert (sampling["cfg_scale"], sampling["position_offset"], sampling["top_k"]) == (2.0, 1, 0)
-    assert (place / "runs/published/published/evaluations/AiM-B.json").is_file()
+    assert (workspace / "runs/published/published/evaluations/AiM-B.json").is_file()
     assert call("reproduce", config, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
-    sampling = read_record(place / "results" / "aim_b.json")["protocol"]["sampling"]
-    assert sampling["cfg_scale"] == 1.5  # the configuration's own goes before the default
+    sampling = read_record(workspace / "results" / "aim_b.json")["protocol"]["sampling"]
+    assert sampling["cfg_scale"] == 1.5  # the configuration precedes the default
 
 
-def test_reproduce_downloads_weights_and_reference_that_are_not_given(config, place, monkeypatch, capsys, tmp_path):
-    """And no Inception where the configuration names other features; a directory that is present is used unchanged."""
+def test_reproduce_downloads_missing_weights_and_reference(config, workspace, monkeypatch, capsys, tmp_path):
+    """No Inception where the configuration names other features; a directory that is present is used unchanged."""
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     calls = []
 
     def download(entry):
         calls.append(entry)
         if isinstance(entry, HubFiles):
-            shutil.copytree(place / "published", tmp_path / "aim_b")
+            shutil.copytree(workspace / "published", tmp_path / "aim_b")
         else:
             np.savez(tmp_path / "adm.npz", arr_0=images)
         return entry.path
@@ -298,7 +274,7 @@ def make_record(fid=True, **more):
     return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
 
 
-def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
+def test_the_table_shows_recorded_results_only(tmp_path):
     empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
     assert [len(rows) for rows in paper_results().values()] == [4, 11]
@@ -306,8 +282,8 @@ def test_table_shows_what_was_run_and_nothing_else(tmp_path, monkeypatch):
     write_json(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
     write_json(tmp_path / "results" / "three.json", make_record(**several))
-    places = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
-    assert main(["table", *places, "--out", str(tmp_path / "README.md")]) == 0
+    directories = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
+    assert main(["table", *directories, "--out", str(tmp_path / "README.md")]) == 0
     text = (tmp_path / "README.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
     record = read_record(tmp_path / "results" / "one.json")
