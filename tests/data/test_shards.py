@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from data.test_tokens import stored
 from helpers import TINY, TINY_VQ, assert_user_error, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from PIL import Image
 from aim_lightning.cli import main as cli
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.data.tokens.format.record_format import read_records, record_digest
+from aim_lightning.data.tokens.format.record_format import record_digest
 from aim_lightning.data.tokens.read.preview import preview
 from aim_lightning.data.tokens.verify import verify_directory, verify_set
 from aim_lightning.data.tokens.write.merge import merge_directories
@@ -214,10 +215,9 @@ def write_vq_tokens(directory, tokenizer, rows, **options):
 def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path):
     from aim_lightning.utils.pixels import to_uint8
 
-    manifest = write_vq_tokens(tmp_path, tokenizer, [5, 7], views=2)
+    write_vq_tokens(tmp_path, tokenizer, [5, 7], views=2)
     shown = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows: their order is that of the shards
-    parts = [next(read_records(str(tmp_path / shard.name), manifest)) for shard in manifest.shards]
-    codes, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    codes, labels = stored(tmp_path)
     views = [int(caption.split(":")[0]) for caption in shown.captions]
     assert shown.captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
     assert set(views) == {0, 1}
@@ -235,12 +235,6 @@ def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):
 # --- merge
 
 
-def rows_of(directory):
-    manifest = TokenManifest.load(directory)
-    parts = [r for s in manifest.shards for r in read_records(str(directory / s.name), manifest)]
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-
-
 @pytest.fixture
 def parts(tmp_path):
     for name, shards, seed in (("a", [13, 5], 0), ("b", [8], 1), ("c", [4], 2)):
@@ -255,7 +249,7 @@ def parts(tmp_path):
 def test_merge_keeps_every_row_in_order_and_where_it_came_from(parts, tmp_path):
     merged = merge_directories(parts[:2], tmp_path / "ab")
     assert merged == TokenManifest.load(tmp_path / "ab") and merged.rows == 26
-    for column, expected in zip(rows_of(tmp_path / "ab"), zip(*map(rows_of, parts[:2]), strict=True), strict=True):
+    for column, expected in zip(stored(tmp_path / "ab"), zip(*map(stored, parts[:2]), strict=True), strict=True):
         assert (column == np.concatenate(expected)).all()
     assert [(s.fingerprint, s.shards) for s in merged.sources] == [("images of a", 2), ("images of b", 1)]
     assert [item.key for item in merged.skipped] == ["a.png", "b.png"]

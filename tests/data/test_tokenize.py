@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.test_tokens import stored
 from helpers import TINY_VQ, assert_user_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,6 @@ from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import adm_resize
 from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.data.tokens.format.record_format import read_records
 from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
 from aim_lightning.data.tokens.verify import verify_directory
 from aim_lightning.data.tokens.write.encode import Encoder
@@ -77,13 +77,6 @@ def contents(directory: Path) -> dict[str, bytes]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name[0] != "."
     }
-
-
-def stored(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    manifest = TokenManifest.load(directory)
-    records = [r for s in manifest.shards for r in read_records(str(directory / s.name), manifest)]
-    codes, labels = (np.concatenate(column) for column in zip(*records, strict=True))
-    return codes, labels
 
 
 def test_shards_hold_the_codes_of_the_images(images, tokenizer, tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
 from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.record_format import stored_records
 from aim_lightning.utils.random import hash_uniform
 
 
@@ -49,6 +50,16 @@ def global_batches(directory, *, world=1, limit=None, batch=8, **options):
     per_rank = [[b["index"].tolist() for b in data.train_dataloader()] for data in plan_streams]
     micros = [flat(parts) for parts in zip(*per_rank, strict=True)]
     return [flat(micros[i : i + accumulate]) for i in range(0, len(micros), accumulate)]
+
+
+def stored(directory):
+    """Codes (n, views, tokens) and labels (n,) of all rows of a token directory."""
+    manifest, parts = TokenManifest.load(directory), []
+    for shard in manifest.shards:
+        records = list(stored_records((directory / shard.name).read_bytes(), shard.rows, manifest, shard.name))
+        assert not any(record.fault for record in records)
+        parts += [(record.codes, record.labels) for record in records]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,6 @@ class Fault:
         return f"{self.shard}, record {self.record}: {self.text}" if self.record else f"{self.shard}: {self.text}"
 
 
-@dataclass
-class ShardContent:
-    """Readable content of a shard: rows, labels (n,) per record, keys by record name, and all faults."""
-
-    rows: int = 0
-    labels: list[np.ndarray] = field(default_factory=list)
-    keys: dict[str, list[str]] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-
-
 def verify_directory(
     directory: Path, tokenizer_hash: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
 ) -> list[Fault]:
@@ -52,27 +43,24 @@ def verify_directory(
     Raises:
         UserError: the manifest is missing or unreadable.
     """
-    manifest, faults = TokenManifest.load(directory), []
+    manifest = TokenManifest.load(directory)
+    verifier = _Verifier(manifest)
     if tokenizer_hash and tokenizer_hash != manifest.tokenizer_hash:
         hashes = f"its weights hash is {manifest.tokenizer_hash[:12]}…, expected {tokenizer_hash[:12]}…"
-        faults.append(Fault(MANIFEST, "", f"another tokenizer wrote the codes: {hashes}"))
+        verifier.add(MANIFEST, f"another tokenizer wrote the codes: {hashes}")
     listed = {shard.name for shard in manifest.shards}
     for path in sorted(directory.glob("*.tar")):
         if path.name not in listed and path.name[0] != ".":
-            faults.append(Fault(path.name, "", "foreign: the manifest does not list it"))
-    counts, keys = np.zeros(len(manifest.class_names), dtype=np.int64), _UsedKeys(manifest)
+            verifier.add(path.name, "foreign: the manifest does not list it")
+    source_ends = set(accumulate(source.shards for source in manifest.sources))
     for number, shard in enumerate(manifest.shards):
-        content = _verify_shard(directory / shard.name, shard, manifest)
-        content.faults += keys.repeated(number, shard.name, content.keys)
-        for labels in content.labels:
-            valid = labels[(labels >= 0) & (labels < len(counts))].astype(np.int64)
-            counts += np.bincount(valid, minlength=len(counts))
-        faults += content.faults
+        if number in source_ends:  # merged sources may use the same keys
+            verifier.first_use = {}
+        verifier.check_shard(directory / shard.name, shard)
         on_rows(shard.rows)
-    for label in np.flatnonzero(counts == 0):
-        text = f"class {label} ({manifest.class_names[label]}) has no image in any shard"
-        faults.append(Fault(MANIFEST, "", text))
-    return faults
+    for label in np.flatnonzero(verifier.class_counts == 0):
+        verifier.add(MANIFEST, f"class {label} ({manifest.class_names[label]}) has no image in any shard")
+    return verifier.faults
 
 
 def verify_set(directories: list[Path]) -> Iterator[str]:
@@ -88,38 +76,66 @@ def verify_set(directories: list[Path]) -> Iterator[str]:
                 yield f"{directory}/{MANIFEST}: another {name} than {directories[0]}/{MANIFEST}"
 
 
-def _verify_shard(path: Path, shard: TokenShard, manifest: TokenManifest) -> ShardContent:
-    if not path.is_file():
-        fact = "no regular file" if path.exists() else "missing"
-        return ShardContent(faults=[Fault(shard.name, "", fact)])
-    content = _read_shard(path, manifest)
-    if content.rows != shard.rows:
-        content.faults.append(Fault(shard.name, "", f"{content.rows} rows can be read, the manifest says {shard.rows}"))
-    try:
-        if sha256_file(path) != shard.sha256:
-            text = "its sha256 is not the manifest's: another file, or changed bytes"
-            content.faults.append(Fault(shard.name, "", text))
-    except OSError as error:
-        content.faults.append(Fault(shard.name, "", f"cannot be read to its end ({error}): check the disk"))
-    return content
+class _Verifier:
+    """Collects the faults of the shards of one directory."""
 
+    def __init__(self, manifest: TokenManifest) -> None:
+        self.manifest = manifest
+        self.faults: list[Fault] = []
+        self.class_counts = np.zeros(len(manifest.class_names), dtype=np.int64)
+        self.first_use: dict[str, str] = {}  # record of each key of the current source
 
-def _read_shard(path: Path, manifest: TokenManifest) -> ShardContent:
-    """Read every record of a shard; continue after a damaged one."""
-    content, foreign, name = ShardContent(), [], ""
-    try:
-        for name, record in _records(path):
-            if all(member in record for member in MEMBERS):
-                _add_record(record, manifest, content, path.name, name)
-            else:
-                foreign.append(name)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        after = f" after record {name}" if name else ""
-        content.faults.append(Fault(path.name, "", f"truncated or damaged{after} ({error})"))
-    if foreign:
-        text = f"lacks {', '.join(MEMBERS)}: no token record ({len(foreign)} such records)"
-        content.faults.append(Fault(path.name, foreign[0], text))
-    return content
+    def add(self, shard: str, text: str, record: str = "") -> None:
+        self.faults.append(Fault(shard, record, text))
+
+    def check_shard(self, path: Path, shard: TokenShard) -> None:
+        """Check every record of a shard; continue after a damaged one."""
+        if not path.is_file():
+            self.add(path.name, "no regular file" if path.exists() else "missing")
+            return
+        rows, foreign, name = 0, [], ""
+        try:
+            for name, record in _records(path):
+                if all(member in record for member in MEMBERS):
+                    rows += self._check_record(path.name, name, record)
+                else:
+                    foreign.append(name)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            self.add(path.name, f"truncated or damaged{f' after record {name}' if name else ''} ({error})")
+        if foreign:
+            text = f"lacks {', '.join(MEMBERS)}: no token record ({len(foreign)} such records)"
+            self.add(path.name, text, foreign[0])
+        if rows != shard.rows:
+            self.add(path.name, f"{rows} rows can be read, the manifest says {shard.rows}")
+        try:
+            if sha256_file(path) != shard.sha256:
+                self.add(path.name, "its sha256 is not the manifest's: another file, or changed bytes")
+        except OSError as error:
+            self.add(path.name, f"cannot be read to its end ({error}): check the disk")
+
+    def _check_record(self, shard: str, name: str, record: dict[str, bytes]) -> int:
+        """Return the number of rows that can be read."""
+        if not has_valid_digest(record):
+            self.add(shard, "its checksum differs: bytes were changed after it was written", name)
+        try:
+            codes, labels = (np.load(io.BytesIO(record[m]), allow_pickle=False) for m in ("codes.npy", "labels.npy"))
+            keys = [str(key) for key in json.loads(record["keys.json"])]
+            faults = list(array_faults(codes, labels, len(labels), self.manifest))
+        except Exception as error:  # NumPy raises almost any exception for a damaged header
+            self.add(shard, f"cannot be decoded ({error})", name)
+            return 0
+        if len(keys) != len(labels):
+            faults.insert(0, f"{len(keys)} keys for {len(labels)} labels")
+        for key in keys:
+            if key in self.first_use:
+                faults.append(f"image {printable(key)} comes twice (also in {self.first_use[key]})")
+            self.first_use[key] = f"{shard}, record {name}"
+        for text in faults:
+            self.add(shard, text, name)
+        classes = len(self.class_counts)
+        valid = labels[(labels >= 0) & (labels < classes)].astype(np.int64)
+        self.class_counts += np.bincount(valid, minlength=classes)
+        return len(labels)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -136,40 +152,3 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             record[extension] = content.read() if content else b""
     if name:
         yield name, record
-
-
-def _add_record(
-    record: dict[str, bytes], manifest: TokenManifest, content: ShardContent, shard: str, name: str
-) -> None:
-    if not has_valid_digest(record):
-        content.faults.append(Fault(shard, name, "its checksum differs: bytes were changed after it was written"))
-    try:
-        codes, labels = (np.load(io.BytesIO(record[file]), allow_pickle=False) for file in ("codes.npy", "labels.npy"))
-        keys = [str(key) for key in json.loads(record["keys.json"])]
-        faults = list(array_faults(codes, labels, len(labels), manifest))
-    except Exception as error:  # NumPy raises almost any exception for a damaged header
-        content.faults.append(Fault(shard, name, f"cannot be decoded ({error})"))
-        return
-    if len(keys) != len(labels):
-        faults.insert(0, f"{len(keys)} keys for {len(labels)} labels")
-    content.faults += [Fault(shard, name, text) for text in faults]
-    content.rows += len(labels)
-    content.labels.append(labels)
-    content.keys.setdefault(name, []).extend(keys)
-
-
-class _UsedKeys:
-    """Keys seen so far, per source: merged sources may use the same names."""
-
-    def __init__(self, manifest: TokenManifest) -> None:
-        self.source = [number for number, source in enumerate(manifest.sources) for _ in range(source.shards)]
-        self.records: list[dict[str, str]] = [{} for _ in manifest.sources]  # record of each key, by source
-
-    def repeated(self, number: int, shard: str, keys: dict[str, list[str]]) -> Iterator[Fault]:
-        """Yield a fault for each key of a shard that its source used before."""
-        used = self.records[self.source[number]]
-        for record, names in keys.items():
-            for key in names:
-                if key in used:
-                    yield Fault(shard, record, f"image {printable(key)} comes twice (also in {used[key]})")
-                used[key] = f"{shard}, record {record}"

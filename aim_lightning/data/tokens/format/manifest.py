@@ -5,7 +5,7 @@ This module must stay cheap to import: input checks run before torch is imported
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ FORMAT = "aim_lightning.tokens/1"
 MANIFEST = "manifest.json"
 LARGEST_CODEBOOK = 65536  # codes are stored as uint16
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # at least two letters: C: is a Windows drive
-FILE_SLOT = "{}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Location:
             name: file name below the split.
         """
         file = f"{split}/{name}"
-        return self.base.replace(FILE_SLOT, file) if FILE_SLOT in self.base else f"{self.base.rstrip('/')}/{file}"
+        return self.base.replace("{}", file) if "{}" in self.base else f"{self.base.rstrip('/')}/{file}"
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,6 @@ class TokenManifest:
         """Return the sources of the rows, in the order of the shards."""
         return self.merged or [Source(self.source, self.encoding, len(self.shards))]
 
-    def with_shards(self, shards: list[TokenShard], skipped: list[Skipped], devices: list[str]) -> "TokenManifest":
-        """Return a copy that describes the finished shards.
-
-        Args:
-            shards: the finished shards in dataset order.
-            skipped: images left out of them.
-            devices: names of the devices that wrote the codes.
-        """
-        return replace(self, shards=shards, skipped=skipped, encoding={**self.encoding, "devices": devices})
-
     def save(self, directory: Path) -> None:
         """Write manifest.json atomically.
 
@@ -176,17 +165,13 @@ class TokenManifest:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             actual = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise UserError(f"{where} has format {actual!r}, expected {FORMAT!r}; tokenize the images again")
-        return cls._from_values(values, where)
-
-    @classmethod
-    def _from_values(cls, values: dict, path: str | Path) -> "TokenManifest":
         items = {"shards": TokenShard, "skipped": Skipped, "merged": Source}
         try:
-            arguments = {field.name: values[field.name] for field in fields(cls)}
+            arguments = {field.name: values[field.name] for field in fields(cls)} | {"grid": tuple(values["grid"])}
             arguments |= {name: [item(**entry) for entry in arguments[name]] for name, item in items.items()}
-            manifest = cls(**{**arguments, "grid": tuple(values["grid"])})
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); tokenize the images again") from None
+            raise UserError(f"{where} is damaged ({error}); tokenize the images again") from None
+        manifest = cls(**arguments)
         if values.get("rows") != manifest.rows:
-            raise UserError(f"{path} says {values.get('rows')} rows, its shards add up to {manifest.rows}")
+            raise UserError(f"{where} says {values.get('rows')} rows, its shards add up to {manifest.rows}")
         return manifest

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 
 from aim_lightning.data.images.tar import open_tar, tar_members
-from aim_lightning.data.tokens.format.manifest import SCHEME, TokenManifest
-from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import require_regular
+from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 ROWS_PER_RECORD = 1000
 Members = dict[str, memoryview]
@@ -91,27 +88,6 @@ class StoredRecord:
     fault: str | None = None
 
 
-def read_records(url: str, manifest: TokenManifest) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield codes (n, views, tokens) and labels (n,) of each record of a shard, in order.
-
-    Args:
-        url: path or URL of the shard.
-        manifest: manifest that lists the shard.
-
-    Raises:
-        UserError: the shard is missing, truncated or no token shard, or a record does not match the manifest.
-    """
-    rows = next(shard.rows for shard in manifest.shards if shard.name == Path(url).name)
-    if not SCHEME.match(url):
-        require_regular(url)
-    with wds.gopen(url) as stream:
-        data = stream.read()
-    for record in stored_records(data, rows, manifest, url):
-        if record.fault:
-            raise UserError(record.fault)
-        yield record.codes, record.labels
-
-
 def stored_records(
     data: bytes, rows: int, manifest: TokenManifest, where: str, intact: bool = False
 ) -> Iterator[StoredRecord]:
@@ -129,7 +105,8 @@ def stored_records(
         number, size = start // ROWS_PER_RECORD, min(ROWS_PER_RECORD, rows - start)
         try:
             if number not in records:
-                raise _Corrupt(_missing(records, rows, end_reason))
+                held = f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
+                raise _Corrupt(f"the shard is truncated or damaged before it ({end_reason})" if end_reason else held)
             codes, labels = (_load_array(records[number], name) for name in ("codes.npy", "labels.npy"))
             for fault in array_faults(codes, labels, size, manifest):
                 raise _Corrupt(fault)
@@ -145,8 +122,8 @@ class _Corrupt(Exception):
     """The reason why a record cannot be read."""
 
 
-def _read_members(data: bytes) -> tuple[dict[int, Members], str | None]:
-    """Return members by record number and name, and the reason of an early end of the tar (None if complete)."""
+def _read_members(data: bytes) -> tuple[dict[int, Members], str]:
+    """Return members by record number and name, and the reason of an early end of the tar (empty if complete)."""
     records: dict[int, Members] = {}
     try:
         for _, member in tar_members(io.BytesIO(data)):
@@ -157,13 +134,7 @@ def _read_members(data: bytes) -> tuple[dict[int, Members], str | None]:
                 records.setdefault(int(number), {})[name] = content
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         return records, str(error)
-    return records, None
-
-
-def _missing(records: dict[int, Members], rows: int, end_reason: str | None) -> str:
-    if end_reason:
-        return f"the shard is truncated or damaged before it ({end_reason})"
-    return f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
+    return records, ""
 
 
 def _load_array(record: Members, name: str) -> np.ndarray:
@@ -173,9 +144,8 @@ def _load_array(record: Members, name: str) -> np.ndarray:
     header = io.BytesIO(record[name][:1024])
     try:
         version = np.lib.format.read_magic(header)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(header)
-        if fortran or dtype.hasobject:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+        if version != (1, 0) or fortran or dtype.hasobject:
             raise ValueError("not a plain array")
         return np.frombuffer(record[name], dtype, int(np.prod(shape)), header.tell()).reshape(shape)
     except Exception as error:  # NumPy raises almost any exception for a damaged header

@@ -6,8 +6,6 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,18 +63,18 @@ class Fetcher:
 
     def _fetch(self, url: str, sha256: str | None, require_intact: bool) -> Fetched:
         for attempt in range(self.retries + 1):
-            last = attempt == self.retries
+            last, permanent = attempt == self.retries, False
             try:
                 fetched = check(_read(url), sha256)
                 if fetched.intact or last or not require_intact:
                     return fetched
                 reason = "its sha256 is not the manifest's"
             except (OSError, EOFError, ValueError) as error:
-                reason = _reason(error)
-                if isinstance(error, (*PERMANENT, ValueError)):
-                    raise UserError(_final(url, reason, attempt + 1)) from error
-                if last:
-                    raise TransientError(_final(url, reason, attempt + 1)) from error
+                reason, permanent = _reason(error), isinstance(error, (*PERMANENT, ValueError))
+                if last or permanent:
+                    times = "" if attempt == 0 else f" in {attempt + 1} attempts"
+                    fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
+                    raise (UserError if permanent else TransientError)(fact) from error
             pause = self.pause * 2**attempt
             log.warning("%s: %s; trying again in %g s", url, reason, pause)
             time.sleep(pause)
@@ -87,8 +85,10 @@ class Fetcher:
         if cached := _read_cache(path, sha256):
             return cached
         try:
-            # One process per node fetches. The others wait for the lock, then read the cached file.
-            with _locked(path):
+            make_directory(path.parent)
+            # One process per node fetches. The others wait for the lock, which a dying process releases.
+            with path.with_name(f".{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 return _read_cache(path, sha256) or self._fill_cache(path, url, sha256)
         except OSError as error:
             log.warning("cache %s cannot be used (%s); reading without it", self.cache_dir, error)
@@ -121,16 +121,13 @@ def check(data: bytes, sha256: str | None) -> Fetched:
 def _read(url: str) -> bytes:
     if not SCHEME.match(url):
         require_regular(url)
-    with wds.gopen(_without_retries(rewrite_url(url))) as stream:
+    url = rewrite_url(url)
+    if CURL_URL.match(url):
+        # webdataset's own curl command retries 30 times without a log line; here `Fetcher` counts the attempts.
+        stall = f"--speed-time {STALL_SECONDS} --speed-limit 1"  # bytes per second
+        url = f"pipe:curl -f -s -L --retry 0 --connect-timeout {STALL_SECONDS} {stall} {shlex.quote(url)}"
+    with wds.gopen(url) as stream:
         return stream.read()
-
-
-def _without_retries(url: str) -> str:
-    # webdataset's own curl command retries 30 times without a log line; here `Fetcher` counts the attempts.
-    if not CURL_URL.match(url):
-        return url
-    stall = f"--speed-time {STALL_SECONDS} --speed-limit 1"  # bytes per second
-    return f"pipe:curl -f -s -L --retry 0 --connect-timeout {STALL_SECONDS} {stall} {shlex.quote(url)}"
 
 
 def _read_cache(path: Path, sha256: str) -> Fetched | None:
@@ -144,22 +141,8 @@ def _read_cache(path: Path, sha256: str) -> Fetched | None:
     return None
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a cached file; the system releases it when a process dies."""
-    make_directory(path.parent)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _reason(error: Exception) -> str:
     # webdataset reports a failed command only as text.
     if match := re.search(r"exit (-?\d+) \(read\)", str(error)):
         return f"its command ended with exit code {match[1]}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _final(url: str, reason: str, attempts: int) -> str:
-    times = "" if attempts == 1 else f" in {attempts} attempts"
-    return f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"

@@ -1,6 +1,7 @@
 """Decode random rows of a token directory to images."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,19 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
     if num < 1:
         raise UserError(f"--num is {num}; it must be at least 1")
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
-    rows = _read(directory, manifest, chosen, seed)
-    parts = torch.from_numpy(rows.codes.astype(np.int64)).split(BATCH)
-    images = torch.cat([to_uint8(tokenizer.decode(codes.to(device))).cpu() for codes in parts])
+    views = partial(_views, manifest.views, seed)
+    reader, parts = ShardReader(manifest, lambda name: str(directory / name)), []
+    for shard in np.unique(np.searchsorted(manifest.first_rows, chosen, side="right") - 1):
+        rows = reader.read(int(shard), views)
+        parts.append(rows.take(np.isin(rows.index, chosen)))
+    rows = Rows.join(parts)
+    batches = torch.from_numpy(rows.codes.astype(np.int64)).split(BATCH)
+    images = torch.cat([to_uint8(tokenizer.decode(codes.to(device))).cpu() for codes in batches])
     names = [manifest.class_names[label] for label in rows.labels]
     if manifest.views > 1:
-        views = _views(manifest, rows.index, seed)
-        names = [f"{view}: {name}" for view, name in zip(views, names, strict=True)]
+        names = [f"{view}: {name}" for view, name in zip(views(rows.index), names, strict=True)]
     return Preview(images, names)
 
 
-def _read(directory: Path, manifest: TokenManifest, chosen: np.ndarray, seed: int) -> Rows:
-    reader = ShardReader(manifest, lambda name: str(directory / name))
-    parts = []
-    for shard in np.unique(np.searchsorted(manifest.first_rows, chosen, side="right") - 1):
-        rows = reader.read(int(shard), lambda index: _views(manifest, index, seed))
-        parts.append(rows.take(np.isin(rows.index, chosen)))
-    return Rows.join(parts)
-
-
-def _views(manifest: TokenManifest, index: np.ndarray, seed: int) -> np.ndarray:
-    return (hash_int64("preview_view", seed, torch.from_numpy(index)) % manifest.views).numpy()
+def _views(count: int, seed: int, index: np.ndarray) -> np.ndarray:
+    return (hash_int64("preview_view", seed, torch.from_numpy(index)) % count).numpy()

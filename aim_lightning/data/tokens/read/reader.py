@@ -84,32 +84,25 @@ class ShardReader:
             UserError: the shard cannot be read, or a record is corrupt and skip_corrupt is off.
         """
         expected, first = self.manifest.shards[shard], int(self.manifest.first_rows[shard])
-        rows = _empty_rows(first, expected.rows, self.manifest.num_tokens)
+        size = expected.rows
+        codes, labels = np.zeros((size, self.manifest.num_tokens), np.uint16), np.zeros(size, np.int64)
+        rows = Rows(codes, labels, np.arange(first, first + size), np.zeros(size, bool))
         url = self.url(expected.name)
         fetched = self.fetcher.fetch(url, expected.sha256)
         for record in stored_records(fetched.data, expected.rows, self.manifest, url, fetched.intact):
             part = slice(record.start, record.start + record.rows)
-            if record.fault:
-                self._skip(record.fault)
-                rows.unreadable[part] = True
-            else:
+            if not record.fault:
                 views = choose_view(rows.index[part])
                 rows.codes[part] = record.codes[np.arange(record.rows), views]
                 rows.labels[part] = record.labels
+            elif self.skip_corrupt:
+                rows.unreadable[part] = True
+                if record.fault not in self._logged:
+                    self._logged.add(record.fault)
+                    log.warning("skipped a corrupt record: %s", record.fault)
+            else:
+                raise UserError(f"{record.fault}, or skip it with data.on_corrupt skip")
         return rows
-
-    def _skip(self, fault: str) -> None:
-        if not self.skip_corrupt:
-            raise UserError(f"{fault}, or skip it with data.on_corrupt skip")
-        if fault not in self._logged:
-            self._logged.add(fault)
-            log.warning("skipped a corrupt record: %s", fault)
-
-
-def _empty_rows(first: int, rows: int, tokens: int) -> Rows:
-    index = np.arange(first, first + rows)
-    codes, labels = np.zeros((rows, tokens), np.uint16), np.zeros(rows, np.int64)
-    return Rows(codes, labels, index, np.zeros(rows, bool))
 
 
 @dataclass(frozen=True)
@@ -164,15 +157,10 @@ class WindowedRows:
         for window in self.windows:
             start, stop = max(positions.start, window.start), min(positions.stop, window.stop)
             if start < stop:
-                parts.append(self._window(window).take(slice(start - window.start, stop - window.start)))
+                if window.number not in self.loaded:
+                    self.loaded[window.number] = self._read(window)
+                parts.append(self.loaded[window.number].take(slice(start - window.start, stop - window.start)))
         return Rows.join(parts)
-
-    def _window(self, window: Window) -> Rows:
-        if window.number not in self.loaded:
-            rows = self._read(window)
-            order = permutation(len(rows.index), "window_order", self.seed, self.epoch, window.number)
-            self.loaded[window.number] = rows.take(order)
-        return self.loaded[window.number]
 
     def _read(self, window: Window) -> Rows:
         def read_share(thread: int) -> list[Rows]:
@@ -183,17 +171,15 @@ class WindowedRows:
         shares = [in_background(partial(read_share, thread)) for thread in range(READING_THREADS)]
         parts = zip_longest(*(share.result() for share in shares))
         rows = Rows.join([part for group in parts for part in group if part is not None])
-        return replace_unreadable(rows, self.seed, self.epoch)
+        replace_unreadable(rows, self.seed, self.epoch)
+        return rows.take(permutation(len(rows.index), "window_order", self.seed, self.epoch, window.number))
 
     def _view(self, index: np.ndarray) -> np.ndarray:
-        views = self.reader.manifest.views
-        if views == 1:
-            return np.zeros(len(index), dtype=np.int64)
         uniform = hash_uniform("view", self.seed, self.epoch, torch.from_numpy(index))
-        return (uniform * views).long().numpy()
+        return (uniform * self.reader.manifest.views).long().numpy()
 
 
-def replace_unreadable(rows: Rows, seed: int, epoch: int) -> Rows:
+def replace_unreadable(rows: Rows, seed: int, epoch: int) -> None:
     """Overwrite unreadable rows (codes, label, index) in place by readable ones; they stay marked as unreadable.
 
     Args:
@@ -206,7 +192,7 @@ def replace_unreadable(rows: Rows, seed: int, epoch: int) -> Rows:
     """
     unreadable, readable = np.flatnonzero(rows.unreadable), np.flatnonzero(~rows.unreadable)
     if not len(unreadable):
-        return rows
+        return
     if not len(readable):
         raise UserError(
             f"no record of a whole shuffle window can be read (rows from {rows.index.min()}); restore its shards"
@@ -216,4 +202,3 @@ def replace_unreadable(rows: Rows, seed: int, epoch: int) -> Rows:
     chosen = readable[(uniform * len(readable)).long().numpy()]
     for column in (rows.codes, rows.labels, rows.index):
         column[unreadable] = column[chosen]
-    return rows

@@ -35,7 +35,16 @@ def merge_directories(directories: list[Path], out: Path) -> TokenManifest:
     pairs = zip(directories, manifests, strict=True)
     paths = [directory / shard.name for directory, manifest in pairs for shard in manifest.shards]
     for path, shard in progress(list(zip(paths, merged.shards, strict=True)), f"merging into {out}"):
-        _link_or_copy(path, out / shard.name, shard.sha256)
+        fix = f"see `aim-lightning shards verify {path.parent}`"
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {fix}")
+        if sha256_file(path) != shard.sha256:
+            raise UserError(f"{path} is not the shard that its manifest describes; {fix}")
+        with atomic_path(out / shard.name) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:  # another file system
+                shutil.copyfile(path, temporary)
     merged.save(out)
     return merged
 
@@ -43,8 +52,7 @@ def merge_directories(directories: list[Path], out: Path) -> TokenManifest:
 def _merged_manifest(directories: list[Path], manifests: list[TokenManifest]) -> TokenManifest:
     first = manifests[0]
     for directory, manifest in zip(directories, manifests, strict=True):
-        different = [name for name in EQUAL_FIELDS if getattr(manifest, name) != getattr(first, name)]
-        if different:
+        if different := [name for name in EQUAL_FIELDS if getattr(manifest, name) != getattr(first, name)]:
             raise UserError(
                 f"{directory} has another {', '.join(different)} than {directories[0]}; merge needs equal ones"
             )
@@ -61,16 +69,3 @@ def _merged_manifest(directories: list[Path], manifests: list[TokenManifest]) ->
         skipped=[item for manifest in manifests for item in manifest.skipped],
         merged=sources,
     )
-
-
-def _link_or_copy(path: Path, target: Path, sha256: str) -> None:
-    fix = f"see `aim-lightning shards verify {path.parent}`"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {fix}")
-    if sha256_file(path) != sha256:
-        raise UserError(f"{path} is not the shard that its manifest describes; {fix}")
-    with atomic_path(target) as temporary:
-        try:
-            os.link(path, temporary)
-        except OSError:  # another file system
-            shutil.copyfile(path, temporary)

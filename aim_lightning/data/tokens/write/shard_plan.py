@@ -8,12 +8,12 @@ one without is written again. Processes share nothing but these files.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from aim_lightning.data.tokens.format.manifest import Skipped, TokenManifest, TokenShard
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, read_json, sha256_file, write_json
+from aim_lightning.utils.files import abandoned, read_json, write_json
 
 FORMAT = "aim_lightning.token_plan/1"
 PLAN = "plan.json"
@@ -57,8 +57,8 @@ def plan_shards(rows: int, rows_per_shard: int) -> list[PlannedShard]:
     ]
 
 
-def claim(directory: Path, settings: dict, shards: list[PlannedShard]) -> None:
-    """Write plan.json if it does not exist, and check it.
+def claim(directory: Path, settings: dict, shards: list[PlannedShard], write: bool = True) -> None:
+    """Check that a directory may be filled by this plan, and write plan.json if it does not exist.
 
     Concurrent calls are safe: all processes write the same bytes.
 
@@ -66,42 +66,24 @@ def claim(directory: Path, settings: dict, shards: list[PlannedShard]) -> None:
         directory: the token directory.
         settings: everything that determines the content of the shards.
         shards: planned shards.
-
-    Raises:
-        UserError: as in `check_claim`.
-    """
-    check_claim(directory, settings, shards)
-    if not (directory / PLAN).exists():
-        write_json(directory / PLAN, _plan(settings, shards))
-    check_claim(directory, settings, shards)
-
-
-def check_claim(directory: Path, settings: dict, shards: list[PlannedShard]) -> None:
-    """Check that a directory may be filled by this plan; write nothing.
-
-    Args:
-        directory: the token directory.
-        settings: everything that determines the content of the shards.
-        shards: planned shards.
+        write: False to check only.
 
     Raises:
         UserError: the directory was started with another plan, or contains tar files of another origin.
     """
-    path = directory / PLAN
+    path, plan = directory / PLAN, {"format": FORMAT, **settings, "shards": [asdict(shard) for shard in shards]}
     if not path.exists():
         if any(directory.glob("*.tar")):
             raise UserError(f"{directory} holds tar files that tokenize did not write; set data.out to a new directory")
-        return
-    stored, plan = read_json(path, "tokenizing plan"), _plan(settings, shards)
+        if not write:
+            return
+        write_json(path, plan)
+    # Read back after writing: another process may have written another plan in the meantime.
+    stored, plan = read_json(path, "tokenizing plan"), json.loads(json.dumps(plan))  # JSON has no tuples
     if different := [name for name in plan if stored.get(name) != plan[name]]:
         raise UserError(
             f"{directory} was started with another {', '.join(different)}; delete it or set data.out to a new one"
         )
-
-
-def _plan(settings: dict, shards: list[PlannedShard]) -> dict:
-    plan = {"format": FORMAT, **settings, "shards": [asdict(shard) for shard in shards]}
-    return json.loads(json.dumps(plan))  # JSON turns tuples into lists, and the plan is compared with one read back
 
 
 @dataclass(frozen=True)
@@ -126,7 +108,7 @@ def record_finished(directory: Path, shard: FinishedShard) -> None:
         directory: the token directory.
         shard: the finished shard.
     """
-    write_json(_record_path(directory, shard.name), asdict(shard))
+    write_json(directory / FINISHED / f"{shard.name}.json", asdict(shard))
 
 
 def read_finished(directory: Path, shards: list[PlannedShard]) -> dict[str, FinishedShard]:
@@ -137,41 +119,18 @@ def read_finished(directory: Path, shards: list[PlannedShard]) -> dict[str, Fini
         shards: planned shards to look for.
     """
     # List the directory once instead of opening each name: network file systems may cache that a name was absent.
-    records = directory / FINISHED
+    records, finished = directory / FINISHED, {}
     names = {path.name for path in records.iterdir()} if records.is_dir() else set()
-    finished = [_read_record(directory, shard.name) for shard in shards if f"{shard.name}.json" in names]
-    return {shard.name: shard for shard in finished if _has_expected_size(directory, shard)}
-
-
-def is_intact(directory: Path, shard: FinishedShard) -> bool:
-    """Return True if the tar of a finished shard still has its sha256; this reads the file.
-
-    Args:
-        directory: the token directory.
-        shard: the finished shard.
-    """
-    try:
-        return not shard.rows or sha256_file(directory / shard.name) == shard.sha256
-    except OSError:
-        return False
-
-
-def _record_path(directory: Path, name: str) -> Path:
-    return directory / FINISHED / f"{name}.json"
-
-
-def _read_record(directory: Path, name: str) -> FinishedShard:
-    path = _record_path(directory, name)
-    values = read_json(path, "record of a finished shard")
-    try:
-        return FinishedShard(**{**values, "skipped": [Skipped(**item) for item in values["skipped"]]})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and its shard is written again") from None
-
-
-def _has_expected_size(directory: Path, shard: FinishedShard) -> bool:
-    path = directory / shard.name
-    return not shard.rows or (path.is_file() and path.stat().st_size == shard.bytes)
+    for name in (shard.name for shard in shards if f"{shard.name}.json" in names):
+        path, tar = records / f"{name}.json", directory / name
+        values = read_json(path, "record of a finished shard")
+        try:
+            shard = FinishedShard(**values | {"skipped": [Skipped(**item) for item in values["skipped"]]})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it, and its shard is written again") from None
+        if not shard.rows or (tar.is_file() and tar.stat().st_size == shard.bytes):
+            finished[name] = shard
+    return finished
 
 
 def write_manifest(directory: Path, manifest: TokenManifest, shards: list[PlannedShard]) -> TokenManifest | None:
@@ -196,10 +155,11 @@ def write_manifest(directory: Path, manifest: TokenManifest, shards: list[Planne
     ordered = [finished[shard.name] for shard in shards]
     if not any(shard.rows for shard in ordered):
         raise UserError(f"none of the images for {directory} could be read; the first: {ordered[0].skipped[0].reason}")
-    manifest = manifest.with_shards(
-        [TokenShard(s.name, s.rows, s.sha256) for s in ordered if s.rows],
+    manifest = replace(
+        manifest,
+        shards=[TokenShard(shard.name, shard.rows, shard.sha256) for shard in ordered if shard.rows],
         skipped=[item for shard in ordered for item in shard.skipped],
-        devices=sorted({shard.device for shard in ordered}),
+        encoding=manifest.encoding | {"devices": sorted({shard.device for shard in ordered})},
     )
     manifest.save(directory)
     for leftover in [*abandoned(directory), *abandoned(directory / FINISHED)]:

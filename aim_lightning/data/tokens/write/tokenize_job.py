@@ -6,7 +6,7 @@ that sees all shards finished.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, load_bat
 from aim_lightning.data.tokens.write.shard_plan import (
     FinishedShard,
     PlannedShard,
-    check_claim,
     claim,
-    is_intact,
     plan_shards,
     read_finished,
     record_finished,
@@ -68,13 +66,19 @@ class TokenizeJob:
         self.num_workers = num_workers
         self.device = device or torch.device("cpu")
         self.encoder = Encoder(tokenizer, self.device, options.precision, options.compile)
-        self.manifest = _empty_manifest(images, tokenizer, options)
-        _check_size(images.transform.image_size, tokenizer, self.device)
+        _check_tokenizer(tokenizer, images.transform.image_size, self.device)
         options.views.transforms(images.transform)  # raises on a wrong crop range before anything is written
+        settings = {
+            "source": images.fingerprint,
+            "class_names": images.class_names,
+            "tokenizer_hash": tokenizer.weights_hash,
+            "codebook_size": tokenizer.codebook_size,
+            "grid": tuple(tokenizer.grid),
+        }
+        self.manifest = TokenManifest(**settings, views=options.views.count, encoding=options.encoding())
         self.all_shards = plan_shards(len(images), options.rows_per_shard)
-        names = ("source", "class_names", "tokenizer_hash", "codebook_size", "grid")
-        self.settings = {name: getattr(self.manifest, name) for name in names} | options.encoding()
-        check_claim(self.out, self.settings, self.all_shards)
+        self.claim = partial(claim, self.out, settings | options.encoding(), self.all_shards)
+        self.claim(write=False)
         process = process or ProcessRank()
         self.shards = self.all_shards[process.rank :: process.world]
 
@@ -92,8 +96,14 @@ class TokenizeJob:
         finished = read_finished(self.out, self.shards)
         candidates = [shard for shard in self.shards if shard.name in finished]
         checked = progress(candidates, f"checking finished shards of {self.out}")
-        intact = {shard.name for shard in checked if is_intact(self.out, finished[shard.name])}
+        intact = {shard.name for shard in checked if self._is_intact(finished[shard.name])}
         return [shard for shard in self.shards if shard.name not in intact]
+
+    def _is_intact(self, shard: FinishedShard) -> bool:
+        try:
+            return not shard.rows or sha256_file(self.out / shard.name) == shard.sha256
+        except OSError:
+            return False
 
     def run(self, on_rows: Callable[[int], None] = lambda rows: None) -> TokenManifest | None:
         """Write the unfinished shards.
@@ -107,7 +117,7 @@ class TokenizeJob:
         Raises:
             UserError: an unreadable image, unless on_error is skip.
         """
-        claim(self.out, self.settings, self.all_shards)
+        self.claim()
         rows = [batch for shard in self.unfinished for batch in shard.batches(self.options.batch_size)]
         batches = load_batches(self.images, self.options, rows, self.num_workers, self.device)
         for shard in self.unfinished:
@@ -126,11 +136,16 @@ class TokenizeJob:
             reasons |= batch.skipped
             on_rows(len(batch.rows))
         rows = [row for row in range(shard.start, shard.stop) if row not in reasons]
-        slots = np.array(rows, dtype=np.int64) - shard.start
-        keys = [self.images.key(row) for row in rows]
-        record = Record(torch.cat(codes).cpu().numpy().astype(np.uint16)[slots], self.images.labels[rows], keys)
+        path, size, digest = self.out / shard.name, 0, ""
+        if rows:
+            slots, keys = np.array(rows) - shard.start, [self.images.key(row) for row in rows]
+            codes_NVL = torch.cat(codes).cpu().numpy().astype(np.uint16)[slots]
+            write_shard(path, Record(codes_NVL, self.images.labels[rows], keys))
+            size, digest = path.stat().st_size, sha256_file(path)
         skipped = [Skipped(printable(self.images.key(row)), printable(text)) for row, text in reasons.items()]
-        self._finish(shard, record, skipped)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        # The record comes after the tar: it states that the tar is complete.
+        record_finished(self.out, FinishedShard(shard.name, len(rows), size, digest, name, skipped))
 
     def _encode(self, batch: ImageBatch) -> torch.Tensor:
         """Return codes (rows, views, L) int32 on the device: a copy to the CPU here would wait for the GPU."""
@@ -138,17 +153,12 @@ class TokenizeJob:
         views = self.options.views.cut(bases, self.images.transform.image_size)
         return torch.stack([self.encoder(view) for view in views], 1)[: len(batch.rows)]
 
-    def _finish(self, shard: PlannedShard, record: Record, skipped: list[Skipped]) -> None:
-        path, size, digest = self.out / shard.name, 0, ""
-        if record.keys:
-            write_shard(path, record)
-            size, digest = path.stat().st_size, sha256_file(path)
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        # The record comes after the tar: it states that the tar is complete.
-        record_finished(self.out, FinishedShard(shard.name, len(record.keys), size, digest, name, skipped))
 
-
-def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:
+def _check_tokenizer(tokenizer: Any, image_size: int, device: torch.device) -> None:
+    if tokenizer.codebook_size > LARGEST_CODEBOOK:
+        raise UserError(
+            f"the tokenizer has {tokenizer.codebook_size} codes; shards store 16 bits, {LARGEST_CODEBOOK} at most"
+        )
     # A fully convolutional tokenizer accepts any size; the number of codes shows a wrong one.
     black = torch.zeros(1, 3, image_size, image_size, device=device)
     count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
@@ -157,19 +167,3 @@ def _check_size(image_size: int, tokenizer: Any, device: torch.device) -> None:
             f"images of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is "
             f"{rows}x{columns}; set images.image_size to the tokenizer's"
         )
-
-
-def _empty_manifest(images: ImageDataset, tokenizer: Any, options: TokenizeOptions) -> TokenManifest:
-    if tokenizer.codebook_size > LARGEST_CODEBOOK:
-        raise UserError(
-            f"the tokenizer has {tokenizer.codebook_size} codes; shards store 16 bits, {LARGEST_CODEBOOK} at most"
-        )
-    return TokenManifest(
-        grid=tuple(tokenizer.grid),
-        codebook_size=tokenizer.codebook_size,
-        class_names=images.class_names,
-        views=options.views.count,
-        tokenizer_hash=tokenizer.weights_hash,
-        source=images.fingerprint,
-        encoding=options.encoding(),
-    )
