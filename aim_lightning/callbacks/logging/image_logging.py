@@ -8,7 +8,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.sampling.options import SamplingOptions
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.lightning_private import logged_step
@@ -76,38 +75,23 @@ class SampleGrid(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        options = self.sampling, self.class_names, self.classes, self.columns
-        grid = sample_grid(pl_module.network, self.tokenizer, *options)
+        grid = self._generate(AiMPipeline(pl_module.network, self.tokenizer))
         log_image(trainer, "samples", grid)
         directory = Path(self.run_dir) / "samples"
         _save(grid, directory / "grid.png")
         if trainer.state.fn == "fit":  # in `validate`, the trainer's step is not that of the checkpoint
             _save(grid, directory / f"grid-step={trainer.global_step:08d}.png")
 
+    def _generate(self, pipeline: AiMPipeline) -> Tensor:
+        """Return the grid, uint8 (3, H, W); image k of the grid has index k."""
+        rows = min(self.classes, pipeline.aim.config.num_classes)
+        labels = torch.arange(rows).repeat_interleave(self.columns)
+        # The block never exceeds the labels: a grid would otherwise be filled up with images that are not shown.
+        block = min(pipeline.resolve(self.sampling).batch_size, len(labels))
+        images = pipeline.generate(labels, **{**self.sampling.options(), "batch_size": block})
+        return labelled_grid(images, self.columns, self.class_names[:rows])
+
 
 def _save(grid: Tensor, path: Path) -> None:
     with tolerate_disk_errors(path):
         save_png(grid, path)
-
-
-def sample_grid(network, tokenizer, sampling: SamplingOptions, class_names, classes: int, columns: int) -> Tensor:
-    """Generate one row of images per class; image k of the grid has index k.
-
-    Args:
-        network: AiM.
-        tokenizer: decodes its codes.
-        sampling: options.
-        class_names: texts of the rows.
-        classes: largest number of rows.
-        columns: images per class.
-
-    Returns:
-        uint8 (3, H, W).
-    """
-    rows = min(classes, network.config.num_classes)
-    labels = torch.arange(rows).repeat_interleave(columns)
-    pipeline = AiMPipeline(network, tokenizer)
-    block = min(pipeline.resolve(sampling).batch_size, len(labels))
-    # The block never exceeds the labels: a grid would otherwise be filled up with images that are not shown.
-    images = pipeline.generate(labels, **{**sampling.options(), "batch_size": block})
-    return labelled_grid(images, columns, class_names[:rows])

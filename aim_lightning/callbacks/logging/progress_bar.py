@@ -2,15 +2,13 @@
 
 from time import perf_counter
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.modules.optim import total_steps
 from aim_lightning.utils.progress import ProgressBar as Bar
 
 
-class RunProgressBar(ProgressBar):
+class RunProgressBar(Callback):
     """Show the step of the whole training, the time left, loss and images/s; in `validate`, the batches.
 
     In a log, lines come at steps that are logged, at most one per minute. The loss is read from the device only there:
@@ -18,36 +16,21 @@ class RunProgressBar(ProgressBar):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.is_enabled = True
         self.bar: Bar | None = None
         self.step = 0
         # Training time without validation, for images/s.
         self.started, self.seconds, self.started_step = 0.0, 0.0, 0
 
-    def enable(self) -> None:
-        """Show progress again after `disable`."""
-        self.is_enabled = True
-
-    def disable(self) -> None:
-        """Show nothing; Lightning calls it on all ranks but rank 0."""
-        self.is_enabled = False
-
-    def print(self, *args: object, **kwargs: object) -> None:
-        """Print above the bar."""
-        tqdm.write(" ".join(map(str, args)))
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar at the step where this process continues."""
-        total = total_steps(trainer, trainer.datamodule)
+        total, shown = total_steps(trainer, trainer.datamodule), trainer.is_global_zero
         self.step = self.started_step = trainer.global_step
         self.started, self.seconds = perf_counter(), 0.0
-        total = None if total < 0 else total
-        self.bar = Bar("training", total, "steps", self.step, self.is_enabled, leave=True, early=True)
+        self.bar = Bar("training", total if total >= 0 else None, "steps", self.step, shown, leave=True, early=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         """Advance after an optimizer step."""
-        if trainer.global_step == self.step or not self.is_enabled:
+        if trainer.global_step == self.step or not trainer.is_global_zero:
             return
         self.step = trainer.global_step
         if self.step % trainer.log_every_n_steps == 0:
@@ -77,7 +60,7 @@ class RunProgressBar(ProgressBar):
         """Stop the clock of training, or open the bar of `validate`."""
         self.seconds += perf_counter() - self.started
         if trainer.state.fn == "validate":
-            self.bar = Bar("validation", sum(trainer.num_val_batches), "batches", shown=self.is_enabled)
+            self.bar = Bar("validation", sum(trainer.num_val_batches), "batches", shown=trainer.is_global_zero)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0

@@ -56,30 +56,30 @@ class Checkpoints(Checkpoint):
         self.keep_best = keep_best
         self.monitor = monitor
         self.mode = mode
-        self._check()
+        if every_n_steps is None and every_n_minutes is None:
+            raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
+        for name, least in (("every_n_steps", 1), ("keep_last", 1), ("keep_best", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"callbacks.checkpoints.{name} is {value}; it must be at least {least}")
+        if every_n_minutes is not None and every_n_minutes <= 0:
+            raise UserError(f"callbacks.checkpoints.every_n_minutes is {every_n_minutes}; it must be above 0")
         self.best: list[tuple[float, int]] = []  # (value, step), best first
         self.candidate: tuple[float, int] | None = None  # of the last validation
         self.saved_step = 0
         self.saved_at = 0.0
         self.slowest = 0.0  # seconds of the longest save in this process
 
-    def _check(self) -> None:
-        minutes = self.every_n_minutes
-        if self.every_n_steps is None and minutes is None:
-            raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
-        for name, least in (("every_n_steps", 1), ("keep_last", 1), ("keep_best", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"callbacks.checkpoints.{name} is {value}; it must be at least {least}")
-        if minutes is not None and minutes <= 0:
-            raise UserError(f"callbacks.checkpoints.every_n_minutes is {minutes}; it must be above 0")
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep_best and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            if self.monitor not in trainer.callback_metrics:
+                names = ", ".join(sorted(trainer.callback_metrics)) or "none"
+                fault = f"callbacks.checkpoints.monitor: no validation logs {self.monitor}"
+                raise UserError(f"{fault}; use one of: {names}")
             # Rank 0's value for all: ranks must agree on whether a checkpoint is due.
-            value = trainer.strategy.broadcast(_value(trainer, self.monitor))
+            value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
             self.candidate = (value, trainer.global_step) if math.isfinite(value) else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
@@ -187,10 +187,3 @@ def write_or_report(trainer: Trainer, path: str | Path) -> str | None:
     if failure is None or isinstance(failure, CheckpointNotWritten):
         return failure and str(failure)
     raise failure
-
-
-def _value(trainer: Trainer, monitor: str) -> float:
-    if monitor not in trainer.callback_metrics:
-        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        raise UserError(f"callbacks.checkpoints.monitor: no validation logs {monitor}; use one of: {names}")
-    return float(trainer.callback_metrics[monitor])

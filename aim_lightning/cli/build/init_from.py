@@ -27,36 +27,34 @@ def start_from(module: LightningModule, source: str, manifest: TokenManifest | N
     Raises:
         UserError: no such source, weights that do not fit, or an AiM of another tokenizer's codes.
     """
-    found, network = read_source(source), module.network
-    check_same(found, network.config, REPLACED)
+    weights_source, network = read_source(source), module.network
+    check_same(weights_source, network.config, REPLACED)
     if isinstance(network, AiM):
         if manifest is not None:
-            _check_tokenizer(found, manifest)
-        weights, notes = adapt_weights(network, aim_weights(found))
-        notes += _other_classes(found.class_names, manifest.class_names if manifest else None)
+            _check_tokenizer(weights_source, manifest)
+        weights, notes = adapt_weights(network, aim_weights(weights_source))
+        notes += _renamed_classes(weights_source.class_names, manifest.class_names) if manifest else []
     else:
         record = network.state_dict()[USAGE_RECORD]  # a new run has used no codes yet
-        weights, notes = {**vq_weights(found, network.config), USAGE_RECORD: record}, []
+        weights, notes = {**vq_weights(weights_source, network.config), USAGE_RECORD: record}, []
     load_weights(network, weights, source)
-    log(f"weights from {source}")
-    for note in notes:
-        log(f"  {note}")
+    log("\n  ".join([f"weights from {source}", *notes]))
 
 
-def _check_tokenizer(found: Source, manifest: TokenManifest) -> None:
+def _check_tokenizer(source: Source, manifest: TokenManifest) -> None:
     """Refuse weights trained on the codes of another tokenizer: no metric would show that the codes differ."""
-    theirs, ours = found.tokenizer_hash, manifest.tokenizer_hash
-    if theirs is not None and theirs != ours:
+    trained, stored = source.tokenizer_hash, manifest.tokenizer_hash
+    if trained is not None and trained != stored:
         raise UserError(
-            f"{found.name} was trained on the codes of another tokenizer (weights hash {theirs[:12]}…) "
-            f"than the one that wrote the token shards ({ours[:12]}…); "
+            f"{source.name} was trained on the codes of another tokenizer (weights hash {trained[:12]}…) "
+            f"than the one that wrote the token shards ({stored[:12]}…); "
             "tokenize the images with that one: tokenize --tokenizer SOURCE"
         )
 
 
-def _other_classes(theirs: list[str] | None, ours: list[str] | None) -> list[str]:
-    """Return a line if as many classes have other names: their rows stay, label by label."""
-    if theirs is None or ours is None or len(theirs) != len(ours) or theirs == ours:
+def _renamed_classes(old: list[str] | None, new: list[str]) -> list[str]:
+    """Return a line if as many classes have other names: their embeddings are kept label by label."""
+    if old is None or len(old) != len(new) or old == new:
         return []
-    label = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
-    return [f"{CLASSES}: kept, though class {label} is {theirs[label]!r} there and {ours[label]!r} here"]
+    label = next(i for i, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1])
+    return [f"{CLASSES}: kept, though class {label} is {old[label]!r} there and {new[label]!r} here"]

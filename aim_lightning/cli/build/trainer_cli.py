@@ -117,6 +117,7 @@ class AimCLI(LightningCLI):
         bars = [RunProgressBar()] if shows_bar and not has_bar else []
         options = {
             **options,
+            "enable_progress_bar": has_bar and shows_bar,  # Lightning's bar; `RunProgressBar` is a plain callback
             "callbacks": [self.resume_state, CorruptRecords(), *self.guards, *callbacks, *bars],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
