@@ -1,4 +1,4 @@
-"""The checkpoint file and what can be wrong with it."""
+"""Checkpoint files: round trips, damage, other versions, failed reads and writes."""
 
 import errno
 import os
@@ -23,10 +23,35 @@ from aim_lightning.utils.errors import TransientError, UserError
 CONTENT = {key: {} for key in KEYS} | {"network": {"w": torch.arange(5000.0)}}
 
 
-def test_round_trip(tmp_path):
+WEIGHT = CONTENT["network"]["w"].numpy().tobytes()[:400]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Write a checkpoint and return its path."""
     write_checkpoint(CONTENT, tmp_path / "a.ckpt")
-    assert torch.equal(read_checkpoint(tmp_path / "a.ckpt")["network"]["w"], CONTENT["network"]["w"])
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+    return tmp_path / "a.ckpt"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory("exp", "main", tmp_path)
+
+
+def write_step(run, step, **content):
+    path = run.checkpoint_directory / f"step={step:08d}.ckpt"
+    write_checkpoint({**CONTENT, "trainer": {"global_step": step}, "cursor": {"epoch": 0}, **content}, path)
+
+
+def flip(path, position, bit=0):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_round_trip(path):
+    assert torch.equal(read_checkpoint(path)["network"]["w"], CONTENT["network"]["w"])
+    assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
 
 
 class Evil:
@@ -34,25 +59,22 @@ class Evil:
         return (print, ("this code must not run",))
 
 
-def test_damage_and_foreign_files_are_one_line(tmp_path, capsys):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
-    whole = path.read_bytes()
+def test_damage_and_foreign_files_are_one_line(path, capsys):
     cases = {
-        "damaged": whole[: len(whole) // 2],
+        "damaged": path.read_bytes()[: path.stat().st_size // 2],
         "damaged or not a checkpoint": b"",
         "not a checkpoint": b"hello",
         "not a checkpoint (": pickle.dumps(Evil()),
     }
-    for word, content in cases.items():
+    for text, content in cases.items():
         path.write_bytes(content)
-        assert word in str(assert_user_error("a.ckpt", read_checkpoint, path))
+        assert text in str(assert_user_error("a.ckpt", read_checkpoint, path))
     assert capsys.readouterr().out == ""
     torch.save({"state_dict": {}}, path)
     assert_user_error("not written by this project", read_checkpoint, path)
     torch.save({"format": FORMAT, "network": {}}, path)
     assert_user_error("lacks ema, optimizers", read_checkpoint, path)
-    assert_user_error("does not exist", read_checkpoint, tmp_path / "none.ckpt")
+    assert_user_error("does not exist", read_checkpoint, path.with_name("none.ckpt"))
 
 
 OTHER_VERSIONS = [
@@ -63,12 +85,13 @@ OTHER_VERSIONS = [
 
 
 @pytest.mark.parametrize(("change", "match"), OTHER_VERSIONS)
-def test_an_intact_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path, change, match):
-    run = RunDirectory("exp", "main", tmp_path)
-    content = {**CONTENT, "trainer": {"global_step": 4}, "cursor": {"epoch": 0}}
-    write_checkpoint(content, run.checkpoint_directory / "step=00000004.ckpt")
-    newer = {key: value for key, value in {"format": FORMAT, **content, **change}.items() if value is not None}
-    torch.save(newer, run.checkpoint_directory / "step=00000008.ckpt")
+def test_an_intact_checkpoint_of_another_version_is_refused_and_not_called_damaged(run, change, match):
+    write_step(run, 4)
+    newer = {"format": FORMAT, **CONTENT, **change}
+    torch.save(
+        {key: value for key, value in newer.items() if value is not None},
+        run.checkpoint_directory / "step=00000008.ckpt",
+    )
     with pytest.raises(torch_load.UnreadableFile, match=match) as error:
         read_content(run, {})
     assert not isinstance(error.value, torch_load.DamagedFile) and "damaged" not in str(error.value)
@@ -83,61 +106,41 @@ def test_no_error_advises_to_run_code(tmp_path):
         assert "weights_only" not in str(error)
 
 
-def test_any_changed_bit_is_noticed(tmp_path):
-    """torch itself reads such a file without a word, unless it is the archive's own structure."""
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    last = range(len(whole) - 60, len(whole))  # the end of the archive and the seal
-    for position in [*rng.integers(0, len(whole), 60).tolist(), *range(40), *last]:
-        data = bytearray(whole)
-        data[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(data)
+def test_any_changed_bit_is_noticed(path):
+    """torch itself reads such a file without an error, unless its archive's structure changed."""
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    end = range(len(content) - 60, len(content))  # the end of the archive and the seal
+    for position in [*rng.integers(0, len(content), 60).tolist(), *range(40), *end]:
+        path.write_bytes(content)
+        flip(path, position, int(rng.integers(8)))
         assert_user_error("damaged", read_checkpoint, path)
-    weight = whole.index(CONTENT["network"]["w"].numpy().tobytes()[:400])
-    path.write_bytes(whole[:weight] + b"\1" + whole[weight + 1 :])
+    path.write_bytes(content.replace(WEIGHT, b"\1" + WEIGHT[1:]))
     assert not torch.equal(torch.load(path)["network"]["w"], CONTENT["network"]["w"])
 
 
-def test_archives_without_a_seal_are_compared_member_by_member(tmp_path):
-    path = tmp_path / "a.ckpt"
+def test_archives_without_a_seal_are_compared_member_by_member(path):
     torch.save({"format": FORMAT, **CONTENT}, path)
     assert torch.equal(read_checkpoint(path)["network"]["w"], CONTENT["network"]["w"])
-    data = bytearray(path.read_bytes())
-    data[data.index(CONTENT["network"]["w"].numpy().tobytes()[:400])] ^= 1
-    path.write_bytes(data)
+    flip(path, path.read_bytes().index(WEIGHT))
     assert_user_error("damaged", read_checkpoint, path)
 
 
-def test_any_cut_is_noticed(tmp_path):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
-    whole = path.read_bytes()
-    for size in (1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
-        path.write_bytes(whole[:size])
+def test_any_cut_is_noticed(path):
+    content = path.read_bytes()
+    for size in (1, 100, len(content) // 2, len(content) - 30, len(content) - 1):
+        path.write_bytes(content[:size])
         assert_user_error("damaged", read_checkpoint, path)
 
 
-def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
-    """A disk that takes bytes and gives others back."""
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
+def test_a_file_that_reads_back_changed_does_not_replace_the_old_one(path, monkeypatch):
     before = path.read_bytes()
-
-    def rot(temporary):
-        data = bytearray(temporary.read_bytes())
-        data[len(data) // 2] ^= 1
-        temporary.write_bytes(data)
-
-    monkeypatch.setattr(io, "drop_from_cache", rot)
+    monkeypatch.setattr(io, "drop_from_cache", lambda file: flip(file, file.stat().st_size // 2))
     with pytest.raises(CheckpointNotWritten, match="read back, it was damaged: its checksum differs"):
         write_checkpoint({**CONTENT, "cursor": {"epoch": 1}}, path)
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
-def test_a_full_disk_is_named_with_what_is_free(tmp_path):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
+def test_a_full_disk_is_named_with_its_free_space(path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))
     try:
@@ -145,14 +148,17 @@ def test_a_full_disk_is_named_with_what_is_free(tmp_path):
             write_checkpoint(CONTENT, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert "network" in read_checkpoint(path) and len(list(tmp_path.iterdir())) == 1
+    assert "network" in read_checkpoint(path) and len(list(path.parent.iterdir())) == 1
 
 
-def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
-    run = RunDirectory("exp", "main", tmp_path)
+def touch(run, *names):
     run.checkpoint_directory.mkdir(parents=True)
-    for step in (4, 8, 12):
-        (run.checkpoint_directory / f"step={step:08d}.ckpt").touch()
+    for name in names:
+        (run.checkpoint_directory / name).touch()
+
+
+def test_damaged_checkpoints_after_a_step_are_set_aside(run):
+    touch(run, *(f"step={step:08d}.ckpt" for step in (4, 8, 12)))
     with pytest.raises(TransientError, match=r"step=00000012\.ckpt has appeared since the start"):
         run.set_aside_newer(4, [run.checkpoint_directory / "step=00000008.ckpt"])
     assert len(run.checkpoints()) == 3
@@ -161,17 +167,13 @@ def test_damaged_checkpoints_after_a_step_are_set_aside(tmp_path):
     assert [path.name for path in run.checkpoints()] == ["step=00000008.ckpt", "step=00000004.ckpt"]
 
 
-def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(tmp_path):
-    run = RunDirectory("exp", "main", tmp_path)
-    stay = ["step=00000004.ckpt", "step=00000016.ckpt.damaged", "notes.txt", ".hidden"]
-    half = [".step=00000012.ckpt.77-abcd.tmp", "step=00000008.ckpt.damaged"]
-    for name in [*stay, *half]:
-        run.checkpoint_directory.mkdir(parents=True, exist_ok=True)
-        (run.checkpoint_directory / name).touch()
+def test_leftovers_of_kills_are_removed_but_the_newest_damaged_one(run):
+    kept = ["step=00000004.ckpt", "step=00000016.ckpt.damaged", "notes.txt", ".hidden"]
+    touch(run, *kept, ".step=00000012.ckpt.77-abcd.tmp", "step=00000008.ckpt.damaged")
     (run.path / "best").mkdir()
     (run.path / "best" / ".fd=1.0-step=00000008.ckpt.77-abcd.tmp").touch()
     assert len(run.remove_leftovers()) == 3
-    assert sorted(path.name for path in run.checkpoint_directory.iterdir()) == sorted(stay)
+    assert sorted(path.name for path in run.checkpoint_directory.iterdir()) == sorted(kept)
     assert not list((run.path / "best").iterdir()) and run.remove_leftovers() == []
 
 
@@ -180,7 +182,7 @@ MAPPED = RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate mem
 
 
 def failing(original, faults):
-    """`original`, which raises the first of `faults` instead, as long as there are any."""
+    """Return `original`, which raises the first of `faults` instead while the list has any."""
 
     def patched(*arguments, **options):
         if faults:
@@ -194,14 +196,10 @@ def failing(original, faults):
     ("owner", "name", "fault"),
     [*((checksum, "_checksum", fault) for fault in (*SYSTEM, MemoryError())), (torch, "load", MAPPED)],
 )
-def test_a_transient_read_error_does_not_blame_the_file(tmp_path, monkeypatch, owner, name, fault):
+def test_a_transient_read_error_does_not_blame_the_file(run, monkeypatch, owner, name, fault):
     """Intact checkpoints must not be called damaged: those are renamed and later removed."""
-    run = RunDirectory("exp", "main", tmp_path)
     for step in (4, 8):
-        write_checkpoint(
-            {**CONTENT, "trainer": {"global_step": step}, "cursor": {"epoch": 0}},
-            run.checkpoint_directory / f"step={step:08d}.ckpt",
-        )
+        write_step(run, step)
     checksum._fault.cache_clear()  # writing has compared the checksums in this process
     monkeypatch.setattr(torch_load, "WAITS", (0.0, 0.0))
     original = getattr(owner, name)
@@ -213,13 +211,12 @@ def test_a_transient_read_error_does_not_blame_the_file(tmp_path, monkeypatch, o
     assert content.newest.step == 8 and not content.damaged
 
 
-def test_the_content_of_a_run_is_that_of_its_newest_intact_checkpoint(tmp_path):
-    run = RunDirectory("exp", "main", tmp_path)
+def test_the_content_of_a_run_is_that_of_its_newest_intact_checkpoint(run):
     assert read_content(run, {"a": 2}) == RunContent(None, {}, {}, {"a": 2})
     for step in (4, 8):
-        content = {"trainer": {"global_step": step, "imported_from": "x"}, "cursor": {"epoch": step // 3}}
-        content |= {"configuration": {"a": step}, "data": {"rows": step}}
-        write_checkpoint({**CONTENT, **content}, run.checkpoint_directory / f"step={step:08d}.ckpt")
+        trainer = {"global_step": step, "imported_from": "x"}
+        content = {"configuration": {"a": step}, "data": {"rows": step}, "cursor": {"epoch": step // 3}}
+        write_step(run, step, trainer=trainer, **content)
     older, newer = sorted(run.checkpoints())
     newer.write_bytes(newer.read_bytes()[:900])
     damaged = str(assert_user_error("damaged", read_checkpoint, newer))
@@ -227,18 +224,14 @@ def test_the_content_of_a_run_is_that_of_its_newest_intact_checkpoint(tmp_path):
     assert read_content(run, {"a": 2}) == RunContent(progress, {newer: damaged}, {"a": 4}, {"a": 2}, "x", {"rows": 4})
 
 
-def test_a_checkpoint_without_permission_is_reported_as_the_user_s_mistake(tmp_path, monkeypatch):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
+def test_a_checkpoint_without_permission_is_a_user_error(path, monkeypatch):
     checksum._fault.cache_clear()
     monkeypatch.setattr(checksum, "_checksum", failing(None, [PermissionError(errno.EACCES, "Permission denied")]))
-    caught = assert_user_error(r"a.ckpt cannot be used \(Permission denied\)", read_checkpoint, path)
-    assert not isinstance(caught, TransientError | torch_load.UnreadableFile)
+    error = assert_user_error(r"a.ckpt cannot be used \(Permission denied\)", read_checkpoint, path)
+    assert not isinstance(error, TransientError | torch_load.UnreadableFile)
 
 
-def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path, monkeypatch):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
+def test_a_disk_that_cannot_be_read_back_now_does_not_end_training(path, monkeypatch):
     monkeypatch.setattr(torch_load, "WAITS", ())
     monkeypatch.setattr(torch, "load", failing(None, [OSError(errno.EIO, "Input/output error")]))
     with pytest.raises(CheckpointNotWritten, match=r"could not be written \(Input/output error"):
@@ -247,15 +240,8 @@ def test_a_disk_that_cannot_be_read_back_for_now_leaves_training_alone(tmp_path,
     assert read_checkpoint(path)["cursor"] == {}
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
-    with pytest.raises(UserError, match=r"trainer\.bad is a builtins\.function"):
-        write_checkpoint({**CONTENT, "trainer": {"bad": lambda: 0}}, path)
-    assert "network" in read_checkpoint(path) and len(list(tmp_path.iterdir())) == 1
-
-
 UNREADABLE = [
+    ({"bad": lambda: 0}, "trainer.bad is a builtins.function"),
     ({"callbacks": {"Best": {"scores": [1.0, np.float64(0.5)]}}}, "trainer.callbacks.Best.scores.1 is a numpy.float64"),
     ({"callbacks": {"Best": {"file": Path("a.ckpt")}}}, "trainer.callbacks.Best.file is a pathlib."),
     ({"counts": {np.int64(3): 1}}, "the key trainer.counts.3 is a numpy.int64"),
@@ -263,16 +249,14 @@ UNREADABLE = [
 ]
 
 
-@pytest.mark.parametrize(("state", "words"), UNREADABLE)
-def test_what_could_not_be_read_again_is_refused_before_it_replaces_anything(tmp_path, state, words):
-    """torch writes these without a word and refuses them when it reads."""
-    path = tmp_path / "a.ckpt"
-    write_checkpoint(CONTENT, path)
-    assert words in str(assert_user_error("a.ckpt", write_checkpoint, {**CONTENT, "trainer": state}, path))
-    assert read_checkpoint(path)["trainer"] == {} and [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+@pytest.mark.parametrize(("state", "text"), UNREADABLE)
+def test_values_that_cannot_be_read_again_are_refused_and_the_old_file_is_kept(path, state, text):
+    """torch writes most of them without an error and refuses them when it reads."""
+    assert text in str(assert_user_error("a.ckpt", write_checkpoint, {**CONTENT, "trainer": state}, path))
+    assert read_checkpoint(path)["trainer"] == {} and [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
 
 
-def test_content_without_a_key_that_reading_asks_for_is_refused(tmp_path):
+def test_content_that_lacks_a_key_is_refused(tmp_path):
     with pytest.raises(UserError, match="lacks network"):
         write_checkpoint({key: {} for key in KEYS if key != "network"}, tmp_path / "a.ckpt")
     assert not list(tmp_path.iterdir())
@@ -289,13 +273,10 @@ def test_weights_that_do_not_fit_are_listed():
     assert "lm_head.weight (3, 3) for (16, 32)" in text
 
 
-def test_run_directory_names_and_newest(tmp_path):
-    run = RunDirectory("exp", "main", tmp_path)
+def test_run_directory_names_and_newest(run):
     assert_user_error("holds no checkpoint; train it first", newest_checkpoint, run.path)
-    run.checkpoint_directory.mkdir(parents=True)
-    for name in ("step=00000002.ckpt", "step=00000010.ckpt", ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt"):
-        (run.checkpoint_directory / name).touch()
-    assert newest_checkpoint(run.path).name == "step=00000010.ckpt"
-    assert [p.name for p in run.checkpoints()] == ["step=00000010.ckpt", "step=00000002.ckpt"]
-    for bad in ("", "../up", "a b", "a/b"):
-        assert_user_error("use letters", RunDirectory, "exp", bad, tmp_path)
+    steps = ("step=00000010.ckpt", "step=00000002.ckpt")
+    touch(run, *steps, ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt")
+    assert newest_checkpoint(run.path).name == steps[0] and tuple(p.name for p in run.checkpoints()) == steps
+    for name in ("", "../up", "a b", "a/b"):
+        assert_user_error("use letters", RunDirectory, "exp", name)
