@@ -1,10 +1,11 @@
-"""results.json: whatever is in it can be traced to what made it."""
+"""results.json with the origin of each metric, the history of starts, and the arithmetic of `plan`."""
 
 import datetime
 import json
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.results import commit, hardware, record, recorded_step
 from aim_lightning.runs.resume_policy import Decision
+from aim_lightning.runs.training_estimate import Training, requeue_window, shard_bytes
 
 
 @pytest.fixture
@@ -23,83 +25,73 @@ def directory(tmp_path):
     return RunDirectory("e", "r", tmp_path)
 
 
-def keep(directory, source, at, metrics, **facts):
+def write(directory, source, at, metrics, **facts):
     return record(directory, source, at, facts, metrics, "1 x GPU")
 
 
-def owners(content):
-    """Every metric with the one entry that names it."""
+def sources(content):
+    """Return the source of every metric, each of which has exactly one."""
     entries = {source: entry for source, entry in content["protocol"].items() if source != "step"}
-    found = [(name, source) for source, entry in entries.items() for name in entry["metrics"]]
-    assert sorted(name for name, _ in found) == sorted(content["metrics"])
-    return dict(found)
+    pairs = [(name, source) for source, entry in entries.items() for name in entry["metrics"]]
+    assert sorted(name for name, _ in pairs) == sorted(content["metrics"])
+    return dict(pairs)
 
 
 def test_two_evaluations_keep_their_own_protocols(directory):
-    keep(directory, "evaluate_fid_10k", 9, {"fid_10k": 8.0}, cfg_scale=1.5)
-    content = keep(directory, "evaluate_fid_50k", 9, {"fid_50k": 4.0}, cfg_scale=3)
+    write(directory, "evaluate_fid_10k", 9, {"fid_10k": 8.0}, cfg_scale=1.5)
+    content = write(directory, "evaluate_fid_50k", 9, {"fid_50k": 4.0}, cfg_scale=3)
     assert content == json.loads(directory.results.read_text())
-    assert owners(content) == {"fid_10k": "evaluate_fid_10k", "fid_50k": "evaluate_fid_50k"}
+    assert sources(content) == {"fid_10k": "evaluate_fid_10k", "fid_50k": "evaluate_fid_50k"}
     assert [content["protocol"][f"evaluate_fid_{n}"]["cfg_scale"] for n in ("10k", "50k")] == [1.5, 3]
     assert content["protocol"]["evaluate_fid_10k"]["hardware"] == "1 x GPU"
-    again = keep(directory, "evaluate_fid_10k", 9, {"fid_10k": 7.0}, cfg_scale=2)
+    again = write(directory, "evaluate_fid_10k", 9, {"fid_10k": 7.0}, cfg_scale=2)
     assert again["metrics"] == {"fid_10k": 7.0, "fid_50k": 4.0}
     assert again["protocol"]["evaluate_fid_10k"]["cfg_scale"] == 2
 
 
 def test_a_name_belongs_to_its_last_writer(directory):
-    keep(directory, "fit", 9, {"val/loss": 3.0, "val/accuracy": 0.1}, step=6)
-    content = keep(directory, "validate", 9, {"val/loss": 2.0})
-    assert owners(content) == {"val/accuracy": "fit", "val/loss": "validate"}
+    write(directory, "fit", 9, {"val/loss": 3.0, "val/accuracy": 0.1}, step=6)
+    content = write(directory, "validate", 9, {"val/loss": 2.0})
+    assert sources(content) == {"val/accuracy": "fit", "val/loss": "validate"}
     assert content["protocol"]["fit"]["step"] == 6  # of the validation; the run is at 9
-    content = keep(directory, "validate", 9, {"val/loss": 2.0, "val/accuracy": 0.2})
+    content = write(directory, "validate", 9, {"val/loss": 2.0, "val/accuracy": 0.2})
     assert set(content["protocol"]) == {"step", "validate"}
-    content = keep(directory, "validate", 9, {"val/loss": 1.0})  # a source's own old numbers go too
-    assert content["metrics"] == {"val/loss": 1.0} and owners(content)
+    content = write(directory, "validate", 9, {"val/loss": 1.0})  # earlier metrics of the same source are dropped too
+    assert content["metrics"] == {"val/loss": 1.0} and sources(content)
 
 
-def test_numbers_of_another_step_go(directory):
+def test_metrics_of_another_step_are_dropped(directory):
     assert recorded_step(directory) is None
-    keep(directory, "validate", 400, {"fd_2k": 10.0, "val/loss": 3.0})
+    write(directory, "validate", 400, {"fd_2k": 10.0, "val/loss": 3.0})
     assert recorded_step(directory) == 400
-    content = keep(directory, "fit", 850, {"val/loss": 2.0})
+    content = write(directory, "fit", 850, {"val/loss": 2.0})
     assert content["metrics"] == {"val/loss": 2.0} and recorded_step(directory) == 850
     directory.results.write_text(json.dumps({"protocol": {"steps": 850}, "metrics": {"fd_2k": 1.0}}))  # without a step
-    assert keep(directory, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
+    assert write(directory, "fit", 850, {"val/loss": 2.0})["metrics"] == {"val/loss": 2.0}
     directory.results.write_text("{")
     assert_user_error("not readable JSON", recorded_step, directory)
 
 
-def test_the_commit_that_is_given_goes_before_that_of_git(monkeypatch):
+def test_the_commit_of_the_environment_comes_before_that_of_git(monkeypatch):
     monkeypatch.delenv("AIM_COMMIT", raising=False)
     assert commit() not in ("unknown", "abc123")
-    monkeypatch.setenv("AIM_COMMIT", "abc123")
-    assert commit() == "abc123"
-
-
-def test_the_commit_where_there_is_no_git(monkeypatch):
-    monkeypatch.setattr(results.subprocess, "run", lambda *words, **more: (_ for _ in ()).throw(OSError))
-    monkeypatch.delenv("AIM_COMMIT", raising=False)
-    assert commit() == "unknown"
-    monkeypatch.undo()
-    monkeypatch.delenv("AIM_COMMIT", raising=False)
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # git starts and fails
     assert commit() == "unknown"
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(OSError))  # no git
+    assert commit() == "unknown"
     monkeypatch.setenv("AIM_COMMIT", "abc123")
     assert commit() == "abc123"
 
 
-def test_hardware_is_what_was_used(monkeypatch):
+def test_hardware_names_the_devices_in_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert hardware(torch.device("cuda", 3)) == "1 x GPU 3"
     assert hardware(torch.device("cuda", 0), 4) == "4 x GPU 0"
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    name = model[1] if model else ""
-    assert hardware(torch.device("cpu")).startswith(f"CPU {name}") and hardware(torch.device("cpu")).endswith(
-        " threads"
-    )
+    text = hardware(torch.device("cpu"))
+    assert text.startswith(f"CPU {model[1] if model else ''}") and text.endswith(" threads")
     assert hardware(torch.device("cpu"), 2).startswith("2 processes, CPU ")
 
 
@@ -126,3 +118,36 @@ def test_a_start_is_one_line_of_the_history(directory, monkeypatch):
         "notes": [note],  # a change is not repeated as a note
     }
     assert (first["action"], first["step"], first["checkpoint"], first["changes"]) == ("fresh", 0, None, [])
+
+
+AIM_B = Training(
+    trained=147_622_080,
+    averaged=147_622_080,
+    rows=1_281_167,
+    global_batch_size=2048,
+    devices=8,
+    steps=187_500,
+    kept_checkpoints=2,
+    every_n_steps=1000,
+    every_n_minutes=None,
+)
+
+
+def test_memory_and_disk():
+    assert AIM_B.state_bytes == 147_622_080 * 20  # float32 weights, gradients, two moments, average
+    assert AIM_B.checkpoint_bytes == 147_622_080 * 16
+    assert AIM_B.checkpoints_bytes == 3 * AIM_B.checkpoint_bytes
+    assert shard_bytes(1_281_167, 10, 256) == 1_281_167 * 5148
+
+
+def test_time():
+    assert AIM_B.hours(1000) == 187_500 * 2048 / 1000 / 3600
+    assert AIM_B.lost_seconds(1024) == 2000
+    both = replace(AIM_B, every_n_minutes=15)
+    assert both.lost_seconds(1024) == 900 and both.lost_seconds(1e6) < 900
+    assert replace(both, every_n_steps=None).lost_seconds(1e9) == 900
+
+
+def test_the_warning_comes_before_the_longest_pause_and_a_checkpoint():
+    assert requeue_window(20, 10) == 45
+    assert requeue_window(20, 10, step_seconds=2) == 48  # several ranks

@@ -1,4 +1,4 @@
-"""What `fit` does with a run directory, as a function of its content."""
+"""The decision of `fit` about a run directory, as a function of its content."""
 
 import copy
 import dataclasses
@@ -16,6 +16,7 @@ CONFIG = {
     "callbacks": {"ema": {"init_args": {"decay": 0.9}}, "grid": None},
     "trainer": {"max_steps": 100, "precision": "32-true", "log_every_n_steps": 10},
 }
+SCHEDULE = "model.init_args.optimizer.schedule"
 
 
 def changed(path, value, base=CONFIG):
@@ -38,53 +39,55 @@ def test_fresh_continue_finished():
     decision = decide(content())
     assert (decision.action, decision.step, decision.checkpoint) == ("continue", 40, Path("a.ckpt"))
     assert decide(content(step=100)).action == "finished"
+    assert decide(content(changed("trainer.max_steps", 200), step=100)).action == "continue"
     epochs = changed("trainer.max_epochs", 2)
     assert decide(content(epochs, before=epochs)).action == "finished"
 
 
-CASES = [
-    ("trainer.log_every_n_steps", 1),
-    ("trainer.devices", 4),
-    ("data.init_args.num_workers", 3),
-    ("callbacks.grid", {"class_path": "G"}),
-    ("trainer.max_steps", 200),
-    ("trainer.val_check_interval", 50),
-    ("trainer.strategy", "ddp"),
-    ("trainer.num_nodes", 2),
-    ("data.init_args.max_device_batch_size", 4),
-    ("data.init_args.on_corrupt", "skip"),
-    ("data.init_args.cache_dir", "cache"),
-    ("model.init_args.init_from", "elsewhere"),
-    ("logger", {"tensorboard": {"class_path": "L"}}),
-]
+HARMLESS = {
+    "trainer.log_every_n_steps": 1,
+    "trainer.devices": 4,
+    "data.init_args.num_workers": 3,
+    "callbacks.grid": {"class_path": "G"},
+    "trainer.max_steps": 200,
+    "trainer.val_check_interval": 50,
+    "trainer.strategy": "ddp",
+    "trainer.num_nodes": 2,
+    "data.init_args.max_device_batch_size": 4,
+    "data.init_args.on_corrupt": "skip",
+    "data.init_args.cache_dir": "cache",
+    "model.init_args.init_from": "elsewhere",
+    "logger": {"tensorboard": {"class_path": "L"}},
+}
 
 
-@pytest.mark.parametrize(("path", "value"), CASES)
+@pytest.mark.parametrize(("path", "value"), HARMLESS.items())
 def test_harmless_changes_continue_and_are_reported(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "continue"
     assert any(path in note for note in decision.notes) and any(path in line for line in decision.changes)
 
 
-REFUSED = [
-    ("model.init_args.network.d_model", 16),
-    ("data.init_args.global_batch_size", 16),
-    ("seed_everything", 1),
-    ("trainer.precision", "bf16-mixed"),
-    ("callbacks.ema.init_args.decay", 0.5),
-    ("trainer.limit_train_batches", 3),
-    ("trainer.overfit_batches", 1),
-    ("trainer.plugins", ["x"]),
-    ("trainer.gradient_clip_val", 1.0),
-    ("trainer.something_new", 1),
-    ("data.init_args.window_rows", 100),
-    ("data.init_args.path", "elsewhere"),
-    ("data.init_args.seed", 3),
-    ("model.init_args.optimizer.schedule", "cosine"),
-]
+REFUSED = {
+    "model.init_args.network.d_model": 16,
+    "data.init_args.global_batch_size": 16,
+    "seed_everything": 1,
+    "trainer.precision": "bf16-mixed",
+    "callbacks.ema.init_args.decay": 0.5,
+    "callbacks.ema": None,
+    "trainer.limit_train_batches": 3,
+    "trainer.overfit_batches": 1,
+    "trainer.plugins": ["x"],
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.something_new": 1,
+    "data.init_args.window_rows": 100,
+    "data.init_args.path": "elsewhere",
+    "data.init_args.seed": 3,
+    SCHEDULE: "cosine",
+}
 
 
-@pytest.mark.parametrize(("path", "value"), REFUSED)
+@pytest.mark.parametrize(("path", "value"), REFUSED.items())
 def test_other_changes_refuse_and_can_be_forced(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "refuse"
@@ -92,32 +95,24 @@ def test_other_changes_refuse_and_can_be_forced(path, value):
     assert decide(content(changed(path, value)), allow_changes=True).action == "continue"
 
 
-def test_longer_training_under_a_decaying_schedule_is_another_training():
-    before = changed("model.init_args.optimizer.schedule", "cosine")
-    for key, value in (("trainer.max_steps", 200), ("trainer.max_epochs", 7)):
-        decision = decide(content(changed(key, value, before), before=before))
-        assert decision.action == "refuse" and key in decision.notes[-1]
-
-
-def test_more_steps_than_a_finished_run_had_continue_it():
-    assert decide(content(changed("trainer.max_steps", 200), step=100)).action == "continue"
+@pytest.mark.parametrize(("key", "value"), [("trainer.max_steps", 200), ("trainer.max_epochs", 7)])
+def test_longer_training_under_a_decaying_schedule_is_another_training(key, value):
+    before = changed(SCHEDULE, "cosine")
+    decision = decide(content(changed(key, value, before), before=before))
+    assert decision.action == "refuse" and key in decision.notes[-1]
 
 
 @pytest.mark.parametrize("now", [{"rows": 57, "fingerprint": "abc"}, {"rows": 61, "fingerprint": "xyz"}])
 def test_other_rows_under_the_same_path_refuse_and_can_be_forced(now):
     decision, before = decide(content()), {"rows": 61, "fingerprint": "abc", "steps": 40}
     assert decide_on_data(decision, before, {**before, "steps": 0}) == decision
+    assert decide_on_data(decision, None, now) == decision  # a checkpoint without a record of its data
     refused = decide_on_data(decision, before, now)
     line = f"data had 61 rows (abc), has {now['rows']} rows ({now['fingerprint']})"
     assert refused.action == "refuse" and line in refused.notes[-1] and "--allow_changes" in refused.notes[-1]
     forced = decide_on_data(decision, before, now, allow_changes=True)
     assert forced.action == "continue" and forced.changes == [line] and line in forced.notes[-1]
     assert dataclasses.replace(forced, notes=[], changes=[]) == decision
-
-
-def test_checkpoints_that_do_not_know_their_data_continue():
-    decision = decide(content())
-    assert decide_on_data(decision, None, {"rows": 57, "fingerprint": "abc"}) == decision
 
 
 def test_damaged_checkpoints_are_named():
