@@ -1,1 +1,1 @@
-"""Kills trainings at every moment one can think of and compares them with one that was left alone."""
+"""Training under kills, hangs and full disks at every moment, compared with an undisturbed one."""

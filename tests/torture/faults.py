@@ -1,4 +1,4 @@
-"""What is done to a training, and when: hooks that a test hangs into a forked process before training starts there."""
+"""Faults of a training: hooks that are installed in a forked process before its training starts."""
 
 import errno
 import io
@@ -18,13 +18,13 @@ PHASES = ("clock", "restore", "validation", *STEP_PHASES, *SAVE_PHASES)
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """A fault and its moment.
 
     Args:
-        kind: a signal's name, `hang`, `full disk`, or `flip`/`truncate` (SIGKILL, then the newest checkpoint is hurt).
-        phase: when; one of PHASES.
-        step: from which optimizer step on.
-        ranks: whom it hits.
+        kind: a signal's name, `hang`, `full disk`, or `flip`/`truncate` (SIGKILL, then a damaged checkpoint).
+        phase: one of PHASES.
+        step: the first optimizer step at which it may happen.
+        ranks: the ranks that it hits.
         seconds: of the phase `clock`, after the start.
     """
 
@@ -35,17 +35,17 @@ class Fault:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        when = (
-            f"{self.seconds:.2f} s after the start" if self.phase == "clock" else f"{self.phase}, from step {self.step}"
-        )
-        return f"{self.kind} on rank {', '.join(map(str, self.ranks))}: {when}"
+        clock = f"{self.seconds:.2f} s after the start"
+        moment = clock if self.phase == "clock" else f"{self.phase}, from step {self.step}"
+        return f"{self.kind} on rank {', '.join(map(str, self.ranks))}: {moment}"
 
 
 def arm(fault: Fault, rank: int, marks: Path) -> None:
-    """Hang the fault into this process; `marks` gets a file when it strikes."""
+    """Install the fault in this process; it creates a file in `marks` when it happens."""
     from aim_lightning.callbacks.training.checkpoints import Checkpoints
     from aim_lightning.callbacks.training.ema import EMA
     from aim_lightning.callbacks.training.resume_state import RunCheckpointIO
+    from aim_lightning.checkpoint import io as checkpoint_io
     from aim_lightning.modules.aim import AiMModule
 
     if fault.kind == "full disk":
@@ -53,57 +53,55 @@ def arm(fault: Fault, rank: int, marks: Path) -> None:
         return
     if rank not in fault.ranks or fault.phase == "clock":
         return
-    strike = _once(marks / f"struck-{rank}", _action(fault.kind))
+    strike = _once(marks / f"struck-{rank}", fault.kind)
 
-    def reached(module) -> bool:
-        return module.trainer.global_step >= fault.step
+    def strike_at_step(owner, *arguments) -> None:
+        trainer = owner.trainer if isinstance(owner, AiMModule) else arguments[0]
+        if trainer.global_step >= fault.step:
+            strike()
 
-    if fault.phase == "restore":
-        _before(RunCheckpointIO, "load_checkpoint", lambda *_: strike())
-    elif fault.phase == "validation":
-        _before(AiMModule, "validation_step", lambda module, *_: reached(module) and strike())
-    elif fault.phase == "forward":
-        _before(AiMModule, "training_step", lambda module, *_: reached(module) and strike())
-    elif fault.phase == "clipping":
-        _before(AiMModule, "configure_gradient_clipping", lambda module, *_: reached(module) and strike())
-    elif fault.phase == "average":
-        _before(EMA, "on_train_batch_end", lambda _, trainer, module, *__: reached(module) and strike())
-    elif fault.phase == "half a checkpoint":
-        _in_the_middle_of_saving(strike)
-    elif fault.phase == "before the rename":
-        _before_verification(strike)
-    elif fault.phase == "before older ones are removed":
-        _before(Checkpoints, "_remove_others", lambda *_: strike())
-
-
-def _action(kind: str) -> Callable[[], None]:
-    if kind == "hang":
-        return lambda: time.sleep(3600)
-    number = SIGNALS.get(kind, signal.SIGKILL)
-    return lambda: os.kill(os.getpid(), number)
+    hooks = {
+        "validation": (AiMModule, "validation_step", strike_at_step),
+        "forward": (AiMModule, "training_step", strike_at_step),
+        "clipping": (AiMModule, "configure_gradient_clipping", strike_at_step),
+        "average": (EMA, "on_train_batch_end", strike_at_step),
+        "restore": (RunCheckpointIO, "load_checkpoint", lambda *_: strike()),
+        "before the rename": (checkpoint_io, "verify_archive", lambda *_: strike()),
+        "before older ones are removed": (Checkpoints, "_remove_others", lambda *_: strike()),
+    }
+    if fault.phase == "half a checkpoint":
+        _interrupt_saving(strike)
+    else:
+        _before(*hooks[fault.phase])
 
 
-def _once(mark: Path, action: Callable[[], None]) -> Callable[[], None]:
+def _once(mark: Path, kind: str) -> Callable[[], None]:
+    """Return the function that hangs or signals this process at its first call, and creates the mark."""
+
     def strike() -> None:
-        if not mark.exists():
-            mark.touch()
-            action()
+        if mark.exists():
+            return
+        mark.touch()
+        if kind == "hang":
+            time.sleep(3600)
+        os.kill(os.getpid(), SIGNALS.get(kind, signal.SIGKILL))
 
     return strike
 
 
 def _before(owner, name: str, act: Callable) -> None:
+    """Call `act` with the arguments of a method, or of a module's function, before each of its calls."""
     original = getattr(owner, name)
 
-    def patched(self, *args, **options):
-        act(self, *args)
-        return original(self, *args, **options)
+    def patched(*arguments, **options):
+        act(*arguments)
+        return original(*arguments, **options)
 
     setattr(owner, name, patched)
 
 
-def _in_the_middle_of_saving(strike: Callable[[], None], error: OSError | None = None) -> None:
-    """torch.save writes half of the file, then it happens, then the rest (or an error)."""
+def _interrupt_saving(strike: Callable[[], None], error: OSError | None = None) -> None:
+    """Make torch.save write half of a checkpoint, call `strike`, then write the rest or raise the error."""
     import torch
 
     save = torch.save
@@ -125,25 +123,12 @@ def _in_the_middle_of_saving(strike: Callable[[], None], error: OSError | None =
     torch.save = patched
 
 
-def _before_verification(strike: Callable[[], None]) -> None:
-    from aim_lightning.checkpoint import io
-
-    original = io.drop_from_cache
-
-    def patched(path) -> None:
-        original(path)
-        strike()
-
-    io.drop_from_cache = patched
-
-
 def _fill_disk(marks: Path, fault: Fault, rank: int) -> None:
-    """The next checkpoint finds the disk full; some steps later the process is killed."""
+    """Make the disk full at the next checkpoint; some steps later the process is killed."""
     from aim_lightning.modules.aim import AiMModule
 
-    full = marks / "full"
-    _in_the_middle_of_saving(full.touch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    full, steps = marks / "full", []
+    _interrupt_saving(full.touch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     if rank in fault.ranks:
-        strike = _once(marks / f"struck-{rank}", _action("SIGKILL"))
-        later = []
-        _before(AiMModule, "training_step", lambda *_: full.exists() and (later.append(1), len(later) > 3 and strike()))
+        strike = _once(marks / f"struck-{rank}", "SIGKILL")
+        _before(AiMModule, "training_step", lambda *_: full.exists() and (steps.append(1), len(steps) > 3 and strike()))

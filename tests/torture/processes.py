@@ -1,4 +1,4 @@
-"""Trainings as forks of this process, which has imported everything: a start takes a second instead of ten."""
+"""Trainings as forks of this process, which has imported everything: a start takes one second instead of ten."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from pathlib import Path
 
 @dataclass
 class Start:
-    """One attempt at a run: a process a rank, all in one process group.
+    """A start of a run: one process per rank, all in one process group.
 
     Args:
         arguments: of `aim-lightning`.
-        ranks: processes.
-        log: all output goes there.
+        ranks: number of processes.
+        log: file of all output.
         prepare: called with the rank in each process before training.
     """
 
@@ -31,16 +31,18 @@ class Start:
     codes: dict[int, int] = field(default_factory=dict)
 
     def launch(self) -> "Start":
-        port = _free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         for rank in range(self.ranks):
             pid = os.fork()
             if pid == 0:
-                self._child(rank, port)
+                self._train(rank, port)
             self.processes.append(pid)
             os.setpgid(pid, self.processes[0])
         return self
 
-    def _child(self, rank: int, port: int) -> None:
+    def _train(self, rank: int, port: int) -> None:
         code = 99
         try:
             os.setpgid(0, self.processes[0] if self.processes else 0)
@@ -48,14 +50,9 @@ class Start:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             if self.ranks > 1:
-                os.environ |= {
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                    "WORLD_SIZE": str(self.ranks),
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "NODE_RANK": "0",
-                }
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                names = {"WORLD_SIZE": self.ranks, "RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, **address}
+                os.environ |= {name: str(value) for name, value in names.items()}
             self.prepare(rank)
             from aim_lightning.cli.main import main
 
@@ -71,16 +68,16 @@ class Start:
             os._exit(code or 0)
 
     def poll(self) -> bool:
-        """Collect processes that have ended; whether all have."""
+        """Collect the exit codes so far; return True once all processes have ended."""
         for rank, pid in enumerate(self.processes):
             if rank not in self.codes:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
                     self.codes[rank] = os.waitstatus_to_exitcode(status)
         return len(self.codes) == self.ranks
 
     def wait(self, seconds: float) -> bool:
-        """Until all have ended, or so long."""
+        """Wait until all processes have ended; return False after so many seconds."""
         deadline = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > deadline:
@@ -94,16 +91,10 @@ class Start:
                 os.kill(self.processes[rank], number)
 
     def kill(self) -> None:
-        """End what is left, loader workers included, as a cluster does after one rank has died."""
+        """End the remaining processes, loader workers included, as a cluster does after one rank has died."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.processes[0], signal.SIGKILL)
         self.wait(30)
 
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
