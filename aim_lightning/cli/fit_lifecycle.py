@@ -1,4 +1,4 @@
-"""What surrounds a training: the lease, the watchdog, the decision to continue, signals, and the exit code."""
+"""Manage the state around a training: lease, watchdog, decision to continue, record of the start, and exit code."""
 
 import argparse
 import contextlib

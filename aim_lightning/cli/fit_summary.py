@@ -1,4 +1,4 @@
-"""The end of a training that no signal stopped: results, and the command to run next."""
+"""Summarise a training that no signal stopped: results, and the command to run next."""
 
 import torch
 from lightning.pytorch.callbacks import Timer

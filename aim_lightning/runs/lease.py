@@ -167,8 +167,9 @@ class Lease:
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
         process = holder.get("pid", 0)
-        gone = holder.get("host") == self.owner["host"] and not (process > 0 and is_running(process))
-        return gone or state.age > self.stale_seconds
+        if holder.get("host") == self.owner["host"] and not (process > 0 and is_running(process)):
+            return True
+        return state.age > self.stale_seconds
 
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])

@@ -55,8 +55,8 @@ def record(
 
 def _without(entries: dict[str, dict[str, Any]], names: set[str]) -> dict[str, dict[str, Any]]:
     """Remove metrics from all entries, and entries without metrics."""
-    left = {source: [name for name in entry["metrics"] if name not in names] for source, entry in entries.items()}
-    return {source: {**entries[source], "metrics": kept} for source, kept in left.items() if kept}
+    kept = {source: [name for name in entry["metrics"] if name not in names] for source, entry in entries.items()}
+    return {source: {**entries[source], "metrics": metrics} for source, metrics in kept.items() if metrics}
 
 
 def recorded_step(directory: RunDirectory) -> int | None:

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written, on every rank."""
+"""Checkpoints: failed writes on every rank, intervals, and the ones that are kept."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +11,16 @@ from aim_lightning.callbacks.training.checkpoints import Checkpoints, write_or_r
 from aim_lightning.checkpoint.io import CheckpointNotWritten
 from aim_lightning.utils.errors import UserError
 
+MODULE = "aim_lightning.callbacks.training.checkpoints"
+FULL = CheckpointNotWritten("no space left")
 
-def rank(number, sent, fault=None, step=1):
-    """What `write_or_report` needs of a trainer: rank 0 writes and broadcasts; `sent` collects its values."""
+
+def rank(number, sent, error=None, step=1):
+    """Return a trainer for `write_or_report`: rank 0 writes and broadcasts; `sent` collects its values."""
 
     def save(content, path):
-        if number == 0 and fault:
-            raise fault
+        if number == 0 and error:
+            raise error
         if number == 0:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(content)
@@ -36,18 +39,16 @@ def rank(number, sent, fault=None, step=1):
 
 
 def test_a_full_disk_gives_all_ranks_the_same_failure(tmp_path):
-    sent, fault = [], CheckpointNotWritten("a.ckpt could not be written")
-    answers = [write_or_report(rank(number, sent, fault), tmp_path / "a.ckpt") for number in (0, 1)]
-    assert answers == [str(fault)] * 2
-    assert [write_or_report(rank(number, sent), tmp_path / "a.ckpt") for number in (0, 1)] == [None] * 2
+    for error, result in ((FULL, "no space left"), (None, None)):
+        sent = []
+        assert [write_or_report(rank(number, sent, error), tmp_path / "a.ckpt") for number in (0, 1)] == [result] * 2
 
 
 def test_content_that_cannot_be_loaded_ends_all_ranks(tmp_path):
     sent = []
     for number in (0, 1):
-        assert_user_error(
-            "is a Path", write_or_report, rank(number, sent, UserError("a is a Path")), tmp_path / "a.ckpt"
-        )
+        trainer = rank(number, sent, UserError("a is a Path"))
+        assert_user_error("is a Path", write_or_report, trainer, tmp_path / "a.ckpt")
 
 
 def test_the_best_checkpoints_stay_when_a_better_one_cannot_be_written(tmp_path, capsys):
@@ -55,9 +56,9 @@ def test_the_best_checkpoints_stay_when_a_better_one_cannot_be_written(tmp_path,
     sent = []
     for evaluation in evaluations:
         evaluation.features, evaluation.run_dir = SimpleNamespace(metric_name="fd"), str(tmp_path)
-    for step, value, fault in ((1, 5.0, None), (2, 3.0, CheckpointNotWritten("no space left"))):
+    for step, value, error in ((1, 5.0, None), (2, 3.0, FULL)):
         for number, evaluation in enumerate(evaluations):
-            evaluation._keep_best(rank(number, sent, fault, step), {"fd": value})
+            evaluation._keep_best(rank(number, sent, error, step), {"fd": value})
     assert [[entry[1] for entry in evaluation.best] for evaluation in evaluations] == [[1], [1]]
     assert [file.name for file in (tmp_path / "best").iterdir()] == ["fd_5k=5.0000-step=00000001.ckpt"]
     assert "warning: no space left; the previous best checkpoints stay" in capsys.readouterr().out
@@ -74,13 +75,13 @@ def test_a_checkpoint_is_written_before_the_first_batch_of_an_accumulation(monke
 
 
 def test_a_failed_write_leaves_the_list_of_best_checkpoints_as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_lightning.callbacks.training.checkpoints.flush", lambda trainer: None)
+    monkeypatch.setattr(f"{MODULE}.flush", lambda trainer: None)
     checkpoints, sent = Checkpoints(keep_best=1), []
     checkpoints.run_dir = str(tmp_path)
     assert not checkpoints.save(rank(0, sent, step=0)) and not sent  # step 0 needs none
-    for step, value, fault in ((1, 5.0, None), (2, 3.0, CheckpointNotWritten("no space left"))):
+    for step, value, error in ((1, 5.0, None), (2, 3.0, FULL)):
         checkpoints.candidate = (value, step)
-        assert checkpoints.save(rank(0, sent, fault, step)) == (fault is None)
+        assert checkpoints.save(rank(0, sent, error, step)) == (error is None)
     assert (checkpoints.best, checkpoints.saved_step) == ([(5.0, 1)], 1)
     checkpoints.save(rank(0, sent, step=3))  # written, without a validation of its own
     checkpoints.candidate = (2.0, 4)
@@ -124,14 +125,12 @@ def test_checkpoints_are_due_by_steps_or_by_the_clock(monkeypatch, options, due)
     checkpoints = Checkpoints(**options)
     times = {10: 120.0, 20: 119.9}
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))
-    monkeypatch.setattr(
-        "aim_lightning.callbacks.training.checkpoints.time.monotonic", lambda: 50 + times[trainer.global_step]
-    )
-    checkpoints.saved_at, result = 50.0, []
+    monkeypatch.setattr(f"{MODULE}.time.monotonic", lambda: 50 + times[trainer.global_step])
+    checkpoints.saved_at, steps = 50.0, []
     for trainer.global_step in range(1, 21):
         if checkpoints._due(trainer):
-            result.append(trainer.global_step)
-    assert result == due
+            steps.append(trainer.global_step)
+    assert steps == due
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
@@ -146,7 +145,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         ({"every_n_steps": None}, "every_n_steps and every_n_minutes are both null"),
         ({"every_n_steps": 0}, "every_n_steps is 0; it must be at least 1"),
@@ -155,5 +154,5 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
         ({"every_n_minutes": 0}, "every_n_minutes is 0; it must be above 0"),
     ],
 )
-def test_intervals_and_numbers_out_of_range(options, words):
-    assert_user_error(words, Checkpoints, **options)
+def test_intervals_and_numbers_out_of_range(options, text):
+    assert_user_error(text, Checkpoints, **options)

@@ -17,14 +17,15 @@ from aim_lightning.runs.resume_policy import Decision
 from aim_lightning.utils.errors import TransientError, UserError
 
 
-def trainer(rank):
+def check(run_dir, rank):
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+    trainer = SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+    Preflight(str(run_dir), {}, "a.ckpt").setup(trainer, None, "fit")
 
 
 @pytest.fixture
 def network(monkeypatch):
-    """torch.distributed between two ranks of which this process is one; `other` changes what the other one says."""
+    """Replace torch.distributed by two ranks, of which this process is one; `other` changes fields of the other one."""
 
     def broadcast(values, src):
         values[0] = values[0] or ".preflight-there"
@@ -42,7 +43,7 @@ def network(monkeypatch):
         monkeypatch.setattr(torch.distributed, name, call)
     for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    network = SimpleNamespace(other={}, total=3, fail=lambda name: monkeypatch.setattr(torch.distributed, name, fails))
+    network = SimpleNamespace(other={}, total=3)
     return network
 
 
@@ -58,22 +59,22 @@ def run_dir(tmp_path):
 
 def test_ranks_that_agree_go_on_and_leave_nothing(network, run_dir):
     for rank in (1, 0):
-        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
+        check(run_dir, rank)
     assert not list(run_dir.iterdir())
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("call", ["broadcast_object_list", "all_gather_object", "all_reduce"])
-def test_the_rank_whose_network_fails_names_its_node(network, run_dir, call, rank):
-    network.fail(call)
+def test_the_rank_whose_network_fails_names_its_node(network, run_dir, monkeypatch, call, rank):
+    monkeypatch.setattr(torch.distributed, call, fails)
     with pytest.raises(TransientError, match=rf"node n7, rank {rank}: .* failed \(connect: Connection refused\)$"):
-        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(rank), None, "fit")
+        check(run_dir, rank)
 
 
 def test_a_wrong_sum_is_reported_by_its_rank(network, run_dir):
     network.total = 4
     with pytest.raises(UserError, match="node n7, rank 1: the first all-reduce gave 4, not 3"):
-        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(1), None, "fit")
+        check(run_dir, 1)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +83,11 @@ def test_a_wrong_sum_is_reported_by_its_rank(network, run_dir):
 def test_rank_zero_prints_shared_errors_and_all_ranks_exit_with_one_code(network, run_dir, other, error, code):
     network.other = {**other, "node": "n8"}
     with pytest.raises(error, match="node n8, rank 1: ") as caught:
-        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(0), None, "fit")
+        check(run_dir, 0)
     assert type(caught.value) is error
     (run_dir / ".preflight-there").touch()
     with pytest.raises(SystemExit) as ended:
-        Preflight(str(run_dir), {}, "a.ckpt").setup(trainer(1), None, "fit")
+        check(run_dir, 1)
     assert ended.value.code == code
 
 

@@ -5,22 +5,15 @@ import re
 import pytest
 from integration.tiny import write_experiment
 
-from aim_lightning.cli.main import main
-
 LINE = r"training: (\d+) of 22 steps, [\d.]+ steps/s, \d+ s left(, loss [\d.]+, \d+ images/s)?"
 
 
 @pytest.fixture
-def output(tmp_path, own_signals, capsys, monkeypatch):
+def output(tmp_path, own_signals, succeed):
     """Return the function that trains the tiny experiment with a progress bar and returns its standard output."""
-
-    def call(command="fit", *options):
-        options = ("--trainer.enable_progress_bar", "true", "--trainer.log_every_n_steps", "5", *options)
-        assert main([command, "--config", str(experiment), *options]) == 0
-        return capsys.readouterr().out
-
+    options = ("--trainer.enable_progress_bar", "true", "--trainer.log_every_n_steps", "5")
     experiment = write_experiment(tmp_path)
-    return call
+    return lambda command="fit", *more: succeed(command, "--config", experiment, *options, *more)
 
 
 def test_a_log_gets_plain_lines_with_step_loss_speed_and_time_left(output, monkeypatch):

@@ -22,19 +22,6 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-@pytest.fixture
-def failure(capsys):
-    """Run a command that must fail in this process; return its only line."""
-
-    def call(*arguments):
-        assert main([str(word) for word in arguments]) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-        return err
-
-    return call
-
-
 @pytest.mark.parametrize("command", ["", "fit", "sample", "tokenize", "shards", "dataset"])
 def test_help_answers_within_a_second(aim_cli, command):
     start = processor_seconds()
@@ -69,9 +56,9 @@ WRONG_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), WRONG_ARGUMENTS)
-def test_mistakes_are_one_line_and_exit_code_two(failure, arguments, words):
-    assert_contains(failure(*arguments.replace("DEMO", f"--config {DEMO}").split()), words)
+@pytest.mark.parametrize(("arguments", "texts"), WRONG_ARGUMENTS)
+def test_mistakes_are_one_line_and_exit_code_two(fail, arguments, texts):
+    assert_contains(fail(*arguments.replace("DEMO", f"--config {DEMO}").split()), texts)
 
 
 def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
@@ -93,8 +80,8 @@ MISSING_FILES = [
 
 
 @pytest.mark.parametrize(("command", "options", "words"), MISSING_FILES)
-def test_missing_files_are_one_line_and_leave_nothing_behind(failure, tmp_path, command, options, words):
-    error = failure(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options.split())
+def test_missing_files_are_one_line_and_leave_nothing_behind(fail, tmp_path, command, options, words):
+    error = fail(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options.split())
     assert_contains(error, words)
     assert not (tmp_path / "runs").exists()
 

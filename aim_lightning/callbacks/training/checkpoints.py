@@ -1,4 +1,4 @@
-"""The callback that writes checkpoints and removes old ones."""
+"""Write checkpoints and remove old ones."""
 
 import math
 import time

@@ -48,7 +48,7 @@ class Preemption(Callback):
             self.stop(trainer, signal)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
-        beat(f"what follows batch {batch_idx} (logging, validation, reading)")
+        beat(f"the work after batch {batch_idx} (logging, validation, reading)")
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         beat(f"validation batch {batch_idx}")

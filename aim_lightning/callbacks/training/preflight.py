@@ -1,4 +1,4 @@
-"""The check before the first batch that all ranks agree and can communicate."""
+"""Check before the first batch that all ranks agree and can communicate."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The state that makes a resumed run exact: cursor, random state of every rank, replaced rows; and its file."""
+"""Save and restore the state that makes a resumed run exact: cursor, random states of all ranks, replaced rows."""
 
 import random
 from pathlib import Path

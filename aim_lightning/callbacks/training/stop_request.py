@@ -109,7 +109,7 @@ class ValidationStop(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.request = StopRequest(trainer.world_size)
         keep_handlers(trainer)
-        beat("what comes before the first validation batch")
+        beat("the work before the first validation batch")
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         self.check(f"validation batch {batch_idx}")

@@ -15,7 +15,7 @@ from aim_lightning.utils.errors import UserError
 
 
 class CallbackResources:
-    """Values for what callbacks list in their class attribute `needs`.
+    """Build the values that callbacks list in their class attribute `needs`, each once.
 
     Names: tokenizer, features, images, sampling, class_names, configuration, run_dir.
 

@@ -1,4 +1,4 @@
-"""Files that a command cannot do without, looked for before torch is imported."""
+"""Check the files that a command requires, before torch is imported."""
 
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,10 @@ def check_files(command: str, values: dict[str, Any], checkpoint: str | None = N
 
 def _check_data(values: dict[str, Any]) -> None:
     data = values["data"].get("init_args") or {}
-    if values["data"]["class_path"].endswith(".TokenDataModule") and not Location(data["path"]).is_remote:
-        for split in ("train", "val"):
-            TokenManifest.load(Path(data["path"]) / split)
+    reads_shards = values["data"]["class_path"].endswith(".TokenDataModule") and not Location(data["path"]).is_remote
     for split in ("train", "val"):
+        if reads_shards:
+            TokenManifest.load(Path(data["path"]) / split)
         directory = (data.get("images") or {}).get(split)
         # Braces are a pattern of shards, which `open_source` expands.
         if directory and "{" not in directory and not Path(directory).exists():
@@ -49,25 +49,26 @@ def _check_data(values: dict[str, Any]) -> None:
 
 
 def _check_tokenizer(source: str | Path | dict[str, Any], runs_root: str | Path) -> None:
-    if isinstance(source, dict):  # a class of its own
+    if isinstance(source, dict):  # a class of the user
         return
     path = Path(source)
     if (path / "config.json").is_file():  # a Hugging Face directory
         return
     if path.absolute().is_relative_to(Path(runs_root).absolute()):
-        newest_checkpoint(path)  # says how to train it
+        newest_checkpoint(path)  # its error names the command that trains it
     elif not path.exists():
         raise UserError(missing_source(path))
 
 
 def _check_weights(command: str, values: dict[str, Any], run: RunDirectory) -> None:
-    """Weights files of the tokenizer's training."""
+    """Check the weights of LPIPS and of `init_from`."""
     model = values["model"].get("init_args") or {}
     loss, source = model.get("loss") or {}, model.get("init_from")
-    files = [("model.lpips_file", model.get("lpips_file"), "--model.lpips_file null")]
-    if loss.get("perceptual_weight"):
-        files.append(("model.loss.perceptual_file", loss.get("perceptual_file"), "--model.loss.perceptual_weight 0"))
-    for name, file, without in files:
+    used = loss.get("perceptual_file") if loss.get("perceptual_weight") else None
+    for name, file, without in (
+        ("model.lpips_file", model.get("lpips_file"), "--model.lpips_file null"),
+        ("model.loss.perceptual_file", used, "--model.loss.perceptual_weight 0"),
+    ):
         if file and not Path(file).is_file():
             raise UserError(
                 f"{name} {file} does not exist; save https://download.pytorch.org/models/"

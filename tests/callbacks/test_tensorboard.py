@@ -1,11 +1,13 @@
-"""TensorBoard's event file on a full disk and after restarts, and the page of related curves."""
+"""TensorBoard: the event file on a full disk and after restarts, the page of related curves, and histograms."""
 
 import re
 import resource
 from types import SimpleNamespace
 
 import pytest
-from integration.tiny import scalars
+import torch
+from integration.tiny import events, scalars
+from torch.nn import functional as F
 
 from aim_lightning.callbacks.logging import tensorboard, tensorboard_writer
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
@@ -41,11 +43,11 @@ def test_events_are_written_once_a_full_disk_has_room(tmp_path, disk, capsys):
     writer = RunWriter(str(tmp_path))
     log(writer, range(3))
     (file,) = tmp_path.iterdir()
-    whole = file.stat().st_size
+    size = file.stat().st_size
     for room in (0, 1, 30):  # half a record does not stay
-        disk(whole + room)
+        disk(size + room)
         log(writer, range(3 + room, 4 + room))
-        assert file.stat().st_size in (whole, whole + room) and len(scalars(tmp_path)["loss"]) == 3
+        assert file.stat().st_size in (size, size + room) and len(scalars(tmp_path)["loss"]) == 3
     assert capsys.readouterr().err.count("cannot be written (File too large); its events wait for room") == 1
     disk(None)
     log(writer, [50])
@@ -72,27 +74,19 @@ def test_a_later_start_replaces_steps(tmp_path, monkeypatch):
     assert scalars(tmp_path)["loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def start(directory, monkeypatch, purge_step):
-    """Start a training with the page, as `fit` does."""
-    writer = RunWriter(str(directory), purge_step)
-    monkeypatch.setattr(tensorboard, "writer", lambda trainer: writer)
-    page = tensorboard.TensorBoardPage()
-    page.configuration = {"run": "a"}
-    page.on_fit_start(SimpleNamespace(global_step=0), None)
-    writer.close()
-
-
 def test_text_and_layout_appear_once_per_run(tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for number, purge_step in enumerate((0, 0, 5, 10)):  # the first start has ended without a checkpoint
         monkeypatch.setattr(tensorboard_writer.time, "time", lambda number=number: 4e9 + number)
-        start(tmp_path, monkeypatch, purge_step)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    tags = events.Tags()["tensors"]
+        writer = RunWriter(str(tmp_path), purge_step)
+        monkeypatch.setattr(tensorboard, "writer", lambda trainer, writer=writer: writer)
+        page = tensorboard.TensorBoardPage()
+        page.configuration = {"run": "a"}
+        page.on_fit_start(SimpleNamespace(global_step=0), None)
+        writer.close()
+    accumulator = events(tmp_path)
+    tags = accumulator.Tags()["tensors"]
     assert sorted(tags) == ["configuration/text_summary", "custom_scalars__config__"]
-    assert [len(events.Tensors(tag)) for tag in tags] == [1, 1]
+    assert [len(accumulator.Tensors(tag)) for tag in tags] == [1, 1]
 
 
 def test_every_chart_selects_its_tags_only():
@@ -103,3 +97,12 @@ def test_every_chart_selects_its_tags_only():
         for name, (_, expressions) in charts.items():
             selected = {tag for tag in tags for expression in expressions if re.match(expression, tag)}
             assert selected == tags.intersection(tensorboard.CHARTS[page][name]), name
+
+
+def test_nearest_cosine_is_that_of_another_code(monkeypatch):
+    monkeypatch.setattr(tensorboard, "CODES_AT_A_TIME", 3)
+    codes = F.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    codes[5] = codes[2]
+    products = (codes @ codes.T).fill_diagonal_(-1)
+    cosines = tensorboard.nearest_cosine(codes)
+    assert torch.allclose(cosines, products.amax(1)) and torch.allclose(cosines[[2, 5]], torch.ones(2))
