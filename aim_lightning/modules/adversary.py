@@ -91,6 +91,7 @@ class Adversary:
         Returns:
             The term and the values to log.
         """
+        # The tokenizer's backward pass must not add to the discriminator's gradients.
         with _frozen(self.discriminator):
             loss = generator_loss(self.config.loss, self.discriminator(reconstructions))
         logs, weight = {"generator": loss.detach()}, self.config.weight
@@ -128,6 +129,7 @@ class Adversary:
         Returns:
             The gradient norm before clipping.
         """
+        # A collective, in place of DDP's; before unscaling, so that an overflow of any rank reaches all.
         ProcessGroup().average_gradients(self.discriminator)
         if scaler:
             scaler.unscale_(optimizer)

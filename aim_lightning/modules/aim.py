@@ -85,6 +85,7 @@ class AiMModule(LightningModule):
         self.val_loss.update(self.network.loss(batch["codes"], batch["labels"]), weight=len(batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
+        # A collective: torchmetrics sums values and weights over ranks.
         loss = self.val_loss.compute()
         self.val_loss.reset()
         self._check_plausible(float(loss))
@@ -109,7 +110,7 @@ class AiMModule(LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is supported")
         norm = clip_gradients(self.network, gradient_clip_val)
-        self.log("train/grad_norm", norm)
+        self.log("train/grad_norm", norm)  # a tensor on the device: logging does not wait for it
         if not self._is_scaled:
             check_finite(norm, "the gradient norm", self.global_step)
 
@@ -126,6 +127,7 @@ class AiMModule(LightningModule):
         return self.trainer.precision == "16-mixed"
 
     def _drop_labels(self, batch: dict[str, Tensor]) -> Tensor:
+        # A hash of the dataset row instead of a generator: resume and other rank counts drop the same labels.
         uniform_B = hash_uniform("label_dropout", self.seed, batch["epoch"], batch["index"])
         null = torch.full_like(batch["labels"], self.network.null_class)
         return torch.where(uniform_B < self.label_dropout, null, batch["labels"])

@@ -76,6 +76,7 @@ def revive(quantizer: VectorQuantizer, latent_BCHW: Tensor, seed: int, step: int
     Returns:
         The number of revived codes.
     """
+    # The record is equal on all ranks, and so is this list, without communication.
     dead = (quantizer.recent_counts() == 0).nonzero().flatten()
     if len(dead):
         quantizer.replace(dead, latent_BCHW, torch.Generator().manual_seed(hash_seed("revival", seed, step)))

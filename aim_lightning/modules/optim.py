@@ -54,6 +54,7 @@ class OptimizerConfig:
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Split the parameters into a group with weight decay and one without."""
+    # Norms, biases and the decay rates of the state-space layer have natural scales: decay would bias them.
     decayed, kept = [], []
     for name, parameter in network.named_parameters():
         never = parameter.dim() < 2 or name.rsplit(".", 1)[-1] in NEVER_DECAYED
@@ -121,7 +122,7 @@ class Schedule(LambdaLR):
 
     def state_dict(self) -> dict:
         state = super().state_dict()
-        del state["settings"]
+        del state["settings"]  # the current configuration decides
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -156,6 +157,7 @@ def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
         largest: None or 0 = no clipping.
     """
     parameters = [p for p in network.parameters() if p.grad is not None]
+    # Computed once for clipping, log and check.
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if largest:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
@@ -173,6 +175,7 @@ def check_finite(value: torch.Tensor, name: str, step: int) -> None:
     Raises:
         UserError: the value is infinite or not a number.
     """
+    # NaN in a weight could not be undone, and later checkpoints would contain it.
     if not torch.isfinite(value):
         raise UserError(
             f"{name} is {float(value)} at step {step}: training stops; "

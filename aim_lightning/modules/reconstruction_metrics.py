@@ -26,6 +26,7 @@ class ReconstructionScores(nn.Module):
         super().__init__()
         self.perceptual = perceptual
         means = ("loss", "reconstruction", *(["lpips"] if perceptual else []))
+        # Weighted by rows: the last batch of a rank may be smaller.
         self.means = nn.ModuleDict({name: MeanMetric() for name in means})
         self.psnr = PeakSignalNoiseRatio(data_range=2.0)
         self.ssim = StructuralSimilarityIndexMeasure(data_range=2.0)

@@ -94,6 +94,7 @@ class TokenizerModule(LightningModule):
         self.to(memory_format=self.memory_format)
         # Equal on all ranks without DDP, which would broadcast the record of used codes at every step.
         ignored = [name for name in self.state_dict() if name.startswith("discriminator.")]
+        # Private in torch: DDP reads this attribute when it wraps the module.
         self._ddp_params_and_buffers_to_ignore = ["network.quantize.codebook_used", *ignored]
         self.scores = ReconstructionScores(self.network.codebook_size, self.perceptual)
 
@@ -127,12 +128,14 @@ class TokenizerModule(LightningModule):
             self.adversary.config.check_length(steps)
 
     def configure_model(self) -> None:
+        # Before the strategy wraps the module and builds optimizers, since the conversion replaces layers.
         if self.adversary and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             use_torch_sync(self.discriminator)
 
     def on_fit_start(self) -> None:
         """Broadcast rank 0's discriminator, as DDP does for the tokenizer."""
         if self.adversary and self.trainer.world_size > 1:
+            # On the CPU, since the broadcast pickles tensors together with their device.
             weights = {name: value.cpu() for name, value in self.discriminator.state_dict().items()}
             self.discriminator.load_state_dict(self.trainer.strategy.broadcast(weights))
 
@@ -147,6 +150,7 @@ class TokenizerModule(LightningModule):
         if self.codebook_init == "data" and self.global_step == 0 and batch_idx == 0:
             generator = torch.Generator().manual_seed(hash_seed("codebook_init", self.seed))
             with torch.no_grad():
+                # A collective: every rank selects codes from the latents of the global batch.
                 latent = ProcessGroup().cat(self.network.latent(self._images(batch)))
             self.network.quantize.start_from(latent, generator)
 
@@ -155,6 +159,7 @@ class TokenizerModule(LightningModule):
         images, accumulate = self._images(batch), self.trainer.datamodule.plan.accumulate
         is_last = (batch_idx + 1) % accumulate == 0
         result = self.network(images)
+        # A collective at every micro-batch: the record must be equal on all ranks.
         self.network.quantize.record_usage(ProcessGroup().cat(result.quantized.codes_BL))
         terms = self._terms(images, result)
         adversarial = self.adversary is not None and self.global_step >= self.adversary.config.start_step
@@ -189,6 +194,7 @@ class TokenizerModule(LightningModule):
             optimizer, schedule = self.optimizers(use_pl_optimizer=False)[1], self.lr_schedulers()[1]
             norm = self.adversary.step(optimizer, schedule, self._scaler, self.global_step)
             self.log("train/grad_norm_discriminator", norm)
+        # Lightning's wrapper for this optimizer only, so that a global step is one step of the tokenizer.
         optimizer, schedule = _first(self.optimizers()), _first(self.lr_schedulers())
         optimizer.step()  # counted as the global step; in fp16 it unscales, and updates the scaler for both
         if self._scaler:
@@ -220,6 +226,7 @@ class TokenizerModule(LightningModule):
         # Before the record is full, codes that are in use would count as unused.
         if not self.revival.due(self.global_step) or seen < self.network.quantize.codebook_used.numel():
             return 0
+        # A collective: all ranks reach it together, since step and record are equal on all of them.
         latent = ProcessGroup().cat(result.quantized.latent_BCHW.detach())
         return revive(self.network.quantize, latent, self.seed, self.global_step)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from aim_lightning.checkpoint.format import check_content
-from aim_lightning.pipeline.pipeline import AiMPipeline, check_hash
+from aim_lightning.pipeline.pipeline import AiMPipeline
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.instantiate import build_object
@@ -43,13 +43,13 @@ def load(
     path = newest_checkpoint(run_dir)
     source = read_source(path, raw=raw)
     check_content(source.run, path)
-    content, aim = source.run, import_aim(source, backend=backend)
+    aim = import_aim(source, backend=backend)
     if tokenizer is None:
-        tokenizer = load_tokenizer(_tokenizer_source(content["configuration"], path))
+        tokenizer = load_tokenizer(_tokenizer_source(source.run["configuration"], path))
     # Codes of another tokenizer have the right shape, but decode to noise.
-    check_hash(source, tokenizer)
-    names, dropout = content.get("class_names"), source.label_dropout
-    return AiMPipeline(aim, tokenizer, names, dropout, allow_untrained_guidance).to(device)
+    source.check_tokenizer(tokenizer)
+    record = (source.class_names, source.label_dropout, allow_untrained_guidance)
+    return AiMPipeline(aim, tokenizer, *record).to(device)
 
 
 def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:
@@ -80,15 +80,12 @@ def _tokenizer_source(configuration: dict, path: Path) -> Path:
     if isinstance(source, dict):  # a checkpoint must run no code
         name = source.get("class_path")
         raise UserError(f"{path} was trained with a tokenizer of class {name}; pass tokenizer=, or set it by --config")
-    candidates = [Path(source), *_next_to_run(source, configuration["runs_root"], path.resolve())]
-    existing = [candidate for candidate in candidates if candidate.exists()]
-    if not existing:
-        raise UserError(f"{path} names the tokenizer {source}, which is not here; pass tokenizer= (or --tokenizer)")
-    return existing[0]
-
-
-def _next_to_run(source: str, runs_root: str, checkpoint: Path) -> list[Path]:
-    """Return a tokenizer below runs_root as seen from RUNS/EXPERIMENT/RUN/checkpoints/FILE; nothing elsewhere."""
-    below = Path(source).is_relative_to(runs_root)
+    candidates, checkpoint, runs_root = [Path(source)], path.resolve(), configuration["runs_root"]
     in_run = checkpoint.parent.name in ("checkpoints", "best") and len(checkpoint.parents) > 3
-    return [checkpoint.parents[3] / Path(source).relative_to(runs_root)] if below and in_run else []
+    if in_run and Path(source).is_relative_to(runs_root):
+        # The checkpoint is RUNS/EXPERIMENT/RUN/checkpoints/FILE, and RUNS was runs_root when it was written.
+        candidates.append(checkpoint.parents[3] / Path(source).relative_to(runs_root))
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise UserError(f"{path} names the tokenizer {source}, which is not here; pass tokenizer= (or --tokenizer)")

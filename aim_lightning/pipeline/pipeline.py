@@ -25,7 +25,7 @@ from aim_lightning.sampling import (
 )
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid
-from aim_lightning.weights import Source, export_aim, import_aim, import_vq, read_source
+from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.hub import local_directory
 
 
@@ -111,7 +111,7 @@ class AiMPipeline:
                 raise UserError(f"{source} holds no tokenizer; pass tokenizer=, such as load_tokenizer(SOURCE)")
             # Frozen: a pipeline never trains its tokenizer.
             tokenizer = import_vq(weights).requires_grad_(False)
-        check_hash(weights, tokenizer)
+        weights.check_tokenizer(tokenizer)
         pipeline = cls(aim, tokenizer, weights.class_names, weights.label_dropout, allow_untrained_guidance)
         return pipeline.to(device)
 
@@ -303,15 +303,3 @@ def check_guidance(sampling: SamplingOptions, label_dropout: float | None, num_t
         trained = f"the network was trained with label_dropout {label_dropout:g}: its {untrained} cannot guide"
         hint = "set it to 1 (or allow_untrained_guidance)"
         raise UserError(f"sampling.cfg_scale is {sampling.cfg_scale}, but {trained}; {hint}")
-
-
-def check_hash(source: Source, tokenizer: Any) -> None:
-    """Check that the source's AiM was trained on this tokenizer's codes, where the source records it.
-
-    Raises:
-        UserError: the network was trained on another tokenizer.
-    """
-    trained_on = source.tokenizer_hash
-    if trained_on and tokenizer.weights_hash != trained_on:
-        other = f"another tokenizer (weights hash {trained_on[:12]}…); give that one: tokenizer= or --tokenizer"
-        raise UserError(f"{source.name} was trained on the codes of {other}")

@@ -101,26 +101,18 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
     # Step 0 next to later steps would look like a checkpoint of the same training.
     if directory.checkpoints():
         raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
-    trainer = {"imported_from": source.name, "pytorch-lightning_version": lightning, "weight_groups": ["network"]}
-    trainer |= {"epoch": 0, "global_step": 0, "callbacks": {}}
-    training = {"ema": None, "optimizers": [], "schedulers": [], "data": None, "random_state": []}
-    training |= {"cursor": {"epoch": 0, "batch": 0}, "trainer": trainer, "configuration": configuration}
-    facts = {"class_names": source.class_names, "tokenizer_hash": source.tokenizer_hash}
-    path = directory.checkpoint_directory / "step=00000000.ckpt"
-    network = _configured_network(source, configuration)
-    write_checkpoint({"network": network.state_dict(), **training, **facts}, path)
-    return path
-
-
-def _configured_network(source: Source, configuration: dict[str, Any]) -> nn.Module:
-    model = configuration["model"]
-    if model["class_path"] not in (AIM, TOKENIZER):
-        raise UserError(f"model.class_path is {model['class_path']}; weights can be imported for {AIM} and {TOKENIZER}")
-    config = (AiMConfig if model["class_path"] == AIM else VQConfig)(**model["init_args"].get("network") or {})
+    class_path, sizes = configuration["model"]["class_path"], configuration["model"]["init_args"].get("network") or {}
+    if class_path not in (AIM, TOKENIZER):
+        raise UserError(f"model.class_path is {class_path}; weights can be imported for {AIM} and {TOKENIZER}")
+    config = AiMConfig(**sizes) if class_path == AIM else VQConfig(**sizes)
     check_same(source, config)
-    if isinstance(config, AiMConfig):
-        network, weights = AiM(config), aim_weights(source)
-    else:
-        network, weights = VQModel(config), vq_weights(source, config)
-    load_weights(network, weights, source.name)
-    return network
+    network = AiM(config) if class_path == AIM else VQModel(config)
+    load_weights(network, aim_weights(source) if class_path == AIM else vq_weights(source, config), source.name)
+    trainer = {"imported_from": source.name, "pytorch-lightning_version": lightning, "weight_groups": ["network"]}
+    content = {"network": network.state_dict(), "ema": None, "optimizers": [], "schedulers": [], "data": None}
+    content |= {"random_state": [], "cursor": {"epoch": 0, "batch": 0}, "configuration": configuration}
+    content |= {"class_names": source.class_names, "tokenizer_hash": source.tokenizer_hash}
+    content["trainer"] = trainer | {"epoch": 0, "global_step": 0, "callbacks": {}}
+    path = directory.checkpoint_directory / "step=00000000.ckpt"
+    write_checkpoint(content, path)
+    return path

@@ -7,7 +7,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from aim_lightning.checkpoint.format import check_content, is_checkpoint
 from aim_lightning.checkpoint.torch_load import read_pickle
@@ -65,6 +64,17 @@ class Source:
         """Return the weights_hash of the tokenizer of AiM's codes, from its run or from the tokenizer next to it."""
         included = hash_weights(self.parts.vq) if self.parts.aim and self.parts.vq else None
         return (self.run or {}).get("tokenizer_hash") or included
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Check that AiM was trained on this tokenizer's codes, where the source records it.
+
+        Raises:
+            UserError: the network was trained on another tokenizer.
+        """
+        trained_on = self.tokenizer_hash
+        if trained_on and tokenizer.weights_hash != trained_on:
+            other = f"another tokenizer (weights hash {trained_on[:12]}…); give that one: tokenizer= or --tokenizer"
+            raise UserError(f"{self.name} was trained on the codes of {other}")
 
 
 def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:
@@ -132,29 +142,20 @@ def read_weights(path: Path) -> Any:
     Raises:
         UserError: missing, damaged or foreign, or shards that do not contain what their index lists.
     """
-    if not path.name.endswith(INDEX_ENDING):
-        return _read_file(path)
-    expected, weights = _weight_map(path), {}
-    for file in weight_files(path):
-        content = _read_file(file)
-        if not isinstance(content, Mapping):
-            raise UserError(f"{file} holds {type(content).__name__}, no mapping from names to tensors")
-        for name, value in content.items():
-            # A name in another shard would be read twice or replaced silently.
-            if expected.get(name) != file.name:
-                raise UserError(f"{path} does not say that {name} is in {file.name}")
-            weights[name] = value
-    absent = sorted(expected.keys() - weights.keys())
-    if absent:
-        raise UserError(f"{path} promises {absent[0]} ({len(absent)} such names), which no shard holds")
-    return weights
-
-
-def _read_file(path: Path) -> Any:
-    return _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path, "weights file")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if path.name.endswith(INDEX_ENDING):
+        weights, actual = {}, set()
+        for file in weight_files(path):
+            content = read_weights(file)
+            if not isinstance(content, Mapping):
+                raise UserError(f"{file} holds {type(content).__name__}, no mapping from names to tensors")
+            weights |= content
+            actual |= {(name, file.name) for name in content}
+        # A name in another shard would be read twice or replaced silently.
+        if wrong := sorted(actual ^ set(_weight_map(path).items()), key=str):
+            raise UserError(f"{path} and its files differ in {wrong[0][0]} ({len(wrong)} names); download them again")
+        return weights
+    if path.suffix != ".safetensors":
+        return read_pickle(path, "weights file")
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     try:
@@ -177,11 +178,10 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _read_config(file: Path) -> dict[str, Any] | None:
     path = file.with_name(CONFIG)
-    if file.name not in MAIN or not path.is_file():
-        return None
-    config = read_json(path, "configuration")
-    check_fields(config, path)
-    return config
+    if file.name in MAIN and path.is_file():
+        check_fields(config := read_json(path, "configuration"), path)
+        return config
+    return None
 
 
 def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] | None = None) -> Source:

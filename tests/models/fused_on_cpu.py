@@ -12,7 +12,7 @@ from helpers import fixture, published_aim, relative
 from aim_lightning.models import AiM, AiMConfig
 
 BASE = {"d_model": 32, "n_layer": 2, "vocab_size": 50, "num_classes": 3, "num_tokens": 20, "d_state": 16, "headdim": 16}
-# Lengths around the block of 64, sizes that no block divides, every kind of modulation, MLP, widths without vectors.
+# Lengths around the block of 64, sizes that no block divides, every type of modulation, MLP, widths without vectors.
 CASES = {
     "layer": {"adaln": "layer"},
     "one code": {"adaln": "layer", "num_tokens": 1},
@@ -58,7 +58,7 @@ def compare(model: AiM) -> dict[str, float]:
     fused.load_state_dict(model.state_dict())
     codes = torch.randint(model.config.vocab_size, (2, model.config.num_tokens))
     labels = torch.tensor([0, model.config.num_classes])
-    losses = [one.loss(codes, labels) for one in (exact, fused)]
+    losses = [model.loss(codes, labels) for model in (exact, fused)]
     for loss in losses:
         loss.backward()
     expected = dict(exact.named_parameters())
@@ -86,7 +86,7 @@ def published(name: str) -> float:
 
 
 def repeated() -> bool:
-    """Return whether two micro-batches of one step accumulate, and give the same bits twice."""
+    """Return True if two micro-batches of one step accumulate, with the same bits in a second run."""
     model = network(adaln="layer")
     fused = AiM(model.config, "triton")
     fused.load_state_dict(model.state_dict())

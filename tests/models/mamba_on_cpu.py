@@ -1,6 +1,6 @@
 """Backends compared with mamba-ssm's code on a CPU; prints one JSON object of relative differences.
 
-A process of its own, because Triton's interpreter must be chosen before anything imports triton.
+It runs as a separate process, because Triton's interpreter must be chosen before anything imports triton.
 """
 
 import json
@@ -49,7 +49,7 @@ def scan_inputs(length: int) -> list[torch.Tensor]:
 
 
 def references() -> dict[str, float]:
-    """Our PyTorch code against mamba-ssm's PyTorch references."""
+    """Compare our PyTorch code with mamba-ssm's PyTorch references."""
     x, dt, a, b, c = scan_inputs(48)
     result = {
         "scan": relative(scan(x, dt, a, b, c), ssd_chunk_scan_combined_ref(x, dt, a, b[:, :, None], c[:, :, None], 16))
@@ -92,35 +92,35 @@ def mixer_reference() -> float:
 
 
 def mlp_reference() -> float:
-    """The gated MLP, loaded by its names."""
-    ours, u = random_weights(GatedMLP(64, 48)), torch.randn(2, 5, 64)
-    theirs = reference_mlp.GatedMLP(64, 48, multiple_of=48)
-    theirs.load_state_dict(ours.state_dict())
-    return relative(ours(u), theirs(u))
+    """Compare the gated MLP with mamba-ssm's, loaded by its parameter names."""
+    mlp, u = random_weights(GatedMLP(64, 48)), torch.randn(2, 5, 64)
+    reference = reference_mlp.GatedMLP(64, 48, multiple_of=48)
+    reference.load_state_dict(mlp.state_dict())
+    return relative(mlp(u), reference(u))
 
 
 def kernels(sizes: dict) -> dict:
-    """Forward, gradients and decoding of a network on mamba-ssm's kernels against the same on plain PyTorch."""
+    """Compare forward, gradients and decoding of a network on mamba-ssm's kernels with plain PyTorch."""
     plain = random_weights(AiM(config(**sizes), backend="torch"))
-    ours = AiM(config(**sizes), backend="mamba_ssm")
-    ours.load_state_dict(plain.state_dict())
+    fast = AiM(config(**sizes), backend="mamba_ssm")
+    fast.load_state_dict(plain.state_dict())
     codes = torch.randint(40, (2, 23))
-    logits = [network(codes, LABELS) for network in (plain, ours)]
+    logits = [network(codes, LABELS) for network in (plain, fast)]
     for value in logits:
         value.square().mean().backward()
-    pairs = zip(ours.parameters(), plain.parameters(), strict=True)
+    pairs = zip(fast.parameters(), plain.parameters(), strict=True)
     return {
-        "backend": ours.backend,
-        "fused": ours.backbone.backend.fused,
+        "backend": fast.backend,
+        "fused": fast.backbone.backend.fused,
         "forward": relative(logits[1], logits[0]),
         "gradients": max(relative(a.grad, b.grad) for a, b in pairs),
-        "decoding": relative(decode(ours, codes[:, :5]), logits[0][:, :6]),
+        "decoding": relative(decode(fast, codes[:, :5]), logits[0][:, :6]),
     }
 
 
 @torch.no_grad()
 def decode(network: AiM, codes_BL: torch.Tensor) -> torch.Tensor:
-    """Logits of every step, the codes given."""
+    """Return the logits of every step for these codes."""
     condition, states = network.backbone.condition(LABELS), network.new_states(len(LABELS))
     steps = [network.step(None, -1, condition, states)]
     steps += [network.step(codes_BL[:, t], t, condition, states) for t in range(codes_BL.shape[1])]
@@ -128,7 +128,7 @@ def decode(network: AiM, codes_BL: torch.Tensor) -> torch.Tensor:
 
 
 def refusals() -> dict[str, str | None]:
-    """Why the fused path is not taken."""
+    """Return why the fused path is not taken, by case."""
     result = {f"d_conv {taps}": mamba.fused_refusal(config(d_conv=taps, **SIZES["fused"])) for taps in (1, 2, 4, 5)}
     with mock.patch.object(mamba, "causal_conv1d_fwd_function", None):
         return result | {"not installed": mamba.fused_refusal(config(**SIZES["fused"]))}

@@ -14,24 +14,24 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-PLACE = Path(sys.prefix) / "mamba-reference"
+DIRECTORY = Path(sys.prefix) / "mamba-reference"
 
 
 def available() -> bool:
-    """Whether `make install` put the package there."""
-    return (PLACE / "mamba_ssm").is_dir()
+    """Return True if `make install` has unpacked the package."""
+    return (DIRECTORY / "mamba_ssm").is_dir()
 
 
 def make_importable() -> None:
-    """`mamba_ssm.ops` without the package's __init__, which needs compiled code that Mamba-2 never uses."""
-    sys.path.append(str(PLACE))
+    """Make `mamba_ssm.ops` importable without the package's __init__, whose compiled code Mamba-2 never uses."""
+    sys.path.append(str(DIRECTORY))
     package = types.ModuleType("mamba_ssm")
-    package.__path__ = [str(PLACE / "mamba_ssm")]
+    package.__path__ = [str(DIRECTORY / "mamba_ssm")]
     sys.modules |= {"mamba_ssm": package, "selective_scan_cuda": types.ModuleType("selective_scan_cuda")}
 
 
 def interpret() -> None:
-    """Let Triton's kernels run on the CPU; call before anything imports triton."""
+    """Run Triton's kernels on the CPU; call this before anything imports triton."""
     os.environ["TRITON_INTERPRET"] = "1"
     import triton
 
@@ -42,7 +42,7 @@ def interpret() -> None:
 
 
 def fake_causal_conv1d() -> None:
-    """causal-conv1d's three entry points in PyTorch, so that the fused path can run on a CPU."""
+    """Provide causal-conv1d's three entry points in PyTorch, so that the fused path can run on a CPU."""
     package, functions = types.ModuleType("causal_conv1d"), types.ModuleType("causal_conv1d.cpp_functions")
     package.causal_conv1d_fn = lambda x, weight, bias, activation: _conv(x, weight, bias, activation == "silu")
     functions.causal_conv1d_fwd_function = lambda x, w, b, _seq, _init, _final, silu: _conv(x, w, b, silu)

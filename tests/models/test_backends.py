@@ -1,4 +1,4 @@
-"""Backends: the choice and its words, and agreement with mamba-ssm's code on a CPU."""
+"""Backends: the choice and its log line, and agreement with mamba-ssm's code on a CPU."""
 
 import logging
 from types import SimpleNamespace
@@ -30,9 +30,9 @@ def differences() -> dict:
     return script_output("models/mamba_on_cpu.py", timeout=300)
 
 
-@pytest.mark.parametrize("what", ["scan", "step", "step_state", "mixer", "mlp"])
-def test_plain_code_equals_mamba_ssm_references(differences, what):
-    assert differences[what] <= 2e-6
+@pytest.mark.parametrize("part", ["scan", "step", "step_state", "mixer", "mlp"])
+def test_plain_code_equals_mamba_ssm_references(differences, part):
+    assert differences[part] <= 2e-6
 
 
 @pytest.mark.parametrize("path", ["fused", "unfused in_proj", "unfused convolution"])
@@ -69,7 +69,7 @@ USES = {
 
 @pytest.fixture
 def messages(caplog):
-    """What is logged from here on."""
+    """Return a function that lists the messages logged since then."""
     choose.log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="aim_lightning")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -86,7 +86,7 @@ def test_auto_logs_its_choice_once_at_the_first_use(messages, use):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """A stand-in for the backend on mamba-ssm, as if that were installed."""
+    """Replace the backend on mamba-ssm, as if that were installed."""
     backend = SimpleNamespace(name="mamba_ssm", fused=True, mix=None, step=None, add_norm=None)
     monkeypatch.setattr(choose, "missing", lambda: None)
     monkeypatch.setattr(choose, "_mamba", lambda config: backend)
@@ -134,7 +134,7 @@ def test_moved_to_a_gpu_it_logs_that_choice_alone(messages, monkeypatch, kernels
     assert messages()[1:] == [TOOK_TORCH]
 
 
-def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch):
+def test_a_backend_that_is_not_available_is_an_error(monkeypatch):
     assert_user_error("backend is 'cuda'; use auto, torch, mamba_ssm, triton", AiM, TINY, backend="cuda")
     monkeypatch.setattr(choose, "missing", lambda: "mamba-ssm is not usable (No module named 'mamba_ssm'); install it")
     assert_user_error("cannot be used: mamba-ssm is not usable", AiM, TINY, backend="mamba_ssm")

@@ -8,7 +8,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from aim_lightning.models.aim.fused.tiling import BLOCK, tiling  # noqa: E402
 
 SHARED_BYTES = 227 * 1024  # of one program on sm_90
-# Pointers to values in the type of the matrix products; all others point at float32.
+# Pointers to values in the type of the matrix products; all others point to float32.
 LOW = "u raw du d_raw post scaled z cb g dg dz dy scaled_dy d_cb d_post xbc d_xbc dt d_dt d_pre logits"
 POINTERS = (
     "raw row_scale gate residual weight shift scale new_residual u rms d_new_residual du d_residual d_raw d_row_scale "
@@ -47,11 +47,11 @@ def test_it_compiles_for_sm_90_and_fits(module, name, sizes, low):
     tile = tiling(name, torch.float32 if low == "fp32" else torch.bfloat16)
     options = {key: tile.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in tile}
     constants = {arg: value for arg, value in {**sizes, **FLAGS, **OTHERS, **tile}.items() if arg in kernel.arg_names}
-    kinds = {arg: _kind(arg, low) for arg in kernel.arg_names}
-    kinds |= dict.fromkeys(constants, "constexpr")
-    places = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(kernel.arg_names) if kinds[arg].startswith("*")}
-    source = ASTSource(kernel, kinds, places, aligned)
+    types = {arg: _kind(arg, low) for arg in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    positions = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(kernel.arg_names) if types[arg].startswith("*")}
+    source = ASTSource(kernel, types, positions, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert compiled.metadata.shared <= SHARED_BYTES
 

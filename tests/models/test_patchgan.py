@@ -31,7 +31,7 @@ def test_published_sizes_names_and_start():
 
 
 @pytest.mark.parametrize(("layers", "size"), [(3, 64), (2, 32), (1, 16)])
-def test_one_logit_a_patch(layers, size):
+def test_one_logit_per_patch(layers, size):
     config = PatchGANConfig(layers, 4)
     with torch.no_grad():
         logits = PatchGAN(config)(torch.rand(2, 3, size, size))
@@ -58,7 +58,7 @@ def _rank(rank: int, port: int, images: torch.Tensor, directory) -> None:
 
 
 def _pass(norm: nn.BatchNorm2d, images: torch.Tensor) -> dict:
-    """A training step of a loss that weighs every value differently by its content."""
+    """Run a training step of a loss that weights every value by its content."""
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
         norm.bias.copy_(torch.tensor([0.1, 0.2, 0.3]))
@@ -91,7 +91,7 @@ def test_batch_norm_of_two_processes_equals_that_of_the_full_batch(tmp_path):
         assert torch.equal(result[0]["state"][name], result[1]["state"][name]), name
 
 
-def test_alone_it_is_plain_batch_norm():
+def test_without_a_process_group_it_is_plain_batch_norm():
     images = torch.randn(4, 3, 5, 5)
-    mine, plain = _pass(SyncedBatchNorm2d(3), images), _pass(nn.BatchNorm2d(3), images)
-    assert torch.equal(mine["out"], plain["out"]) and torch.equal(mine["x"], plain["x"])
+    synced, plain = _pass(SyncedBatchNorm2d(3), images), _pass(nn.BatchNorm2d(3), images)
+    assert torch.equal(synced["out"], plain["out"]) and torch.equal(synced["x"], plain["x"])

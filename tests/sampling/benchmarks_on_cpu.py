@@ -1,6 +1,6 @@
 """The benchmarks of sampling with tiny sizes on a CPU; prints one JSON object.
 
-A process of its own: a benchmark and a directory of tests are both called `sampling`.
+It runs as a separate process, because a benchmark and a directory of tests are both called `sampling`.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 
 
 def searched(directory: Path) -> dict:
-    """A search of three changes: one is slower, one draws something else, one is faster. What it proposes by itself.
+    """Return the results of a search of three changes: slower, with other codes, and faster.
 
-    On a CPU the logits do not lie in the buffers: those here stand in.
+    On a CPU the buffers contain no logits, so constant ones replace them.
     """
     model = network("group", num_tokens=6)
-    found, seconds = kernel_configs_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
-    found, kept = replace(found, choose_warps=8), []
-    proposals = [*(replace(found, choose_warps=count) for count in (4, 32, 16)), None]
+    start, seconds = kernel_configs_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
+    start, kept = replace(start, choose_warps=8), []
+    proposals = [*(replace(start, choose_warps=count) for count in (4, 32, 16)), None]
     samples = tune.Sequence.samples
 
     class Fake(tune.Sequence):
@@ -54,27 +54,26 @@ def searched(directory: Path) -> dict:
         tune.store(directory / "kernel_configs.json", (16, 4), best)
 
     with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
-        best = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
-        late = tune.tune(model, 2, found, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
-    stored = json.loads((directory / "kernel_configs.json").read_text())
+        best = tune.tune(model, 2, start, lambda best: proposals.pop(0), time.monotonic() + 100, keep)
+        late = tune.tune(model, 2, start, lambda best: proposals.pop(0), time.monotonic() - 1, keep)
     with mock.patch.object(tune.kernel_configs, "files", lambda package: directory):
-        again = table()
+        stored = table()
     return {
         "best": best.choose_warps, "late": late.choose_warps, "kept": kept, "log": log.getvalue(),
-        "rows": len(stored), "read": again[16, 4] == best, "others": all(again[k] == v for k, v in table().items()),
+        "rows": len(stored), "read": stored[16, 4] == best, "others": all(stored[k] == v for k, v in table().items()),
     }  # fmt: skip
 
 
 def same() -> list:
-    """What is taken for the same: itself, other codes where rounding decides, and not: far logits, other codes."""
+    """Return the faults of equal samples, of codes that rounding changes, of other logits and of other codes."""
     model = network("group", num_tokens=6)
     reference = tune.Sequence(model, 40, kernel_configs_for(model.config, 80, torch.bfloat16)).samples()
     reference.logits_MV.fill_(1.0)
-    one, all_ = reference.codes_BT.clone(), reference.codes_BT + 1
-    one[0] += 1
+    rounded, all_ = reference.codes_BT.clone(), reference.codes_BT + 1
+    rounded[0] += 1
     return [
         tune.fault(reference, reference),
-        tune.fault(replace(reference, codes_BT=one), reference),
+        tune.fault(replace(reference, codes_BT=rounded), reference),
         tune.fault(replace(reference, logits_MV=reference.logits_MV * 1.1), reference),
         tune.fault(replace(reference, logits_MV=reference.logits_MV * torch.nan), reference),
         tune.fault(replace(reference, hot_BT=all_), reference),
@@ -83,7 +82,7 @@ def same() -> list:
 
 
 class Compiling:
-    """A pool and a result: what it is asked for stands in `asked`."""
+    """Pool and result in one object that records the requests."""
 
     def __init__(self) -> None:
         self.requested = []
@@ -97,16 +96,16 @@ class Compiling:
 
 
 def proposed() -> dict:
-    """What a search of AiM-B at 16 is given: twice 20 from one seed, and 20 from another."""
-    best, given, requested = table()[768, 32], [], []
+    """Return facts about the proposals for AiM-B at 16 images: twice 20 from one seed, and 20 from another."""
+    best, configs, requested = table()[768, 32], [], []
     for seed in (1, 1, 2):
         pool = Compiling()
         proposals = tune.Proposals(("AiM-B", 16), pool, 3, seed)
-        given.append([proposals(best) for _ in range(20)])
-        requested.append([wanted for _, wanted in pool.requested])
+        configs.append([proposals(best) for _ in range(20)])
+        requested.append([request for _, request in pool.requested])
     return {
-        "again": given[0] == given[1], "other": given[0] != given[2], "twice": 20 - len(set(given[0])),
-        "best": best in given[0], "ahead": len(requested[0]) - 20, "in_order": requested[0][:20] == given[0],
+        "again": configs[0] == configs[1], "other": configs[0] != configs[2], "twice": 20 - len(set(configs[0])),
+        "best": best in configs[0], "ahead": len(requested[0]) - 20, "in_order": requested[0][:20] == configs[0],
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The sampling kernels, through Triton's interpreter, against the filters; prints one JSON object.
 
-A process of its own, because the interpreter must be chosen before anything imports triton.
+It runs as a separate process, because the interpreter must be chosen before anything imports triton.
 """
 
 import json
@@ -11,12 +11,12 @@ from sampling.kernels_on_cpu import OPTIONS
 
 IMAGES, STEPS, STEP, SCALE = 4, 3, 1, 2.0
 CHUNK, SLOTS = 16, 8
-KINDS = "random", "tied", "equal", "neighbours", "skewed"
+LOGITS = "random", "tied", "equal", "neighbours", "skewed"
 MORE = [{"top_k": 3}, {"top_k": 7, "top_p": 0.9}, {"top_k": 16, "top_p": 0.3}, {"top_k": 10**6, "top_p": 0.6}]
 
 
 def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) -> SimpleNamespace:
-    """What `Buffers` has of it, with chunks so small that there are several."""
+    """Return the part of `Buffers` that sampling uses, with several small chunks."""
     from aim_lightning.sampling.fast.buffers import no_bounds
 
     rows, vocabulary = logits.shape
@@ -34,7 +34,7 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
 
 
 def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
-    """The buffers after one step."""
+    """Return the buffers after one step."""
     from aim_lightning.sampling.fast import triton_step
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
@@ -48,7 +48,7 @@ def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperatur
 
 
 def share_equal(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> float:
-    """Of the codes, with those of the filters."""
+    """Return the share of codes that equal those of the filters."""
     from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
     buffers = sampled(logits, guided, top_k, top_p, temperature)
@@ -57,92 +57,92 @@ def share_equal(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temper
     return (buffers.codes_BT[:, STEP] == expected).float().mean().item()
 
 
-def logits_of(kind: str, rows: int, vocabulary: int) -> torch.Tensor:
-    """Logits of which candidates decide, or do not: too many in one chunk, or equal ones."""
+def logits_of(case: str, rows: int, vocabulary: int) -> torch.Tensor:
+    """Return logits with few, with equal, or with too many candidates in one chunk."""
     logits = torch.randn(rows, vocabulary) * 3
-    if kind == "tied":
+    if case == "tied":
         return logits.round()
-    if kind == "equal":
+    if case == "equal":
         return torch.full_like(logits, -1.5)
-    if kind == "neighbours":  # floats next to a few values
+    if case == "neighbours":  # floats next to a few values
         bits = logits.round().view(torch.int32) + torch.randint(0, 3, logits.shape, dtype=torch.int32)
         return bits.view(torch.float32)
-    if kind == "skewed":
+    if case == "skewed":
         logits[:, vocabulary // 2 : vocabulary // 2 + CHUNK] += 20
     return logits
 
 
 def table() -> dict[str, list[float]]:
-    """Shares of equal codes by kind of logits and vocabulary, one for every set of options."""
+    """Return the shares of equal codes by logits and vocabulary, one per set of options."""
     result = {}
-    for kind in KINDS:
+    for case in LOGITS:
         for vocabulary, guided in ((61, True), (97, False), (7, False)):
-            logits = logits_of(kind, 2 * IMAGES if guided else IMAGES, vocabulary)
-            name = f"{kind} {vocabulary}"
+            logits = logits_of(case, 2 * IMAGES if guided else IMAGES, vocabulary)
+            name = f"{case} {vocabulary}"
             several = MORE if vocabulary == 97 else OPTIONS + MORE
             result[name] = [share_equal(logits, guided, **options) for options in several]
     return result
 
 
 def paths() -> dict[str, int]:
-    """Count the choices over all logits, by kind; top_k is 12 of 64 logits, half of which may be candidates."""
+    """Count the choices over all logits; top_k is 12 of 64 logits, half of which may be candidates."""
     from unittest import mock
 
     from aim_lightning.sampling.fast.kernels import sample_token
 
-    result, complete = dict.fromkeys(KINDS, 0), sample_token._sample_from_all
-    for kind in KINDS:
+    result, complete = dict.fromkeys(LOGITS, 0), sample_token._sample_from_all
+    for case in LOGITS:
 
-        def count(*arguments, kind=kind):
-            result[kind] += 1
+        def count(*arguments, case=case):
+            result[case] += 1
             return complete(*arguments)
 
         with mock.patch.object(sample_token, "_sample_from_all", count):
-            sampled(logits_of(kind, IMAGES, 64), False, top_k=12, top_p=0.9)
+            sampled(logits_of(case, IMAGES, 64), False, top_k=12, top_p=0.9)
     return result
 
 
 def sifted() -> list[str]:
-    """What is wrong with the candidates of some chunks."""
+    """List the chunks with wrong candidates."""
     wrong = []
-    for kind in KINDS:
-        logits = logits_of(kind, IMAGES, 61)
-        made = sampled(logits, False, top_k=3)
+    for case in LOGITS:
+        logits = logits_of(case, IMAGES, 61)
+        state = sampled(logits, False, top_k=3)
         for image, row in enumerate(logits):
             for chunk, x in enumerate(row.split(CHUNK)):
-                value, place = made.values_BCS[image, chunk], made.places_BCS[image, chunk]
-                kept, (cutoff, least, best) = value > -torch.inf, made.bounds_B3C[image, :, chunk]
-                places = chunk * CHUNK + (x >= cutoff).nonzero().flatten()
-                enough = len(places) >= SLOTS * 3 // 4 or kind in ("tied", "equal", "neighbours")
-                right = torch.equal(place[kept], places.int()) and torch.equal(value[kept], row[places])
+                value, index = state.values_BCS[image, chunk], state.places_BCS[image, chunk]
+                kept, (cutoff, least, best) = value > -torch.inf, state.bounds_B3C[image, :, chunk]
+                indices = chunk * CHUNK + (x >= cutoff).nonzero().flatten()
+                enough = len(indices) >= SLOTS * 3 // 4 or case in ("tied", "equal", "neighbours")
+                right = torch.equal(index[kept], indices.int()) and torch.equal(value[kept], row[indices])
                 if not (enough and right and least == x.min() and best == x.max()):
-                    wrong.append(f"{kind}, image {image}, chunk {chunk}")
+                    wrong.append(f"{case}, image {image}, chunk {chunk}")
     return wrong
 
 
 def large() -> bool:
-    """One draw from as many codes as the presets have, with the chunks they have."""
+    """Return True if a sample from a preset's number of codes, with its chunks, equals that of the filters."""
     from aim_lightning.sampling.fast import buffers, triton_step
 
     logits = torch.randn(2, 16384)
-    made = scratch(logits, True, 600, 0.98, 1.0)
-    made.chunk, slots, chunks = buffers.sifting(16384)
-    made.values_BCS, made.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
-    made.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
-    triton_step.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), made, 4, {"CHAINED": False})
+    state = scratch(logits, True, 600, 0.98, 1.0)
+    state.chunk, slots, chunks = buffers.sifting(16384)
+    state.values_BCS, state.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
+    state.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
+    triton_step.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), state, 4, {"CHAINED": False})
     from aim_lightning.sampling.filters import Filters, guide, sample_codes
 
-    expected = sample_codes(guide(*logits.chunk(2), SCALE), made.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
-    return torch.equal(made.codes_BT[:, STEP], expected)
+    expected = sample_codes(guide(*logits.chunk(2), SCALE), state.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
+    return torch.equal(state.codes_BT[:, STEP], expected)
 
 
 def diverging() -> list[int]:
-    """The flag for NaN, infinities and, last, finite logits, under every kind of filter; codes always exist."""
+    """Return the flags for NaN, infinities and finite logits, under every filter; codes are always valid."""
     flags = []
     for value in (torch.nan, torch.inf, -torch.inf, 0.0):
-        for places in (slice(7, 8), slice(0, 60), slice(16, 60)):
+        for indices in (slice(7, 8), slice(0, 60), slice(16, 60)):
             logits = torch.randn(1, 60)
-            logits[:, places] = value
+            logits[:, indices] = value
             flags += [int(sampled(logits, False, **options).diverged) for options in OPTIONS[:5]]
     return flags
 

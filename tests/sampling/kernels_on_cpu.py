@@ -1,6 +1,6 @@
 """The fast decoder's Triton kernels through Triton's interpreter; prints one JSON object.
 
-A process of its own, because the interpreter must be chosen before anything imports triton.
+It runs as a separate process, because the interpreter must be chosen before anything imports triton.
 """
 
 import json
@@ -30,7 +30,7 @@ def network(adaln: str, seed: int = 0, **sizes) -> AiM:
 
 @torch.no_grad()
 def codes_equal(adaln: str, guided: bool) -> bool:
-    """Whole sequences, kernels against plain PyTorch."""
+    """Return True if complete sequences of the kernels equal those of plain PyTorch."""
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.fast.triton_step import TritonStep
     from aim_lightning.sampling.filters import Filters
@@ -41,14 +41,14 @@ def codes_equal(adaln: str, guided: bool) -> bool:
     decoder = FastDecoder(model, 1, guided, torch.float32)
     expected = decoder.run(model, labels, uniform, **options)
     for value in (*vars(decoder.buffers.layers[0]).values(), decoder.buffers.codes_BT):
-        value.fill_(-1)  # nothing of the first run helps the second
+        value.fill_(-1)  # the second run must compute everything again
     decoder._step = TritonStep(model.config, decoder.weights, decoder.buffers)
     return torch.equal(decoder.run(model, labels, uniform, **options), expected)
 
 
 def products() -> dict[str, float]:
-    """Largest relative difference of the linear kernel from float32 products of the same bfloat16 values."""
-    from helpers import relative  # imports triton by many ways round
+    """Return relative differences of the linear kernel from exact products of the same bfloat16 values."""
+    from helpers import relative
 
     from aim_lightning.sampling.fast.kernel_configs import MatmulConfig
     from aim_lightning.sampling.fast.triton_step import linear
@@ -75,7 +75,7 @@ def products() -> dict[str, float]:
 def logits_in_bf16(
     d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: bool = False
 ) -> float:
-    """Relative difference of the last step's logits, kernels against plain PyTorch, both in bfloat16.
+    """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
     long: tokens beyond which exponents are float64. first: the first block is read before the kernel's turn.
@@ -90,7 +90,7 @@ def logits_in_bf16(
 
     model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
     labels, uniform = torch.arange(2), torch.rand(2, tokens, dtype=torch.float64)
-    # So hot that rounding draws no other code.
+    # Rounding selects no other code at this temperature.
     options = {"scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
     with mock.patch.object(buffers, "LONG", long):
         decoder = FastDecoder(model, 2, True, torch.bfloat16)
@@ -114,7 +114,7 @@ def logits_in_bf16(
 
 
 def far_row() -> bool:
-    """The mixer writes a row whose inputs lie past 2^31 values where they belong; only touched pages take memory."""
+    """Return True if the mixer is right for a row past 2^31 values; untouched pages use no memory."""
     from aim_lightning.sampling.fast import kernels
 
     T, inner, N = 2**27, 16, 16
@@ -142,7 +142,7 @@ def far_row() -> bool:
 
 
 def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
-    """Codes of row 1 of which the mix kernel fetches all of x, and all of B, before its turn; nothing else.
+    """List the codes of row 1 whose x, and those whose B, the mixer kernel prefetches completely.
 
     x of the last 20 codes, B of the last 30, in blocks of 16; two programs a row.
     """
@@ -166,24 +166,24 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
         )  # fmt: skip
     result, past = [], set()
     for values in (xs, bs):
-        places = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
-        past |= places
+        addresses = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
+        past |= addresses
         width = values.shape[2]
-        codes = [(place - values[1].data_ptr()) // (2 * width) for place in places]
+        codes = [(address - values[1].data_ptr()) // (2 * width) for address in addresses]
         result.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
-    starts = [gate_rows.data_ptr() + 2 * D * kind for kind in (2, 5)]
-    starts += [next_rows.data_ptr() + 2 * D * kind for kind in range(4)]
+    starts = [gate_rows.data_ptr() + 2 * D * row for row in (2, 5)]
+    starts += [next_rows.data_ptr() + 2 * D * row for row in range(4)]
     vectors = {start + 2 * i for start in starts for i in range(0, D, line)}
     vectors |= {norm.data_ptr() + 4 * i for i in range(0, D, line // 2)}
     assert vectors <= seen
-    # A share of five places in two is three each: the last ones are taken once more.
+    # Two programs take three of five addresses each: the last ones are read twice.
     rest = {start + 2 * (D - 1) for start in starts} | {norm.data_ptr() + 4 * (D - 1)}
     assert seen - vectors - rest <= past
     return result
 
 
 def multiply_bfloat16() -> None:
-    """Triton's interpreter keeps bfloat16 as integers, and its dot multiplies those."""
+    """Fix bfloat16 products in Triton's interpreter, which stores and multiplies them as integers."""
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter

@@ -1,8 +1,8 @@
-"""The kernels that draw give the codes of the filters, whether the gathered candidates decide or all logits do."""
+"""The sampling kernels give the codes of the filters, by candidates and by all logits."""
 
 import pytest
 from helpers import script_output
-from sampling.drawing_on_cpu import IMAGES, KINDS, MORE
+from sampling.drawing_on_cpu import IMAGES, LOGITS, MORE
 from sampling.kernels_on_cpu import OPTIONS
 
 from aim_lightning.sampling.fast.buffers import sifting
@@ -14,11 +14,11 @@ def sampled() -> dict:
     return script_output("sampling/drawing_on_cpu.py")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("vocabulary", [61, 97, 7])
-def test_codes_are_those_of_the_filters(sampled, kind, vocabulary):
-    """Under every set of options, also where logits are equal across chunks or nearly so."""
-    shares = sampled["equal"][f"{kind} {vocabulary}"]
+def test_codes_are_those_of_the_filters(sampled, logits, vocabulary):
+    """This holds under every set of options, also for equal or nearly equal logits in several chunks."""
+    shares = sampled["equal"][f"{logits} {vocabulary}"]
     assert shares == [1.0] * len(MORE if vocabulary == 97 else OPTIONS + MORE)
 
 
@@ -28,16 +28,16 @@ def test_all_logits_are_searched_only_where_candidates_do_not_decide(sampled):
 
 
 def test_candidates_are_the_largest_of_their_chunk_in_order(sampled):
-    """All from the cutoff on, three quarters of the slots at least where no entries are equal."""
+    """They fill at least three quarters of the slots where no entries are equal."""
     assert sampled["sifted"] == []
 
 
-def test_they_end_and_report_logits_that_are_not_finite(sampled):
+def test_logits_that_are_not_finite_are_reported(sampled):
     """A search over such values would never end."""
     assert sampled["diverged"] == [1] * 45 + [0] * 15
 
 
-def test_a_draw_from_a_presets_number_of_codes(sampled):
+def test_a_sample_from_a_presets_number_of_codes(sampled):
     assert sampled["large"]
 
 

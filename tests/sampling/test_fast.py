@@ -17,7 +17,7 @@ LABELS = torch.tensor([0, 2, 3])
 
 
 def both(model, labels=LABELS, **options):
-    """Codes of the plain and of the fast decoder."""
+    """Return the codes of the plain and of the fast decoder."""
     return [generate(model, labels, seed=5, decoder=decoder, **options) for decoder in ("plain", "fast")]
 
 
@@ -37,8 +37,8 @@ def test_schedules_positions_and_other_taps():
     assert torch.equal(*both(network("layer"), cfg_scale=2.0, position_offset=1))
 
 
-def test_nothing_of_a_call_stays_for_the_next():
-    """Shapes, models, options and weights in turn; every call equals the plain decoder's."""
+def test_no_state_of_a_call_reaches_the_next():
+    """Every call equals the plain decoder's, with shapes, models, options and weights that alternate."""
     first, second = network("group"), network("layer", seed=1)
     for _ in range(2):
         for model in (first, second):
@@ -51,22 +51,22 @@ def test_nothing_of_a_call_stays_for_the_next():
 
 
 def test_averaged_weights_swapped_in_and_out():
-    """As training does it: other tensors in the parameters' places."""
+    """Training swaps the tensors of the parameters."""
     model, average = network("group"), network("group", seed=1)
-    own = [parameter.data for parameter in model.parameters()]
-    first, wanted = both(model)[1], both(average)[1]
-    assert not torch.equal(first, wanted)
-    for values, expected in ((average.parameters(), wanted), (own, first)):
+    trained = [parameter.data for parameter in model.parameters()]
+    first, averaged = both(model)[1], both(average)[1]
+    assert not torch.equal(first, averaged)
+    for values, expected in ((average.parameters(), averaged), (trained, first)):
         for parameter, value in zip(model.parameters(), values, strict=True):
             parameter.data = value.data
         assert torch.equal(both(model)[1], expected)
 
 
-def test_one_decoder_a_shape_and_few_kept():
+def test_one_decoder_per_shape_and_few_are_kept():
     model = network("group")
-    made = [decoder_for(model, images, True, torch.float32) for images in (1, 2, 1, 3, 2)]
-    assert made[0] is made[2]
-    assert made[1] is not made[4]  # the longest unused went
+    decoders = [decoder_for(model, images, True, torch.float32) for images in (1, 2, 1, 3, 2)]
+    assert decoders[0] is decoders[2]
+    assert decoders[1] is not decoders[4]  # the least recently used one was released
     assert len(cache._decoders[model]) == cache.KEPT
     release_decoders(model)
     assert model not in cache._decoders
@@ -84,14 +84,14 @@ def test_previews_and_refusals():
     assert [t for t, _ in seen] == list(range(model.config.num_tokens))
     assert all(torch.equal(sofar, codes[:, : t + 1]) for t, sofar in seen)
     generate(model, LABELS, decoder="fast", seed=1)
-    assert torch.equal(kept[-1], codes)  # the next call does not write to what a caller keeps
+    assert torch.equal(kept[-1], codes)  # the next call does not write to tensors of the caller
     with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
         generate(network("none", d_intermediate=8), LABELS, decoder="fast")
     assert_user_error("decoder is 'slow'; it must be plain or fast", generate, model, LABELS, decoder="slow")
 
 
-def test_kept_decoders_make_room(monkeypatch):
-    """They are released where a new one would not fit next to them, and only there."""
+def test_kept_decoders_are_released_for_a_new_one(monkeypatch):
+    """Kept decoders are released only where a new one would not fit next to them."""
     model, dtype = network("group"), torch.float32
     each, weights = cache.bytes_needed(model.config, 1, True, dtype), 4 * sum(p.numel() for p in model.parameters())
     total = 2 * weights + 30 * each
@@ -104,8 +104,8 @@ def test_kept_decoders_make_room(monkeypatch):
     assert_user_error(r"a batch of \d\d would fit", decoder_for, model, 100, True, dtype)
 
 
-def test_float32_takes_no_tf32_whatever_the_process_allows():
-    """A captured graph would keep it."""
+def test_float32_uses_no_tf32_under_any_setting_of_the_process():
+    """A captured graph would keep the setting."""
     model, seen = network("none"), []
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -135,7 +135,7 @@ def test_weights_of_the_past_do_not_drift(tokens):
     assert (weights / exact - 1).abs().max() < 2e-3
 
 
-def test_memory_is_counted():
+def test_memory_is_estimated():
     model = network("group")
     buffers = decoder_for(model, 3, True, torch.bfloat16).buffers
     held = [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
@@ -162,12 +162,12 @@ def test_products_of_any_width(interpreted):
     assert max(interpreted["products"].values()) < 1e-6
 
 
-def test_a_step_in_bf16_with_any_number_of_heads_a_program(interpreted):
+def test_a_step_in_bf16_with_any_number_of_heads_per_program(interpreted):
     assert max(interpreted["bf16"]) < 3e-2
 
 
-def test_the_past_is_fetched_where_it_lies(interpreted):
-    """By sums the first 16 codes are read already."""
+def test_past_codes_are_prefetched_from_their_addresses(interpreted):
+    """The path by sums has read the first 16 codes before."""
     products, sums, early = interpreted["fetched"]
     assert products == [list(range(20, 40)), list(range(10, 40))]
     assert sums == [list(range(20, 40)), list(range(16, 40))]
@@ -188,10 +188,10 @@ def test_logits_that_are_not_finite_end_in_one_line():
                 generate(model, LABELS, decoder=decoder, **options)
     with torch.no_grad():
         model.backbone.norm_f.weight[0] = 1
-    assert torch.equal(*both(model))  # the flag does not stay
+    assert torch.equal(*both(model))  # the flag is reset
 
 
-def test_a_decoder_made_in_inference_mode_serves_outside_it():
+def test_a_decoder_built_in_inference_mode_works_outside_it():
     model = network("group")
     with torch.inference_mode():
         plain, fast = both(model, cfg_scale=2.0)
@@ -199,12 +199,12 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
     assert torch.equal(generate(model, LABELS, seed=5, decoder="fast", cfg_scale=2.0), plain)
 
 
-def test_guidance_gets_logits_in_float32():
+def test_guidance_uses_logits_in_float32():
     assert decoder_for(network("none"), 2, True, torch.bfloat16).buffers.logits_MV.dtype == torch.float32
 
 
-def test_steps_go_into_graphs_of_eight_and_ones(monkeypatch):
-    """Without a GPU the graphs are plain calls; every shape is captured once, previews take single steps."""
+def test_steps_are_captured_in_graphs_of_eight_and_of_one(monkeypatch):
+    """Without a GPU the graphs are plain calls. Every shape is captured once; previews use single steps."""
     captured, model = [], network("group", num_tokens=19)
 
     def capture(self, steps):

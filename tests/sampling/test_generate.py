@@ -43,10 +43,10 @@ def test_global_random_state_is_left_alone(model):
 
 
 def test_on_step_sees_every_prefix(model):
-    seen = []
-    codes = generate(model, torch.tensor([1]), on_step=lambda step, sofar: seen.append((step, sofar.clone())))
-    assert [step for step, _ in seen] == [0, 1, 2, 3]
-    assert all(torch.equal(sofar, codes[:, : step + 1]) for step, sofar in seen)
+    prefixes = []
+    codes = generate(model, torch.tensor([1]), on_step=lambda step, prefix: prefixes.append((step, prefix.clone())))
+    assert [step for step, _ in prefixes] == [0, 1, 2, 3]
+    assert all(torch.equal(prefix, codes[:, : step + 1]) for step, prefix in prefixes)
 
 
 def test_marginals_match_the_model(model):

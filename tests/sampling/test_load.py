@@ -1,4 +1,4 @@
-"""A generator from a run or from published weights: which tokenizer, and where it is."""
+"""Pipelines from a run or from published weights, with the right tokenizer."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from aim_lightning.weights import export_aim
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """An AiM's run that names its tokenizer's run, as seen from the directory that both were trained in."""
+    """Write an AiM's run whose configuration names its tokenizer's run, relative to the current directory."""
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs" / "vq" / "main", vq())
     configuration = {**run_content(aim())["configuration"], "tokenizer": "runs/vq/main"}
@@ -34,10 +34,10 @@ def test_the_tokenizer_loads_from_any_directory_and_next_to_a_moved_run(run, tmp
     assert same(load(run / "best" / "best.ckpt").tokenizer, vq())
 
 
-@pytest.mark.parametrize("place", ["a.ckpt", "b/c/d/e/f/a.ckpt", "checkpoints/a.ckpt"])
-def test_a_lone_checkpoint_names_what_is_missing(run, tmp_path, monkeypatch, place):
-    (tmp_path / "elsewhere" / place).parent.mkdir(parents=True)
-    path = shutil.copy(run / "checkpoints" / "step=00000001.ckpt", tmp_path / "elsewhere" / place)
+@pytest.mark.parametrize("name", ["a.ckpt", "b/c/d/e/f/a.ckpt", "checkpoints/a.ckpt"])
+def test_a_checkpoint_without_its_run_names_the_missing_tokenizer(run, tmp_path, monkeypatch, name):
+    (tmp_path / "elsewhere" / name).parent.mkdir(parents=True)
+    path = shutil.copy(run / "checkpoints" / "step=00000001.ckpt", tmp_path / "elsewhere" / name)
     monkeypatch.chdir("/")
     error = f"{path} names the tokenizer runs/vq/main, which is not here; pass tokenizer= (or --tokenizer)"
     assert str(assert_user_error("names the tokenizer", load, path)) == error
@@ -72,7 +72,7 @@ def test_guidance_needs_a_trained_null_class(tmp_path, dropout, untrained):
         assert len(guided.generate([0], cfg_scale=2)) == 1
 
 
-def test_from_pretrained_names_options_of_runs(run):
+def test_from_pretrained_refuses_runs(run):
     for source in (run, run / "checkpoints" / "step=00000001.ckpt"):
         with pytest.raises(UserError, match=r"is a run or a checkpoint of this project; use aim_lightning.load"):
             AiMPipeline.from_pretrained(source)

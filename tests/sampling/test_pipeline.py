@@ -1,4 +1,4 @@
-"""Labels to images: blocks of one size, `auto`, memory, and what stays behind."""
+"""Labels to images: blocks of one size, `auto`, memory, labels."""
 
 import sys
 from dataclasses import fields, replace
@@ -30,7 +30,7 @@ def pipeline() -> AiMPipeline:
 
 @pytest.fixture
 def sampled(monkeypatch) -> list[int]:
-    """Sizes of the batches that the network draws."""
+    """Record the sizes of the batches that the network samples."""
     sizes = []
 
     def counted(model, labels_B, **options):
@@ -41,7 +41,7 @@ def sampled(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_every_block_has_the_size_that_was_asked_for(pipeline, sampled):
+def test_every_block_has_the_requested_size(pipeline, sampled):
     assert [len(batch) for batch in pipeline.batches(LABELS, batch_size=3)] == [3, 2]
     assert len(pipeline.generate(LABELS, batch_size=8)) == 5
     assert sampled == [3, 3, 8]
@@ -57,17 +57,17 @@ def test_the_same_seed_index_and_block_size_give_the_same_image(pipeline, decode
 
 @pytest.mark.parametrize("decoder", ["plain", "fast"])
 def test_codes_do_not_depend_on_the_block_size_in_float32(pipeline, decoder):
-    seen = {}
+    codes_by_size = {}
     for size in (1, 2, 5, 7):
         parts = []
         on_step = lambda step, codes, parts=parts: parts.append(codes.clone()) if step == 3 else None  # noqa: E731
         list(pipeline.batches(LABELS, batch_size=size, seed=1, cfg_scale=1.5, decoder=decoder, on_step=on_step))
-        seen[size] = torch.cat(parts)  # without those that fill a block up
-    assert all(torch.equal(codes, seen[1]) for codes in seen.values())
+        codes_by_size[size] = torch.cat(parts)  # without those that fill a block up
+    assert all(torch.equal(codes, codes_by_size[1]) for codes in codes_by_size.values())
 
 
 def test_auto_on_a_cpu(pipeline, sampled):
-    """A fixed number, and no more than there are labels; a record names it."""
+    """The size is fixed, and at most the number of labels; a record contains it."""
     assert pipeline.resolve(SamplingOptions(batch_size="auto")).batch_size == 64
     pipeline.generate(LABELS)
     pipeline.generate([0] * 65, batch_size="auto")
@@ -81,7 +81,7 @@ def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
 
 
 def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
-    """They give their memory back when a new one needs it."""
+    """Kept decoders release their memory when a new one needs it."""
     weight, module = SimpleNamespace(is_cuda=True, device=torch.device("cuda")), sys.modules[resolve.__module__]
     on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY, parameters=list)
     monkeypatch.setattr(module, "obstacle", lambda config, device: None)
@@ -98,17 +98,17 @@ def test_precision_is_resolved_for_the_record(monkeypatch):
     weight = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
     on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY)
     with pytest.raises(UserError, match="the fast decoder cannot be used: its kernels need d_state"):
-        resolve(options, on_gpu)  # told before anything is drawn
+        resolve(options, on_gpu)  # before anything is sampled
     monkeypatch.setattr(sys.modules[resolve.__module__], "obstacle", lambda config, device: None)
     assert resolve(options, random_aim()).precision == "float32"
     assert resolve(options, on_gpu).precision == "bfloat16"
     assert resolve(replace(options, precision="float32"), on_gpu).precision == "float32"
     assert resolve(plain, random_aim()).precision == "float32"
-    assert resolve(plain, random_aim().bfloat16()).precision == "bfloat16"  # the network's own
+    assert resolve(plain, random_aim().bfloat16()).precision == "bfloat16"  # the network's type
 
 
 def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
-    """Before anything is allocated, the pixels counted too."""
+    """The error comes before any allocation, and includes the memory of pixels."""
     each = cache.bytes_needed(TINY, 1, True, torch.float32)
     weights = 4 * sum(parameter.numel() for parameter in pipeline.aim.parameters())
     monkeypatch.setattr(cache, "free_bytes", lambda device: weights + 40 * each)
@@ -119,12 +119,12 @@ def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
     assert_user_error("a batch of 18 would fit", decoder_for, pipeline.aim, 19, True, torch.float32, pixel_bytes=each)
 
 
-@pytest.mark.parametrize("where", ["codes", "pixels"])
-def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, where):
+@pytest.mark.parametrize("step", ["codes", "pixels"])
+def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, step):
     def fail(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    if where == "codes":
+    if step == "codes":
         monkeypatch.setattr(pipeline.aim, "step", fail)
     else:
         monkeypatch.setattr(pipeline.tokenizer, "decode", fail)
@@ -132,10 +132,9 @@ def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, where):
 
 
 def test_decoders_go_with_the_pipeline():
-    made = AiMPipeline(random_aim(), VQModel(replace(TINY_VQ, image_size=4)))
-    aim = made.aim
-    batches = made.batches(LABELS, batch_size=2, decoder="fast")
-    del made
+    pipeline = AiMPipeline(random_aim(), VQModel(replace(TINY_VQ, image_size=4)))
+    aim, batches = pipeline.aim, pipeline.batches(LABELS, batch_size=2, decoder="fast")
+    del pipeline
     assert len(next(batches)) == 2 and aim in cache._decoders
     list(batches)
     assert aim not in cache._decoders
@@ -155,22 +154,22 @@ def test_pixels_are_the_tokenizers_and_nan_is_reported(pipeline):
 
 def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
     """PyTorch's default is TF32 in convolutions on NVIDIA GPUs."""
-    seen, decode = [], pipeline.tokenizer.decode
+    settings, decode = [], pipeline.tokenizer.decode
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(
-        pipeline.tokenizer, "decode", lambda codes: seen.append(torch.backends.cudnn.allow_tf32) or decode(codes)
+        pipeline.tokenizer, "decode", lambda codes: settings.append(torch.backends.cudnn.allow_tf32) or decode(codes)
     )
     PixelDecoder(pipeline.tokenizer, torch.device("cpu"), "float32").start(torch.zeros(1, 4, dtype=torch.int64))
-    assert seen == [False] and torch.backends.cudnn.allow_tf32
+    assert settings == [False] and torch.backends.cudnn.allow_tf32
     with pytest.raises(UserError, match="pixel_precision tf32 needs an NVIDIA GPU; use float32 here"):
         pipeline.resolve(SamplingOptions(pixel_precision="tf32"))
 
 
 def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
-    """Others use it too; on a GPU the fused copy has another layout."""
+    """Other code uses the tokenizer too; on a GPU the fused copy has another layout."""
     weight = pipeline.tokenizer.decoder.conv_in.weight
-    own = PixelDecoder(pipeline.tokenizer, torch.device("cuda"), fused=True).tokenizer.decoder.conv_in.weight
-    assert own.is_contiguous(memory_format=torch.channels_last) and torch.equal(own, weight)
+    fused_weight = PixelDecoder(pipeline.tokenizer, torch.device("cuda"), fused=True).tokenizer.decoder.conv_in.weight
+    assert fused_weight.is_contiguous(memory_format=torch.channels_last) and torch.equal(fused_weight, weight)
     assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of sampling: what the search for shapes keeps, and that what it tries can run."""
+"""The benchmarks of sampling: the search for launch configurations keeps valid and faster ones."""
 
 import random
 from unittest import mock
@@ -21,12 +21,12 @@ def report(tmp_path_factory) -> dict:
     return script_output("sampling/benchmarks_on_cpu.py", "benchmarks", DIRECTORY=directory)
 
 
-def test_the_search_keeps_what_is_faster_and_draws_the_same(report):
+def test_the_search_keeps_faster_configurations_with_equal_codes(report):
     result = report["searched"]
     assert (result["best"], result["kept"]) == (16, [16])
     assert result["late"] == 8
     assert result["read"] and result["others"] and result["rows"] == len(table()) + 1
-    refused, better, tried, late = result["log"].splitlines()  # of what is slower there is no line
+    refused, better, tried, late = result["log"].splitlines()  # slower proposals are not logged
     assert refused == "  REFUSED, logits are 5.0e-01 apart: {'choose_warps': 32}"
     assert better == "  1.0000 -> 0.9000 s {'choose_warps': 16}"
     assert (tried, late) == ("  3 tried", "  0 tried")
@@ -37,7 +37,7 @@ def test_the_search_proposes_nothing_twice_and_compiles_ahead(report):
     assert report["proposed"] == expected
 
 
-def test_what_counts_as_the_same(report):
+def test_equal_samples_up_to_rounding(report):
     assert report["same"][:2] == [None, None]
     words = ["apart", "logits are nan apart", "equally likely", "begin with another code"]
     assert all(word in result for word, result in zip(words, report["same"][2:], strict=True))
@@ -51,7 +51,7 @@ def test_every_form_is_measured(report):
     assert all(row["us"] > 0 for row in forms.values())
 
 
-def test_kernels_count_from_end_to_end(report):
+def test_kernels_are_timed_from_end_to_end(report):
     assert report["kernels"] == [
         {"kernel": "a, then b", "launches_a_step": 0.5, "us": 4.0},
         {"kernel": "b, then b", "launches_a_step": 1.0, "us": 2.0},
@@ -65,26 +65,26 @@ def test_a_row_separates_the_first_calls(report):
     assert row["capture_s"] > 0 and row["compile_s"] > 0 and row["fast_s"] > 0
 
 
-def test_what_the_search_tries_fits_the_presets(monkeypatch):
-    """Nothing is cut to what a network allows: a trial is what it says."""
+def test_proposals_of_the_search_fit_the_presets(monkeypatch):
+    """No trial is reduced to the sizes of a network."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import trials
 
     rng = random.Random(0)
-    for rows in (2, 18, 24, 80, 128):  # also what is no power of two: the shapes in use are a beginning
+    for rows in (2, 18, 24, 80, 128):  # also numbers that are no power of two
         config = AiMConfig.preset("AiM-B")
         for shared in (92 * 1024, kernel_configs.SHARED_BYTES):
             assert trials.allowed(kernel_configs_for(config, rows, torch.bfloat16, shared), config, rows, shared)
-    for place, own in table().items():
-        config, tried = AiMConfig.preset({768: "AiM-B", 1024: "AiM-L", 1536: "AiM-XL"}[place[0]]), set()
-        assert trials.allowed(own, config, place[1])
+    for key, measured in table().items():
+        config, tried = AiMConfig.preset({768: "AiM-B", 1024: "AiM-L", 1536: "AiM-XL"}[key[0]]), set()
+        assert trials.allowed(measured, config, key[1])
         for _ in range(400):
-            wanted = trials.trial(rng, trials.trial(rng, own))
-            if not trials.allowed(wanted, config, place[1]):
+            proposal = trials.trial(rng, trials.trial(rng, measured))
+            if not trials.allowed(proposal, config, key[1]):
                 continue
-            with mock.patch.object(kernel_configs, "table", lambda place=place, wanted=wanted: {place: wanted}):
-                assert kernel_configs_for(config, place[1], torch.bfloat16) == wanted
-            assert wanted.split <= PARTS and wanted.project.block_k % wanted.line == 0
-            tried.add(wanted)
-        kernels = {name for shape in tried for name, value in vars(shape).items() if value != getattr(own, name)}
+            with mock.patch.object(kernel_configs, "table", lambda key=key, proposal=proposal: {key: proposal}):
+                assert kernel_configs_for(config, key[1], torch.bfloat16) == proposal
+            assert proposal.split <= PARTS and proposal.project.block_k % proposal.line == 0
+            tried.add(proposal)
+        kernels = {name for shape in tried for name, value in vars(shape).items() if value != getattr(measured, name)}
         assert len(tried) > 50 and kernels >= {"project", "out", "split", "head", "mix", "ahead", "choose_warps"}

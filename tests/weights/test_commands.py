@@ -21,7 +21,7 @@ from aim_lightning.weights import export_aim, export_vq, import_aim, import_vq
 
 @pytest.fixture
 def directory(tmp_path):
-    """A published directory."""
+    """Write a published directory."""
     return export_aim(aim(), tmp_path / "published", tokenizer=vq())
 
 

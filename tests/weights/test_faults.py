@@ -1,4 +1,4 @@
-"""What can be wrong with weights: one line each, nothing loaded loosely, no code run."""
+"""Faults of weights: one line each, strict loading, and no code is run."""
 
 import json
 import pickle
@@ -146,8 +146,8 @@ def test_truncated_and_foreign_files(tmp_path, capsys, suffix):
     path = tmp_path / f"a.{suffix}"
     weights = {name: value.clone() for name, value in published(aim(), vq()).items()}
     save_file(weights, path) if suffix == "safetensors" else torch.save(weights, path)
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:-1], whole[:9], b"", b"hello", pickle.dumps(Evil())):
+    complete = path.read_bytes()
+    for content in (complete[: len(complete) // 2], complete[:-1], complete[:9], b"", b"hello", pickle.dumps(Evil())):
         path.write_bytes(content)
         text = mistake(import_aim, path)
         assert str(path) in text and "damaged or no" in text
@@ -278,31 +278,23 @@ def test_from_pretrained_is_strict(tmp_path):
     assert "surplus: surplus" in mistake(AiMPipeline.from_pretrained, directory)
 
 
-@pytest.mark.parametrize("problem", ["no map", "outside", "absent", "surplus", "missing file", "foreign shard"])
-def test_a_wrong_index_of_shards(tmp_path, problem):
+SHARD = "model-1.safetensors"
+WRONG_INDICES = [
+    (lambda names: {}, "no weight_map"),
+    (lambda names: dict.fromkeys(names, f"../{SHARD}"), "no weight_map"),
+    (lambda names: names | {"mamba.more": SHARD}, "index.json and its files differ in mamba.more (1 names)"),
+    (lambda names: names | {"mamba.more": "model-2.safetensors"}, "model-2.safetensors does not exist"),
+    (lambda names: dict(sorted(names.items())[1:]), "index.json and its files differ in mamba."),
+    (lambda names: dict.fromkeys(names, "model-1.bin"), "model-1.bin holds list, no mapping from names to tensors"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_INDICES)
+def test_a_wrong_index_of_shards(tmp_path, change, words):
     directory, weights = export_aim(aim(), tmp_path / "out", tokenizer=vq()), export_weights()
     (directory / "model.safetensors").unlink()
-    save_file(weights, directory / "model-1.safetensors")
-    names = dict.fromkeys(weights, "model-1.safetensors")
-    if problem == "outside":
-        names = dict.fromkeys(weights, "../model-1.safetensors")
-    elif problem == "absent":
-        names["mamba.more"] = "model-1.safetensors"
-    elif problem == "surplus":
-        names.popitem()
-    elif problem == "missing file":
-        names["mamba.more"] = "model-2.safetensors"
-    elif problem == "foreign shard":
-        torch.save([1], directory / "model-1.bin")
-        names = dict.fromkeys(weights, "model-1.bin")
-    index = {} if problem == "no map" else {"weight_map": names}
+    save_file(weights, directory / SHARD)
+    torch.save([1], directory / "model-1.bin")
+    index = {"weight_map": change(dict.fromkeys(weights, SHARD))}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    words = {
-        "no map": "no weight_map",
-        "outside": "no weight_map",
-        "absent": "promises mamba.more",
-        "surplus": "does not say that",
-        "foreign shard": "model-1.bin holds list, no mapping from names to tensors",
-        "missing file": "model-2.safetensors does not exist",
-    }
-    assert words[problem] in mistake(import_aim, directory)
+    assert words in mistake(import_aim, directory)

@@ -1,4 +1,4 @@
-"""The hub's own client against a hub on this machine, and without any."""
+"""The hub's client with a hub on this machine, and offline."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def python(root, tmp_path):
-    """A fresh interpreter whose hub is at `endpoint`, with a cache of its own."""
+    """Return a function that runs Python with the hub at `endpoint` and an empty cache."""
 
     def call(endpoint: str, *arguments: str) -> subprocess.CompletedProcess:
         hub_options = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -1,4 +1,4 @@
-"""Starting from another network's weights."""
+"""Initialisation from another network's weights."""
 
 from dataclasses import replace
 
@@ -19,8 +19,8 @@ def test_other_classes_keep_the_null_class_and_all_else():
     assert notes == [f"{CLASSES}: 7 fresh classes in place of 3, the null class is kept"]
     assert torch.equal(model.state_dict()[CLASSES][:-1], fresh[:-1])
     for name, value in source.state_dict().items():
-        own = model.state_dict()[name]
-        assert torch.equal(own[-1], value[-1]) if name == CLASSES else torch.equal(own, value)
+        current = model.state_dict()[name]
+        assert torch.equal(current[-1], value[-1]) if name == CLASSES else torch.equal(current, value)
 
 
 def test_another_grid_resizes_positions_in_two_dimensions():
@@ -46,7 +46,7 @@ def test_equal_sizes_change_nothing():
     )
 
 
-def test_what_may_not_differ_is_left_for_strict_loading():
+def test_other_differences_remain_for_strict_loading():
     source, model = AiM(replace(TINY, vocab_size=20)), AiM(TINY)
     adapted, _ = adapt_weights(model, source.state_dict())
     with pytest.raises(RuntimeError, match="word_embeddings"):

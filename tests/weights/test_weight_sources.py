@@ -1,4 +1,4 @@
-"""Every form in which weights come."""
+"""Weights from files, directories, runs and checkpoints of any form."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ SMALL = {"image_size": 4, "norm_groups": 4}
 
 
 def separate(weights):
-    """safetensors refuses tensors that share memory."""
+    """Copy tensors, since safetensors refuses shared memory."""
     return {name: value.clone().contiguous() for name, value in weights.items()}
 
 
@@ -129,7 +129,7 @@ def test_tokenizer_of_a_run_or_of_a_published_aim_serves_a_run(tmp_path):
 
 
 def published_directory(directory, main: str, config=TINY):
-    """A Hugging Face directory whose weights are under `main`, a file or the index of two shards."""
+    """Write a Hugging Face directory whose weights are in `main`, a file or the index of two shards."""
     model, tokenizer = aim(config), vq()
     export_aim(model, directory, tokenizer=tokenizer)
     (directory / "model.safetensors").unlink()
@@ -149,7 +149,7 @@ def published_directory(directory, main: str, config=TINY):
 
 @pytest.mark.parametrize("main", MAIN)
 def test_directories_and_their_files(tmp_path, main):
-    """The file named itself stands for its directory, configuration and all."""
+    """A file of a directory is read with the configuration of the directory."""
     directory = published_directory(tmp_path / "out", main, replace(TINY, token_dropout=0.25))
     for source in (directory, directory / main):
         assert import_aim(source).config.token_dropout == 0.25
