@@ -90,17 +90,17 @@ def script_output(script: str, *paths: str, timeout: float = 400, **environment:
 
 
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Norm of the difference over norm of the reference."""
+    """Return the norm of the difference over the norm of the reference."""
     return ((value - reference).norm() / reference.norm()).item()
 
 
 def fixture(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(json, tensors) of a published fixture."""
+    """Return (json, tensors) of a published fixture."""
     return json.loads((FIXTURES / f"{name}.json").read_text()), load_file(FIXTURES / f"{name}.safetensors")
 
 
 def published_aim(name: str) -> AiM:
-    """The fixture's network with the weights that its names stand for."""
+    """Return a fixture's network, with the weights of its parameter names."""
     options = dict(fixture(name)[0]["config"])
     options["adaln"] = "group" if options.pop("adaln_group") else "layer"
     model = AiM(AiMConfig(**options)).eval()
@@ -113,7 +113,7 @@ def published_aim(name: str) -> AiM:
 
 
 def published_vq8() -> VQModel:
-    """The 8x tokenizer of the fixture for 128x128 pixels."""
+    """Return the fixture's tokenizer: 128x128 pixels, 8x smaller grids."""
     model = VQModel(VQConfig(image_size=128, channel_multipliers=(1, 2, 2, 4))).eval()
     weights = {}
     for key, value in model.state_dict().items():
@@ -124,8 +124,8 @@ def published_vq8() -> VQModel:
 
 
 def write_random_vgg(path: Path) -> Path:
-    """VGG16's convolutions with random weights, as torchvision's file names them."""
-    import torchvision  # brings triton along, which some tests must set up before
+    """Write random weights of VGG16's convolutions under the names of torchvision's file; return its path."""
+    import torchvision  # imports triton, which some tests must set up before
 
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).features.state_dict()
@@ -146,7 +146,7 @@ def write_tokens(
     tokenizer_hash: str = "none",
     seed: int = 0,
 ) -> TokenManifest:
-    """A directory of token shards with random codes; row r has label r % classes and its number in the first codes."""
+    """Write a directory of token shards with random codes; row r has label r % classes."""
     directory.mkdir(parents=True, exist_ok=True)
     rng, side, shards, first = np.random.default_rng(seed), int(config.num_tokens**0.5), [], 0
     for number, rows in enumerate(shard_rows):

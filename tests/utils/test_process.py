@@ -2,60 +2,44 @@
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import python
 
 from aim_lightning.utils import process
 from aim_lightning.utils.process import RANKS, STEP, ProcessRank, is_rank_zero, launched_rank, no_collections, prefetch
 
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "codes"}
-LAUNCHERS = ("WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "SLURM_NTASKS", *STEP, "SLURM_LOCALID", "SLURM_JOB_NAME")
 
 
-RANK_ZERO = [
-    ({}, True),
-    ({"LOCAL_RANK": "1"}, False),
-    ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # Lightning's child inside an sbatch script
-    ({"SLURM_PROCID": "3"}, False),
-    ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
-    ({"RANK": "8", "LOCAL_RANK": "0"}, False),
-    ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
-]
-
-
-@pytest.mark.parametrize(("environment", "expected"), RANK_ZERO)
-def test_rank_zero(monkeypatch, environment, expected):
-    for name in RANKS:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert is_rank_zero() is expected
-
-
+# Environment, rank 0 or not, and the rank that the launcher assigned.
 CASES = [
-    ({}, None),
-    ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, ProcessRank(5, 8, 1)),
-    ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, ProcessRank(3, 4, 1)),
-    ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, ProcessRank(0, 2, 0)),
-    ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, None),
-    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, None),  # the script that sbatch runs
-    ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ProcessRank(1, 2, 0)),
-    ({"LOCAL_RANK": "1"}, None),
+    ({}, True, None),
+    ({"LOCAL_RANK": "1"}, False, None),
+    ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False, None),  # Lightning's child inside an sbatch script
+    ({"SLURM_PROCID": "3"}, False, None),
+    ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False, None),
+    ({"RANK": "8", "LOCAL_RANK": "0"}, False, None),
+    ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True, None),
+    ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, False, ProcessRank(5, 8, 1)),
+    ({**SRUN, "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, False, ProcessRank(3, 4, 1)),
+    ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, True, ProcessRank(0, 2, 0)),
+    ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NAME": "zsh"}, True, None),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, True, None),  # the script that sbatch runs
+    ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False, ProcessRank(1, 2, 0)),
 ]
 
 
-@pytest.mark.parametrize(("environment", "expected"), CASES)
-def test_the_rank_is_that_of_the_launcher(monkeypatch, environment, expected):
+@pytest.mark.parametrize(("environment", "rank_zero", "rank"), CASES)
+def test_the_rank_is_that_of_the_launcher(monkeypatch, environment, rank_zero, rank):
     for name in (*RANKS, *LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launched_rank() == expected
+    assert is_rank_zero() is rank_zero and launched_rank() == rank
 
 
 def test_garbage_collection_pauses_during_imports():
@@ -70,7 +54,7 @@ def test_garbage_collection_pauses_during_imports():
 def test_imported_objects_are_not_collected_at_exit():
     frozen = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # registered first, it runs last
     code = f"import atexit, gc; {frozen}; import aim_lightning.__main__; print(gc.get_freeze_count())"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = python("-c", code)
     assert result.stdout.split() == ["0", "True"], result.stderr
 
 
