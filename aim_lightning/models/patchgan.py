@@ -57,7 +57,7 @@ class PatchGAN(nn.Module):
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the images of all ranks, on any device.
 
-    torch's SyncBatchNorm does the same on GPUs only, and DDP refuses it on a CPU; see `use_torch_sync`. Without a
+    torch's faster SyncBatchNorm does the same on GPUs only, and DDP refuses it on a CPU. Without a
     process group this is plain batch norm. Every rank must call it equally often.
     """
 
@@ -100,11 +100,6 @@ class _SumOfRanks(torch.autograd.Function):
 
 def _wide(vector_C: Tensor) -> Tensor:
     return vector_C[None, :, None, None]
-
-
-def use_torch_sync(network: nn.Module) -> None:
-    """Replace `SyncedBatchNorm2d` by torch's faster SyncBatchNorm, which needs GPUs; weights and names stay."""
-    nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def _init_layer(layer: nn.Module) -> None:

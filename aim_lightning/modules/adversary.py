@@ -14,7 +14,6 @@ from aim_lightning.losses import LossTerms, adaptive_weight, discriminator_loss,
 from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.modules.optim import OptimizerConfig, check_finite, clip_gradients
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.ranges import check_arguments
 
 
@@ -46,21 +45,6 @@ class AdversarialConfig:
 
     def __post_init__(self) -> None:
         check_arguments("model.adversarial.", AdversarialConfig, vars(self))
-
-    def check_length(self, steps: int) -> None:
-        """Check that training is longer than `start_step`.
-
-        Args:
-            steps: optimizer steps of the training; -1 = without end.
-
-        Raises:
-            UserError: training ends before the adversarial loss is used.
-        """
-        if self.weight and 0 <= steps <= self.start_step:
-            raise UserError(
-                f"model.adversarial.start_step is {self.start_step}, but training ends after {steps} steps: its loss "
-                "would never begin; set a smaller start_step, train longer, or set model.adversarial null"
-            )
 
 
 class Adversary:

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from aim_lightning.losses import LossTerms, TokenizerLoss
 from aim_lightning.metrics.lpips import PerceptualDistance
 from aim_lightning.models import PatchGAN, VQConfig, VQModel
-from aim_lightning.models.patchgan import use_torch_sync
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.adversary import AdversarialConfig, Adversary
 from aim_lightning.modules.codebook import RevivalConfig, perplexity, revive, usage
@@ -124,13 +123,17 @@ class TokenizerModule(LightningModule):
         Raises:
             UserError: training ends before the adversarial loss is used.
         """
-        if self.adversary:
-            self.adversary.config.check_length(steps)
+        config = self.adversary and self.adversary.config
+        if config and config.weight and 0 <= steps <= config.start_step:
+            raise UserError(
+                f"model.adversarial.start_step is {config.start_step}, but training ends after {steps} steps: its loss "
+                "would never start; set a smaller start_step, train longer, or set model.adversarial null"
+            )
 
     def configure_model(self) -> None:
-        # Before the strategy wraps the module and builds optimizers, since the conversion replaces layers.
+        # Before the strategy wraps the module, since the conversion replaces layers; weights and names stay.
         if self.adversary and self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
-            use_torch_sync(self.discriminator)
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.discriminator)
 
     def on_fit_start(self) -> None:
         """Broadcast rank 0's discriminator, as DDP does for the tokenizer."""

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from aim_lightning.models import AiM
-from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, preview
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels
 from aim_lightning.sampling import (
     SamplingOptions,
     generate,
@@ -25,8 +26,11 @@ from aim_lightning.sampling import (
 )
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid
+from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
 from aim_lightning.weights.hub import local_directory
+
+GREY = 128  # of missing codes in previews
 
 
 class AiMPipeline:
@@ -238,7 +242,20 @@ class AiMPipeline:
             show: called with uint8 images (b, 3, H, W) on the device, of one batch; missing codes are grey.
             every: codes between two calls, by default a row of the grid; the last code always causes one.
         """
-        return preview(self.tokenizer, show, every or self.tokenizer.grid[1])
+        rows, columns = self.tokenizer.grid
+
+        @torch.no_grad()
+        def on_step(step: int, codes_BT: Tensor) -> None:
+            count = step + 1
+            if count % (every or columns) and count < rows * columns:
+                return
+            # Missing codes are decoded as code 0 and covered: only the pixels next to them depend on that choice.
+            images_BCHW = to_uint8(self.tokenizer.decode(F.pad(codes_BT, (0, rows * columns - count))))
+            done = (torch.arange(rows * columns, device=codes_BT.device) < count).view(1, 1, rows, columns)
+            visible = F.interpolate(done.float(), images_BCHW.shape[-2:]).bool()
+            show(torch.where(visible, images_BCHW, torch.full_like(images_BCHW, GREY)))
+
+        return on_step
 
     def _label_tensor(self, labels: Any, allow_null_class: bool) -> Tensor:
         # Tensors and arrays become lists of Python numbers, and numbers in one that is no list are not iterable.

@@ -1,20 +1,17 @@
 """From codes to images: the tokenizer's decoder, on a GPU concurrently with the sampling of the next batch."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.pixels import round_pixels, to_uint8
+from aim_lightning.utils.pixels import round_pixels
 from aim_lightning.utils.precision import exact_products
 
 # Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one
 # temporary.
 AT_ONCE = 4
-GREY = 128
 
 
 class Pixels:
@@ -124,27 +121,3 @@ def largest_output(tokenizer: nn.Module, device: torch.device) -> int:
         # The tokenizer is shared, so hooks must not stay.
         for hook in hooks:
             hook.remove()
-
-
-def preview(tokenizer, show: Callable[[Tensor], None], every: int) -> Callable[[int, Tensor], None]:
-    """Return an `on_step` for `aim_lightning.sampling.generate` that shows images while they are sampled.
-
-    Args:
-        tokenizer: decodes.
-        show: called with uint8 images (b, 3, H, W) on the device; missing codes are grey.
-        every: codes between two calls; the last code always causes one.
-    """
-    rows, columns = tokenizer.grid
-
-    @torch.no_grad()
-    def on_step(step: int, codes_BT: Tensor) -> None:
-        count = step + 1
-        if count % every and count < rows * columns:
-            return
-        # Missing codes are decoded as code 0 and covered: only the pixels next to them depend on that choice.
-        images_BCHW = to_uint8(tokenizer.decode(F.pad(codes_BT, (0, rows * columns - count))))
-        done = (torch.arange(rows * columns, device=codes_BT.device) < count).view(1, 1, rows, columns)
-        visible = F.interpolate(done.float(), images_BCHW.shape[-2:]).bool()
-        show(torch.where(visible, images_BCHW, torch.full_like(images_BCHW, GREY)))
-
-    return on_step

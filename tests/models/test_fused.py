@@ -1,4 +1,4 @@
-"""The fused training path: agreement with float64 in Triton's interpreter, and what it refuses."""
+"""The fused training path: agreement with float64 in Triton's interpreter, and refusals."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ def test_values():
 
 
 def test_each_step_gets_its_scale(model):
-    """Both branches by hand, one scale a step."""
+    """Each step uses its scale on both branches."""
     labels, scales = torch.tensor([0, 2]), [1.0, 4.0, 1.0, 2.0]
     decoder = PlainDecoder(model, labels, scales, 0)
     alone = [PlainDecoder(model, which, [1.0] * 4, 0) for which in (labels, torch.full((2,), model.null_class))]

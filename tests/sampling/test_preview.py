@@ -1,4 +1,4 @@
-"""Images that appear while they are drawn."""
+"""Previews of images while they are sampled."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from aim_lightning.utils.grid import save_gif
 GREY = 128
 
 
-def test_rows_appear_as_they_are_drawn(pipeline):  # noqa: F811
+def test_rows_appear_as_they_are_sampled(pipeline):  # noqa: F811
     frames = []
     images = pipeline.generate(LABELS, seed=1, batch_size=3, on_step=pipeline.preview(frames.append))
     rows, height = 2, 4
@@ -22,7 +22,7 @@ def test_rows_appear_as_they_are_drawn(pipeline):  # noqa: F811
     assert first[:, :, : height // 2].float().std() > 1
 
 
-def test_every_code_and_the_last(pipeline):  # noqa: F811
+def test_every_n_codes_and_the_last(pipeline):  # noqa: F811
     frames = []
     pipeline.generate([1], on_step=pipeline.preview(frames.append, every=3))
     assert [int((frame == GREY).all(1).sum()) for frame in frames] == [4, 0]  # after 3 and 4 codes of 2x2 pixels

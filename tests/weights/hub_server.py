@@ -1,4 +1,4 @@
-"""A hub with one repository on a port of this machine, as far as huggingface_hub asks for it."""
+"""A hub with one repository on a port of this machine, for the requests of huggingface_hub."""
 
 import hashlib
 import json

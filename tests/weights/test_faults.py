@@ -167,7 +167,7 @@ def test_any_bytes_are_one_line(tmp_path_factory, content, suffix):
 
 
 def flip_a_weight(path):
-    """One bit of one number, where torch itself compares nothing: the exponent of a weight."""
+    """Flip one bit of a weight's exponent, which torch itself does not check."""
     content, number = bytearray(path.read_bytes()), torch.tensor([0.123456789])
     position = content.index(number.numpy().tobytes())
     content[position + 3] ^= 0x40

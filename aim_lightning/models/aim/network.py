@@ -100,23 +100,16 @@ class AiM(nn.Module):
         """Return the name of the backend in use: torch or mamba_ssm."""
         return self.backbone.backend.name
 
-    def _choose_backend(self) -> None:
+    def _choose_backend(self, at_use: bool = False) -> None:
         """Choose the backend for the device that holds the weights.
 
         On a CPU, auto waits until the first use: the network may still be moved to a GPU.
         """
-        deferred = self.backend_option == "auto" and self.lm_head.weight.device.type in ("cpu", "meta")
-        self._settled = not deferred
-        if deferred:
-            self._set_backend(TorchBackend())
-        else:
-            self._set_chosen_backend()
-
-    def _set_chosen_backend(self) -> None:
         weight = self.lm_head.weight
-        self._set_backend(choose_backend(self.backend_option, self.config, weight.device, weight.dtype))
-
-    def _set_backend(self, backend: Backend) -> None:
+        self._settled = at_use or self.backend_option != "auto" or weight.device.type not in ("cpu", "meta")
+        backend: Backend = TorchBackend()
+        if self._settled:
+            backend = choose_backend(self.backend_option, self.config, weight.device, weight.dtype)
         for module in self.modules():
             if isinstance(module, Backbone | Block | Mamba2Mixer):
                 module.backend = backend
@@ -124,8 +117,7 @@ class AiM(nn.Module):
     def _settle(self) -> None:
         """Make the choice that was deferred to the first use."""
         if not self._settled and not torch.compiler.is_compiling():
-            self._settled = True
-            self._set_chosen_backend()
+            self._choose_backend(at_use=True)
 
     def _apply(self, fn, recurse: bool = True) -> "AiM":
         """Move or convert, then choose the backend for the new device and type."""
