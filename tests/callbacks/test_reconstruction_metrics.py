@@ -1,4 +1,4 @@
-"""How images are reconstructed for the distance."""
+"""The precision of reconstructions that are scored."""
 
 import torch
 from helpers import TINY_VQ
@@ -8,19 +8,19 @@ from aim_lightning.models import VQModel
 
 
 def test_reconstructions_are_float32_whatever_training_uses(monkeypatch):
-    """TF32, which cuDNN has on by default, is no float32."""
+    """TF32 is not float32, and cuDNN uses it by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    seen = []
+    settings = []
 
     class Spy(VQModel):
         def forward(self, images):
             flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-            seen.append((*flags, torch.is_autocast_enabled("cpu"), images.dtype))
+            settings.append((*flags, torch.is_autocast_enabled("cpu"), images.dtype))
             return super().forward(images)
 
     module = torch.nn.Module()
     module.network, module.device = Spy(TINY_VQ), torch.device("cpu")
     with torch.autocast("cpu", torch.bfloat16):
-        made = ReconstructionMetrics._reconstructed(module, torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-    assert seen == [(False, False, False, torch.float32)] and made.dtype == torch.uint8
+        result = ReconstructionMetrics._reconstructed(module, torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    assert settings == [(False, False, False, torch.float32)] and result.dtype == torch.uint8
     assert torch.backends.cudnn.allow_tf32

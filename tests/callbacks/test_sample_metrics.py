@@ -46,13 +46,9 @@ def test_validate_gives_the_values_of_evaluate_and_the_baselines(tmp_path):
 
 
 def test_the_untrained_network_is_reproducible_and_leaves_the_random_state():
-    torch.manual_seed(8)
+    network = AiM(TINY, "torch")
     before = torch.get_rng_state()
-    a = _untrained(AiM(TINY))
-    torch.set_rng_state(before)
-    b = _untrained(AiM(TINY))
-    assert torch.equal(a.lm_head.weight, b.lm_head.weight)
-
-
-def test_the_untrained_network_has_the_configured_backend():
-    assert _untrained(AiM(TINY, "torch")).backend_option == "torch"
+    first = _untrained(network)
+    assert torch.equal(before, torch.get_rng_state()) and first.backend_option == "torch"
+    torch.manual_seed(8)
+    assert torch.equal(first.lm_head.weight, _untrained(network).lm_head.weight)

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from helpers import TINY, assert_user_error, write_tokens
 from integration.tiny import scalars, write_config
 
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
+from aim_lightning.callbacks.training import stop_request
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.cluster import signals
+from aim_lightning.evaluation import incremental
 from aim_lightning.evaluation.incremental import IncrementalScores
 from aim_lightning.evaluation.score_record import read_record
 
@@ -40,7 +43,7 @@ callbacks:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def experiment(tmp_path_factory):
     root = tmp_path_factory.mktemp("training_evaluation")
     pipeline = networks()
     pipeline.save_pretrained(root / "published")
@@ -52,27 +55,42 @@ def place(tmp_path_factory):
     return root
 
 
-def words(place, run, *options):
-    return ["fit", "--config", str(place / "tiny.yaml"), "--run", run, *map(str, options)]
+def words(experiment, run, *options):
+    return ["fit", "--config", str(experiment / "tiny.yaml"), "--run", run, *map(str, options)]
 
 
-def fit(place, run, *options):
+def fit(experiment, run, *options):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert main(words(place, run, *options)) == 0
-    return place / "runs" / "tiny" / run
+        assert main(words(experiment, run, *options)) == 0
+    return experiment / "runs" / "tiny" / run
+
+
+def fit_on_two_ranks(experiment, run, *options):
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", *options)
+    command = [sys.executable, "-m", "aim_lightning", *words(experiment, run, *ddp)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def last_error(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
-def run(place):
-    return fit(place, "with")
+def run(experiment):
+    return fit(experiment, "with")
 
 
-def test_training_is_the_same_to_the_bit(place, run):
-    other = fit(place, "without", "--callbacks.training_evaluation", "null")
-    ours, theirs = scalars(run), scalars(other)
+def test_training_is_the_same_to_the_bit(experiment, run):
+    other = fit(experiment, "without", "--callbacks.training_evaluation", "null")
+    curves, other_curves = scalars(run), scalars(other)
     for tag in ("train/loss", "train/grad_norm", "val/loss"):
-        assert ours[tag] == theirs[tag] and len(ours[tag]) > 2, tag
+        assert curves[tag] == other_curves[tag] and len(curves[tag]) > 2, tag
     last = [read_checkpoint(path / "checkpoints" / "step=00000022.ckpt") for path in (run, other)]
     for part in ("network", "ema"):
         one, two = (content[part].get("network", content[part]) for content in last)
@@ -92,84 +110,75 @@ def test_curves_grid_and_best_checkpoints(run):
     assert content["trainer"]["global_step"] == ranked[0][1] and content["ema"] is not None
 
 
-def test_a_continued_run_goes_on_as_if_nothing_had_happened(place, run):
-    """Cut back to the checkpoint of step 12: values, best ones and steps come out as without the break.
+def test_a_continued_run_equals_an_uninterrupted_one(experiment, run):
+    """Cut back to the checkpoint of step 12: values, best checkpoints and steps are as without the break.
 
-    With the fast decoder, which draws the plain one's images in float32, averaged weights in the trained ones' place;
-    and with a grid of samples after each validation.
+    With the fast decoder, which generates the plain one's images in float32, and a grid of samples after validation.
     """
-    import shutil
-
-    cut = place / "runs" / "tiny" / "cut"
+    cut = experiment / "runs" / "tiny" / "cut"
     grid = "{class_path: aim_lightning.callbacks.logging.image_logging.SampleGrid, init_args: {classes: 2, columns: 2}}"
-    (place / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
-    fast = ("--callbacks.checkpoints.keep_last", "9", "--config", place / "fast.yaml")
-    fit(place, "cut", *fast)
+    (experiment / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
+    fast = ("--callbacks.checkpoints.keep_last", "9", "--config", experiment / "fast.yaml")
+    fit(experiment, "cut", *fast)
     for path in (cut / "checkpoints").iterdir():
         if int(path.stem.split("=")[1]) > 12:
             path.unlink()
     shutil.rmtree(cut / "best")
-    fit(place, "cut", *fast)
+    fit(experiment, "cut", *fast)
     tag = "metrics/fd_effnet_lite0_40"
     assert scalars(cut)[tag] == scalars(run)[tag]
     assert (cut / "samples" / "grid.png").is_file()
 
 
 @pytest.mark.long
-def test_fifty_evaluations_leave_memory_as_it_was(place, monkeypatch):
-    seen, evaluate = [], TrainingEvaluation._evaluate
+def test_fifty_evaluations_use_constant_memory(experiment, monkeypatch):
+    measured, evaluate = [], TrainingEvaluation._evaluate
 
-    def watched(self, *arguments):
+    def measuring(self, *arguments):
         evaluate(self, *arguments)
         tensors = 0  # and no collection that would hide memory in cycles
-        if 5 <= len(seen) < 10 or len(seen) >= 47:  # counting takes a while
+        if 5 <= len(measured) < 10 or len(measured) >= 47:  # counting takes a while
             gc.collect()
-            tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
-        seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            tensors = sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
+        measured.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
-    monkeypatch.setattr(TrainingEvaluation, "_evaluate", watched)
+    monkeypatch.setattr(TrainingEvaluation, "_evaluate", measuring)
     options = ("--trainer.max_steps", 50, "--trainer.val_check_interval", 1000, "--callbacks.ema", "null")
     few = ("--callbacks.training_evaluation.every_n_steps", 1, "--callbacks.training_evaluation.keep_best", 0)
     images = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
-    np.savez(place / "reference.npz", arr_0=images)  # few real images: fifty times the distances to 2,000 take long
-    few += ("--callbacks.training_evaluation.reference", place / "reference.npz")
-    fit(place, "fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
-    assert len(seen) == 50
-    assert 0 < seen[-1][0] <= max(tensors for tensors, _ in seen[:10]), "tensors are kept"
-    # One of the matrices of 1,280 x 1,280 kept every time would be 500 MiB; the heap itself takes a few such steps.
-    assert seen[-1][1] - seen[9][1] < 100, "MiB"
+    np.savez(experiment / "reference.npz", arr_0=images)  # fifty distances to 2,000 images would take long
+    few += ("--callbacks.training_evaluation.reference", experiment / "reference.npz")
+    fit(experiment, "fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
+    assert len(measured) == 50
+    assert 0 < measured[-1][0] <= max(tensors for tensors, _ in measured[:10]), "tensors are kept"
+    # One matrix of 1,280 x 1,280 kept per evaluation would be 500 MiB; the heap itself grows by a few of them.
+    assert measured[-1][1] - measured[9][1] < 100, "MiB"
 
 
-def test_two_ranks_with_uneven_shares_and_a_budget_end(place):
-    """49 images are four blocks for two ranks; the budget is used up at once, so both stop after the first round.
+def test_two_ranks_with_uneven_shares_and_a_budget_end(experiment):
+    """49 images are four blocks for two ranks; the budget ends within the first round, after which both stop.
 
     With the fast decoder, as on two GPUs.
     """
     budget = ("--callbacks.training_evaluation.num_samples", 49, "--callbacks.training_evaluation.budget_seconds", 1e-3)
-    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.max_steps", 8)
-    fast = ("--sampling.decoder", "fast")
-    command = [sys.executable, "-m", "aim_lightning", *words(place, "two", *ddp, *budget, *fast)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = scalars(place / "runs" / "tiny" / "two")
-    assert [step for step, _ in found["metrics/fd_effnet_lite0_32"]] == [6, 8]
-    assert not any(tag.endswith("_49") for tag in found)
-    record = read_record(place / "runs" / "tiny" / "two" / "samples" / "evaluation.json")
+    result = fit_on_two_ranks(experiment, "two", "--trainer.max_steps", 8, "--sampling.decoder", "fast", *budget)
+    assert result.returncode == 0, result.stdout + result.stderr
+    curves = scalars(experiment / "runs" / "tiny" / "two")
+    assert [step for step, _ in curves["metrics/fd_effnet_lite0_32"]] == [6, 8]
+    assert not any(tag.endswith("_49") for tag in curves)
+    record = read_record(experiment / "runs" / "tiny" / "two" / "samples" / "evaluation.json")
     assert record["protocol"]["sampling"]["decoder"] == "fast"
 
 
-def test_epochs_and_the_trained_weights_themselves(place):
-    """Seven steps an epoch: due after each second one, at the first batch of the next."""
+def test_evaluation_by_epochs_of_the_trained_weights(experiment):
+    """Seven steps per epoch: due after each second one, at the first batch of the next."""
     by_epoch = ("--callbacks.training_evaluation.every_n_steps", 0, "--callbacks.training_evaluation.every_n_epochs", 2)
-    run = fit(place, "epochs", *by_epoch, "--callbacks.ema", "null")
+    run = fit(experiment, "epochs", *by_epoch, "--callbacks.ema", "null")
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [14, 22]
 
 
-def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(place, run, monkeypatch, own_signals):
-    """SIGTERM while step 12 is evaluated: a checkpoint of step 12 at once, and afterwards everything as without it."""
-    from aim_lightning.evaluation import incremental
-
+def test_a_signal_aborts_an_evaluation_and_the_next_start_repeats_it(experiment, run, monkeypatch, own_signals):
+    """SIGTERM while step 12 is evaluated: a checkpoint of step 12 immediately, then everything as without it."""
     generate, generated = incremental.generate_blocks, []
 
     def interrupted(*arguments):
@@ -182,41 +191,35 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_the_next_start_does_it(pl
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(incremental, "generate_blocks", interrupted)
-        assert main(words(place, "signal")) == 128 + signal.SIGTERM
-    other = place / "runs" / "tiny" / "signal"
+        assert main(words(experiment, "signal")) == 128 + signal.SIGTERM
+    other = experiment / "runs" / "tiny" / "signal"
     assert len(generated) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
     signals._received = signals.NONE  # as in a new process
-    fit(place, "signal")
+    fit(experiment, "signal")
     for tag in ("train/loss", "metrics/fd_effnet_lite0_40"):
         assert scalars(other)[tag] == scalars(run)[tag], tag
-    kept = [sorted(path.name for path in (place / "best").iterdir()) for place in (other, run)]
-    assert kept[0] == kept[1]
+    kept, expected = (sorted(path.name for path in (directory / "best").iterdir()) for directory in (other, run))
+    assert kept == expected
 
 
 @pytest.mark.long
-def test_a_signal_that_one_of_two_ranks_gets_in_an_evaluation_stops_both_at_that_step(place):
-    """Three blocks are two rounds: rank 1 hears it while it draws at step 12, both agree before the second round."""
-    (place / "signalling.yaml").write_text(
+def test_a_signal_to_one_of_two_ranks_stops_both_at_that_step(experiment):
+    """Three blocks are two rounds: rank 1 gets it while it generates at step 12, both agree before the second round."""
+    (experiment / "signalling.yaml").write_text(
         "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, block: 2}}}\n"
     )
-    ddp = ("--config", place / "signalling.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp")
-    command = [sys.executable, "-m", "aim_lightning", *words(place, "both", *ddp)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 128 + signal.SIGTERM, done.stdout + done.stderr
-    assert "evaluation aborted" in done.stdout and "Traceback" not in done.stderr
-    run = place / "runs" / "tiny" / "both"
+    result = fit_on_two_ranks(experiment, "both", "--config", experiment / "signalling.yaml")
+    assert result.returncode == 128 + signal.SIGTERM, result.stdout + result.stderr
+    assert "evaluation aborted" in result.stdout and "Traceback" not in result.stderr
+    run = experiment / "runs" / "tiny" / "both"
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
 
 
-def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(place, run, monkeypatch):
-    from aim_lightning.callbacks.training import stop_request
-
+def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(experiment, run, monkeypatch):
     phases = []
     monkeypatch.setattr(stop_request, "beat", phases.append)
-    fit(place, "beats", "--trainer.max_steps", 6)
+    fit(experiment, "beats", "--trainer.max_steps", 6)
     assert sum("of an evaluation" in phase for phase in phases) == 3
     record = read_record(run / "samples" / "evaluation.json")
     assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(scalars(run)["metrics/fd_effnet_lite0_40"][-1][1])
@@ -228,51 +231,48 @@ def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(place, 
     assert len({line["model"]["weights_sha256"] for line in lines}) == 4
 
 
-def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_replaces_them(place, run):
-    """The last step is 22, validated was at 18; a training evaluation takes no part in `validate`."""
+def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_replaces_them(experiment, run):
+    """The last step is 22, the last validation at 18; a training evaluation takes no part in `validate`."""
     results = json.loads((run / "results.json").read_text())
     fit = results["protocol"]["fit"]
     assert (results["protocol"]["step"], fit["step"]) == (22, 18) and "weights_sha256" not in fit
     assert fit["metrics"] == sorted(results["metrics"]) and "val/loss" in fit["metrics"]
-    assert main(["validate", "--config", str(place / "tiny.yaml"), "--run", "with"]) == 0
+    assert main(["validate", "--config", str(experiment / "tiny.yaml"), "--run", "with"]) == 0
     protocol = json.loads((run / "results.json").read_text())["protocol"]
     assert protocol["step"] == protocol["validate"]["step"] == 22 and len(protocol["validate"]["weights_sha256"]) == 64
     assert "val/loss" in protocol["validate"]["metrics"] and "training_evaluation" not in protocol["validate"]
     assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
-def test_images_of_another_size_than_the_reference_are_noticed_before_training(place, capsys):
-    np.savez(place / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
-    reference = ("--callbacks.training_evaluation.reference", place / "large.npz")
-    assert main(words(place, "size", *reference)) == 2
-    assert "4x4 pixels, those of the reference 8x8" in capsys.readouterr().err
+def test_images_of_another_size_than_the_reference_are_noticed_before_training(experiment, capsys):
+    np.savez(experiment / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
+    reference = ("--callbacks.training_evaluation.reference", experiment / "large.npz")
+    assert main(words(experiment, "size", *reference)) == 2
+    assert "4x4 pixels, those of the reference 8x8" in last_error(capsys)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
-def test_guidance_without_a_trained_null_class_is_refused_before_training(command, place, run, capsys):
-    options = [command, *words(place, "with", "--model.label_dropout", 0)[1:], "--allow_changes", "true"]
-    if command == "validate":
-        options = options[:-2]
-    assert main([*options, "--trainer.max_steps", "23"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0" in error
+def test_guidance_without_a_trained_null_class_is_refused_before_training(command, experiment, run, capsys):
+    name = "with" if command == "validate" else "no_null"
+    assert main([command, *words(experiment, name, "--model.label_dropout", 0)[1:]]) == 2
+    message = "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0"
+    assert message in last_error(capsys)
 
 
-def test_guidance_without_a_trained_null_class_can_be_allowed(place):
+def test_guidance_without_a_trained_null_class_can_be_allowed(experiment):
     allow = ("--callbacks.training_evaluation.allow_untrained_guidance", "true", "--trainer.max_steps", 6)
-    run = fit(place, "allowed", "--model.label_dropout", 0, *allow)
+    run = fit(experiment, "allowed", "--model.label_dropout", 0, *allow)
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
 
 
-def test_a_mistyped_monitor_is_noticed_before_training(place, capsys):
-    assert main(words(place, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "monitor is 'fid'; use one of fd_effnet_lite0, kd_effnet_lite0, precision" in error
-    assert not list((place / "runs" / "tiny" / "monitor" / "checkpoints").glob("*"))
+def test_a_mistyped_monitor_is_noticed_before_training(experiment, capsys):
+    assert main(words(experiment, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
+    assert "monitor is 'fid'; use one of fd_effnet_lite0, kd_effnet_lite0, precision" in last_error(capsys)
+    assert not list((experiment / "runs" / "tiny" / "monitor" / "checkpoints").glob("*"))
 
 
 def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch):
-    """A distance on fewer images is larger: the earlier ones would stay the best for ever."""
+    """A distance on fewer images is larger: the earlier ones would always remain the best."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
@@ -283,14 +283,12 @@ def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch
         callback.num_samples, trainer.global_step = count, step
         callback._keep_best(trainer, {"fd": value})
     assert [entry[:2] for entry in callback.best] == [[8.0, 4], [8.5, 5]]
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
-        "fd_16=8.0000-step=00000004.ckpt",
-        "fd_16=8.5000-step=00000005.ckpt",
-    ]
+    names = ["fd_16=8.0000-step=00000004.ckpt", "fd_16=8.5000-step=00000005.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == names
 
 
 def test_the_budget_decides_once(monkeypatch):
-    """A slower machine must not end the curve and begin another one, of fewer images."""
+    """A slower machine must not end the curve and start another one with fewer images."""
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)
     calls, counts = [], iter((40, 24, 24, 24))
 
@@ -315,7 +313,7 @@ def test_the_budget_decides_once(monkeypatch):
     assert calls == [(40, 10.0), (40, 10.0), (24, None), (24, None)]
 
 
-def test_settings_that_make_no_sense():
+def test_contradictory_settings_are_refused():
     for options in ({}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 1, "num_samples": 3}):
         assert_user_error("training evaluation", TrainingEvaluation, **options)
     TrainingEvaluation(every_n_steps=1, num_samples=2, compare=False)

@@ -1,4 +1,4 @@
-"""Messages between the processes of an evaluation."""
+"""Errors of one rank of an evaluation are raised on all ranks."""
 
 import errno
 import os
@@ -28,13 +28,13 @@ def full():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_alone_work_is_just_done():
+def test_a_single_process_only_does_the_work():
     assert ProcessGroup().run_on_all(lambda: 3) == 3
     assert_user_error("item 0", ProcessGroup().run_on_all, lambda: list(numbers(1, 0)))
 
 
 def ranks(rank: int, directory: str) -> None:
-    """Rank 1 meets something broken, with and without rounds in which the ranks take part after every item."""
+    """Rank 1 reads a broken item, with and without rounds in which the ranks take part after every item."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     together, validation_stop = ProcessGroup(), ValidationStop(0)
@@ -42,40 +42,40 @@ def ranks(rank: int, directory: str) -> None:
     validation_stop.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
     assert together.run_on_all(lambda: rank) == rank
     for between in (iter, lambda items: validation_stop.between(items, "a test")):
-        seen = []
+        read = []
         with pytest.raises(TransientError, match=r"^item 2 cannot be read$"):
             together.run_on_all(
-                lambda between=between, seen=seen: seen.extend(between(numbers(5, 2 if rank else None)))
+                lambda between=between, read=read: read.extend(between(numbers(5, 2 if rank else None)))
             )
-        assert together.gather(len(seen)) == [5, 2]
+        assert together.gather(len(read)) == [5, 2]
     for work in (together.run_on_all, together.on_rank0):
-        with pytest.raises(OSError, match="No space left"):  # told in one line later; NCCL would wait half an hour
+        with pytest.raises(OSError, match="No space left"):  # on both ranks; NCCL would wait half an hour
             work(lambda: None if rank else full())
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_mistake_of_one_process_is_raised_in_all_once_all_are_through(tmp_path):
+def test_an_error_of_one_rank_is_raised_on_all_once_all_have_finished(tmp_path):
     multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
 
 
-def left_alone(rank: int, directory: str) -> None:
-    """Rank 1 is gone from one moment to the next; rank 0 meets that in a command."""
+def lose_a_rank(rank: int, directory: str) -> None:
+    """Rank 1 exits without notice; rank 0 notices it in a command."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     assert ProcessGroup().gather(rank) == [0, 1]
-    through = Path(directory, "through")  # rank 0 with the first exchange
+    exchanged = Path(directory, "exchanged")  # rank 0 has finished the first exchange
     if rank == 1:
-        while not through.exists():
+        while not exchanged.exists():
             time.sleep(0.01)
         os._exit(0)
-    through.touch()
+    exchanged.touch()
     cli.run = lambda argv: ProcessGroup().gather(rank)
     assert cli.main([]) == 1
 
 
 @pytest.mark.slow
 def test_a_lost_process_is_reported_in_one_line(tmp_path, capfd):
-    multiprocessing.spawn(left_alone, (str(tmp_path),), nprocs=2)
-    said = capfd.readouterr().err
-    assert "rank 0: another rank exited" in said and "Traceback" not in said
+    multiprocessing.spawn(lose_a_rank, (str(tmp_path),), nprocs=2)
+    error = capfd.readouterr().err
+    assert "rank 0: another rank exited" in error and "Traceback" not in error
     assert not lost_rank(RuntimeError("connection closed by peer")) and not lost_rank(OSError("gloo: broken pipe"))

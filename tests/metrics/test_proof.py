@@ -1,4 +1,4 @@
-"""Against torch-fidelity on the same image_sets and the same weights file (random, in the official format)."""
+"""Comparison with torch-fidelity on the same images and the same weights file (random, in the official format)."""
 
 import numpy as np
 import pytest
@@ -35,36 +35,27 @@ def image_sets():
 
 @pytest.fixture(scope="module")
 def outputs(network, image_sets):
-    """The image_sets' outputs, worked out once: Inception takes a second for ten image_sets here."""
+    """The outputs for both image sets, computed once: Inception takes a second for ten images here."""
     return [network.outputs(images) for images in image_sets]
 
 
 @pytest.fixture(scope="module")
-def theirs(inception_file, image_sets, tmp_path_factory):
-    """torch-fidelity's whole path: files on disk, its own extractor, its own arithmetic."""
+def published(inception_file, image_sets, tmp_path_factory):
+    """Values of torch-fidelity from files on disk, with its feature extractor and its arithmetic."""
     directories = []
     for images in image_sets:
         directories.append(tmp_path_factory.mktemp("images"))
         for i, image in enumerate(images):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(directories[-1] / f"{i:04d}.png")
-    return torch_fidelity.calculate_metrics(
-        input1=str(directories[1]),
-        input2=str(directories[0]),
-        fid=True,
-        isc=True,
-        kid=True,
-        kid_subset_size=20,
-        kid_subsets=20,
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-        feature_extractor_weights_path=str(inception_file),
-    )
+    inputs = {"input1": str(directories[1]), "input2": str(directories[0])}
+    metrics = {"fid": True, "isc": True, "kid": True, "kid_subset_size": 20, "kid_subsets": 20}
+    machine = {"cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
+    path = str(inception_file)
+    return torch_fidelity.calculate_metrics(**inputs, **metrics, **machine, feature_extractor_weights_path=path)
 
 
 def scored(network, outputs, splitting="adm", order=None, batch=7):
-    """Through the classes that `evaluate` uses, with features that were worked out before."""
+    """Score with the classes that `evaluate` uses, on precomputed features."""
     real, fake = outputs
     builder = ReferenceImagesBuilder(network, REAL)
     builder.network = Replay(network, real)
@@ -80,7 +71,7 @@ def scored(network, outputs, splitting="adm", order=None, batch=7):
 
 
 class Replay:
-    """Stands in for a network whose outputs are known."""
+    """A network that returns precomputed outputs."""
 
     def __init__(self, network, outputs):
         self._outputs, self._network = outputs, network
@@ -94,19 +85,19 @@ class Replay:
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
 @pytest.mark.slow
-def test_fid_is_kid_equal_torch_fidelity(network, outputs, theirs, monkeypatch):
+def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatch):
     random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
     names = {f"fd{end}", f"sfd{end}", f"is{end}", f"is_std{end}", f"kd{end}", f"precision{end}", f"recall{end}"}
     assert set(random) == names  # of random weights: nothing is called as in papers
     monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
-    ours = scored(network, outputs, "torch_fidelity")
-    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
-    assert ours["is_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
-    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
-    assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
-    assert set(ours) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
-    assert sorted(ours.values()) == pytest.approx(sorted({**random, "": ours["kid_std"]}.values()))
+    values = scored(network, outputs, "torch_fidelity")
+    assert values["fid"] == pytest.approx(published["frechet_inception_distance"], rel=1e-4)
+    assert values["is"] == pytest.approx(published["inception_score_mean"], rel=1e-4)
+    assert values["is_std"] == pytest.approx(published["inception_score_std"], rel=1e-3)
+    assert values["kid"] == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-4)
+    assert values["kid_std"] == pytest.approx(published["kernel_inception_distance_std"], rel=1e-3)
+    assert set(values) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+    assert sorted(values.values()) == pytest.approx(sorted({**random, "": values["kid_std"]}.values()))
 
 
 @pytest.mark.long
@@ -122,8 +113,8 @@ def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
     metric = PrecisionRecall(real, k=3)
     for rows in torch.arange(len(fake)).split(9):
         metric.update(fake[rows], rows)
-    ours = {name: float(value) for name, value in metric.compute().items()}
-    assert (ours["precision"], ours["recall"]) == pytest.approx(calculate_precision_recall_full(fake, real, 3))
+    values = {name: float(value) for name, value in metric.compute().items()}
+    assert (values["precision"], values["recall"]) == pytest.approx(calculate_precision_recall_full(fake, real, 3))
 
     def inside(points, centres):
         radii = [sorted(float((c - o).norm()) for o in centres)[3] for c in centres]
@@ -131,22 +122,22 @@ def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
         return sum(found) / len(found)
 
     real, fake = real.double(), fake.double()
-    assert ours == pytest.approx({"precision": inside(fake, real), "recall": inside(real, fake)})
-    assert 0 < ours["recall"] < 1
+    assert values == pytest.approx({"precision": inside(fake, real), "recall": inside(real, fake)})
+    assert 0 < values["recall"] < 1
 
 
 def test_spatial_features_and_logits_are_the_published_ones(network, inception_file, image_sets):
     """sFID: the tensor mixed_6/conv:0 (after ReLU), its first 7 channels, positions before channels as in NHWC."""
     plain = FeatureExtractorInceptionV3("x", ["logits_unbiased"], feature_extractor_weights_path=str(inception_file))
-    seen = {}
-    plain.Mixed_6c.register_forward_hook(lambda module, inputs, result: seen.update(x=result))
+    inner = {}
+    plain.Mixed_6c.register_forward_hook(lambda module, inputs, result: inner.update(x=result))
     logits = plain(image_sets[0][:2])[0]
     branch = plain.Mixed_6d.branch1x1
-    nhwc = torch.relu(branch.bn(branch.conv(seen["x"]))).detach().numpy().transpose(0, 2, 3, 1)[..., :7]
-    ours = network.outputs(image_sets[0][:2])
-    np.testing.assert_allclose(ours[SPATIAL].numpy(), nhwc.reshape(2, -1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours[LOGITS], logits, rtol=1e-4, atol=1e-5)
-    assert ours[SPATIAL].shape == (2, 2023)
+    nhwc = torch.relu(branch.bn(branch.conv(inner["x"]))).detach().numpy().transpose(0, 2, 3, 1)[..., :7]
+    values = network.outputs(image_sets[0][:2])
+    np.testing.assert_allclose(values[SPATIAL].numpy(), nhwc.reshape(2, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values[LOGITS], logits, rtol=1e-4, atol=1e-5)
+    assert values[SPATIAL].shape == (2, 2023)
 
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
@@ -158,5 +149,5 @@ def test_sfid_by_the_published_definition(network, outputs):
     product = sqrtm(stats[0][1] @ stats[1][1]).real
     difference = stats[0][0] - stats[1][0]
     expected = difference @ difference + np.trace(stats[0][1]) + np.trace(stats[1][1]) - 2 * np.trace(product)
-    ours = frechet_distance(*(torch.from_numpy(part) for pair in stats for part in pair))
-    assert float(ours) == pytest.approx(expected, rel=1e-4)
+    values = frechet_distance(*(torch.from_numpy(part) for pair in stats for part in pair))
+    assert float(values) == pytest.approx(expected, rel=1e-4)

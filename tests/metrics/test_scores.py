@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +49,7 @@ def test_three_processes_equal_one(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(2, 12_000), st.sampled_from(["adm", "torch_fidelity"]))
-def test_splits_share_out_every_image(classes, count, splitting):
+def test_every_image_has_a_split(classes, count, splitting):
     splits = split_numbers(count, splitting)
     assert len(splits) == count and int(splits.min()) >= 0
     sizes = splits.bincount()
@@ -58,7 +59,7 @@ def test_splits_share_out_every_image(classes, count, splitting):
         assert len(sizes) <= 10 and (count < 10 or int(sizes.max() - sizes.min()) <= 1)
 
 
-def test_inception_score_in_a_batch_or_apart_and_its_bounds():
+def test_inception_score_of_any_batches_and_its_bounds():
     certain = 50 * nn.functional.one_hot(torch.arange(40) % 4, 8).double()
     for logits, expected in ((certain, 4.0), (torch.zeros(40, 8), 1.0)):
         score = InceptionScore(40, num_classes=8)
@@ -74,44 +75,42 @@ def test_inception_score_in_a_batch_or_apart_and_its_bounds():
     assert_user_error("not finite", score.compute)
 
 
-def compared(metric, features):
-    """Its values over these samples."""
+def values_of(metric, features):
     metric.update(features, torch.arange(len(features)))
     return {name: float(value) for name, value in metric.compute().items()}
 
 
 def test_kernel_distance_over_all_pairs_and_of_equal_sets():
     x, y = torch.randn(30, 5).double(), torch.randn(30, 5).double() + 1
-    value = compared(KernelDistance(y.float(), subsets=2), x.float())
+    value = values_of(KernelDistance(y.float(), subsets=2), x.float())
     x, y = x.float().double(), y.float().double()
 
     def k(a, b):
         return float((a @ b / 5 + 1) ** 3)
 
     pairs = [(i, j) for i in range(30) for j in range(30)]
-    own = sum(k(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (30 * 29)
-    expected = own - 2 * sum(k(x[i], y[j]) for i, j in pairs) / 900
+    within = sum(k(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j) / (30 * 29)
+    expected = within - 2 * sum(k(x[i], y[j]) for i, j in pairs) / 900
     assert value["mean"] == pytest.approx(expected, rel=1e-9) and value["std"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_deviation_of_the_kernel_distance_is_that_of_all_its_subsets():
     x, y = torch.randn(30, 5), torch.randn(30, 5) + 1
-    first = compared(KernelDistance(y, subsets=1, subset_size=10), x)
-    both = compared(KernelDistance(y, subsets=2, subset_size=10), x)
+    first = values_of(KernelDistance(y, subsets=1, subset_size=10), x)
+    both = values_of(KernelDistance(y, subsets=2, subset_size=10), x)
     # Two values a and b deviate by |a - b| / 2 = |a - mean|, without Bessel's correction.
-    assert (
-        first["std"] == 0 and both["std"] == pytest.approx(abs(first["mean"] - both["mean"]), rel=1e-9) and both["std"]
-    )
+    assert both["std"] == pytest.approx(abs(first["mean"] - both["mean"]), rel=1e-9)
+    assert first["std"] == 0 and both["std"] > 0
 
 
 def test_precision_and_recall_at_their_ends():
     x = torch.randn(50, 4)
-    assert compared(PrecisionRecall(x), x) == {"precision": 1.0, "recall": 1.0}
-    assert compared(PrecisionRecall(x), x + 1e4) == {"precision": 0.0, "recall": 0.0}
-    few = compared(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
+    assert values_of(PrecisionRecall(x), x) == {"precision": 1.0, "recall": 1.0}
+    assert values_of(PrecisionRecall(x), x + 1e4) == {"precision": 0.0, "recall": 0.0}
+    few = values_of(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
     assert few["precision"] == 1.0 and few["recall"] == 1 / 50
     with pytest.raises(ValueError, match="more than 3"):
-        compared(PrecisionRecall(x), x[:3])
+        values_of(PrecisionRecall(x), x[:3])
 
 
 @pytest.mark.parametrize("metric", [KernelDistance, PrecisionRecall])
@@ -119,7 +118,7 @@ def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metri
     x, real = torch.randn(40, 4), torch.randn(50, 4) + 0.5
     one = metric(real, sync_on_compute=False)
     assert isinstance(one, Metric) and not one.sync_on_compute
-    first = compared(one, x)
+    first = values_of(one, x)
     one.reset()
     for rows in torch.randperm(40).split(7):
         one.update(x[rows], rows)
@@ -131,13 +130,13 @@ def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metri
     assert_user_error("not finite", one.compute)
 
 
-def test_kept_rows_follow_their_number_alone():
+def test_chosen_rows_depend_on_their_number_only():
     kept = chosen_rows(1000, 100)
     assert int(kept.sum()) == 100 and torch.equal(kept, chosen_rows(1000, 100))
     assert 30 < int(kept[:500].sum()) < 70 and int(chosen_rows(50, 100).sum()) == 50
 
 
-def test_features_come_back_in_order_and_once():
+def test_features_are_sorted_and_an_image_counts_once():
     metric, rows = SampleFeatures(3), torch.randn(20, 3)
     for part in torch.randperm(20).split(6):
         metric.update(rows[part], part)
@@ -151,11 +150,8 @@ def test_wrong_images_are_refused():
     network = Complete().load()
     real = reference_of(network, random_images(40))
     scores = Scores(network, real, 10)
-    for wrong in (
-        torch.rand(2, 3, 8, 8),
-        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
-        torch.full((1, 3, 8, 8), float("nan")),
-    ):
+    grey = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    for wrong in (torch.rand(2, 3, 8, 8), grey, torch.full((1, 3, 8, 8), float("nan"))):
         with pytest.raises(ValueError):
             scores.update(wrong, torch.arange(len(wrong)))
     assert_user_error("two images", ReferenceImagesBuilder, network, 1)
@@ -163,13 +159,14 @@ def test_wrong_images_are_refused():
 
 def test_fewer_images_than_features_names_the_bias():
     network = Complete().load()
-    for real, fake, words in ((40, 5, "5 generated images for 6"), (5, 40, "5 real images for 6")):
-        kept = reference_of(network, random_images(real)).tensors()  # as they come from the cache
-        with pytest.warns(UserWarning, match=f"{words} features; the covariance is singular and the distance too high"):
+    for real, fake, counts in ((40, 5, "5 generated images for 6"), (5, 40, "5 real images for 6")):
+        kept = reference_of(network, random_images(real)).tensors()  # as read from the cache
+        message = f"{counts} features; the covariance is singular and the distance too high"
+        with pytest.warns(UserWarning, match=message):
             score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
-def test_names_never_take_a_stand_in_for_the_real_thing():
+def test_names_of_stand_ins_differ_from_those_of_papers():
     network = Means().load()
     values = score(network, reference_of(network, random_images(40), torch.arange(40) % 2), random_images(30))
     assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
@@ -188,24 +185,19 @@ def test_names_are_known_before_anything_is_scored(network, labels, compare):
     )
 
 
-def test_a_protocol_of_fewer_images_than_planned_is_that_of_so_many():
+def test_the_protocol_of_an_early_end_is_that_of_fewer_images():
     network = Complete().load()
     scores, few = (Scores(network, reference_of(network, random_images(40)), count) for count in (30, 12))
     assert scores.protocol()["kernel_distance"]["subset_size"] == 30
     names = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
     assert scores.names() == names and Scores(network, scores.real, 30, compare=False).names() == names[:4]
+    kernel = {"subsets": 100, "subset_size": 30, "seed": 2020, "kernel": "(x.y / F + 1)^3"}
     assert scores.protocol() == {
         "features": network.protocol(),
         "reference": {"kind": "test"},
         "num_images": 30,
         "inception_score": {"splitting": "adm", "classes": 1008},
-        "kernel_distance": {
-            "subsets": 100,
-            "subset_size": 30,
-            "seed": 2020,
-            "kernel": "(x.y / F + 1)^3",
-            "reference_pictures": 40,
-        },
+        "kernel_distance": kernel | {"reference_pictures": 40},
         "precision_recall": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
     }
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
@@ -257,7 +249,7 @@ def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
 
 
 def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
-    """Other weights have features of the same shape: for them the file's images are worked out."""
+    """Other weights have features of the same shape; for them the file's images are used."""
     network = Complete().load()
     file, other = adm_file(tmp_path / "ref.npz", network, reference_of(network, random_images(40))), Complete().load()
     other.metric_name = "fd_inception_1a2b3c4d"
@@ -268,18 +260,18 @@ def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
         adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
 
 
-def test_npz_rows_mapped_unpacked_and_written(tmp_path):
+def test_npz_rows_are_mapped_decompressed_and_written(tmp_path):
     rows = np.random.default_rng(0).integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
     np.savez(tmp_path / "plain.npz", arr_0=rows, other=np.arange(3))
     np.savez_compressed(tmp_path / "packed.npz", arr_0=rows)
-    write_npz(tmp_path / "ours.npz", {"arr_1": np.arange(23)}, {"arr_0": (rows.shape, "u1", (rows[:20], rows[20:]))})
-    for name in ("plain", "packed", "ours"):
+    write_npz(tmp_path / "written.npz", {"arr_1": np.arange(23)}, {"arr_0": (rows.shape, "u1", (rows[:20], rows[20:]))})
+    for name in ("plain", "packed", "written"):
         reader = NpzFile(tmp_path / f"{name}.npz").rows("arr_0")
         assert reader.shape == rows.shape and reader.dtype == np.uint8
         ranges = [range(2, 5), range(10, 16), range(16, 23)]
         for part, taken in zip(ranges, reader.batches(ranges), strict=True):
             np.testing.assert_array_equal(taken, rows[part.start : part.stop])
-    with np.load(tmp_path / "ours.npz", allow_pickle=False) as file:
+    with np.load(tmp_path / "written.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["arr_0"], rows)
         np.testing.assert_array_equal(file["arr_1"], np.arange(23))
 
@@ -293,13 +285,13 @@ def test_truncated_npz_is_one_line(tmp_path, compress, keep):
     assert_user_error("truncated, damaged or no", lambda: NpzFile(path).array("arr_0"))
 
 
-@pytest.mark.parametrize("place", [60, 124, 166, 243, 400, 100_000])
-def test_damage_inside_an_npz_is_noticed(tmp_path, place):
-    """Wherever it is: in the packed stream's tables, in its data, or in what unpacks to something else."""
+@pytest.mark.parametrize("offset", [60, 124, 166, 243, 400, 100_000])
+def test_damage_inside_an_npz_is_noticed(tmp_path, offset):
+    """In the tables of the compressed stream, in its data, and where it decompresses to other values."""
     path = tmp_path / "x.npz"
     np.savez_compressed(path, arr_0=np.random.default_rng(0).integers(0, 99, (500, 10, 10, 3), dtype=np.uint8))
     content = bytearray(path.read_bytes())
-    content[place : place + 8] = bytes(byte ^ 255 for byte in content[place : place + 8])
+    content[offset : offset + 8] = bytes(byte ^ 255 for byte in content[offset : offset + 8])
     path.write_bytes(content)
     file = NpzFile(path)
     for read in (file.array, lambda name: list(file.rows(name).batches([range(0, 500)]))):
@@ -308,11 +300,10 @@ def test_damage_inside_an_npz_is_noticed(tmp_path, place):
 
 @pytest.mark.filterwarnings("error:.*not writable")
 def test_damage_inside_a_plain_npz_is_noticed_by_its_checksum(tmp_path):
-    """Its rows are mapped from the disk, so that nothing else would notice."""
+    """Its rows are mapped from the disk, without any other check."""
     path, rows = tmp_path / "x.npz", np.zeros((100, 10, 10, 3), np.uint8)
     np.savez(path, arr_0=rows)
-    whole = NpzImages(path)
-    assert len(whole.identity()["sha256"]) == 64
+    assert len(NpzImages(path).identity()["sha256"]) == 64
     content = bytearray(path.read_bytes())
     content[5000:5064] = bytes(64 * [255])
     path.write_bytes(content)
@@ -330,17 +321,16 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path):
     np.savez(tmp_path / "trap.npz", arr_0=np.array([Trap()], dtype=object))
     with zipfile.ZipFile(tmp_path / "raw.npz", "w") as archive:
         archive.writestr("arr_0.npy", pickle.dumps(Trap()))
-    for name, words in (("trap", "pickled objects"), ("raw", "damaged|pickled")):
+    for name, message in (("trap", "pickled objects"), ("raw", "damaged|pickled")):
         file = NpzFile(tmp_path / f"{name}.npz")
         for read in (file.array, file.rows):
-            assert_user_error(words, read, "arr_0")
+            assert_user_error(message, read, "arr_0")
     assert not (tmp_path / "ran").exists()
 
 
-def test_any_torch_network_gives_a_distance_of_its_own_name(tmp_path):
+@pytest.mark.filterwarnings("ignore:FrechetDistance")
+def test_any_torch_network_gives_a_distance_with_its_name(tmp_path):
     torch.manual_seed(0)
-    import torchvision
-
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "net.pth")
     options = {"factory": "torchvision.models.squeezenet1_1", "weights": str(tmp_path / "net.pth"), "name": "squeeze"}
     network = TorchFeatures(**options, num_features=512, input_size=64, layer="features").load()
