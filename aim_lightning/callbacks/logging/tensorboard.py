@@ -1,8 +1,7 @@
-"""TensorBoard beyond curves: the event writer of a run, the configuration, the layout, and histograms."""
+"""TensorBoard beyond curves: the configuration, the page of related curves, and histograms."""
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,23 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.utils.files import tolerate_disk_errors
-from aim_lightning.utils.lightning_private import logged_step, set_writer
+from aim_lightning.utils.lightning_private import logged_step
 
 CHARTS = yaml.safe_load(Path(__file__).with_name("charts.yaml").read_text(encoding="utf-8"))
 LAYOUT_TAG = b"custom_scalars__config__"
 CODES_AT_A_TIME = 2048
-
-
-def use_run_writer(logger: TensorBoardLogger, purge_step: int | None) -> None:
-    """Replace the logger's writer by one that survives a full disk.
-
-    Args:
-        logger: not used yet.
-        purge_step: TensorBoard ignores what earlier files contain from this step on; None = nothing.
-    """
-    set_writer(logger, partial(RunWriter, purge_step=purge_step))
 
 
 def writer(trainer: Trainer) -> SummaryWriter | None:

@@ -8,7 +8,7 @@ from statistics import median
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
-from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers
+from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers, received
 from aim_lightning.cluster import job_registry, signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
@@ -43,8 +43,7 @@ class Preemption(Callback):
         if batch_idx % trainer.datamodule.plan.accumulate:  # within an accumulation no checkpoint is possible
             return
         self._measure(trainer)
-        signal = self.request.poll(f"the batch after step {trainer.global_step}")
-        if signal:
+        if signal := self.request.exchange(received(f"the batch after step {trainer.global_step}")):
             self.stop(trainer, signal)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
@@ -69,7 +68,7 @@ class Preemption(Callback):
             phase: the next piece of work, for the watchdog.
         """
         self._measure(trainer)
-        return self.request.check(phase)
+        return self.request.agree(received(phase))
 
     def stop(self, trainer: Trainer, signal: int) -> None:
         """Write a checkpoint between two batches and raise `Stopped`; every rank must call it.

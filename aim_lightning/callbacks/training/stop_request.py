@@ -39,36 +39,19 @@ class StopRequest:
     def __init__(self, world_size: int) -> None:
         self.group = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
         self.pending: torch.distributed.Work | None = None
-        self.answer = torch.zeros(2, dtype=torch.int64)  # the most urgent signal, and 1 if a rank has work left
+        self.answer = torch.zeros(2, dtype=torch.int64)  # the most urgent signal, and 1 if a rank has more work
 
     @property
     def any_busy(self) -> bool:
-        """Return True if any rank had work left in the latest finished exchange."""
+        """Return True if any rank had more work in the latest finished exchange."""
         return bool(self.answer[1])
 
-    def poll(self, phase: str) -> int:
-        """Return the signal that all ranks agreed on one call earlier, so that the exchange overlaps with a step.
-
-        Args:
-            phase: the next piece of work, for the watchdog.
-        """
-        return self.exchange(_received(phase))
-
-    def check(self, phase: str, busy: bool = True) -> int:
-        """Return the signal that all ranks agree on now; NONE = continue.
-
-        Args:
-            phase: the next piece of work, for the watchdog.
-            busy: this rank has work left.
-        """
-        return self.agree(_received(phase), busy)
-
     def exchange(self, signal: int, busy: bool = True) -> int:
-        """Start an exchange and return the result of the previous one; a single rank gets its own signal.
+        """Start an exchange and return the result of the previous one, so that it overlaps with a step.
 
         Args:
-            signal: NONE, TERM, USR1 or INT.
-            busy: this rank has work left.
+            signal: NONE, TERM, USR1 or INT. A single rank gets it back immediately.
+            busy: this rank has more work.
         """
         agreed = self.finish()
         if agreed:  # the same on all ranks, so that none of them starts another exchange
@@ -82,7 +65,7 @@ class StopRequest:
         return signals.NONE
 
     def agree(self, signal: int, busy: bool = True) -> int:
-        """Exchange and wait for the result; arguments as in `exchange`."""
+        """Exchange signals and wait for the result; arguments as in `exchange`."""
         return self.exchange(signal, busy) or self.finish()
 
     def finish(self) -> int:
@@ -139,16 +122,16 @@ class ValidationStop(Callback):
             pass
 
     def check(self, phase: str, busy: bool = True) -> bool:
-        """Return True if any rank has work left.
+        """Return True if any rank has more work.
 
         Args:
             phase: the next piece of work, for the log and the watchdog.
-            busy: this rank has work left.
+            busy: this rank has more work.
 
         Raises:
             Stopped: a rank has received a signal.
         """
-        signal = self.request.check(phase, busy)
+        signal = self.request.agree(received(phase), busy)
         if signal:
             log(f"{signals.NAMES[signal]}: stopping before {phase}, without results")
             raise Stopped(signal, self.step)
@@ -191,7 +174,12 @@ def wake_llvm() -> None:
         return
 
 
-def _received(phase: str) -> int:
+def received(phase: str) -> int:
+    """Return this rank's most urgent signal, after a heartbeat.
+
+    Args:
+        phase: the next piece of work, for the watchdog.
+    """
     beat(phase)
     signals.keep()
     return signals.received()

@@ -6,6 +6,7 @@ import logging
 import pkgutil
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
-from aim_lightning.callbacks.logging.tensorboard import use_run_writer
+from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
 from aim_lightning.cli.build.callback_resources import CallbackResources
@@ -38,7 +39,7 @@ from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.lightning_private import log_steps_done
+from aim_lightning.utils.lightning_private import log_steps_done, set_writer
 
 # Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
 LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
@@ -178,7 +179,8 @@ def build(config: Config, purge_step: int | None = None, guards: Sequence[Callba
     log_steps_done(trainer)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            use_run_writer(logger, purge_step)
+            # This writer survives a full disk.
+            set_writer(logger, partial(RunWriter, purge_step=purge_step))
     return cli
 
 
