@@ -5,6 +5,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,26 +174,6 @@ class AiMPipeline:
         return resolve(replace(sampling, batch_size=self._auto[key]), self.aim)
 
     @with_sampling_options
-    def generate(self, labels, *, batch_size: int | Literal["auto"] = "auto", indices=None, **options) -> Tensor:
-        """Generate one image per label.
-
-        Args:
-            labels: class indices or names, a list or an int64 tensor (B,).
-            batch_size: images sampled at a time; auto chooses by device and memory, at most the number of labels.
-            indices: number of each image, default 0 to B - 1 (see `aim_lightning.sampling.generate`).
-            **options: as `batches`.
-
-        Returns:
-            uint8 (B, 3, H, W) on the CPU. In float32 the codes of an image depend on (seed, index, label) only. Pixels
-            are also bit-identical with the same batch_size; with another one they may differ by one grey level.
-
-        Raises:
-            UserError: as `aim_lightning.sampling.generate`.
-        """
-        batches = self.batches(labels, batch_size=batch_size, indices=indices, **options)
-        return torch.cat([batch.cpu() for batch in batches])
-
-    @with_sampling_options
     def batches(
         self,
         labels,
@@ -218,10 +199,13 @@ class AiMPipeline:
             **options: other fields of `aim_lightning.sampling.SamplingOptions`: cfg_scale, temperature, top_k, seed, …
 
         Raises:
-            UserError: no labels, labels of another type or unknown classes, or as `aim_lightning.sampling.generate`.
+            UserError: no labels, labels or indices of another type, unknown classes, or as
+                `aim_lightning.sampling.generate`.
         """
         labels_B = self._label_tensor(labels, allow_null_class)
         indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
+        if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
+            raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
         sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
@@ -234,6 +218,24 @@ class AiMPipeline:
                 yield waiting.popleft().images()
         while waiting:
             yield waiting.popleft().images()
+
+    def generate(self, labels, **options) -> Tensor:
+        """Generate one image per label.
+
+        Args:
+            labels: class indices or names, a list or an int64 tensor (B,).
+            **options: as `batches`, with the same defaults.
+
+        Returns:
+            uint8 (B, 3, H, W) on the CPU. In float32 the codes of an image depend on (seed, index, label) only. Pixels
+            are also bit-identical with the same batch_size; with another one they may differ by one grey level.
+
+        Raises:
+            UserError: as `batches`.
+        """
+        return torch.cat([batch.cpu() for batch in self.batches(labels, **options)])
+
+    generate.__signature__ = signature(batches).replace(return_annotation=Tensor)  # for help and completion
 
     def preview(self, show: Callable[[Tensor], None], every: int | None = None) -> Callable[[int, Tensor], None]:
         """Return an `on_step` that shows images in the making: ``generate([7], on_step=pipeline.preview(show))``.

@@ -183,7 +183,8 @@ def test_the_package_lists_and_documents_its_public_names():
     for function in (AiMPipeline.generate, AiMPipeline.batches):
         parameters = inspect.signature(function).parameters
         assert parameters["cfg_scale"].default == 1.0 and parameters["batch_size"].default == "auto"
-        assert "options" not in parameters and {field.name for field in fields(SamplingOptions)} <= parameters.keys()
+        names = {"on_step", "allow_null_class", "indices", *(field.name for field in fields(SamplingOptions))}
+        assert "options" not in parameters and names <= parameters.keys()
     with pytest.raises(AttributeError, match="has no attribute 'sample'"):
         aim_lightning.sample  # noqa: B018
 
@@ -217,6 +218,8 @@ def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     pipeline.class_names = ["tench", "crane", "bag"]
     assert_user_error(message, pipeline.generate, labels)
     assert_user_error("seed is -1; it must be a whole number, 0 or more", pipeline.generate, [0], seed=-1)
+    for indices in ([0, 1], [0.5]):
+        assert_user_error("^indices are .*; give one integer per label$", pipeline.generate, [0], indices=indices)
 
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
