@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut
+from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut, image_files
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import opening
-from aim_lightning.data.images.walk import image_files
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, ranges
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError

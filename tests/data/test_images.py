@@ -588,7 +588,7 @@ def test_embedded_set_is_complete_and_balanced(split, rows):
 
 @pytest.mark.skipif(not IDX.is_dir(), reason="no IDX files: install dataset-fashion-mnist or set FASHION_MNIST_DIR")
 def test_regeneration_gives_the_same_pixels_in_the_same_order(tmp_path):
-    fashion_mnist.make(IDX, tmp_path, train_rows=6000, val_rows=2000)
+    fashion_mnist.make(tmp_path, IDX, train_rows=6000, val_rows=2000)
     for split in ("train", "val"):
         old, new = open_source(MINI / split), open_source(tmp_path / split)
         assert old.labels.tolist() == new.labels.tolist()
@@ -613,7 +613,7 @@ def idx(tmp_path) -> Path:
 
 
 def test_all_rows_keep_order_and_pixels(idx, tmp_path):
-    fashion_mnist.make(idx, tmp_path / "out", rows_per_shard=16)
+    fashion_mnist.make(tmp_path / "out", idx, rows_per_shard=16)
     for split, prefix in (("train", "train"), ("val", "t10k")):
         pixels, labels = fashion_mnist.read_split(idx, prefix)
         source = open_source(tmp_path / "out" / split)
@@ -626,7 +626,9 @@ def test_all_rows_keep_order_and_pixels(idx, tmp_path):
 def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
     arguments = ["--source", str(idx), "--out", str(tmp_path / "out"), "--train_rows", "20", "--val_rows", "10"]
     assert fashion_mnist.main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("wrote 20 training and 10 validation images")
+    assert (
+        capsys.readouterr().out == f"wrote 20 images to {tmp_path}/out/train\nwrote 10 images to {tmp_path}/out/val\n"
+    )
     source = open_source(tmp_path / "out" / "train")
     assert [source.key(row) for row in range(20)] == [f"train-{row:05d}" for row in range(20)]
     assert np.bincount(source.labels).tolist() == [2] * 10
@@ -643,7 +645,7 @@ def test_command_line_prints_how_to_get_the_files(tmp_path, capsys):
 
 def test_damaged_idx_files(idx, tmp_path):
     def make(train_rows=None):
-        fashion_mnist.make(idx, tmp_path / "out", train_rows)
+        fashion_mnist.make(tmp_path / "out", idx, train_rows)
 
     assert_user_error("train_rows is 15; set a positive multiple of 10", make, 15)
     assert_user_error("train_rows is 0", make, 0)

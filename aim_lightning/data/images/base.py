@@ -1,23 +1,29 @@
-"""Base class of all image sources."""
+"""Base classes of all image sources, and the search for image files."""
 
 import hashlib
 import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
 from aim_lightning.data.images.decode import MAX_PIXELS, decode, opening, read_image
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 from aim_lightning.utils.process import is_rank_zero
 
 log = logging.getLogger(__name__)
+# Pillow registers these formats but needs other programs to decode them.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}
+_TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation", "dev", "test", "testing")
 
 
 @dataclass
@@ -36,20 +42,20 @@ class ImageSource(ABC):
 
     Args:
         class_names: names by label.
-        labels: labels by row.
+        labels: labels by row, kept as (n,) int64.
         keys: keys by row, as bytes.
     """
 
     max_pixels: int = MAX_PIXELS
 
     def __init__(self, class_names: list[str], labels: Iterable[int], keys: Iterable[bytes]) -> None:
-        self._class_names = class_names
-        self._labels = np.fromiter(labels, dtype=np.int64)
+        self.class_names = class_names
+        self.labels = np.fromiter(labels, dtype=np.int64)
         # One array of bytes: forked workers share its memory, while access to list items would copy it page by page.
         self._keys = np.array(list(keys), dtype=np.bytes_)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> ImageRecord:
         """Decode an image.
@@ -59,21 +65,11 @@ class ImageSource(ABC):
             UserError: the file cannot be read.
         """
         image = decode(self._content(row), self.location(row), self.max_pixels)
-        return ImageRecord(image, int(self._labels[row]), self.key(row))
+        return ImageRecord(image, int(self.labels[row]), self.key(row))
 
     def key(self, row: int) -> str:
         """Return the key of a row: its path below the root, or its key in the shard."""
         return os.fsdecode(self._keys[row])
-
-    @property
-    def class_names(self) -> list[str]:
-        """Return class names by label."""
-        return self._class_names
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the label of every row, (n,) int64."""
-        return self._labels
 
     @property
     @abstractmethod
@@ -163,3 +159,73 @@ def sha256_json(parts: Iterable) -> str:
     for part in parts:
         digest.update(json.dumps(part).encode() + b"\n")
     return digest.hexdigest()
+
+
+@cache
+def image_suffixes() -> set[str]:
+    """Return the lower-case suffixes of the formats that Pillow decodes, with their dot."""
+    formats = Image.registered_extensions()
+    return {suffix for suffix, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
+
+
+def image_files(
+    directory: Path, visited: set[tuple[int, int]], left_out: LeftOut, suffixes: Container[str] | None = None
+) -> Iterator[str]:
+    """Yield POSIX paths of the image files below a directory; directory links are followed.
+
+    Args:
+        directory: directory to walk. Names that start with a dot are ignored.
+        visited: `identity` of directories to leave out: a link to a parent would repeat images under a wrong label.
+        left_out: counts all other files.
+        suffixes: of image files, lower-case with their dot; None = those of `image_suffixes`.
+
+    Raises:
+        UserError: a directory cannot be read.
+    """
+    suffixes = image_suffixes() if suffixes is None else suffixes
+    visited = visited | {identity(directory)}
+    for parent, directories, files in os.walk(directory, followlinks=True, onerror=_raise):
+        kept = []
+        for name in directories:
+            if name[0] != "." and (directory_id := identity(Path(parent, name))) not in visited:
+                visited.add(directory_id)
+                kept.append(name)
+        directories[:] = kept
+        for name in files:
+            if name[0] == "." or name in _OF_THE_SYSTEM:
+                continue
+            path = Path(parent, name).relative_to(directory).as_posix()
+            if os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
+                yield path
+            else:
+                left_out.add(path)
+
+
+def identity(directory: Path) -> tuple[int, int]:
+    """Return device and inode of a directory.
+
+    Args:
+        directory: an existing directory.
+    """
+    status = directory.stat()
+    return status.st_dev, status.st_ino
+
+
+def split_directories(root: Path) -> dict[str, Path]:
+    """Return the directories of the splits ``train`` and ``val`` of a root that contains splits instead of classes.
+
+    Args:
+        root: directory with `train/`, and perhaps `val/` (validation, dev) or `test/`. A root with other directories
+            but no validation split contains classes.
+    """
+    names = {entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."}
+    train = next((name for name in _TRAIN if name in names), None)
+    val = next((name for name in _VAL if name in names), None)
+    if train is None or (val is None and len(names) > 1):
+        return {}
+    return {"train": root / train} | ({"val": root / val} if val else {})
+
+
+def _raise(error: OSError) -> NoReturn:
+    reason = error.strerror or error
+    raise UserError(f"{error.filename} cannot be read ({reason}); fix its permissions or the disk") from error

@@ -29,10 +29,8 @@ class ImageMicroBatches(MicroBatches):
             rows = order[part]
             # One seed per image: its augmentation depends neither on the rank nor on the worker that reads it.
             seeds = [hash_seed("augmentation", self.seed, self.epoch, int(row)) for row in rows]
-            transforms = [self.transform]
-            images = [
-                transform_row(self.source, int(row), transforms, s)[0] for row, s in zip(rows, seeds, strict=True)
-            ]
+            pairs = zip(rows.tolist(), seeds, strict=True)
+            images = [transform_row(self.source, row, [self.transform], seed)[0] for row, seed in pairs]
             yield {
                 "images": torch.stack(images),
                 "labels": torch.from_numpy(self.source.labels[rows]),

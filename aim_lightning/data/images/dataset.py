@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,19 +76,11 @@ class ImageDataset:
     def __init__(self, source: ImageSource, transform: ImageTransform) -> None:
         self.source = source
         self.transform = transform
+        self.class_names = source.class_names
+        self.labels = source.labels
 
     def __len__(self) -> int:
         return len(self.source)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Return class names by label."""
-        return self.source.class_names
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the label of every row, (n,) int64."""
-        return self.source.labels
 
     @property
     def fingerprint(self) -> str:

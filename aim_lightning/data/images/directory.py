@@ -6,12 +6,19 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut
+from aim_lightning.data.images.base import (
+    FileSource,
+    ImageSource,
+    LeftOut,
+    identity,
+    image_files,
+    image_suffixes,
+    split_directories,
+)
 from aim_lightning.data.images.imagenet import ImageNetArchive, is_archive
 from aim_lightning.data.images.metadata import MetadataSource, has_labels, metadata_file
 from aim_lightning.data.images.shard_source import ShardSource, shard_paths
 from aim_lightning.data.images.shard_writer import MANIFEST
-from aim_lightning.data.images.walk import identity, image_files, image_suffixes, split_directories
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, require_regular
 

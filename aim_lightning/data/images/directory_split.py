@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.base import FileSource
+from aim_lightning.data.images.base import FileSource, split_directories
 from aim_lightning.data.images.dataset import same_classes
 from aim_lightning.data.images.decode import MAX_PIXELS, UnreadableImage, decode, has_transparent_pixels, read_image
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, EncodedImage, write_image_shards
-from aim_lightning.data.images.walk import split_directories
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, read_json
 from aim_lightning.utils.progress import progress
@@ -78,13 +77,12 @@ def make_shards(
     splits = split_directories(directory) if directory.is_dir() else {}
     skipped: list[tuple[str, str]] = []
     encoders = {
-        split: _ShardEncoder(_open_files(path, max_pixels), largest_side)
-        for split, path in (splits or {"train": directory}).items()
+        split: _ShardEncoder(path, largest_side, max_pixels) for split, path in (splits or {"train": directory}).items()
     }
     names = encoders["train"].source.class_names
     if "val" in encoders:
         same_classes(encoders["train"].source, encoders["val"].source, str(directory))
-    rows = {split: _readable(encoder, on_error, skipped) for split, encoder in encoders.items()}
+    rows = {split: encoder.readable(on_error, skipped) for split, encoder in encoders.items()}
     if "val" not in encoders:
         encoders["val"], in_val = encoders["train"], choose_val(encoders["train"].source, rows["train"], val_fraction)
         rows = {
@@ -96,17 +94,9 @@ def make_shards(
         records = encoders[split].records(progress(split_rows, f"writing {split}"))
         write_image_shards(records, out / split, names, ROWS_PER_SHARD, extra)
     per_class = np.bincount(encoders["train"].source.labels[rows["train"]], minlength=len(names)).tolist()
-    transparent = sum(encoder.transparent for encoder in {id(e): e for e in encoders.values()}.values())
+    transparent = sum(encoder.transparent for encoder in set(encoders.values()))
     counts = {split: len(items) for split, items in rows.items()}
     return SplitReport(counts, names, per_class, skipped, transparent, splits)
-
-
-def _open_files(path: Path, max_pixels: int) -> FileSource:
-    source = open_source(path)
-    if not isinstance(source, FileSource):
-        raise UserError(f"{path} is a finished image set; name it in images.train or images.val of an experiment")
-    source.max_pixels = max_pixels
-    return source
 
 
 def refuse_foreign(out: Path) -> None:
@@ -158,37 +148,39 @@ def name_hash(name: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64
 
 
-def _readable(encoder: "_ShardEncoder", on_error: str, skipped: list[tuple[str, str]]) -> list[int]:
-    """Return the rows that can be decoded; add the others to `skipped`."""
-    rows = []
-    for row in progress(range(len(encoder.source)), "looking at the images"):
-        try:
-            encoder.check(row)
-            rows.append(row)
-        except UnreadableImage as error:
-            if on_error == "error":
-                raise UserError(f"{error}, or leave such images out with --on_error skip") from None
-            skipped.append((printable(encoder.source.key(row)), printable(str(error))))
-    return rows
-
-
 class _ShardEncoder:
-    """Encodes images as shards store them; call `check` for each row before `records`."""
+    """Encodes images as shards store them; call `readable` before `records`."""
 
-    def __init__(self, source: FileSource, largest_side: int) -> None:
-        self.source = source
+    def __init__(self, path: Path, largest_side: int, max_pixels: int) -> None:
+        self.source = open_source(path)
+        if not isinstance(self.source, FileSource):
+            raise UserError(f"{path} is a finished image set; name it in images.train or images.val of an experiment")
+        self.source.max_pixels = max_pixels
         self.largest_side = largest_side
         self.transparent = 0
-        self._scales: dict[int, float] = {}  # kept from `check`: images that keep their bytes are decoded only once
+        self._scales: dict[int, float] = {}  # of readable rows: images that keep their bytes are decoded only once
 
-    def check(self, row: int) -> None:
-        content, path = read_image(self.source.path(row)), self.source.path(row)
-        self._scales[row] = self.largest_side / min(decode(content, str(path), self.source.max_pixels).size)
-        self.transparent += has_transparent_pixels(content)
+    def readable(self, on_error: str, skipped: list[tuple[str, str]]) -> list[int]:
+        """Return the rows that can be decoded; add the others to `skipped`."""
+        for row in progress(range(len(self.source)), "looking at the images"):
+            path = self.source.path(row)
+            try:
+                content = read_image(path)
+                self._scales[row] = self.largest_side / min(decode(content, str(path), self.source.max_pixels).size)
+                self.transparent += has_transparent_pixels(content)
+            except UnreadableImage as error:
+                if on_error == "error":
+                    raise UserError(f"{error}, or leave such images out with --on_error skip") from None
+                skipped.append((printable(self.source.key(row)), printable(str(error))))
+        return list(self._scales)
 
     def records(self, rows: Iterable[int]) -> Iterator[EncodedImage]:
         for row in rows:
-            yield *self._encoded(row), int(self.source.labels[row]), self._key(row)
+            # The hash makes keys unique. Dots are replaced: WebDataset ends a key at the first one.
+            label, key = int(self.source.labels[row]), self.source.key(row)
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(key).stem)[:40]
+            digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:12]
+            yield *self._encoded(row), label, f"{label:05d}/{stem}-{digest}"
 
     def _encoded(self, row: int) -> tuple[bytes, str]:
         path, scale, buffer = self.source.path(row), self._scales[row], io.BytesIO()
@@ -202,9 +194,3 @@ class _ShardEncoder:
         size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
         image.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=95)
         return buffer.getvalue(), "jpg"
-
-    def _key(self, row: int) -> str:
-        # The hash makes keys unique. Dots are replaced: WebDataset ends a key at the first one.
-        key = self.source.key(row)
-        stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(key).stem)[:40]
-        return f"{int(self.source.labels[row]):05d}/{stem}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:12]}"

@@ -3,7 +3,6 @@
 python -m aim_lightning.data.images.fashion_mnist --out data/fashion_mnist
 """
 
-import argparse
 import gzip
 import io
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jsonargparse import auto_cli
 from PIL import Image
 
 from aim_lightning.data.images.shard_writer import EncodedImage, write_image_shards
@@ -27,15 +27,19 @@ _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
 
 
 def make(
-    source: Path, out: Path, train_rows: int | None = None, val_rows: int | None = None, rows_per_shard: int = 1000
+    out: Path,
+    source: Path = DEBIAN_DIRECTORY,
+    train_rows: int | None = None,
+    val_rows: int | None = None,
+    rows_per_shard: int = 1000,
 ) -> None:
-    """Write `out`/train and `out`/val (from the t10k files): 28x28 grey PNGs in the order of the IDX files.
+    """Write Fashion-MNIST as image shards to out/train and out/val: 28x28 grey PNGs in the order of the IDX files.
 
     Args:
-        source: directory of the four IDX .gz files.
         out: directory, created if missing; shards in it are replaced.
-        train_rows: number of training images, a tenth of it per class in their original order; None = all.
-        val_rows: the same for val.
+        source: directory of the four IDX .gz files.
+        train_rows: training images, a multiple of 10: the first ones of each class in equal numbers. None = all.
+        val_rows: the same for val, from the t10k files.
         rows_per_shard: images per shard.
 
     Raises:
@@ -43,10 +47,11 @@ def make(
     """
     for split, prefix, rows in (("train", "train", train_rows), ("val", "t10k", val_rows)):
         images, labels = read_split(source, prefix)
-        chosen = progress(choose_rows(labels, rows, f"{split}_rows").tolist(), f"writing {split}")
+        chosen = choose_rows(labels, rows, f"{split}_rows").tolist()
         extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
-        records = _records(images, labels, chosen, split)
+        records = _records(images, labels, progress(chosen, f"writing {split}"), split)
         write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
+        print(f"wrote {len(chosen)} images to {out}/{split}")
 
 
 def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -129,25 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: command-line arguments; None = sys.argv.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m aim_lightning.data.images.fashion_mnist",
-        description="Write Fashion-MNIST as image shards into OUT/train and OUT/val.",
-    )
-    parser.add_argument(
-        "--source", type=Path, default=DEBIAN_DIRECTORY, metavar="DIR", help="IDX .gz files (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    rows_help = "images, the first ones of each class in equal numbers; a multiple of 10 (default: all)"
-    parser.add_argument("--train_rows", type=int, metavar="N", help=f"training {rows_help}")
-    parser.add_argument("--val_rows", type=int, metavar="N", help=f"validation {rows_help}")
-    options = parser.parse_args(arguments)
     try:
-        make(options.source, options.out, options.train_rows, options.val_rows)
+        auto_cli(make, args=arguments, as_positional=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    counts = [f"{options.train_rows or 'all'} training", f"{options.val_rows or 'all'} validation"]
-    print(f"wrote {' and '.join(counts)} images to {options.out}/train and {options.out}/val")
     return 0
 
 

@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aim_lightning.data.images.base import FileSource, LeftOut, sha256_json
+from aim_lightning.data.images.base import FileSource, LeftOut, image_files, sha256_json
 from aim_lightning.data.images.shard_source import MAX_CLASSES, warn_gaps
-from aim_lightning.data.images.walk import image_files
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 

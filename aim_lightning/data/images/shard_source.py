@@ -56,10 +56,13 @@ def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
     for key, extension, member, content in _image_members(path, left_out):
         if key in (labels if extension == "cls" else images):
             repeated.append(key)
-        elif extension == "cls":
-            labels[key] = _parse_label(content, f"shard {path}, key {key}")
-        else:
+        elif extension != "cls":
             images[key] = (member.offset_data, member.size)
+        elif (text := content.decode("ascii", "replace").strip()).removeprefix("-").isdecimal():
+            labels[key] = int(text)
+        else:
+            fact = f".cls holds {content[:20]!r}, expected a class index such as 7"
+            raise UserError(f"shard {path}, key {key}: {fact}")
     for keys, fact, fix in (
         (
             list(dict.fromkeys(repeated)),
@@ -94,13 +97,6 @@ def _image_members(path: Path, left_out: LeftOut) -> Iterator[tuple]:
                 yield key, extension, member, tar.extractfile(member).read(LABEL_BYTES) if extension == "cls" else b""
     except TAR_ERRORS as error:
         raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
-
-
-def _parse_label(content: bytes, where: str) -> int:
-    try:
-        return int(content.decode("ascii"))
-    except ValueError:
-        raise UserError(f"{where}: .cls holds {content[:20]!r}, expected a class index such as 7") from None
 
 
 def load_manifest(directory: Path) -> dict[str, Any] | None:
@@ -149,44 +145,39 @@ class ShardSource(TarSource):
     """
 
     def __init__(self, path: str | Path, names: set[str] | None = None) -> None:
-        self.directory = Path(path)
-        self._manifest = load_manifest(self.directory)
-        shards = self._listed() if self._manifest else shard_paths(self.directory)
-        if names is not None:
-            shards = [shard for shard in shards if shard.name in names]
+        directory = Path(path)
+        self._manifest = manifest = load_manifest(directory)
+        shards = [directory / name for name in manifest["shards"]] if manifest else shard_paths(directory)
+        shards = [shard for shard in shards if names is None or shard.name in names]
         if not shards:
-            raise UserError(f"{self.directory} holds no .tar shards; see data/README.md for the layout")
+            raise UserError(f"{directory} holds no .tar shards; see data/README.md for the layout")
         left_out = LeftOut()
         rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(shard, left_out)]
         left_out.warn(path, "neither image nor .cls")
         if not rows:
-            raise UserError(f"the shards in {self.directory} hold no images; write them again")
+            raise UserError(f"the shards in {directory} hold no images; write them again")
+        labels, keys = [row.label for _, row in rows], [row.key for _, row in rows]
+        if not manifest:
+            warn_gaps(path, set(labels))
+        if len(set(keys)) < len(keys):  # WebDataset keys are unique within a shard only
+            keys = [f"{shards[number].stem}/{row.key}" for number, row in rows]
+        class_names = manifest["class_names"] if manifest else [str(label) for label in range(max(labels) + 1)]
         spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
-        classes = max(row.label for _, row in rows) + 1
-        class_names = self._manifest["class_names"] if self._manifest else [str(label) for label in range(classes)]
-        if not self._manifest:
-            warn_gaps(path, {row.label for _, row in rows})
-        keys = _unique_keys([row.key for _, row in rows], [shards[number].stem for number, _ in rows])
-        super().__init__(class_names, shards, spans, (row.label for _, row in rows), map(os.fsencode, keys))
-
-    def _listed(self) -> list[Path]:
-        return [self.directory / name for name in self._manifest["shards"]]
+        super().__init__(class_names, shards, spans, labels, map(os.fsencode, keys))
 
     def _index(self, shard: Path, left_out: LeftOut) -> list[ShardRow]:
         rows = index_shard(shard, left_out)
-        classes = None
+        classes, limit = MAX_CLASSES, f"labels without {MANIFEST} lie between 0 and {MAX_CLASSES - 1}"
         if self._manifest:
             expected, classes = self._manifest["shards"][shard.name]["rows"], len(self._manifest["class_names"])
+            limit = f"{MANIFEST} names {classes} classes"
             if len(rows) != expected:
                 raise UserError(
-                    f"shard {shard} has {len(rows)} rows, {self.directory / MANIFEST} says {expected}; "
+                    f"shard {shard} has {len(rows)} rows, {shard.with_name(MANIFEST)} says {expected}; "
                     "restore the shard or write the set again"
                 )
-        for row in rows:
-            if not 0 <= row.label < (MAX_CLASSES if classes is None else classes):
-                limit = f"labels without {MANIFEST} lie between 0 and {MAX_CLASSES - 1}"
-                limit = limit if classes is None else f"{MANIFEST} names {classes} classes"
-                raise UserError(f"shard {shard}, key {row.key}: label {row.label} is out of range, {limit}")
+        if wrong := next((row for row in rows if not 0 <= row.label < classes), None):
+            raise UserError(f"shard {shard}, key {wrong.key}: label {wrong.label} is out of range, {limit}")
         return rows
 
     @cached_property
@@ -207,10 +198,3 @@ def warn_gaps(where: object, labels: set[int]) -> None:
     """
     if gaps := sorted(set(range(max(labels) + 1)) - labels):
         log.warning("%s: %d of %d labels have no image (first: %d)", where, len(gaps), max(labels) + 1, gaps[0])
-
-
-def _unique_keys(keys: list[str], shards: list[str]) -> list[str]:
-    # WebDataset keys are unique within a shard only.
-    if len(set(keys)) == len(keys):
-        return keys
-    return [f"{shard}/{key}" for shard, key in zip(shards, keys, strict=True)]

@@ -43,23 +43,18 @@ def write_image_shards(
     shards, keys, remaining = [], set(), iter(records)
     while rows := list(islice(remaining, rows_per_shard)):
         path = out / f"images-{len(shards):06d}.tar"
-        _write_shard(path, rows, len(class_names), keys)
+        with open_tar(path) as tar:
+            for image, extension, label, key in rows:
+                _check_record(extension, label, key, len(class_names), keys)
+                keys.add(key)
+                tar.write({"__key__": key, extension: image, "cls": str(label).encode("ascii")})
         shards.append({"name": path.name, "rows": len(rows), "sha256": sha256_file(path)})
     if not shards:
         raise UserError(f"there are no images to write to {out}")
     for stale in set(out.glob("images-*.tar")) - {out / shard["name"] for shard in shards}:
         stale.unlink()
-    rows_written = sum(shard["rows"] for shard in shards)
-    manifest = {"format": FORMAT, "class_names": class_names, "rows": rows_written, "shards": shards}
-    write_json(out / MANIFEST, {**manifest, **(extra or {})})
-
-
-def _write_shard(path: Path, rows: list[EncodedImage], classes: int, keys: set[str]) -> None:
-    with open_tar(path) as tar:
-        for image, extension, label, key in rows:
-            _check_record(extension, label, key, classes, keys)
-            keys.add(key)
-            tar.write({"__key__": key, extension: image, "cls": str(label).encode("ascii")})
+    manifest = {"format": FORMAT, "class_names": class_names, "rows": len(keys), "shards": shards}
+    write_json(out / MANIFEST, manifest | (extra or {}))
 
 
 def _check_record(extension: str, label: int, key: str, classes: int, keys: set[str]) -> None:

@@ -79,20 +79,17 @@ class ImageTransform:
         pad = v2.Pad(self.pad, fill=0)
         if self.crop == "adm_center":
             return v2.Compose([pad, v2.Lambda(partial(adm_resize, shorter_side=self.image_size))])
-        if self.resize is None:
-            return v2.Compose([pad])
-        return v2.Compose([v2.Resize(self.resize, v2.InterpolationMode.LANCZOS), pad])
+        resize = [] if self.resize is None else [v2.Resize(self.resize, v2.InterpolationMode.LANCZOS)]
+        return v2.Compose([*resize, pad])
 
     @cached_property
     def _finish(self) -> v2.Compose:
+        size = self.image_size
         crops = {
-            "adm_random": [
-                v2.Lambda(partial(_adm_random_resize, smallest=self.image_size)),
-                v2.RandomCrop(self.image_size),
-            ],
-            "center": [v2.CenterCrop(self.image_size)],
-            "adm_center": [v2.Lambda(partial(_cut_center, size=self.image_size))],
-            "random": [v2.RandomCrop(self.image_size)],
+            "center": [v2.CenterCrop(size)],
+            "adm_center": [v2.Lambda(partial(_cut_center, size=size))],
+            "random": [v2.RandomCrop(size)],
+            "adm_random": [v2.Lambda(partial(_adm_random_resize, smallest=size)), v2.RandomCrop(size)],
             "none": [],
         }
         flips = [v2.RandomHorizontalFlip(0.5)] if self.flip else []  # it advances the generator even at p = 0

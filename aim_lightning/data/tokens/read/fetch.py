@@ -14,7 +14,7 @@ from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.manifest import SCHEME
 from aim_lightning.utils.errors import TransientError, UserError
-from aim_lightning.utils.files import abandoned, atomic_path, make_directory, require_regular
+from aim_lightning.utils.files import abandoned, make_directory, require_regular, write_bytes
 
 # Errors that another attempt does not resolve.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -89,23 +89,15 @@ class Fetcher:
             # One process per node fetches. The others wait for the lock, which a dying process releases.
             with path.with_name(f".{path.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                return _read_cache(path, sha256) or self._fill_cache(path, url, sha256)
+                if cached := _read_cache(path, sha256):
+                    return cached
+                fetched = self._fetch(url, sha256, require_intact=True)
+                if fetched.intact:
+                    _fill_cache(path, fetched.data)
+                return fetched
         except OSError as error:
             log.warning("cache %s cannot be used (%s); reading without it", self.cache_dir, error)
             return self._fetch(url, sha256, require_intact=True)
-
-    def _fill_cache(self, path: Path, url: str, sha256: str) -> Fetched:
-        fetched = self._fetch(url, sha256, require_intact=True)
-        if not fetched.intact:
-            return fetched
-        for leftover in abandoned(path.parent):
-            leftover.unlink(missing_ok=True)
-        try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(fetched.data)
-        except OSError as error:
-            log.warning("%s could not be kept in the cache (%s)", url, error)
-        return fetched
 
 
 def check(data: bytes, sha256: str | None) -> Fetched:
@@ -139,6 +131,15 @@ def _read_cache(path: Path, sha256: str) -> Fetched | None:
     log.warning("%s in the cache is damaged and fetched again", path)
     path.unlink(missing_ok=True)
     return None
+
+
+def _fill_cache(path: Path, data: bytes) -> None:
+    for leftover in abandoned(path.parent):
+        leftover.unlink(missing_ok=True)
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        log.warning("%s could not be kept in the cache (%s)", path, error)
 
 
 def _reason(error: Exception) -> str:

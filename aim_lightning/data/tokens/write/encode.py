@@ -82,16 +82,11 @@ def load_batches(
     loader = DataLoader(
         ImageBatches(images, options, batches),
         batch_size=None,
-        collate_fn=_identity,  # the default conversion has no rule for ranges
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # without it the iterator advances the global generator
     )
     return iter(loader)
-
-
-def _identity(batch: ImageBatch) -> ImageBatch:
-    return batch
 
 
 class Encoder:
