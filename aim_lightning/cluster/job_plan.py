@@ -8,47 +8,38 @@ from pathlib import Path
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.utils.errors import UserError
 
-# Directives that job.sbatch writes itself, and where they come from.
+# Names of the directives that job.sbatch writes itself, by their source.
 OWNED = {
-    "nodes": "trainer.num_nodes",
-    "N": "trainer.num_nodes",
-    "ntasks": "trainer.devices and trainer.num_nodes",
-    "n": "trainer.devices and trainer.num_nodes",
-    "ntasks-per-node": "trainer.devices",
-    "cpus-per-task": "cluster.cpus_per_task",
-    "c": "cluster.cpus_per_task",
-    "time": "cluster.time",
-    "t": "cluster.time",
-    "partition": "cluster.partition",
-    "p": "cluster.partition",
-    "account": "cluster.account",
-    "A": "cluster.account",
-    "qos": "cluster.qos",
-    "constraint": "cluster.constraint",
-    "C": "cluster.constraint",
-    "mem": "cluster.memory",
-    "signal": "cluster.signal_lead",
-    "array": "--seeds or --sweep",
-    "a": "--seeds or --sweep",
-    "job-name": "EXP and RUN",
-    "J": "EXP and RUN",
-    "output": "the run directory",
-    "o": "the run directory",
-    "open-mode": "the requeueing",
-    "requeue": "the requeueing",
-    "no-requeue": "the requeueing",
+    "trainer.num_nodes": "nodes N",
+    "trainer.devices and trainer.num_nodes": "ntasks n",
+    "trainer.devices": "ntasks-per-node",
+    "cluster.cpus_per_task": "cpus-per-task c",
+    "cluster.time": "time t",
+    "cluster.partition": "partition p",
+    "cluster.account": "account A",
+    "cluster.qos": "qos",
+    "cluster.constraint": "constraint C",
+    "cluster.memory": "mem",
+    "cluster.signal_lead": "signal",
+    "--seeds or --sweep": "array a",
+    "EXP and RUN": "job-name J",
+    "the run directory": "output o",
+    "the requeueing": "open-mode requeue no-requeue",
 }
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?$")
 MARGIN = 1.5  # times the measured seconds: file systems are sometimes slow
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a job: its name and the file with its composed configuration."""
+    """One run of a job: its index in an array (None without one) and its name."""
 
     index: int | None
     run: str
-    config: Path
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file in the job's directory with the composed configuration."""
+        return "job.yaml" if self.index is None else f"job-{self.index}.yaml"
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class JobPlan:
         gpus: True if each rank uses a GPU.
         workers: loader processes per rank.
         options: the section `cluster`.
-        where: working directory, the checkout.
+        working_directory: the checkout.
         python: the interpreter.
         parallel: maximum number of concurrent tasks of the array; None = no limit.
         timings: seconds measured in earlier jobs of this run (`runs/…/timings.json`).
@@ -79,16 +70,21 @@ class JobPlan:
     gpus: bool
     workers: int
     options: ClusterOptions
-    where: Path
+    working_directory: Path
     python: str
     parallel: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
     fit_options: list[str] = field(default_factory=list)
 
     @property
-    def cpus_per_task(self) -> int:
+    def cpus_per_rank(self) -> int:
         """Return the CPUs per rank."""
         return self.options.cpus_per_task or self.workers + 2
+
+    @property
+    def ranks_per_task(self) -> int:
+        """Return the ranks per task of srun: torchrun is one task per node."""
+        return self.devices if self.options.launcher == "torchrun" else 1
 
     @property
     def is_array(self) -> bool:
@@ -110,40 +106,39 @@ def check(plan: JobPlan) -> list[str]:
         if not line.strip():
             raise UserError("cluster.directives contains an empty line; remove it")
         name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).partition("=")[0].partition(" ")[0]
-        if name in OWNED:
-            raise UserError(f"cluster.directives: {line!r} is set by {OWNED[name]}; set it there")
-    if plan.cpus_per_task < plan.workers + 1:
+        for source, names in OWNED.items():
+            if name in names.split():
+                raise UserError(f"cluster.directives: {line!r} is set by {source}; set it there")
+    if plan.cpus_per_rank < plan.workers + 1:
         raise UserError(
-            f"cluster.cpus_per_task is {plan.cpus_per_task}; a rank and its {plan.workers} loader processes "
+            f"cluster.cpus_per_task is {plan.cpus_per_rank}; a rank and its {plan.workers} loader processes "
             f"(data.num_workers) need {plan.workers + 1}"
         )
-    limit = seconds(options.time)
-    if options.signal_lead >= limit:
+    if options.signal_lead >= (limit := seconds(options.time)):
         raise UserError(
             f"cluster.signal_lead {options.signal_lead} s leaves nothing of cluster.time {options.time} ({limit} s)"
         )
-    return _check_lead(plan)
+    return [_check_lead(plan)]
 
 
-def _check_lead(plan: JobPlan) -> list[str]:
+def _check_lead(plan: JobPlan) -> str:
     """Check that the signal lead covers the longest pause between two steps, and a checkpoint."""
-    pause, save = plan.timings.get("longest_pause_seconds"), plan.timings.get("checkpoint_seconds")
-    if pause is None or save is None:
-        return [
-            "not measured yet for this run: seconds to a batch boundary and for a checkpoint; "
-            f"cluster.signal_lead {plan.options.signal_lead} s is not checked"
-        ]
+    lead, timings = plan.options.signal_lead, plan.timings
+    if not {"longest_pause_seconds", "checkpoint_seconds"} <= timings.keys():
+        fact = "not measured yet for this run: seconds to a batch boundary and for a checkpoint"
+        return f"{fact}; cluster.signal_lead {lead} s is not checked"
+    pause, save = timings["longest_pause_seconds"], timings["checkpoint_seconds"]
     # Several ranks agree on a signal one step after the first of them has received it.
-    step = plan.timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
-    seconds = pause + step + save
-    if plan.options.signal_lead < MARGIN * seconds:
-        more = f"{step:.1f} s for a step until all ranks agree, " if step else ""
+    step = timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
+    needed = pause + step + save
+    if lead < MARGIN * needed:
+        agreement = f"{step:.1f} s for a step until all ranks agree, " if step else ""
         raise UserError(
-            f"cluster.signal_lead is {plan.options.signal_lead} s; measured in this run: up to {pause:.1f} s between "
-            f"two batches (validation and sampling included), {more}{save:.1f} s for a checkpoint; "
-            f"set at least {math.ceil(MARGIN * seconds)}"
+            f"cluster.signal_lead is {lead} s; measured in this run: up to {pause:.1f} s between two batches "
+            f"(validation and sampling included), {agreement}{save:.1f} s for a checkpoint; "
+            f"set at least {math.ceil(MARGIN * needed)}"
         )
-    return [f"signal lead {plan.options.signal_lead} s; {seconds:.1f} s were needed at most so far"]
+    return f"signal lead {lead} s; {needed:.1f} s were needed at most so far"
 
 
 def seconds(text: str) -> int:
@@ -152,18 +147,14 @@ def seconds(text: str) -> int:
     Raises:
         UserError: another format.
     """
-    match = TIME.match(text.strip())
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
         raise UserError(f"cluster.time is {text!r}; write minutes, HH:MM:SS or D-HH:MM:SS")
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, secs = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, secs = parts
-    else:
-        hours, minutes, secs = 0, parts[0], parts[1] if len(parts) == 2 else 0
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + secs
+    days, *parts = (part and int(part) for part in match.groups())
+    if days is None and parts[2] is None:  # without days, one or two numbers start with minutes
+        parts = [0, *parts]
+    hours, minutes, rest = (part or 0 for part in parts[:3])
+    return (((days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def array_indices(text: str) -> list[int]:
@@ -172,12 +163,8 @@ def array_indices(text: str) -> list[int]:
     Raises:
         UserError: another format, or a repeated number.
     """
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
-        raise UserError(f"--seeds is {text!r}; write numbers and ranges, such as 0-3,7")
-    indices = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        indices += range(int(first), int(last or first) + 1)
-    if not indices or len(set(indices)) != len(indices):
-        raise UserError(f"--seeds is {text!r}: numbers are repeated or missing")
+    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
+    indices = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
+    if not (all(spans) and indices and len(set(indices)) == len(indices)):
+        raise UserError(f"--seeds is {text!r}; write different numbers and ranges, such as 0-3,7")
     return indices

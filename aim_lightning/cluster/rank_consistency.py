@@ -1,5 +1,6 @@
-"""Checks that ranks agree on versions, configuration and directory before training starts."""
+"""Check that ranks agree on versions, configuration and directory before training starts."""
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -28,8 +29,8 @@ class RankInfo:
         device: unique on its node; None for CPUs.
         world_size: number of ranks it was started with.
         versions: package -> version, with a hash of this project's source.
-        configuration: hash of the composed document.
-        start: name of the checkpoint that it would start from.
+        configuration: hash of the composed configuration.
+        start: name of the checkpoint from which it would start.
         sees_run_directory: True if rank 0's new file is visible there.
     """
 
@@ -45,14 +46,11 @@ class RankInfo:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that affect results, and a hash of this package's source files."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version(), **dict.fromkeys(PACKAGES, "not installed")}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    found["aim_lightning source"] = source_hash(Path(__file__).parents[1])
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            result[package] = version(package)
+    return result | {"aim_lightning source": source_hash(Path(__file__).parents[1])}
 
 
 def source_hash(package: Path) -> str:
@@ -78,29 +76,26 @@ def faults(ranks: list[RankInfo], run_dir: str) -> list[str]:
     first = min(ranks, key=lambda info: info.rank)
     lines = []
     for info in ranks:
-        who = f"node {info.node}, rank {info.rank}"
+        name = f"node {info.node}, rank {info.rank}"
         if info.world_size != len(ranks):
-            lines.append(f"{who}: it counts {info.world_size} ranks, but {len(ranks)} answered")
-        for package, here in info.versions.items():
-            there = first.versions.get(package)
-            if here != there:
-                lines.append(f"{who}: {package} is {here}, on node {first.node} it is {there}")
+            lines.append(f"{name}: it counts {info.world_size} ranks, but {len(ranks)} answered")
+        for package, installed in info.versions.items():
+            if installed != (expected := first.versions.get(package)):
+                lines.append(f"{name}: {package} is {installed}, on node {first.node} it is {expected}")
         if info.configuration != first.configuration:
-            lines.append(f"{who}: its configuration differs from that of node {first.node} (rank 0)")
+            lines.append(f"{name}: its configuration differs from that of node {first.node} (rank 0)")
         if not info.sees_run_directory:
             lines.append(
-                f"{who}: {run_dir} is not the directory that node {first.node} writes to; "
+                f"{name}: {run_dir} is not the directory that node {first.node} writes to; "
                 "set runs_root to a directory that all nodes share"
             )
     devices = Counter((info.node, info.device) for info in ranks if info.device)
-    lines += [
-        f"node {node}: {count} ranks share device {device}" for (node, device), count in devices.items() if count > 1
-    ]
-    return lines
+    shared = {key: count for key, count in devices.items() if count > 1}
+    return lines + [f"node {node}: {count} ranks share device {device}" for (node, device), count in shared.items()]
 
 
 def late_views(ranks: list[RankInfo]) -> list[str]:
-    """Return one line per rank whose shared file system shows an old state, which is a transient error.
+    """Return one line per rank that would start from another checkpoint, which is a transient error.
 
     Args:
         ranks: all ranks.
@@ -115,13 +110,13 @@ def late_views(ranks: list[RankInfo]) -> list[str]:
 
 
 def task_fault(job: Job | None, nodes: int, devices: int, visible_gpus: int | None) -> str | None:
-    """Return the fault of the step that srun started, before any process group exists; None without one.
+    """Check the processes that srun started, before any process group exists, and return the fault or None.
 
     Args:
         job: of this process; None outside SLURM.
         nodes: trainer.num_nodes.
         devices: trainer.devices.
-        visible_gpus: number that this task can see; None for CPUs.
+        visible_gpus: GPUs that this task can see; None for CPUs.
     """
     if job is None or job.tasks is None:
         return None

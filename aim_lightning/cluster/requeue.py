@@ -1,4 +1,4 @@
-"""Decides whether a stopped job is requeued, and requeues it.
+"""Decide whether a stopped job is requeued, and requeue it.
 
 Called by rank 0 after a stop between two steps, and by job.sbatch after srun has ended.
 """
@@ -40,9 +40,9 @@ def decide(cause: Cause, starts: int, info: SlurmJobInfo, requeue_on_crash: bool
     """Decide whether a stopped job is to be requeued.
 
     Args:
-        cause: SIGUSR1 was received, only SIGTERM was received, or the processes ended otherwise.
+        cause: `warning` = SIGUSR1 was received; `sigterm` = only SIGTERM was; `crash` = the processes ended otherwise.
         starts: restarts of the job when this start began.
-        info: SLURM's present record.
+        info: SLURM's current record of the job.
         requeue_on_crash: option of the section `cluster`.
     """
     # SLURM may already have requeued it, for instance after a node failure: a second requeue would be an error.
@@ -66,7 +66,7 @@ def decide(cause: Cause, starts: int, info: SlurmJobInfo, requeue_on_crash: bool
 
 
 def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[..., str] = command) -> RequeueDecision:
-    """Read the job's record, decide, and requeue; errors of SLURM become the decision `refused` or `outside`.
+    """Read the job's record, decide, and requeue; an error of SLURM becomes `refused` or `outside`.
 
     Args:
         cause: as in `decide`.
@@ -74,7 +74,8 @@ def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[...
         requeue_on_crash: option of the section `cluster`.
         run: calls a SLURM command.
     """
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             jobs = show(job.id, run)
             if not jobs:
@@ -86,10 +87,10 @@ def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[...
         except NoCommand as error:
             return RequeueDecision("outside", str(error))
         except SlurmError as error:
+            wait = next(waits, None)
             if wait is None or not any(text.lower() in str(error).lower() for text in TRANSIENT):
                 return RequeueDecision("refused", str(error))
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def cause_of(recorded: int | None, code: int) -> Cause | None:

@@ -1,4 +1,4 @@
-"""Handlers of SIGUSR1 and SIGTERM that set a flag and do nothing else.
+"""Handle SIGUSR1 and SIGTERM by setting a flag only.
 
 An import, a restore, a validation or a checkpoint being written continues as if no signal had come. Training reads the
 flag between two steps: see `callbacks.training.stop_request`. Only a read of data that blocks is aborted. Nothing slow
@@ -33,12 +33,12 @@ _stops: SimpleQueue[int] = SimpleQueue()  # its `put` is reentrant, as a signal 
 
 
 class Stopped(BaseException):
-    """The end of a training between two steps because of a signal, which is no error.
+    """Exception that ends a training between two steps after a signal.
 
     Args:
         code: TERM, USR1 or INT.
         step: optimizer steps done.
-        saved: a checkpoint contains all of them.
+        saved: True if a checkpoint contains all of them.
     """
 
     def __init__(self, code: int, step: int, saved: bool = True) -> None:
@@ -54,7 +54,7 @@ def install() -> None:
     if not _installed:
         threading.Thread(target=_abort_blocked_read, daemon=True, name="blocked read").start()
     for signum in CODES:
-        signal.signal(signum, _note)
+        signal.signal(signum, _record)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # faulthandler restores it between unregister and register
     _show_stacks()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*CODES, signal.SIGUSR2))
@@ -62,10 +62,10 @@ def install() -> None:
 
 
 def keep() -> None:
-    """Install the handlers again, if this process has installed them; takes ten microseconds.
+    """Install the handlers again if this process has installed them.
 
     LLVM replaces them when Triton compiles its first kernel. Python does not notice. SIGUSR1 would then
-    do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training immediately.
+    do nothing, and SIGTERM, SIGUSR2 and SIGINT would end training immediately. The call takes ten microseconds.
     """
     if not _installed or threading.current_thread() is not threading.main_thread():
         return
@@ -100,7 +100,7 @@ def received() -> int:
     return _received
 
 
-def _note(signum: int, frame) -> None:
+def _record(signum: int, frame) -> None:
     global _received
     _received = max(_received, CODES[signum])
     if signum == signal.SIGTERM:

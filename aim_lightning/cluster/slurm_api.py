@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aim_lightning.cluster import signals
 from aim_lightning.utils.process import in_step
@@ -37,16 +37,12 @@ class Job:
         """Return the job of this process; None outside SLURM."""
         if "SLURM_JOB_ID" not in env:
             return None
-        array = env.get("SLURM_ARRAY_JOB_ID")
+        array, starts = env.get("SLURM_ARRAY_JOB_ID"), int(env.get("SLURM_RESTART_COUNT") or 0)
         name = f"{array}_{env['SLURM_ARRAY_TASK_ID']}" if array else env["SLURM_JOB_ID"]
-        step = in_step(env)
-        return cls(
-            name,
-            int(env.get("SLURM_RESTART_COUNT") or 0),
-            env.get("SLURMD_NODENAME", "?"),
-            int(env["SLURM_STEP_NUM_TASKS"]) if step else None,
-            int(env.get("SLURM_STEP_NUM_NODES") or 1) if step else None,
-        )
+        job = cls(name, starts, env.get("SLURMD_NODENAME", "?"))
+        if not in_step(env):
+            return job
+        return replace(job, tasks=int(env["SLURM_STEP_NUM_TASKS"]), nodes=int(env.get("SLURM_STEP_NUM_NODES") or 1))
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,6 @@ class SlurmJobInfo:
     nodes: str = ""
     run_time: str = ""
     time_limit: str = ""
-    start_time: str = ""
 
     @property
     def waiting_or_running(self) -> bool:
@@ -70,42 +65,39 @@ class SlurmJobInfo:
         return self.state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
 
     def holds(self, task: int) -> bool:
-        """Return True if the record is of this task of an array, or of waiting tasks that include it: 9_0-3,7%2."""
+        """Return True if the record describes this task of an array, or waiting tasks that include it: 9_0-3,7%2."""
         text = self.id.partition("_")[2].partition("%")[0]
-        parts = [TASKS.fullmatch(part) for part in text.split(",")]
-        if not all(parts):
+        spans = [TASKS.fullmatch(part) for part in text.split(",")]
+        if not all(spans):
             return bool(text)  # SLURM truncates long lists
-        spans = [(int(part[1]), int(part[2] or part[1]), int(part[3] or 1)) for part in parts]
-        return any(task in range(first, last + 1, step) for first, last, step in spans)
+        return any(task in range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1)) for s in spans)
 
 
 def parse_jobs(text: str) -> list[SlurmJobInfo]:
     """Return every job in the output of `scontrol show job`."""
-    return [_job_info(dict(PAIR.findall(record))) for record in re.split(r"\n\s*\n", text) if "JobId=" in record]
-
-
-def _job_info(pairs: dict[str, str]) -> SlurmJobInfo:
-    array = pairs.get("ArrayJobId")
-    return SlurmJobInfo(
-        id=f"{array}_{pairs.get('ArrayTaskId', '?')}" if array else pairs["JobId"],
-        state=pairs.get("JobState", "?"),
-        reason=pairs.get("Reason", "None"),
-        restarts=int(pairs.get("Restarts") or 0),
-        preempted=pairs.get("PreemptTime", "None") not in ("None", "", "Unknown"),
-        may_requeue=pairs.get("Requeue", "1") == "1",
-        nodes=pairs.get("NodeList", "").replace("(null)", ""),
-        run_time=pairs.get("RunTime", ""),
-        time_limit=pairs.get("TimeLimit", ""),
-        start_time=pairs.get("StartTime", ""),
-    )
+    records = [dict(PAIR.findall(record)) for record in re.split(r"\n\s*\n", text) if "JobId=" in record]
+    return [
+        SlurmJobInfo(
+            id="{ArrayJobId}_{ArrayTaskId}".format_map(pairs) if "ArrayJobId" in pairs else pairs["JobId"],
+            state=pairs["JobState"],
+            reason=pairs.get("Reason", "None"),
+            restarts=int(pairs.get("Restarts") or 0),
+            preempted=pairs.get("PreemptTime", "None") not in ("None", "", "Unknown"),
+            may_requeue=pairs.get("Requeue", "1") == "1",
+            nodes=pairs.get("NodeList", "").replace("(null)", ""),
+            run_time=pairs.get("RunTime", ""),
+            time_limit=pairs.get("TimeLimit", ""),
+        )
+        for pairs in records
+    ]
 
 
 class SlurmError(Exception):
-    """A failed SLURM command, with the last line of its output."""
+    """Error of a SLURM command, with the last line of its output."""
 
 
 class NoCommand(SlurmError):
-    """A SLURM command that does not exist, as inside a container."""
+    """Error of a SLURM command that does not exist, as inside a container."""
 
 
 def command(*words: str, timeout: float = 30) -> str:

@@ -1,4 +1,4 @@
-"""Ends a rank that hangs, after printing the stacks of all threads."""
+"""End a rank that hangs, after printing the stacks of all threads."""
 
 import faulthandler
 import os
@@ -9,13 +9,12 @@ from typing import TextIO
 
 from aim_lightning.cluster.requeue import HANG
 from aim_lightning.utils import process
-from aim_lightning.utils.process import node_name
 
-LAST_WORDS_SECONDS = 3.0
+PRINT_SECONDS = 3.0  # time for the other ranks to print their stacks: the first rank to end ends all
 
 
 class Watchdog:
-    """Context manager inside which the process must call `utils.process.beat` often enough.
+    """Context manager that ends the process when `utils.process.beat` is not called often enough.
 
     A Python thread checks for heartbeats. If a library holds the interpreter's lock, faulthandler's C thread does the
     same after twice the time, with exit code 1. The time restarts for a process that was suspended. A suspension of
@@ -61,11 +60,9 @@ class Watchdog:
             woken = time.monotonic()
 
     def _end_process(self, phase: str) -> None:
-        head = f"error: node {node_name()}, rank {self.rank}: no progress for {self.seconds:g} s in {phase}"
+        head = f"error: node {process.node_name()}, rank {self.rank}: no progress for {self.seconds:g} s in {phase}"
         print(f"{head}; the stacks of its threads follow, then the job ends", file=self.log, flush=True)
         faulthandler.dump_traceback(file=self.log, all_threads=True)
         self.log.flush()
-        time.sleep(
-            min(LAST_WORDS_SECONDS, self.seconds)
-        )  # time for the other ranks to print theirs: the first to end ends all
+        time.sleep(min(PRINT_SECONDS, self.seconds))
         os._exit(HANG)

@@ -15,7 +15,6 @@ from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.main import main
 from aim_lightning.cli.slurm.in_job import resubmission
-from aim_lightning.cluster.sbatch_script import DEAF
 from aim_lightning.runs.directory import RunDirectory
 
 COMMANDS = {
@@ -214,7 +213,7 @@ def test_the_last_call_outlives_the_requeue_that_it_asks_for(slurm):
     """SLURM then sends SIGTERM to every process of the job; job.sbatch has them ignore it."""
     call, place = slurm
     job = {"SLURM_JOB_ID": "41", "state": "RUNNING", "REQUEUE_KILLS": "1"}
-    done = call("ended", "--code", "137", before=["bash", "-c", f'{DEAF}; "$@"', "-"], **job)
+    done = call("ended", "--code", "137", before=["bash", "-c", "trap '' TERM USR1; \"$@\"", "-"], **job)
     assert done.returncode == 0 and "job 41 is requeued: its processes ended" in done.stdout
     assert "scontrol requeue 41" in (place / "calls").read_text()
 

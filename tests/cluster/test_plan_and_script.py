@@ -16,13 +16,13 @@ DIRECTORY = Path("runs/x/main")
 PLAN = JobPlan(
     name="x/main",
     directory=DIRECTORY,
-    tasks=[Task(None, "main", DIRECTORY / "job.yaml")],
+    tasks=[Task(None, "main")],
     nodes=2,
     devices=4,
     gpus=True,
     workers=1,
     options=ClusterOptions(account="lab", qos="long", constraint="a100", memory="200G", time="1-00:00:00"),
-    where=Path("/the/check out"),
+    working_directory=Path("/the/check out"),
     python="/venv/bin/python",
 )
 
@@ -57,7 +57,7 @@ def run_job(tmp_path, **programs):
     for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    (tmp_path / "job.sbatch").write_text(render(plan(where=tmp_path, python=str(tmp_path / "python"))))
+    (tmp_path / "job.sbatch").write_text(render(plan(working_directory=tmp_path, python=str(tmp_path / "python"))))
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41"}
     return subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True, timeout=60)
 
@@ -104,7 +104,7 @@ def test_only_a_refusal_keeps_a_job_from_training(tmp_path, code, trains):
 
 
 def test_an_array_has_a_configuration_and_a_log_a_task():
-    tasks = [Task(i, f"main-{i}", DIRECTORY / f"job-{i}.yaml") for i in (3, 4)]
+    tasks = [Task(i, f"main-{i}") for i in (3, 4)]
     text = render(plan(tasks=tasks, parallel=1))
     assert "#SBATCH --array=3,4%1" in text and "slurm-%A_%a.log" in text
     assert "config=runs/x/main/job-${SLURM_ARRAY_TASK_ID}.yaml" in text

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from aim_lightning.cluster.sbatch_script import HOLD
+from aim_lightning.cluster.sbatch_script import TEMPLATE
+
+HOLD = TEMPLATE.partition("sh -c '")[2].partition("'")[0]
 
 SIGNALS = """
 import os, signal, sys, time
@@ -43,9 +45,8 @@ def test_a_handler_only_sets_a_flag_and_the_warning_counts_most(sent, expected):
     reason="env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead",
 )
 def test_a_signal_before_the_handlers_waits_for_them():
-    words = HOLD.partition("'")[2].rpartition("'")[0]
     process = subprocess.Popen(
-        ["sh", "-c", words, "-", sys.executable, "-c", SIGNALS, "late"], stdout=subprocess.PIPE, text=True
+        ["sh", "-c", HOLD, "-", sys.executable, "-c", SIGNALS, "late"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGUSR1)
@@ -59,10 +60,9 @@ def test_a_signal_before_the_handlers_waits_for_them():
 @pytest.mark.parametrize("late", [True, False])
 def test_who_asks_for_stacks_ends_nothing(late):
     """Neither a process that has none to show, such as torchrun's agent, nor training before its handlers are there."""
-    words = HOLD.partition("'")[2].rpartition("'")[0]
     code = SIGNALS if late else "import sys, time; print('up', flush=True); time.sleep(1); print('ready 0')"
     process = subprocess.Popen(
-        ["sh", "-c", words, "-", sys.executable, "-c", code, "late"],
+        ["sh", "-c", HOLD, "-", sys.executable, "-c", code, "late"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,9 +76,8 @@ def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
     old = tmp_path / "env"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    words = HOLD.partition("'")[2].rpartition("'")[0]
     process = subprocess.Popen(
-        [shutil.which("sh"), "-c", words, "-", sys.executable, "-c", SIGNALS, "late"],
+        [shutil.which("sh"), "-c", HOLD, "-", sys.executable, "-c", SIGNALS, "late"],
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
         text=True,

@@ -11,11 +11,12 @@ from aim_lightning.cli.common_options import add_shared, flag, number
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.registry import Command
 from aim_lightning.cli.slurm.in_job import ended, started
-from aim_lightning.cli.slurm.submit import make_plan, write_configurations
+from aim_lightning.cli.slurm.submit import make_plan
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
 from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, command, show
+from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
@@ -48,8 +49,13 @@ class RunJob:
     number: str
     array: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """Return the number that names only this job; SLURM's record of a waiting task names all of them: ARRAY_0-3."""
+        return self.number if "_" in self.number else self.info.id
+
     def __str__(self) -> str:
-        return f"job {self.info.id}" + (f" (a task of the array of {self.array})" if self.array else "")
+        return f"job {self.name}" + (f" (a task of the array of {self.array})" if self.array else "")
 
 
 def jobs_of(directory: RunDirectory) -> list[RunJob]:
@@ -59,13 +65,9 @@ def jobs_of(directory: RunDirectory) -> list[RunJob]:
         UserError: SLURM does not answer.
     """
     try:
-        submitted = [
-            RunJob(_with_number(info, number), number)
-            for number in job_registry.jobs(directory.path)
-            for info in show(number)
-        ]
-        ids = {job.info.id for job in submitted}
-        return [*submitted, *(job for job in _tasks(directory) if job.info.id not in ids)]
+        jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
+        names = {job.name for job in jobs}
+        return jobs + [job for job in _tasks(directory) if job.name not in names]
     except SlurmError as error:
         raise UserError(f"SLURM cannot be asked: {error}") from None
 
@@ -79,19 +81,13 @@ def _tasks(directory: RunDirectory) -> list[RunJob]:
     numbers = [f"{number}_{match[2]}" for number in job_registry.jobs(array) if "_" not in number]
     # SLURM shows waiting tasks as one record of the array, so that the whole array is read.
     records = [(number, info) for number in numbers for info in show(number.partition("_")[0])]
-    return [RunJob(_with_number(info, number), number, array) for number, info in records if info.holds(int(match[2]))]
-
-
-def _with_number(info: SlurmJobInfo, number: str) -> SlurmJobInfo:
-    """Replace the number of a waiting task, which SLURM shows as that of all waiting tasks: ARRAY_0-3."""
-    return replace(info, id=number) if "_" in number else info
+    return [RunJob(info, number, array) for number, info in records if info.holds(int(match[2]))]
 
 
 def _submit(config: Config, options: argparse.Namespace) -> int:
     directory = config.run_directory
     plan, configs = make_plan(config, options)
-    notes = check(plan)
-    script = render(plan)
+    notes, script = check(plan), render(plan)
     if options.dry:
         print(script, end="")
         print(*(f"# {note}" for note in notes), sep="\n", file=sys.stderr)
@@ -99,7 +95,8 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
     print(*notes, sep="\n")
     for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
         _refuse_double(replace(directory, run=str(run)))
-    write_configurations(plan, configs)
+    for task, task_config in zip(plan.tasks, configs, strict=True):  # later edits must not change a waiting job
+        write_text(plan.directory / task.file, dump(task_config.values))
     path = plan.directory / "job.sbatch"
     write_text(path, script)
     job_id = _slurm("sbatch", "--parsable", str(path)).strip().split(";")[0]
@@ -133,8 +130,7 @@ def _slurm(*words: str) -> str:
 def _status(config: Config, options: argparse.Namespace) -> int:
     directory = config.run_directory
     jobs = jobs_of(directory)
-    for job in jobs:
-        info = job.info
+    for job, info in ((job, job.info) for job in jobs):
         nodes = f" on {info.nodes}" if info.nodes else ""
         reason = f" ({info.reason})" if info.reason != "None" else ""
         print(f"{job}: {info.state}{reason}{nodes}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")

@@ -1,4 +1,4 @@
-"""The plan of a job from the configuration and the options of `slurm submit`."""
+"""Make the plan of a job from the configuration and the options of `slurm submit`."""
 
 import argparse
 import shlex
@@ -12,11 +12,9 @@ from aim_lightning.cli.config import Config, read_and_check
 from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
 from aim_lightning.cluster.job_registry import read_timings
-from aim_lightning.config.yaml import dump
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.resume_policy import decide, differences, refusal
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_text
 
 
 def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, list[Config]]:
@@ -29,52 +27,45 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
     Raises:
         UserError: an error that would otherwise appear in the job.
     """
-    directory = config.run_directory
-    configs = _configs(config, options)
-    for _, task_config in configs:
-        check_files("fit", task_config.values)
-        _check_ranks(task_config, options)
-        _check_shared(config, task_config)
-        _check_unchanged(task_config, options.allow_changes)
-    trainer, runs = config.trainer, [task_config.run_directory for _, task_config in configs]
+    directory, trainer, configs = config.run_directory, config.trainer, _configs(config, options)
+    for task in configs.values():
+        check_files("fit", task.values)
+        _check_ranks(task, options)
+        _check_shared(config, task)
+        _check_unchanged(task, options.allow_changes)
     plan = JobPlan(
         name=f"{directory.experiment}/{directory.run}",
         directory=directory.path,
-        tasks=[_task(directory.path, index, task_config) for index, task_config in configs],
+        tasks=[Task(index, task.run_directory.run) for index, task in configs.items()],
         nodes=trainer.get("num_nodes", 1),
         devices=trainer["devices"],
         gpus=trainer.get("accelerator") != "cpu",
         workers=config.init_args("data").get("num_workers", 0),
         options=config.cluster,
-        where=Path.cwd(),
+        working_directory=Path.cwd(),
         python=sys.executable,
         parallel=options.parallel,
-        timings=read_timings(directory.path, *(run.path for run in runs)),
+        timings=read_timings(directory.path, *(task.run_directory.path for task in configs.values())),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
     )
-    return plan, [task_config for _, task_config in configs]
+    return plan, list(configs.values())
 
 
-def _task(directory: Path, index: int | None, config: Config) -> Task:
-    return Task(index, config.values["run"], directory / ("job.yaml" if index is None else f"job-{index}.yaml"))
-
-
-def _configs(config: Config, options: argparse.Namespace) -> list[tuple[int | None, Config]]:
-    """Return pairs (index in the array, configuration); the index is None without an array."""
+def _configs(config: Config, options: argparse.Namespace) -> dict[int | None, Config]:
+    """Return the configurations by index in the array; the index is None without an array."""
     if options.seeds and options.sweep:
         raise UserError("--seeds and --sweep exclude each other; put --seed_everything into the lines of --sweep")
     if options.seeds:
-        given = {index: [("seed_everything", str(index))] for index in array_indices(options.seeds)}
+        changes = {index: [("seed_everything", str(index))] for index in array_indices(options.seeds)}
     elif options.sweep:
-        given = dict(enumerate(_lines(Path(options.sweep))))
+        changes = dict(enumerate(_lines(Path(options.sweep))))
     else:
-        return [(None, config)]
-    run = config.values["run"]
-    files, overrides = options.given.configs, options.given.overrides
-    return [
-        (index, read_and_check(Arguments(files, [*overrides, *more, ("run", f"{run}-{index}")])))
-        for index, more in given.items()
-    ]
+        return {None: config}
+    run, common = config.values["run"], options.given
+    return {
+        index: read_and_check(Arguments(common.configs, [*common.overrides, *items, ("run", f"{run}-{index}")]))
+        for index, items in changes.items()
+    }
 
 
 def _lines(path: Path) -> list[list[tuple[str, str]]]:
@@ -113,35 +104,28 @@ def _check_ranks(config: Config, options: argparse.Namespace) -> None:
 def _check_unchanged(config: Config, allow_changes: bool) -> None:
     """Refuse the changes that `fit` would refuse after the job has waited; tensors are not read."""
     directory = config.run_directory
-    if not directory.checkpoints():
-        return  # without importing torch
-    from aim_lightning.runs.history import read_content
+    if directory.checkpoints():
+        from aim_lightning.runs.history import read_content  # imports torch
 
-    decision = decide(read_content(directory, config.values, verify=False), allow_changes)
-    if decision.action == "refuse":
-        raise UserError(refusal(directory, decision))
+        decision = decide(read_content(directory, config.values, verify=False), allow_changes)
+        if decision.action == "refuse":
+            raise UserError(refusal(directory, decision))
 
 
 def _check_shared(config: Config, task: Config) -> None:
     """Check that the options of the job script are equal for all tasks of an array."""
-    for line in differences(_for_script(config), _for_script(task)).values():
+    for line in differences(_script_options(config), _script_options(task)).values():
         raise UserError(
             f"{task.values['run']}: {line}, but the tasks of an array share one job script; "
             "submit a task that needs another one as a separate run"
         )
 
 
-def _for_script(config: Config) -> dict:
-    """Return the options that the job script is made of."""
+def _script_options(config: Config) -> dict:
+    """Return the options that the job script depends on."""
     defaults, trainer = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}, config.trainer
     return {
         "trainer": {name: trainer.get(name, default) for name, default in defaults.items()},
         "data": {"num_workers": config.init_args("data").get("num_workers", 0)},
         "cluster": asdict(config.cluster),
     }
-
-
-def write_configurations(plan: JobPlan, configs: list[Config]) -> None:
-    """Write the configuration of each task: later edits of an experiment must not change a waiting job."""
-    for task, config in zip(plan.tasks, configs, strict=True):
-        write_text(task.config, dump(config.values))
