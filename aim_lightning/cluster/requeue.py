@@ -58,7 +58,7 @@ def decide(cause: Cause, starts: int, info: SlurmJobInfo, requeue_on_crash: bool
         if info.state == "COMPLETING":
             return RequeueDecision("stay", "it was cancelled")
         if cause == "sigterm":
-            return RequeueDecision("stay", "SIGTERM came without preemption or time limit, so somebody wants it to end")
+            return RequeueDecision("stay", "SIGTERM came without preemption or time limit")
     if not info.may_requeue:
         return RequeueDecision("refused", "it was submitted with --no-requeue")
     reasons = {"warning": "its time runs out (SIGUSR1)", "sigterm": "it was preempted", "crash": "its processes ended"}

@@ -1,4 +1,4 @@
-"""What must be the same on every rank."""
+"""Checks that all ranks have the same environment, configuration and directory."""
 
 import dataclasses
 
@@ -23,35 +23,32 @@ def test_equal_ranks_have_no_faults():
     assert faults([FIRST, SECOND], "runs/x") == []
 
 
-def test_what_a_backend_is_chosen_by_is_compared_installed_or_not():
-    """`auto` takes mamba-ssm where it is: one node without it would compute something else."""
-    here = versions()
-    assert {"triton", "mamba-ssm", "causal-conv1d", "torchvision", "webdataset"} <= here.keys()
-    there = {**here, "mamba-ssm": "2.3.1"}
-    ranks = [dataclasses.replace(one, versions=found) for one, found in ((FIRST, there), (SECOND, here))]
-    (line,) = faults(ranks, "runs/x")
-    assert line == f"node n2, rank 1: mamba-ssm is {here['mamba-ssm']}, on node n1 it is 2.3.1"
+def test_packages_that_select_a_backend_are_compared_installed_or_not():
+    """`auto` takes mamba-ssm where it is installed: one node without it would compute something else."""
+    installed = versions()
+    assert {"triton", "mamba-ssm", "causal-conv1d", "torchvision", "webdataset"} <= installed.keys()
+    first = dataclasses.replace(FIRST, versions=installed | {"mamba-ssm": "2.3.1"})
+    (line,) = faults([first, dataclasses.replace(SECOND, versions=installed)], "runs/x")
+    assert line == f"node n2, rank 1: mamba-ssm is {installed['mamba-ssm']}, on node n1 it is 2.3.1"
 
 
+DIRECTORY = "node n2, rank 1: runs/x is not the directory that node n1 writes to; set runs_root"
 CASES = [
     ({"versions": {"torch": "2.8"}}, "node n2, rank 1: torch is 2.8, on node n1 it is 2.9"),
     ({"configuration": "xyz"}, "node n2, rank 1: its configuration differs from that of node n1 (rank 0)"),
     ({"world_size": 4}, "node n2, rank 1: it counts 4 ranks, but 2 answered"),
-    (
-        {"sees_run_directory": False},
-        "node n2, rank 1: runs/x is not the directory that node n1 writes to; set runs_root",
-    ),
+    ({"sees_run_directory": False}, DIRECTORY),
     ({"node": "n1"}, "node n1: 2 ranks share device cuda:0"),
 ]
 
 
 @pytest.mark.parametrize(("change", "line"), CASES)
 def test_each_fault_is_one_line_that_names_the_node(change, line):
-    (found,) = faults([FIRST, dataclasses.replace(SECOND, **change)], "runs/x")
-    assert found.startswith(line)
+    (fault,) = faults([FIRST, dataclasses.replace(SECOND, **change)], "runs/x")
+    assert fault.startswith(line)
 
 
-def test_an_old_view_of_the_shared_directory_is_no_fault_but_passes():
+def test_an_old_state_of_the_shared_directory_is_a_transient_error():
     late = dataclasses.replace(SECOND, start="the beginning")
     assert faults([FIRST, late], "runs/x") == [] and late_views([FIRST, SECOND]) == []
     (line,) = late_views([FIRST, late])

@@ -1,13 +1,19 @@
-"""Signals, hangs and loader processes, in real processes that import no torch."""
+"""Signals, hangs and killed loader processes, in real processes."""
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from integration.tiny import write_config
+from test_slurm_cases import TOKENIZE
 
 from aim_lightning.cluster.sbatch_script import TEMPLATE
 
@@ -26,9 +32,15 @@ print("received", signals.received(), flush=True)
 """
 
 
-def python(code: str, *arguments, **more) -> subprocess.CompletedProcess:
+def python(code: str, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+def start(*command, **env) -> subprocess.Popen:
+    """Start a process whose output is read later."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(word) for word in command], env=os.environ | env, **pipes)
 
 
 @pytest.mark.parametrize(
@@ -40,54 +52,32 @@ def test_a_handler_only_sets_a_flag_and_the_warning_counts_most(sent, expected):
     assert done.returncode == 0 and f"received {expected}" in done.stdout, done.stderr
 
 
-@pytest.mark.skipif(
-    subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode != 0,
-    reason="env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead",
-)
-def test_a_signal_before_the_handlers_waits_for_them():
-    process = subprocess.Popen(
-        ["sh", "-c", HOLD, "-", sys.executable, "-c", SIGNALS, "late"], stdout=subprocess.PIPE, text=True
-    )
+WITHOUT_HANDLERS = "import time; print('up', flush=True); time.sleep(1); print('ready 0')"  # such as torchrun's agent
+EARLY = [
+    (SIGNALS, signal.SIGUSR1, True, "ready 2"),
+    (SIGNALS, signal.SIGUSR2, True, "ready 0"),
+    (WITHOUT_HANDLERS, signal.SIGUSR2, True, "ready 0"),
+    (SIGNALS, signal.SIGUSR1, False, "ready 0"),
+]
+
+
+@pytest.mark.parametrize(("code", "number", "env_blocks", "output"), EARLY)
+def test_a_signal_before_the_handlers_ends_nothing(tmp_path, code, number, env_blocks, output):
+    """SIGUSR1 waits for the handlers where `env` can block it; a request for stacks is ignored."""
+    path = os.environ["PATH"]
+    if not env_blocks:
+        (tmp_path / "env").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "env").chmod(0o755)
+        path = f"{tmp_path}:{path}"
+    elif subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode:
+        pytest.skip("env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead")
+    process = start(shutil.which("sh"), "-c", HOLD, "-", sys.executable, "-c", code, "late", PATH=path)
     assert process.stdout.readline() == "up\n"
-    process.send_signal(signal.SIGUSR1)
-    assert process.communicate(timeout=60)[0].startswith("ready 2") and process.returncode == 0
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[0].startswith(output) and process.returncode == 0
 
 
-@pytest.mark.skipif(
-    subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode != 0,
-    reason="env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead",
-)
-@pytest.mark.parametrize("late", [True, False])
-def test_who_asks_for_stacks_ends_nothing(late):
-    """Neither a process that has none to show, such as torchrun's agent, nor training before its handlers are there."""
-    code = SIGNALS if late else "import sys, time; print('up', flush=True); time.sleep(1); print('ready 0')"
-    process = subprocess.Popen(
-        ["sh", "-c", HOLD, "-", sys.executable, "-c", code, "late"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "up\n"
-    process.send_signal(signal.SIGUSR2)
-    assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
-
-
-def test_without_env_s_help_an_early_signal_is_at_least_survived(tmp_path):
-    old = tmp_path / "env"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
-    process = subprocess.Popen(
-        [shutil.which("sh"), "-c", HOLD, "-", sys.executable, "-c", SIGNALS, "late"],
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "up\n"
-    process.send_signal(signal.SIGUSR1)
-    assert process.communicate(timeout=60)[0].startswith("ready 0") and process.returncode == 0
-
-
-ASKED = """
+QUERY = """
 import time
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.slurm_api import command
@@ -100,11 +90,11 @@ print("received", signals.received())
 
 def test_a_signal_to_the_job_does_not_end_the_command_that_queries_slurm():
     """`scontrol requeue` gets SIGTERM like every process of the job that it requeues."""
-    done = python(ASKED)
+    done = python(QUERY)
     assert done.returncode == 0 and done.stdout.split() == ["answered", "received", "2"], done.stderr
 
 
-TAKEN = """
+LLVM = """
 import os, signal, time
 from aim_lightning.cluster import signals
 from aim_lightning.callbacks.training.stop_request import wake_llvm
@@ -123,10 +113,9 @@ except KeyboardInterrupt: print("interrupted", flush=True)
 """
 
 
-def test_handlers_that_llvm_took_are_set_again():
-    """A kernel that Triton compiles costs us our handlers, which nothing in Python shows."""
+def test_handlers_that_llvm_replaced_are_installed_again():
     pytest.importorskip("triton")
-    done = python(TAKEN)
+    done = python(LLVM)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == ["without 0", "with 1 2 2", "interrupted"]
     assert "most recent call first" in done.stderr  # SIGUSR2: the stacks
@@ -146,19 +135,18 @@ with Watchdog(2, rank=5):
     if sys.argv[1] != "none": work()
 """
 
-
-CASES = [
+HANGS = [
     ("python", 70, "rank 5: no progress for 2 s in the batch after step 3"),
     ("library", 1, "Timeout"),
     ("none", 0, ""),
 ]
 
 
-@pytest.mark.parametrize(("where", "code", "words"), CASES)
-def test_a_hang_ends_with_the_stacks_and_work_does_not(where, code, words):
-    done = python(HANG, where)
-    assert done.returncode == code and words in done.stderr, done.stderr
-    assert ('File "<string>", line 7 in work' in done.stderr) == (where != "none")
+@pytest.mark.parametrize(("cause", "code", "message"), HANGS)
+def test_a_hang_ends_with_the_stacks_and_work_does_not(cause, code, message):
+    done = python(HANG, cause)
+    assert done.returncode == code and message in done.stderr, done.stderr
+    assert ('File "<string>", line 7 in work' in done.stderr) == (cause != "none")
 
 
 SUSPENDED = """
@@ -176,9 +164,7 @@ with Watchdog(4):
 
 
 def test_a_process_that_was_suspended_does_not_count_as_hung_but_is_watched_afterwards():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(sys.executable, "-c", SUSPENDED)
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGSTOP)
     time.sleep(5)
@@ -213,7 +199,70 @@ assert done[0] == child and os.waitstatus_to_exitcode(done[1]) == 0, done
 
 
 def test_a_loader_process_obeys_its_parent_alone():
-    start = time.monotonic()
+    started = time.monotonic()
     done = python(WORKER)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - started < 20
+
+
+# Each batch and the start of validation wait, so that the loader process still has batches to deliver.
+PROBE = """
+model: {init_args: {adversarial: null}}
+callbacks:
+  reconstruction_metrics: null
+  probe: {class_path: slurm_probe.Probe, init_args: {pause: 0.1, long: {validation: 30}}}
+"""
+LINE = (
+    r"error: loader process [\d, ]+ ended \((killed|exited unexpectedly)\), possibly for lack of memory; "
+    r"lower data.num_workers or give the job more memory"
+)
+
+
+def assert_killed_worker_is_one_line(*words, until=lambda: True) -> None:
+    """Run a command with one loader process; kill each child from the time that `until` returns true."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/slurm")))
+    command = (sys.executable, "-m", "aim_lightning", *words, "--data.num_workers", 1)
+    process = start(*command, PYTHONPATH=paths, TOKENIZER_PAUSE="0.2", SLURM_JOB_ID="41")
+    while process.poll() is None:
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):  # a process that has ended meanwhile
+            for task in Path(f"/proc/{process.pid}/task").iterdir() if until() else ():
+                for child in (task / "children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+    error = process.communicate()[1]
+    assert process.returncode == 74, error
+    assert re.fullmatch(LINE, error.strip().splitlines()[-1]), error
+    assert error.count("Traceback") == 0 and error.count("error: ") == 1, error
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
+    experiment, run = write_config(tmp_path, "tiny_tokenizer"), tmp_path / "runs/tiny_tokenizer/main"
+    (tmp_path / "probe.yaml").write_text(PROBE)
+    files = ("--config", experiment, "--config", tmp_path / "probe.yaml")
+    assert_killed_worker_is_one_line("fit", *files, until=lambda: list(run.glob("checkpoints/*.ckpt")))
+    assert '"code": 74' in (run / "outcome.json").read_text()
+    assert_killed_worker_is_one_line("validate", *files)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_tokenize(tmp_path):
+    config = tmp_path / "tokenize.yaml"
+    config.write_text(TOKENIZE)
+    options = ("--batch_size", 20, "--data.out", tmp_path / "tokens")
+    assert_killed_worker_is_one_line("tokenize", "--config", config, *options)
+
+
+DESTRUCTORS = """
+import aim_lightning.__main__
+class Loader:
+    def __init__(self, error): self.error = error
+    def __del__(self): raise self.error
+Loader(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+Loader(ValueError("another error"))
+"""
+
+
+def test_a_killed_worker_of_a_loader_that_is_being_deleted():
+    done = python(DESTRUCTORS)
+    assert done.returncode == 0 and done.stderr.count("Traceback") == 1 and "another error" in done.stderr

@@ -1,12 +1,13 @@
-"""Does a job come back: the decision, scontrol's words, the limit on starts."""
+"""The decision to requeue a job, the output of scontrol, and the records of a run's jobs."""
 
 import errno
 import json
 
 import pytest
 
-from aim_lightning.cluster import job_registry, requeue, signals
-from aim_lightning.cluster.requeue import act, cause_of, decide
+from aim_lightning.cluster import job_registry, requeue
+from aim_lightning.cluster.requeue import RequeueDecision, act, cause_of, decide
+from aim_lightning.cluster.signals import USR1, Stopped
 from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, parse_jobs, show
 from aim_lightning.utils.errors import UserError
 
@@ -34,13 +35,7 @@ def test_reading_scontrol():
     assert job == SlurmJobInfo("12", "RUNNING", "None", 0, False, True, "n[1-2]", "00:00:22", "00:30:00")
     last, first = parse_jobs(ARRAY)
     assert (last.id, last.state, last.nodes) == ("9_4", "PENDING", "")
-    assert (first.id, first.reason, first.restarts, first.preempted, first.may_requeue) == (
-        "9_3",
-        "TimeLimit",
-        2,
-        True,
-        False,
-    )
+    assert first == SlurmJobInfo("9_3", "COMPLETING", "TimeLimit", 2, True, False)
 
 
 @pytest.mark.parametrize(
@@ -51,46 +46,32 @@ def test_tasks_that_wait_are_one_record(name, tasks):
     assert {task for task in range(9) if SlurmJobInfo(name, "PENDING").holds(task)} == tasks
 
 
-@pytest.mark.parametrize(
-    ("cause", "fields", "action"),
-    [
-        ("warning", {"state": "RUNNING"}, "requeue"),
-        ("sigterm", {"state": "RUNNING"}, "stay"),
-        ("sigterm", {"state": "RUNNING", "preempted": True}, "requeue"),
-        ("sigterm", {"state": "COMPLETING", "reason": "TimeLimit"}, "requeue"),
-        ("sigterm", {"state": "TIMEOUT"}, "requeue"),  # the limit came before a warning
-        ("sigterm", {"state": "COMPLETING", "restarts": 1}, "already"),
-        ("warning", {"state": "PENDING"}, "already"),
-        ("warning", {"state": "COMPLETING"}, "stay"),  # scancel came after the warning
-        ("warning", {"state": "CANCELLED"}, "stay"),
-        ("warning", {"state": "RUNNING", "may_requeue": False}, "refused"),
-        ("crash", {"state": "RUNNING"}, "requeue"),
-        ("crash", {"state": "COMPLETING"}, "stay"),
-    ],
-)
-def test_the_decision(cause, fields, action):
-    assert decide(cause, 0, SlurmJobInfo("1", **fields)).action == action
+WARNED, QUEUED = "its time runs out (SIGUSR1)", "SLURM has already put it back into the queue"
+CANCELLED, TIMED_OUT = "it was cancelled", "its time ran out"
+DECISIONS = [
+    ("warning", {"state": "RUNNING"}, "requeue", WARNED),
+    ("sigterm", {"state": "RUNNING"}, "stay", "SIGTERM came without preemption or time limit"),
+    ("sigterm", {"state": "RUNNING", "preempted": True}, "requeue", "it was preempted"),
+    ("sigterm", {"state": "COMPLETING", "reason": "TimeLimit"}, "requeue", TIMED_OUT),
+    ("sigterm", {"state": "TIMEOUT"}, "requeue", TIMED_OUT),  # the limit came before a warning
+    ("sigterm", {"state": "COMPLETING", "restarts": 1}, "already", QUEUED),
+    ("warning", {"state": "PENDING"}, "already", QUEUED),
+    ("warning", {"state": "REQUEUED"}, "already", QUEUED),
+    ("warning", {"state": "COMPLETING"}, "stay", CANCELLED),  # scancel came after the warning
+    ("warning", {"state": "CANCELLED"}, "stay", CANCELLED),
+    ("warning", {"state": "RUNNING", "may_requeue": False}, "refused", "it was submitted with --no-requeue"),
+    ("crash", {"state": "RUNNING"}, "requeue", "its processes ended"),
+    ("crash", {"state": "COMPLETING", "reason": "TimeLimit"}, "requeue", TIMED_OUT),
+    ("crash", {"state": "COMPLETING"}, "stay", CANCELLED),
+]
 
 
-@pytest.mark.parametrize(
-    ("cause", "fields", "reason"),
-    [
-        ("warning", {"state": "RUNNING"}, "its time runs out (SIGUSR1)"),
-        ("sigterm", {"state": "RUNNING", "preempted": True}, "it was preempted"),
-        ("crash", {"state": "RUNNING"}, "its processes ended"),
-        ("sigterm", {"state": "TIMEOUT"}, "its time ran out"),
-        ("crash", {"state": "COMPLETING", "reason": "TimeLimit"}, "its time ran out"),
-        ("warning", {"state": "REQUEUED"}, "SLURM has already put it back into the queue"),
-        ("warning", {"state": "CANCELLED"}, "it was cancelled"),
-        ("crash", {"state": "COMPLETING"}, "it was cancelled"),
-        ("warning", {"state": "RUNNING", "may_requeue": False}, "it was submitted with --no-requeue"),
-    ],
-)
-def test_the_reason_of_a_decision(cause, fields, reason):
-    assert decide(cause, 0, SlurmJobInfo("1", **fields)).reason == reason
+@pytest.mark.parametrize(("cause", "fields", "action", "reason"), DECISIONS)
+def test_the_decision_and_its_reason(cause, fields, action, reason):
+    assert decide(cause, 0, SlurmJobInfo("1", **fields)) == RequeueDecision(action, reason)
 
 
-def test_a_crash_stays_down_where_that_is_wanted():
+def test_a_crash_is_not_requeued_if_the_option_is_false():
     assert decide("crash", 0, SlurmJobInfo("1", "RUNNING"), requeue_on_crash=False).action == "stay"
 
 
@@ -105,33 +86,33 @@ def test_exit_codes(code, cause):
 
 
 class Slurm:
-    """Answers as scontrol would; `faults` come first."""
+    """A fake scontrol that raises the given errors first."""
 
     def __init__(self, *faults):
-        self.faults, self.asked = list(faults), []
+        self.faults, self.calls = list(faults), []
 
     def __call__(self, *words):
-        self.asked.append(words)
+        self.calls.append(words)
         if self.faults:
             raise self.faults.pop(0)
         return RUNNING
 
 
-def test_a_controller_that_restarts_is_waited_for(monkeypatch):
+def test_a_restarting_controller_is_called_again(monkeypatch):
     monkeypatch.setattr(requeue, "WAITS", (0.0, 0.0))
     slurm = Slurm(SlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)"))
     assert act("warning", Job("12", 0, "n1"), run=slurm).action == "requeue"
-    assert slurm.asked[-1] == ("scontrol", "requeue", "12")
+    assert slurm.calls[-1] == ("scontrol", "requeue", "12")
 
 
-def test_a_refusal_is_reported_in_slurm_s_words(monkeypatch):
+def test_a_refusal_is_reported_with_the_message_of_slurm(monkeypatch):
     monkeypatch.setattr(requeue, "WAITS", (0.0,))
     decision = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
     assert (decision.action, decision.reason) == ("refused", "Access/permission denied for job 12")
     assert act("warning", Job("12", 0, "n1"), run=Slurm(NoCommand("no scontrol"))).action == "outside"
 
 
-def test_a_forgotten_job_has_no_facts():
+def test_an_unknown_job_has_no_record():
     assert show("7", Slurm(SlurmError("slurm_load_jobs error: Invalid job id specified"))) == []
 
 
@@ -144,50 +125,46 @@ def test_the_job_of_this_process():
     assert Job.current(env | step | {"SLURM_JOB_NAME": "bash"}).tasks is None
 
 
-def job(name, starts=0):
-    return Job(name, starts, "n1")
+def register(directory, number, step, limit=3, restart=0) -> int:
+    return job_registry.register_start(directory, Job(number, restart, "n1"), step, limit)
 
 
 def test_the_limit_counts_starts_of_one_job_at_one_step(tmp_path):
-    for expected in (1, 2):
-        assert job_registry.register_start(tmp_path, job("12"), 40, limit=2) == expected
+    assert [register(tmp_path, "12", 40, limit=2) for _ in range(2)] == [1, 2]
     with pytest.raises(UserError, match="job 12 has started 2 times at step 40 without reaching a new checkpoint"):
-        job_registry.register_start(tmp_path, job("12"), 40, limit=2)
-    assert job_registry.register_start(tmp_path, job("12"), 44, limit=2) == 1
-    assert job_registry.register_start(tmp_path, job("13"), 44, limit=2) == 1
+        register(tmp_path, "12", 40, limit=2)
+    assert register(tmp_path, "12", 44) == register(tmp_path, "13", 44) == 1
 
 
-def test_a_second_job_makes_the_first_one_forget_nothing(tmp_path):
-    """It is refused later, by the lease; the first one is requeued for the fifth time, each time with progress."""
-    for starts in range(5):
-        assert job_registry.register_start(tmp_path, job("10", starts), 40 + starts, limit=3) == 1
-    assert job_registry.register_start(tmp_path, job("11"), 44, limit=3) == 1
-    assert job_registry.register_start(tmp_path, job("10", 5), 45, limit=3) == 1
+def test_a_second_job_does_not_reset_the_count_of_the_first(tmp_path):
+    """The lease refuses it later; the first job is requeued for the fifth time, each time with progress."""
+    for restart in range(5):
+        assert register(tmp_path, "10", 40 + restart, restart=restart) == 1
+    assert register(tmp_path, "11", 44) == register(tmp_path, "10", 45, restart=5) == 1
     for number in range(20, 40):
-        job_registry.register_start(tmp_path, job(str(number)), 45, limit=3)
+        register(tmp_path, str(number), 45)
     assert len(json.loads((tmp_path / "restarts.json").read_text())) == job_registry.RECORDS
 
 
-def test_starts_that_a_full_disk_kept_from_being_written_down_count_too(tmp_path, monkeypatch, capsys):
+def test_starts_that_a_full_disk_kept_out_of_the_record_count_too(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert job_registry.register_start(tmp_path, job("12", 4), 40, limit=9) == 5  # none of them was written down
-    assert job_registry.register_start(tmp_path, job("12", 5), 44, limit=2) == 1
+    assert register(tmp_path, "12", 40, limit=9, restart=4) == 5  # none of them was recorded
+    assert register(tmp_path, "12", 44, restart=5) == 1
     monkeypatch.setattr(job_registry, "write_json", full)
-    assert job_registry.register_start(tmp_path, job("12", 6), 44, limit=2) == 2
+    assert register(tmp_path, "12", 44, restart=6) == 2
     with pytest.raises(UserError, match="job 12 has started 2 times at step 44"):
-        job_registry.register_start(tmp_path, job("12", 7), 44, limit=2)
-    assert job_registry.register_start(tmp_path, job("12", 7), 48, limit=2) == 2  # since the last one written down
+        register(tmp_path, "12", 44, limit=2, restart=7)
+    assert register(tmp_path, "12", 48, restart=7) == 2  # since the last recorded one
     assert capsys.readouterr().err.count("restarts.json cannot be written (No space left on device)") == 1
 
 
-def test_what_is_written_down_for_the_job_script(tmp_path):
-    job = Job("12", 1, "n1")
-    assert job_registry.recorded_exit(tmp_path, job) is None
-    job_registry.record_exit(tmp_path, job, 75)
-    assert job_registry.recorded_exit(tmp_path, job) == 75
-    assert job_registry.recorded_exit(tmp_path, Job("12", 2, "n1")) is None  # of the start before
+def test_the_exit_code_is_recorded_for_this_start_of_the_job(tmp_path):
+    first, second = (Job("12", restart, "n1") for restart in (1, 2))
+    assert job_registry.recorded_exit(tmp_path, first) is None
+    job_registry.record_exit(tmp_path, first, 75)
+    assert [job_registry.recorded_exit(tmp_path, job) for job in (first, second)] == [75, None]
 
 
 def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
@@ -209,4 +186,4 @@ def test_timings_keep_the_longest(tmp_path):
 
 
 def test_a_stop_reports_its_reason():
-    assert str(signals.Stopped(signals.USR1, 7)) == "stopped by SIGUSR1 at step 7"
+    assert str(Stopped(USR1, 7)) == "stopped by SIGUSR1 at step 7"

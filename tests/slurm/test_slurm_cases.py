@@ -169,7 +169,7 @@ def case_somebody_sends_sigterm(cluster):
 def test_somebody_sends_sigterm(case):
     run, facts = case
     assert facts.restarts == 0
-    run.says("so somebody wants it to end; to go on: sbatch ")
+    run.says("SIGTERM came without preemption or time limit; to go on: sbatch ")
 
 
 # What breaks -------------------------------------------------------------------------------------------------------
