@@ -53,7 +53,10 @@ def parse(text: str) -> Any:
     Raises:
         YamlError: a syntax error, a duplicate key, or a key that is not a string.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        raise YamlError("not readable YAML (it is not UTF-8 text)", 1) from None
     try:
         node = loader.get_single_node()
         if _expanded_size(node, {}) > MAX_VALUES:
