@@ -75,10 +75,6 @@ class FitLifecycle:
         beat("reading checkpoints")
         self.content = read_content(self.directory, self.config.values)
         self._follow(decide(self.content, self.options.allow_changes))
-        if self.decision.action != "finished":
-            step, checkpoint = self.decision.step, self.decision.checkpoint
-            origin = f"from step {step} ({checkpoint})" if checkpoint else "from the start"
-            log(f"{self.directory.path}: training {origin}")
         return self.decision
 
     @property
@@ -105,6 +101,9 @@ class FitLifecycle:
             present = cli.datamodule.identity()
             self._follow(decide_on_data(self.decision, self.content.data, present, self.options.allow_changes))
             self._record_start()
+            step, checkpoint = self.decision.step, self.decision.checkpoint
+            origin = f"from step {step} ({checkpoint})" if checkpoint else "from the start"
+            log(f"{self.directory.path}: training {origin}")  # nothing can refuse the run any more
 
     def _follow(self, decision: Decision) -> None:
         """Log the new notes of a decision, or raise its refusal; rank 0 reports it for all ranks."""

@@ -85,6 +85,8 @@ def run(argv: list[str]) -> int:
         print(_help(command, arguments, parser))
         return 0
     options = parser.parse_args(arguments.rest)
+    if empty := [option for option, value in vars(options).items() if value == ""]:
+        raise UserError(f"command line: {empty[0]} is empty; give a value, or leave it out for the default")
     options.given = arguments
     if not command.needs_config:
         return command.run(None, options)

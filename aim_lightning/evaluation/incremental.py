@@ -13,6 +13,7 @@ from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics.scores import Scores, least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.pixels import ROUNDING
 
 GRID_IMAGES = 64
 
@@ -86,7 +87,7 @@ class IncrementalScorer:
 
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Return everything that values of this many images depend on, except for the generating networks."""
-        return {"sampling": asdict(self.sampling), **self.scorer.protocol(num_images)}
+        return {"sampling": asdict(self.sampling), "uint8": ROUNDING, **self.scorer.protocol(num_images)}
 
 
 def _add(scores: Scores, plan: SamplePlan, blocks: list[range], generated: Iterator[Tensor]) -> list[Tensor]:

@@ -33,6 +33,7 @@ from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log
+from aim_lightning.utils.pixels import ROUNDING
 
 ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
 
@@ -167,7 +168,7 @@ class Evaluation:
             "sha256": hashlib.sha256(plan.labels.numpy().tobytes()).hexdigest(),
             "chosen": None if len(classes) == len(self.model.pipeline.class_names) else classes,
         }
-        values = {"sampling": asdict(sampling), "labels": labels, **self.scorer.protocol(len(plan))}
+        values = {"sampling": asdict(sampling), "uint8": ROUNDING, "labels": labels, **self.scorer.protocol(len(plan))}
         return json.loads(json.dumps(values))  # tuples become lists, as in a record that is read from a file
 
     def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from aim_lightning.utils.errors import UserError
 
+ROUNDING = "nearest of (x + 1) * 127.5, half to even, clamped to 0..255"  # of to_uint8, for protocols
+
 
 class NotFinite(UserError, ValueError):
     """Error for images with NaN, from a network that diverged."""

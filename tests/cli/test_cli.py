@@ -38,6 +38,7 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
 
 
 WRONG_ARGUMENTS = [
+    ("evaluate DEMO --classes=", ["command line: classes is empty"]),
     ("fly", ["'fly'", "fit, validate"]),
     ("fit", ["--config experiments/NAME.yaml"]),
     ("fit --config nowhere.yaml", ["nowhere.yaml", "does not exist"]),

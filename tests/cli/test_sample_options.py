@@ -35,12 +35,18 @@ def test_unknown_classes_name_the_known_ones(text):
 
 
 @pytest.mark.filterwarnings("ignore:.*Fabric.*")
-def test_an_animation_of_the_grid(workspace, config, tmp_path):  # noqa: F811
-    """In several batches; its last frame is the grid."""
+def test_an_animation_of_the_grid_and_a_second_call(workspace, config, tmp_path):  # noqa: F811
+    """In several batches; its last frame is the grid. A second call overwrites no image."""
     options = ["--classes", "0,1", "--num", "3", "--animate", "--out", tmp_path, "--sampling.batch_size", "4"]
-    assert main([str(word) for word in ("sample", "--config", config, *options)]) == 0
-    assert len(list(tmp_path.glob("*.png"))) == 2 * 3 + 1
-    with Image.open(tmp_path / "sampled.png") as grid, Image.open(tmp_path / "sampled.gif") as animation:
+    command = [str(word) for word in ("sample", "--config", config, *options)]
+    assert main(command) == 0
+    first = {path: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert len(first) == 2 * 3 + 1
+    name = "sampled-step=00000007-cfg1.5-seed0"
+    assert main([*command, "--sampling.temperature", "0.5"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 2 * len(first) and (tmp_path / f"{name}-2.gif").exists()
+    assert all(path.read_bytes() == content for path, content in first.items())
+    with Image.open(tmp_path / f"{name}.png") as grid, Image.open(tmp_path / f"{name}.gif") as animation:
         assert animation.size == grid.size and animation.n_frames > 1
         animation.seek(animation.n_frames - 1)
         difference = np.abs(np.asarray(animation.convert("RGB"), int) - np.asarray(grid.convert("RGB"), int))

@@ -142,6 +142,11 @@ escaped: '\\${data.batch} and \\${nothing}'
     assert document.origin("model.init_args.all.k") == "one.yaml"
 
 
+def test_an_override_that_is_not_utf8_is_one_line():
+    with pytest.raises(UserError, match="a: not readable YAML"):
+        compose([], [("a", "\udcff")])
+
+
 FILE_ERRORS = [
     ("a: 1\na: 2\n", ["x.yaml:2", "key a", "twice"]),
     ("s:\n  b: 1\n  c: 1\n  b: 2\n", ["x.yaml:4", "key b"]),

@@ -72,6 +72,7 @@ def test_files_and_record(scored, workspace):
     assert labels["chosen"] is None and len(labels["sha256"]) == 64
     assert protocol["reference"]["kind"] == "pictures" and len(protocol["reference"]["fingerprint"]) == 64
     assert len(protocol["reference"]["pixels_sha256"]) == 64
+    assert "clamped to 0..255" in protocol["uint8"]
     assert protocol["features"]["weights_sha256"] and protocol["features"]["resizing"]
     assert record["model"]["step"] == 7 and len(record["model"]["weights_sha256"]) == 64
     assert (record["model"]["backend"], record["model"]["device"]) == ("torch", "cpu")

@@ -55,7 +55,7 @@ def test_images_to_scores(aim_cli, runs):
     out = runs / "bags"
     text = succeed(aim_cli("sample", "--config", AIM, *place, "--classes", "sneaker,bag", "--num", "3", "--out", out))
     names = sorted(p.name for p in out.iterdir())
-    assert len(names) == 7 and names[0].startswith("bag-seed0-") and "sampled.png" in names
+    assert len(names) == 7 and names[0].startswith("bag-step=00000020-cfg2-seed0-"), names
 
     tags = scalars(aim)
     assert {"train/loss", "val/bits_per_code", "perf/tokens_per_s"} <= set(tags)
