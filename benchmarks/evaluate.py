@@ -1,11 +1,11 @@
-"""Metrics in one run: features to FID, Inception features per second, `evaluate` against torch-fidelity's command.
+"""Measure features to FID, Inception features per second, and `evaluate` against torch-fidelity's command.
 
 python benchmarks/evaluate.py [--rows 50000] [--images 50000 on a GPU, 500 on a CPU] [--size 256] [--workdir DIR]
 
 Weights: the published file, or without it random ones in its format (the same work). torch-fidelity's command computes
-FID, IS and KID of two directories; ours computes sFID, precision and recall too, with empty caches.
-Both run as processes of their own; their start-up counts. torch-fidelity leaves PyTorch's default as it is,
-which is TF32 in convolutions on a GPU. Ours is measured in float32, its default, and in TF32 (equal precision).
+FID, IS and KID of two directories; `evaluate` also computes sFID, precision and recall, with empty caches.
+Both run in separate processes, and their start-up counts. torch-fidelity keeps PyTorch's default on a GPU, TF32 in
+convolutions. `evaluate` is measured in float32, its default, and in TF32.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from aim_lightning.metrics.features import InceptionFeatures
 from aim_lightning.metrics.fid import frechet_distance, mean_and_covariance
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DISTINCT = 10_000  # images a directory; more are hard links to these, which are decoded like others
-PASSES = {"reference": "reference", "samples": "features"}  # and their names in scores.json
+DISTINCT = 10_000  # images per directory; more are hard links to these
+PASSES = {"reference": "reference", "samples": "features"}  # with their names in scores.json
 IMPORTED = {"our": "aim_lightning.cli.build.evaluation_setup", "torch_fidelity": "torch_fidelity.fidelity"}
 PRECISIONS = ("float32", "tf32") if DEVICE == "cuda" else ("float32",)
 
@@ -58,23 +58,17 @@ def features_to_fid(rows: int, device: str) -> dict:
             total += part.sum(0)
             outer += part.T @ part
         gaussians += mean_and_covariance(total, outer, torch.tensor(rows, device=device))
-    ours = float(frechet_distance(*gaussians))
-    seconds = time.perf_counter() - start
+    distance, seconds = float(frechet_distance(*gaussians)), time.perf_counter() - start
     start = time.perf_counter()
-    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(features) for features in sets), False)
-    other = time.perf_counter() - start
-    value = theirs["frechet_inception_distance"]
-    return {
-        "what": f"{rows} x 2048 features to FID, {device}",
-        "seconds": seconds,
-        "torch_fidelity_seconds": other,
-        "ratio": other / seconds,
-        "relative_difference": abs(ours - value) / value,
-    }
+    metric = fid_statistics_to_metric(*(fid_features_to_statistics(features) for features in sets), False)
+    other_seconds, value = time.perf_counter() - start, metric["frechet_inception_distance"]
+    times = {"seconds": seconds, "torch_fidelity_seconds": other_seconds, "ratio": other_seconds / seconds}
+    title = f"{rows} x 2048 features to FID, {device}"
+    return {"what": title, **times, "relative_difference": abs(distance - value) / value}
 
 
 def inception_features(weights: Path, images: int, size: int, precision: str, channels_last: bool) -> dict:
-    """Images already in memory, batches of 250 on a GPU, 32 on a CPU."""
+    """Measure the network on images in memory, in batches of 250 on a GPU and 32 on a CPU."""
     network = load(weights, precision).to(DEVICE)
     if channels_last:  # the convolutions follow their weights' layout
         network.network.to(memory_format=torch.channels_last)
@@ -89,8 +83,8 @@ def inception_features(weights: Path, images: int, size: int, precision: str, ch
     synchronize()
     seconds = time.perf_counter() - start
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0
-    what = f"Inception features of {done} images, {DEVICE}, {precision}{', channels-last' if channels_last else ''}"
-    return {"what": what, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
+    title = f"Inception features of {done} images, {DEVICE}, {precision}{', channels-last' if channels_last else ''}"
+    return {"what": title, "seconds": seconds, "images_per_s": done / seconds, "peak_gib": memory}
 
 
 def load(weights: Path, precision: str) -> InceptionFeatures:
@@ -100,7 +94,7 @@ def load(weights: Path, precision: str) -> InceptionFeatures:
 
 
 def random_weights(path: Path) -> Path:
-    """The published format."""
+    """Write random weights in the published format."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unread(FeatureExtractorInceptionV3):
@@ -120,14 +114,13 @@ def random_weights(path: Path) -> Path:
 
 
 def write_images(directory: Path, count: int, size: int, seed: int) -> None:
-    """PNGs that compress about as photographs do: smooth shapes with noise, more of it for a higher seed."""
+    """Write PNG files that compress like photographs: smooth shapes with noise, more of it for a higher seed."""
     directory.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    noise = rng.integers(0, 6 + 6 * seed, (size, size, 3), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 6 + 6 * seed, (size, size, 3), dtype=np.uint8)
 
     def write(number: int) -> None:
-        own = np.random.default_rng([seed, number])
-        coarse = Image.fromarray(own.integers(0, 240, (8, 8, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)
+        rng = np.random.default_rng([seed, number])
+        coarse = Image.fromarray(rng.integers(0, 240, (8, 8, 3), dtype=np.uint8)).resize((size, size), Image.BICUBIC)
         image = np.asarray(coarse) + np.roll(noise, number, (0, 1))
         Image.fromarray(image.astype(np.uint8)).save(directory / f"{number:06d}.png", compress_level=1)
 
@@ -137,62 +130,59 @@ def write_images(directory: Path, count: int, size: int, seed: int) -> None:
         (directory / f"{number:06d}.png").hardlink_to(directory / f"{number % DISTINCT:06d}.png")
 
 
-def timed(command: list[str], place: Path) -> tuple[float, str]:
-    """Seconds and what it printed."""
+def timed(command: list[str], directory: Path) -> tuple[float, str]:
+    """Run a command and return its seconds and its standard output."""
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    print(done.stdout.strip()[-600:])
-    return seconds, done.stdout
+    if result.returncode:
+        sys.exit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    print(result.stdout.strip()[-600:])
+    return seconds, result.stdout
 
 
 def commands(
-    weights: Path, images: int, size: int, place: Path, precisions: list[str], imports: dict[str, float]
+    weights: Path, images: int, size: int, directory: Path, precisions: list[str], imports: dict[str, float]
 ) -> list[dict]:
-    """torch-fidelity's whole command, and ours in each precision, on the same two directories."""
+    """Measure torch-fidelity's command, and `evaluate` in each precision, on the same two directories."""
     for name, seed in (("samples", 1), ("real", 2)):
-        if not (place / name).exists():
-            write_images(place / name, images, size, seed)
-    theirs = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--isc", "--kid", "--input1", "samples"]
-    theirs += ["--input2", "real", "--no-cache", "--feature-extractor-weights-path", str(weights)]
-    theirs += ["--gpu", "0"] if DEVICE == "cuda" else ["--cpu"]
-    theirs += ["--kid-subset-size", str(min(1000, images))]
-    other, text = timed(theirs, place)
-    their_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
+        if not (directory / name).exists():
+            write_images(directory / name, images, size, seed)
+    device = ["--gpu", "0"] if DEVICE == "cuda" else ["--cpu"]
+    reference = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--isc", "--kid", "--input1", "samples"]
+    reference += ["--input2", "real", "--no-cache", "--feature-extractor-weights-path", str(weights), *device]
+    reference_seconds, text = timed([*reference, "--kid-subset-size", str(min(1000, images))], directory)
+    reference_fid = float(text.split("frechet_inception_distance:")[1].split()[0])
     rows = []
     for precision in precisions:
-        for left in ("ours", "cache"):  # of a run before
-            shutil.rmtree(place / left, ignore_errors=True)
-        seconds, _ = timed(our_command(weights, precision, place), place)
-        what = f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}, {precision}"
-        times = {"seconds": seconds, "torch_fidelity_seconds": other, "ratio": other / seconds, **imports}
-        scores = json.loads((place / "ours" / "scores.json").read_text())
-        fid = next(iter(scores["metrics"].values()))
-        values = {"fid": fid, "torch_fidelity_fid": their_fid, "relative_difference": abs(fid - their_fid) / their_fid}
+        for name in ("ours", "cache"):  # of a previous run
+            shutil.rmtree(directory / name, ignore_errors=True)
+        seconds, _ = timed(evaluate_command(weights, precision, directory), directory)
+        scores = json.loads((directory / "ours" / "scores.json").read_text())
+        fid, parts = next(iter(scores["metrics"].values())), scores["performance"]
+        row = {"what": f"evaluate {images} PNGs of {size} pixels against {images}, {DEVICE}, {precision}"}
+        row |= {"seconds": seconds, "torch_fidelity_seconds": reference_seconds, "ratio": reference_seconds / seconds}
+        row |= {**imports, "features_per_s": parts["features"]["images_per_s"], "metrics_s": parts["metrics_s"]}
+        row |= {f"{name}_pass_s": parts[part]["seconds"] for name, part in PASSES.items()}
+        difference = abs(fid - reference_fid) / reference_fid
+        row |= {"fid": fid, "torch_fidelity_fid": reference_fid, "relative_difference": difference}
         if rows:
-            values["relative_difference_to_float32"] = abs(fid - rows[0]["fid"]) / rows[0]["fid"]
-        parts = scores["performance"]
-        speed = {"features_per_s": parts["features"]["images_per_s"], "metrics_s": parts["metrics_s"]}
-        speed |= {f"{name}_pass_s": parts[part]["seconds"] for name, part in PASSES.items()}
-        rows.append({"what": what, **times, **speed, **values})
-        print(rows[-1], flush=True)
+            row["relative_difference_to_float32"] = abs(fid - rows[0]["fid"]) / rows[0]["fid"]
+        rows.append(row)
+        print(row, flush=True)
     return rows
 
 
 def import_seconds(module: str) -> float:
-    """Of a process that imports it and does nothing, with a warm file cache: the best of three."""
+    """Return the seconds of a process that only imports a module, with a warm file cache: the best of three."""
     return min(timed([sys.executable, "-c", f"import {module}"], Path.cwd())[0] for _ in range(3))
 
 
-def our_command(weights: Path, precision: str, place: Path) -> list[str]:
-    config = place / f"{precision}.yaml"
-    config.write_text(
-        "features:\n  class_path: aim_lightning.metrics.features.InceptionFeatures\n"
-        f"  init_args: {{weights: {weights}, precision: {precision}}}\n"
-    )
+def evaluate_command(weights: Path, precision: str, directory: Path) -> list[str]:
+    config, options = directory / f"{precision}.yaml", {"weights": str(weights), "precision": precision}
+    features = {"class_path": "aim_lightning.metrics.features.InceptionFeatures", "init_args": options}
+    config.write_text(json.dumps({"features": features}))
     command = [sys.executable, "-m", "aim_lightning", "evaluate", "--config", str(config), "--samples", "samples"]
     return [*command, "--reference", "real", "--out", "ours", "--cache", "cache", "--trainer.devices", "1"]
 
@@ -203,35 +193,33 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000 if DEVICE == "cuda" else 500)
     parser.add_argument("--command_images", type=int, help="images for the two commands (default: --images)")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument(
-        "--workdir", type=Path, help="stays, with its directories samples and real of the right size if there"
-    )
+    kept = "directory that stays; its directories samples and real are used if they exist"
+    parser.add_argument("--workdir", type=Path, help=kept)
     parser.add_argument("--weights", type=Path, default=Path(InceptionFeatures().weights))
     parser.add_argument("--precisions", nargs="*", default=PRECISIONS, choices=PRECISIONS, help="of our network")
     parser.add_argument("--channels_last", action="store_true", help="also Inception's features in that layout")
     parser.add_argument("--skip", nargs="*", default=[], choices=["fid", "features", "commands", "imports"])
     options = parser.parse_args()
-    place = (options.workdir or Path(tempfile.mkdtemp())).absolute()
-    place.mkdir(parents=True, exist_ok=True)
+    directory = (options.workdir or Path(tempfile.mkdtemp())).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        weights = options.weights if options.weights.is_file() else random_weights(place / "inception.pth")
+        weights = options.weights if options.weights.is_file() else random_weights(directory / "inception.pth")
+        weights = weights.resolve()
         if "fid" not in options.skip:
             rows += [features_to_fid(options.rows, device) for device in dict.fromkeys(("cpu", DEVICE))]
         if "features" not in options.skip:
-            inputs, layouts = (weights.resolve(), options.images, options.size), {False, options.channels_last}
-            rows += [
-                inception_features(*inputs, one, layout) for one in options.precisions for layout in sorted(layouts)
-            ]
+            for precision in options.precisions:
+                for channels_last in sorted({False, options.channels_last}):
+                    rows.append(inception_features(weights, options.images, options.size, precision, channels_last))
         if "commands" not in options.skip:
+            modules = {} if "imports" in options.skip else IMPORTED
+            imports = {f"{name}_import_s": import_seconds(module) for name, module in modules.items()}
             images = options.command_images or options.images
-            imports = {}
-            if "imports" not in options.skip:
-                imports = {f"{name}_import_s": import_seconds(module) for name, module in IMPORTED.items()}
-            rows += commands(weights.resolve(), images, options.size, place, options.precisions, imports)
+            rows += commands(weights, images, options.size, directory, options.precisions, imports)
     finally:
         if options.workdir is None:
-            shutil.rmtree(place)
+            shutil.rmtree(directory)
     for row in rows:
         print({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
     print(save("evaluate", rows))

@@ -52,8 +52,8 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
     for dtype in (torch.bfloat16, torch.float32):
         size = 2 * rows * H * P * N * dtype.itemsize
         states = [torch.zeros(rows, H, P, N, dtype=dtype, device=device) for _ in range(copies(size // 2, device))]
-        step, kind = torch.compile(update, dynamic=False), str(dtype).removeprefix("torch.")
-        yield f"recurrence, {kind} state", size, [partial(step, state, x, dt, a, b, c) for state in states]
+        step, name_of_dtype = torch.compile(update, dynamic=False), str(dtype).removeprefix("torch.")
+        yield f"recurrence, {name_of_dtype} state", size, [partial(step, state, x, dt, a, b, c) for state in states]
         if device.type == "cuda" and importlib.util.find_spec("mamba_ssm"):
             from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
@@ -61,7 +61,7 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
             # 2.3.1 asks for the optional skip and bias, as it takes them from Mamba-2: nothing added, nothing skipped.
             none = torch.zeros(H, 1, device=device).expand(-1, P)
             yield (
-                f"mamba-ssm, {kind} state",
+                f"mamba-ssm, {name_of_dtype} state",
                 size,
                 [partial(selective_state_update, state, x, *wide, D=none, dt_bias=none) for state in states],
             )
@@ -113,29 +113,29 @@ def microseconds(work: list[Work], repeats: int) -> float:
         with torch.cuda.graph(graph):
             run()
         run = graph.replay
-    found = []
+    seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:]) / len(work) * 1e6
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:]) / len(work) * 1e6
 
 
 def measure(config: AiMConfig, rows: int, device: torch.device, repeats: int, recurrent: bool = True) -> list[dict]:
     """Return a record per form; the recurrence's cost is the same for any number of codes."""
-    found = []
+    records = []
     for form, size, work in recurrences(config, rows, device) if recurrent else ():
-        found.append({"form": form, "rows": rows, "tokens": "any", "bytes": size, "us": microseconds(work, repeats)})
+        records.append({"form": form, "rows": rows, "tokens": "any", "bytes": size, "us": microseconds(work, repeats)})
     size, steps_at = dual(config, rows, device)
     T = config.num_tokens
     times = [microseconds(steps_at(T * part // 8), repeats) for part in (1, 3, 5, 7)]
-    found.append({"form": "dual", "rows": rows, "tokens": T, "bytes": size, "us": statistics.mean(times)})
-    for row in found:
+    records.append({"form": "dual", "rows": rows, "tokens": T, "bytes": size, "us": statistics.mean(times)})
+    for row in records:
         row |= {"us": round(row["us"], 2), "gb_per_s": round(row["bytes"] / row["us"] / 1e3, 1)}
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    return found
+    return records
 
 
 def main() -> None:
@@ -145,14 +145,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lengths, found = [int(count) for count in options.tokens.split(",")], []
+    lengths, records = [int(count) for count in options.tokens.split(",")], []
     print(f"{hardware()}: one layer of AiM-B, one step", flush=True)
     with torch.no_grad():
         for rows in map(int, options.rows.split(",")):
             for tokens in lengths:
                 config = AiMConfig.preset("AiM-B", num_tokens=tokens)
-                found += measure(config, rows, device, options.repeats, recurrent=tokens == lengths[0])
-    print(f"written to {save('forms', found)}")
+                records += measure(config, rows, device, options.repeats, recurrent=tokens == lengths[0])
+    print(f"written to {save('forms', records)}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Two undisturbed trainings of AiM-B, and one stopped by SIGUSR1, SIGTERM and SIGKILL: how far apart are the curves?
+"""Compare two undisturbed trainings of AiM-B and one stopped by SIGUSR1, SIGTERM and SIGKILL: how far apart are they?
 
 python benchmarks/interruptions.py [--devices 2] [--steps 300] [-- --model.network.n_layer 4 …]
 
-On simulated token shards. What stands behind -- goes to `aim-lightning fit`. The interrupted run is as good as the
-others when its distance from the first is that of the second. When --seconds are over all end, and what they had
-trained by then is compared; `stops` says how many there were.
+On simulated token shards. Options after -- go to `aim-lightning fit`. The interrupted run is as good as the others when
+its distance from the first is that of the second. After --seconds all end, and the steps done are compared; `stops` is
+the number of signals sent.
 """
 
 import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback
 from record import save
 from tokens import simulate
@@ -27,11 +27,11 @@ STOPS = {signal.SIGUSR1: 138, signal.SIGTERM: 143, signal.SIGKILL: -9}  # and th
 
 
 class TimeIsUp(Exception):
-    """The trainings have taken as long as they may."""
+    """Error after --seconds, which end all trainings."""
 
 
 class Trace(Callback):
-    """Writes a line a step: step, loss, rows of the global batch's first micro-batch, time."""
+    """Callback that writes a line per step: step, loss, rows of the global batch's first micro-batch, time."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -44,73 +44,53 @@ class Trace(Callback):
 
 
 class Run:
-    """One training in `directory`, started as often as it takes."""
+    """A training in `directory` that can be started several times."""
 
     def __init__(self, name: str, directory: Path, options: argparse.Namespace) -> None:
         self.trace = directory / f"{name}.jsonl"
-        config = f"experiments/{options.experiment}.yaml"
         section = {"class_path": "interruptions.Trace", "init_args": {"path": str(self.trace)}}
-        (directory / f"{name}.yaml").write_text(json.dumps({"callbacks": {"trace": section}}))
+        trainer = {"devices": options.devices, "max_steps": options.steps, "max_epochs": -1, "log_every_n_steps": 1}
+        trainer |= {"val_check_interval": options.steps, "check_val_every_n_epoch": None, "limit_val_batches": 2}
+        checkpoints = {"init_args": {"every_n_steps": options.steps // 6}}
+        values = {
+            "callbacks": {"trace": section, "sample_grid": None, "sample_metrics": None, "checkpoints": checkpoints},
+            "data": {"init_args": {"path": str(directory / "tokens"), "global_batch_size": options.batch}},
+            "runs_root": str(directory / "runs"),
+            "tokenizer": None,
+            "trainer": trainer,
+        }
+        extra = directory / f"{name}.yaml"
+        extra.write_text(json.dumps(values))
         self.until, self.stops = options.until, 0
-        self.command = [
-            *(sys.executable, "-m", "aim_lightning", "fit", "--config", config),
-            *(
-                "--config",
-                directory / f"{name}.yaml",
-                "--run",
-                name,
-                "--runs_root",
-                directory / "runs",
-                "--tokenizer",
-                "null",
-            ),
-            *("--data.path", directory / "tokens", "--trainer.devices", options.devices),
-            *(
-                "--data.global_batch_size",
-                options.batch,
-                "--trainer.max_steps",
-                options.steps,
-                "--trainer.max_epochs",
-                -1,
-            ),
-            *("--trainer.log_every_n_steps", 1, "--trainer.val_check_interval", options.steps),
-            *("--trainer.check_val_every_n_epoch", "null", "--trainer.limit_val_batches", 2),
-            *("--callbacks.sample_grid", "null", "--callbacks.sample_metrics", "null"),
-            *("--callbacks.checkpoints.every_n_steps", options.steps // 6),
-            *options.fit,
-        ]
+        files = ("--config", f"experiments/{options.experiment}.yaml", "--config", str(extra))
+        self.command = [sys.executable, "-m", "aim_lightning", "fit", *files, "--run", name, *options.fit]
 
     def start(self) -> subprocess.Popen:
         path = f"{ROOT / 'benchmarks'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        command = [str(word) for word in self.command]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+        return subprocess.Popen(self.command, cwd=ROOT, env=environment, start_new_session=True)
 
     def finish(self, process: subprocess.Popen | None = None) -> None:
-        process = process or self.start()
-        if code := self._wait(process):
-            raise SystemExit(f"training ended with exit code {code}: {' '.join(map(str, self.command))}")
+        """Wait until the training ends; start it if it is not running."""
+        if code := self._wait(process or self.start()):
+            raise SystemExit(f"training ended with exit code {code}: {' '.join(self.command)}")
 
     def _wait(self, process: subprocess.Popen) -> int:
-        """Its exit code. Raises TimeIsUp, and kills it."""
+        """Return the exit code; kill the process and raise TimeIsUp after the time for all trainings."""
         try:
             return process.wait(self.until and max(0.0, self.until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._kill(process)
+            kill(process)
             raise TimeIsUp from None
 
-    def _kill(self, process: subprocess.Popen) -> None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
     def stop_at(self, step: int, number: signal.Signals) -> None:
-        """Start it, and send the signal once this step is done; SIGKILL goes to all its processes."""
+        """Start the training and send a signal once a step is done; SIGKILL goes to all its processes."""
         process = self.start()
         while not any(row["step"] >= step for row in self.rows()):
             if process.poll() is not None:
                 raise SystemExit(f"training ended with exit code {process.returncode} before step {step}")
             if self.until and time.monotonic() > self.until:
-                self._kill(process)
+                kill(process)
                 raise TimeIsUp
             time.sleep(0.05)
         (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
@@ -124,50 +104,48 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def curve(self) -> dict[int, dict]:
-        """The last micro-batch of each step, as trained last."""
+        """Return the last micro-batch of each step, from the process that trained it last."""
         return {row["step"]: row for row in self.rows()}
 
 
-def finish(runs: dict[Run, subprocess.Popen | None]) -> None:
-    """See them to their ends, and start those that are not running."""
-    for run, process in runs.items():
-        run.finish(process)
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def distance(one: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
-    """Relative differences of the loss, step by step, as far as both went."""
-    steps = sorted(set(one) & set(other))
-    if not steps:
-        return {}
-    apart = torch.tensor([abs(one[s]["loss"] - other[s]["loss"]) / one[s]["loss"] for s in steps])
-    return {"largest": float(apart.max()), "mean": float(apart.mean())}
+def distance(curve: dict[int, dict], other: dict[int, dict]) -> dict[str, float]:
+    """Return the largest and the mean relative difference of the loss over the common steps."""
+    apart = [abs(curve[s]["loss"] - other[s]["loss"]) / curve[s]["loss"] for s in sorted(set(curve) & set(other))]
+    return {"largest": max(apart), "mean": statistics.mean(apart)} if apart else {}
 
 
-def rows_agree(one: dict[int, dict], other: dict[int, dict]) -> bool | None:
+def rows_agree(curve: dict[int, dict], other: dict[int, dict]) -> bool | None:
     """Return True if both saw the same rows at every common step; None without a common step."""
-    steps = set(one) & set(other)
-    return all(one[step]["rows"] == other[step]["rows"] for step in steps) if steps else None
+    steps = set(curve) & set(other)
+    return all(curve[step]["rows"] == other[step]["rows"] for step in steps) if steps else None
 
 
 def train(directory: Path, options: argparse.Namespace) -> tuple[list[dict[int, dict]], int]:
-    """Curves of two undisturbed trainings and the interrupted one, and how often that was stopped; none outlives a
-    failure of another."""
-    first, second, cut = (Run(which, directory, options) for which in ("first", "second", "cut"))
-    concurrent = {run: run.start() if options.together else None for run in (first, second)}
+    """Return the curves of two undisturbed trainings and of the interrupted one, and the number of its stops.
+
+    No training outlives a failure of another.
+    """
+    first, second, cut = (Run(name, directory, options) for name in ("first", "second", "cut"))
+    concurrent = {run: run.start() for run in (first, second)} if options.together else {}
     try:
-        if not options.together:
-            finish(concurrent)
+        for run in () if options.together else (first, second):
+            run.finish()
         for part, number in zip((0.23, 0.48, 0.76), STOPS, strict=True):
             cut.stop_at(int(options.steps * part), number)
         cut.finish()
-        if options.together:
-            finish(concurrent)
+        for run, process in concurrent.items():
+            run.finish(process)
     except TimeIsUp:
-        print("time is up: what was trained so far is compared", flush=True)
+        print("time is up: the steps done so far are compared", flush=True)
     finally:
-        for process in filter(None, concurrent.values()):
+        for process in concurrent.values():
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill(process)
     return [run.curve() for run in (first, second, cut)], cut.stops
 
 
@@ -177,11 +155,10 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each run, at least 12")
     parser.add_argument("--batch", type=int, default=128, help="images, all devices together")
-    parser.add_argument(
-        "--together", action="store_true", help="all three at the same time: sooner, three times the memory"
-    )
-    parser.add_argument("--seconds", type=float, help="that the trainings may take, all together (default: any)")
-    parser.add_argument("fit", nargs="*", help="behind --: options of aim-lightning fit")
+    together = "run all three concurrently: sooner, with three times the memory"
+    parser.add_argument("--together", action="store_true", help=together)
+    parser.add_argument("--seconds", type=float, help="time for all trainings (default: any)")
+    parser.add_argument("fit", nargs="*", help="after --: options of aim-lightning fit")
     options = parser.parse_args()
     options.until = options.seconds and time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as name:
@@ -190,16 +167,9 @@ def main() -> None:
             (directory / "tokens" / split).mkdir(parents=True)
             simulate(directory / "tokens" / split, rows, 1)
         curves, stops = train(directory, options)
-    same_rows = rows_agree(curves[0], curves[2])
-    row = {
-        "together": options.together,
-        "devices": options.devices,
-        "steps": options.steps,
-        "batch": options.batch,
-        "stops": stops,
-    }
+    row = {name: getattr(options, name) for name in ("together", "devices", "steps", "batch")} | {"stops": stops}
     row |= {"undisturbed_apart": distance(*curves[:2]), "interrupted_apart": distance(curves[0], curves[2])}
-    row |= {"steps_of_interrupted": len(curves[2]), "same_rows_at_every_step": same_rows}
+    row |= {"steps_of_interrupted": len(curves[2]), "same_rows_at_every_step": rows_agree(curves[0], curves[2])}
     print(json.dumps(row, indent=1))
     print(f"written to {save('interruptions', [row])}")
 

@@ -1,8 +1,8 @@
-"""Where a step of the fast decoder spends its time: microseconds from the end of one kernel to the end of the next.
+"""Measure a step of the fast decoder: microseconds from the end of one kernel to the end of the next.
 
 python benchmarks/kernels.py [--models AiM-L,AiM-XL] [--batches 64,16]
-Mean over a sequence under PyTorch's profiler, which itself takes some; kernels overlap, so that their own durations
-would count twice. A kernel that is called for several things is distinguished by the one that ends next. Needs a GPU.
+Mean over a sequence under PyTorch's profiler, which itself takes time. Kernels overlap: the sum of their durations
+would count time twice. Calls of one kernel are distinguished by the kernel that ends next. Needs a GPU.
 Writes benchmarks/results/kernels_HARDWARE_DATE.json.
 """
 
@@ -22,13 +22,13 @@ Event = tuple[str, float, float]  # name, start, end in microseconds
 
 def by_kernel(events: Iterable[Event], steps: int) -> list[dict]:
     """Return launches per step and mean microseconds of each of the decoder's kernels, the costliest first."""
-    found, ordered = defaultdict(list), sorted(events, key=lambda event: event[2])
+    times_of, ordered = defaultdict(list), sorted(events, key=lambda event: event[2])
     for (_, _, before), (name, start, end), (following, *_) in zip(ordered, ordered[1:], ordered[2:], strict=False):
         if start - before < APART:
-            found[f"{name}, then {following}"].append(end - before)
+            times_of[f"{name}, then {following}"].append(end - before)
     rows = [
         {"kernel": name, "launches_a_step": round(len(times) / steps, 2), "us": round(sum(times) / len(times), 2)}
-        for name, times in found.items()
+        for name, times in times_of.items()
         if len(times) >= steps // 2  # what runs once a sequence is not of the step
     ]
     return sorted(rows, key=lambda row: -row["us"] * row["launches_a_step"])
@@ -55,15 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", help="presets, with commas (default: those of the goals)")
     parser.add_argument("--batches", help="images, one for each model")
-    options, cases, found = parser.parse_args(), list(GOALS), []
+    options, cases, records = parser.parse_args(), list(GOALS), []
     if options.models:
         cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
     print(hardware(), flush=True)
     for case in cases:
         for row in measure(*case):
             print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-            found.append(row)
-        path = save("kernels", found)
+            records.append(row)
+        path = save("kernels", records)
     print(f"written to {path}")
 
 

@@ -1,4 +1,4 @@
-"""Where benchmarks put their figures: benchmarks/results/WHAT_HARDWARE_DATE.json."""
+"""Write the figures of a benchmark to benchmarks/results/BENCHMARK_HARDWARE_DATE.json."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ RESULTS = Path(os.environ.get("BENCH_OUT") or Path(__file__).parent / "results")
 
 
 def hardware() -> str:
-    """Name of the GPU, or of the CPU and its cores."""
+    """Return the name of the GPU, or of the CPU and the number of its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name().removeprefix("NVIDIA ")
     info = Path("/proc/cpuinfo")
@@ -22,7 +22,7 @@ def hardware() -> str:
     return f"{names[0]} x{len(names)}" if names else f"CPU x{os.cpu_count()}"
 
 
-def save(what: str, rows: list[dict]) -> Path:
+def save(benchmark: str, rows: list[dict]) -> Path:
     """Write the rows with command, commit, hardware, versions and date."""
     name = hardware()
     record = {
@@ -34,7 +34,7 @@ def save(what: str, rows: list[dict]) -> Path:
         "rows": rows,
     }
     words = "-".join(name.replace("(R)", "").split()[:4]).replace("/", "-")
-    path = RESULTS / f"{what}_{words}_{record['date']}.json"
+    path = RESULTS / f"{benchmark}_{words}_{record['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -204,11 +204,11 @@ def write_table(path: Path, rows: list[Row]) -> None:
         "Made by benchmarks/sampling.py; its .json has command and versions.",
         "",
     ]
-    for what in dict.fromkeys(row["what"] for row in rows):
-        own = [{key: value for key, value in row.items() if key != "what"} for row in rows if row["what"] == what]
-        names = list(dict.fromkeys(key for row in own for key in row))
-        lines += [f"## {what}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-        lines += [f"| {' | '.join(str(row.get(name, '')) for name in names)} |" for row in own] + [""]
+    for title in dict.fromkeys(row["what"] for row in rows):
+        table = [{key: value for key, value in row.items() if key != "what"} for row in rows if row["what"] == title]
+        names = list(dict.fromkeys(key for row in table for key in row))
+        lines += [f"## {title}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        lines += [f"| {' | '.join(str(row.get(name, '')) for name in names)} |" for row in table] + [""]
     path.write_text("\n".join(lines[:-1]) + "\n")
 
 

@@ -58,8 +58,8 @@ def _near(rng: random.Random, choices: Sequence, value):
     """Return one of the two choices on either side, or any where the value is not among them."""
     if value not in choices:
         return rng.choice(choices)
-    place = choices.index(value) + rng.choice((-2, -1, 1, 2))
-    return choices[max(0, min(len(choices) - 1, place))]
+    index = choices.index(value) + rng.choice((-2, -1, 1, 2))
+    return choices[max(0, min(len(choices) - 1, index))]
 
 
 def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:

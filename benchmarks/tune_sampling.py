@@ -31,8 +31,8 @@ from aim_lightning.sampling.filters import Filters
 from aim_lightning.utils.files import atomic_path
 
 PATH = Path(kernel_configs.__file__).with_name("kernel_configs.json")
-GAIN = 0.9965  # what counts as better
-HOPELESS = 1.02  # what is not timed again
+GAIN = 0.9965  # ratio of times below which a configuration is better
+HOPELESS = 1.02  # ratio of times above which a configuration is not timed again
 REPEATS = 7  # sequences of both
 TWICE = 0.3  # of the trials change two kernels
 COMPILING = 60  # seconds
@@ -90,14 +90,14 @@ def fault(result: Samples, expected: Samples) -> str | None:
     return None
 
 
-def faster(best: Sequence, other: Sequence, known: float) -> tuple[float, float] | None:
+def faster(best: Sequence, other: Sequence, best_seconds: float) -> tuple[float, float] | None:
     """Return the least seconds of both, measured interleaved, where `other` takes less; cheap where it does not.
 
-    known: what `best` took when it was last timed.
+    best_seconds: the latest time of `best`.
     """
     other.seconds()
     quick = min(other.seconds(), other.seconds())
-    if quick > known * HOPELESS or quick > min(best.seconds() for _ in range(3)):
+    if quick > best_seconds * HOPELESS or quick > min(best.seconds() for _ in range(3)):
         return None
     times = [(best.seconds(), other.seconds()) for _ in range(REPEATS)]
     before, after = map(min, zip(*times, strict=True))
@@ -117,12 +117,12 @@ def tune(
     propose: returns configurations to try, given the best; None ends the search.
     """
     best = Sequence(model, batch, configs)
-    expected, known, tried = best.samples(), min(best.seconds() for _ in range(REPEATS)), 0
+    expected, best_seconds, tried = best.samples(), min(best.seconds() for _ in range(REPEATS)), 0
     while time.monotonic() < until and (new := propose(configs)) is not None:
         tried += 1
         try:
             other = Sequence(model, batch, new)
-            times = faster(best, other, known)
+            times = faster(best, other, best_seconds)
             why = times and fault(other.samples(), expected)
         except Exception as error:  # for example too much shared memory: try another change
             reason = str(error).partition("\n")[0][:100]
@@ -132,7 +132,7 @@ def tune(
             print(f"  REFUSED, {why}: {changed(configs, new)}", flush=True)
         elif times:
             print(f"  {times[0]:.4f} -> {times[1]:.4f} s {changed(configs, new)}", flush=True)
-            configs, best, known = new, other, times[1]
+            configs, best, best_seconds = new, other, times[1]
             keep(configs)
     print(f"  {tried} tried", flush=True)
     return configs
