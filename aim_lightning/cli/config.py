@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aim_lightning.cli.arguments import Arguments
-from aim_lightning.cli.sections import SECTIONS, TEXTS
 from aim_lightning.cli.value_ranges import check_ranges
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.config import ComposedConfig, compose
-from aim_lightning.config.check import check
+from aim_lightning.config.check import Section, check
 from aim_lightning.config.compose import walk
+from aim_lightning.config.yaml import read_mapping
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from aim_lightning.sampling import SamplingOptions
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
+_TYPES = {"str": str, "int": int}
+SECTIONS = {
+    name: Section(**entry, type=(_TYPES[kind] | None if nullable else _TYPES[kind]) if kind else None)
+    for name, entry in read_mapping(Path(__file__).with_name("sections.yaml"), "sections.yaml").items()
+    for kind, nullable in [(entry.pop("type", None), entry.pop("nullable", False))]
+}
+# Their values stay the text that was typed: a run may be called 001.
+TEXTS = {name for name, section in SECTIONS.items() if section.type and section.type is not int}
 
 
 class Config(ComposedConfig):

@@ -8,33 +8,15 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from aim_lightning.cli.common_options import Parser
+from aim_lightning.cli.config import SECTIONS
 from aim_lightning.cli.registry import Command, commands
-from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
-from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, Section
+from aim_lightning.config.check import Section
 from aim_lightning.config.compose import is_class
 from aim_lightning.config.signature import dataclass_of, find_class, parameters, type_text
 from aim_lightning.config.yaml import inline
 
-PROGRAM = """\
-usage: aim-lightning COMMAND --config FILE [--config FILE …] [--section.option VALUE …]
-
-AiM with PyTorch Lightning: train tokenizers and autoregressive Mamba-2 image generators.
-
-commands:
-{commands}
-
-aim-lightning COMMAND --help shows the options of a command. With --config FILE it also lists every option
-of the classes that the file names, with its present value; --help SECTION lists one section only."""
-ACTIONS = """\
-usage: aim-lightning {name} ACTION …
-
-{help}
-
-actions:
-{actions}
-
-aim-lightning {name} ACTION --help shows an action's options."""
+USAGE = "--config FILE [--config FILE …] [--section.option VALUE …]"
 
 
 class Option(NamedTuple):
@@ -51,18 +33,23 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, max_help_position=28, width=width)
 
 
-def _list(entries: dict[str, Command]) -> str:
-    return "\n".join(f"  {name:10s} {command.help}" for name, command in entries.items())
+def _overview(usage: str, about: str, title: str, entries: dict[str, Command], *hints: str) -> str:
+    lines = [f"usage: aim-lightning {usage}", "", about, "", f"{title}:"]
+    return "\n".join([*lines, *(f"  {name:10s} {command.help}" for name, command in entries.items()), "", *hints])
 
 
 def program_help() -> str:
     """Return the text of `aim-lightning --help`."""
-    return PROGRAM.format(commands=_list(commands()))
+    about = "AiM with PyTorch Lightning: train tokenizers and autoregressive Mamba-2 image generators."
+    hint = "aim-lightning COMMAND --help shows the options of a command. With --config FILE it also lists every option"
+    more = "of the classes that the file names, with its present value; --help SECTION lists one section only."
+    return _overview(f"COMMAND {USAGE}", about, "commands", commands(), hint, more)
 
 
 def actions_help(name: str, command: Command) -> str:
     """Return the text of `aim-lightning COMMAND --help` for a command with actions."""
-    return ACTIONS.format(name=name, help=command.help, actions=_list(command.actions))
+    hint = f"aim-lightning {name} ACTION --help shows an action's options."
+    return _overview(f"{name} ACTION …", command.help, "actions", command.actions, hint)
 
 
 def command_help(command: Command, parser: Parser, config: ComposedConfig | None) -> str:
@@ -73,14 +60,13 @@ def command_help(command: Command, parser: Parser, config: ComposedConfig | None
     if not command.needs_config:
         parser.add_argument("--help", action="store_true", help="this text")
         return parser.format_help().rstrip()
-    parser.usage = f"{parser.prog} --config FILE [--config FILE …] [--section.option VALUE …]{positionals}"
+    parser.usage = f"{parser.prog}{positionals} {USAGE}"
     parser.add_argument("--config", metavar="FILE", help="YAML file, or pkg:NAME; repeatable, later files win")
     options = "this text; with --config FILE it lists every option, or one section only"
     parser.add_argument("--help", metavar="[SECTION]", help=options)
     group = parser.add_argument_group("sections")
     for name, section in SECTIONS.items():
-        dotted = "" if isinstance(section, ScalarSection) else ".OPTION"
-        group.add_argument(f"--{name}{dotted}", metavar="VALUE", help=section.description)
+        group.add_argument(f"--{name}{'' if section.type else '.OPTION'}", metavar="VALUE", help=section.description)
     text = parser.format_help().rstrip()
     if config is not None:
         text += f"\n\noptions of the classes in this configuration:\n{section_help(SECTIONS, config)}"
@@ -104,23 +90,22 @@ def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Op
     Raises:
         UserError: a class that the configuration names does not exist.
     """
-    value, provided = config.values.get(name), getattr(section, "provided", ())
-    default = section.default if isinstance(section, ClassSection) else None
-    if isinstance(section, NamedSection):
+    value, provided = config.values.get(name), section.provided
+    if section.named:
         for entry, item in (value or {}).items():
             if is_class(item):
                 yield from _object(config, f"{name}.{entry}", item, provided)
             else:
                 yield Option(f"{name}.{entry}", "class", inline(item), "switched off")
-    elif isinstance(section, ClassSection) and section.fixed:
+    elif section.fixed:
         yield from _options(config, name, find_class(section.fixed, name), value or {}, provided)
-    elif is_class(value) or (isinstance(value, dict) and default):
-        yield from _object(config, name, {"class_path": default, **value}, provided)
-    elif isinstance(section, ScalarSection):
+    elif is_class(value) or (isinstance(value, dict) and section.default):
+        yield from _object(config, name, {"class_path": section.default, **value}, provided)
+    elif section.type:
         current = inline(value) if name in config.values else "required" if section.required else ""
         yield Option(name, type_text(section.type), current, section.description)
     else:
-        yield Option(f"{name}.class_path", "class", default or "required", section.description)
+        yield Option(f"{name}.class_path", "class", section.default or "required", section.description)
 
 
 def _object(

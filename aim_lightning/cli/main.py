@@ -6,10 +6,9 @@ import sys
 from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.common_options import Parser
-from aim_lightning.cli.config import Config, read, read_and_check
+from aim_lightning.cli.config import SECTIONS, Config, read, read_and_check
 from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
 from aim_lightning.cli.registry import Command, commands
-from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.config.signature import suggest
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, killed_worker, lost_rank, one_line

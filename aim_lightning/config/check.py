@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, NoReturn
 
-from aim_lightning.config.compose import CLASS_KEYS, ComposedConfig
+from aim_lightning.config.compose import CLASS_KEYS, ComposedConfig, is_class
 from aim_lightning.config.signature import (
     dataclass_of,
     find_class,
@@ -27,60 +27,30 @@ from aim_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class ScalarSection:
-    """A section that is a single value.
+class Section:
+    """A section of a configuration: a single value, one object, or named objects.
 
     Args:
-        type: its type, e.g. ``str | None``.
-        description: for help screens.
-        required: True if a command needs it.
-        or_class: True if an object, given by class_path and init_args, may replace the value.
-    """
-
-    type: Any
-    description: str = ""
-    required: bool = False
-    or_class: bool = False
-
-
-@dataclass(frozen=True)
-class ClassSection:
-    """A section that is one object: `class_path` and `init_args`.
-
-    Args:
-        default: class of a section without class_path; None if the section must name one.
+        type: type of a single value, e.g. ``str | None``; None if the section is a mapping.
+        or_class: True if an object, given by class_path and init_args, may replace the single value.
+        named: True if the section maps free names to objects; null switches one off.
         fixed: the only possible class; its options are direct keys of the section.
-        base: dotted name of the class that the section's class must derive from.
+        base: dotted name of the class that every object must derive from.
+        default: class of an object without class_path; None if the section must name one.
         provided: arguments that the framework sets; a mapping adds the advice that errors give.
         description: for help screens.
-        required: True if a command needs it.
+        required: True if a command needs the section.
     """
 
-    default: str | None = None
+    type: Any = None
+    or_class: bool = False
+    named: bool = False
     fixed: str | None = None
     base: str | None = None
+    default: str | None = None
     provided: Collection[str] = ()
     description: str = ""
     required: bool = False
-
-
-@dataclass(frozen=True)
-class NamedSection:
-    """A section that maps free names to objects; null switches one off.
-
-    Args:
-        base: dotted name of the class that every object must derive from.
-        provided: arguments that the framework sets for each of them.
-        description: for help screens.
-    """
-
-    base: str | None = None
-    provided: Collection[str] = ()
-    description: str = ""
-    required = False
-
-
-Section = ScalarSection | ClassSection | NamedSection
 
 
 def check(
@@ -105,13 +75,8 @@ def check(
         if section.required and name not in optional and config.values.get(name) is None:
             raise UserError(f"configuration: {name} is missing; set it in a --config file or with --{name}")
     for name, value in config.values.items():
-        if isinstance(sections[name], ScalarSection) or (classes and value is not None):
+        if sections[name].type or (classes and value is not None):
             _Checker(config).section(name, sections[name], value)
-
-
-def is_class(value: Any) -> bool:
-    """Return True for a mapping with a class_path."""
-    return isinstance(value, dict) and "class_path" in value
 
 
 class _Checker:
@@ -121,11 +86,9 @@ class _Checker:
         self.config = config
 
     def section(self, name: str, section: Section, value: Any) -> None:
-        if isinstance(section, ScalarSection) and section.or_class and isinstance(value, dict):
-            self._class(value, name)
-        elif isinstance(section, ScalarSection):
+        if section.type and not (section.or_class and isinstance(value, dict)):
             self._value(value, name, section.type)
-        elif isinstance(section, NamedSection):
+        elif section.named:
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():
                 if item is not None:
                     hint = suggest(entry, value.keys() - {entry})
@@ -134,8 +97,9 @@ class _Checker:
             self._mapping(value, name, "options")
             self._arguments(find_class(section.fixed, name), value, name, section.provided)
         else:
-            default = {"class_path": section.default, **self._mapping(value, name, "class_path and init_args")}
-            self._class(default, name, section.base, section.provided)
+            default = {"class_path": section.default} if section.default else {}
+            values = default | self._mapping(value, name, "class_path and init_args")
+            self._class(values, name, section.base, section.provided)
 
     def _class(
         self,

@@ -6,12 +6,11 @@ import sys
 from conftest import ROOT
 
 from aim_lightning.cli.arguments import Arguments
-from aim_lightning.cli.config import read
+from aim_lightning.cli.config import SECTIONS, read
 from aim_lightning.cli.help import describe
 from aim_lightning.cli.main import main
-from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.config import ComposedConfig
-from aim_lightning.config.check import ClassSection
+from aim_lightning.config.check import Section
 
 DEMO = ROOT / "experiments" / "demo_aim.yaml"
 
@@ -22,7 +21,7 @@ def options(section, config, kind=None):
 
 
 def test_options_of_a_dataclass():
-    kind = ClassSection(fixed="aim_lightning.models.aim.aim_config.AiMConfig")
+    kind = Section(fixed="aim_lightning.models.aim.aim_config.AiMConfig")
     rows = options("model", ComposedConfig({"model": {"n_layer": 3}}), kind)
     assert rows["model.d_model"][1:] == ("int", "768", "width of the residual stream.")
     assert rows["model.n_layer"].value == "3"

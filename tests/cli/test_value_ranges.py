@@ -6,9 +6,8 @@ import pytest
 from conftest import ROOT
 from helpers import assert_contains, assert_user_error
 
-from aim_lightning.cli.config import DEFAULTS, Config
+from aim_lightning.cli.config import DEFAULTS, SECTIONS, Config
 from aim_lightning.cli.main import main
-from aim_lightning.cli.sections import SECTIONS
 from aim_lightning.cli.value_ranges import ARGUMENTS, TRAINER, check_ranges
 from aim_lightning.config import compose
 from aim_lightning.config.signature import find_class, parameters

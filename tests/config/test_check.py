@@ -7,19 +7,19 @@ from conftest import ROOT
 from helpers import assert_user_error
 
 from aim_lightning.config import ComposedConfig, compose
-from aim_lightning.config.check import ClassSection, NamedSection, ScalarSection, check
+from aim_lightning.config.check import Section, check
 from aim_lightning.config.signature import suggest
 from aim_lightning.config.yaml import read_mapping
 
 SECTIONS = {
-    "model": ClassSection(),
-    "data": ClassSection(default="toybox.Base"),
-    "callbacks": NamedSection(provided={"owner"}),
-    "logger": NamedSection(base="toybox.Base"),
-    "trainer": ClassSection(fixed="lightning.pytorch.Trainer", provided={"callbacks", "logger"}),
-    "optimizer": ClassSection(provided={"params"}),
-    "experiment": ScalarSection(str, "Name of the experiment."),
-    "seed_everything": ScalarSection(int | None, "Seed."),
+    "model": Section(),
+    "data": Section(default="toybox.Base"),
+    "callbacks": Section(named=True, provided={"owner"}),
+    "logger": Section(named=True, base="toybox.Base"),
+    "trainer": Section(fixed="lightning.pytorch.Trainer", provided={"callbacks", "logger"}),
+    "optimizer": Section(provided={"params"}),
+    "experiment": Section(str),
+    "seed_everything": Section(int | None),
 }
 CASES = read_mapping(ROOT / "tests/config/configurations.yaml", "configurations.yaml")
 
@@ -149,7 +149,7 @@ def test_every_mistake_is_one_line_with_file_and_key(toybox, case):
 
 
 def test_missing_required_sections():
-    sections = {"model": ClassSection(required=True)}
+    sections = {"model": Section(required=True)}
     match = "^configuration: model is missing; set it in a --config file"
     assert_user_error(match, check, ComposedConfig(), sections)
     check(ComposedConfig(), sections, optional=["model"])

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from aim_lightning.cli.arguments import Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
-from aim_lightning.cli.config import Config, read_and_check
-from aim_lightning.cli.sections import SECTIONS
+from aim_lightning.cli.config import SECTIONS, Config, read_and_check
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices
 from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.stream import BatchPlan
