@@ -49,23 +49,18 @@ def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
         if word in _HELP:
             result.help = True
             result.help_section = words.pop(0) if words and not words[0].startswith("-") else ""
-        elif not word.startswith("--") or not (name == "config" or name in plain or "." in name):
+            continue
+        if not word.startswith("--") or not (name == "config" or name in plain or "." in name):
             result.rest.append(word)
+            continue
+        if not equals:
+            if not words or words[0] in _HELP or words[0].startswith("--"):
+                raise UserError(f"command line: --{name} needs a value; write --{name} VALUE or --{name}=VALUE")
+            value = words.pop(0)
+        if name != "config":
+            result.overrides.append((name, value))
+        elif value:
+            result.configs.append(Path(value))
         else:
-            _add(result, name, value if equals else _next_value(name, words))
+            raise UserError("command line: --config is empty; give the path of a YAML file")
     return result
-
-
-def _add(result: Arguments, name: str, value: str) -> None:
-    if name != "config":
-        result.overrides.append((name, value))
-    elif value:
-        result.configs.append(Path(value))
-    else:
-        raise UserError("command line: --config is empty; give the path of a YAML file")
-
-
-def _next_value(name: str, words: list[str]) -> str:
-    if not words or words[0] in _HELP or words[0].startswith("--"):
-        raise UserError(f"command line: --{name} needs a value; write --{name} VALUE or --{name}=VALUE")
-    return words.pop(0)

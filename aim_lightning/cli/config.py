@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from aim_lightning.sampling import SamplingOptions
 
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
-_TYPES = {"str": str, "int": int}
+_TYPES = {"str": str, "int": int, "str or null": str | None}
 SECTIONS = {
-    name: Section(**entry, type=(_TYPES[kind] | None if nullable else _TYPES[kind]) if kind else None)
+    name: Section(**entry | {"type": _TYPES.get(entry.get("type"))})
     for name, entry in read_mapping(Path(__file__).with_name("sections.yaml"), "sections.yaml").items()
-    for kind, nullable in [(entry.pop("type", None), entry.pop("nullable", False))]
 }
 # Their values stay the text that was typed: a run may be called 001.
 TEXTS = {name for name, section in SECTIONS.items() if section.type and section.type is not int}

@@ -6,7 +6,7 @@ compared alone, so that an error has one line with the file, the key and the exp
 
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, NoReturn
 
@@ -25,6 +25,8 @@ from aim_lightning.config.signature import (
 from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
+NONE: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True)
 class Section:
@@ -37,7 +39,7 @@ class Section:
         fixed: the only possible class; its options are direct keys of the section.
         base: dotted name of the class that every object must derive from.
         default: class of an object without class_path; None if the section must name one.
-        provided: arguments that the framework sets; a mapping adds the advice that errors give.
+        provided: arguments that the framework sets -> the advice that errors give, or "".
         description: for help screens.
         required: True if a command needs the section.
     """
@@ -48,7 +50,7 @@ class Section:
     fixed: str | None = None
     base: str | None = None
     default: str | None = None
-    provided: Collection[str] = ()
+    provided: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     required: bool = False
 
@@ -106,7 +108,7 @@ class _Checker:
         value: Any,
         key: str,
         base: str | tuple[type, ...] | None = None,
-        provided: Collection[str] = (),
+        provided: Mapping[str, str] = NONE,
         complete: bool = True,
         hint: str = "",
     ) -> None:
@@ -123,28 +125,28 @@ class _Checker:
             names = " or ".join(base.__name__ for base in bases)
             self._fail(f"{key}.class_path", f"is {class_path!r}; expected a class derived from {names}")
         arguments = self._mapping(value.get("init_args") or {}, f"{key}.init_args", "arguments")
-        provided = {*provided, *(value.get("dict_kwargs") or {})}
+        provided = dict.fromkeys(value.get("dict_kwargs") or {}, "") | dict(provided)
         self._arguments(cls, arguments, f"{key}.init_args", provided, complete)
 
     def _arguments(
-        self, cls: Any, values: dict[str, Any], key: str, provided: Collection[str] = (), complete: bool = True
+        self, cls: Any, values: dict[str, Any], key: str, provided: Mapping[str, str] = NONE, complete: bool = True
     ) -> None:
         options = parameters(cls)
         if options is None:
             return
         for name, value in values.items():
             if name in provided:
-                advice = f"is no option here: {provided[name]}" if isinstance(provided, Mapping) else ""
+                advice = provided[name] and f"is no option here: {provided[name]}"
                 self._fail(f"{key}.{name}", advice or "is set by the framework itself; remove it")
             if name not in options:
-                hint = suggest(name, options.keys() - set(provided))
+                hint = suggest(name, options.keys() - provided.keys())
                 self._fail(f"{key}.{name}", f"is not an option of {cls.__name__}{hint}")
             self._value(value, f"{key}.{name}", options[name].annotation, options[name].default)
         for name, option in options.items():
             if complete and name not in values and name not in provided and is_required(option):
-                kind = f" ({type_text(option.annotation)})" if members(option.annotation) else ""
+                expected = f" ({type_text(option.annotation)})" if members(option.annotation) else ""
                 where = self.config.origin(key.removesuffix("init_args") + "class_path")
-                raise UserError(f"{where}: {key}.{name} is missing; {cls.__name__} needs it{kind}")
+                raise UserError(f"{where}: {key}.{name} is missing; {cls.__name__} needs it{expected}")
 
     def _value(self, value: Any, key: str, annotation: Any, default: Any = inspect.Parameter.empty) -> None:
         nested, classes = dataclass_of(annotation), tuple(filter(inspect.isclass, members(annotation)))

@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 from aim_lightning.cli import main as cli
-from aim_lightning.cli.dataset_files import DOWNSAMPLING, crop_range, file_names
+from aim_lightning.cli.commands.dataset import DOWNSAMPLING, crop_range, file_names
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import make_shards, name_hash
 from aim_lightning.data.tokens.format.manifest import TokenManifest
