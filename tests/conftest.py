@@ -66,6 +66,18 @@ def own_signals():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def file_limit():
+    """Return the function that limits the size of files in bytes, as a full disk does; None = no limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
+
+    yield limit
+    limit(None)
+
+
 @pytest.fixture(scope="session")
 def aim_cli():
     """Return the function that runs `aim-lightning` as a process and returns it with its texts."""

@@ -1,28 +1,14 @@
 """TensorBoard: the event file on a full disk and after restarts, the page of related curves, and histograms."""
 
 import re
-import resource
 from types import SimpleNamespace
 
-import pytest
 import torch
 from integration.tiny import events, scalars
 from torch.nn import functional as F
 
 from aim_lightning.callbacks.logging import tensorboard, tensorboard_writer
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
-
-
-@pytest.fixture
-def disk():
-    """Limit the size of files in bytes; None = no limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
-
-    yield limit
-    limit(None)
 
 
 def log(writer, steps):
@@ -39,28 +25,28 @@ def test_no_file_is_created_before_the_first_flush(tmp_path):
     assert scalars(tmp_path / "run") == {"loss": [(0, 1.0)]}
 
 
-def test_events_are_written_once_a_full_disk_has_room(tmp_path, disk, capsys):
+def test_events_are_written_once_a_full_disk_has_room(tmp_path, file_limit, capsys):
     writer = RunWriter(str(tmp_path))
     log(writer, range(3))
     (file,) = tmp_path.iterdir()
     size = file.stat().st_size
     for room in (0, 1, 30):  # half a record does not stay
-        disk(size + room)
+        file_limit(size + room)
         log(writer, range(3 + room, 4 + room))
         assert file.stat().st_size in (size, size + room) and len(scalars(tmp_path)["loss"]) == 3
     assert capsys.readouterr().err.count("cannot be written (File too large); its events wait for room") == 1
-    disk(None)
+    file_limit(None)
     log(writer, [50])
     assert [step for step, _ in scalars(tmp_path)["loss"]] == [0, 1, 2, 3, 4, 33, 50]
 
 
-def test_events_in_memory_are_bounded(tmp_path, disk, capsys, monkeypatch):
+def test_events_in_memory_are_bounded(tmp_path, file_limit, capsys, monkeypatch):
     monkeypatch.setattr(tensorboard_writer, "MOST_WAITING", 500)
     writer = RunWriter(str(tmp_path))
-    disk(0)
+    file_limit(0)
     log(writer, range(100))
     assert len(writer._events.waiting) < 600 and capsys.readouterr().err.count("get a hole") == 1
-    disk(None)
+    file_limit(None)
     log(writer, [200, 201])
     steps = [step for step, _ in scalars(tmp_path)["loss"]]
     assert steps[:5] == [0, 1, 2, 3, 4] and steps[-1] == 201

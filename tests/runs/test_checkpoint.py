@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -140,14 +139,11 @@ def test_a_file_that_reads_back_changed_does_not_replace_the_old_one(path, monke
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
-def test_a_full_disk_is_named_with_its_free_space(path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))
-    try:
-        with pytest.raises(CheckpointNotWritten, match=r"could not be written \(File too large, [\d,]+ MiB free\)"):
-            write_checkpoint(CONTENT, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+def test_a_full_disk_is_named_with_its_free_space(path, file_limit):
+    file_limit(9000)
+    with pytest.raises(CheckpointNotWritten, match=r"could not be written \(File too large, [\d,]+ MiB free\)"):
+        write_checkpoint(CONTENT, path)
+    file_limit(None)
     assert "network" in read_checkpoint(path) and len(list(path.parent.iterdir())) == 1
 
 

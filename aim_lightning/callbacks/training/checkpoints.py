@@ -123,7 +123,11 @@ class Checkpoints(Checkpoint):
         self.saved_at = time.monotonic()
         if failure:
             self.best = previous_best
-            self._report(failure, required)
+            kept = list_checkpoints(self.run_dir)
+            failure += f"; {kept[0].name} is kept" if kept else "; there is no earlier checkpoint"
+            if required:
+                raise UserError(f"{failure}; make room and run the same command again")
+            log(f"warning: {failure}; training continues until the next checkpoint")
             return False
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
@@ -148,13 +152,6 @@ class Checkpoints(Checkpoint):
             entries.append(self.candidate)
         sign = 1 if self.mode == "min" else -1
         return sorted(entries, key=lambda entry: (sign * entry[0], entry[1]))[: self.keep_best]
-
-    def _report(self, failure: str, required: bool) -> None:
-        kept = list_checkpoints(self.run_dir)
-        failure += f"; {kept[0].name} is kept" if kept else "; there is no earlier checkpoint"
-        if required:
-            raise UserError(f"{failure}; make room and run the same command again")
-        log(f"warning: {failure}; training continues until the next checkpoint")
 
     def _remove_others(self) -> None:
         best = {step for _, step in self.best}

@@ -32,7 +32,7 @@ class ResumeState(Callback):
 
     Args:
         seed: of the run.
-        configuration: the composed document, stored in every checkpoint.
+        configuration: the composed configuration, stored in every checkpoint.
     """
 
     def __init__(self, seed: int, configuration: dict) -> None:
@@ -103,10 +103,8 @@ class CorruptRecords(Callback):
             self._reduce_pending(trainer)
             self.log("data/replaced_rows", float(self.total))
             if self.in_epoch > data.skip_limit:
-                limit = (
-                    f"more than data.skip_limit {data.skip_limit}; restore the shards named above, or raise the limit"
-                )
-                raise UserError(f"{self.in_epoch} rows of this epoch stood in for rows of corrupt records, {limit}")
+                fault = f"{self.in_epoch} rows of this epoch replace corrupt ones, more than data.skip_limit"
+                raise UserError(f"{fault} {data.skip_limit}; restore the shards named above, or raise the limit")
             self.in_epoch = 0 if epoch_ends else self.in_epoch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
