@@ -1,4 +1,4 @@
-"""Base classes of the DataModules: the training stream as ready micro-batches, resumable by its cursor."""
+"""Base classes of the DataModules, which read the training stream from a cursor on."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ class MicroBatches(IterableDataset, ABC):
     After a resume Lightning counts the batches of the epoch from its start, so the length must not shrink.
     """
 
+    # Lightning would replace the sampler of a map-style dataset; an iterable one keeps the order of the plan.
     def __init__(self, rows: int, plan: BatchPlan, rank: int, seed: int) -> None:
         self.rows = rows
         self.plan = plan
@@ -59,6 +60,7 @@ class BatchLoader(DataLoader):
             dataset,
             batch_size=None,
             num_workers=num_workers,
+            # Pinning creates a CUDA context in each process; a validation batch is too rare to gain from it.
             pin_memory=cursor is not None and torch.cuda.is_available(),
             generator=torch.Generator(),  # without it every iterator advances the global one, and so training's dropout
             worker_init_fn=outlive_signals,
@@ -73,6 +75,7 @@ class BatchLoader(DataLoader):
 
 
 def _marked(batches: Iterator[Batch]) -> Iterator[Batch]:
+    # Only the wait for a batch is marked: a signal during the step itself must lead to a checkpoint.
     while True:
         with reading():
             batch = next(batches, None)
@@ -142,7 +145,7 @@ class StreamDataModule(LightningDataModule):
         return self.steps_offset + self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
 
     def identity(self) -> dict[str, str | int]:
-        """Return what a checkpoint stores of the training set: `rows`, `fingerprint` and the `steps` trained on it."""
+        """Return the facts for a checkpoint: `rows` and `fingerprint` of the set, `steps` trained on it."""
         return {"rows": self.train_rows, "fingerprint": self.fingerprint, "steps": self.steps}
 
     def restore(self, cursor: dict[str, int], identity: dict[str, str | int] | None) -> None:

@@ -36,7 +36,7 @@ class ImageRecord:
 
 
 class ImageSource(ABC):
-    """Map-style collection of labelled image files: `source[row]` decodes an image; safe in loader workers.
+    """Labelled image files by row: `source[row]` decodes one; safe in loader workers.
 
     A source stores images unchanged. Resizing and cropping belong to `ImageDataset`.
 
@@ -185,6 +185,7 @@ def image_files(
     suffixes = image_suffixes() if suffixes is None else suffixes
     visited = visited | {identity(directory)}
     for parent, directories, files in os.walk(directory, followlinks=True, onerror=_raise):
+        # os.walk descends into the names that remain in its list.
         kept = []
         for name in directories:
             if name[0] != "." and (directory_id := identity(Path(parent, name))) not in visited:
@@ -212,7 +213,7 @@ def identity(directory: Path) -> tuple[int, int]:
 
 
 def split_directories(root: Path) -> dict[str, Path]:
-    """Return the directories of the splits ``train`` and ``val`` of a root that contains splits instead of classes.
+    """Return the directories of ``train`` and ``val`` if a root contains splits instead of classes.
 
     Args:
         root: directory with `train/`, and perhaps `val/` (validation, dev) or `test/`. A root with other directories

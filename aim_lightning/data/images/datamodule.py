@@ -15,7 +15,7 @@ from aim_lightning.utils.random import hash_seed, permutation
 
 
 class ImageMicroBatches(MicroBatches):
-    """Training stream of one rank: a full permutation per (seed, epoch), crop and flip by (seed, epoch, row)."""
+    """Training stream of one rank: order by (seed, epoch), crop and flip by (seed, epoch, row)."""
 
     def __init__(self, source: ImageSource, transform: ImageTransform, plan: BatchPlan, rank: int, seed: int) -> None:
         super().__init__(len(source), plan, rank, seed)

@@ -16,7 +16,7 @@ from aim_lightning.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Images:
-    """Configuration of an experiment's images: the paths of both splits and the size of the cropped images.
+    """Configuration of an experiment's images: paths of both splits, and size after cropping.
 
     `open` returns a split as an `ImageDataset`.
 

@@ -28,7 +28,7 @@ class ImageTooSmall(UnreadableImage):
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Turn disk errors inside the block into a UserError; they are no UnreadableImage and are never skipped.
+    """Convert disk errors of the block to a UserError; unlike an UnreadableImage it is never skipped.
 
     Args:
         path: image file for messages.
@@ -128,11 +128,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, 0)
+    values = np.where(np.isfinite(values), values, 0)  # NaN and infinity would spoil the range
     low, high = min(values.min(), 0), max(values.max(), 0)
     limits = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
     if low == 0 and high <= limits[-1]:
         high = next(limit for limit in limits if high <= limit)
+    # A constant image of zeros keeps the limit 1 or 255 as its range, so that nothing is divided by 0.
     pixels = np.rint((values - low) / (high - low) * 255)
     if isinstance(transparent := image.info.get("transparency"), int):
         pixels[values == transparent] = 255

@@ -33,7 +33,7 @@ def make(
     val_rows: int | None = None,
     rows_per_shard: int = 1000,
 ) -> None:
-    """Write Fashion-MNIST as image shards to out/train and out/val: 28x28 grey PNGs in the order of the IDX files.
+    """Write Fashion-MNIST as shards of 28x28 grey PNGs to out/train and out/val, in the order of its files.
 
     Args:
         out: directory, created if missing; shards in it are replaced.

@@ -46,7 +46,7 @@ class ImageNetArchive(TarSource):
         self.path = Path(path)
         names, val_wnids = read_devkit(self.path.with_name(DEVKIT))
         members = _val_members(self.path, val_wnids) if _is_val(self.path) else _train_members(self.path, names)
-        members.sort()
+        members.sort()  # the order of a class-per-directory tree: archives list their members in another one
         wnids = sorted(names)
         label = {wnid: number for number, wnid in enumerate(wnids)}
         super().__init__(
@@ -65,7 +65,7 @@ class ImageNetArchive(TarSource):
 
 
 def read_devkit(path: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return synonyms by WordNet id, and the WordNet id of each validation image in order; check the file's MD5.
+    """Read the synonyms by WordNet id and the id of each validation image; check the file's MD5.
 
     Args:
         path: the development kit.

@@ -1,4 +1,4 @@
-"""Read image shards: WebDataset tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls, with or without a manifest."""
+"""Read image shards: WebDataset tar files of KEY.png, jpg, jpeg or webp, and KEY.cls."""
 
 import logging
 import os
@@ -182,7 +182,7 @@ class ShardSource(TarSource):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the sha256 over class names and shard hashes, or without a manifest over shard names and sizes."""
+        """Return the sha256 over class names and shard hashes; without a manifest over names and sizes."""
         if self._manifest:
             hashes = (self._manifest["shards"][shard.name]["sha256"] for shard in self.tars)
             return sha256_json([self.class_names, *hashes])

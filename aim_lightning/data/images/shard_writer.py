@@ -1,4 +1,4 @@
-"""Write image shards: WebDataset tar files of KEY.png (or jpg, jpeg, webp) and KEY.cls, and their manifest."""
+"""Write image shards (WebDataset tar files) and their manifest."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -22,9 +22,9 @@ def write_image_shards(
     rows_per_shard: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write encoded images as `images-NNNNNN.tar` and, last, manifest.json; the same records give the same bytes.
+    """Write encoded images as `images-NNNNNN.tar`, and then manifest.json.
 
-    Shards and manifest of an earlier call with the same `out` are replaced.
+    The same records give the same bytes. Shards and manifest of an earlier call with the same `out` are replaced.
 
     Args:
         records: (encoded image, extension, label, key) in dataset order; keys are unique and contain no dots.

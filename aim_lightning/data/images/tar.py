@@ -1,4 +1,4 @@
-"""Tar files: deterministic writing, reading that detects truncation, and images read in place by their offsets."""
+"""Tar files: deterministic writing, detection of truncation, and images read in place."""
 
 import os
 import tarfile
@@ -22,7 +22,7 @@ _OPEN_FILES = 64  # ImageNet has more shards than a process may have open files 
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[wds.TarWriter]:
-    """Open a webdataset TarWriter whose bytes depend on the content only; the file appears once it is complete.
+    """Open a webdataset TarWriter; bytes depend on the content only, and the file appears when complete.
 
     Args:
         path: the tar file to write.

@@ -1,4 +1,4 @@
-"""Transform decoded images to the network's input size; random choices depend on the `generator_seed` argument only."""
+"""Transform decoded images to the network's input size."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ADM_SMALLEST_CROP = 0.8  # of the shorter side
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, pad, crop and flip, in this order; the repr contains every setting and serves as a cache key.
+    """Resize, pad, crop and flip, in this order; the repr with all settings is a cache key.
 
     Args:
         image_size: height and width of the result, pixels.
@@ -69,6 +69,7 @@ class ImageTransform:
             self._check_size(*image.size)
         if self.crop not in ("random", "adm_random") and not self.flip:
             return self._finish(image)
+        # torchvision reads the global generator: fork it, so that training's random state stays.
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also reseed the GPUs, whose state is not restored here.
             torch.default_generator.manual_seed(generator_seed)
@@ -104,7 +105,7 @@ class ImageTransform:
 
 
 def adm_resize(image: Image.Image, shorter_side: int) -> Image.Image:
-    """Resize as ADM does: halve by averaging while at least twice as large as required, then resize bicubically.
+    """Resize as ADM does: halve by averaging while at least twice too large, then resize bicubically.
 
     Args:
         image: RGB image.

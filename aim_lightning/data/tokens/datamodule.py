@@ -20,7 +20,7 @@ from aim_lightning.utils.process import reading
 
 
 def to_batch(rows: Rows, epoch: int) -> Batch:
-    """Convert rows to a batch of int64 tensors: codes (B, L), labels (B,), index (B,), epoch (), replaced ().
+    """Convert rows to int64 tensors: codes (B, L), labels and index (B,), epoch and replaced ().
 
     Args:
         rows: B rows.

@@ -21,7 +21,7 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # at least two letters: C: is a Wind
 
 @dataclass(frozen=True)
 class Location:
-    """`data.path`: a directory, or a URL that webdataset opens, such as `http://HOST/DIRECTORY` or `pipe:COMMAND`.
+    """A `data.path`: a directory, or a URL such as `http://HOST/DIRECTORY` or `pipe:COMMAND`.
 
     Args:
         base: directory or URL. ``{}`` is replaced by the file name, such as train/manifest.json. Without ``{}`` the

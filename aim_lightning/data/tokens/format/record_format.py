@@ -19,7 +19,7 @@ Members = dict[str, memoryview]
 
 @dataclass
 class Record:
-    """Rows to write: codes (n, views, tokens) uint16, labels (n,) int64, and the keys of the source images."""
+    """Rows to write: codes (n, views, tokens) uint16, labels (n,) int64, keys of the source images."""
 
     codes: np.ndarray
     labels: np.ndarray
@@ -37,6 +37,7 @@ def write_shard(path: Path, record: Record) -> None:
         for start in range(0, len(record.labels), ROWS_PER_RECORD):
             part = slice(start, start + ROWS_PER_RECORD)
             content = {
+                # Explicit byte order: the bytes and checksums must be equal on every machine.
                 "codes.npy": _npy(record.codes[part].astype("<u2")),
                 "keys.json": json.dumps(record.keys[part]).encode(),
                 "labels.npy": _npy(record.labels[part].astype("<i8")),
@@ -123,11 +124,12 @@ class _Corrupt(Exception):
 
 
 def _read_members(data: bytes) -> tuple[dict[int, Members], str]:
-    """Return members by record number and name, and the reason of an early end of the tar (empty if complete)."""
+    """Return members by record number and name, and the reason of an early end of the tar or ''."""
     records: dict[int, Members] = {}
     try:
         for _, member in tar_members(io.BytesIO(data)):
             key, _, name = member.name.partition(".")
+            # A view: copying the codes would double the memory of a shard.
             content = memoryview(data)[member.offset_data : member.offset_data + member.size]
             number = key.rpartition("-")[2]
             if number.isdecimal() and len(content) == member.size:

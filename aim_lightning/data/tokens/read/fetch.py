@@ -75,7 +75,7 @@ class Fetcher:
                     times = "" if attempt == 0 else f" in {attempt + 1} attempts"
                     fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
                     raise (UserError if permanent else TransientError)(fact) from error
-            pause = self.pause * 2**attempt
+            pause = self.pause * 2**attempt  # a busy server recovers sooner if clients wait longer
             log.warning("%s: %s; trying again in %g s", url, reason, pause)
             time.sleep(pause)
         raise AssertionError("unreachable")

@@ -20,7 +20,7 @@ BATCH = 16  # images decoded together
 
 @dataclass(frozen=True)
 class Preview:
-    """Decoded images_BCHW uint8, and captions: class names, after the view number where several are stored."""
+    """Decoded images_BCHW uint8, and captions: class names, with the view number if several are stored."""
 
     images_BCHW: Tensor
     captions: list[str]
@@ -44,6 +44,7 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
         raise UserError(f"{directory} was written by another tokenizer (weights hash differs); set --tokenizer to it")
     if num < 1:
         raise UserError(f"--num is {num}; it must be at least 1")
+    # Sorted: each shard is read once, and the images appear in the order of the set.
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
     views = partial(_views, manifest.views, seed)
     reader, parts = ShardReader(manifest, lambda name: str(directory / name)), []

@@ -1,4 +1,4 @@
-"""Read token shards in the global order of an epoch: shards shuffled, then rows shuffled within windows.
+"""Read token shards in the order of an epoch: shards shuffled, then rows within windows.
 
 A window of several shards bounds memory and reading. The position of a row depends on (seed, epoch) and the manifest
 only, and any position is reached by reading its window. A corrupt record may be skipped. Each of its rows is then
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with one view each: codes (n, tokens) uint16, labels (n,) int64, index (n,) int64 of the dataset rows.
+    """Rows with one view each: codes (n, tokens) uint16, labels and dataset rows `index` (n,) int64.
 
     unreadable (n,) bool: True for rows of corrupt records, which `replace_unreadable` fills.
     """
@@ -175,12 +175,13 @@ class WindowedRows:
         return rows.take(permutation(len(rows.index), "window_order", self.seed, self.epoch, window.number))
 
     def _view(self, index: np.ndarray) -> np.ndarray:
+        # By dataset row, not by position: the view does not depend on the number of ranks.
         uniform = hash_uniform("view", self.seed, self.epoch, torch.from_numpy(index))
         return (uniform * self.reader.manifest.views).long().numpy()
 
 
 def replace_unreadable(rows: Rows, seed: int, epoch: int) -> None:
-    """Overwrite unreadable rows (codes, label, index) in place by readable ones; they stay marked as unreadable.
+    """Overwrite unreadable rows in place by readable ones; they stay marked as unreadable.
 
     Args:
         rows: rows of one window.

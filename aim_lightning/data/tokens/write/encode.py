@@ -128,6 +128,7 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Encode uint8 images to codes_BL, int32 on the device."""
+        # The tokenizer's quantiser leaves autocast: its argmin over distances needs float32.
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with exact_products(self.precision == "tf32"), autocast:
             x = to_unit_range(images_BCHW.to(self.device, non_blocking=True))

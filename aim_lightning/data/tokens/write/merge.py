@@ -15,7 +15,7 @@ EQUAL_FIELDS = ("tokenizer_hash", "grid", "codebook_size", "class_names", "views
 
 
 def merge_directories(directories: list[Path], out: Path) -> TokenManifest:
-    """Write the rows of all directories, in the given order, to a new directory; continue an interrupted merge.
+    """Write the rows of all directories in order to a new one; continue an interrupted merge.
 
     Args:
         directories: token directories, each with a manifest.json.
@@ -45,7 +45,7 @@ def merge_directories(directories: list[Path], out: Path) -> TokenManifest:
                 os.link(path, temporary)
             except OSError:  # another file system
                 shutil.copyfile(path, temporary)
-    merged.save(out)
+    merged.save(out)  # last: it marks the directory as complete
     return merged
 
 

@@ -162,6 +162,7 @@ def write_manifest(directory: Path, manifest: TokenManifest, shards: list[Planne
         encoding=manifest.encoding | {"devices": sorted({shard.device for shard in ordered})},
     )
     manifest.save(directory)
+    # Only of dead processes: another job on this directory may be about to rename its file.
     for leftover in [*abandoned(directory), *abandoned(directory / FINISHED)]:
         leftover.unlink(missing_ok=True)
     return manifest
