@@ -5,11 +5,10 @@ import pickle
 import subprocess
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from data.builders import save_noise
 from helpers import assert_user_error
-from PIL import Image
 
 from aim_lightning.data.images.datamodule import ImageDataModule
 from aim_lightning.data.images.dataset import Images
@@ -17,13 +16,11 @@ from aim_lightning.data.images.dataset import Images
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("images")
     for split, rows in (("train", 13), ("val", 7)):
-        for label in ("cat", "dog"):
-            (root / split / label).mkdir(parents=True)
+        for label, name in enumerate(("cat", "dog")):
             for i in range(rows):
-                pixels = rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / label / f"{i:02d}.png")
+                save_noise(root / split / name / f"{i:02d}.png", 100 * rows + 20 * label + i, (30, 24))
     return root
 
 
@@ -39,8 +36,8 @@ def module(directory, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, 
     return data
 
 
-def test_a_set_is_opened_once_and_not_sent_to_other_processes(directory):
-    """Validations ask for it again and again, and listing a million images takes long."""
+def test_a_set_is_opened_once_and_not_pickled(directory):
+    """Every validation opens it, and listing a million images takes long."""
     images = Images(str(directory / "train"), str(directory / "val"), image_size=16)
     fresh = pickle.dumps(images)
     assert images.open("val") is images.open("val") is not images.open("train")
@@ -49,12 +46,12 @@ def test_a_set_is_opened_once_and_not_sent_to_other_processes(directory):
 
 
 def pixels_by_row(directory, **options):
-    found = {}
+    pixels = {}
     world = options.get("world", 1)
     for rank in range(world):
         for batch in module(directory, rank=rank, **options).train_dataloader():
-            found |= {int(row): image for row, image in zip(batch["index"], batch["images"], strict=True)}
-    return found
+            pixels |= {int(row): image for row, image in zip(batch["index"], batch["images"], strict=True)}
+    return pixels
 
 
 def test_an_image_is_augmented_identically_on_any_rank(directory):
@@ -91,12 +88,12 @@ def test_epoch_and_seed_change_order_and_augmentation(directory):
     assert rows[0] != rows[1]
 
 
-def test_it_starts_anywhere(directory):
+def test_the_stream_starts_anywhere(directory):
     complete = [batch["index"].tolist() for batch in module(directory).train_dataloader()]
     assert [b["index"].tolist() for b in module(directory, start=2).train_dataloader()] == complete[2:]
 
 
-def test_the_global_random_state_is_left_alone(directory):
+def test_training_keeps_the_global_random_state(directory):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     list(module(directory).train_dataloader())
@@ -112,7 +109,6 @@ def test_validation_sees_every_image_once(directory, world):
 
 
 def test_splits_with_other_classes_are_refused(directory, tmp_path):
-    (tmp_path / "cat").mkdir()
-    Image.new("RGB", (20, 20)).save(tmp_path / "cat" / "a.png")
+    save_noise(tmp_path / "cat" / "a.png", size=(20, 20))
     data = ImageDataModule(Images(str(directory / "train"), str(tmp_path), image_size=16), 6)
     assert_user_error(r"label 1 is 'dog' in train but no class in val \(2 and 1 classes\)", data.setup, "fit")

@@ -6,8 +6,8 @@ import tarfile
 
 import numpy as np
 import pytest
+from data.builders import encode, noise, tar_of
 from helpers import assert_user_error
-from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
 from tqdm import tqdm
@@ -30,20 +30,7 @@ VAL_IDS = [3, 1, 2, 4, 1, 2]  # ILSVRC2012 id of each validation image
 
 
 def jpeg(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    return encode(noise(seed, (10, 12)), "JPEG")
 
 
 def class_tar(wnid: str) -> bytes:
@@ -52,14 +39,14 @@ def class_tar(wnid: str) -> bytes:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """All three archives; torchvision is logged their checksums."""
+    """All three archives; torchvision is given their checksums."""
     meta, columns = io.BytesIO(), ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
-    kinds = [(name, "O") for name in columns]
+    column_types = [(name, "O") for name in columns]
     rows = [(number, wnid, words, "-", children) for number, wnid, words, children in SYNSETS]
-    savemat(meta, {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)})
-    place = "ILSVRC2012_devkit_t12/data"
+    savemat(meta, {"synsets": np.array(rows, dtype=column_types).reshape(-1, 1)})
+    directory = "ILSVRC2012_devkit_t12/data"
     truth = "".join(f"{number}\n" for number in VAL_IDS).encode()
-    kit = {f"{place}/meta.mat": meta.getvalue(), f"{place}/ILSVRC2012_validation_ground_truth.txt": truth}
+    kit = {f"{directory}/meta.mat": meta.getvalue(), f"{directory}/ILSVRC2012_validation_ground_truth.txt": truth}
     archives = {
         DEVKIT: tar_of(kit, "w:gz"),
         TRAIN: tar_of({f"{wnid}.tar": class_tar(wnid) for wnid in LEAVES}),
@@ -67,8 +54,8 @@ def root(tmp_path, monkeypatch):
     }
     for name, content in archives.items():
         (tmp_path / name).write_bytes(content)
-    known = zip(("devkit", "train", "val"), archives.items(), strict=True)
-    sums = {kind: (name, hashlib.md5(content).hexdigest()) for kind, (name, content) in known}
+    named = zip(("devkit", "train", "val"), archives.items(), strict=True)
+    sums = {kind: (name, hashlib.md5(content).hexdigest()) for kind, (name, content) in named}
     monkeypatch.setattr(imagenet, "ARCHIVE_META", sums)
     return tmp_path
 
@@ -90,7 +77,7 @@ def test_classes_rows_and_images_are_torchvisions(root, split, archive):
     assert len(source) == {"train": 8, "val": 6}[split]
 
 
-def test_fingerprint_follows_content_not_place(root, tmp_path_factory):
+def test_fingerprint_depends_on_content_not_on_path(root, tmp_path_factory):
     before = ImageNetArchive(root / TRAIN).fingerprint
     moved = root.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
     assert ImageNetArchive(moved / TRAIN).fingerprint == before != ImageNetArchive(moved / VAL).fingerprint
@@ -104,8 +91,8 @@ def test_incomplete_or_foreign_archives_are_named(root):
     assert_user_error("a class unknown to the devkit, n99999999", open_source, root / TRAIN)
     (root / TRAIN).write_bytes(tar_of({**full, "n01440764.tar": class_tar("n03126707")}))
     assert_user_error("n01440764.tar holds n03126707_10.JPEG", open_source, root / TRAIN)
-    whole = tar_of(full)
-    (root / TRAIN).write_bytes(whole[: len(whole) // 2])
+    archive_bytes = tar_of(full)
+    (root / TRAIN).write_bytes(archive_bytes[: len(archive_bytes) // 2])
     assert_user_error("img_train.tar.* is truncated or damaged", open_source, root / TRAIN)
     images = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
     (root / VAL).write_bytes(tar_of(dict(list(images.items())[:5])))

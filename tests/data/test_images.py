@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.builders import encode, noise, save_noise, tar_of
 from helpers import assert_user_error
 from PIL import Image
 
@@ -40,17 +41,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def noise(seed: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
 def reopen(image: Image.Image, form: str = "PNG", **options) -> Image.Image:
     return Image.open(io.BytesIO(encode(image, form, **options)))
 
@@ -58,15 +48,6 @@ def reopen(image: Image.Image, form: str = "PNG", **options) -> Image.Image:
 def records(rows: int = 7) -> list[tuple[bytes, str, int, str]]:
     labels = sorted(row % len(NAMES) for row in range(rows))
     return [(encode(noise(row)), "png", label, f"p{row:02d}") for row, label in enumerate(labels)]
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture
@@ -79,10 +60,8 @@ def shards(tmp_path) -> Path:
 @pytest.fixture
 def tree(tmp_path) -> Path:
     """The same images as class directories."""
-    for image, extension, label, key in records():
-        path = tmp_path / "tree" / NAMES[label] / f"{key}.{extension}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image)
+    for row, (_, _, label, key) in enumerate(records()):
+        save_noise(tmp_path / "tree" / NAMES[label] / f"{key}.png", row)
     return tmp_path / "tree"
 
 
@@ -155,7 +134,7 @@ def test_exif_orientation_is_applied():
     assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(image), -1))
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_an_image_with_damaged_exif_is_read():
     jpeg = encode(noise(0), "JPEG")
     segment = b"Exif\0\0not a TIFF header"
     broken = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
@@ -175,11 +154,10 @@ def test_both_sources_give_equal_images_in_equal_order(tree, shards):
     assert [tar.key(row) for row in range(7)] == [f"p{row:02d}" for row in range(7)]
     assert directory.key(3) == "dog/p03.png"
     for row in range(7):
-        one, other = directory[row], tar[row]
-        assert np.array_equal(np.asarray(one.image), np.asarray(noise(row)))
-        assert np.array_equal(np.asarray(one.image), np.asarray(other.image))
-        assert (one.label, one.key) == (directory.labels[row], directory.key(row))
-        assert (other.label, other.key) == (tar.labels[row], tar.key(row))
+        for source in (directory, tar):
+            record = source[row]
+            assert np.array_equal(np.asarray(record.image), np.asarray(noise(row)))
+            assert (record.label, record.key) == (source.labels[row], source.key(row))
     with pytest.raises(IndexError):
         tar[7]
 
@@ -277,12 +255,12 @@ def test_unreadable_images_are_named(tree, shards):
     assert_user_error("dog/p03.png is not a readable image", source.__getitem__, 3)
     path.write_bytes(b"hello")
     assert_user_error("no image format", source.__getitem__, 3)
-    write_tar(shards / "images-000002.tar", {"p06.png": b"hello", "p06.cls": b"2"})
+    (shards / "images-000002.tar").write_bytes(tar_of({"p06.png": b"hello", "p06.cls": b"2"}))
     assert_user_error(r"images-000002.tar, key p06 is not a readable", ShardSource(shards).__getitem__, 6)
 
 
 def test_faults_of_the_disk_are_no_fault_of_the_image(tree, monkeypatch):
-    """Nobody may leave an image out for them."""
+    """They must not lead to a skipped image."""
     source = DirectorySource(tree)
 
     def fails(path):
@@ -343,13 +321,13 @@ WRONG_MEMBERS = [
 
 @pytest.mark.parametrize(("members", "match"), WRONG_MEMBERS)
 def test_wrong_members_of_a_shard(tmp_path, members, match):
-    write_tar(tmp_path / "x-0.tar", members)
+    (tmp_path / "x-0.tar").write_bytes(tar_of(members))
     assert_user_error(match, open_source, tmp_path)
 
 
 def test_foreign_shards_in_directories_and_with_extras(tmp_path):
     members = {"d/a.PNG": encode(noise(4)), "d/a.cls": b"1\n", "d/a.json": b"{}", "d/b.cls": b"0"}
-    write_tar(tmp_path / "x-0.tar", {**members, "d/b.webp": encode(noise(5), "WEBP", lossless=True)})
+    (tmp_path / "x-0.tar").write_bytes(tar_of({**members, "d/b.webp": encode(noise(5), "WEBP", lossless=True)}))
     source = open_source(tmp_path)
     assert [source.key(row) for row in range(2)] == ["d/a", "d/b"]
     assert source.labels.tolist() == [1, 0]
@@ -452,13 +430,17 @@ def test_center_crop_pad_and_resize():
     assert (resized.dtype, resized.shape) == (torch.uint8, (3, 16, 16))
 
 
-def published_center_crop(image: Image.Image, image_size: int) -> np.ndarray:
-    """openai/guided-diffusion, image_datasets.py, center_crop_arr, as published."""
+def published_resize(image: Image.Image, image_size: int) -> np.ndarray:
+    """openai/guided-diffusion, image_datasets.py, the start of center_crop_arr and random_crop_arr, as published."""
     while min(*image.size) >= 2 * image_size:
         image = image.resize(tuple(x // 2 for x in image.size), resample=Image.BOX)
     scale = image_size / min(*image.size)
-    image = image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC)
-    arr = np.array(image)
+    return np.array(image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC))
+
+
+def published_center_crop(image: Image.Image, image_size: int) -> np.ndarray:
+    """openai/guided-diffusion, image_datasets.py, center_crop_arr, as published."""
+    arr = published_resize(image, image_size)
     crop_y, crop_x = (arr.shape[0] - image_size) // 2, (arr.shape[1] - image_size) // 2
     return arr[crop_y : crop_y + image_size, crop_x : crop_x + image_size]
 
@@ -475,29 +457,24 @@ def test_adm_random_crop_is_one_of_the_published_ones():
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (47, 60, 3), dtype=np.uint8))
     published = {}
     for side in range(8, 11):
-        small = image
-        while min(small.size) >= 2 * side:
-            small = small.resize((small.width // 2, small.height // 2), Image.Resampling.BOX)
-        scale = side / min(small.size)
-        small = small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
-        pixels = np.asarray(small)
+        pixels = published_resize(image, side)
         for top in range(pixels.shape[0] - 7):
             for left in range(pixels.shape[1] - 7):
                 published[pixels[top : top + 8, left : left + 8].tobytes()] = (side, top, left)
     transform = ImageTransform(8, crop="adm_random")
-    found = [published[transform(image, seed).permute(1, 2, 0).numpy().tobytes()] for seed in range(200)]
-    assert {side for side, _, _ in found} == {8, 9, 10} and {top for _, top, _ in found} == {0, 1, 2}
-    assert len(set(found)) > 20
+    crops = [published[transform(image, seed).permute(1, 2, 0).numpy().tobytes()] for seed in range(200)]
+    assert {side for side, _, _ in crops} == {8, 9, 10} and {top for _, top, _ in crops} == {0, 1, 2}
+    assert len(set(crops)) > 20
 
 
-def test_no_crop_wants_the_exact_size():
+def test_no_crop_requires_the_exact_size():
     assert ImageTransform(8, crop="none")(noise(0, (8, 8)), 0).shape == (3, 8, 8)
     assert_user_error(
         "12x8 after resize and pad, not image_size 8", ImageTransform(8, crop="none"), noise(0, (12, 8)), 0
     )
 
 
-def test_random_choices_are_a_function_of_the_seed_and_leave_the_generator_alone():
+def test_random_choices_are_a_function_of_the_seed_and_keep_the_generator_state():
     transform, image = ImageTransform(8, pad=2, crop="random", flip=True), noise(0, (12, 8))
     first = [transform(image, seed) for seed in range(40)]
     torch.manual_seed(5)
@@ -689,11 +666,10 @@ def test_only_regular_files_are_opened(tree, shards):
 
 
 def test_labels_without_a_manifest_are_bounded_and_gaps_are_logged(tmp_path, caplog):
-    image = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(image, "PNG")
+    image = encode(noise(0))
     for label in (3, 99_999_999):
-        members = {"a.png": image.getvalue(), "a.cls": b"0", "b.png": image.getvalue(), "b.cls": str(label).encode()}
-        write_tar(tmp_path / "images-000000.tar", members)
+        members = {"a.png": image, "a.cls": b"0", "b.png": image, "b.cls": str(label).encode()}
+        (tmp_path / "images-000000.tar").write_bytes(tar_of(members))
         if label == 3:
             assert (
                 len(open_source(tmp_path).class_names) == 4 and "2 of 4 labels have no image (first: 1)" in caplog.text
@@ -717,7 +693,7 @@ def shard_members(*names, label=0):
 
 def test_a_key_ends_at_the_first_dot_and_the_extension_is_the_last_part(tmp_path):
     names = ["d.1/IMG_1.edited", "d.1/IMG_2", "IMG_3.v1.0", "IMG_4"]
-    write_tar(tmp_path / "x-0.tar", shard_members(*names))
+    (tmp_path / "x-0.tar").write_bytes(tar_of(shard_members(*names)))
     source = open_source(tmp_path)
     assert [source.key(row) for row in range(4)] == ["d.1/IMG_1", "d.1/IMG_2", "IMG_3", "IMG_4"]
     for row in range(4):
@@ -725,14 +701,14 @@ def test_a_key_ends_at_the_first_dot_and_the_extension_is_the_last_part(tmp_path
 
 
 def test_images_that_share_a_key_are_refused_with_their_number(tmp_path):
-    write_tar(tmp_path / "x-0.tar", shard_members("a", "a.edited", "b.1", "b.2", "c"))
+    (tmp_path / "x-0.tar").write_bytes(tar_of(shard_members("a", "a.edited", "b.1", "b.2", "c")))
     match = r"x-0.tar, key a: more than one image or .cls \(2 such keys of 3\); a key ends at the first dot"
     assert_user_error(match, open_source, tmp_path)
 
 
 def test_members_that_are_left_out_are_counted_in_one_line(tmp_path, caplog):
     members = {**shard_members("a"), "a.json": b"{}", "b.bmp": b"x", "._a.png": b"x", "noext": b"x"}
-    write_tar(tmp_path / "x-0.tar", members)
+    (tmp_path / "x-0.tar").write_bytes(tar_of(members))
     with tarfile.open(tmp_path / "x-1.tar", "w") as tar:
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "a.png"
@@ -775,11 +751,6 @@ def test_other_layouts_are_refused_with_those_that_are_supported(shards, name, m
     assert_user_error(match, open_source, f"{shards}/{name}")
 
 
-def save(path: Path, seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise(seed).save(path)
-
-
 def test_files_that_are_no_images_are_counted_in_one_line(tree, caplog):
     for path in ("dog/phone.heic", "dog/noext", "cat/a.svg", "loose.png", "dog/Thumbs.db", "LICENSE", "dog/._1.png"):
         (tree / path).write_bytes(b"x")
@@ -803,14 +774,14 @@ def test_a_directory_that_cannot_be_listed_is_an_error(tree, monkeypatch):
 @pytest.mark.parametrize("val", ["val", "validation", "test"])
 def test_splits_are_no_classes(tmp_path, val):
     for split in ("train", val):
-        save(tmp_path / split / "cat" / "a.png")
+        save_noise(tmp_path / split / "cat" / "a.png")
     match = f"contains splits, not classes; set images.train .*/train and images.val .*/{val}, or run `make dataset`"
     assert_user_error(match, open_source, tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "ship"):
-        save(tmp_path / name / "a.png")
+        save_noise(tmp_path / name / "a.png")
     assert open_source(tmp_path).class_names == ["ship", "train"]
 
 
@@ -825,7 +796,7 @@ METADATA = [
 @pytest.mark.parametrize(("name", "text", "class_names", "labels"), METADATA)
 def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, text, class_names, labels):
     for number, path in enumerate(("s/a.png", "b.png", "unlisted.png")):
-        save(tmp_path / path, number)
+        save_noise(tmp_path / path, number)
     (tmp_path / f"metadata.{name}").write_text(text)
     source = open_source(tmp_path)
     assert (source.class_names, source.labels.tolist()) == (class_names, labels)
@@ -855,7 +826,7 @@ WRONG_METADATA = [
 
 @pytest.mark.parametrize(("text", "match"), WRONG_METADATA)
 def test_metadata_that_cannot_be_used_is_refused(tmp_path, text, match):
-    save(tmp_path / "a.png")
+    save_noise(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text(text)
     assert_user_error(f"metadata.jsonl.*{match}", open_source, tmp_path)
 

@@ -1,4 +1,4 @@
-"""`aim-lightning shards`: faults found and named, previews, merging."""
+"""`aim-lightning shards`: faults with their record, previews, merging."""
 
 import io
 import json
@@ -7,11 +7,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from data.builders import encode, members_of, noise, npy, tar_of
 from data.test_tokens import stored
 from helpers import TINY, TINY_VQ, assert_user_error, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from aim_lightning.cli import main as cli
 from aim_lightning.data.images.shard_writer import write_image_shards
@@ -32,32 +32,15 @@ def directory(tmp_path):
     return tmp_path / "train"
 
 
-def members_of(path):
-    with tarfile.open(path) as tar:
-        return {m.name: tar.extractfile(m).read() for m in tar}
-
-
-def write_members(path, members):
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
 def change(path, name, edit, reseal=False):
     """Rewrite one array of a shard; `reseal` updates the checksums of the record and the manifest."""
     members = members_of(path)
-    array = np.load(io.BytesIO(members[name]))
-    array = edit(array)
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    members[name] = buffer.getvalue()
+    members[name] = npy(edit(np.load(io.BytesIO(members[name]))))
     if reseal:
         key = name.split(".")[0]
         record = {n.partition(".")[2]: content for n, content in members.items() if n.startswith(f"{key}.")}
         members[f"{key}.sha256"] = record_digest(record).encode()
-    write_members(path, members)
+    path.write_bytes(tar_of(members))
     if reseal:
         values = json.loads((path.parent / "manifest.json").read_text())
         next(s for s in values["shards"] if s["name"] == path.name)["sha256"] = sha256_file(path)
@@ -76,25 +59,25 @@ def test_an_intact_directory_has_no_fault(directory):
 def test_truncated_tar(directory):
     path = directory / "tokens-000000.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size - 15000])
-    found = texts(directory)
-    assert any("tokens-000000.tar: truncated or damaged after record tokens-000000-0000" in text for text in found)
-    assert any("tokens-000000.tar: 1000 rows can be read, the manifest says 1300" in text for text in found)
-    assert any("tokens-000000.tar: its sha256 is not the manifest's" in text for text in found)
-    assert all("tokens-000000.tar" in text for text in found)
+    messages = texts(directory)
+    assert any("tokens-000000.tar: truncated or damaged after record tokens-000000-0000" in text for text in messages)
+    assert any("tokens-000000.tar: 1000 rows can be read, the manifest says 1300" in text for text in messages)
+    assert any("tokens-000000.tar: its sha256 is not the manifest's" in text for text in messages)
+    assert all("tokens-000000.tar" in text for text in messages)
 
 
 def test_flipped_byte_names_the_record(directory):
     path = directory / "tokens-000000.tar"
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
-        place = tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200
-    content[place] ^= 1  # still a code of the codebook
+        position = tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200
+    content[position] ^= 1  # still a code of the codebook
     path.write_bytes(content)
-    found = texts(directory)
-    assert found[0] == (
+    messages = texts(directory)
+    assert messages[0] == (
         "tokens-000000.tar, record tokens-000000-0001: its checksum differs: bytes were changed after it was written"
     )
-    assert len(found) == 2 and "its sha256 is not the manifest's" in found[1]
+    assert len(messages) == 2 and "its sha256 is not the manifest's" in messages[1]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,9 +89,9 @@ def test_any_flipped_bit_is_detected_and_its_shard_named(tmp_path_factory, where
     content = bytearray(path.read_bytes())
     content[int(where * len(content))] ^= 1 << bit
     path.write_bytes(content)
-    found = verify_directory(directory)
-    assert found and {fault.shard for fault in found} <= {path.name, "manifest.json"}
-    assert any(fault.shard == path.name for fault in found)
+    messages = verify_directory(directory)
+    assert messages and {fault.shard for fault in messages} <= {path.name, "manifest.json"}
+    assert any(fault.shard == path.name for fault in messages)
 
 
 def test_a_failing_disk_is_a_fault_of_its_shard(directory):
@@ -116,9 +99,9 @@ def test_a_failing_disk_is_a_fault_of_its_shard(directory):
     path = directory / "tokens-000000.tar"
     path.unlink()
     path.symlink_to("/proc/self/mem")
-    found = texts(directory)
-    assert any("tokens-000000.tar: cannot be read to its end ([Errno 5] Input/output error" in t for t in found)
-    assert not any("tokens-000001.tar" in text for text in found)
+    messages = texts(directory)
+    assert any("tokens-000000.tar: cannot be read to its end ([Errno 5] Input/output error" in t for t in messages)
+    assert not any("tokens-000001.tar" in text for text in messages)
 
 
 def test_missing_shard(directory):
@@ -158,7 +141,7 @@ def test_code_out_of_range_wrong_views_and_wrong_types(directory):
 
 def test_an_array_that_cannot_be_decoded_names_its_record_and_the_others_are_read(directory):
     path = directory / "tokens-000000.tar"
-    write_members(path, members_of(path) | {"tokens-000000-0000.codes.npy": b"no array"})
+    path.write_bytes(tar_of(members_of(path) | {"tokens-000000-0000.codes.npy": b"no array"}))
     checksum, decoding, rows, file = texts(directory)
     assert checksum.startswith("tokens-000000.tar, record tokens-000000-0000: its checksum differs")
     assert decoding.startswith("tokens-000000.tar, record tokens-000000-0000: cannot be decoded (")
@@ -167,14 +150,12 @@ def test_an_array_that_cannot_be_decoded_names_its_record_and_the_others_are_rea
 
 
 def test_foreign_tar_instead_of_a_shard_and_next_to_them(directory, tmp_path):
-    images = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(images, "PNG")
-    write_image_shards([(images.getvalue(), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
+    write_image_shards([(encode(noise(0)), "png", 0, f"p{i}") for i in range(5)], tmp_path / "x", ["a"], 5)
     (tmp_path / "x" / "images-000000.tar").rename(directory / "tokens-000001.tar")
-    write_members(directory / "other.tar", {"a.txt": b"x"})
-    found = texts(directory)
-    assert "other.tar: foreign: the manifest does not list it" in found
-    assert any("tokens-000001.tar, record p0: lacks codes.npy" in t and "(5 such records)" in t for t in found)
+    (directory / "other.tar").write_bytes(tar_of({"a.txt": b"x"}))
+    messages = texts(directory)
+    assert "other.tar: foreign: the manifest does not list it" in messages
+    assert any("tokens-000001.tar, record p0: lacks codes.npy" in t and "(5 such records)" in t for t in messages)
     (directory / "tokens-000000.tar").write_bytes(b"no tar at all" * 100)
     assert any(text.startswith("tokens-000000.tar: truncated or damaged") for text in texts(directory))
 
@@ -189,13 +170,13 @@ def test_absent_class_wrong_tokenizer_and_an_image_twice(directory):
     assert keys[0] == "row1300"
     keys[0], keys[1] = "row7", keys[2]
     members["tokens-000001-0000.keys.json"] = json.dumps(keys).encode()
-    write_members(directory / "tokens-000001.tar", members)
-    found = texts(directory, "f" * 64)
-    assert any("another tokenizer wrote the codes: its weights hash is {}".format("none") in text for text in found)
-    assert "manifest.json: class 2 (class2) has no image in any shard" in found
-    here, there = "tokens-000001.tar, record tokens-000001-0000", "tokens-000000.tar, record tokens-000000-0000"
-    assert f"{here}: image row7 comes twice (also in {there})" in found
-    assert f"{here}: image row1302 comes twice (also in {here})" in found
+    (directory / "tokens-000001.tar").write_bytes(tar_of(members))
+    messages = texts(directory, "f" * 64)
+    assert any("another tokenizer wrote the codes: its weights hash is none" in text for text in messages)
+    assert "manifest.json: class 2 (class2) has no image in any shard" in messages
+    second, first = "tokens-000001.tar, record tokens-000001-0000", "tokens-000000.tar, record tokens-000000-0000"
+    assert f"{second}: image row7 comes twice (also in {first})" in messages
+    assert f"{second}: image row1302 comes twice (also in {second})" in messages
 
 
 # --- preview
@@ -216,13 +197,13 @@ def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path)
     from aim_lightning.utils.pixels import to_uint8
 
     write_vq_tokens(tmp_path, tokenizer, [5, 7], views=2)
-    shown = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows: their order is that of the shards
+    result = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows: their order is that of the shards
     codes, labels = stored(tmp_path)
-    views = [int(caption.split(":")[0]) for caption in shown.captions]
-    assert shown.captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
+    views = [int(caption.split(":")[0]) for caption in result.captions]
+    assert result.captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
     assert set(views) == {0, 1}
     expected = tokenizer.decode(torch.from_numpy(codes[np.arange(12), views].astype(np.int64)))
-    assert (to_uint8(expected).int() - shown.images_BCHW.int()).abs().max() <= 1
+    assert (to_uint8(expected).int() - result.images_BCHW.int()).abs().max() <= 1
     few = preview(tmp_path, tokenizer, 4, 1, torch.device("cpu"))
     assert len(few.captions) == 4 and few.images_BCHW.shape == (4, 3, 16, 16)
 
@@ -341,23 +322,25 @@ def test_splits_of_one_set_have_the_same_classes_codebook_and_tokenizer(tmp_path
     assert difference == f"{path}: another {name} than {directories[0] / 'manifest.json'}"
 
 
-@pytest.mark.parametrize(("there", "absent"), [("train", "val"), ("val", "train")])
-def test_a_missing_split_is_a_fault(tmp_path, capsys, there, absent):
-    for name, splits in (("half", [there]), ("whole", ["train", "val"])):
+@pytest.mark.parametrize(("present", "absent"), [("train", "val"), ("val", "train")])
+def test_a_missing_split_is_a_fault(tmp_path, capsys, present, absent):
+    for name, splits in (("half", [present]), ("whole", ["train", "val"])):
         for split in splits:
             write_tokens(tmp_path / name / split, [12])
             path = tmp_path / name / split / "manifest.json"
             path.write_text(path.read_text().replace("simulated", f"{name}{split}"))
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
-    assert code == 1 and f"half/{absent}: missing" in out and f"half/{there}: 12 rows, no faults" in out
+    assert code == 1 and f"half/{absent}: missing" in out and f"half/{present}: 12 rows, no faults" in out
     for order in (["half", "whole"], ["whole", "half"]):
         code, out, err = shards(capsys, "merge", *(tmp_path / name for name in order), "--out", tmp_path / "out")
         assert code == 2 and f"half/{absent} does not exist, but another directory has that split" in err
         assert err.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert shards(capsys, "verify", tmp_path / "half" / there)[0] == 0  # one split, asked for by its name
+    assert shards(capsys, "verify", tmp_path / "half" / present)[0] == 0  # one split, asked for by its name
     (tmp_path / "half" / absent).mkdir()  # started, not finished
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
-    assert code == 1 and f"half/{absent} is no finished directory" in out and f"half/{there}: 12 rows, no faults" in out
+    assert (
+        code == 1 and f"half/{absent} is no finished directory" in out and f"half/{present}: 12 rows, no faults" in out
+    )
 
 
 CASES = [

@@ -24,30 +24,27 @@ SHARDS = [13, 9, 17, 5]
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves a directory; `trouble` maps a path to what happens to its next requests: a status, "cut" or "stall"."""
+    """Serves a directory; `faults` maps a path to the faults of its next requests: a status, "cut" or "stall"."""
 
-    def __init__(self, *args, trouble, asked, **options):
-        self.trouble, self.asked = trouble, asked
+    def __init__(self, *args, faults, requests, **options):
+        self.faults, self.requests = faults, requests
         super().__init__(*args, **options)
 
     def do_GET(self):
-        self.asked.append(self.path)
-        todo = self.trouble.get(self.path) or []
-        what = todo.pop(0) if todo else None
-        if isinstance(what, int):
-            self.send_error(what)
-        elif what == "stall":
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            time.sleep(4)
-        elif what == "cut":
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            self.wfile.write(b"x" * 700)  # then the connection closes
-        else:
+        self.requests.append(self.path)
+        pending = self.faults.get(self.path) or []
+        fault = pending.pop(0) if pending else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+        elif fault is None:
             super().do_GET()
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            if fault == "stall":
+                time.sleep(4)
+            self.wfile.write(b"x" * 700)  # then the connection closes
 
     def log_message(self, *_):
         pass
@@ -63,12 +60,12 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def served(stored):
-    """(URL, trouble by path, paths asked for)."""
-    trouble, asked = {}, []
-    handler = partial(Server, directory=str(stored), trouble=trouble, asked=asked)
+    """(URL, faults by path, requested paths)."""
+    faults, requests = {}, []
+    handler = partial(Server, directory=str(stored), faults=faults, requests=requests)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", trouble, asked
+    yield f"http://127.0.0.1:{server.server_port}", faults, requests
     server.shutdown()
     server.server_close()
 
@@ -88,47 +85,47 @@ def test_http_gives_the_stream_of_the_directory_also_to_workers(stored, served):
     assert global_batches(served[0], workers=2, world=2) == expected
 
 
-def test_what_fails_for_a_while_is_tried_again(stored, served, caplog):
-    url, trouble, asked = served
-    trouble["/train/tokens-000002.tar"] = [404, "cut"]
-    trouble["/val/manifest.json"] = ["cut"]
+def test_transient_errors_are_retried(stored, served, caplog):
+    url, faults, requests = served
+    faults["/train/tokens-000002.tar"] = [404, "cut"]
+    faults["/val/manifest.json"] = ["cut"]
     with caplog.at_level(logging.WARNING):
         assert batches(url) == global_batches(stored)
-    assert asked.count("/train/tokens-000002.tar") == 3 and asked.count("/train/tokens-000001.tar") == 1
+    assert requests.count("/train/tokens-000002.tar") == 3 and requests.count("/train/tokens-000001.tar") == 1
     assert "tokens-000002.tar: its command ended with exit code 22; trying again in 0.01 s" in caplog.text
     assert "exit code 18; trying again in 0.02 s" in caplog.text
 
 
-def test_a_busy_server_is_asked_as_often_as_the_options_say(served, caplog):
-    """curl itself would go on for a minute at 503 before anybody hears of it."""
-    url, trouble, asked = served
+def test_a_busy_server_gets_as_many_requests_as_the_options_allow(served, caplog):
+    """curl itself would repeat the request for a minute at 503 without a log line."""
+    url, faults, requests = served
     path = "/train/tokens-000001.tar"
-    trouble[path] = [503, 503, 429]
+    faults[path] = [503, 503, 429]
     with caplog.at_level(logging.WARNING):
         assert len(Fetcher(retries=3, pause=0.01).fetch(url + path).data) > 1000
-    assert asked.count(path) == 4 and caplog.text.count("exit code 22; trying again") == 3
-    trouble[path] = [503] * 99
-    with pytest.raises(TransientError, match="cannot be read in 2 attempts"):  # the job comes back
+    assert requests.count(path) == 4 and caplog.text.count("exit code 22; trying again") == 3
+    faults[path] = [503] * 99
+    with pytest.raises(TransientError, match="cannot be read in 2 attempts"):  # the job is requeued
         Fetcher(retries=1, pause=0.01).fetch(url + path)
-    assert asked.count(path) == 6
+    assert requests.count(path) == 6
 
 
-def test_a_transfer_that_stalls_is_broken_off_and_tried_again(served, monkeypatch, caplog):
-    url, trouble, asked = served
+def test_a_stalled_transfer_is_aborted_and_retried(served, monkeypatch, caplog):
+    url, faults, requests = served
     path = "/train/tokens-000001.tar"
     monkeypatch.setattr(fetch, "STALL_SECONDS", 1)
-    trouble[path] = ["stall"]
+    faults[path] = ["stall"]
     with caplog.at_level(logging.WARNING):
         assert len(Fetcher(pause=0.01).fetch(url + path).data) > 1000
-    assert asked.count(path) == 2 and "exit code 28; trying again" in caplog.text
+    assert requests.count(path) == 2 and "exit code 28; trying again" in caplog.text
 
 
-def test_what_keeps_failing_is_one_clear_error(served):
-    url, trouble, asked = served
-    trouble["/train/tokens-000001.tar"] = [404] * 99
+def test_a_permanent_failure_is_one_line(served):
+    url, faults, requests = served
+    faults["/train/tokens-000001.tar"] = [404] * 99
     caught = assert_user_error("cannot be read in 3 attempts", batches, url, retries=2)
     assert f"{url}/train/tokens-000001.tar" in str(caught)
-    assert asked.count("/train/tokens-000001.tar") == 3
+    assert requests.count("/train/tokens-000001.tar") == 3
 
 
 def test_an_unfinished_command_and_a_missing_one(stored):
@@ -143,32 +140,32 @@ def test_pauses_double(monkeypatch):
     assert slept == [0.5, 1.0, 2.0]
 
 
-def test_a_network_file_system_may_stumble(stored, monkeypatch):
-    """Files of a directory too: EIO or ESTALE pass."""
+def test_transient_errors_of_a_network_file_system_are_retried(stored, monkeypatch):
+    """EIO and ESTALE are transient for files of a directory too."""
     expected, read, failures = global_batches(stored), fetch._read, [errno.EIO, errno.ESTALE]
 
-    def stumbling(url):
+    def failing(url):
         if url.endswith("tokens-000001.tar") and failures:
-            raise OSError(failures.pop(), "stumbled")
+            raise OSError(failures.pop(), "transient")
         return read(url)
 
-    monkeypatch.setattr(fetch, "_read", stumbling)
+    monkeypatch.setattr(fetch, "_read", failing)
     assert batches(stored) == expected and not failures
 
 
-def test_a_missing_local_file_is_not_tried_again(tmp_path, monkeypatch):
+def test_a_missing_local_file_is_not_retried(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=lambda _: pytest.fail("slept")))
     assert_user_error(r"cannot be read \(", Fetcher().fetch, str(tmp_path / "none.tar"))
 
 
 def test_the_cache_is_filled_once_and_checked(stored, served, tmp_path, caplog):
-    url, _, asked = served
+    url, _, requests = served
     cache = tmp_path / "cache"
     expected = global_batches(stored)
     assert batches(url, cache_dir=str(cache)) == expected
     files = sorted(cache.glob("*.tar"))
     assert sorted(sha256_file(path) for path in files) == [path.stem for path in files] and len(files) == len(SHARDS)
-    before = sum(path.endswith(".tar") for path in asked)
+    before = sum(path.endswith(".tar") for path in requests)
     files[0].write_bytes(files[0].read_bytes()[:-700] + b"\1" * 700)  # damaged in the cache
     files[1].unlink()
     half = cache / f".{files[1].name}.123.tmp"
@@ -176,26 +173,26 @@ def test_the_cache_is_filled_once_and_checked(stored, served, tmp_path, caplog):
     os.utime(half, (0, 0))
     with caplog.at_level(logging.WARNING):
         assert batches(url, cache_dir=str(cache)) == expected
-    assert sum(path.endswith(".tar") for path in asked) == before + 2 and "damaged and fetched again" in caplog.text
+    assert sum(path.endswith(".tar") for path in requests) == before + 2 and "damaged and fetched again" in caplog.text
     assert sorted(cache.glob("*.tar")) == files and not list(cache.glob(".*.tmp"))
 
 
 def test_two_processes_fetch_a_shard_once(stored, served, tmp_path):
-    url, _, asked = served
+    url, _, requests = served
     name, expected = "tokens-000000.tar", (stored / "train" / "tokens-000000.tar").read_bytes()
-    fetcher, found = Fetcher(cache_dir=tmp_path / "cache"), []
+    fetcher, results = Fetcher(cache_dir=tmp_path / "cache"), []
     sha256 = sha256_file(stored / "train" / name)
     threads = [
-        threading.Thread(target=lambda: found.append(fetcher.fetch(f"{url}/train/{name}", sha256))) for _ in range(4)
+        threading.Thread(target=lambda: results.append(fetcher.fetch(f"{url}/train/{name}", sha256))) for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [f.data for f in found] == [expected] * 4 and asked == [f"/train/{name}"]
+    assert [f.data for f in results] == [expected] * 4 and requests == [f"/train/{name}"]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(stored, served, tmp_path, caplog):
+def test_an_unwritable_cache_is_not_used(stored, served, tmp_path, caplog):
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         assert batches(served[0], cache_dir=str(tmp_path / "file")) == global_batches(stored)

@@ -34,21 +34,21 @@ def all_positions(plan, rows, first_batch, workers):
 
 
 @settings(max_examples=100, deadline=None)
-@given(plan=plans, whole=st.integers(1, 6), tail=st.integers(0, 400), cut=st.integers(0, 5), workers=st.integers(1, 4))
-def test_every_position_once_and_in_its_global_batch(plan, whole, tail, cut, workers):
-    rows = whole * plan.global_batch_size + tail % plan.global_batch_size
-    cut = min(cut, whole)
+@given(plan=plans, full=st.integers(1, 6), tail=st.integers(0, 400), cut=st.integers(0, 5), workers=st.integers(1, 4))
+def test_every_position_once_and_in_its_global_batch(plan, full, tail, cut, workers):
+    rows = full * plan.global_batch_size + tail % plan.global_batch_size
+    cut = min(cut, full)
     batches = all_positions(plan, rows, cut, workers)
-    assert sorted(batches) == list(range(cut, whole))
+    assert sorted(batches) == list(range(cut, full))
     for number, positions in batches.items():
         start = number * plan.global_batch_size
         assert sorted(positions) == list(range(start, start + plan.global_batch_size))
 
 
 @settings(max_examples=50, deadline=None)
-@given(plan=plans, whole=st.integers(1, 4), rank=st.integers(0, 4), workers=st.integers(1, 4))
-def test_workers_in_turn_give_the_order_of_one_reader(plan, whole, rank, workers):
-    rows, rank = whole * plan.global_batch_size, rank % plan.world_size
+@given(plan=plans, full=st.integers(1, 4), rank=st.integers(0, 4), workers=st.integers(1, 4))
+def test_workers_in_turn_give_the_order_of_one_reader(plan, full, rank, workers):
+    rows, rank = full * plan.global_batch_size, rank % plan.world_size
     alone = list(plan.positions(rows, 0, rank))
     streams = [plan.positions(rows, 0, rank, worker, workers) for worker in range(workers)]
     in_turn = [next(streams[i % workers]) for i in range(len(alone))]
@@ -71,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("batch", "world", "limit", "word"), CASES)
-def test_what_does_not_divide_is_an_error(batch, world, limit, word):
+def test_a_batch_that_does_not_divide_is_an_error(batch, world, limit, word):
     assert_user_error(word, BatchPlan.make, batch, world, limit)
 
 
@@ -104,7 +104,7 @@ def test_numbered_randomness():
 GOLDEN = [8146205866333006254, 3888790442192669643]
 
 
-def test_permutation_depends_on_its_arguments_alone():
+def test_permutation_depends_on_its_arguments_only():
     torch.manual_seed(1)
     first = permutation(50, "order", 3, 4)
     torch.manual_seed(2)

@@ -1,7 +1,6 @@
-"""Tokenizing images into shards: what is stored, by how many processes, killed and continued."""
+"""Tokenizing images into shards: what is stored, by job_options many processes, killed and continued."""
 
 import dataclasses
-import io
 import itertools
 import json
 import multiprocessing
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.builders import encode, noise, save_noise
 from data.test_tokens import stored
 from helpers import TINY_VQ, assert_user_error
 from hypothesis import HealthCheck, given, settings
@@ -36,16 +36,16 @@ from aim_lightning.utils.process import ProcessRank
 
 FLIP = Views("center_flip")
 OPTIONS = TokenizeOptions(FLIP, rows_per_shard=7, batch_size=3)
+SKIP = dataclasses.replace(OPTIONS, on_error="skip")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """20 images of 16x16 pixels in two class directories."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("images")
     for label in ("cat", "dog"):
-        (root / label).mkdir()
         for i in range(10):
-            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(root / label / f"{i}.png")
+            save_noise(root / label / f"{i}.png", 10 * (label == "dog") + i, (16, 16))
     return root
 
 
@@ -60,18 +60,12 @@ def tokenizer():
     return VQModel(TINY_VQ).eval()
 
 
-def write(images, tokenizer, out, how=OPTIONS, on_rows=lambda rows: None, **options) -> TokenManifest | None:
-    return TokenizeJob(images, tokenizer, out, how, **options).run(on_rows)
-
-
-def png(grey: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16), (grey, grey, grey)).save(buffer, "PNG")
-    return buffer.getvalue()
+def write(images, tokenizer, out, job_options=OPTIONS, on_rows=lambda rows: None, **options) -> TokenManifest | None:
+    return TokenizeJob(images, tokenizer, out, job_options, **options).run(on_rows)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file that is no leftover of a killed process, by its place."""
+    """Every file that is no leftover of a killed process, by its path."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
@@ -119,23 +113,25 @@ def kill_at(event: int) -> None:
     TokenizeJob._encode = around(TokenizeJob._encode)
 
 
-def process(images, tokenizer, out, how, process_rank, event, workers) -> None:
+def process(images, tokenizer, out, job_options, process_rank, event, workers) -> None:
     if event is not None:
         kill_at(event)
-    write(images, tokenizer, out, how, process=process_rank, num_workers=workers)
+    write(images, tokenizer, out, job_options, process=process_rank, num_workers=workers)
 
 
-def launch(images, tokenizer, out, how, events: list[int | None], workers: int = 0) -> list[int]:
+def launch(images, tokenizer, out, job_options, events: list[int | None], workers: int = 0) -> list[int]:
     """As many processes as events, at the same time; exit codes."""
     running = [
-        FORK.Process(target=process, args=(images, tokenizer, out, how, ProcessRank(rank, len(events)), event, workers))
+        FORK.Process(
+            target=process, args=(images, tokenizer, out, job_options, ProcessRank(rank, len(events)), event, workers)
+        )
         for rank, event in enumerate(events)
     ]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join(120)
-    return [one.exitcode for one in running]
+    for worker in running:
+        worker.start()
+    for worker in running:
+        worker.join(120)
+    return [worker.exitcode for worker in running]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,12 +146,12 @@ def launch(images, tokenizer, out, how, events: list[int | None], workers: int =
 def test_same_bytes_for_any_number_of_processes_and_after_kills(
     images, tokenizer, tmp_path_factory, rows_per_shard, batch_size, views, kills, world
 ):
-    how, directory = TokenizeOptions(views, rows_per_shard, batch_size), tmp_path_factory.mktemp("job")
-    write(images, tokenizer, directory / "whole", how)
+    job_options, directory = TokenizeOptions(views, rows_per_shard, batch_size), tmp_path_factory.mktemp("job")
+    write(images, tokenizer, directory / "whole", job_options)
     for events in kills:  # each launch may have another number of processes than the one before
-        codes = launch(images, tokenizer, directory / "cut", how, events)
+        codes = launch(images, tokenizer, directory / "cut", job_options, events)
         assert set(codes) <= {0, -signal.SIGKILL}
-    assert launch(images, tokenizer, directory / "cut", how, [None] * world) == [0] * world
+    assert launch(images, tokenizer, directory / "cut", job_options, [None] * world) == [0] * world
     assert contents(directory / "cut") == contents(directory / "whole")
     assert not list((directory / "cut").rglob(".tokens-*"))
 
@@ -172,7 +168,7 @@ def test_a_kill_leaves_finished_shards_and_no_manifest(images, tokenizer, tmp_pa
     assert (tmp_path / "tokens-000000.tar").stat().st_mtime_ns == before
 
 
-def test_what_another_process_writes_at_this_moment_stays(images, tokenizer, tmp_path):
+def test_files_that_another_process_is_writing_stay(images, tokenizer, tmp_path):
     """Two jobs on one directory, one of them late: it must still be able to rename its file."""
     live = tmp_path / f".tokens-000000.tar.{socket.gethostname()}.{os.getppid()}-0a1b2c3d.tmp"
     live.touch()
@@ -252,8 +248,7 @@ def test_an_unreadable_image_is_an_error_that_names_it(damaged, tokenizer, tmp_p
 
 @pytest.mark.slow
 def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, images, tokenizer, tmp_path):
-    skip = dataclasses.replace(OPTIONS, on_error="skip")
-    manifest = write(damaged, tokenizer, tmp_path / "skip", skip)
+    manifest = write(damaged, tokenizer, tmp_path / "skip", SKIP)
     assert [item.key for item in manifest.skipped] == [*(f"cat/{i}.png" for i in range(7)), "dog/1.png"]
     assert all("not a readable image" in item.reason for item in manifest.skipped)
     assert [(s.name, s.rows) for s in manifest.shards] == [("tokens-000001.tar", 6), ("tokens-000002.tar", 6)]
@@ -265,10 +260,10 @@ def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, imag
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
 
 
-def test_an_image_that_the_disk_does_not_give_is_never_skipped(tree, tokenizer, tmp_path):
+def test_an_image_that_the_disk_cannot_read_is_never_skipped(tree, tokenizer, tmp_path):
     shutil.copytree(tree, tmp_path / "p")
     images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"
-    job = TokenizeJob(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+    job = TokenizeJob(images, tokenizer, tmp_path / "out", SKIP)
     path.unlink()
     assert_user_error(r"cat/8.png was listed but does not exist; restore it", job.run)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -283,7 +278,7 @@ def test_names_that_are_no_text(tokenizer, tmp_path):
     Path(os.fsdecode(directory + b"/bad\xff.png")).write_bytes(b"no image")
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     assert images.class_names == ["caf\\udce9"]
-    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+    manifest = write(images, tokenizer, tmp_path / "out", SKIP)
     assert manifest == TokenManifest.load(tmp_path / "out") and manifest.rows == 2
     assert manifest.skipped[0].key == "caf\\udce9/bad\\udcff.png" and "bad\\udcff.png" in manifest.skipped[0].reason
     assert verify_directory(tmp_path / "out") == []
@@ -292,7 +287,7 @@ def test_names_that_are_no_text(tokenizer, tmp_path):
 def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path):
     (tmp_path / "p").mkdir()
     for number in range(2):
-        records = [(png(16 * number + 8 * i), "png", i, f"{i:06d}") for i in range(3)]
+        records = [(encode(noise(16 * number + 8 * i, (16, 16))), "png", i, f"{i:06d}") for i in range(3)]
         write_image_shards(records, tmp_path / "one", ["a", "b", "c"], 3)
         (tmp_path / "one" / "images-000000.tar").rename(tmp_path / "p" / f"s{number}.tar")
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
@@ -303,17 +298,17 @@ def test_a_foreign_set_may_use_the_same_keys_in_every_shard(tokenizer, tmp_path)
     assert Images(str(tmp_path / "p"), "", image_size=16).open("train").key(0) == "000000"  # unique as they are
 
 
-def test_a_job_that_one_image_stopped_is_continued_with_skip(damaged, tokenizer, tmp_path):
+def test_a_job_stopped_by_an_image_is_continued_with_skip(damaged, tokenizer, tmp_path):
     assert_user_error(".", write, damaged, tokenizer, tmp_path)
-    assert len(write(damaged, tokenizer, tmp_path, dataclasses.replace(OPTIONS, on_error="skip")).skipped) == 8
+    assert len(write(damaged, tokenizer, tmp_path, SKIP).skipped) == 8
 
 
 def test_nothing_but_unreadable_images(tokenizer, tmp_path):
     (tmp_path / "p" / "cat").mkdir(parents=True)
     (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no image")
-    set_of_one = Images(str(tmp_path / "p"), "", image_size=16).open("train")
+    images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     with pytest.raises(UserError, match=r"none of the images .*a.png is not a readable"):
-        write(set_of_one, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+        write(images, tokenizer, tmp_path / "out", SKIP)
 
 
 def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, tmp_path):
@@ -324,7 +319,7 @@ def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, t
     message = r"p/cat/small.png: .*8x8 .*less than image_size 16"
     assert_user_error(message, images.batch, [0, 1])
     assert_user_error(f"{message}.*--on_error skip", write, images, tokenizer, tmp_path / "out", OPTIONS)
-    manifest = write(images, tokenizer, tmp_path / "out", dataclasses.replace(OPTIONS, on_error="skip"))
+    manifest = write(images, tokenizer, tmp_path / "out", SKIP)
     assert manifest.rows == 1 and [item.key for item in manifest.skipped] == ["cat/small.png"]
 
 

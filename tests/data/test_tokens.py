@@ -1,14 +1,13 @@
 """Token shards: order, views, faults."""
 
-import io
 import json
-import tarfile
 from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from data.builders import members_of, npy, tar_of
 from helpers import TINY, assert_user_error, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -116,13 +115,7 @@ def test_random_shards_windows_and_worlds(tmp_path_factory, shards, window, worl
 
 
 def test_codes_labels_and_rows_belong_together_and_views_vary(directory):
-    stored = {}
-    first = 0
-    for path in sorted((directory / "train").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            codes = np.load(io.BytesIO(tar.extractfile(next(m for m in tar if m.name.endswith("codes.npy"))).read()))
-        stored |= {first + i: row for i, row in enumerate(codes)}
-        first += len(codes)
+    codes_of_rows, _ = stored(directory / "train")
     seen = {}
     for epoch in range(12):
         for batch in module(directory, epoch=epoch).train_dataloader():
@@ -130,7 +123,7 @@ def test_codes_labels_and_rows_belong_together_and_views_vary(directory):
             for codes, label, row in zip(batch["codes"], batch["labels"], batch["index"], strict=True):
                 assert int(label) == int(row) % TINY.num_classes
                 view = int(hash_uniform("view", 0, epoch, row[None]) * 3)  # of the dataset row, not of its position
-                assert (stored[int(row)][view] == codes.numpy()).all()
+                assert (codes_of_rows[int(row)][view] == codes.numpy()).all()
                 seen.setdefault(int(row), set()).add(view)
     assert np.mean([len(views) for views in seen.values()]) > 2.5
 
@@ -142,31 +135,12 @@ def test_validation_sees_every_row_once(directory, world):
     assert rows == list(range(15))
 
 
-def break_shard(path, **changes):
-    """Rewrite a shard's only record with other members."""
-    with tarfile.open(path) as tar:
-        members = {m.name: tar.extractfile(m).read() for m in tar}
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            kind = name.split(".", 1)[1]
-            content = changes.get(kind, content)
-            if content is not None:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def read_all(directory):
-    for split in ("train", "val"):
-        write = directory / split
-        assert write.exists()
-    return list(module(directory, window=1000).train_dataloader())
+def break_shard(path, extension, content):
+    """Replace a member of a shard's only record; None removes it."""
+    members = members_of(path)
+    name = next(name for name in members if name.endswith(extension))
+    members[name] = content
+    path.write_bytes(tar_of({name: content for name, content in members.items() if content is not None}))
 
 
 SHARD_FAULTS = [
@@ -191,18 +165,20 @@ def test_faults_name_the_shard(directory, name, word):
     elif name == "missing":
         path.unlink()
     elif name == "foreign":
-        break_shard(path, **{"codes.npy": None})
+        break_shard(path, "codes.npy", None)
     elif name == "label":
-        break_shard(path, **{"labels.npy": npy(np.where(np.arange(17) == 1, TINY.num_classes, 2))})
+        break_shard(path, "labels.npy", npy(np.where(np.arange(17) == 1, TINY.num_classes, 2)))
     elif name == "code":  # the first one above the codebook
         codes = np.full((17, 3, 4), TINY.vocab_size - 1, np.uint16)
         codes[:, 2, 1] = TINY.vocab_size
-        break_shard(path, **{"codes.npy": npy(codes)})
+        break_shard(path, "codes.npy", npy(codes))
     elif name == "shape":
-        break_shard(path, **{"codes.npy": npy(np.zeros((17, 1, 4), np.uint16))})
+        break_shard(path, "codes.npy", npy(np.zeros((17, 1, 4), np.uint16)))
     else:
-        break_shard(path, **{"codes.npy": b"no array"})
-    assert "tokens-000002.tar" in str(assert_user_error(word, read_all, directory))
+        break_shard(path, "codes.npy", b"no array")
+    assert "tokens-000002.tar" in str(
+        assert_user_error(word, lambda: list(module(directory, window=1000).train_dataloader()))
+    )
 
 
 BAD_MANIFESTS = [
