@@ -230,9 +230,8 @@ class DirectoryImages(DecodedImages):
         """Decode one image and compare its size with the first one's."""
         image = _to_tensor(self.source[number].image)
         if image.shape != self.shape:
-            size, expected = pixels(image), pixels(self.shape)
-            location = self.source.location(number)
-            raise UserError(f"{location} is {size} pixels, {self.source.key(0)} {expected}; give all images one size")
+            fact = f"{pixels(image)} pixels, {self.source.key(0)} {pixels(self.shape)}"
+            raise UserError(f"{self.source.location(number)} is {fact}; give all images one size")
         return image
 
     def identity(self) -> dict[str, Any]:
@@ -256,13 +255,8 @@ class ExperimentImages(DecodedImages):
 
     def identity(self) -> dict[str, Any]:
         """Return the fingerprint: of the shards' content with a manifest, else of file names and sizes."""
-        return {
-            "kind": "pictures",
-            "name": self.name,
-            "fingerprint": self.source.fingerprint,
-            "pictures": len(self),
-            "geometry": repr(self.dataset.transform),
-        }
+        values = {"kind": "pictures", "name": self.name, "fingerprint": self.source.fingerprint}
+        return values | {"pictures": len(self), "geometry": repr(self.dataset.transform)}
 
 
 def open_images(path: str | Path) -> ImageSet:

@@ -33,7 +33,7 @@ trainer: {{accelerator: cpu, devices: 1}}
 
 
 def networks(seed: int = 0) -> AiMPipeline:
-    """Random weights whose images vary."""
+    """Build networks with random weights whose images vary."""
     torch.manual_seed(seed)
     aim = AiM(TINY)
     for parameter in aim.parameters():
@@ -76,7 +76,7 @@ def write_step(
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A directory with small.yaml, published weights, and a run with a checkpoint of step 7; import `config` too."""
+    """Create a directory with small.yaml, published weights, and a run of step 7; import `config` too."""
     root = tmp_path_factory.mktemp("small")
     networks().save_pretrained(root / "published")
     (root / "small.yaml").write_text(CONFIG.format(root=root))
@@ -86,7 +86,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def config(workspace) -> Path:
-    """The configuration file of the small run."""
+    """Return the configuration file of the small run."""
     return workspace / "small.yaml"
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabr
 
 @pytest.fixture(scope="module")
 def scored(workspace, config):
-    """The directory and the record of a finished evaluation of 100 images."""
+    """Return the directory and the record of a finished evaluation of 100 images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert call("evaluate", config, "--num", 100) == 0

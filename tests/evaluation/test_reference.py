@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 
 @pytest.fixture
 def classes(tmp_path):
-    """Two class directories of 20x30 images."""
+    """Create two class directories of 20x30 images."""
     rng = np.random.default_rng(0)
     for path in (tmp_path / "set" / name / f"{i}.png" for name in ("blue", "red") for i in range(3)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def classes(tmp_path):
 
 @pytest.fixture
 def flat(tmp_path):
-    """A directory of six images without classes."""
+    """Create a directory of six images without classes."""
     (tmp_path / "flat").mkdir()
     for i in range(6):
         Image.new("RGB", (8, 8), (40 * i, 255 - 40 * i, i)).save(tmp_path / "flat" / f"{i}.png")

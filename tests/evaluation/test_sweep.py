@@ -25,6 +25,7 @@ from aim_lightning.evaluation.scorer import Evaluation
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 from aim_lightning.weights.download import DOWNLOADS, HubFiles
 
@@ -123,7 +124,10 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     assert sweep["varied"] == {"cfg_scale": ["1", "2"], "cfg_schedule": ["constant", "linear"]}
     assert sweep["protocol"]["sampling"]["top_k"] == 0 and "cfg_scale" not in sweep["protocol"]["sampling"]
     assert sweep["protocol"]["reference"]["fingerprint"] and len(sweep["commit"]) == len(sweep["hardware"]) == 1
-    options = ("--results", workspace / "none", "--sweeps", workspace / "sweeps", "--out", workspace / "README.md")
+    assert main(["table", "--results", str(workspace / "none")]) == 2
+    assert "none does not exist; run this in the root of a checkout, or set --results" in last_error(capsys)
+    (workspace / "results").mkdir(exist_ok=True)
+    options = ("--results", workspace / "results", "--sweeps", workspace / "sweeps", "--out", workspace / "README.md")
     assert main(["table", *map(str, options)]) == 0
     text = (workspace / "README.md").read_text()
     assert "- **guidance**: run small, step 7 (ema), 24 images a point; cfg_scale 1, 2; cfg_schedule" in text
@@ -132,7 +136,7 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
 
 
 def follow(config, *options):
-    """Waits for nothing: the small run's configuration names no last step."""
+    """Follow without waiting: the small run's configuration has no last step."""
     return call("follow", config, "--run", "live", "--every", "0.01", "--patience", "0", *options)
 
 
@@ -193,13 +197,13 @@ def test_follow_waits_for_the_start_and_for_requeues_and_ends_with_the_training(
 def test_a_checkpoint_that_one_rank_cannot_load_is_removed_or_an_error_on_all(tmp_path):
     class Two(ProcessGroup):
         def gather(self, value):
-            return [value, "step=3 is damaged"]
+            return [value, UserError("step=3 is damaged")]
 
     path = tmp_path / "step=00000003.ckpt"
-    assert load_together(path, Two(), lambda path: "model") is None
-    assert load_together(path, ProcessGroup(), lambda path: "model") == "model"
+    assert load_together(path, Two(), lambda: "model") is None
+    assert load_together(path, ProcessGroup(), lambda: "model") == "model"
     path.touch()
-    assert_user_error("damaged", load_together, path, Two(), lambda path: "model")
+    assert_user_error("damaged", load_together, path, Two(), lambda: "model")
 
 
 def test_reproduce_prints_our_row_next_to_the_papers(config, workspace, monkeypatch, capsys):

@@ -20,7 +20,7 @@ FEATURES = 6
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory) -> Path:
-    """Random weights that torch-fidelity reads as Inception's, with batch norms that change their input."""
+    """Write random weights that torch-fidelity reads as Inception's, with batch norms that change their input."""
 
     class Unread(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict, strict=True):
@@ -78,7 +78,7 @@ def random_images(count: int, seed: int = 0, high: int = 256) -> torch.Tensor:
 
 
 def reference_of(network: FeatureNetwork, images: torch.Tensor, labels=None, rows=None) -> ReferenceImages:
-    """Statistics of images, or of this rank's `rows` of them."""
+    """Return the statistics of images, or of this rank's `rows` of them."""
     builder = ReferenceImagesBuilder(network, len(images), 0 if labels is None else int(labels.max()) + 1)
     for part in (torch.arange(len(images)) if rows is None else rows).split(16):
         builder.add(images[part], None if labels is None else labels[part], part)
@@ -86,7 +86,7 @@ def reference_of(network: FeatureNetwork, images: torch.Tensor, labels=None, row
 
 
 def score(network: FeatureNetwork, real: ReferenceImages, images: torch.Tensor, share=slice(None), batch=9, **options):
-    """Every value of images, of which this rank adds a share; image k is of class k % 2."""
+    """Return every value of images, of which this rank adds a share; image k is of class k % 2."""
     scores = Scores(network, real, len(images), **options)
     for rows in torch.arange(len(images))[share].split(batch):
         scores.update(images[rows], rows, rows % 2)

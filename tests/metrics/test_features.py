@@ -22,7 +22,7 @@ EMBEDDED = Path(__file__).parents[2] / "data" / "fashion_mnist_mini"
 
 
 def embedded_images(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` images, uint8 (count, 3, 32, 32), and their labels."""
+    """Return the first `count` images, uint8 (count, 3, 32, 32), and their labels."""
     with tarfile.open(EMBEDDED / split / "images-000000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()[: 2 * count]}
     images = [pil_to_tensor(Image.open(io.BytesIO(files[n]))) for n in files if n.endswith(".png")]

@@ -35,13 +35,13 @@ def image_sets():
 
 @pytest.fixture(scope="module")
 def outputs(network, image_sets):
-    """The outputs for both image sets, computed once: Inception takes a second for ten images here."""
+    """Compute the outputs for both image sets once: Inception takes a second for ten images here."""
     return [network.outputs(images) for images in image_sets]
 
 
 @pytest.fixture(scope="module")
 def published(inception_file, image_sets, tmp_path_factory):
-    """Values of torch-fidelity from files on disk, with its feature extractor and its arithmetic."""
+    """Return the values of torch-fidelity from files on disk, with its feature extractor and its arithmetic."""
     directories = []
     for images in image_sets:
         directories.append(tmp_path_factory.mktemp("images"))

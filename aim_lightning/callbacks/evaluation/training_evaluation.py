@@ -20,7 +20,7 @@ from aim_lightning.evaluation.evaluated_model import identity
 from aim_lightning.evaluation.image_sets import check_size, decoded_size
 from aim_lightning.evaluation.incremental import IncrementalScorer, IncrementalScores
 from aim_lightning.evaluation.reference import Reference
-from aim_lightning.evaluation.score_record import score_record
+from aim_lightning.evaluation.score_record import describe_reference, score_record
 from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.scores import least_images
@@ -110,6 +110,8 @@ class TrainingEvaluation(Callback):
         size = reference.image_size()
         check_size(decoded_size(self.tokenizer), size)
         statistics = reference.statistics(self.features, ranks, self.cache_dir)
+        if self.reference:  # names of metrics do not contain it
+            log(f"training evaluation: the reference is {describe_reference(statistics.source)}")
         scorer = Scorer(self.features, statistics, size, ranks, compare=self.compare)
         self.scorer = IncrementalScorer(scorer, self.sampling)
         names = scorer.prepare(self.num_samples).names()

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.common_options import choose_classes
@@ -121,18 +120,14 @@ def make_evaluation(
 
 def make_plan(options: argparse.Namespace, model: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:
     """Return the labels in blocks of sampling.batch_size. Every rank must call it."""
-    labels = _labels(options, model.pipeline.class_names)
-    return SamplePlan(labels, resolve_options(model.pipeline, sampling, ProcessGroup()).batch_size)
-
-
-def _labels(options: argparse.Namespace, class_names: list[str]) -> Tensor:
-    labels, classes = getattr(options, "labels", None), getattr(options, "classes", None)
+    file, classes = getattr(options, "labels", None), getattr(options, "classes", None)
+    names = model.pipeline.class_names
     refuse(options, "--labels", ("--num",))
-    if labels and classes:
+    if file and classes:
         raise UserError("--labels and --classes exclude each other; give one")
-    if labels:
-        return read_labels(labels, len(class_names))
-    return balanced_labels(options.num, choose_classes(classes, class_names) if classes else range(len(class_names)))
+    chosen = choose_classes(classes, names) if classes else range(len(names))
+    labels = read_labels(file, len(names)) if file else balanced_labels(options.num, chosen)
+    return SamplePlan(labels, resolve_options(model.pipeline, sampling, ProcessGroup()).batch_size)
 
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:

@@ -52,7 +52,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         write_json(curves / "protocol.json", protocol)
     for step, path in new_checkpoints(directory, set(steps), options.every, options.patience, ranks):
         options.checkpoint = path
-        model = load_together(path, ranks, lambda _: setup.load_model(config, options, device))
+        model = load_together(path, ranks, lambda: setup.load_model(config, options, device))
         if model is None:
             continue
         evaluation = setup.make_evaluation(config, options, model, scorer, keep_images=False)
@@ -114,18 +114,16 @@ def new_checkpoints(
             time.sleep(every)
 
 
-def load_together(path: Path, ranks: ProcessGroup, load: Callable[[Path], EvaluatedModel]) -> EvaluatedModel | None:
+def load_together(path: Path, ranks: ProcessGroup, load: Callable[[], EvaluatedModel]) -> EvaluatedModel | None:
     """Load a checkpoint on all ranks; return None on all where training has removed it for a newer one.
 
     Raises:
         UserError: a rank cannot read an existing file; on all ranks.
     """
-    model, error = None, None
     try:
-        model = load(path)
-    except UserError as problem:
-        error = str(problem)
-    errors = [text for text in ranks.gather(error) if text]
-    if errors and ranks.broadcast(path.exists()):
-        raise UserError(errors[0])
-    return None if errors else model
+        return ranks.run_on_all(load)
+    except UserError:
+        # Raised on all ranks, so that all take part in this broadcast.
+        if ranks.broadcast(path.exists()):
+            raise
+        return None

@@ -78,8 +78,7 @@ def _download(options: argparse.Namespace, model: str, inception: bool) -> None:
     from aim_lightning.weights.download import DOWNLOADS, download
 
     # Existing weights are used as they are: files that the user has copied have no record to verify.
-    if options.weights is None and not Path(DOWNLOADS[model].path).exists():
-        log(f"downloaded {download(DOWNLOADS[model])}")
-    for name, is_missing in {"adm": options.reference is None, "inception": inception}.items():
+    has_weights = options.weights is not None or Path(DOWNLOADS[model].path).exists()
+    for name, is_missing in {model: not has_weights, "adm": options.reference is None, "inception": inception}.items():
         if is_missing:
             log(f"using {download(DOWNLOADS[name])}")

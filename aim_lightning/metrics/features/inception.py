@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,16 +88,14 @@ class InceptionFeatures(FeatureNetwork):
                 module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
                 module.bn = nn.Identity()
         # sFID uses an inner layer, which torch-fidelity does not return.
-        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        self._keep_output(network.Mixed_6d.branch1x1)
         return network
 
     def output_sizes(self) -> dict[str, int]:
         """Return the values per image by output."""
         return {FEATURES: self.num_features, SPATIAL: 7 * 17 * 17, LOGITS: 1008}
 
-    def _keep_spatial(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
-        self._spatial = result[:, :7].permute(0, 2, 3, 1).flatten(1).float()
-
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
         features, logits = self.network(images)
-        return {FEATURES: features, SPATIAL: self.__dict__.pop("_spatial"), LOGITS: logits}
+        spatial = self.__dict__.pop("inner_output")[:, :7].permute(0, 2, 3, 1).flatten(1).float()
+        return {FEATURES: features, SPATIAL: spatial, LOGITS: logits}

@@ -60,6 +60,11 @@ class FeatureNetwork(nn.Module, ABC):
         """Map uint8 (B, 3, H, W) to float32 (B, num_features)."""
         raise NotImplementedError
 
+    def _keep_output(self, module: nn.Module) -> None:
+        """Store the output of an inner module in `inner_output`; the layers after it also run."""
+        # Past nn.Module's attributes: the tensor is neither a parameter nor a buffer.
+        module.register_forward_hook(lambda _, __, result: self.__dict__.update(inner_output=result))
+
     def _resized(self, images: Tensor) -> Tensor:
         """Resize to (B, 3, input_size, input_size), float32, as `RESIZING` describes."""
         size = (self.input_size, self.input_size)

@@ -71,18 +71,14 @@ class TorchFeatures(FeatureNetwork):
             raise UserError(f"{self.weights} does not fit {self.factory}: {_shortened(error)}") from None
         if self.layer:
             try:
-                # A hook keeps the layer's output; the layers after it also run, unused.
-                network.get_submodule(self.layer).register_forward_hook(self._keep)
+                self._keep_output(network.get_submodule(self.layer))
             except AttributeError:
                 raise UserError(f"features.init_args.layer {self.layer!r} is no module of {self.factory}") from None
         return network
 
-    def _keep(self, module: nn.Module, inputs: Any, result: Tensor) -> None:
-        self.__dict__["_kept"] = result
-
     def _features(self, images: Tensor) -> Tensor:
         result = self.network((self._resized(images) / 255 - self.mean) / self.std)
-        result = self.__dict__.pop("_kept") if self.layer else result
+        result = self.__dict__.pop("inner_output") if self.layer else result
         # Feature maps become one vector per image.
         features = result.flatten(2).mean(2) if result.ndim > 2 else result
         if features.shape[1:] != (self.num_features,):
