@@ -80,10 +80,10 @@ MISSING_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "options", "words"), MISSING_FILES)
-def test_missing_files_are_one_line_and_leave_nothing_behind(fail, tmp_path, command, options, words):
+@pytest.mark.parametrize(("command", "options", "texts"), MISSING_FILES)
+def test_missing_files_are_one_line_and_leave_nothing_behind(fail, tmp_path, command, options, texts):
     error = fail(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options.split())
-    assert_contains(error, words)
+    assert_contains(error, texts)
     assert not (tmp_path / "runs").exists()
 
 
@@ -106,12 +106,12 @@ WRONG_OPTIONS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "words"), WRONG_OPTIONS)
-def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options, words):
+@pytest.mark.parametrize(("options", "texts"), WRONG_OPTIONS)
+def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options, texts):
     experiment = ["--config", "experiments/demo_tokenizer.yaml", "--runs_root", str(tmp_path / "runs")]
     assert main(["fit", *experiment, *options.split()]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert_contains(error, words)
+    assert_contains(error, texts)
 
 
 def test_config_prints_a_document_that_can_be_used_again(aim_cli, tmp_path):
