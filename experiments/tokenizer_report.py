@@ -1,4 +1,4 @@
-"""What is kept of a tokenizer experiment: results, configurations, curves and reconstructions of its runs.
+"""Write the report of a tokenizer experiment: results, configurations, curves and reconstructions of its runs.
 
 python experiments/tokenizer_report.py runs/fashion_mnist_tokenizer adversarial plain --out DIR
 """
@@ -36,12 +36,12 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, help="directory of the experiment's runs")
     parser.add_argument("runs", nargs="+", help="names of runs")
     parser.add_argument("--out", type=Path, required=True, help="directory of the report")
-    parser.add_argument("--command", default="", help="what made the runs")
+    parser.add_argument("--command", default="", help="command that made the runs")
     options = parser.parse_args()
     directories = {name: options.experiment / name for name in options.runs}
     results = {name: _result(directory) for name, directory in directories.items()}
     head = {"command": options.command, "torch": torch.__version__}
-    for name in ("commit", "hardware"):  # of both runs, should they differ
+    for name in ("commit", "hardware"):  # of all runs, in case they differ
         head[name] = ", ".join(dict.fromkeys(result[name] for result in results.values()))
     write_json(options.out / "results.json", {"experiment": options.experiment.name, **head, "runs": results})
     for name, directory in directories.items():
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _result(directory: Path) -> dict:
-    """results.json of a run with the seconds that its calls of `fit` took, start-up and stopped ones included."""
+    """Return results.json of a run with the seconds of all its calls of `fit`, start-up and stopped ones included."""
     result = read_json(directory / "results.json", "results")
     seconds = directory / "fit_seconds"
     result["fit_seconds"] = sum(map(int, seconds.read_text().split())) if seconds.exists() else None
@@ -62,7 +62,7 @@ def _result(directory: Path) -> dict:
 
 
 def _reconstructions(directories: dict[str, Path]) -> torch.Tensor:
-    """The first validation images above their reconstructions by each run."""
+    """Arrange the first validation images above their reconstructions by each run."""
     configuration = read_checkpoint(newest_checkpoint(next(iter(directories.values()))))["configuration"]
     originals, _ = Images(**configuration["images"]).open("val").batch(range(IMAGES))
     rows = [originals]

@@ -115,10 +115,8 @@ def fail(capsys):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """In CI (AIM_CI is set by .ci/run) a skipped test is a failure: .ci/run installs what tests need.
-
-    Tests of a full disk limit the size of files: lifted here, since pytest itself writes to one before fixtures end.
-    """
+    """Report a skipped test as failed in CI, where .ci/run sets AIM_CI and installs what tests need."""
+    # Tests of a full disk limit the size of files, and pytest itself writes to one before fixtures end.
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     outcome = yield

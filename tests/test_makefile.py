@@ -1,4 +1,4 @@
-"""The Makefile's own answers; nothing is installed for them."""
+"""Test what the Makefile prints itself; nothing is installed for it."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_p
 
 @pytest.mark.parametrize("target", ["slurm", "slurm-status", "slurm-cancel"])
 def test_everything_about_jobs_reads_the_site_s_file(target):
-    """It may set runs_root: without it there would be no jobs."""
+    """Read the site's file, which may set runs_root: without it no job of the run is listed."""
     for words, name in (([], "gpu"), (["CLUSTER=site"], "site")):
         shown = make("-n", target, "EXP=demo_aim", "RUN=a", "ARGS=--seed_everything 1", *words).stdout
         assert "--run a --seed_everything 1 " in shown and f"--config configs/cluster/{name}.yaml" in shown
@@ -55,7 +55,7 @@ CASES = [
 
 @pytest.mark.parametrize(("codes", "words"), CASES)
 def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
-    """An interpreter that is too old or lacks venv ends with an error code."""
+    """Skip interpreters that end with an error code because they are too old or lack venv."""
     (tmp_path / "sh").symlink_to(shutil.which("sh"))
     for name, code in codes.items():
         (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n[ $1 != -m ] && exit {code}; exit 7\n")
