@@ -1,6 +1,5 @@
 """Images of a user: a class-per-directory tree becomes shards and experiments that train."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,7 +12,6 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from aim_lightning.cli import main as cli
 from aim_lightning.cli.commands.dataset import DOWNSAMPLING, crop_range, file_names
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import make_shards, name_hash
@@ -24,7 +22,7 @@ from aim_lightning.utils.files import read_json
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A place with the shipped configuration, and 30 + 25 images of two classes in several formats."""
+    """Create a directory with the shipped configurations, and 30 + 25 images of two classes in several formats."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "experiments").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -38,31 +36,30 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def dataset(*arguments) -> int:
-    return cli.main(["dataset", "mine", "birds", "--image_size", "16", *arguments])
+def words(*options, directory="mine") -> list[str]:
+    return ["dataset", directory, "birds", "--image_size", "16", *options]
 
 
 def by_content(directory):
-    """Labels by sha256 of the pixels."""
+    """Return labels by the pixels."""
     source = open_source(directory)
-    records = [source[row] for row in range(len(source))]
-    return {hashlib.sha256(record.image.tobytes()).hexdigest(): record.label for record in records}
+    return {record.image.tobytes(): record.label for record in (source[row] for row in range(len(source)))}
 
 
-def test_images_are_split_by_the_hash_of_their_names(checkout, capsys):
-    assert dataset("--val_fraction", "0.3") == 0
+def test_images_are_split_by_the_hash_of_their_names(checkout, succeed):
+    out = succeed(*words("--val_fraction", "0.3"))
     train, val = (open_source(checkout / "data/birds" / split) for split in ("train", "val"))
     assert train.class_names == val.class_names == ["blau", "red bird"]
     assert len(train) + len(val) == 55 and not by_content("data/birds/train").keys() & by_content("data/birds/val")
     expected = sum(name_hash(path.name) < 0.3 for path in (checkout / "mine").rglob("*.*"))
     assert len(val) == expected and set(val.labels) == {0, 1}
-    assert "training and" in (out := capsys.readouterr().out) and "make stages NAME=birds" in out
+    assert "training and" in out and "make stages NAME=birds" in out
     large = [record.image.size for record in (train[row] for row in range(len(train))) if min(record.image.size) != 30]
     assert all(size == (33, 32) for size in large)  # shrunk to twice the size that the networks see
     before = by_content("data/birds/val")
     for path in sorted((checkout / "mine" / "blau").iterdir())[::2]:
         path.unlink()
-    assert dataset("--val_fraction", "0.3") == 0
+    succeed(*words("--val_fraction", "0.3"))
     assert by_content("data/birds/val").items() <= before.items()  # nothing changed sides
 
 
@@ -80,8 +77,8 @@ def test_progress_counts_every_image(checkout, monkeypatch):
     assert {name: seen.count((name, count)) for name, count in wanted.items()} == wanted
 
 
-def test_bytes_are_kept_where_the_shards_allow_them(checkout):
-    assert dataset() == 0
+def test_bytes_are_kept_where_the_shards_allow_them(checkout, succeed):
+    succeed(*words())
     stored = set()
     for split in ("train", "val"):
         source = open_source(checkout / "data/birds" / split)
@@ -91,81 +88,76 @@ def test_bytes_are_kept_where_the_shards_allow_them(checkout):
         assert (path.read_bytes() in stored) == (small and path.suffix != ".bmp"), path
 
 
-def test_every_class_is_on_both_sides(checkout, capsys):
+def test_every_class_is_on_both_sides(checkout, succeed, fail):
     for path in sorted((checkout / "mine" / "blau").iterdir())[2:]:
         path.unlink()
     for fraction in ("0.000001", "0.999999"):
-        assert dataset("--val_fraction", fraction) == 0
+        succeed(*words("--val_fraction", fraction))
         for split in ("train", "val"):
             assert set(open_source(checkout / "data/birds" / split).labels) == {0, 1}
     next((checkout / "mine" / "blau").iterdir()).unlink()
-    assert dataset() == 2 and "class blau has 1 readable images" in capsys.readouterr().err
+    assert "class blau has 1 readable images" in fail(*words())
 
 
-def test_unreadable_images(checkout, capsys):
+def test_unreadable_images(checkout, succeed, fail):
     (checkout / "mine" / "blau" / "bad.png").write_bytes(b"no image")
-    assert dataset() == 2
-    error = capsys.readouterr().err
+    error = fail(*words())
     assert "mine/blau/bad.png is not a readable image" in error and "--on_error skip" in error
-    assert not (checkout / "data").exists() and error.count("\n") == 1
-    assert dataset("--on_error", "skip") == 0
-    assert "1 unreadable images left out (first: blau/bad.png)" in capsys.readouterr().out
+    assert not (checkout / "data").exists()
+    assert "1 unreadable images left out (first: blau/bad.png)" in succeed(*words("--on_error", "skip"))
 
 
-def test_images_that_the_disk_does_not_give_are_never_skipped(checkout, capsys):
+def test_images_that_the_disk_does_not_give_are_never_skipped(checkout, fail):
     (checkout / "mine" / "blau" / "gone.png").symlink_to("nowhere.png")
-    assert dataset("--on_error", "skip") == 2
-    assert "blau/gone.png was listed but does not exist; restore it, or remove the link" in capsys.readouterr().err
+    error = fail(*words("--on_error", "skip"))
+    assert "blau/gone.png was listed but does not exist; restore it, or remove the link" in error
     assert not (checkout / "data").exists()
 
 
-def test_names_that_are_no_text(checkout, capsys):
+def test_names_that_are_no_text(checkout, succeed):
     directory = os.fsencode(checkout) + b"/mine/caf\xe9"
     os.makedirs(directory)  # noqa: PTH103 (bytes)
     for name in (b"1.png", b"2\xff.png"):
         Image.new("RGB", (16, 16)).save(os.fsdecode(directory + b"/" + name))
     Path(os.fsdecode(directory + b"/3\xff.png")).write_bytes(b"no image")
-    assert dataset("--on_error", "skip") == 0
-    assert "1 unreadable images left out (first: caf\\udce9/3\\udcff.png)" in capsys.readouterr().out
+    assert "1 unreadable images left out (first: caf\\udce9/3\\udcff.png)" in succeed(*words("--on_error", "skip"))
     assert open_source("data/birds/train").class_names == ["blau", "caf\\udce9", "red bird"]
 
 
-def test_directories_of_others_are_refused(checkout, capsys):
-    assert dataset() == 0
+def test_directories_of_others_are_refused(checkout, succeed, fail):
+    succeed(*words())
     (checkout / "data" / "birds" / "LICENSE").write_text("x")
-    assert dataset() == 2 and "holds LICENSE, which this command did not write" in capsys.readouterr().err
+    assert "holds LICENSE, which this command did not write" in fail(*words())
 
 
-def test_files_that_nobody_edited_follow_the_images_and_options(checkout):
-    assert dataset() == 0
+def test_files_that_nobody_edited_follow_the_images_and_options(checkout, succeed):
+    succeed(*words())
     files = [checkout / name for name in file_names("birds")]
     before = [path.read_text() for path in files]
-    assert dataset() == 0 and [path.read_text() for path in files] == before
+    succeed(*words())
+    assert [path.read_text() for path in files] == before
     shutil.copy(checkout / "mine/blau/1.v1.jpg", checkout / "mine/blau/more.jpg")
-    assert dataset("--image_size", "32") == 0
+    succeed(*words("--image_size", "32"))
     images, tokenizer, aim = (path.read_text() for path in files)
     assert "image_size: 32" in images and "32x32 pixels become 8x8" in tokenizer and "num_tokens: 64" in aim
 
 
 @pytest.mark.parametrize("path", file_names("birds"))
-def test_edited_files_are_refused_before_anything_changes(checkout, capsys, path):
-    assert dataset() == 0
+def test_edited_files_are_refused_before_anything_changes(checkout, path, succeed, fail):
+    succeed(*words())
     (checkout / path).write_bytes((checkout / path).read_bytes() + b"# mine \xff\n")
     manifest = (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns
-    capsys.readouterr()
-    assert dataset("--image_size", "32") == 2
-    error = capsys.readouterr().err
-    assert f"{path} was edited since `make dataset` made it; rename it" in error and error.count("\n") == 1
+    error = fail(*words("--image_size", "32"))
+    assert f"{path} was edited since `make dataset` made it; rename it" in error
     assert (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns == manifest
 
 
-def test_shipped_experiments_are_never_taken_for_ones_own(checkout, capsys):
+def test_shipped_experiments_are_never_taken_for_ones_own(checkout, fail):
     """`make stages NAME=demo` would otherwise train the demo in silence."""
     shutil.copy(ROOT / "experiments/demo_tokenizer.yaml", checkout / "experiments")
-    assert cli.main(["dataset", "mine", "demo", "--image_size", "16"]) == 2
-    error = capsys.readouterr().err
+    error = fail("dataset", "mine", "demo", "--image_size", "16")
     assert "experiments/demo_tokenizer.yaml exists and is not one that `make dataset` made" in error
-    assert error.count("\n") == 1 and not (checkout / "data").exists()
+    assert not (checkout / "data").exists()
 
 
 CASES = [
@@ -178,19 +170,17 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "word"), CASES)
-def test_mistakes(checkout, capsys, arguments, word):
-    assert cli.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert word in error and error.count("\n") == 1 and not (checkout / "data").exists()
+def test_mistakes(checkout, arguments, word, fail):
+    assert word in fail(*arguments) and not (checkout / "data").exists()
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "aim"])
-def test_experiments_are_built(checkout, stage):
+def test_experiments_are_built(checkout, stage, succeed):
     from cli.test_configs import compose_and_check
 
     from aim_lightning.cli.build.trainer_cli import AimCLI
 
-    assert dataset() == 0
+    succeed(*words())
     document = compose_and_check(checkout / f"experiments/birds_{stage}.yaml", ("trainer.accelerator", "cpu"))
     with torch.device("meta"):
         built = AimCLI(document)
@@ -211,18 +201,18 @@ def test_images_of_any_size_have_20_different_crops():
 
 
 @pytest.mark.slow
-def test_both_stages_train_on_ones_own_images(checkout, own_signals):
+def test_both_stages_train_on_ones_own_images(checkout, own_signals, succeed):
     """The commands of `make stages`, and of `make validate` for each stage, for two steps each."""
     few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"]
     stage_1 = ["--config", "experiments/birds_tokenizer.yaml", *few, "--data.num_workers", "0"]
     stage_2 = ["--config", "experiments/birds_aim.yaml", *few, "--callbacks.sample_metrics.num_samples", "4"]
-    assert dataset() == 0
-    assert cli.main(["fit", *stage_1]) == 0
-    assert cli.main(["validate", *stage_1]) == 0
-    assert cli.main(["tokenize", *stage_1]) == 0
+    succeed(*words())
+    succeed("fit", *stage_1)
+    succeed("validate", *stage_1)
+    succeed("tokenize", *stage_1)
     assert TokenManifest.load("data/tokens/birds_tokenizer/train").views == 20
-    assert cli.main(["fit", *stage_2]) == 0
-    assert cli.main(["validate", *stage_2]) == 0
+    succeed("fit", *stage_2)
+    succeed("validate", *stage_2)
     scores = {stage: read_json(f"runs/birds_{stage}/main/results.json", "results") for stage in ("tokenizer", "aim")}
     assert any(name.startswith("rfd_effnet_lite0_") for name in scores["tokenizer"]["metrics"])
     assert "fd_effnet_lite0_4" in scores["aim"]["metrics"]
@@ -233,13 +223,12 @@ def save(path: Path, color: object = "red", mode: str = "RGB") -> None:
     Image.new(mode, (20, 20), color).save(path)
 
 
-def test_existing_splits_are_kept(checkout, capsys):
+def test_existing_splits_are_kept(checkout, succeed):
     for split, count in (("train", 3), ("test", 2)):
         for name in ("a", "b"):
             for i in range(count):
                 save(checkout / "split" / split / name / f"{i}.png", (i, 7, 9))
-    assert cli.main(["dataset", "split", "birds", "--image_size", "16"]) == 0
-    out = capsys.readouterr().out
+    out = succeed(*words(directory="split"))
     assert "splits of the directory: split/train for train, split/test for val" in out
     assert "data/birds: 6 training and 4 validation images, 3 to 3 training images per class" in out
     sources = [open_source(f"data/birds/{split}") for split in ("train", "val")]
@@ -247,20 +236,19 @@ def test_existing_splits_are_kept(checkout, capsys):
     assert sources[0].class_names == sources[1].class_names == ["a", "b"]
 
 
-def test_splits_with_other_classes_are_refused(checkout, capsys):
+def test_splits_with_other_classes_are_refused(checkout, fail):
     for path in ("train/a/0.png", "train/b/0.png", "val/a/0.png"):
         save(checkout / "split" / path)
-    assert cli.main(["dataset", "split", "birds", "--image_size", "16"]) == 2
-    assert "split: label 1 is 'b' in train but no class in val" in capsys.readouterr().err
+    assert "split: label 1 is 'b' in train but no class in val" in fail(*words(directory="split"))
 
 
-def test_an_imagefolder_with_metadata_keeps_its_labels(checkout):
+def test_an_imagefolder_with_metadata_keeps_its_labels(checkout, succeed):
     lines = []
     for i in range(20):
         save(checkout / "hf" / "train" / f"{i}.png", (i, 0, 0))
         lines.append(f'{{"file_name": "{i}.png", "label": {i % 2}}}')
     (checkout / "hf" / "train" / "metadata.jsonl").write_text("\n".join(lines))
-    assert cli.main(["dataset", "hf", "birds", "--image_size", "16"]) == 0
+    succeed(*words(directory="hf"))
     for split in ("train", "val"):
         source = open_source(f"data/birds/{split}")
         assert source.class_names == ["0", "1"]
@@ -268,30 +256,27 @@ def test_an_imagefolder_with_metadata_keeps_its_labels(checkout):
             assert source[row].image.getpixel((0, 0))[0] % 2 == label
 
 
-def test_imbalance_and_transparency_are_reported(checkout, capsys):
+def test_imbalance_and_transparency_are_reported(checkout, succeed):
     for i in range(24):
         save(checkout / "odd" / "many" / f"{i}.png", (i, 0, 0, 255), "RGBA")  # opaque in spite of its alpha channel
     for i in range(2):
         save(checkout / "odd" / "few" / f"{i}.png", (i, 0, 0, 100), "RGBA")
-    assert cli.main(["dataset", "odd", "birds", "--image_size", "16"]) == 0
-    out = capsys.readouterr().out
+    out = succeed(*words(directory="odd"))
     assert re.search(r"warning: many has \d\d images, few only 1; rare classes are learned badly", out)
     assert "warning: 2 images have transparent pixels, which are shown on white" in out
 
 
-def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, capsys, monkeypatch):
+def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, monkeypatch, succeed, fail):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    assert dataset() == 2
-    error = capsys.readouterr().err
-    assert "is too large" in error and "--max_pixels" in error and error.count("\n") == 1
-    assert dataset("--max_pixels", "100000") == 0
+    error = fail(*words())
+    assert "is too large" in error and "--max_pixels" in error
+    succeed(*words("--max_pixels", "100000"))
 
 
-def test_a_quick_experiment_is_short_and_the_hours_are_estimated(checkout, capsys, monkeypatch):
+def test_a_quick_experiment_is_short_and_the_hours_are_estimated(checkout, monkeypatch, succeed):
     measured = SimpleNamespace(seconds=9.0)
     monkeypatch.setattr("aim_lightning.cli.plan.benchmark.measure", lambda *_, **options: measured)
-    assert dataset("--quick", "true", "--estimate", "true") == 0
-    out = capsys.readouterr().out
+    out = succeed(*words("--quick", "true", "--estimate", "true"))
     for stage in ("tokenizer", "AiM"):
         assert f"{stage}: about 0.5 hours of training on this machine" in out
     for path in file_names("birds")[1:]:
