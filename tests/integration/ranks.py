@@ -1,7 +1,7 @@
-"""Runs commands as two gloo processes each, as torchrun would; a script, since a test process is no place to fork.
+"""Run commands as two gloo processes each, as torchrun does; a script, since a test process must not be forked.
 
 python ranks.py '[{"args": ["fit", ...], "kill_at": "CHECKPOINT"}, ...]': kill_at = SIGKILL both once that file exists.
-Torch is imported once for all of them. Prints a JSON list of exit codes.
+Torch is imported once for all of them. It prints a JSON list of exit codes.
 """
 
 import json

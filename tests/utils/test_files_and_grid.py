@@ -93,7 +93,7 @@ def test_temporary_files_are_abandoned_by_dead_processes_and_by_age(tmp_path):
         "alive": f".a.tar.{host}.{alive}-0a1b2c3d.tmp",
         "elsewhere": f".a.tar.other-{host}.{dead.pid}-0a1b2c3d.tmp",
         "old": f".b.tar.elsewhere.{dead.pid}-0a1b2c3d.tmp",
-        "whole": "a.tar",
+        "complete": "a.tar",
     }
     for name in names.values():
         (tmp_path / name).touch()
