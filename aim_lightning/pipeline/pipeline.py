@@ -260,7 +260,7 @@ class AiMPipeline:
         return on_step
 
     def _label_tensor(self, labels: Any, allow_null_class: bool) -> Tensor:
-        # Tensors and arrays become lists of Python numbers, and numbers in one that is no list are not iterable.
+        # Tensors and arrays become lists, and those without dimensions become numbers.
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         if isinstance(labels, str) or not isinstance(labels, Iterable):
             raise UserError(f"labels is {labels!r}; give a list, such as [7]")

@@ -43,7 +43,7 @@ class TritonStep:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
 
     def _after(self, i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return what follows layer i: the next norm's weight, its modulation, and norm_f after the last layer."""
+        """Return the weight and modulation of the norm after layer i, and norm_f after the last layer."""
         weights, final = self.weights, self.buffers.final_rows
         if i + 1 < len(weights.layers):
             return weights.layers[i + 1].norm, self._layer_rows(i + 1), None
@@ -71,7 +71,7 @@ class TritonStep:
         )  # fmt: skip
 
     def _project(self, i: int) -> None:
-        """Enqueue in_proj and what follows: one kernel in bfloat16; in float32 cuBLAS, which is exact, and a kernel."""
+        """Enqueue in_proj with convolution: one kernel in bfloat16, exact cuBLAS and a kernel in float32."""
         buffers, layer, config = self.buffers, self.weights.layers[i], self.config
         cols = layer.in_proj.shape[0]
         if buffers.dtype == torch.float32:

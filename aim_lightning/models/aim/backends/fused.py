@@ -1,4 +1,4 @@
-"""AiM's training path on our own Triton kernels; decoding and what they cannot train stay with another backend."""
+"""AiM's training path on our own Triton kernels; another backend decodes, and trains what they do not support."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from aim_lightning.models.aim.fused.stack import compute_dtype, forward_stack, m
 
 
 class TritonBackend:
-    """Whole stacks of blocks in bf16 or float32; `other` decodes, and trains with dropout or in fp16.
+    """Stacks of blocks on our kernels in bf16 or float32; `other` decodes, and trains with dropout or in fp16.
 
     Args:
         other: backend for the steps of decoding and for complete sequences that the kernels do not take.

@@ -1,4 +1,4 @@
-"""Autograd function of a whole Mamba-2 mixer, without its states and with its norm folded into the projection.
+"""Autograd function of a complete Mamba-2 mixer, without its states and with its norm folded into the projection.
 
 With g = y * SiLU(z) and r = 1 / RMS(g), out_proj(RMSNorm(g) * w) = r * (g @ (out_proj * w)ᵀ). The factor r per row is
 applied by the next norm kernel, which reads the product anyway. Not for fp16, where g before its norm could overflow.

@@ -88,5 +88,5 @@ def _stride(rows: Tensor | None) -> int:
 
 
 def _layout(rows: Tensor | None) -> tuple | None:
-    """Return what a kernel is specialized on. The rows are views, whose alignment differs from layer to layer."""
+    """Return the specialization of a kernel. The rows are views, whose alignment differs from layer to layer."""
     return None if rows is None else (rows.dtype, rows.stride(0), rows.data_ptr() % 16)

@@ -41,7 +41,7 @@ def _cuts(low, high, dense):
 
 @triton.jit
 def _open(low, high, count, count_high, enough):
-    """Return if the search continues: several entries in the interval may differ, and more than enough are above `low`.
+    """Return True to continue: several entries in the interval may differ, and more than enough are above `low`.
 
     Bounds that are not finite end the search: the comparisons fail.
     """

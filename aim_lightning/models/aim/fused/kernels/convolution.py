@@ -16,7 +16,7 @@ def _tap(start, rows, columns, back, stride_row, length, width):
 
 @triton.jit
 def _preactivation(xbc, rows, columns, weight, bias, stride_row, length, width, TAPS: tl.constexpr):
-    """Compute the convolution of a tile in float32; `xbc` points at row 0 of the image."""
+    """Compute the convolution of a tile in float32; `xbc` points to row 0 of the image."""
     mask = columns < width
     value = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
     value += tl.load(bias + columns, mask=mask, other=0.0)[None, :]
@@ -31,7 +31,7 @@ def convolution_forward(
     xbc, weight, bias, scale, post, scaled, length, width, inner, channels, stride_image, stride_units,
     TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """post = SiLU(conv(xbc)); scaled = x * scale, a factor (images, heads, length). Grid (images, rows, columns)."""
+    """Compute post = SiLU(conv(xbc)) and scaled = x * scale (images, heads, length). Grid (images, rows, columns)."""
     stride_row = stride_units * UNIT  # a multiple that the compiler sees: it decides how wide loads are
     image = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -89,7 +89,7 @@ def convolution_backward(
     d_pre, weight, d_xbc, length, width, stride_image, stride_units,
     TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input from that of the pre-activations: row r takes part in rows r to r + TAPS - 1.
+    """Compute the gradient of the input from that of the pre-activations in rows r to r + TAPS - 1.
 
     Grid (images, rows, columns).
     """

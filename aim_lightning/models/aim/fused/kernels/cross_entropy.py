@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def cross_entropy(logits, targets, losses, vocabulary, factor, WITH_GRADIENT: tl.constexpr, WIDTH: tl.constexpr):
-    """Per-row loss; the logits are overwritten by (softmax - one-hot) * factor. Grid (rows)."""
+    """Compute the loss of each row, and overwrite its logits by (softmax - one-hot) * factor. Grid (rows)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     mask = column < vocabulary

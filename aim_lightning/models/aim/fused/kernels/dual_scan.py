@@ -24,7 +24,7 @@ TINY = tl.constexpr(1e-18)
 
 @triton.jit
 def away_from_zero(z):
-    """Move z off zero, so that g / SiLU(z) gives y back."""
+    """Replace small z, so that g / SiLU(z) gives y again."""
     return tl.where(tl.abs(z) < TINY, tl.where(z < 0, -TINY, TINY), z)
 
 
@@ -40,7 +40,7 @@ def tile_of(cb, image, i, j, blocks, BLOCK: tl.constexpr):
 def decays_forward(
     dt, dt_bias, a_log, decays, length, heads, plane, stride_image, stride_row, BLOCK: tl.constexpr, HEADS: tl.constexpr
 ):  # fmt: skip
-    """Step widths and decays of all heads within each block: five planes (images, heads, length) of float32.
+    """Compute step widths and decays of all heads within each block: five planes (images, heads, length) of float32.
 
     0: step width; 1: log decay from the start of the block to the row, its own included; 2: its exponential;
     3: decay from after the row to the end of the block; 4: step width times 3. Summed from both ends, so that no
@@ -67,7 +67,7 @@ def decays_forward(
 def scores_forward(
     post, cb, length, width, inner, state, blocks, BLOCK: tl.constexpr, STATE: tl.constexpr
 ):  # fmt: skip
-    """Tiles of C Bᵀ on and below the diagonal. Grid (images, blocks)."""
+    """Compute the tiles of C Bᵀ on and below the diagonal. Grid (images, blocks)."""
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column, offset = tl.arange(0, STATE), tl.arange(0, BLOCK)
     start = post + image * length * width + inner
@@ -84,7 +84,7 @@ def scan_forward(
     length, heads, channels, width, blocks, plane, stride_image, stride_units,
     BLOCK: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """g = y * SiLU(z) and its sum of squares per head and row. Grid (images * heads, blocks).
+    """Compute g = y * SiLU(z) and its sum of squares per head and row. Grid (images * heads, blocks).
 
     `scaled` is x times its step width and decay to the end of its block, so that tiles below the diagonal are plain
     products. Heads of an image are neighbours in the grid, so that its C Bᵀ stays in the L2 cache.
@@ -121,7 +121,7 @@ def scan_forward(
 
 @triton.jit
 def row_scales(squares, scale, length, heads, inner, eps, ROWS: tl.constexpr):
-    """1 / RMS of each row from the heads' sums of squares, added in order. Grid (images, rows)."""
+    """Compute 1 / RMS of each row from the heads' sums of squares, added in order. Grid (images, rows)."""
     image = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS], tl.float32)

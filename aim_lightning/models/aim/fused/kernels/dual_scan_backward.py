@@ -26,7 +26,7 @@ def gate_backward(
     dg, g, z, row_scale, d_row_scale, from_start, dz, dy, scaled, length, inner, channels, stride_image, stride_units,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """dz and dy from the gradient of g, and dy times the decay from the start of its block.
+    """Compute dz and dy from the gradient of g, and dy times the decay from the start of its block.
 
     y is g / SiLU(z), exact to rounding. The norm of g is folded into the projection: its own part of the gradient is
     -row_scale^3 d_row_scale / inner * g. Grid (images, rows, columns).
@@ -57,7 +57,7 @@ def scan_backward(
     length, heads, channels, width, blocks, plane,
     BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x of one column block, and the sums that give the gradients of dt, A and D.
+    """Compute the gradient of x of one column block, and the sums that give the gradients of dt, A and D.
 
     row_sums (images, heads, blocks, length): of M over the columns of a block, without the decay of the blocks between;
     column_sums and diagonal_sums (images, heads, length): of M / dt over the rows below the block, and within it.
@@ -110,7 +110,7 @@ def scores_backward(
     post, scaled, decays, dy, scaled_dy, d_cb, length, heads, channels, width, blocks, plane,
     BLOCK: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of C Bᵀ, summed over all heads in order. Grid (images, tiles)."""
+    """Compute the gradient of one tile of C Bᵀ, summed over all heads in order. Grid (images, tiles)."""
     image, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = tile * 0
     for n in range(1, blocks):
@@ -147,7 +147,7 @@ def scores_backward(
 def projections_backward(
     post, d_cb, d_post, length, width, inner, state, blocks, BLOCK: tl.constexpr, STATE: tl.constexpr
 ):  # fmt: skip
-    """Gradients of C (third index 0) and B (1) from that of C Bᵀ. Grid (images, blocks, 2)."""
+    """Compute the gradients of C (third index 0) and B (1) from that of C Bᵀ. Grid (images, blocks, 2)."""
     image, block, is_b = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     offset, column = tl.arange(0, BLOCK), tl.arange(0, STATE)
     start = image * length * width + inner
@@ -170,7 +170,7 @@ def steps_backward(
     dt, dt_bias, a_log, decays, row_sums, column_sums, diagonal_sums, diagonal_decay, d_skip, d_dt, per_image,
     length, heads, blocks, plane, stride_image, stride_row, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the raw step widths, and per image those of dt_bias, A_log and D: (3, images, heads).
+    """Compute the gradients of the raw step widths, and per image those of dt_bias, A_log and D: (3, images, heads).
 
     Grid (images * heads).
     """

@@ -14,7 +14,7 @@ def norm_forward(
     HAS_RESIDUAL: tl.constexpr, HAS_ROW_SCALE: tl.constexpr, HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Grid (images, groups of ROWS rows)."""
+    """Compute the forward pass. Grid (images, groups of ROWS rows)."""
     image = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
@@ -49,7 +49,7 @@ def norm_backward(
     HAS_D_RESIDUAL: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_ROW_SCALE: tl.constexpr, HAS_GATE: tl.constexpr,
     HAS_SHIFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Grid (images, chunks of `chunk` rows); sums (images, chunks, 3, width) gets each chunk's own sums.
+    """Compute the backward pass; sums (images, chunks, 3, width) are per chunk. Grid (images, chunks of `chunk` rows).
 
     The three sums over rows are those of du, du * normed and d_residual * row_scale * raw.
     """
