@@ -59,6 +59,7 @@ def start_batches(data: TokenDataModule, epoch: int, number: int) -> list[int]:
 
 
 def main() -> None:
+    """Measure, print and save the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1281167, help="images")
     parser.add_argument("--views", type=int, default=10, help="stored versions of each")

@@ -181,6 +181,7 @@ def _numbers(values: dict[str, float]) -> str:
 
 
 def main() -> None:
+    """Measure, print and save the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", help="run directory of a tokenizer (default: random weights)")
     parser.add_argument("--batch_sizes", default="64,256", help="images encoded at once")

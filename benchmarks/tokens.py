@@ -68,6 +68,7 @@ def _rate(batches) -> float:
 
 
 def main() -> None:
+    """Measure, print and save the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200000, help="images in the simulated set")
     parser.add_argument("--repeats", type=int, default=3)

@@ -42,16 +42,17 @@ class ImageNetArchive(TarSource):
         UserError: no ImageNet archive, a missing or changed devkit, or missing classes or images.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        names, val_wnids = read_devkit(self.path.with_name(DEVKIT))
-        members = _val_members(self.path, val_wnids) if _is_val(self.path) else _train_members(self.path, names)
+    def __init__(self, path: Path) -> None:
+        names, val_wnids = read_devkit(path.with_name(DEVKIT))
+        if not _IMAGENET_MEMBER.fullmatch(first := _first_member(path)):
+            raise UserError(f"{path} starts with {first!r}: it is neither ImageNet's training nor validation archive")
+        members = _val_members(path, val_wnids) if _VAL_IMAGE.fullmatch(first) else _train_members(path, names)
         members.sort()  # the order of a class-per-directory tree: archives list their members in another one
         wnids = sorted(names)
         label = {wnid: number for number, wnid in enumerate(wnids)}
         super().__init__(
             [", ".join(names[wnid]) for wnid in wnids],
-            [self.path],
+            [path],
             np.array([(0, offset, size) for _, _, offset, size in members], dtype=np.int64),
             (label[wnid] for wnid, *_ in members),
             (os.fsencode(f"{wnid}/{name}") for wnid, name, *_ in members),
@@ -95,13 +96,6 @@ def is_archive(path: Path) -> bool:
         return path.name.startswith("ILSVRC2012_img_") or _IMAGENET_MEMBER.fullmatch(_first_member(path)) is not None
     except UserError:  # damaged: the reader of shards reports it
         return False
-
-
-def _is_val(path: Path) -> bool:
-    first = _first_member(path)
-    if not _IMAGENET_MEMBER.fullmatch(first):
-        raise UserError(f"{path} starts with {first!r}: it is neither ImageNet's training nor validation archive")
-    return _VAL_IMAGE.fullmatch(first) is not None
 
 
 def _first_member(path: Path) -> str:

@@ -53,8 +53,14 @@ class MetadataSource(FileSource):
 
     def __init__(self, path: Path) -> None:
         self.root = path.parent
-        entries, left_out = list(_entries(path)), LeftOut()
-        files, values = [file for file, _ in entries], [value for _, value in entries]
+        files, values, left_out = [], [], LeftOut()
+        for number, row in enumerate(_rows(path), 1):
+            column = next((name for name in COLUMNS if row.get(name) is not None), None)
+            if not isinstance(row.get("file_name"), str) or not isinstance(row.get(column), int | str):
+                fix = f"it needs file_name, and {' or '.join(COLUMNS)} as text or integer"
+                raise UserError(f"{path}, image {number}: {fix}")
+            files.append(PurePosixPath(row["file_name"]).as_posix())
+            values.append(row[column])
         present = set(image_files(self.root, set(), left_out))
         counts = Counter(files)
         for names, fact in (
@@ -76,17 +82,6 @@ class MetadataSource(FileSource):
         """Return the sha256 over class names, and path, size in bytes and label of every image."""
         rows = ([self.key(row), self._size(row), int(self.labels[row])] for row in range(len(self)))
         return sha256_json([self.class_names, *rows])
-
-
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the file name and the label of each image."""
-    for number, row in enumerate(_rows(path), 1):
-        column = next((name for name in COLUMNS if row.get(name) is not None), None)
-        if not isinstance(row.get("file_name"), str) or not isinstance(row.get(column), int | str):
-            raise UserError(
-                f"{path}, image {number}: it needs file_name, and {' or '.join(COLUMNS)} as text or integer"
-            )
-        yield PurePosixPath(row["file_name"]).as_posix(), row[column]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

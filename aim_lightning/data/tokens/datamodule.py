@@ -127,21 +127,19 @@ class TokenDataModule(StreamDataModule):
         Raises:
             UserError: a directory is unfinished, or train and val come from different tokenizers.
         """
+        location = Location(self.path)
         for split in ("train", "val"):
             skip = split == "train" and self.on_corrupt == "skip"
-            url = partial(Location(self.path).url, split)
+            url = location.url(split, MANIFEST)
             with reading():
-                self.readers[split] = ShardReader(self._load(split), url, self.fetcher, skip)
+                if location.is_remote:
+                    manifest = TokenManifest.parse(self.fetcher.fetch(url).data.decode("utf-8", "replace"), url)
+                else:
+                    manifest = TokenManifest.load(Path(self.path) / split)
+            self.readers[split] = ShardReader(manifest, partial(location.url, split), self.fetcher, skip)
         train, val = self.manifest, self.readers["val"].manifest
         if (train.tokenizer_hash, train.class_names) != (val.tokenizer_hash, val.class_names):
             raise UserError(f"{self.path}: train and val were made with different tokenizers or classes")
-
-    def _load(self, split: str) -> TokenManifest:
-        location = Location(self.path)
-        if not location.is_remote:
-            return TokenManifest.load(Path(self.path) / split)
-        url = location.url(split, MANIFEST)
-        return TokenManifest.parse(self.fetcher.fetch(url).data.decode("utf-8", "replace"), url)
 
     @property
     def manifest(self) -> TokenManifest:

@@ -1,12 +1,11 @@
 """Decode planned batches of images in loader workers, and encode them to codes at a fixed precision."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aim_lightning.data.images.dataset import ImageDataset, transform_row
 from aim_lightning.data.images.decode import UnreadableImage
@@ -65,28 +64,6 @@ class ImageBatches(Dataset):
             for base, image in zip(bases, images, strict=True):
                 base[slot] = image
         return ImageBatch(rows, bases, skipped)
-
-
-def load_batches(
-    images: ImageDataset, options: TokenizeOptions, batches: list[range], num_workers: int, device: torch.device
-) -> Iterator[ImageBatch]:
-    """Return an iterator over the planned batches in order.
-
-    Args:
-        images: the whole set.
-        options: views, batch size, and the handling of unreadable images.
-        batches: rows of each batch.
-        num_workers: processes that decode ahead; 0 = this process.
-        device: device of the encoder; batches for a GPU are pinned.
-    """
-    loader = DataLoader(
-        ImageBatches(images, options, batches),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # without it the iterator advances the global generator
-    )
-    return iter(loader)
 
 
 class Encoder:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.tokens.format.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
 from aim_lightning.data.tokens.format.record_format import Record, write_shard
 from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
-from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, load_batches
+from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, ImageBatches
 from aim_lightning.data.tokens.write.shard_plan import (
     FinishedShard,
     PlannedShard,
@@ -119,7 +120,14 @@ class TokenizeJob:
         """
         self.claim()
         rows = [batch for shard in self.unfinished for batch in shard.batches(self.options.batch_size)]
-        batches = load_batches(self.images, self.options, rows, self.num_workers, self.device)
+        loader = DataLoader(
+            ImageBatches(self.images, self.options, rows),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # without it the iterator advances the global generator
+        )
+        batches = iter(loader)
         for shard in self.unfinished:
             self._write(shard, batches, on_rows)
         return self.complete()
