@@ -64,7 +64,7 @@ def from_published(source: str, **options: Any) -> EvaluatedModel:
 
     Args:
         source: as in `AiMPipeline.from_pretrained`.
-        **options: device, backend and allow_untrained_guidance, as there.
+        **options: device, backend and allow_untrained_guidance of the same function.
 
     Raises:
         UserError: missing or damaged weights, or an unavailable backend.

@@ -160,7 +160,7 @@ class BlockImages(ImageSet):
 
 
 class DecodedImages(ImageSet):
-    """Images that are decoded one by one, by loader processes where there are many.
+    """Images that are decoded one by one, by loader processes if the set is large.
 
     Args:
         source: the encoded images.
@@ -181,8 +181,8 @@ class DecodedImages(ImageSet):
         return self.source.files()
 
     def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """Yield the images of each range; loader workers decode whole batches."""
-        # The loader draws a seed for its workers: from its own generator, so that training's random state stays.
+        """Yield the images of each range; each loader worker decodes one batch."""
+        # The loader's seed comes from a separate generator, so that training's random state does not change.
         options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": outlive_signals}
         if sum(map(len, parts)) > LOADER_THRESHOLD:
             workers = min(LOADER_WORKERS, os.cpu_count() or 1, len(parts))

@@ -91,14 +91,14 @@ class Reference:
         probe: bool | None = None,
         between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     ) -> ReferenceImages:
-        """Return the statistics from the cache, or compute them and write them there. Every rank must call it.
+        """Return the statistics from the cache, or compute and cache them. Every rank must call it.
 
         Args:
             network: loaded.
             ranks: share the images.
             cache: directory.
             batch_size: images per step and device.
-            probe: fit a linear probe on the classes, where there are labels; None = unless the network has logits.
+            probe: fit a linear probe on the classes, if the images have labels; None = unless the network has logits.
             between: receives each rank's batches and yields them; between two of them it can end the work. Where it
                 waits for other ranks it must continue until all ranks finish, also after an error.
 
@@ -147,7 +147,7 @@ class Reference:
             ranks.run_on_all(lambda: _add(builder, between(image_sets.on_device(batches, network.device)), meter))
         self.performance = meter.performance()
         if "sha256" not in identity:
-            # Each rank has filled the rows of its own share.
+            # Each rank has filled the rows of its share; the others are 0.
             digests = np.bitwise_or.reduce(ranks.gather(digests))
             identity = identity | {PIXELS: hashlib.sha256(digests.tobytes()).hexdigest()}
         return builder.finish(identity)
@@ -175,10 +175,10 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        # safetensors checks the length only, so the content has a hash of its own.
+        # safetensors checks the length only, so the metadata contains a hash of the content.
         if (metadata.get("key"), metadata.get("sha256")) == (key, _hash(tensors)):
             return tensors
-        reason = "its content is not what was written"
+        reason = "its content has changed"
     except (SafetensorError, OSError) as error:
         reason = str(error)
     warnings.warn(f"reference statistics {path} are damaged ({reason}); computing them again", stacklevel=3)

@@ -17,7 +17,7 @@ class Throughput(ProgressBar):
     Args:
         name: shown in front of the progress bar.
         total: images of all ranks.
-        ranks: rank 0 estimates the total progress from its own, since shares are equal up to one block.
+        ranks: rank 0 estimates the total progress from its share, since shares are equal up to one block.
     """
 
     def __init__(self, name: str, total: int, ranks: ProcessGroup) -> None:

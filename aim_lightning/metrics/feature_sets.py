@@ -110,7 +110,7 @@ class KernelDistance(SampleFeatures):
     """Kernel Inception Distance (arXiv 1801.01401) with the random subsets of torch-fidelity.
 
     Unbiased squared MMD with the kernel (x.y / F + 1)^3: mean and standard deviation over random subsets. Each rank
-    adds its own images with their indices, which decide what a subset contains.
+    adds its images with their indices, which determine the subsets.
 
     Args:
         reference: features (M, F) of reference images.
@@ -206,7 +206,7 @@ def radii(x: Tensor, k: int) -> Tensor:
 
     Args:
         x: features (N, F), float64.
-        k: 1 or more; the row itself, at distance 0, is left out.
+        k: 1 or more; the row itself, at distance 0, is excluded.
     """
     return torch.cat([block.topk(k + 1, dim=1, largest=False).values[:, -1] for block in _distances(x, x)])
 

@@ -36,10 +36,10 @@ class InceptionScore(FiniteValues, Metric):
     """exp of the mean divergence of p(class | image) from p(class): mean and standard deviation over splits.
 
     The divergence of a split is (sum of p log p) / n - q log q with q = (sum of p) / n. Only the sums per split are
-    stored, in float64; ranks add theirs.
+    stored, in float64, and summed over ranks.
 
     Args:
-        num_images: in the whole set; each is added once, with its index.
+        num_images: in the set; each is added once, with its index.
         splitting: see `split_numbers`.
         num_classes: logits per image.
         kwargs: options of torchmetrics' `Metric`.

@@ -40,7 +40,9 @@ class PerceptualDistance:
             UserError: the file is missing, damaged, or of another network.
         """
         if self.network is None:
-            path = existing_file(self.weights, f"save {SOURCE} there, or go without LPIPS")
+            path = existing_file(
+                self.weights, f"run `aim-lightning download vgg` (it saves {SOURCE}), or switch LPIPS off"
+            )
             if not sha256_file(path).startswith(SHA256_START):
                 warnings.warn(f"{path} is not {SOURCE}: this LPIPS compares with no other", stacklevel=2)
             # Lightning validates in inference mode, whose tensors cannot enter a backward pass later.
@@ -52,7 +54,7 @@ class PerceptualDistance:
     def __call__(self, images: Tensor, others: Tensor) -> Tensor:
         """Return the distances, float32 (B,), between images (B, 3, H, W) in about [-1, 1] of at least 16 pixels.
 
-        torchmetrics' own update would refuse reconstructions that leave [-1, 1] a little.
+        torchmetrics' own update would refuse reconstructions slightly outside [-1, 1].
 
         Raises:
             RuntimeError: `load` was not called.

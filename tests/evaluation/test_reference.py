@@ -172,14 +172,14 @@ def on_two_ranks(tmp_path, images, caches):
     def listing(directory, rank):
         assert rank == 0
         if directory == "/nowhere":
-            raise UserError("nothing there")
+            raise UserError("no such directory")
         return f"newest of {directory}"
 
     def work(rank):
         network = Network().load()
         real = statistics(images, network, tmp_path / caches[rank], 2)
         results = [ProcessGroup().on_rank0(lambda: listing("runs", rank))]
-        results.append(str(assert_user_error("there", ProcessGroup().on_rank0, lambda: listing("/nowhere", rank))))
+        results.append(str(assert_user_error("no such", ProcessGroup().on_rank0, lambda: listing("/nowhere", rank))))
         return network.asked, real.tensors(), real.source, results
 
     return on_ranks(work, tmp_path)
@@ -202,4 +202,4 @@ def test_rank_0_reads_the_disk_for_all_ranks(classes, network, tmp_path):
     for asked, tensors, source, results in on_two_ranks(tmp_path, classes, ("first", "other")):
         assert source == first.source and asked == 0
         torch.testing.assert_close(tensors, first.tensors())
-        assert results == ["newest of runs", "nothing there"]
+        assert results == ["newest of runs", "no such directory"]

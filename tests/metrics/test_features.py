@@ -1,4 +1,4 @@
-"""Frozen feature networks: what they refuse, what they equal, and whether their distance ranks damage."""
+"""Frozen feature networks: refused inputs, equality with published networks, ranking of damaged images."""
 
 import io
 import tarfile
@@ -191,7 +191,7 @@ def test_inception_weights_are_never_unpickled(tmp_path):
 
 @pytest.mark.parametrize("epsilon", [0.001, 0.1])
 def test_inception_equals_torch_fidelity_also_in_its_batch_norms(inception_file, monkeypatch, epsilon):
-    """Batch norms are folded; another epsilon changes the features, and ours follow."""
+    """Batch norms are folded; another epsilon changes the features of both."""
     images, _ = embedded_images("val", 2)
     batch_norm = nn.BatchNorm2d.__init__
     monkeypatch.setattr(nn.BatchNorm2d, "__init__", lambda self, size, eps: batch_norm(self, size, eps=epsilon))

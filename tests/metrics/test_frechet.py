@@ -121,15 +121,15 @@ def test_two_processes_equal_one(network, tmp_path):
 
     def work(rank):
         share = slice(0, 130) if rank == 0 else slice(130, None)
-        both, given = filled(network, real[share], fake[share]), loaded(network, sums)
-        given.update_features(fake[share], real=False)
-        values = [both.compute(), given.compute()]
+        both, other = filled(network, real[share], fake[share]), loaded(network, sums)
+        other.update_features(fake[share], real=False)
+        values = [both.compute(), other.compute()]
         return values, list(both.reference_sums()), int(both.real_features_num_samples)
 
     for (values, state, count), expected_count in zip(on_ranks(work, tmp_path), (130, 170), strict=True):
         assert [float(x) for x in values] == pytest.approx([value(alone)] * 2, rel=1e-9)
         torch.testing.assert_close(state, list(sums))
-        assert count == expected_count  # the rank's own again after the sum
+        assert count == expected_count  # of the rank again after the sum
 
 
 def test_reference_round_trip_survives_reset(network):

@@ -118,8 +118,8 @@ def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
 
     def inside(points, centres):
         radii = [sorted(float((c - o).norm()) for o in centres)[3] for c in centres]
-        found = [any(float((p - c).norm()) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
-        return sum(found) / len(found)
+        hits = [any(float((p - c).norm()) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+        return sum(hits) / len(hits)
 
     real, fake = real.double(), fake.double()
     assert values == pytest.approx({"precision": inside(fake, real), "recall": inside(real, fake)})

@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 
-from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
+from aim_lightning.callbacks.evaluation.scoring import Scoring, find_callback
+from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics import metric_name
@@ -21,7 +22,7 @@ class ReconstructionMetrics(Scoring):
     """Log the Fréchet distance between all validation images and their reconstructions.
 
     Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Images are encoded
-    and decoded in float32, whatever precision training uses. Runs in `validate`, and during training every
+    and decoded in float32, independent of the precision of training. Runs in `validate`, and during training every
     `every_n_validations` validations.
 
     Args:
@@ -45,7 +46,7 @@ class ReconstructionMetrics(Scoring):
         for batch in between(trainer, batches, "the next reconstructions to score"):
             distance.update_fake(self._reconstructed(pl_module, batch["images"]))
         count = len(self.images.open("val"))
-        name = metric_name("r" + self.features.metric_name, count, raw=not has_ema(trainer))
+        name = metric_name("r" + self.features.metric_name, count, raw=find_callback(trainer, EMA) is None)
         self.log(f"metrics/{name}", distance.compute().float(), rank_zero_only=False)
 
     def protocol(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class NamedReconstructionScores(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the values on every rank; Lightning calls this hook before the module's, which resets them."""
         if trainer.state.fn == "validate":
-            for name, value in pl_module.scores.named(raw=not has_ema(trainer)).items():
+            for name, value in pl_module.scores.named(raw=find_callback(trainer, EMA) is None).items():
                 self.log(f"metrics/{name}", value, rank_zero_only=False)
 
     def protocol(self) -> dict[str, Any]:

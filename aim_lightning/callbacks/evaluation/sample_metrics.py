@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from aim_lightning.callbacks.evaluation.scoring import Scoring, has_ema
+from aim_lightning.callbacks.evaluation.scoring import Scoring, find_callback
+from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.image_sets import ExperimentImages
 from aim_lightning.evaluation.incremental import IncrementalScorer
@@ -56,7 +57,7 @@ class SampleMetrics(Scoring):
             scorer = Scorer(self.features, reference, None, ProcessGroup(), batch_size=self.batch_size, compare=False)
             self.scorer = IncrementalScorer(scorer, self.sampling)
         values = self._samples(trainer, pl_module.network)
-        self._log(values, self.num_samples, raw=not has_ema(trainer))
+        self._log(values, self.num_samples, raw=find_callback(trainer, EMA) is None)
         if in_validate and self.baselines:
             self._log(self._samples(trainer, _untrained(pl_module.network)), self.num_samples, "_untrained")
             images = ExperimentImages(self.images.open("val"), "val")

@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from functools import partial
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.stop_request import ValidationStop, between
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.reference import Reference
@@ -46,7 +46,7 @@ class Scoring(Callback):
             self.features.load(trainer.strategy.root_device)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score where the interval says so."""
+        """Score if this validation is due."""
         if trainer.sanity_checking:
             return
         self.validations += 1
@@ -71,12 +71,11 @@ class Scoring(Callback):
     @staticmethod
     def stop(trainer: Trainer, phase: str) -> int:
         """Raise `Stopped` on all ranks where one has received a signal in `validate`; else return 0."""
-        stop = next((callback for callback in trainer.callbacks if isinstance(callback, ValidationStop)), None)
-        if stop is not None:
+        if stop := find_callback(trainer, ValidationStop):
             stop.check(phase)
         return signals.NONE
 
 
-def has_ema(trainer: Trainer) -> bool:
-    """Return True if validation uses averaged weights."""
-    return any(isinstance(callback, EMA) for callback in trainer.callbacks)
+def find_callback(trainer: Trainer, callback_class: type) -> Any:
+    """Return the trainer's callback of a class; None without one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)

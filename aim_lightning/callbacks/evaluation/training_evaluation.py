@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from aim_lightning.callbacks.evaluation.scoring import find_callback
 from aim_lightning.callbacks.logging.image_logging import log_image
 from aim_lightning.callbacks.training.checkpoints import write_or_report
 from aim_lightning.callbacks.training.ema import EMA
@@ -124,7 +125,7 @@ class TrainingEvaluation(Callback):
         due = self.epoch_due or (self.every_n_steps and step % self.every_n_steps == 0)
         if first_batch and due and step > self.evaluated_step and (signal := self._evaluate(trainer, pl_module)):
             log("evaluation aborted; the next start repeats it")
-            _callback(trainer, Preemption).stop(trainer, signal)
+            find_callback(trainer, Preemption).stop(trainer, signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make an evaluation due at the next batch, when Lightning's counters are settled."""
@@ -149,7 +150,7 @@ class TrainingEvaluation(Callback):
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """Evaluate and return NONE, or return the signal that aborted the evaluation."""
-        ema, preemption = _callback(trainer, EMA), _callback(trainer, Preemption)
+        ema, preemption = find_callback(trainer, EMA), find_callback(trainer, Preemption)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         # Training must be bit-identical with and without evaluation: its random state and modes are restored.
         with torch.random.fork_rng(devices=devices), _sampling_network(pl_module.network, ema) as network:
@@ -204,10 +205,6 @@ class TrainingEvaluation(Callback):
         if trainer.is_global_zero:
             for _, _, old in dropped:
                 (directory / old).unlink(missing_ok=True)
-
-
-def _callback(trainer: Trainer, callback_class: type) -> Any:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     scorer = setup.make_scorer(config, options, device)
     ranks = scorer.ranks
     protocol = {"sampling": asdict(sampling), "raw": options.raw, **scorer.protocol(options.num)}
-    curves = directory.path / DIRECTORY / short_key(protocol)  # another protocol gets curves of its own
+    curves = directory.path / DIRECTORY / short_key(protocol)  # one directory per protocol
     steps = read_json(curves / "steps.json", "list of steps") if (curves / "steps.json").is_file() else []
     if ranks.is_rank_zero:
         write_json(curves / "protocol.json", protocol)
@@ -79,7 +79,7 @@ def new_checkpoints(
 
     Args:
         directory: of the run. Without a lease, training has not started, waits for a requeue, or is complete.
-        seen: steps to leave out.
+        seen: steps to skip.
         every: seconds between two checks.
         patience: seconds without a new checkpoint after which to stop.
         ranks: rank 0 checks for all.

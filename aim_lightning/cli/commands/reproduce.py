@@ -31,7 +31,7 @@ SETTINGS = {"cfg_scale": 2.0, "position_offset": 1}
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Download what is missing, evaluate, and print our row and the paper's."""
+    """Download missing files, evaluate, and print our row and the paper's."""
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.report.table import compare_with_paper, paper_results
     from aim_lightning.evaluation.scorer import RECORD
@@ -40,8 +40,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     rows = {row["model"].lower(): row for row in paper_results()["aim"]}
     if (row := rows.get(options.preset.lower())) is None:
-        known = ", ".join(row["model"] for row in rows.values())
-        raise UserError(f"--preset is {options.preset!r}; the paper's table has {known}")
+        models = ", ".join(row["model"] for row in rows.values())
+        raise UserError(f"--preset is {options.preset!r}; the paper's table has {models}")
     model = row["model"]
     if options.weights is None and model not in DOWNLOADS:
         raise UserError(f"{model} has no published weights; give --weights")
@@ -70,10 +70,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace, model: str, inception: bool) -> None:
-    """Download weights, reference and Inception where they are not given; existing files are verified.
+    """Download weights, reference and Inception where the command line does not name them; existing files are verified.
 
     Raises:
-        UserError: there is no connection, or a file is not the published one.
+        UserError: the server cannot be reached, or a file is not the published one.
     """
     from aim_lightning.weights.download import DOWNLOADS, download
 

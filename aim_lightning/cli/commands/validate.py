@@ -18,7 +18,7 @@ HELP = "score the newest checkpoint (EMA weights) and write results.json"
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Compute the loss and all metric callbacks on the whole validation set and write results.json."""
+    """Compute the loss and all metric callbacks on the validation set and write results.json."""
     from aim_lightning.cli.build.trainer_cli import quiet
 
     quiet()

@@ -93,7 +93,7 @@ def write_csv(path: Path, names: list[str], points: list[SamplingOptions], recor
 
 
 def sweep_protocol(names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what all points have in common, without which results.csv has no meaning, and the values that vary.
+    """Return the common protocol of all points, which results.csv needs, and the values that vary.
 
     `hardware` and `commit` are lists: points of a continued sweep may have several.
     """

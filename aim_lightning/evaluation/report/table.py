@@ -28,7 +28,7 @@ def paper_results() -> dict[str, list[dict[str, Any]]]:
 
 
 def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]) -> str:
-    """Return the whole file.
+    """Return the text of the file.
 
     Args:
         records: by name.
