@@ -11,7 +11,7 @@ import torch
 from helpers import assert_user_error
 from torch import multiprocessing
 
-from aim_lightning.callbacks.training.stop_request import ValidationStop
+from aim_lightning.callbacks.training.stop_request import ValidationStop, between
 from aim_lightning.cli import main as cli
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import TransientError, lost_rank
@@ -38,15 +38,14 @@ def ranks(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     together, validation_stop = ProcessGroup(), ValidationStop(0)
+    trainer = SimpleNamespace(callbacks=[validation_stop])
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     validation_stop.setup(SimpleNamespace(world_size=2, strategy=strategy), None, "validate")
     assert together.run_on_all(lambda: rank) == rank
-    for between in (iter, lambda items: validation_stop.between(items, "a test")):
+    for items in (iter, lambda numbers: between(trainer, numbers, "a test")):
         read = []
         with pytest.raises(TransientError, match=r"^item 2 cannot be read$"):
-            together.run_on_all(
-                lambda between=between, read=read: read.extend(between(numbers(5, 2 if rank else None)))
-            )
+            together.run_on_all(lambda items=items, read=read: read.extend(items(numbers(5, 2 if rank else None))))
         assert together.gather(len(read)) == [5, 2]
     for work in (together.run_on_all, together.on_rank0):
         with pytest.raises(OSError, match="No space left"):  # on both ranks; NCCL would wait half an hour

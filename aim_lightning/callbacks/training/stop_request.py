@@ -100,22 +100,6 @@ class ValidationStop(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.finish("the end of validation")
 
-    def between(self, items: Iterable[Item], phase: str) -> Iterator[Item]:
-        """Yield this rank's items after a check before each; every rank must exhaust it.
-
-        Raises:
-            UserError: an item is unreadable; the other ranks are done by then.
-        """
-        try:
-            for item in items:
-                self.check(phase)
-                yield item
-        except UserError:
-            # Without it the other ranks would wait in their next exchange, and never reach the error.
-            self.finish(phase)
-            raise
-        self.finish(phase)
-
     def finish(self, phase: str) -> None:
         """Join the exchanges of the other ranks until all are done."""
         while self.check(phase, busy=False):
@@ -141,18 +125,27 @@ class ValidationStop(Callback):
 def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Item]:
     """Yield this rank's items and report each to the watchdog; in `validate`, a signal can stop all ranks.
 
+    Every rank must exhaust it.
+
     Args:
         trainer: of a training or a validation.
         items: of this rank.
         phase: the next piece of work, for the log and the watchdog.
+
+    Raises:
+        UserError: an item is unreadable; the other ranks are done by then.
     """
     stop = next((callback for callback in trainer.callbacks if isinstance(callback, ValidationStop)), None)
-    if stop is not None:
-        yield from stop.between(items, phase)
-        return
-    for item in items:
-        beat(phase)
-        yield item
+    before_item, finish = (stop.check, stop.finish) if stop else (beat, beat)
+    try:
+        for item in items:
+            before_item(phase)
+            yield item
+    except UserError:
+        # Without it the other ranks would wait in their next exchange, and never reach the error.
+        finish(phase)
+        raise
+    finish(phase)
 
 
 def keep_handlers(trainer: Trainer) -> None:
