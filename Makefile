@@ -1,4 +1,4 @@
-# Every target makes its own set-up. `make` or `make help` lists them.
+# Every target installs what it needs. `make` or `make help` lists them.
 # The newest interpreter that can create a virtual environment.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import ensurepip, sys, venv; \
 	sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -16,7 +16,7 @@ N ?= 40
 PATHS ?=
 SAMPLE ?= 100
 SEED ?= 0
-# make slurm: ranks and time of one job, and the file of configs/cluster/ that describes the site
+# make slurm: ranks and time of one job; CLUSTER names a file of configs/cluster/, which describes the site
 NODES ?=
 GPUS ?=
 TIME ?=
@@ -59,26 +59,26 @@ install-cuda: install ## Add the CUDA kernels (torch first, then mamba-ssm and c
 	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[cuda]'
 	$(AIM) doctor
 
-demo: install ## Main job on the embedded images: both stages, samples and scores, on a CPU in minutes
+demo: install ## Train both stages on the embedded images, sample and score, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
-# A file's tests stay together: they share what was made for the first of them.
-test: install ## Tests for every day, none of which needs a GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
+# The tests of a file run in one process: they share fixtures.
+test: install ## Run the tests that need no GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not long" $(TEST_ARGS)
 
-test-long: install ## What `make test` leaves out: faults on a real SLURM cluster (root and its packages), the longest trainings
+test-long: install ## Run the long tests: faults on a real SLURM cluster (root and its packages), long trainings
 	$(BIN)/python -m pytest -m "long and not gpu" $(TEST_ARGS)
 
-test-all: test test-long ## All tests that need no GPU
+test-all: test test-long ## Run all tests that need no GPU, the long ones too
 
-torture: install ## Hurt trainings N times in every way, compare with undisturbed ones to the bit (N, ARGS="--seed 1")
+torture: install ## Disturb a training N times and compare it with an undisturbed one bit by bit (N, ARGS="--seed 1")
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)
 
-mutation: install ## Share of code changes that the tests notice (PATHS="FILE …", SAMPLE=100, SEED=0); see CONTRIBUTING.md
+mutation: install ## Measure the share of code changes that the tests notice (PATHS="FILE …", SAMPLE=100, SEED=0); see CONTRIBUTING.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(PATHS) --sample $(SAMPLE) --seed $(SEED)
 
-test-gpu: ## Tests that need an NVIDIA GPU, in the environment of PYTHON=…
+test-gpu: ## Run the tests that need an NVIDIA GPU, in the environment of PYTHON=…
 	$(PYTHON) -m pytest -m gpu tests/gpu $(TEST_ARGS)
 
 lint: install ## Check style and formatting
@@ -87,7 +87,7 @@ lint: install ## Check style and formatting
 format: install ## Format the source and fix what can be fixed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-# $(call experiment,command); EXP is looked for before anything is installed.
+# $(call experiment,command); EXP is checked before anything is installed.
 experiment = $(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS)
 NEED_EXP := train plan validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
 ifneq (,$(filter $(NEED_EXP),$(MAKECMDGOALS)))
@@ -105,10 +105,10 @@ plan: install ## Estimate memory, hours, disk and requeue window of EXP (EXP, AR
 validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 	@$(call experiment,validate)
 
-sample: install ## Draw images from RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
+sample: install ## Generate images with RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
 	@$(call experiment,sample)
 
-evaluate: install ## Draw samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
+evaluate: install ## Generate samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
 	@$(call experiment,evaluate)
 
 sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.5,2 top_k=0,600", ARGS)
@@ -117,7 +117,7 @@ sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.
 follow: install ## Evaluate new checkpoints of a running training, into its TensorBoard (EXP, RUN, ARGS)
 	@$(call experiment,follow)
 
-reproduce: install ## Published weights to a row next to the paper's (MODEL=AiM-B, REFERENCE=file [fetched], ARGS)
+reproduce: install ## Score published weights and print a row next to the paper's (MODEL=AiM-B, REFERENCE=file [fetched], ARGS)
 	@$(AIM) reproduce --preset $(or $(MODEL),AiM-B) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
 
 table: install ## Render experiments/README.md from experiments/results/ and experiments/sweeps/
@@ -126,10 +126,10 @@ table: install ## Render experiments/README.md from experiments/results/ and exp
 tokenize: install ## Turn images into token shards with RUN's tokenizer (EXP, RUN, ARGS)
 	@$(call experiment,tokenize)
 
-shards: install ## Look into, check, preview or merge token shards (ARGS='verify data/tokens/EXP')
+shards: install ## Inspect, verify, preview or merge token shards (ARGS='verify data/tokens/EXP')
 	@$(AIM) shards $(or $(ARGS),$(error set ARGS to: info|verify|preview|merge PATH))
 
-dataset: install ## Your own images: FOLDER/CLASS/* as shards, and experiments for both stages (FOLDER, NAME, QUICK=1, ARGS)
+dataset: install ## Write shards of your images in FOLDER/CLASS/*, and experiments for both stages (FOLDER, NAME, QUICK=1, ARGS)
 	@$(AIM) dataset '$(or $(FOLDER),$(error set FOLDER to a directory of class directories))' \
 		'$(or $(NAME),$(error set NAME to a name for it))' --estimate true $(if $(filter-out 0,$(QUICK)),--quick true) $(ARGS)
 
@@ -143,24 +143,24 @@ stages: install ## Train both stages on a data set that `make dataset` made, and
 config: install ## Print the composed configuration of EXP (EXP, RUN, ARGS)
 	@$(call experiment,config)
 
-# The site's file may say where runs are (runs_root), so everything about jobs reads it.
+# The site's file may set runs_root, so every target about jobs reads it.
 site = --config configs/cluster/$(CLUSTER).yaml
 
-slurm: install ## Submit EXP to SLURM (EXP, RUN, NODES, GPUS a node, TIME, PARTITION, CLUSTER, SEEDS=0-3, SWEEP=file, DRY=1, ARGS)
+slurm: install ## Submit EXP to SLURM (EXP, RUN, NODES, GPUS per node, TIME, PARTITION, CLUSTER, SEEDS=0-3, SWEEP=file, DRY=1, ARGS)
 	@$(call experiment,slurm submit) $(site) $(if $(NODES),--trainer.num_nodes $(NODES)) \
 		$(if $(GPUS),--trainer.devices $(GPUS)) $(if $(TIME),--cluster.time '"$(TIME)"') $(if $(PARTITION),--cluster.partition $(PARTITION)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(SWEEP),--sweep $(SWEEP)) $(if $(filter-out 0,$(DRY)),--dry true)
 
-slurm-status: install ## Jobs of RUN, and how far it is (EXP, RUN, CLUSTER as for make slurm)
+slurm-status: install ## Show the jobs and the progress of RUN (EXP, RUN, CLUSTER as for make slurm)
 	@$(call experiment,slurm status) $(site)
 
-slurm-cancel: install ## End the jobs of RUN for good; checkpoints stay (EXP, RUN, CLUSTER as for make slurm)
+slurm-cancel: install ## Cancel the jobs of RUN; checkpoints stay (EXP, RUN, CLUSTER as for make slurm)
 	@$(call experiment,slurm cancel) $(site)
 
 tensorboard: install ## Show curves and images of all runs (PORT)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
-data-fashion-mnist: install ## Full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)
+data-fashion-mnist: install ## Write the full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)
 	$(BIN)/python -m aim_lightning.data.images.fashion_mnist --source $(SOURCE) --out data/fashion_mnist
 
 weights-aim: install ## Download published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
@@ -191,10 +191,10 @@ bench: install ## Measure data, resuming, scan and tokenizing speed on this mach
 bench-evaluate: install ## Measure metrics: features to FID, Inception features, evaluate against torch-fidelity's command
 	$(BIN)/python benchmarks/evaluate.py
 
-record-gpu: install ## Measure on a GPU what is recorded of one (PARTS="tests sampling"; none lists them)
+record-gpu: install ## Write the records that need a GPU (PARTS="tests sampling"; none lists them)
 	@PYTHON=$(BIN)/python bash experiments/record_gpu.sh $(PARTS)
 
-# Links lead from docs/ to records elsewhere, so the site is built from a copy with the same layout.
+# Pages link to records outside docs/, so the site is built from a copy with the same layout.
 docs: install ## Build the site with the API reference into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@rm -rf .cache/docs && mkdir -p .cache/docs

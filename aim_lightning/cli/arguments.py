@@ -54,6 +54,7 @@ def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
             result.rest.append(word)
             continue
         if not equals:
+            # One minus sign may start a negative number.
             if not words or words[0] in _HELP or words[0].startswith("--"):
                 raise UserError(f"command line: --{name} needs a value; write --{name} VALUE or --{name}=VALUE")
             value = words.pop(0)

@@ -67,6 +67,7 @@ class Config(ComposedConfig):
         Returns:
             e.g. "x.yaml: model.network.norm_groups is 7; …", or the same message if no single key fits.
         """
+        # Errors of constructors start with "section: argument " or "name.argument ".
         match = re.match(r"(?:(\w+): )?([\w.]+)(?= )", message)
         if match is None:
             return message

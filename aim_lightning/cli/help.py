@@ -76,6 +76,7 @@ def command_help(command: Command, parser: Parser, config: ComposedConfig | None
 def section_help(names: Iterable[str], config: ComposedConfig) -> str:
     """Return the lines about the options of sections."""
     formatter = _formatter("")
+    # The formatter alone: a parser would refuse two options of one name.
     formatter._indent()
     for row in (row for name in names for row in describe(name, SECTIONS[name], config)):
         # Docstrings may contain percent signs, which argparse would expand.
@@ -120,6 +121,7 @@ def _object(
 def _options(
     config: ComposedConfig, key: str, cls: Any, values: dict[str, Any], provided: Collection[str] = ()
 ) -> Iterator[Option]:
+    # A signature shows a default_factory as a placeholder, so that its value is made here.
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     factories = {field.name: field.default_factory for field in fields if callable(field.default_factory)}
     for name, parameter in (parameters(cls) or {}).items():

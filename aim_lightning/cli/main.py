@@ -77,6 +77,7 @@ def run(argv: list[str]) -> int:
         if rest[0] not in command.actions:
             raise UserError(f"{name} has no action {rest[0]!r}; use one of {', '.join(command.actions)}")
         command, name, rest = command.actions[rest[0]], f"{name} {rest[0]}", rest[1:]
+    # Dotted overrides are taken out first: argparse must not see options that it does not know.
     arguments = split(rest, plain=SECTIONS if command.needs_config else ())
     parser = Parser(prog=f"aim-lightning {name}", add_help=False, allow_abbrev=False)
     command.add_options(parser)

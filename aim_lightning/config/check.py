@@ -125,6 +125,7 @@ class _Checker:
             names = " or ".join(base.__name__ for base in bases)
             self._fail(f"{key}.class_path", f"is {class_path!r}; expected a class derived from {names}")
         arguments = self._mapping(value.get("init_args") or {}, f"{key}.init_args", "arguments")
+        # jsonargparse passes dict_kwargs on unchecked.
         provided = dict.fromkeys(value.get("dict_kwargs") or {}, "") | dict(provided)
         self._arguments(cls, arguments, f"{key}.init_args", provided, complete)
 
@@ -132,7 +133,7 @@ class _Checker:
         self, cls: Any, values: dict[str, Any], key: str, provided: Mapping[str, str] = NONE, complete: bool = True
     ) -> None:
         options = parameters(cls)
-        if options is None:
+        if options is None:  # a class of C, without a signature
             return
         for name, value in values.items():
             if name in provided:
@@ -142,6 +143,7 @@ class _Checker:
                 hint = suggest(name, options.keys() - provided.keys())
                 self._fail(f"{key}.{name}", f"is not an option of {cls.__name__}{hint}")
             self._value(value, f"{key}.{name}", options[name].annotation, options[name].default)
+        # After the unknown names: a typo explains why an argument is missing.
         for name, option in options.items():
             if complete and name not in values and name not in provided and is_required(option):
                 expected = f" ({type_text(option.annotation)})" if members(option.annotation) else ""
@@ -158,6 +160,7 @@ class _Checker:
         elif nested and isinstance(value, dict):
             self._arguments(nested, value, key)
         else:
+            # Items first: their errors name the item instead of the whole container.
             pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
             for name, item in pairs:
                 if isinstance(item, dict):

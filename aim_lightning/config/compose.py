@@ -69,6 +69,7 @@ def compose(files: list[Path], overrides: list[tuple[str, str]], texts: Collecti
         UserError: a file cannot be read or parsed, or a value cannot be resolved.
     """
     tree = _Tree()
+    # All files come before all overrides: an override may set an option of a class that a later file names.
     for file in files:
         for mapping, name in _layers(_locate(str(file)), COMMAND_LINE, ()):
             tree.merge(tree.values, mapping, "", name)

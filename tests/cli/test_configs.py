@@ -1,14 +1,18 @@
 """Every shipped file is composed, checked and built."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, python
+
+from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.build.trainer_cli import AimCLI
+from aim_lightning.cli.config import read, read_and_check
+from aim_lightning.config.yaml import dump
+from aim_lightning.weights.download import DOWNLOADS
 
 CONFIGS = ROOT / "configs"
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -16,20 +20,20 @@ AIM = {"b": 147_622_080, "l": 349_760_000, "xl": 763_291_392, "1b": 1_335_944_19
 
 
 def compose_and_check(path, *overrides):
-    from aim_lightning.cli.arguments import Arguments
-    from aim_lightning.cli.config import read_and_check
-
     return read_and_check(Arguments(path if isinstance(path, list) else [path], list(overrides)))
+
+
+def build(files, *overrides) -> AimCLI:
+    """Build everything that files name for one CPU rank, with networks on the meta device."""
+    config = compose_and_check(files, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"), *overrides)
+    with torch.device("meta"):
+        return AimCLI(config)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_is_built_on_the_meta_device(path):
-    from aim_lightning.cli.build.trainer_cli import AimCLI
-
-    document = compose_and_check(path, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
-    assert document.values["experiment"] == path.stem
-    with torch.device("meta"):
-        cli = AimCLI(document)
+    cli = build(path)
+    assert cli.config["experiment"] == path.stem
     assert cli.directory.path.as_posix() == f"runs/{path.stem}/main"
     name = path.stem.rpartition("_")[2]
     if name in AIM:
@@ -43,8 +47,6 @@ def test_experiment_is_built_on_the_meta_device(path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_saved_configuration_composes_to_itself(path, tmp_path):
-    from aim_lightning.config.yaml import dump
-
     first = compose_and_check(path)
     (tmp_path / "config.yaml").write_text(dump(first.values))
     assert compose_and_check(tmp_path / "config.yaml").values == first.values
@@ -53,9 +55,9 @@ def test_saved_configuration_composes_to_itself(path, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_component_fits_an_experiment(path):
     experiment = ROOT / "experiments" / ("demo_aim.yaml" if path.parent.name != "images" else "demo_tokenizer.yaml")
-    given = [("data.path", "data/tokens/x")] if path.stem == "tokens" else []
-    document = compose_and_check([experiment, path], *given)
-    assert path.parent.name in document.values
+    overrides = [("data.path", "data/tokens/x")] if path.stem == "tokens" else []
+    config = compose_and_check([experiment, path], *overrides)
+    assert path.parent.name in config.values
 
 
 OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data/tokens", "trainer/gpu"]
@@ -64,12 +66,7 @@ OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_optional_components_are_built_too(name):
     """Those that no shipped experiment includes, or only some do."""
-    from aim_lightning.cli.build.trainer_cli import AimCLI
-
-    files = [ROOT / "experiments/demo_aim.yaml", ROOT / f"configs/{name}.yaml"]
-    given = [("trainer.accelerator", "cpu"), ("trainer.devices", "1"), ("data.path", "data/tokens/x")]
-    with torch.device("meta"):
-        cli = AimCLI(compose_and_check(files, *given))
+    cli = build([ROOT / "experiments/demo_aim.yaml", CONFIGS / f"{name}.yaml"], ("data.path", "data/tokens/x"))
     if name.startswith("callbacks"):
         assert "TrainingEvaluation" in [type(callback).__name__ for callback in cli.trainer.callbacks]
     if name.startswith("cluster"):
@@ -77,19 +74,10 @@ def test_optional_components_are_built_too(name):
 
 
 def test_every_component_is_built_by_some_test():
-    used = set().union(*(_included(path) for path in EXPERIMENTS))
-    shipped = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/**/*.yaml")}
-    assert sorted(shipped - used - set(OPTIONAL)) == ["model/vq8"]  # which has a test of its own
-
-
-def _included(path):
-    import yaml
-
-    includes = yaml.safe_load(path.read_text()).get("include") or []
-    found = {(path.parent / name).resolve() for name in includes}
-    inside = {file for file in found if file.is_relative_to(ROOT / "configs")}
-    names = {file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in inside}
-    return names.union(*(_included(file) for file in found))
+    used = {origin for path in EXPERIMENTS for origin in read(Arguments([path])).origins.values()}
+    shipped = {path.relative_to(ROOT).as_posix() for path in CONFIGS.rglob("*.yaml")}
+    rest = shipped - used - {f"configs/{name}.yaml" for name in OPTIONAL}
+    assert rest == {"configs/model/vq8.yaml"}  # which has a test of its own
 
 
 def test_published_tokenizer_recipe():
@@ -103,24 +91,14 @@ def test_published_tokenizer_recipe():
     assert (optimizer["weight_decay"], optimizer["schedule"], optimizer.get("warmup_steps", 0)) == (0, "constant", 0)
     weights = [loss[f"{name}_weight"] for name in ("reconstruction", "perceptual", "codebook", "commitment", "entropy")]
     assert loss["reconstruction"] == "l2" and weights == [1, 1, 1, 0.25, 0]
-    assert adversarial == {
-        "loss": "hinge",
-        "weight": 0.5,
-        "start_step": 20000,
-        "adaptive": False,
-        "discriminator": {"num_layers": 3, "channels": 64},
-        "gradient_clip": 1.0,
-    }
+    assert adversarial.pop("discriminator") == {"num_layers": 3, "channels": 64}
+    expected = {"loss": "hinge", "weight": 0.5, "start_step": 20000, "adaptive": False, "gradient_clip": 1.0}
+    assert adversarial == expected
     assert model["gradient_clip"] == 1.0 and values["callbacks"]["ema"] is None
 
 
 def test_vq8_preset():
-    from aim_lightning.cli.build.trainer_cli import AimCLI
-
-    files = [ROOT / "experiments/imagenet256_tokenizer.yaml", ROOT / "configs/model/vq8.yaml"]
-    document = compose_and_check(files, ("trainer.accelerator", "cpu"), ("trainer.devices", "1"))
-    with torch.device("meta"):
-        cli = AimCLI(document)
+    cli = build([ROOT / "experiments/imagenet256_tokenizer.yaml", CONFIGS / "model/vq8.yaml"])
     assert sum(p.numel() for p in cli.model.network.parameters()) == 70_109_835
     assert cli.model.network.grid == (32, 32)
 
@@ -129,24 +107,18 @@ def test_paper_recipe():
     for name, epochs in (("b", 300), ("l", 300), ("xl", 350), ("1b", 350)):
         values = compose_and_check(ROOT / f"experiments/imagenet256_aim_{name}.yaml").values
         model, data = values["model"]["init_args"], values["data"]["init_args"]
-        assert (values["trainer"]["max_epochs"], data["global_batch_size"], model["label_dropout"]) == (
-            epochs,
-            2048,
-            0.1,
-        )
-        assert model["optimizer"]["betas"] == [0.9, 0.95] and model["optimizer"]["weight_decay"] == 0.05
-        assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(
-            model["optimizer"]["base_learning_rate"], 1e-4
-        )
+        facts = (values["trainer"]["max_epochs"], data["global_batch_size"], model["label_dropout"])
+        assert facts == (epochs, 2048, 0.1)
+        optimizer = model["optimizer"]
+        assert optimizer["betas"] == [0.9, 0.95] and optimizer["weight_decay"] == 0.05
+        assert values["trainer"]["precision"] == "bf16-mixed" and math.isclose(optimizer["base_learning_rate"], 1e-4)
 
 
 def test_finetuning_starts_from_the_weights_that_make_weights_vq_downloads():
-    from aim_lightning.weights.download import DOWNLOADS
-
-    document = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
+    config = compose_and_check(ROOT / "experiments" / "imagenet256_tokenizer_finetune.yaml")
     published = DOWNLOADS["VQ-16"]
     path = f"{published.path}/{published.files[0]}"
-    assert document.values["model"]["init_args"]["init_from"] == path
+    assert config.values["model"]["init_args"]["init_from"] == path
 
 
 @pytest.mark.slow
@@ -157,17 +129,13 @@ def test_a_wheel_contains_the_shipped_configurations(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "source")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    pip = partial(python, "-m", "pip", "--disable-pip-version-check")
+    built = pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source")
+    assert built.returncode == 0, built.stderr
+    assert pip("install", "--no-deps", "--target", tmp_path / "site", *tmp_path.glob("*.whl")).returncode == 0
     (tmp_path / "mine.yaml").write_text("include: [pkg:demo_aim, pkg:model/aim_tiny]\nexperiment: mine\n")
 
-    def call(*words):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-        command = [sys.executable, "-P", "-m", "aim_lightning", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    call = partial(python, "-P", "-m", "aim_lightning", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
 
     assert "usage: aim-lightning" in call("--help").stdout
     assert "experiment: mine\n" in call("config", "--config", "mine.yaml", "--config", "pkg:cluster/cpu").stdout

@@ -18,17 +18,17 @@ CPU = {"accelerator": "cpu"}
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
+def no_launcher(monkeypatch):
     for name in (*RANKS, "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(("devices", "count"), [("auto", 1), (-1, 1), (1, 1), (3, 3), ("2", 2)])
-def test_a_process_a_device(devices, count):
+def test_one_process_per_device(devices, count):
     assert local_processes({**CPU, "devices": devices}) == count
 
 
-def test_one_process_needs_no_launch_and_a_launchers_word_counts(monkeypatch):
+def test_one_process_needs_no_launch_and_a_launcher_sets_the_rank(monkeypatch):
     assert rank_or_launch({**CPU, "devices": 1}) == ProcessRank()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -42,7 +42,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("trainer", "word"), CASES)
-def test_what_cannot_be_launched(trainer, word):
+def test_devices_that_cannot_be_launched_are_refused(trainer, word):
     assert_user_error(word, rank_or_launch, trainer)
 
 
@@ -52,7 +52,7 @@ def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
 
 
 @pytest.mark.parametrize(("codes", "code"), [((1, 2), 2), ((143, 2), 2), ((1, -9), 137), ((1, -15), 1), ((0, 0), 0)])
-def test_the_most_specific_code_is_the_launchs(codes, code, tmp_path, monkeypatch):
+def test_the_most_specific_code_is_returned(codes, code, tmp_path, monkeypatch):
     """1 is also that of a process that misses another one, 143 that of one that the launcher stops."""
     child = tmp_path / "child"
     ends = "; ".join(f"[ $RANK = {i} ] && {_ending(number)}" for i, number in enumerate(codes))
@@ -66,14 +66,14 @@ def _ending(code: int) -> str:
     return f"exit {code}" if code >= 0 else f"{{ trap - TERM; kill {code} $$; }}"
 
 
-# Stands in for the interpreter of the children: each says that it runs and then works for a minute.
+# Stands in for the interpreter of the children: each records its start and then works for a minute.
 CHILD = f"""#!{sys.executable}
 import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from aim_lightning.cli.multiprocess import rank_or_launch
-place = rank_or_launch({CPU!r})
+process = rank_or_launch({CPU!r})
 assert "AIM_LAUNCHER" not in os.environ
-pathlib.Path(sys.argv[-1], str(place.rank)).write_text(str(os.getpid()))
+pathlib.Path(sys.argv[-1], str(process.rank)).write_text(str(os.getpid()))
 time.sleep(60)
 """
 LAUNCHER = f"""
@@ -99,13 +99,13 @@ def until(condition, seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_children_end_with_a_launcher_that_was_killed(tmp_path):
-    child, told = tmp_path / "child", tmp_path / "told"
-    told.mkdir()
+    child, started = tmp_path / "child", tmp_path / "started"
+    started.mkdir()
     child.write_text(CHILD)
     child.chmod(0o755)
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(child), str(told)])
-    until(lambda: len([path for path in told.iterdir() if path.read_text()]) == 2)
-    children = [int(path.read_text()) for path in told.iterdir()]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(child), str(started)])
+    until(lambda: len([path for path in started.iterdir() if path.read_text()]) == 2)
+    children = [int(path.read_text()) for path in started.iterdir()]
     time.sleep(0.5)
     assert launcher.poll() is None and all(map(runs, children))
     os.kill(launcher.pid, signal.SIGKILL)

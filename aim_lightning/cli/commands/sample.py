@@ -60,6 +60,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     grids = f"sampled-{tag}.png"
     names = [pipeline.class_names[label] for label in labels]
     for i, image in enumerate(images):
+        # A class name may contain a slash, a file name must not.
         name = names[i // options.num].replace("/", "-").replace(" ", "-")
         save_png(image, out / f"{name}-{tag}-{i:05d}.png")
     save_png(labelled_grid(images, options.num, names), out / grids)

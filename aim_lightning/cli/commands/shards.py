@@ -80,6 +80,7 @@ def _some(names: list[str], limit: int = 10) -> str:
 
 def verify(config: None, options: argparse.Namespace) -> int:
     """Check every record and print every fault; return 1 if there is one."""
+    # A list: the directories after the first fault are verified too.
     return max([_verify(path, options.tokenizer) for path in _paths(options)])
 
 

@@ -52,7 +52,7 @@ def _export(config: None, options: argparse.Namespace) -> int:
     if not source.parts.aim:
         export_vq(import_vq(source), out)
         content, usage = "tokenizer", f'import_vq("{out}")'
-    elif source.run is not None:
+    elif source.run is not None:  # its tokenizer and class names are part of the run
         load(options.source, raw=options.raw, tokenizer=tokenizer).save_pretrained(out)
     else:
         tokenizer, names = tokenizer or import_vq(source), source.class_names
