@@ -25,8 +25,10 @@ sys.unraisablehook = report_unraisable
 protect_output()
 choose_wait_policy()
 # Otherwise the collections at the interpreter's end look at all that was imported once more, for seconds. Registered
-# before torch and multiprocessing are imported, it runs after what they do at the end.
-atexit.register(gc.freeze)
+# before torch and multiprocessing are imported, it runs after what they do at the end. From Python 3.13 on, Triton's
+# bindings print a page about objects that were never collected; 3.12 was not tried.
+if sys.version_info < (3, 12):
+    atexit.register(gc.freeze)
 
 if __name__ == "__main__":
     sys.exit(main())

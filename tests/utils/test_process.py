@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 import time
 
@@ -51,6 +52,7 @@ def test_garbage_collection_pauses_during_imports():
     assert gc.isenabled()
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Triton's bindings would report leaks")
 def test_imported_objects_are_not_collected_at_exit():
     frozen = "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))"  # registered first, it runs last
     code = f"import atexit, gc; {frozen}; import aim_lightning.__main__; print(gc.get_freeze_count())"
