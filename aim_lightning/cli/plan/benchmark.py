@@ -26,7 +26,7 @@ PROBE_BYTES = 256 << 20  # written to measure the speed of the run's directory
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Seconds per micro-batch, its rows, and the peak memory of the device in bytes (of the process on a CPU)."""
+    """Seconds per micro-batch, its rows, and the peak memory in bytes of the device or, on a CPU, of the process."""
 
     seconds: float
     rows: int
@@ -47,11 +47,11 @@ class Stopwatch(Callback):
 
 
 def measure(config: Config, micro_batch_size: int, steps: int, simulate: bool) -> Measurement:
-    """Train for some steps in a temporary directory; nothing of the run itself is touched.
+    """Train for some steps in a temporary directory, without touching the run.
 
     Args:
         config: of the training.
-        micro_batch_size: rows that the device takes at once.
+        micro_batch_size: rows per forward pass.
         steps: measured, after three to warm up.
         simulate: True to write random codes instead of reading the configured data.
     """
@@ -69,11 +69,10 @@ def measure(config: Config, micro_batch_size: int, steps: int, simulate: bool) -
         cli.trainer.callbacks.append(watch)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     device, seconds = cli.trainer.strategy.root_device, statistics.median(np.diff(watch.times)[WARM_UP - 1 :])
+    peak, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "CPU"
     if device.type == "cuda":
         peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
-        return Measurement(seconds, micro_batch_size, peak, name)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measurement(seconds, micro_batch_size, peak, "CPU")
+    return Measurement(seconds, micro_batch_size, peak, name)
 
 
 def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:
@@ -82,11 +81,12 @@ def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:
     values |= {"runs_root": str(directory / "runs"), "logger": {}, "tokenizer": None}
     values["callbacks"] = {"ema": ema} if ema else {}
     values["data"]["init_args"] |= {"global_batch_size": rows, "max_device_batch_size": None}
+    trainer = values["trainer"]
     for name in ("strategy", "val_check_interval", "check_val_every_n_epoch"):
-        values["trainer"].pop(name, None)
-    values["trainer"] |= {"devices": 1, "num_nodes": 1, "max_steps": steps, "max_epochs": -1, "limit_val_batches": 0}
-    values["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    values["trainer"]["log_every_n_steps"] = 10**6
+        trainer.pop(name, None)
+    trainer |= {"devices": 1, "num_nodes": 1, "max_steps": steps, "max_epochs": -1, "log_every_n_steps": 10**6}
+    trainer |= dict.fromkeys(("limit_val_batches", "num_sanity_val_steps"), 0)
+    trainer |= dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
 
 
 def _simulate(directory: Path, network: AiMConfig, rows: int) -> None:
@@ -101,7 +101,7 @@ def _simulate(directory: Path, network: AiMConfig, rows: int) -> None:
 
 
 def checkpoint_seconds(directory: Path, size: int) -> tuple[float, str]:
-    """Return the seconds to write and read back a checkpoint, and the measured speed in words.
+    """Measure the disk; return the seconds to write and read a checkpoint, and the speed as text.
 
     Args:
         directory: of the runs; its nearest existing parent is measured.
@@ -112,9 +112,8 @@ def checkpoint_seconds(directory: Path, size: int) -> tuple[float, str]:
     blocks, block = max(min(size, PROBE_BYTES) >> 20, 1), os.urandom(1 << 20)
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".plan-") as file:
         start = time.perf_counter()
-        for _ in range(blocks):
-            file.write(block)
+        file.writelines([block] * blocks)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # else the page cache is measured
         rate = blocks * len(block) / (time.perf_counter() - start)
     return 2 * size / rate, f"{rate / 1e6:,.0f} MB/s here, written and read back"

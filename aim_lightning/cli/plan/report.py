@@ -1,4 +1,4 @@
-"""The lines that `aim-lightning plan` prints: pairs (name, text)."""
+"""Make the lines that `aim-lightning plan` prints: pairs (name, text)."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -21,7 +21,7 @@ BYTES, SECONDS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), ((3600, "h"), (60, "mi
 
 
 def plan_lines(config: Config, options: Namespace) -> Lines:
-    """Return the estimate of a training, from its configuration and a few measured steps.
+    """Estimate a training from its configuration and a few measured steps.
 
     Args:
         config: of the training.
@@ -40,16 +40,17 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     if options.steps and not options.images_per_s and not gpu_is_missing:
         measured = measure(config, batch.micro_batch_size, options.steps, config.reads_tokens and tokens is None)
     rate = options.images_per_s or (measured.rows / measured.seconds * devices if measured else None)
-    lines = [*_size_lines(training, batch), *_memory_lines(training, measured), *_time_lines(training, rate, measured)]
-    return [*lines, *_disk_lines(training, module.network, tokens, options.views), *_window(config, training, rate)]
+    memory = ("memory per device", _memory(training, measured))
+    lines = [*_size_lines(training, batch), memory, *_time_lines(training, rate, measured)]
+    lines += _disk_lines(training, module.network, tokens, options.views)
+    return [*lines, ("requeue window", _window(config, training, rate))]
 
 
 def _token_manifest(config: Config) -> TokenManifest | None:
     """Return the manifest of the token shards if they are on a disk already."""
     path = config.init_args("data").get("path")
-    if path is None or Location(path).is_remote or not (Path(path) / "train" / "manifest.json").exists():
-        return None
-    return TokenManifest.load(Path(path) / "train")
+    on_disk = path and not Location(path).is_remote and (Path(path) / "train" / "manifest.json").exists()
+    return TokenManifest.load(Path(path) / "train") if on_disk else None
 
 
 def _devices(trainer: dict) -> int:
@@ -98,20 +99,20 @@ def _training(config: Config, module: LightningModule, batch: BatchPlan, rows: i
 
 def _size_lines(training: Training, batch: BatchPlan) -> Lines:
     epochs = training.steps / batch.batches_per_epoch(training.rows)
-    shares = f"{batch.world_size} devices x {batch.micro_batch_size} images x {batch.accumulate} accumulation steps"
+    product = f"{batch.world_size} devices x {batch.micro_batch_size} images x {batch.accumulate} accumulation steps"
     return [
         ("parameters", f"{training.trained:,} trained"),
-        ("global batch", f"{batch.global_batch_size:,} = {shares}"),
+        ("global batch", f"{batch.global_batch_size:,} = {product}"),
         ("steps", f"{training.steps:,} ({epochs:.1f} epochs of {training.rows:,} images)"),
     ]
 
 
-def _memory_lines(training: Training, measured: Measurement | None) -> Lines:
+def _memory(training: Training, measured: Measurement | None) -> str:
     state = f"{training.state_bytes / 2**30:.2f} GiB for weights, gradients, AdamW and average"
     if measured is None:
-        return [("memory per device", f"{state}; activations come on top (not measured)")]
+        return f"{state}; activations are added to it (not measured)"
     scope = "of the whole process" if measured.device == "CPU" else "at the peak"
-    return [("memory per device", f"{measured.peak_bytes / 2**30:.2f} GiB {scope}, measured; {state}")]
+    return f"{measured.peak_bytes / 2**30:.2f} GiB {scope}, measured; {state}"
 
 
 def _time_lines(training: Training, rate: float | None, measured: Measurement | None) -> Lines:
@@ -142,8 +143,8 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...], digits: int) -> 
     return f"{value / unit:,.{digits}f} {name}"
 
 
-def _window(config: Config, training: Training, rate: float | None) -> Lines:
-    """Return when SLURM must send the signal, and the loss at a kill without a signal."""
+def _window(config: Config, training: Training, rate: float | None) -> str:
+    """Describe when SLURM must send the signal, and the time lost at a kill without a signal."""
     timings, lead = read_timings(config.run_directory.path), config.cluster.signal_lead
     save, source = timings.get("checkpoint_seconds"), "measured in this run"
     if save is None:
@@ -151,7 +152,7 @@ def _window(config: Config, training: Training, rate: float | None) -> Lines:
     expected = training.step_seconds(rate) if rate else None
     pause, step = timings.get("longest_pause_seconds", expected), timings.get("step_seconds", expected)
     if pause is None:
-        return [("requeue window", f"{save:.1f} s for a checkpoint ({source}), and a batch whose time is unknown")]
+        return f"{save:.1f} s for a checkpoint ({source}), and a batch whose time is unknown"
     step = (step or 0.0) if training.devices > 1 else 0.0
     agreement = f", {step:.1f} s for a step until all ranks agree" if step else ""
     needs = f"{save:.1f} s for a checkpoint ({source}), {pause:.1f} s to a boundary{agreement}, x 1.5"
@@ -160,4 +161,4 @@ def _window(config: Config, training: Training, rate: float | None) -> Lines:
     text = f"warn {window:.0f} s before the limit: {needs} (cluster.signal_lead {lead} s: {enough})"
     if rate:
         text += f"; a kill without warning takes back {_scaled(training.lost_seconds(rate), SECONDS, 1)} at most"
-    return [("requeue window", text)]
+    return text
