@@ -34,13 +34,12 @@ def test_measured_in_a_few_steps_without_touching_the_run(plan, experiment):
     assert lines["steps"] == "22 (3.1 epochs of 61 images)"
     assert "measured on one CPU" in lines["images/s"] and "of the whole process, measured" in lines["memory per device"]
     assert "61 images x 2 view(s) x 4 codes" in lines["token shards"]
-    assert re.match(
-        r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back", lines["requeue window"]
-    )
+    window = r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back"
+    assert re.match(window, lines["requeue window"])
     assert not (experiment.parent / "runs").exists()
 
 
-def test_data_that_are_not_there_yet_are_simulated(plan, experiment, tmp_path):
+def test_missing_data_are_simulated(plan, experiment, tmp_path):
     options = ("--data.path", tmp_path / "none", "--steps", 2)
     code, _, err = plan(experiment, *options)
     assert code == 2 and "give --rows NUMBER" in err and not (tmp_path / "none").exists()
@@ -48,7 +47,7 @@ def test_data_that_are_not_there_yet_are_simulated(plan, experiment, tmp_path):
     assert code == 0 and "500 images x 10 view(s)" in lines["token shards"] and "measured" in lines["images/s"]
 
 
-def test_fields_of_the_network_may_be_left_to_their_defaults(plan, experiment, tmp_path):
+def test_fields_of_the_network_may_have_their_defaults(plan, experiment, tmp_path):
     config = tmp_path / "defaults.yaml"
     config.write_text(re.sub(r", num_tokens: 4|, num_classes: 3", "", experiment.read_text()))
     options = ("--data.path", tmp_path / "none", "--steps", 1, "--rows", 500, "--views", 1)
@@ -58,31 +57,31 @@ def test_fields_of_the_network_may_be_left_to_their_defaults(plan, experiment, t
 
 
 def test_a_given_speed_and_number_of_devices(plan, root):
+    experiment = root / "experiments" / "imagenet256_aim_b.yaml"
     options = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000, "--views", 10)
-    code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
+    code, lines, err = plan(experiment, *options)
     assert code == 0, err
     assert lines["parameters"] == "147,622,080 trained"
     assert lines["global batch"] == "2,048 = 8 devices x 64 images x 4 accumulation steps"
     assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 images)"
     for ends, steps in ((("100", "300"), "100 ("), (("1000000", "2"), "1,250 (2.0 epochs")):  # the earlier end counts
         limits = ("--trainer.max_steps", ends[0], "--trainer.max_epochs", ends[1])
-        _, limited, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options, *limits)
+        _, limited, _ = plan(experiment, *options, *limits)
         assert limited["steps"].startswith(steps)
     assert lines["time"].startswith("106.7 h without validation; 853.3 h over all devices")
     assert lines["token shards"].startswith("6.60 GB") and lines["checkpoints"].startswith("7.09 GB")
-    code, slow, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options[:-1], 10, "--images_per_s", 10)
+    code, slow, _ = plan(experiment, *options[:-1], 10, "--images_per_s", 10)
     assert "cluster.signal_lead 120 s: TOO SHORT" in slow["requeue window"]  # a step takes 205 s
     assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
 def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
-    options = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000)
-    both = ("--config", root / "configs/callbacks/training_evaluation.yaml")
-    _, lines, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
-    _, more, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *both, *options)
-    keeps = ("--callbacks.training_evaluation.keep_best", 3)
-    _, most, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *both, *options, *keeps)
-    kept = [int(re.search(r"(\d+) kept", found["checkpoints"])[1]) for found in (lines, more, most)]
+    evaluation = ("--config", root / "configs/callbacks/training_evaluation.yaml")
+    kept = []
+    for options in ((), evaluation, (*evaluation, "--callbacks.training_evaluation.keep_best", 3)):
+        speed = ("--rows", 1281167, "--devices", 8, "--images_per_s", 1000)
+        _, lines, _ = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options, *speed)
+        kept.append(int(re.search(r"(\d+) kept", lines["checkpoints"])[1]))
     assert kept == [kept[0], kept[0] + 2, kept[0] + 3]
 
 
@@ -102,4 +101,4 @@ def test_the_size_of_a_checkpoint_is_that_of_a_real_one(plan, experiment):
     expected = float(re.search(r"([\d.]+) kB each", lines["checkpoints"])[1]) * 1e3
     assert main(["fit", "--config", str(experiment), "--run", "real", "--trainer.max_steps", "1"]) == 0
     real = newest_checkpoint(experiment.parent / "runs" / "tiny" / "real").stat().st_size
-    assert expected < real < 1.5 * expected  # names and counters weigh something in so small a network
+    assert expected < real < 1.5 * expected  # names and counters have a share in so small a network
