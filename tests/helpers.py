@@ -1,6 +1,8 @@
 """Small models, data and the published fixtures for tests."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +44,12 @@ TINY_VQ = VQConfig(
     norm_groups=4,
     usage_window=64,
 )
+
+
+def skip_without(program: str) -> None:
+    """Skip a test on a machine without the program; CI (AIM_CI) fails instead."""
+    if not shutil.which(program) and "AIM_CI" not in os.environ:
+        pytest.skip(f"needs {program}")
 
 
 def assert_user_error(match: str, function: Callable, *arguments, **options) -> UserError:

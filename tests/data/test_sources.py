@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from data.test_tokens import global_batches, module
-from helpers import assert_user_error, write_tokens
+from helpers import assert_user_error, skip_without, write_tokens
 
 from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
 from aim_lightning.data.tokens.read import fetch
@@ -61,6 +61,7 @@ def stored(tmp_path_factory):
 @pytest.fixture
 def served(stored):
     """(URL, faults by path, requested paths)."""
+    skip_without("curl")  # webdataset reads http URLs with it
     faults, requests = {}, []
     handler = partial(Server, directory=str(stored), faults=faults, requests=requests)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

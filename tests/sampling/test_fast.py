@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TINY, assert_user_error, script_output
+from helpers import TINY, assert_user_error, script_output, skip_without
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
@@ -149,6 +149,7 @@ def test_memory_is_estimated():
 @pytest.fixture(scope="module")
 def interpreted() -> dict:
     """Return the results of the Triton kernels on a CPU."""
+    skip_without("g++")  # for torch.compile
     return script_output("sampling/kernels_on_cpu.py")
 
 

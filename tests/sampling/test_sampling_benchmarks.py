@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import ROOT
-from helpers import script_output
+from helpers import script_output, skip_without
 
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernel_configs
@@ -17,6 +17,7 @@ from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     """Return the results of the benchmarks with tiny sizes."""
+    skip_without("g++")  # for torch.compile
     directory = str(tmp_path_factory.mktemp("benchmarks"))
     return script_output("sampling/benchmarks_on_cpu.py", "benchmarks", DIRECTORY=directory)
 
