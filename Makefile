@@ -92,7 +92,7 @@ experiment = $(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS)
 NEED_EXP := train plan validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
 ifneq (,$(filter $(NEED_EXP),$(MAKECMDGOALS)))
 ifeq (,$(wildcard experiments/$(EXP).yaml))
-$(error set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml))))
+$(error $(if $(EXP),there is no experiment $(EXP); )set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml))))
 endif
 endif
 

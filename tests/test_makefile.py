@@ -34,6 +34,7 @@ def test_pages_name_the_command_where_make_install_puts_it(page):
 def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_path):
     done = make(*words, f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 2 and "set EXP to one of:" in done.stderr and "demo_aim" in done.stderr
+    assert ("there is no experiment nothing;" in done.stderr) == ("EXP=nothing" in words)
     assert not (tmp_path / "venv").exists()
 
 

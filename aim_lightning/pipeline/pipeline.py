@@ -136,6 +136,8 @@ class AiMPipeline:
 
     def grid(self, images: Tensor, columns: int = 8) -> Image.Image:
         """Arrange uint8 images (B, 3, H, W) in one PIL image, row by row; small images are enlarged."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+            raise UserError(f"images are {tuple(images.shape)} of {images.dtype}; give uint8 (B, 3, H, W)")
         pixels_CHW = labelled_grid(images, max(1, min(columns, len(images))), [])
         return Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
 

@@ -224,6 +224,7 @@ def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
     grid = pipeline.grid(pipeline.generate(LABELS), columns=3)
+    assert_user_error("float32; give uint8", pipeline.grid, torch.zeros(2, 3, 8, 8))
     assert grid.mode == "RGB" and grid.size == (3 * 66, 2 * 66)
     assert repr(pipeline).startswith("AiMPipeline(d_model=") and "device=cpu" in repr(pipeline)
 
