@@ -1,4 +1,4 @@
-"""Merging files and overrides into one document."""
+"""Merging files and overrides into one configuration."""
 
 import math
 import time
@@ -22,7 +22,7 @@ model:
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """A working directory, so that errors name files by short relative paths."""
+    """Change to a new working directory, so that errors name files by short relative paths."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,10 +47,10 @@ def fails(files: list[Path], *overrides: tuple[str, str]) -> str:
 def test_includes_come_first_then_the_file_then_later_files_then_overrides(directory):
     write(configs__base="a: 1\nb: 1\nc: 1\nd: 1\n", configs__mid="include: [base.yaml]\nb: 2\nc: 2\nd: 2\n")
     first, second = write(experiments__x="include:\n  - ../configs/mid.yaml\nc: 3\nd: 3\n", late="d: 4\ne: 4\n")
-    document = compose([first, second], [("e", "5")])
-    assert document.values == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    config = compose([first, second], [("e", "5")])
+    assert config.values == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
     origins = ["configs/base.yaml", "configs/mid.yaml", "experiments/x.yaml", "late.yaml", "command line"]
-    assert document.origins == dict(zip("abcde", origins, strict=True))
+    assert config.origins == dict(zip("abcde", origins, strict=True))
 
 
 def test_later_includes_win_and_one_file_may_be_included_twice(directory):
@@ -68,11 +68,11 @@ def test_mappings_merge_while_lists_and_scalars_replace(directory):
 def test_another_class_replaces_the_mapping_and_the_same_class_merges(directory):
     one = "c: {ema: {class_path: A, init_args: {x: 1}}, top: {class_path: A, init_args: {x: 1}}}\n"
     two = "c: {ema: {class_path: B}, top: {class_path: A, init_args: {y: 2}}}\n"
-    document = compose(write(one=one, two=two), [])
-    assert document.values["c"]["ema"] == {"class_path": "B"}
-    assert document.values["c"]["top"]["init_args"] == {"x": 1, "y": 2}
-    assert "c.ema.init_args.x" not in document.origins
-    assert document.origins["c.top.init_args.y"] == "two.yaml"
+    config = compose(write(one=one, two=two), [])
+    assert config.values["c"]["ema"] == {"class_path": "B"}
+    assert config.values["c"]["top"]["init_args"] == {"x": 1, "y": 2}
+    assert "c.ema.init_args.x" not in config.origins
+    assert config.origins["c.top.init_args.y"] == "two.yaml"
 
 
 def test_null_switches_off_and_can_be_switched_on_again(directory):
@@ -98,19 +98,19 @@ def test_scalars_in_files_and_overrides(directory, text, value):
 
 
 def test_a_dumped_document_reads_back_the_same():
-    document = {"a": ["1e-4", 1e-5, "null", "on", "3", "ü", "${x}"], "b": {"c": "10:20", "d": None, "e": {}}}
-    assert parse(dump(document)) == document
+    config = {"a": ["1e-4", 1e-5, "null", "on", "3", "ü", "${x}"], "b": {"c": "10:20", "d": None, "e": {}}}
+    assert parse(dump(config)) == config
 
 
 def test_overrides_may_leave_init_args_out(directory):
     overrides = {"model.learning_rate": "1e-3", "model.network.d_model": "128", "model.init_args.network.n_layer": "3"}
     overrides |= {"callbacks.ema.decay": "0.9", "trainer.max_epochs": "2"}
-    document = compose(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n"), overrides.items())
-    assert document.values["model"]["init_args"] == {"network": {"d_model": 128, "n_layer": 3}, "learning_rate": 1e-3}
-    assert document.values["callbacks"]["ema"] == {"class_path": "A", "init_args": {"decay": 0.9}}
-    assert document.values["trainer"] == {"max_epochs": 2}
-    assert document.origins["callbacks.ema.init_args.decay"] == "command line"
-    assert document.origins["model.init_args.network"] == "one.yaml"
+    config = compose(write(one=MODEL + "callbacks: {ema: {class_path: A}}\n"), overrides.items())
+    assert config.values["model"]["init_args"] == {"network": {"d_model": 128, "n_layer": 3}, "learning_rate": 1e-3}
+    assert config.values["callbacks"]["ema"] == {"class_path": "A", "init_args": {"decay": 0.9}}
+    assert config.values["trainer"] == {"max_epochs": 2}
+    assert config.origins["callbacks.ema.init_args.decay"] == "command line"
+    assert config.origins["model.init_args.network"] == "one.yaml"
 
 
 def test_a_new_class_on_the_command_line_keeps_the_arguments_next_to_it(directory):
@@ -120,8 +120,8 @@ def test_a_new_class_on_the_command_line_keeps_the_arguments_next_to_it(director
 
 
 def test_texts_are_kept_as_typed():
-    document = compose([], [("run", "1e5"), ("experiment", "null"), ("seed", "3")], texts={"run", "experiment"})
-    assert document.values == {"run": "1e5", "experiment": None, "seed": 3}
+    config = compose([], [("run", "1e5"), ("experiment", "null"), ("seed", "3")], texts={"run", "experiment"})
+    assert config.values == {"run": "1e5", "experiment": None, "seed": 3}
 
 
 def test_interpolation(directory, monkeypatch):
@@ -133,13 +133,13 @@ extra: {k: [1, '${data.batch}']}
 literal: '\\${data}'
 escaped: '\\${data.batch} and \\${nothing}'
 """
-    document = compose(write(one=text), [("more", "${model.init_args.batch}")])
-    assert document.values["data"]["init_args"] == {"batch": 8, "root": "/d/x", "log": "y"}
-    assert document.values["model"]["init_args"] == {"batch": 8, "same": "/d/x", "all": {"k": [1, 8]}}
-    assert document.values["more"] == 8
-    assert document.values["literal"] == "${data}"
-    assert document.values["escaped"] == "${data.batch} and ${nothing}"
-    assert document.origin("model.init_args.all.k") == "one.yaml"
+    config = compose(write(one=text), [("more", "${model.init_args.batch}")])
+    assert config.values["data"]["init_args"] == {"batch": 8, "root": "/d/x", "log": "y"}
+    assert config.values["model"]["init_args"] == {"batch": 8, "same": "/d/x", "all": {"k": [1, 8]}}
+    assert config.values["more"] == 8
+    assert config.values["literal"] == "${data}"
+    assert config.values["escaped"] == "${data.batch} and ${nothing}"
+    assert config.origin("model.init_args.all.k") == "one.yaml"
 
 
 def test_an_override_that_is_not_utf8_is_one_line():
