@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from integration.tiny import write_config
-from test_slurm_cases import TOKENIZE
+from slurm_tokenizer import CONFIG
 
 from aim_lightning.cluster.sbatch_script import TEMPLATE
 
@@ -248,7 +248,7 @@ def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
 @pytest.mark.slow
 def test_a_killed_worker_of_tokenize(tmp_path):
     config = tmp_path / "tokenize.yaml"
-    config.write_text(TOKENIZE)
+    config.write_text(CONFIG)
     options = ("--batch_size", 20, "--data.out", tmp_path / "tokens")
     assert_killed_worker_is_one_line("tokenize", "--config", config, *options)
 

@@ -35,9 +35,9 @@ trainer: {accelerator: cpu, strategy: ddp}
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here."""
+    """Return the reason why no cluster can be started here; None without one."""
     if os.geteuid() != 0:
-        return "a cluster of one's own needs root; .ci/run has it"
+        return "starting a cluster needs root; .ci/run has it"
     lacking = [name for name in NEEDS if not shutil.which(name)]
     if lacking:
         return f"{', '.join(lacking)} missing: apt-get install slurmctld slurmd slurm-client munge, or run .ci/run"
@@ -45,10 +45,10 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """Context manager; `place` holds the experiment, `env` what its commands need."""
+    """Context manager that runs a cluster; `workspace` contains the experiment, `env` is for its commands."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.place = directory, directory / "place"
+        self.directory, self.workspace = directory, directory / "workspace"
 
     def __enter__(self) -> "Cluster":
         self.up_daemons()
@@ -60,35 +60,29 @@ class Cluster:
             "PYTHONPATH": f"{ROOT}:{HERE}:{ROOT / 'tests'}",
             "OMP_NUM_THREADS": "1",
         }
-        self.place.mkdir()
-        self.experiment = write_experiment(self.place)
-        (self.place / "cluster.yaml").write_text(CLUSTER)
+        self.workspace.mkdir()
+        self.experiment = write_experiment(self.workspace)
+        (self.workspace / "cluster.yaml").write_text(CLUSTER)
         return self
 
     def up_daemons(self) -> None:
-        """Starts what is not running."""
+        """Start the daemons that do not run."""
         subprocess.run(["bash", HERE / "up.sh", self.directory], check=True, timeout=120)
 
     def __exit__(self, *_) -> None:
         subprocess.run(["bash", HERE / "down.sh", self.directory], check=True, timeout=120)
 
     def sh(self, *words, check: bool = True, **more) -> str:
-        """Output of a command in the cluster's environment."""
-        done = subprocess.run(
-            [str(word) for word in words],
-            env={**self.env, **more},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        """Return the output of a command in the cluster's environment."""
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120}
+        done = subprocess.run([str(word) for word in words], env=self.env | more, **options)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def aim(self, *words, check: bool = True) -> str:
-        """An `aim-lightning` command with the experiment and the cluster's section."""
+        """Run an `aim-lightning` command with the experiment and the section `cluster`."""
         command, *rest = words
-        files = ["--config", self.experiment, "--config", self.place / "cluster.yaml"]
+        files = ["--config", self.experiment, "--config", self.workspace / "cluster.yaml"]
         action = [rest.pop(0)] if command == "slurm" else []
         return self.sh(sys.executable, "-m", "aim_lightning", command, *action, *files, *rest, check=check)
 
@@ -96,24 +90,23 @@ class Cluster:
         """Return the uninterrupted run with N ranks; the first caller starts it."""
         with self.locks[nodes]:
             if nodes not in self.references:
-                run = self.submit(f"whole{nodes}", "--callbacks.probe.pause", "0", nodes=nodes)
-                run.ends()
-                self.references[nodes] = run
+                run = self.submit(f"uninterrupted{nodes}", "--callbacks.probe.pause", "0", nodes=nodes)
+                self.references[nodes] = run.ends()
         return self.references[nodes]
 
     def script(self, name: str, *lines: str, nodes: int = 2) -> "Run":
-        """A job script of one's own, a task a node."""
-        path, log = self.place / f"{name}.sbatch", self.place / "runs/tiny" / name / "slurm-%j.log"
+        """Submit a job script of these lines with one task per node."""
+        path, log = self.workspace / f"{name}.sbatch", self.workspace / "runs/tiny" / name / "slurm-%j.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         head = f"--nodes={nodes} --ntasks-per-node=1 --cpus-per-task=1 --time=10 --output={log}"
         path.write_text("\n".join(["#!/bin/bash", f"#SBATCH {head}", *lines]) + "\n")
         return Run(self, name, self.sh("sbatch", "--parsable", path).strip())
 
     def break_node(self, node: str, pid: int) -> None:
-        """Its daemon, the step that holds this process, and the process are gone from one moment to the next."""
+        """Kill the daemon of a node, the step of this process, and the process."""
         daemon = int((self.directory / "run" / f"slurmd.{node}.pid").read_text())
-        for one in (daemon, *_ancestors(pid), pid):
-            os.kill(one, signal.SIGKILL)
+        for number in (daemon, *_ancestors(pid), pid):
+            os.kill(number, signal.SIGKILL)
         self.sh("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def repair_node(self, node: str) -> None:
@@ -121,18 +114,18 @@ class Cluster:
         self.sh("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
     def submit(self, run: str, *options, nodes: int = 1) -> "Run":
-        """`aim-lightning slurm submit` for the tiny experiment."""
+        """Submit a run of the tiny experiment."""
         text = self.aim("slurm", "submit", "--run", run, "--trainer.num_nodes", nodes, *options)
-        return Run(self, run, re.search(r"^job (\d+)", text, re.M)[1])
+        return Run(self, run, re.search(r"^job (\d+)", text, re.M)[1], nodes=nodes)
 
 
 class Run:
-    """A submitted run."""
+    """A submitted run; `restarts` is set at the end of its job."""
 
-    def __init__(self, cluster: Cluster, name: str, job: str, logs: str | None = None) -> None:
-        self.cluster, self.name, self.job = cluster, name, job
-        self.directory = cluster.place / "runs" / "tiny" / name
-        self.logs = cluster.place / "runs" / "tiny" / (logs or name)
+    def __init__(self, cluster: Cluster, name: str, job: str, logs: str | None = None, nodes: int = 1) -> None:
+        self.cluster, self.name, self.job, self.nodes = cluster, name, job, nodes
+        self.directory = cluster.workspace / "runs" / "tiny" / name
+        self.logs = cluster.workspace / "runs" / "tiny" / (logs or name)
 
     @property
     def log(self) -> str:
@@ -140,38 +133,36 @@ class Run:
         return path.read_text(errors="replace") if path.exists() else ""
 
     @property
-    def facts(self) -> SlurmJobInfo:
+    def info(self) -> SlurmJobInfo:
         return parse_jobs(self.cluster.sh("scontrol", "show", "job", self.job))[0]
 
-    def until(self, what, seconds: float = PATIENCE):
-        """Wait until `what()` is true; fail with the log."""
+    def until(self, condition, seconds: float = PATIENCE):
+        """Wait until `condition()` is true and return its value; fail with the log."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            value = what()
-            if value:
+            if value := condition():
                 return value
             time.sleep(0.1)
-        raise AssertionError(f"{self.name} (job {self.job}): {self.facts}\n{self.log}")
+        raise AssertionError(f"{self.name} (job {self.job}): {self.info}\n{self.log}")
 
-    def matches(self, pattern: str) -> re.Match:
-        """The first place of its log that fits; fails with the whole log."""
-        found = re.search(pattern, self.log)
-        assert found, f"{self.name} (job {self.job}) does not say {pattern}:\n{self.log}"
-        return found
+    def match(self, pattern: str) -> re.Match:
+        """Return the first match in the log; fail with the whole log."""
+        match = re.search(pattern, self.log)
+        assert match, f"{self.name} (job {self.job}) does not log {pattern}:\n{self.log}"
+        return match
 
-    def says(self, *words: str) -> None:
-        """Fails with the whole log where any of these is not in it."""
-        for one in words:
-            self.matches(re.escape(one))
+    def assert_logged(self, *messages: str) -> None:
+        for message in messages:
+            self.match(re.escape(message))
 
     def trace(self, rank: int = 0) -> list[tuple[int, str, int, int, float]]:
-        """(start of the job, phase, step, pid, time) so far."""
+        """Return rows (start of the job, phase, step, pid, time) so far."""
         path = self.directory / f"trace-{rank}"
         rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return [(int(row[0]), row[1], int(row[2]), int(row[3]), float(row[4])) for row in rows if len(row) == 5]
 
     def reaches(self, phase: str, step: int = 0, starts: int = 0, rank: int = 0):
-        """Wait for a phase at a step or later; its row."""
+        """Wait for a phase at a step or later and return its row."""
 
         def find():
             rows = self.trace(rank)
@@ -179,33 +170,41 @@ class Run:
 
         return self.until(find)
 
+    def interrupt(self, *phase, name: str = "USR1", state: str = "COMPLETED") -> "Run":
+        """Send a signal in a phase, given as for `reaches`, and wait for the end of the job."""
+        self.reaches(*phase)
+        self.send(name)
+        return self.ends(state)
+
     def processes(self) -> list[int]:
-        """Process numbers of its ranks, from their first instant on."""
+        """Return the process numbers of its ranks from their start on."""
         words = [b"aim_lightning", b"fit", b"--config", str(self.directory / "job.yaml").encode()]
-        found = []
+        result = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                if path.read_bytes().rstrip(b"\0").split(b"\0")[-4:] == words and b"python" in path.read_bytes()[:200]:
-                    found.append(int(path.parent.name))
-        return [pid for pid in found if b"srun" not in Path(f"/proc/{pid}/comm").read_bytes()]
+                line, program = path.read_bytes(), path.with_name("comm").read_bytes()
+                if line.rstrip(b"\0").split(b"\0")[-4:] == words and b"python" in line[:200] and b"srun" not in program:
+                    result.append(int(path.parent.name))
+        return result
 
     def send(self, name: str) -> None:
-        """To all processes of the steps, as --signal does it."""
+        """Send a signal to all processes of the steps, as --signal does."""
         self.cluster.sh("scancel", f"--signal={name}", self.job)
 
     def send_to_rank(self, rank: int, number: int = signal.SIGUSR1) -> None:
-        """To one process alone."""
+        """Send a signal to one process only."""
         os.kill(self.trace(rank)[-1][3], number)
 
-    def ends(self, state: str = "COMPLETED") -> SlurmJobInfo:
-        """Wait for the end of the job, which must be this one."""
+    def ends(self, state: str = "COMPLETED") -> "Run":
+        """Wait for the end of the job, in this state."""
         final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-        facts = self.until(lambda: (f := self.facts).state in final and f)
-        assert facts.state == state, f"{facts}\n{self.log}"
-        return facts
+        info = self.until(lambda: (info := self.info).state in final and info)
+        assert info.state == state, f"{info}\n{self.log}"
+        self.restarts = info.restarts
+        return self
 
     def result(self) -> tuple[dict, dict]:
-        """(all weights of the last checkpoint, TensorBoard series without speeds)."""
+        """Return all weights of the last checkpoint, and the TensorBoard curves without speeds."""
         path = newest_checkpoint(self.directory)
         content = read_checkpoint(path)
         assert content["trainer"]["global_step"] == 22
@@ -213,23 +212,24 @@ class Run:
         series = {tag: values for tag, values in scalars(self.directory).items() if not tag.startswith("perf/")}
         return weights, series
 
-    def is_like(self, reference: "Run") -> None:
-        """Final weights and every curve are those of the uninterrupted run, to the bit; no step twice, no gap."""
-        (mine, curves), (theirs, expected) = self.result(), reference.result()
-        assert mine.keys() == theirs.keys()
-        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    def assert_equals_uninterrupted(self, restarts: int = 1) -> None:
+        """Compare weights and curves with the uninterrupted run bit by bit; no step is repeated or missing."""
+        assert self.restarts == restarts
+        (weights, curves), (expected, expected_curves) = self.result(), self.cluster.reference(self.nodes).result()
+        assert weights.keys() == expected.keys()
+        assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
         assert [step for step, _ in curves["train/loss"]] == list(range(1, 23))
-        assert curves == expected
+        assert curves == expected_curves
 
 
 def _ancestors(pid: int) -> list[int]:
-    """The slurmstepd above a process."""
-    found = []
+    """Return the slurmstepd processes above a process."""
+    result = []
     while pid > 1:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd"):
-            found.append(pid)
-    return found
+            result.append(pid)
+    return result
 
 
 def _weights(part: dict) -> dict:

@@ -1,11 +1,11 @@
-"""One cluster for all tests of this directory; their jobs run side by side."""
+"""One cluster for all tests of this directory; their jobs run concurrently."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-AT_ONCE = 3  # cases; on two processors more of them only make each other's starts long
+CONCURRENT = 3  # cases; more of them on two processors slow down each other's starts
 # Concurrently with them: those that wait for minutes while nothing computes.
 WAITING = (
     "a_rank_that_hangs_inside_a_library",
@@ -34,11 +34,11 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cases(request, cluster):
-    """name -> Future: the scenario `case_NAME` of every test that was collected, running side by side.
+    """Start the scenario `case_NAME` of every collected test `test_NAME`; return the futures by name.
 
-    Tests named test_NAME look at what came out; a scenario that fails fails its test.
+    A failed scenario fails its test.
     """
-    pool, waiting, futures = ThreadPoolExecutor(AT_ONCE), ThreadPoolExecutor(len(WAITING)), {}
+    pool, waiting, futures = ThreadPoolExecutor(CONCURRENT), ThreadPoolExecutor(len(WAITING)), {}
     references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
     for item in request.session.items:
         name = getattr(item, "originalname", item.name).removeprefix("test_")
@@ -54,6 +54,6 @@ def cases(request, cluster):
 
 @pytest.fixture
 def case(request, cases):
-    """What `case_NAME` returned for the test `test_NAME`."""
+    """Return the result of `case_NAME` for the test `test_NAME`."""
     future: Future = cases[request.node.name.removeprefix("test_")]
     return future.result()

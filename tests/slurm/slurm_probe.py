@@ -1,4 +1,4 @@
-"""A callback for tests on SLURM: says where training is, makes phases long, and breaks on demand."""
+"""A callback for tests on SLURM: records the phase of training, prolongs phases, and breaks on demand."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from aim_lightning.utils.process import beat
 
 
 class Probe(Callback):
-    """Writes a line a phase into `trace-RANK` of the run directory; goes on only when there is no file `hold` in it.
+    """Write one line per phase into `trace-RANK` of the run directory; wait while it contains a file `hold`.
 
     Args:
         pause: seconds before each batch, in the first start of a job.
@@ -21,7 +21,7 @@ class Probe(Callback):
         long: phase (validation, sampling, checkpoint, restore) -> seconds that it waits for a signal, at most.
         break_at: step at which `how` happens.
         how: `hang` (a sleep), `stuck` (inside C with the interpreter's lock held), `raise`, `kill` (SIGKILL).
-        break_rank: the rank it happens to.
+        break_rank: rank on which it happens.
         break_starts: only in starts of the job below this number.
     """
 
@@ -59,7 +59,7 @@ class Probe(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.trace(trainer, "batch")
         while Path(f"{self.run_dir}/hold").exists():
-            beat("what the test does meanwhile")
+            beat("waiting for the test")
             time.sleep(0.1)
         late = self.pause_of_rank.get(str(trainer.global_rank), 0)
         time.sleep(self.pause + late if self.starts == 0 else 0)
