@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import lightning
 import pytest
 from conftest import ROOT, python
 
@@ -53,6 +55,14 @@ def test_a_directory_that_cannot_be_created_is_one_line(fail, monkeypatch, tmp_p
 def test_warnings_of_libraries_are_one_line_without_path():
     result = python("-c", PROTECT + r"import warnings; show_log(); warnings.warn('two\nlines')")
     assert result.returncode == 0 and result.stderr == "warning: two lines\n"
+
+
+def test_warnings_of_lightning_have_no_path_either(monkeypatch):
+    from aim_lightning.cli.build.trainer_cli import quiet  # imports Lightning, which replaces the format
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    quiet()
+    assert warnings.formatwarning("text", UserWarning, lightning.__file__, 3) == "warning: text\n"
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.lightning_private import log_steps_done, set_writer
+from aim_lightning.utils.logging import show_log
 
 # Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
 LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
@@ -218,5 +219,6 @@ def hardware_of(cli: AimCLI) -> str:
 
 def quiet() -> None:
     """Suppress Lightning's advice for beginners."""
+    show_log()  # Lightning replaces the format of warnings when it is imported
     warnings.filterwarnings("ignore", f".*({IGNORED_WARNINGS})")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
