@@ -1,4 +1,4 @@
-"""Checksums of files of `torch.save`; torch itself compares none when it reads.
+"""Add and verify checksums of `torch.save` files; `torch.load` verifies none.
 
 Such a file is a zip archive. A CRC-32 of all other bytes is stored in its comment, the last bytes of the file.
 """
@@ -20,7 +20,7 @@ COMMENT_SIZE = len(COMMENT % 0)
 
 
 class DamagedArchive(Exception):
-    """An archive whose bytes changed; the message names the part."""
+    """Raised for an archive whose bytes changed; the message names the damaged part."""
 
 
 def seal_archive(path: Path) -> None:

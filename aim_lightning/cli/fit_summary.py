@@ -48,7 +48,7 @@ def summarise(cli: AimCLI, config: Config) -> None:
         record(directory, "fit", steps, facts, metrics, hardware_of(cli))
     except OSError as error:
         fault = f"{directory.results} cannot be written ({error.strerror}); the last checkpoint is kept"
-        raise UserError(f"{fault}: make room, then make validate {_names(directory)}") from None
+        raise UserError(f"{fault}: free disk space, then make validate {_names(directory)}") from None
     early = _ended_early(cli)
     parameters = sum(p.numel() for p in cli.model.network.parameters())
     end = f"was ended by {early} after" if early else "is complete:"

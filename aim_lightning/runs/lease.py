@@ -104,7 +104,7 @@ class Lease:
                     self._replace(self.path, dead)
                     break
         except OSError as error:
-            fault = f"{self.path} cannot be written ({error.strerror or error}); make room or fix the disk"
+            fault = f"{self.path} cannot be written ({error.strerror or error}); free disk space or fix the disk"
             raise (disk_mistake(error, self.path) or TransientError(fault)) from error
         self._thread.start()
         return self

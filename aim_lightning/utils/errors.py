@@ -42,7 +42,7 @@ def disk_mistake(error: OSError, name: object = None) -> UserError | None:
     fact = f"{name or error.filename or 'a file'} cannot be used ({error.strerror})"
     if error.errno in CLOSED:
         return UserError(f"{fact}; choose another path")
-    return TransientError(f"{fact}; make room") if error.errno in FULL else None
+    return TransientError(f"{fact}; free disk space") if error.errno in FULL else None
 
 
 def killed_worker(error: BaseException | None) -> TransientError | None:

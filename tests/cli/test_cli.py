@@ -133,5 +133,5 @@ def test_a_full_disk_is_transient_and_denied_access_is_not():
     """Exit code 74 requeues a job, exit code 2 does not."""
     full, closed, other = (OSError(n, "reason", "file") for n in (errno.ENOSPC, errno.EACCES, errno.ENOENT))
     assert type(disk_mistake(full)) is TransientError
-    assert "file cannot be used (reason); make room" in str(disk_mistake(full))
+    assert "file cannot be used (reason); free disk space" in str(disk_mistake(full))
     assert type(disk_mistake(closed)) is UserError and disk_mistake(other) is None

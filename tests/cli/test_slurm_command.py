@@ -82,7 +82,7 @@ def test_submit_status_and_cancel(slurm):
     assert again.returncode == 2 and "has job 41 already (PENDING)" in again.stderr
     assert "job 41: RUNNING on n1" in call("status", state="RUNNING").stdout
     done = call("cancel", state="RUNNING")
-    assert "job 41 is cancelled and will not come back" in done.stdout
+    assert "job 41 is cancelled and will not be requeued" in done.stdout
     assert "scancel 41" in (directory / "calls").read_text()
     started = call("started", SLURM_JOB_ID="41")
     assert started.returncode == 69 and "was cancelled; it does not train again" in started.stdout
@@ -112,7 +112,7 @@ def test_a_single_run_detects_the_array_that_trains_it(slurm):
         done = call("submit", *double, **waits)
         assert done.returncode == 2 and "has job 41" in done.stderr and "already (PENDING)" in done.stderr
     assert f"arr-1 has {array} already (PENDING)" in call("submit", "--run", "arr-1", **waits).stderr
-    assert f"{array} is cancelled and will not come back" in call("cancel", "--run", "arr-1", **waits).stdout
+    assert f"{array} is cancelled and will not be requeued" in call("cancel", "--run", "arr-1", **waits).stdout
     assert "scancel 41_1\n" in (directory / "calls").read_text()
     task = {"SLURM_JOB_ID": "43", "SLURM_ARRAY_JOB_ID": "41"}
     for number, code in (("0", 0), ("1", 69)):  # the other tasks are not cancelled

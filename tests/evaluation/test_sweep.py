@@ -130,7 +130,7 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     options = ("--results", workspace / "results", "--sweeps", workspace / "sweeps", "--out", workspace / "README.md")
     assert main(["table", *map(str, options)]) == 0
     text = (workspace / "README.md").read_text()
-    assert "- **guidance**: run small, step 7 (ema), 24 images a point; cfg_scale 1, 2; cfg_schedule" in text
+    assert "- **guidance**: run small, step 7 (ema), 24 images per point; cfg_scale 1, 2; cfg_schedule" in text
     assert "[results.csv](sweeps/guidance/results.csv)" in text
     assert not list(workspace.glob("runs/small/main/evaluations/*cfg2*-24-*/samples.npz"))
 

@@ -155,7 +155,7 @@ def test_a_disk_that_stays_full_ends_in_one_line_and_a_later_start_continues(
     full_disk(5)
     _, err = fail("stays_full", "--trainer.max_steps", 9, *CONSTANT)
     file_limit(None)
-    assert "step=00000009.ckpt could not be written" in err.splitlines()[-1] and "make room" in err
+    assert "step=00000009.ckpt could not be written" in err.splitlines()[-1] and "free disk space" in err
     full_disk(None)
     run_dir = experiment.fit("stays_full", *CONSTANT)
     assert "training from step 4" in capsys.readouterr().out and curve_steps(run_dir) == list(range(1, 23))

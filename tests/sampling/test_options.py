@@ -19,4 +19,4 @@ def test_a_command_reports_it_in_one_line(capsys):
     words = ["evaluate", "--weights", "nowhere", "--sampling.top_p", "0", "--trainer.accelerator", "cpu"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip()
-    assert error == "error: sampling: top_p is 0; it must be above 0 and at most 1"
+    assert error == "error: command line: sampling.top_p is 0; it must be above 0 and at most 1"

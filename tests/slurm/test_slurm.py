@@ -25,7 +25,7 @@ def case_a_cancelled_job_is_not_requeued(cluster):
 
 def test_a_cancelled_job_is_not_requeued(case):
     text, run = case
-    assert f"job {run.job} is cancelled and will not come back" in text and run.restarts == 0
+    assert f"job {run.job} is cancelled and will not be requeued" in text and run.restarts == 0
     message = f"is not requeued by itself: it was cancelled; to go on: sbatch {run.directory}/job.sbatch"
     run.until(lambda: message in run.log)
     stopped = int(run.match(r"SIGTERM: stopping before the next batch, at step (\d+)")[1])

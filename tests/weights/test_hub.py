@@ -123,7 +123,9 @@ def test_a_full_disk_is_not_reported_as_a_missing_connection(monkeypatch, tmp_pa
     info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="vq_ds16_c2i.pt", size=1, lfs=None)])
     monkeypatch.setattr("aim_lightning.weights.download.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("aim_lightning.weights.download.hf_hub_download", mock.Mock(side_effect=error))
-    with pytest.raises(UserError, match=r"LlamaGen could not be written here \(No space left on device\); make room"):
+    with pytest.raises(
+        UserError, match=r"LlamaGen could not be written here \(No space left on device\); free disk space"
+    ):
         download(DOWNLOADS["VQ-16"], tmp_path)
 
 

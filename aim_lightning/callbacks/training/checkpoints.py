@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
                 names = ", ".join(sorted(trainer.callback_metrics)) or "none"
                 fault = f"callbacks.checkpoints.monitor: no validation logs {self.monitor}"
                 raise UserError(f"{fault}; use one of: {names}")
-            # Rank 0's value for all: ranks must agree on whether a checkpoint is due.
+            # Broadcast rank 0's value: all ranks must agree on whether a checkpoint is due.
             value = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
             self.candidate = (value, trainer.global_step) if math.isfinite(value) else None
 
@@ -116,7 +116,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == self.saved_step:
             return self.saved_step > 0
         start, previous_best = time.monotonic(), self.best
-        flush(trainer)  # first the curves: they must reach the step that a resumed run continues from
+        flush(trainer)  # flush curves first: they must include the step that a resumed run continues from
         self.best = self._ranked(trainer.global_step)
         failure = write_or_report(trainer, f"{self.run_dir}/checkpoints/step={trainer.global_step:08d}.ckpt")
         self.slowest = max(self.slowest, time.monotonic() - start)
@@ -126,7 +126,7 @@ class Checkpoints(Checkpoint):
             kept = list_checkpoints(self.run_dir)
             failure += f"; {kept[0].name} is kept" if kept else "; there is no earlier checkpoint"
             if required:
-                raise UserError(f"{failure}; make room and run the same command again")
+                raise UserError(f"{failure}; free disk space and run the same command again")
             log(f"warning: {failure}; training continues until the next checkpoint")
             return False
         self.saved_step = trainer.global_step
@@ -142,7 +142,7 @@ class Checkpoints(Checkpoint):
             return True
         if self.every_n_minutes is None or step % CLOCK_INTERVAL:
             return False
-        # Rank 0's clock for all: a rank that saves alone would hang in the collectives of a save.
+        # Broadcast rank 0's clock: a rank that saves alone would hang in the collectives of a save.
         return trainer.strategy.broadcast(time.monotonic() - self.saved_at >= 60 * self.every_n_minutes)
 
     def _ranked(self, step: int) -> list[tuple[float, int]]:

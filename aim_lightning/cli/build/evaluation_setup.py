@@ -29,7 +29,7 @@ from aim_lightning.utils.logging import log
 
 
 def start(config: Config) -> torch.device:
-    """Start the ranks that `trainer` configures (devices, nodes, torchrun, SLURM) and return this rank's device.
+    """Start the ranks that `trainer` configures and return the device of this rank.
 
     Raises:
         UserError: the devices do not exist.
@@ -45,7 +45,7 @@ def start(config: Config) -> torch.device:
 
 
 def refuse(options: argparse.Namespace, option: str, ignored: tuple[str, ...]) -> None:
-    """Raise UserError if the command line has an option together with others that have no effect next to it."""
+    """Raise a UserError if an option is combined with others that it makes ineffective."""
     typed = {word.partition("=")[0] for word in options.given.rest}
     useless = [name for name in ignored if name in typed]
     if option in typed and useless:
@@ -106,7 +106,7 @@ def load_model(config: Config, options: argparse.Namespace, device: torch.device
 def make_evaluation(
     config: Config, options: argparse.Namespace, model: EvaluatedModel, scorer: Scorer, keep_images: bool
 ) -> Evaluation:
-    """Combine model and scorer; results go to --out, or to `evaluations` of the run or of the published weights."""
+    """Combine model and scorer; write to --out, or to `evaluations` of the run or weights."""
     images = config.values["images"]
     data = {"pictures": Path(images["train"]).parent.name} if images else {}
     if getattr(options, "out", None):

@@ -61,7 +61,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         log("\n" + compare_with_paper(record, row))
         if not any(name.startswith("fid_") for name in record["metrics"]):
             features = record["protocol"]["features"]["network"]
-            log(f"these are distances on {features}, no FID; do not compare them with a paper")
+            log(f"these are distances on {features} features, not FID; do not compare them with a paper")
         if options.num < 50_000:
             log(f"{options.num:,} samples instead of 50,000; FID is biased upwards, do not compare it")
         log(f"results: {evaluation.directory(plan, config.sampling) / RECORD}")

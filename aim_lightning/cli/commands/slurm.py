@@ -51,7 +51,7 @@ class RunJob:
 
     @property
     def name(self) -> str:
-        """Return the number that names only this job; SLURM's record of a waiting task names all of them: ARRAY_0-3."""
+        """Return a number that identifies only this job; a record of waiting tasks covers several, ARRAY_0-3."""
         return self.number if "_" in self.number else self.info.id
 
     def __str__(self) -> str:
@@ -62,18 +62,18 @@ def jobs_of(directory: RunDirectory) -> list[RunJob]:
     """Return the jobs of a run that SLURM has records of, oldest first.
 
     Raises:
-        UserError: SLURM does not answer.
+        UserError: the query of SLURM failed.
     """
     try:
         jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
         names = {job.name for job in jobs}
         return jobs + [job for job in _tasks(directory) if job.name not in names]
     except SlurmError as error:
-        raise UserError(f"SLURM cannot be asked: {error}") from None
+        raise UserError(f"slurm: the query of jobs failed: {error}; try again") from None
 
 
 def _tasks(directory: RunDirectory) -> list[RunJob]:
-    """Return the jobs of task N of an array that was submitted as RUN, where the run is RUN-N."""
+    """Return the jobs of a run RUN-N that is task N of an array submitted as RUN."""
     match = re.fullmatch(r"(.+)-(\d+)", directory.run)
     array = directory.path.with_name(match[1]) if match else None
     if array is None or not (array / f"job-{int(match[2])}.yaml").exists():
@@ -94,7 +94,7 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
         return 0
     print(*notes, sep="\n")
     for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
-        _refuse_double(replace(directory, run=str(run)))
+        _refuse_second_job(replace(directory, run=str(run)))
     for task, task_config in zip(plan.tasks, configs, strict=True):  # later edits must not change a waiting job
         write_text(plan.directory / task.file, dump(task_config.values))
     path = plan.directory / "job.sbatch"
@@ -111,7 +111,7 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_double(directory: RunDirectory) -> None:
+def _refuse_second_job(directory: RunDirectory) -> None:
     job = next((job for job in jobs_of(directory) if job.info.waiting_or_running), None)
     if job:
         raise UserError(
@@ -140,7 +140,7 @@ def _status(config: Config, options: argparse.Namespace) -> int:
         run = replace(directory, run=path.name)
         if run.checkpoints():
             saved = datetime.fromtimestamp(run.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
-            finished = ", results.json is there" if run.results.exists() else ""
+            finished = ", results.json exists" if run.results.exists() else ""
             print(f"{run.path}: step {run.latest_step}, saved {saved}{finished}")
     return 0
 
@@ -152,9 +152,9 @@ def _cancel(config: Config, options: argparse.Namespace) -> int:
         job_registry.mark_cancelled(directory.path, job_id)  # first: it must not be requeued in the meantime
         _slurm("scancel", job_id)
         name = job if job.array else f"job {job_id}"
-        print(f"{name} is cancelled and will not come back; its checkpoints stay in {directory.path}")
+        print(f"{name} is cancelled and will not be requeued; its checkpoints stay in {directory.path}")
     if not jobs:
-        print(f"{directory.path} has no job that waits or runs")
+        print(f"{directory.path} has no waiting or running job")
     return 0
 
 

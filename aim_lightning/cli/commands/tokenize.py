@@ -67,7 +67,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     directory, settings = config.run_directory, _settings(config, options)
     views = Views(settings.pop("views"), settings.pop("crop_range"))
     train = TokenizeOptions(views, **settings)
-    # A network sees a mirrored validation image as another one: one view is enough there.
+    # Validation needs one view per image; a mirrored copy would count as another image.
     splits = {"train": train, "val": replace(train, views=Views())}
     process = rank_or_launch(config.trainer)
     if isinstance(process, int):
@@ -76,7 +76,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(config.values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
-    # Both before the first image: an error in val must not appear after hours of train.
+    # Create both jobs first, so that an error in val appears before hours of work on train.
     jobs = {
         split: TokenizeJob(images, tokenizer, out / split, splits[split], process, device, data.num_workers)
         for split, images in data.sets.items()
@@ -98,7 +98,7 @@ def _settings(config: Config, options: argparse.Namespace) -> dict:
     """Return the section `tokenize` with the options of the command line, which take precedence."""
     section = dict(config.values.get("tokenize") or {})
     if options.views:
-        section.pop("crop_range", None)  # it belongs to the other views
+        section.pop("crop_range", None)  # crop_range of the section applies only to the views of the section
     names = asdict(TokenizeSection())
     return names | section | {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 

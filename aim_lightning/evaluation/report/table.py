@@ -122,7 +122,7 @@ def _sweep(name: str, sweep: dict[str, Any]) -> str:
     varied = "; ".join(f"{option} {', '.join(values)}" for option, values in sweep["varied"].items())
     files = ", ".join(f"[{file}](sweeps/{name}/{file})" for file in SWEEP_FILES)
     return (
-        f"- **{name}**: {_model(sweep['model'])}, {sweep['num_images']:,} images a point; {varied}; reference: "
+        f"- **{name}**: {_model(sweep['model'])}, {sweep['num_images']:,} images per point; {varied}; reference: "
         f"{describe_reference(sweep['protocol']['reference'])}; {', '.join(sweep['hardware'])}, commit "
         f"{', '.join(sweep['commit'])}: {files}"
     )

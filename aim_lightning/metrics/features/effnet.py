@@ -13,14 +13,13 @@ from aim_lightning.utils.errors import UserError
 class EfficientNetLite0Features(FeatureNetwork):
     """1280 features of EfficientNet-Lite0 (ImageNet), a substitute for Inception that pip installs.
 
-    Its distances ("fd_effnet_lite0") compare runs of this project. They are not FIDs and compare with no paper.
+    Its distances ("fd_effnet_lite0") compare runs of this project. They are not FIDs; papers have other numbers.
 
     Args:
-        size: side in pixels that images are resized to. 96 is the largest of 64, 96 and 128 that two CPU cores
-            process at 300 images/s; a linear probe on it classifies 87 % of the embedded val correctly.
+        size: side in pixels that images are resized to. Larger sizes are slower; 96 is a compromise for two CPU cores.
 
     Raises:
-        UserError: a size below 32, which the network's five strides of 2 reduce to nothing.
+        UserError: a size below 32; five strides of 2 would leave no position.
     """
 
     name = "effnet_lite0"
@@ -74,7 +73,7 @@ def _folded(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.ReLU6):
             module.inplace = True
     for module in network.modules():
-        # Padding of equal sides moves into the convolution; the default (0, 1) marks modules without any.
+        # Symmetric padding moves into the convolution. The default (0, 1) skips modules without padding.
         padding = getattr(getattr(module, "static_padding", None), "padding", (0, 1))
         if len(set(padding)) == 1:
             module.padding, module.static_padding = padding[:2], nn.Identity()
