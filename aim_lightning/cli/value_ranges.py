@@ -96,7 +96,8 @@ def _is_valid(value: Any, allowed: Range | Share | Choice | None) -> bool:
         return allowed.contains(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
-    return math.isfinite(value) and (allowed is None or allowed.contains(value))
+    is_finite = isinstance(value, int) or math.isfinite(value)  # isfinite fails for integers beyond float
+    return is_finite and (allowed is None or allowed.contains(value))
 
 
 def _values(value: Any, key: str, ranges: Allowed) -> Iterator[tuple[str, Range | Share | Choice | None, Any]]:

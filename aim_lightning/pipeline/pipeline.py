@@ -148,7 +148,7 @@ class AiMPipeline:
             UserError: there is no such device.
         """
         try:
-            torch.empty(0, device=device)
+            torch.empty(0).to(device)  # also a dtype
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"device is {str(device)!r} ({reason}); use cpu, cuda or cuda:N") from None
@@ -278,6 +278,7 @@ class AiMPipeline:
             close = difflib.get_close_matches(label, self.class_names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see class_names"
             raise UserError(f"labels: there is no class {label!r}; {hint}")
+        label = label.tolist() if hasattr(label, "tolist") else label  # every tensor has __index__, floats too
         if isinstance(label, bool) or not hasattr(label, "__index__"):
             raise UserError(f"labels: {label!r} is no label; give whole numbers or class names")
         most = self.aim.null_class if allow_null_class else self.aim.null_class - 1

@@ -41,6 +41,7 @@ class SamplingOptions:
         cfg_interval: start and end of the schedule ``interval``, shares of the sequence, 0 to 1.
         decoder: ``plain``, or ``fast`` (docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
+            The plain decoder keeps the network's own, which may also be ``float16`` or ``float64``.
         pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU.
         pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
 
@@ -59,7 +60,7 @@ class SamplingOptions:
     cfg_power: float = 1.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     decoder: Literal["plain", "fast"] = "plain"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     pixel_precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     pixel_compile: bool = False
 
@@ -144,6 +145,8 @@ def check_decoder(options: SamplingOptions, model: AiM) -> None:
     """Raise a UserError where the fast decoder is configured and cannot take the network or a filter."""
     if options.decoder == "fast":
         reason = obstacle(model.config, model.lm_head.weight.device) or options.filters().fast_obstacle()
+        if not reason and options.precision in ("float16", "float64"):
+            reason = f"it has no {options.precision}"
         if reason:
             raise UserError(f"the fast decoder cannot be used: {reason}")
 

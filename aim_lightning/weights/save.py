@@ -101,9 +101,10 @@ def write_run(source: Source, directory: RunDirectory, configuration: dict[str, 
     # Step 0 next to later steps would look like a checkpoint of the same training.
     if directory.checkpoints():
         raise UserError(f"{directory.path} already holds a run; give another --run, or remove it first")
-    class_path, sizes = configuration["model"]["class_path"], configuration["model"]["init_args"].get("network") or {}
+    class_path = configuration["model"]["class_path"]
     if class_path not in (AIM, TOKENIZER):
         raise UserError(f"model.class_path is {class_path}; weights can be imported for {AIM} and {TOKENIZER}")
+    sizes = configuration["model"]["init_args"].get("network") or {}
     config = AiMConfig(**sizes) if class_path == AIM else VQConfig(**sizes)
     check_same(source, config)
     network = AiM(config) if class_path == AIM else VQModel(config)

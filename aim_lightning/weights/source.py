@@ -171,7 +171,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     names = index.get("weight_map") if isinstance(index, dict) else None
     # Only plain file names: an index must not reach outside its directory.
     plain = isinstance(names, dict) and all(isinstance(f, str) and Path(f).name == f for f in names.values())
-    if not plain or not names:
+    if not plain or not names or any(file.endswith(INDEX_ENDING) for file in names.values()):
         raise UserError(f"index {path} has no weight_map from names to files next to it")
     return names
 

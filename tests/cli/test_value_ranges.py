@@ -37,6 +37,7 @@ CASES = [
     ("callbacks.sample_metrics.num_samples", "1", "num_samples is 1; it must be 2 or more"),
     ("seed_everything", "-1", "seed_everything is -1; it must be from 0 to 4294967295"),
     ("seed_everything", "4294967296", "seed_everything is 4294967296"),
+    ("seed_everything", "9" * 400, "it must be from 0 to 4294967295"),
     ("trainer.strategy", "ddp_spawn", "it must be one of auto, ddp,"),
     ("trainer.strategy", "fsdp", "cannot resume at the exact step"),
     ("trainer.accelerator", "tpu", "it must be one of auto, cpu, gpu"),

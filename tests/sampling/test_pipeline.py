@@ -4,6 +4,7 @@ import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY, TINY_VQ, assert_user_error, random_aim
@@ -205,6 +206,7 @@ CASES = [
     ([0.0, 1.0], "^labels: 0.0 is no label; give whole numbers or class names$"),
     (torch.zeros(2), "^labels: 0.0 is no label"),
     ([True], "^labels: True is no label"),
+    ([torch.tensor(1.5)], "^labels: 1.5 is no label"),
     ([[0, 1]], r"^labels: \[0, 1\] is no label"),
     ([3], "^labels: 3 is not one of 0 to 2; the null class 3 needs allow_null_class=True$"),
     ([10**30], "^labels: 1000000000000000000000000000000 is not one of"),
@@ -220,6 +222,12 @@ def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     assert_user_error("seed is -1; it must be a whole number, 0 or more", pipeline.generate, [0], seed=-1)
     for indices in ([0, 1], [0.5]):
         assert_user_error("^indices are .*; give one integer per label$", pipeline.generate, [0], indices=indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_any_type_and_options_of_numpy(pipeline, dtype):
+    images = pipeline.to(dtype).generate([0, 2], cfg_scale=np.float32(2), seed=1)
+    assert images.dtype == torch.uint8 and torch.equal(images, pipeline.generate([0, 2], cfg_scale=2, seed=1))
 
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):

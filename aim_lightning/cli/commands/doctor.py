@@ -31,7 +31,8 @@ def run(config: None, options: argparse.Namespace) -> int:
         print(f"  {package:18s}{version}")
     policy = os.environ.get("OMP_WAIT_POLICY", "OpenMP's default; passive is chosen where processors are short")
     print(f"CPU: {torch.get_num_threads()} threads; OMP_WAIT_POLICY: {policy}")
-    for i in range(torch.cuda.device_count()):
+    # NVML counts GPUs that the CUDA runtime cannot use, for instance because the driver is too old.
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(i)
         memory, bf16 = properties.total_memory / 2**30, torch.cuda.is_bf16_supported()
         print(f"GPU {i}: {properties.name}, {memory:.0f} GiB, bf16 {bf16}")

@@ -29,6 +29,7 @@ def without_run(options: argparse.Namespace) -> bool:
 RESULTS = Path("experiments/results")
 # Options without effect next to --samples, and next to --weights.
 OF_SAMPLING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
+OF_SAMPLING += ("--allow_untrained_guidance",)
 OF_RUN = ("--checkpoint", "--raw")
 
 
