@@ -59,6 +59,7 @@ class FitLifecycle:
     def __enter__(self) -> "FitLifecycle":
         quiet()
         signals.install()
+        signals.on_abort = self._record_exit
         return self
 
     def start(self) -> Decision:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 from aim_lightning.utils import process
@@ -29,6 +29,7 @@ EXITS = {TERM: 128 + signal.SIGTERM, USR1: 128 + signal.SIGUSR1, INT: 128 + sign
 READ_SECONDS = 20.0  # within the 30 seconds after which SLURM kills a job
 _received = NONE
 _installed = False
+on_abort: Callable[[int], None] | None = None  # records the exit code, so that job.sbatch does not see a crash
 _stops: SimpleQueue[int] = SimpleQueue()  # its `put` is reentrant, as a signal handler requires
 
 
@@ -116,6 +117,9 @@ def _abort_blocked_read() -> None:
     fact = f"{NAMES[code]}: a read of data has not ended for {beat[0]:.0f} s"
     # Not print: the main thread may hold the lock of the stream.
     os.write(2, f"error: {fact}; aborted without a checkpoint, check the disk or data.path\n".encode())
+    if on_abort is not None:
+        with contextlib.suppress(Exception):  # the disk of the run may block too
+            process.in_background(lambda: on_abort(EXITS[code])).result(2)
     for worker in multiprocessing.active_children():  # a loader process in the same read would outlive this one
         worker.kill()
     os._exit(EXITS[code])

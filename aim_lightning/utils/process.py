@@ -86,8 +86,10 @@ def beat(phase: str) -> None:
 def reading() -> Iterator[None]:
     """Mark a read of training data: it may block forever, and a signal may abort it (see `cluster.signals`)."""
     beat(READING)
-    yield
-    beat("what follows reading")
+    try:
+        yield
+    finally:
+        beat("what follows reading")
 
 
 def last_beat() -> tuple[float, str]:

@@ -45,9 +45,10 @@ def shard_loader(root):
     return module(f"pipe:timeout 60 cat {root}/{{}}").train_dataloader()
 
 
-def read(loader, seconds, started):
+def read(loader, seconds, started, record):
     signals._installed, signals.READ_SECONDS = False, seconds  # another test of this process may have installed them
     signals.install()
+    signals.on_abort = lambda code: record.write_text(str(code))
     with signals.graceful_interrupt():
         started.set()
         list(loader)
@@ -65,7 +66,7 @@ CASES = [
 @pytest.mark.parametrize(("make_loader", "sent", "seconds", "code"), CASES)
 def test_signals_end_a_blocked_read(tmp_path, capfd, make_loader, sent, seconds, code):
     started = FORK.Event()
-    process = FORK.Process(target=read, args=(make_loader(tmp_path), seconds, started))
+    process = FORK.Process(target=read, args=(make_loader(tmp_path), seconds, started, tmp_path / "code"))
     process.start()
     assert started.wait(60)
     time.sleep(0.5)  # until the read blocks
@@ -79,3 +80,4 @@ def test_signals_end_a_blocked_read(tmp_path, capfd, make_loader, sent, seconds,
     assert not stuck and process.exitcode == code
     if code > 1:
         assert "s; aborted without a checkpoint, check the disk" in capfd.readouterr().err
+        assert (tmp_path / "code").read_text() == str(code)
