@@ -215,7 +215,7 @@ def test_reproduce_prints_our_row_next_to_the_papers(config, workspace, monkeypa
     assert call("reproduce", plain, "--preset", "AiM-B", *published, "--record", "aim_b") == 0
     out = capsys.readouterr().out
     assert "| AiM-B, paper | 3.52 | 250.1 | 0.83 | 0.52 |" in out and "| AiM-B, here | – |" in out
-    assert "no FID" in out and "24 samples instead of 50,000" in out
+    assert "not FID" in out and "24 samples instead of 50,000" in out
     sampling = read_record(workspace / "results" / "aim_b.json")["protocol"]["sampling"]
     assert (sampling["cfg_scale"], sampling["position_offset"], sampling["top_k"]) == (2.0, 1, 0)
     assert (workspace / "runs/published/published/evaluations/AiM-B.json").is_file()
