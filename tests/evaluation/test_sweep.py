@@ -273,7 +273,11 @@ def make_record(fid=True, **more):
     values = {"fid": 9.876, "is": 100.5, "is_std": 1.0, "kid": -1e-6} if fid else {"fd_effnet_lite0": 5.5}
     features = {"network": "inception", "weights_sha256": "ab" * 32, "resizing": "bilinear"}
     reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
-    protocol = {"sampling": {"cfg_scale": 2.0, "top_k": 600, "seed": 0}, "features": features, "reference": reference}
+    protocol = {
+        "sampling": {"cfg_scale": 2.0, "top_k": 600, "temperature": 0.9, "seed": 0},
+        "features": features,
+        "reference": reference,
+    }
     model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
     return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
 
@@ -293,7 +297,7 @@ def test_the_table_shows_recorded_results_only(tmp_path):
     record = read_record(tmp_path / "results" / "one.json")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:10] == ["one", "fashion", "ref.npz", "10,000", "9.88", "–", "100.50", "–", "–", "0.0000"]
-    assert cells[10:] == ["2, top_k 600", "–", record["hardware"], record["commit"]]
+    assert cells[10:] == ["2, temperature 0.9, top_k 600", "–", record["hardware"], record["commit"]]
     assert "| three | fashion | ref.npz | 10,000 | 9.88 ± 0.25 |" in text
     assert "reference: 10,000 images of ref.npz (sha256 cdcdcdcdcdcd…)" in text
     assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text

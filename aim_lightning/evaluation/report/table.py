@@ -1,10 +1,12 @@
 """Render experiments/README.md: recorded results next to those that papers report."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.config.yaml import parse
 from aim_lightning.evaluation.score_record import chosen_classes, describe_reference, plain_metrics, read_record
+from aim_lightning.sampling.filters import Filters
 
 INTRODUCTION = """# Experiments and results
 
@@ -97,7 +99,8 @@ def _guidance(sampling: dict[str, Any]) -> str:
     if not sampling:
         return MISSING
     schedule = sampling.get("cfg_schedule", "constant")
-    more = [f"{key} {sampling[key]}" for key, off in (("top_k", 0), ("top_p", 1.0)) if sampling.get(key, off) != off]
+    filters = {field.name: field.default for field in fields(Filters)}
+    more = [f"{name} {sampling[name]}" for name, default in filters.items() if sampling.get(name, default) != default]
     return ", ".join([f"{sampling['cfg_scale']:g}" + ("" if schedule == "constant" else f" {schedule}"), *more])
 
 
