@@ -47,6 +47,7 @@ def shard_loader(root):
 
 def read(loader, seconds, started, record):
     signals._installed, signals.READ_SECONDS = False, seconds  # another test of this process may have installed them
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch's process launcher leaves its own
     signals.install()
     signals.on_abort = lambda code: record.write_text(str(code))
     with signals.graceful_interrupt():
