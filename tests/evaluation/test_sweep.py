@@ -18,7 +18,7 @@ from PIL import Image
 
 from aim_lightning.cli.commands.follow import load_together, new_checkpoints
 from aim_lightning.cli.main import main
-from aim_lightning.evaluation.report.sweep import grid_points, label, parse_grid, read_sweeps
+from aim_lightning.evaluation.report.sweep import grid_points, label, lowest_points, parse_grid, read_sweeps
 from aim_lightning.evaluation.report.table import paper_results, read_records, render
 from aim_lightning.evaluation.score_record import read_record, score_record
 from aim_lightning.evaluation.scorer import Evaluation
@@ -280,6 +280,12 @@ def make_record(fid=True, **more):
     }
     model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
     return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
+
+
+def test_no_winner_within_noise():
+    records = [{"metrics": {"fid": value}, "std": {"fid": 0.2}} for value in (3.3, 3.0, 3.5)]
+    assert lowest_points(records, "fid") == [1, 0]
+    assert lowest_points([{"metrics": record["metrics"]} for record in records], "fid") == [1]
 
 
 def test_the_table_shows_recorded_results_only(tmp_path):

@@ -59,9 +59,10 @@ def run(config: Config, options: argparse.Namespace) -> int:
     files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]
     sweep.write_hparams(directory, names, points, records)
     first = next(iter(records[0]["metrics"]))
-    best = min(range(len(points)), key=lambda i: records[i]["metrics"][first])
+    best, *ties = sweep.lowest_points(records, first)
+    noise = f"; within its noise: {', '.join(sweep.label(points[i], names) for i in ties)}" if ties else ""
     against = f", against {describe_reference(records[0]['protocol']['reference'])}" if options.reference else ""
-    log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {sweep.label(points[best], names)}{against}")
+    log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {sweep.label(points[best], names)}{against}{noise}")
     log(f"results: {files[0]}; hparams: tensorboard --logdir {directory / 'hparams'}")
     files += plots.write_plots(directory, names, points, records)
     log(f"plots: {', '.join(map(str, files[2:]))}")

@@ -9,6 +9,7 @@ from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
+LOWER_IS_BETTER = ("fid", "sfid", "fd_", "kid", "kd_", "rfid", "rfd", "lpips")  # starts of names
 Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 
 
@@ -53,7 +54,8 @@ def _plot_metrics(path: Path, metrics: list[str], axis: str, lines: Lines) -> Pa
             x = [number_or_text(point, axis) for point, _ in line]
             plot.errorbar(x, values, error, marker="o", label=name or None)
         plot.set_xlabel(axis)
-        plot.set_title(metric, fontsize=9)
+        arrow = "↓" if metric.startswith(LOWER_IS_BETTER) else "↑"
+        plot.set_title(f"{metric} ({arrow} better)", fontsize=9)
     return _save(figure, axes.flat[0], len(lines), path)
 
 

@@ -126,6 +126,19 @@ def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
     return protocols
 
 
+def lowest_points(records: list[dict[str, Any]], metric: str) -> list[int]:
+    """Return the numbers of the point with the lowest value and of those within its noise, the lowest first.
+
+    Args:
+        records: of the points; with several seeds they have deviations (`std`).
+        metric: name.
+    """
+    values = [record["metrics"][metric] for record in records]
+    noise = [record.get("std", {}).get(metric, 0.0) for record in records]
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return [i for i in order if i == order[0] or values[i] - values[order[0]] <= noise[i] + noise[order[0]]]
+
+
 def write_hparams(
     directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
 ) -> None:
