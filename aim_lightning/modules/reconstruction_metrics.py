@@ -68,6 +68,6 @@ class ReconstructionScores(nn.Module):
         return {metric_name(name, count, raw): values[name] for name in ("psnr", "ssim", "lpips") if name in values}
 
     def reset(self) -> None:
-        """Remove all batches."""
+        """Remove all accumulated batches."""
         for metric in (self.psnr, self.ssim, self.counts, self.image_count, *self.means.values()):
             metric.reset()

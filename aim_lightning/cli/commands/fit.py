@@ -10,7 +10,7 @@ HELP = "train, or continue an unfinished run"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add --allow_changes."""
+    """Add the option --allow_changes."""
     add_shared(parser, "allow_changes")
 
 
