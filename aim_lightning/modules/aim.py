@@ -38,6 +38,8 @@ class AiMModule(LightningModule):
         compile: torch.compile the network in place.
         backend: ``auto`` selects our Triton kernels on an NVIDIA GPU, else mamba-ssm's, else plain PyTorch; ``triton``,
             ``mamba_ssm`` and ``torch`` require one of them.
+        gradient_checkpointing: recompute activations in the backward pass, with the same values: ``none``; ``blocks`` =
+            keep the inputs of each block; ``all`` = keep the inputs of groups of about sqrt(n_layer) blocks.
         init_from: weights that a new run starts from: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
 
@@ -54,12 +56,13 @@ class AiMModule(LightningModule):
         seed: int = 0,
         compile: bool = False,
         backend: Literal["auto", "torch", "mamba_ssm", "triton"] = "auto",
+        gradient_checkpointing: Literal["none", "blocks", "all"] = "none",
         init_from: str | None = None,
     ) -> None:
         super().__init__()
         ranges = {"global_batch_size": Range(1), "label_dropout": Range(0, 1)}
         check_arguments("model.", AiMModule.__init__, locals(), **ranges)
-        self.network = AiM(network, backend)
+        self.network = AiM(network, backend, gradient_checkpointing)
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile

@@ -50,6 +50,11 @@ def test_accumulated_gradients_repeat_to_the_bit(differences):
     assert differences["repeated"] is True
 
 
+@pytest.mark.slow
+def test_activation_checkpointing_changes_no_bit(differences):
+    assert differences["recomputed"] is True
+
+
 def test_a_cpu_is_refused_and_auto_falls_back():
     model = AiM(TINY, "triton")
     with pytest.raises(UserError, match="backend triton cannot be used: it needs an NVIDIA GPU"):

@@ -15,6 +15,7 @@ from aim_lightning.models.aim.backends import Backend, choose_backend, require_b
 from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.models.aim.block import Block, ClassEmbedding, CodeEmbeddings, FinalLayer, modulation_head
 from aim_lightning.models.aim.mixer import Mamba2Mixer, RMSNorm
+from aim_lightning.models.aim.recompute import Checkpointing, apply_layers
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.backend: Backend = TorchBackend()
+        self.gradient_checkpointing: Checkpointing = "none"
         self.embeddings = CodeEmbeddings(config)
         self.cls_embed = ClassEmbedding(config)
         if config.adaln == "group":
@@ -58,11 +60,18 @@ class Backbone(nn.Module):
             groups = self.adaln_group(class_BD).unflatten(-1, shape).unbind(1)
         return [layer.modulation(class_BD, groups[i % len(groups)]) for i, layer in enumerate(self.layers)]
 
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """Return what a backward pass recomputes now; nothing in evaluation mode."""
+        return self.gradient_checkpointing if self.training else "none"
+
     def forward(self, x: Tensor, condition: Conditioning, states: list[MixerState] | None = None) -> Tensor:
         """Map embedded inputs (B, L, D), or with `states` one position (B, D), to hidden values of that shape."""
-        x, residual = self.token_dropout(x), None
-        for i, layer in enumerate(self.layers):
-            x, residual = layer(x, residual, condition.layers[i], None if states is None else states[i])
+        layers = zip(self.layers, condition.layers, states or [None] * len(self.layers), strict=True)
+        x, residual = apply_layers(
+            lambda x, residual, layer, *items: layer(x, residual, *items),
+            layers, (self.token_dropout(x), None), self.checkpointing,
+        )  # fmt: skip
         h, _ = self.backend.add_norm(x, residual, self.norm_f)
         return self.final_layer(h, condition.final_B2D).to(x.dtype)
 
@@ -79,16 +88,21 @@ class AiM(nn.Module):
         backend: ``torch`` (any device), ``triton`` (our kernels, NVIDIA GPUs), ``mamba_ssm`` (its kernels) or ``auto``:
             triton, else mamba_ssm, else torch. The choice is logged when it is made: on a GPU, or at the first use.
             It is made again whenever the network is moved; the parameters are the same.
+        gradient_checkpointing: activations that training recomputes: ``none``, the inside of all ``blocks``, or ``all``
+            but the inputs of groups of about sqrt(n_layer) blocks.
 
     Raises:
         UserError: mamba_ssm is requested and not installed; at the first use, it cannot run on the weights' device.
     """
 
-    def __init__(self, config: AiMConfig, backend: str = "auto") -> None:
+    def __init__(
+        self, config: AiMConfig, backend: str = "auto", gradient_checkpointing: Checkpointing = "none"
+    ) -> None:
         super().__init__()
         require_backend(backend)
         self.config, self.backend_option = config, backend
         self.backbone = Backbone(config)
+        self.backbone.gradient_checkpointing = gradient_checkpointing
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.backbone.embeddings.word_embeddings.weight  # tied, as published
         if self.lm_head.weight.device.type != "meta":

@@ -11,6 +11,7 @@ from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.fused.loss import WIDEST
 from aim_lightning.models.aim.fused.mixer import FusedMixer
 from aim_lightning.models.aim.fused.norm import ModulatedNorm
+from aim_lightning.models.aim.recompute import apply_layers
 
 AMPERE = (8, 0)
 WIDEST_HEAD, WIDEST_STATE, WIDEST_MODEL = 128, 256, 8192
@@ -52,14 +53,18 @@ def forward_stack(
         final_B2D: shift and scale of the final layer, or None.
     """
     dtype = compute_dtype(x_BLD)
-    raw, row_scale, gate, residual = x_BLD, None, None, None
-    for layer, rows in zip(backbone.layers, layers, strict=True):
+
+    def apply(raw, row_scale, gate, residual, layer: nn.Module, rows: Tensor | None) -> tuple[Tensor | None, ...]:
         for norm, branch, (shift, scale, next_gate) in _branches(layer, rows):
             u, residual = ModulatedNorm.apply(
                 raw, row_scale, gate, residual, norm.weight, shift, scale, norm.eps, dtype
             )
             raw, row_scale = branch(u)
             gate = next_gate
+        return raw, row_scale, gate, residual
+
+    items = zip(backbone.layers, layers, strict=True)
+    raw, row_scale, gate, residual = apply_layers(apply, items, (x_BLD, None, None, None), backbone.checkpointing)
     norm = backbone.norm_f
     h, _ = ModulatedNorm.apply(raw, row_scale, gate, residual, norm.weight, None, None, norm.eps, torch.float32)
     shift, scale = (None, None) if final_B2D is None else final_B2D.unbind(1)
