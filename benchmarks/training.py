@@ -1,24 +1,45 @@
-"""Training steps of the presets on each backend: images/s, TFLOP/s, memory and time on the host, in one run.
+"""Measure training of the presets on each backend, kernels alone and inside `fit`, in one run.
 
-python benchmarks/training.py [--models AiM-B] [--batches 64,256] [--backends triton,mamba_ssm] [--steps 8] [--profile]
-A step is forward, backward, clipping and fused AdamW in bf16 autocast on random codes. Ratios are to mamba_ssm in
-eager mode, which runs the published kernels. --profile also lists the time of each kernel. Needs an NVIDIA GPU.
+python benchmarks/training.py [--models AiM-B] [--batches 64,256] [--backends triton,mamba_ssm] [--steps 8]
+    [--fit 64,256,shipped] [--fit_models AiM-B] [--fit_backends triton] [--fit_steps 50] [--profile] [-- OPTIONS OF FIT]
+
+Kernels alone: forward, backward, clipping and fused AdamW in bf16 autocast on random codes. `--batches ''` skips them.
+Inside fit: experiments/imagenet256_aim_*.yaml on simulated token shards, without samples and validation. A number is
+the micro-batch and the global batch; `shipped` keeps both batches of the experiment. `--fit ''` skips this part.
+Every row has images/s, TFLOP/s, MFU, peak memory, milliseconds per micro-batch and those that the host needs for one.
+Ratios are to mamba_ssm in eager mode, which runs the published kernels, and to the kernels alone. mamba_ssm's first
+call autotunes for a minute or more; without it in --backends there is no ratio to it. --profile also lists the time
+of each kernel. Needs an NVIDIA GPU.
 """
 
 import argparse
 import gc
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from record import hardware, save
+from tokens import simulate
 from torch.profiler import ProfilerActivity, profile
 
+from aim_lightning.cli.main import main as aim_lightning
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends.choose import missing
 
+ROOT = Path(__file__).parents[1]
 WARM_UP = 3
+FIT_WARM_UP = 10  # steps until allocator, loader and the steps in flight are in their steady state
+HOST_STEPS = 5  # steps with a synchronisation before each: the host meets an empty queue and waits for nothing
+COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", "milliseconds", "host_milliseconds")
+COLUMNS += ("tflops", "mfu", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
+PEAK_TFLOPS = {"H100": 989.4, "H200": 989.4}  # dense bf16, from the vendor's data sheets
 
 
 def training_step(model: str, backend: str, batch: int) -> tuple[AiM, Callable[[], float]]:
@@ -53,11 +74,93 @@ def measure(model: str, backend: str, batch: int, steps: int, profiled: bool) ->
     host = [step() for _ in range(steps)]
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / steps
-    row = {"model": model, "backend": backend, "batch": batch, "images_per_s": round(batch / seconds, 1)}
-    row |= {"milliseconds": round(seconds * 1e3, 2), "host_milliseconds": round(statistics.median(host) * 1e3, 2)}
-    row["tflops"] = round(batch * network.flops_per_image() / seconds / 1e12, 1)
-    row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+    row = figures(batch, seconds, statistics.median(host), network.flops_per_image())
     return row | ({"kernels": kernels(step)} if profiled else {})
+
+
+def figures(batch: int, seconds: float, host: float, flops: float) -> dict:
+    """Return the measured values of one micro-batch.
+
+    Args:
+        batch: images.
+        seconds: of the device.
+        host: seconds that the host needs to launch it.
+        flops: of one image.
+    """
+    tflops = batch * flops / seconds / 1e12
+    row = {"batch": batch, "images_per_s": round(batch / seconds, 1), "milliseconds": round(seconds * 1e3, 2)}
+    row |= {"host_milliseconds": round(host * 1e3, 2), "tflops": round(tflops, 1)}
+    if peak := next((peak for name, peak in PEAK_TFLOPS.items() if name in hardware()), None):
+        row["mfu"] = round(tflops / peak, 3)
+    return row | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1)}
+
+
+class Clock(Callback):
+    """Callback that times `steps` optimizer steps between two synchronisations and writes them to `path` as JSON."""
+
+    def __init__(self, path: str, warm_up: int, steps: int) -> None:
+        self.path, self.first, self.last = Path(path), warm_up, warm_up + steps
+        self.synchronised: list[float] = []
+        self.host: list[float] = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        plan, step = trainer.datamodule.plan, trainer.global_step
+        if (batch_idx + 1) % plan.accumulate or (step != self.first and step < self.last):
+            return
+        if step > self.last:
+            self.host.append((time.perf_counter() - self.synchronised[-1]) / plan.accumulate)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.synchronised.append(time.perf_counter())
+        if len(self.host) == HOST_STEPS:
+            seconds = (self.synchronised[1] - self.synchronised[0]) / (self.last - self.first) / plan.accumulate
+            flops = module.network.flops_per_image()
+            row = figures(plan.micro_batch_size, seconds, statistics.median(self.host), flops)
+            row |= {"global_batch": trainer.datamodule.global_batch_size, "timed_steps": self.last - self.first}
+            self.path.write_text(json.dumps(row))
+
+
+def measure_fit(model: str, backend: str, batch: int | str, steps: int, options: list[str]) -> dict:
+    """Time `aim-lightning fit` with the shipped configuration of a preset, and return its row.
+
+    Args:
+        model: preset with an ImageNet experiment.
+        backend: of the network.
+        batch: images per step and micro-batch, or `shipped`.
+        steps: timed steps, a quarter of them for `shipped`.
+        options: further ones of `aim-lightning fit`.
+    """
+    shipped = batch == "shipped"
+    warm_up, steps = (3, max(steps // 4, 1)) if shipped else (FIT_WARM_UP, steps)
+    last = warm_up + steps + HOST_STEPS
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        for split, rows in (("train", (last + 1) * (2048 if shipped else batch)), ("val", 64)):
+            (directory / "tokens" / split).mkdir(parents=True)
+            simulate(directory / "tokens" / split, rows, 1)  # more than one epoch would restart the loader
+        clock = {"path": str(directory / "clock.json"), "warm_up": warm_up, "steps": steps}
+        sizes = {} if shipped else {"global_batch_size": batch, "max_device_batch_size": batch}
+        values = {
+            "callbacks": {
+                "clock": {"class_path": "training.Clock", "init_args": clock},
+                "sample_grid": None,
+                "sample_metrics": None,
+                "checkpoints": {"init_args": {"every_n_steps": last}},
+            },
+            "data": {"init_args": {"path": str(directory / "tokens"), **sizes}},
+            "model": {"init_args": {"backend": backend}},
+            "runs_root": str(directory / "runs"),
+            "tokenizer": None,
+            "trainer": {"devices": 1, "max_steps": last, "max_epochs": -1, "limit_val_batches": 0},
+        }
+        (directory / "fit.yaml").write_text(json.dumps(values))
+        experiment = ROOT / f"experiments/imagenet256_{model.lower().replace('-', '_')}.yaml"
+        code = aim_lightning(["fit", "--config", str(experiment), "--config", str(directory / "fit.yaml"), *options])
+        return json.loads((directory / "clock.json").read_text()) if code == 0 else {"exit_code": code}
 
 
 def kernels(step: Callable[[], float], steps: int = 2, most: int = 25) -> list[dict]:
@@ -77,31 +180,56 @@ def kernels(step: Callable[[], float], steps: int = 2, most: int = 25) -> list[d
     ]
 
 
+def add_ratios(rows: list[dict]) -> None:
+    """Add to each row its speed relative to mamba_ssm's kernels and, inside fit, to its own kernels alone."""
+    alone = {(r["model"], r["backend"], r["batch"]): r for r in rows if r["part"] == "kernels"}
+    for row in rows:
+        for name, backend in (("ratio_to_mamba_ssm", "mamba_ssm"), ("ratio_to_kernels", row["backend"])):
+            reference = alone.get((row["model"], backend, row.get("batch")), {})
+            if "images_per_s" in row and "images_per_s" in reference and reference is not row:
+                row[name] = round(row["images_per_s"] / reference["images_per_s"], 3)
+
+
+def words(text: str) -> list[str]:
+    """Split a list of an option."""
+    return [word for word in text.split(",") if word]
+
+
 def main() -> None:
     """Measure all combinations and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="AiM-B", help="presets, separated by commas")
-    parser.add_argument("--batches", default="64,256", help="images per step")
-    parser.add_argument("--backends", default="triton" + ("" if missing() else ",mamba_ssm"))
-    parser.add_argument("--steps", type=int, default=8, help="timed steps")
+    backends = "triton" + ("" if missing() else ",mamba_ssm")
+    parser.add_argument("--models", type=words, default="AiM-B", help="presets, separated by commas")
+    parser.add_argument("--batches", type=words, default="64,256", help="images per step of the kernels alone")
+    parser.add_argument("--backends", type=words, default=backends)
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of the kernels alone")
+    parser.add_argument("--fit", type=words, default="64,256,shipped", help="micro-batches inside fit, and `shipped`")
+    parser.add_argument("--fit_models", type=words, default="AiM-B")
+    parser.add_argument("--fit_backends", type=words, default="triton")
+    parser.add_argument("--fit_steps", type=int, default=50, help="timed steps inside fit; `shipped` takes a quarter")
     parser.add_argument("--profile", action="store_true", help="list the time of each kernel")
+    parser.add_argument("fit_options", nargs="*", help="after --: options of aim-lightning fit")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: this benchmark needs an NVIDIA GPU")
+    kernels_alone = partial(measure, steps=options.steps, profiled=options.profile)
+    inside_fit = partial(measure_fit, steps=options.fit_steps, options=options.fit_options)
+    parts = [(kernels_alone, *names) for names in product(options.models, options.batches, options.backends)]
+    parts += [(inside_fit, *names) for names in product(options.fit_models, options.fit, options.fit_backends)]
     rows = []
-    for model in options.models.split(","):
-        for batch in map(int, options.batches.split(",")):
-            for backend in options.backends.split(","):
-                try:
-                    rows.append(measure(model, backend, batch, options.steps, options.profile))
-                except torch.cuda.OutOfMemoryError:
-                    rows.append({"model": model, "backend": backend, "batch": batch, "out_of_memory": True})
-                print({name: value for name, value in rows[-1].items() if name != "kernels"}, flush=True)
-    published = {(r["model"], r["batch"]): r.get("images_per_s") for r in rows if r["backend"] == "mamba_ssm"}
-    for row in rows:
-        if "images_per_s" in row and published.get((row["model"], row["batch"])):
-            row["ratio_to_mamba_ssm"] = round(row["images_per_s"] / published[row["model"], row["batch"]], 2)
-    print(f"{hardware()}; written to {save('training', rows)}")
+    for timed, model, batch, backend in parts:
+        row = {"part": "kernels" if timed is kernels_alone else "fit", "model": model, "backend": backend}
+        row["batch"] = batch if batch == "shipped" else int(batch)
+        try:
+            rows.append(row | timed(model, backend, row["batch"]))
+        except torch.cuda.OutOfMemoryError:
+            rows.append(row | {"out_of_memory": True})
+        print({name: value for name, value in rows[-1].items() if name != "kernels"}, flush=True)
+        add_ratios(rows)
+        path = save("training", rows)  # after each row, so that a run that is cut short keeps the others
+    for row in [{name: name for name in COLUMNS}, *rows]:
+        print("  ".join(f"{row.get(name, '-')!s:>{max(len(name), 9)}}" for name in COLUMNS))
+    print(f"{hardware()}; written to {path}")
 
 
 if __name__ == "__main__":

@@ -104,3 +104,29 @@ def test_only_common_steps_of_two_trainings_are_compared(monkeypatch):
     assert interruptions.rows_agree({1: curve[1]}, curve) and interruptions.rows_agree(curve, {3: curve[3]})
     assert not interruptions.rows_agree(curve, {**curve, 2: {"rows": [7]}})
     assert interruptions.rows_agree(curve, {}) is None and interruptions.distance(curve, {}) == {}
+
+
+def test_the_training_benchmark_times_steps_inside_fit(monkeypatch, own_signals):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import training
+
+    network, data = "--model.init_args.network.", "--data.init_args."
+    tiny = ["--trainer.accelerator", "cpu", f"{network}d_model", "64", f"{network}n_layer", "1"]
+    sizes = [f"{data}global_batch_size", "4", f"{data}max_device_batch_size", "2"]
+    rows = [training.measure_fit("AiM-B", "torch", 2, 3, tiny)]
+    rows += [training.measure_fit("AiM-B", "torch", "shipped", 4, tiny + sizes)]
+    assert [(row["batch"], row["global_batch"], row["timed_steps"]) for row in rows] == [(2, 2, 3), (2, 4, 1)]
+    assert all(row["images_per_s"] == pytest.approx(2e3 / row["milliseconds"], rel=0.01) for row in rows)
+    assert all(row["host_milliseconds"] > 0 and "mfu" not in row for row in rows)
+
+
+def test_ratios_of_the_training_benchmark_are_to_kernels_of_the_same_micro_batch(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import training
+
+    cells = ("fit triton 64 90", "kernels triton 64 100", "kernels mamba_ssm 64 50", "fit triton 256 100")
+    rows = [dict(zip(("part", "backend", "batch", "images_per_s"), cell.split(), strict=True)) for cell in cells]
+    rows = [row | {"model": "AiM-B", "images_per_s": int(row["images_per_s"])} for row in rows]
+    training.add_ratios(rows)
+    ratios = [(row.get("ratio_to_mamba_ssm"), row.get("ratio_to_kernels")) for row in rows]
+    assert ratios == [(1.8, 0.9), (2.0, None), (None, None), (None, None)]
