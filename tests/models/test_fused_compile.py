@@ -19,10 +19,11 @@ POINTERS = (
 AIM_B = {"CHANNELS": 64, "STATE": 128, "HEADS": 32, "WIDTH": 1024}
 EXTREMES = {"CHANNELS": 128, "STATE": 256, "HEADS": 256, "WIDTH": 8192}
 FLAGS = {"HAS_RESIDUAL": True, "HAS_ROW_SCALE": True, "HAS_GATE": True, "HAS_SHIFT": True, "HAS_D_RESIDUAL": True}
-OTHERS = {"TAPS": 4, "UNIT": 8, "WITH_GRADIENT": True, "BLOCK": BLOCK}
+OTHERS = {"TAPS": 4, "UNIT": 8, "GROUP": 64, "WITH_GRADIENT": True, "BLOCK": BLOCK}
 CASES = [  # (module, kernel, sizes, type): the largest tiles, and AiM-B's own
     ("modulated_norm", "norm_backward", EXTREMES, "fp32"),
-    ("convolution", "activation_backward", AIM_B, "bf16"),
+    ("convolution", "convolution_forward", AIM_B, "bf16"),
+    ("convolution", "convolution_backward", AIM_B, "bf16"),
     ("dual_scan", "scores_forward", EXTREMES, "fp32"),
     ("dual_scan", "scan_forward", EXTREMES, "fp32"),
     ("dual_scan", "scan_forward", AIM_B, "bf16"),

@@ -12,11 +12,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from aim_lightning.models.aim.fused.kernels.convolution import (
-    activation_backward,
-    convolution_backward,
-    convolution_forward,
-)
+from aim_lightning.models.aim.fused.kernels.convolution import convolution_backward, convolution_forward
 from aim_lightning.models.aim.fused.kernels.dual_scan import decays_forward, row_scales, scan_forward, scores_forward
 from aim_lightning.models.aim.fused.kernels.dual_scan_backward import (
     gate_backward,
@@ -172,7 +168,8 @@ def _convolve(
     grid, tile = _grid(shape, shape.convolved, "convolution_forward")
     launch(
         shape, convolution_forward, grid, xbc, weight, bias, decays[4], post, scaled,
-        shape.length, shape.convolved, shape.inner, shape.channels, *strides, TAPS=shape.taps, UNIT=unit, **tile,
+        shape.length, shape.convolved, shape.inner, shape.channels, *strides, TAPS=shape.taps, UNIT=unit,
+        GROUP=min(shape.channels & -shape.channels, tile["COLUMNS"]), **tile,
     )  # fmt: skip
     scores = torch.empty(shape.images, shape.tiles, BLOCK, BLOCK, dtype=zx_BLW.dtype, device=zx_BLW.device)
     launch(
@@ -247,30 +244,15 @@ def _scan(shape: MixerShape, zx_BLW, dy, decays, convolution, per_head, d_zx_BLW
 
 def _convolution_backward(shape: MixerShape, xbc, d_post, d_xbc, strides, weight, bias) -> Tensor:
     """Write d_xbc and return the gradients of taps and bias, (taps + 1, K)."""
-    length, width = shape.length, shape.convolved
     strides, unit = strides
-    tile = tiling("activation_backward", shape.dtype)
-    chunks = triton.cdiv(length, CHUNK)
-    sums = torch.empty(shape.images * chunks, shape.taps + 1, width, dtype=torch.float32, device=xbc.device)
+    tile = tiling("convolution_backward", shape.dtype)
+    chunks = triton.cdiv(shape.length, CHUNK)
+    sums = torch.empty(shape.images * chunks, shape.taps + 1, shape.convolved, dtype=torch.float32, device=xbc.device)
     launch(
-        shape, activation_backward, (shape.images, chunks, triton.cdiv(width, tile["COLUMNS"])),
-        xbc, weight, bias, d_post, sums, length, width, CHUNK, *strides, TAPS=shape.taps, UNIT=unit, **tile,
+        shape, convolution_backward, (shape.images, chunks, triton.cdiv(shape.convolved, tile["COLUMNS"])),
+        xbc, weight, bias, d_post, d_xbc, sums, shape.length, shape.convolved, CHUNK, *strides,
+        TAPS=shape.taps, UNIT=unit, **tile,
     )  # fmt: skip
-    grid, tile = _grid(shape, width, "convolution_backward")
-    launch(
-        shape,
-        convolution_backward,
-        grid,
-        d_post,
-        weight,
-        d_xbc,
-        length,
-        width,
-        *strides,
-        TAPS=shape.taps,
-        UNIT=unit,
-        **tile,
-    )
     return sums.sum(0)
 
 

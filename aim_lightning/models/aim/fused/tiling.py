@@ -10,15 +10,14 @@ BLOCK = 64  # rows and columns of a tile of C Bᵀ
 TILING: dict[str, dict[str, int]] = {
     "norm_forward": {"ROWS": 4, "num_warps": 4},
     "norm_backward": {"ROWS": 2, "num_warps": 4},
-    "convolution_forward": {"ROWS": 32, "COLUMNS": 128, "num_warps": 4},
+    "convolution_forward": {"ROWS": 16, "COLUMNS": 256, "num_warps": 1},
     "scores_forward": {"num_warps": 4},
     "scan_forward": {"num_warps": 4},
     "gate_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
     "scan_backward": {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
     "scores_backward": {"num_warps": 8},
     "projections_backward": {"num_warps": 4},
-    "activation_backward": {"ROWS": 8, "COLUMNS": 64, "num_warps": 2},
-    "convolution_backward": {"ROWS": 16, "COLUMNS": 128, "num_warps": 4},
+    "convolution_backward": {"ROWS": 8, "COLUMNS": 128, "num_warps": 1},
     "cross_entropy": {"num_warps": 16},
 }
 
