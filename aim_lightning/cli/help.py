@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import inspect
-import shutil
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from aim_lightning.cli.common_options import Parser
@@ -17,6 +17,7 @@ from aim_lightning.config.signature import dataclass_of, find_class, parameters,
 from aim_lightning.config.yaml import inline
 
 USAGE = "--config FILE [--config FILE …] [--section.option VALUE …]"
+FORMATTER = partial(argparse.HelpFormatter, max_help_position=28)
 
 
 class Option(NamedTuple):
@@ -28,9 +29,7 @@ class Option(NamedTuple):
     description: str
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    width = max(60, min(shutil.get_terminal_size().columns, 120))
-    return argparse.HelpFormatter(prog, max_help_position=28, width=width)
+Options = Iterator[Option]
 
 
 def _overview(usage: str, about: str, title: str, entries: dict[str, Command], *hints: str) -> str:
@@ -54,7 +53,7 @@ def actions_help(name: str, command: Command) -> str:
 
 def command_help(command: Command, parser: Parser, config: ComposedConfig | None) -> str:
     """Return the text of `aim-lightning COMMAND --help`; with a configuration, also the options of all sections."""
-    parser.formatter_class, parser.description = _formatter, command.help
+    parser.formatter_class, parser.description = FORMATTER, command.help
     positionals = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
     parser.usage = f"{parser.prog}{positionals} [--option VALUE …]"
     if not command.needs_config:
@@ -75,7 +74,7 @@ def command_help(command: Command, parser: Parser, config: ComposedConfig | None
 
 def section_help(names: Iterable[str], config: ComposedConfig) -> str:
     """Return the lines about the options of sections."""
-    formatter = _formatter("")
+    formatter = FORMATTER("")
     # The formatter alone: a parser would refuse two options of one name.
     formatter._indent()
     for row in (row for name in names for row in describe(name, SECTIONS[name], config)):
@@ -85,7 +84,7 @@ def section_help(names: Iterable[str], config: ComposedConfig) -> str:
     return formatter.format_help().strip("\n")
 
 
-def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Option]:
+def describe(name: str, section: Section, config: ComposedConfig) -> Options:
     """Yield the options of a section as overrides write them, without `init_args`.
 
     Raises:
@@ -109,18 +108,14 @@ def describe(name: str, section: Section, config: ComposedConfig) -> Iterator[Op
         yield Option(f"{name}.class_path", "class", section.default or "required", section.description)
 
 
-def _object(
-    config: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str] = ()
-) -> Iterator[Option]:
+def _object(config: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str] = ()) -> Options:
     """Yield the rows of one object: its class, then the options of that class."""
     cls = find_class(value["class_path"], f"{config.origin(f'{key}.class_path')}: {key}.class_path")
     yield Option(f"{key}.class_path", "class", value["class_path"], (inspect.getdoc(cls) or "").partition("\n\n")[0])
     yield from _options(config, key, cls, value.get("init_args") or {}, provided)
 
 
-def _options(
-    config: ComposedConfig, key: str, cls: Any, values: dict[str, Any], provided: Collection[str] = ()
-) -> Iterator[Option]:
+def _options(config: ComposedConfig, key: str, cls: Any, values: dict, provided: Collection[str] = ()) -> Options:
     # A signature shows a default_factory as a placeholder, so that its value is made here.
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     factories = {field.name: field.default_factory for field in fields if callable(field.default_factory)}

@@ -5,28 +5,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from aim_lightning.cluster.options import ClusterOptions
+from aim_lightning.cluster.slurm_api import parse_spans
 from aim_lightning.utils.errors import UserError
 
-# Names of the directives that job.sbatch writes itself, by their source.
-OWNED = {
-    "trainer.num_nodes": "nodes N",
-    "trainer.devices and trainer.num_nodes": "ntasks n",
-    "trainer.devices": "ntasks-per-node",
-    "cluster.cpus_per_task": "cpus-per-task c",
-    "cluster.time": "time t",
-    "cluster.partition": "partition p",
-    "cluster.account": "account A",
-    "cluster.qos": "qos",
-    "cluster.constraint": "constraint C",
-    "cluster.memory": "mem",
-    "cluster.signal_lead": "signal",
-    "--seeds or --sweep": "array a",
-    "EXP and RUN": "job-name J",
-    "the run directory": "output o",
-    "the requeueing": "open-mode requeue no-requeue",
-}
-MARGIN = 1.5  # times the measured seconds: file systems are sometimes slow
+OWNED = yaml.safe_load(Path(__file__).with_name("directives.yaml").read_text(encoding="utf-8"))
+MARGIN = 1.5  # factor on measured seconds: shared file systems vary
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,7 @@ def check(plan: JobPlan) -> list[str]:
         if not line.strip():
             raise UserError("cluster.directives contains an empty line; remove it")
         name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).partition("=")[0].partition(" ")[0]
-        for source, names in OWNED.items():
+        for names, source in OWNED.items():
             if name in names.split():
                 raise UserError(f"cluster.directives: {line!r} is set by {source}; set it there")
     if plan.cpus_per_rank < plan.workers + 1:
@@ -130,15 +116,25 @@ def _check_lead(plan: JobPlan) -> str:
     pause, save = timings["longest_pause_seconds"], timings["checkpoint_seconds"]
     # Several ranks agree on a signal one step after the first of them has received it.
     step = timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
-    needed = pause + step + save
-    if lead < MARGIN * needed:
+    if lead < (window := requeue_window(save, pause, step)):
         agreement = f"{step:.1f} s for a step until all ranks agree, " if step else ""
         raise UserError(
             f"cluster.signal_lead is {lead} s; measured in this run: up to {pause:.1f} s between two batches "
             f"(validation and sampling included), {agreement}{save:.1f} s for a checkpoint; "
-            f"set at least {math.ceil(MARGIN * needed)}"
+            f"set at least {math.ceil(window)}"
         )
-    return f"signal lead {lead} s; {needed:.1f} s were needed at most so far"
+    return f"signal lead {lead} s; {window / MARGIN:.1f} s were needed at most so far"
+
+
+def requeue_window(checkpoint_seconds: float, pause_seconds: float, step_seconds: float = 0.0) -> float:
+    """Return the seconds before the time limit at which SLURM must send its warning.
+
+    Args:
+        checkpoint_seconds: duration of a save.
+        pause_seconds: longest pause between two batches.
+        step_seconds: duration of a step; with several ranks the stop takes effect one step later.
+    """
+    return MARGIN * (checkpoint_seconds + pause_seconds + step_seconds)
 
 
 def seconds(text: str) -> int:
@@ -163,8 +159,7 @@ def array_indices(text: str) -> list[int]:
     Raises:
         UserError: another format, or a repeated number.
     """
-    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(",")]
-    indices = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
-    if not (all(spans) and indices and len(set(indices)) == len(indices)):
+    indices = parse_spans(text)
+    if not indices or len(set(indices)) < len(indices):
         raise UserError(f"--seeds is {text!r}; write different numbers and ranges, such as 0-3,7")
     return indices

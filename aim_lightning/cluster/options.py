@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,5 @@ class ClusterOptions:
     hang_seconds: int | None = 1800
 
     def __post_init__(self) -> None:
-        if self.signal_lead < 1 or self.signal_lead > 65535:  # SLURM keeps it in 16 bits
-            raise UserError(f"cluster.signal_lead is {self.signal_lead} s; it must be 1 to 65535")
-        for name in ("cpus_per_task", "max_starts_without_progress", "hang_seconds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"cluster.{name} is {value}; it must be at least 1")
+        # SLURM keeps the seconds of --signal in 16 bits.
+        check_arguments("cluster.", type(self), vars(self), Range(1), signal_lead=Range(1, 65535))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from aim_lightning.cluster import signals
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import in_step
 
-TASKS = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
+SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
 
 
@@ -67,10 +68,16 @@ class SlurmJobInfo:
     def holds(self, task: int) -> bool:
         """Return True if the record describes this task of an array, or waiting tasks that include it: 9_0-3,7%2."""
         text = self.id.partition("_")[2].partition("%")[0]
-        spans = [TASKS.fullmatch(part) for part in text.split(",")]
-        if not all(spans):
-            return bool(text)  # SLURM truncates long lists
-        return any(task in range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1)) for s in spans)
+        tasks = parse_spans(text)
+        return bool(text) if tasks is None else task in tasks  # SLURM truncates long lists
+
+
+def parse_spans(text: str) -> list[int] | None:
+    """Return the numbers of a list such as 0-3,7 or 0-6:3; None for another text."""
+    spans = [SPAN.fullmatch(part) for part in text.split(",")]
+    if not all(spans):
+        return None
+    return [number for s in spans for number in range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1))]
 
 
 def parse_jobs(text: str) -> list[SlurmJobInfo]:
@@ -92,7 +99,7 @@ def parse_jobs(text: str) -> list[SlurmJobInfo]:
     ]
 
 
-class SlurmError(Exception):
+class SlurmError(UserError):
     """Error of a SLURM command, with the last line of its output."""
 
 
@@ -119,7 +126,7 @@ def command(*words: str, timeout: float = 30) -> str:
         raise SlurmError(f"{words[0]} gave no answer within {timeout:.0f} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise SlurmError(lines[-1] if lines else f"{words[0]} ended with exit code {done.returncode}")
+        raise SlurmError(f"{words[0]}: {lines[-1] if lines else f'it ended with exit code {done.returncode}'}")
     return done.stdout
 
 

@@ -25,7 +25,9 @@ from aim_lightning.config.signature import (
 from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
-NONE: Mapping[str, str] = {}
+Classes = tuple[type, ...]
+Provided = Mapping[str, str]
+NOTHING: Provided = {}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Section:
     fixed: str | None = None
     base: str | None = None
     default: str | None = None
-    provided: Mapping[str, str] = field(default_factory=dict)
+    provided: Provided = field(default_factory=dict)
     description: str = ""
     required: bool = False
 
@@ -88,29 +90,24 @@ class _Checker:
         self.config = config
 
     def section(self, name: str, section: Section, value: Any) -> None:
+        bases = (find_class(section.base, name),) if section.base else ()
         if section.type and not (section.or_class and isinstance(value, dict)):
             self._value(value, name, section.type)
         elif section.named:
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():
                 if item is not None:
                     hint = suggest(entry, value.keys() - {entry})
-                    self._class(item, f"{name}.{entry}", section.base, section.provided, hint=hint)
+                    self._class(item, f"{name}.{entry}", bases, section.provided, hint=hint)
         elif section.fixed:
             self._mapping(value, name, "options")
             self._arguments(find_class(section.fixed, name), value, name, section.provided)
         else:
             default = {"class_path": section.default} if section.default else {}
             values = default | self._mapping(value, name, "class_path and init_args")
-            self._class(values, name, section.base, section.provided)
+            self._class(values, name, bases, section.provided)
 
     def _class(
-        self,
-        value: Any,
-        key: str,
-        base: str | tuple[type, ...] | None = None,
-        provided: Mapping[str, str] = NONE,
-        complete: bool = True,
-        hint: str = "",
+        self, value: Any, key: str, bases: Classes, provided: Provided = NOTHING, complete: bool = True, hint: str = ""
     ) -> None:
         """Check a mapping with class_path; with `complete`, all its required arguments must be present."""
         class_path = self._mapping(value, key, "class_path and init_args").get("class_path")
@@ -118,9 +115,7 @@ class _Checker:
             self._fail(key, f"has no class_path{hint or '; name the class, or include the file that does'}")
         for stray in [name for name in value if name not in CLASS_KEYS]:
             self._fail(f"{key}.{stray}", f"is next to class_path; put it under {key}.init_args")
-        where = f"{self.config.origin(f'{key}.class_path')}: {key}.class_path"
-        cls = find_class(class_path, where)
-        bases = (find_class(base, where),) if isinstance(base, str) else base
+        cls = find_class(class_path, f"{self.config.origin(f'{key}.class_path')}: {key}.class_path")
         if bases and inspect.isclass(cls) and not issubclass(cls, bases):
             names = " or ".join(base.__name__ for base in bases)
             self._fail(f"{key}.class_path", f"is {class_path!r}; expected a class derived from {names}")
@@ -130,7 +125,7 @@ class _Checker:
         self._arguments(cls, arguments, f"{key}.init_args", provided, complete)
 
     def _arguments(
-        self, cls: Any, values: dict[str, Any], key: str, provided: Mapping[str, str] = NONE, complete: bool = True
+        self, cls: Any, values: dict[str, Any], key: str, provided: Provided = NOTHING, complete: bool = True
     ) -> None:
         options = parameters(cls)
         if options is None:  # a class of C, without a signature

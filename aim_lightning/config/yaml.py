@@ -54,50 +54,45 @@ def parse(text: str) -> Any:
         YamlError: a syntax error, a duplicate key, or a key that is not a string.
     """
     try:
-        loader = _Loader(text)
-    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
-        raise YamlError("not readable YAML (it is not UTF-8 text)", 1) from None
-    try:
-        node = loader.get_single_node()
-        if _expanded_size(node, {}) > MAX_VALUES:
+        node = yaml.compose(text, Loader=_Loader)
+        if _check_node(node, {}) > MAX_VALUES:
             raise YamlError(f"anchors expand to more than {MAX_VALUES:,} values; write fewer aliases", 1)
-        _check_keys(node)
-        return None if node is None else loader.construct_document(node)
+        return None if node is None else _Loader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(_explain(text, error), mark.line + 1 if mark else 1) from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # such as bytes of the command line that are not UTF-8
         raise YamlError(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
-    finally:
-        loader.dispose()
 
 
-def _expanded_size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """Return the number of values after every alias is replaced by its anchor; each node is visited once."""
-    if node is None or isinstance(node, yaml.ScalarNode):
+def _check_node(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Check the keys of a node and below, and return the number of its values with every alias expanded.
+
+    Args:
+        node: of the document.
+        sizes: results by the id of a node, each of which is visited once; 0 for those above this one.
+
+    Raises:
+        YamlError: a duplicate key, a key that is not a string, or an anchor that contains itself.
+    """
+    if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in sizes:
-        sizes[id(node)] = 0  # an anchor that contains itself, which _check_keys reports
-        children = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
-        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
-    return sizes[id(node)]
-
-
-def _check_keys(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> None:
-    """Raise YamlError for duplicate keys, keys that are not strings, and anchors that contain themselves."""
-    if node in above:
-        raise YamlError("an anchor contains itself", node.start_mark.line + 1)
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    keys = [key for key, _ in pairs if key.tag != f"{_TAG}merge"]
-    for index, key in enumerate(keys):
-        line, text = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise YamlError("an anchor contains itself", node.start_mark.line + 1)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    pairs, names = node.value if isinstance(node, yaml.MappingNode) else [], set()
+    for key in (key for key, _ in pairs if key.tag != f"{_TAG}merge"):
+        line, name = key.start_mark.line + 1, key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
         if key.tag != f"{_TAG}str":
-            raise YamlError(f"key {text} is no string; put it in quotes", line)
-        if text in [other.value for other in keys[:index]]:
-            raise YamlError(f"key {text} occurs twice in one mapping; remove one", line)
-    children = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-    for child in children:
-        _check_keys(child, (*above, node))
+            raise YamlError(f"key {name} is no string; put it in quotes", line)
+        if name in names:
+            raise YamlError(f"key {name} occurs twice in one mapping; remove one", line)
+        names.add(name)
+    children = [value for _, value in pairs] or node.value
+    sizes[id(node)] = 1 + sum(_check_node(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _explain(text: str, error: yaml.MarkedYAMLError) -> str:

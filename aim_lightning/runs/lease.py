@@ -13,32 +13,27 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 from aim_lightning.utils.files import is_running, make_directory, write_text
-from aim_lightning.utils.logging import warn
+from aim_lightning.utils.logging import warn_once
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
 
 class LeaseState(NamedTuple):
-    """Content of a lease file, and the time of its last heartbeat in seconds since 1970."""
+    """Content of a lease file.
 
-    text: str
+    Args:
+        holder: host, pid, job and starts; {} for a file that is created but not written yet.
+        heartbeat: time of the last heartbeat, seconds since 1970.
+    """
+
+    holder: dict
     heartbeat: float
-
-    @property
-    def holder(self) -> dict:
-        """Return the holder's host, pid, job and starts; {} for a file that is created but not written yet."""
-        try:
-            holder = json.loads(self.text)
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
 
     @property
     def age(self) -> float:
@@ -48,12 +43,20 @@ class LeaseState(NamedTuple):
 
 def read_lease(path: Path) -> LeaseState | None:
     """Read a lease file; None where there is no such file."""
+    holder = {}
     try:
-        # fstat after open: NFS revalidates attributes on open, while stat may return a cached time.
         with path.open() as file:
-            return LeaseState(file.read(), os.fstat(file.fileno()).st_mtime)
+            with contextlib.suppress(ValueError):
+                holder = json.load(file)
+            # fstat after open: NFS revalidates attributes on open, while stat may return a cached time.
+            return LeaseState(holder, os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"error: {message}; this process exits without writing anything", file=sys.stderr, flush=True)
+    os._exit(code)  # sys.exit would end this thread only
 
 
 @dataclass
@@ -70,9 +73,9 @@ class Lease:
         patient: wait for a second heartbeat of a holder on another host before refusing. Default: in SLURM jobs, which
             may start seconds after a node died.
         activity: past participle for messages, such as "trained".
-        on_lost: called from a thread when another process took the lease (this one was suspended), or may soon take it
-            because no heartbeat succeeded for nearly `stale_seconds`. By default the process exits immediately, before
-            it can write anything.
+        on_lost: called from a thread with a message and an exit code when another process took the lease (this one was
+            suspended), or may soon take it because no heartbeat succeeded for nearly `stale_seconds`. By default the
+            process exits immediately, before it can write anything.
 
     Raises:
         UserError: another process holds it, or its directory is not writable.
@@ -84,15 +87,13 @@ class Lease:
     stale_seconds: float = STALE_SECONDS
     patient: bool | None = None
     activity: str = "trained"
-    on_lost: Callable[[str], None] | None = None
+    on_lost: Callable[[str, int], None] = _exit
 
     def __post_init__(self) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
         self.patient = job is not None if self.patient is None else self.patient
-        self.on_silence = self.on_lost or partial(_exit, code=TransientError.exit_code)
-        self.on_lost = self.on_lost or partial(_exit, code=2)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -175,37 +176,32 @@ class Lease:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])
 
     def _refuse(self, state: LeaseState | None) -> None:
-        owner, heartbeat = "another process that has just started", ""
-        if state and (holder := state.holder):
-            owner = f"process {holder.get('pid')} on {holder.get('host')}"
-            owner += f" (job {holder['job']})" if holder.get("job") else ""
-            heartbeat = f", last heartbeat {state.age:.0f} s ago"
+        owner = "another process that has just started"
+        if state and state.holder:
+            owner = f"{_description(state.holder)}, last heartbeat {state.age:.0f} s ago"
         hint = f"or stop it (its lease ends {self.stale_seconds:.0f} s after its last heartbeat)"
-        raise UserError(f"{self.path.parent} is being {self.activity} by {owner}{heartbeat}; wait for it, {hint}")
+        raise UserError(f"{self.path.parent} is being {self.activity} by {owner}; wait for it, {hint}")
 
     def _text(self) -> str:
         return json.dumps(self.owner, indent=2) + "\n"
 
     def _beat(self) -> None:
-        last, failing = time.monotonic(), False
+        last = time.monotonic()
         while not self._stop.wait(self.beat_seconds):
             try:
                 other = self._renew()
-            except OSError as error:  # warned about once, tried again at every beat
-                silence, reason = time.monotonic() - last, error.strerror or error
-                fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({reason})"
-                if not failing:
-                    warn(f"{fault}; trying again")
-                failing = True
+            except OSError as error:
+                silence, fault = time.monotonic() - last, f"{self.path} fails ({error.strerror or error})"
+                warn_once(f"{fault}; the heartbeat is tried again")
                 # Abort before other processes count this one as dead.
                 if silence >= self.stale_seconds - self.beat_seconds:
-                    self.on_silence(f"{fault}; another process may take it now")
+                    fact = f"no heartbeat for {silence:.0f} s, {fault}; another process may take it now"
+                    self.on_lost(f"{self.path.parent}: {fact}", TransientError.exit_code)
                     break
                 continue
-            last, failing = time.monotonic(), False
+            last = time.monotonic()
             if other:
-                owner = f"process {other['pid']} on {other['host']}"
-                self.on_lost(f"{self.path.parent} has been taken over by {owner}")
+                self.on_lost(f"{self.path.parent} has been taken over by {_description(other)}", 2)
                 break
 
     def _renew(self) -> dict | None:
@@ -220,6 +216,6 @@ class Lease:
         return None
 
 
-def _exit(message: str, code: int) -> None:
-    print(f"error: {message}; this process exits without writing anything", file=sys.stderr, flush=True)
-    os._exit(code)  # sys.exit would end this thread only
+def _description(holder: dict) -> str:
+    job = f" (job {holder['job']})" if holder.get("job") else ""
+    return f"process {holder.get('pid')} on {holder.get('host')}{job}"

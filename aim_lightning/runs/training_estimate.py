@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 WEIGHT, GRADIENT, ADAM, AVERAGE = 4, 4, 8, 4  # bytes per parameter: all states are float32
-MARGIN = 1.5  # factor on measured seconds: shared file systems vary
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,6 @@ class Training:
         by_steps = self.every_n_steps * self.step_seconds(images_per_s) if self.every_n_steps else float("inf")
         by_time = 60 * self.every_n_minutes if self.every_n_minutes else float("inf")
         return min(by_steps, by_time)
-
-
-def requeue_window(checkpoint_seconds: float, pause_seconds: float, step_seconds: float = 0.0) -> float:
-    """Return the seconds before the time limit at which SLURM must send its warning.
-
-    Args:
-        checkpoint_seconds: duration of a save.
-        pause_seconds: longest pause between two batches.
-        step_seconds: duration of a step; with several ranks the stop takes effect one step later.
-    """
-    return MARGIN * (checkpoint_seconds + pause_seconds + step_seconds)
 
 
 def shard_bytes(rows: int, views: int, tokens: int) -> int:

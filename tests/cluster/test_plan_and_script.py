@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import assert_contains, assert_user_error
 
-from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, seconds
+from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, requeue_window, seconds
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.sbatch_script import directives, render
 
@@ -146,6 +146,7 @@ def test_unknown_values_are_reported():
     assert "not measured yet" in check(PLAN)[0]
     timings = {"longest_pause_seconds": 4.0, "checkpoint_seconds": 1.0}
     assert "5.0 s were needed at most" in check(plan(timings=timings))[0]
+    assert (requeue_window(20, 10), requeue_window(20, 10, step_seconds=2)) == (45, 48)
 
 
 @pytest.mark.parametrize(

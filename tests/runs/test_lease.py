@@ -12,7 +12,7 @@ from helpers import assert_user_error
 
 from aim_lightning.runs import lease as module
 from aim_lightning.runs.lease import Lease
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError
 
 IMPORTS = """
 import json, os, sys, time
@@ -52,6 +52,16 @@ def take(path, **options):
         return json.loads(path.read_text())
 
 
+def report_losses(path, beat_seconds=0.05, **options):
+    """Return a lease, and the list of its losses: time, message and exit code."""
+    losses = []
+
+    def record(*loss):
+        losses.append((time.monotonic(), *loss))
+
+    return Lease(path, beat_seconds, on_lost=record, **options), losses
+
+
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -86,19 +96,19 @@ def test_another_host_counts_until_its_heartbeat_is_old(path):
 
 def test_a_full_disk_ends_no_lease(path, monkeypatch):
     """A heartbeat sets the modification time and writes no bytes."""
-    lost = []
-    with Lease(path, beat_seconds=0.05, stale_seconds=2, on_lost=lost.append):
+    lease, losses = report_losses(path, stale_seconds=2)
+    with lease:
         first = path.stat().st_mtime
         monkeypatch.setattr(module, "write_text", full)
         monkeypatch.setattr(type(path), "write_text", full)
         time.sleep(2.5)
         assert path.stat().st_mtime > first
         assert_user_error("is being trained by process", take, path, stale_seconds=2)
-    assert not lost
+    assert not losses
 
 
 def test_a_failed_heartbeat_is_warned_about_once_and_tried_again(path, monkeypatch, capfd):
-    lost, calls, utime = [], [], os.utime
+    calls, utime = [], os.utime
 
     def fails_three_times(*arguments):
         calls.append(arguments)
@@ -107,19 +117,20 @@ def test_a_failed_heartbeat_is_warned_about_once_and_tried_again(path, monkeypat
         utime(*arguments)
 
     monkeypatch.setattr(module.os, "utime", fails_three_times)
-    with Lease(path, beat_seconds=0.05, stale_seconds=30, on_lost=lost.append):
+    lease, losses = report_losses(path, stale_seconds=30)
+    with lease:
         wait_for(lambda: len(calls) > 5)
     errors = capfd.readouterr().err
-    assert not lost and errors.count("Stale file handle") == errors.count("\n") == 1 and "trying again" in errors
+    assert not losses and errors.count("Stale file handle") == errors.count("\n") == 1 and "tried again" in errors
 
 
 def test_a_process_without_heartbeat_exits_before_another_may_take_the_run(path, monkeypatch):
-    lost, begin = [], time.monotonic()
     monkeypatch.setattr(module.os, "utime", full)
-    with Lease(path, beat_seconds=0.5, stale_seconds=3, on_lost=lambda reason: lost.append((time.monotonic(), reason))):
-        wait_for(lambda: lost)
-    ((end, reason),) = lost
-    assert 2.4 <= end - begin < 3
+    (lease, losses), begin = report_losses(path, 0.5, stale_seconds=3), time.monotonic()
+    with lease:
+        wait_for(lambda: losses)
+    ((end, reason, code),) = losses
+    assert 2.4 <= end - begin < 3 and code == TransientError.exit_code
     assert "No space left on device" in reason and "another process may take it" in reason
 
 
@@ -143,8 +154,7 @@ def test_a_lease_that_cannot_be_written_leaves_nothing(path, monkeypatch):
 
 def test_a_file_that_was_just_created_counts_as_held(path):
     path.touch()
-    with pytest.raises(UserError):
-        take(path)
+    assert_user_error("another process that has just started", take, path)
 
 
 def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(path, monkeypatch):
@@ -209,9 +219,10 @@ except UserError:
 
 
 def test_a_lost_lease_is_reported_and_the_new_one_stays(path):
-    lost = []
-    with Lease(path, beat_seconds=0.05, on_lost=lost.append):
+    lease, losses = report_losses(path)
+    with lease:
         hold(path)
-        wait_for(lambda: lost)
-    assert "taken over by process 1 on elsewhere" in lost[0]
+        wait_for(lambda: losses)
+    ((_, reason, code),) = losses
+    assert "taken over by process 1 on elsewhere" in reason and code == 2
     assert json.loads(path.read_text())["host"] == "elsewhere"

@@ -17,7 +17,7 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
 from aim_lightning.runs.results import commit, hardware, record, recorded_step
 from aim_lightning.runs.resume_policy import Decision
-from aim_lightning.runs.training_estimate import Training, requeue_window, shard_bytes
+from aim_lightning.runs.training_estimate import Training, shard_bytes
 
 
 @pytest.fixture
@@ -146,8 +146,3 @@ def test_time():
     both = replace(AIM_B, every_n_minutes=15)
     assert both.lost_seconds(1024) == 900 and both.lost_seconds(1e6) < 900
     assert replace(both, every_n_steps=None).lost_seconds(1e9) == 900
-
-
-def test_the_warning_comes_before_the_longest_pause_and_a_checkpoint():
-    assert requeue_window(20, 10) == 45
-    assert requeue_window(20, 10, step_seconds=2) == 48  # several ranks

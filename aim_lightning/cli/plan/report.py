@@ -9,11 +9,12 @@ from lightning.pytorch import LightningModule
 
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
+from aim_lightning.cluster.job_plan import requeue_window
 from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
-from aim_lightning.runs.training_estimate import Training, requeue_window, shard_bytes
+from aim_lightning.runs.training_estimate import Training, shard_bytes
 from aim_lightning.utils.errors import UserError
 
 Lines = list[tuple[str, str]]
