@@ -14,7 +14,7 @@ import torch
 from record import save
 from torch import Tensor
 
-from aim_lightning.metrics.features.effnet import EfficientNetLite0Features
+from aim_lightning.metrics.features import EfficientNetLite0Features, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.pipeline import AiMPipeline
 
@@ -26,11 +26,11 @@ def samples(pipeline: AiMPipeline, decoder: str, seed: int, options: argparse.Na
     return pipeline.generate(labels, batch_size=options.batch, **how)
 
 
-def distance(metric: FrechetDistance, images: Tensor) -> float:
+def distance(metric: FrechetDistance, network: FeatureNetwork, images: Tensor) -> float:
     """Return the distance of images from the metric's reference."""
     metric.reset()
     for block in images.split(250):
-        metric.update_fake(block.to(metric.device))
+        metric.update_features(network(block.to(metric.device)), real=False)
     return float(metric.compute())
 
 
@@ -49,16 +49,18 @@ def main() -> None:
     pipeline = AiMPipeline.from_pretrained(options.weights, backend="torch").to(device)
     network = EfficientNetLite0Features().to(device)
     network.load()
-    metric = FrechetDistance(network).to(device)
+    metric = FrechetDistance(network.num_features).to(device)
     for block in samples(pipeline, "plain", 1000, options).split(250):
-        metric.update_real(block.to(device))
+        metric.update_features(network(block.to(device)), real=True)
     row = {
         **vars(options),
         "weights": Path(options.weights).name,
         "precision": "bfloat16" if device.type == "cuda" else "float32",
     }
     for decoder, first in (("plain", 0), ("fast", 100), ("fast", 0)):
-        result = [distance(metric, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)]
+        result = [
+            distance(metric, network, samples(pipeline, decoder, first + i, options)) for i in range(options.seeds)
+        ]
         name = f"fd_effnet_lite0_{decoder}_seeds_from_{first}"
         row |= {name: result, f"{name}_mean": statistics.mean(result), f"{name}_stdev": statistics.stdev(result)}
         print(f"{name}: {statistics.mean(result):.2f} +- {statistics.stdev(result):.2f} {result}", flush=True)

@@ -1,12 +1,13 @@
 """A pipeline with the facts that identify it in records."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.pipeline import AiMPipeline, load
@@ -81,7 +82,7 @@ def identity(pipeline: AiMPipeline) -> dict[str, Any]:
     """
     weights = next(pipeline.aim.parameters())
     return {
-        "weights_sha256": weights_hash(pipeline.aim),
+        "weights_sha256": hash_tensors(pipeline.aim.state_dict()),
         "tokenizer": pipeline.tokenizer.weights_hash,
         "parameters": sum(parameter.numel() for parameter in pipeline.aim.parameters()),
         "weights_dtype": str(weights.dtype).removeprefix("torch."),
@@ -90,10 +91,10 @@ def identity(pipeline: AiMPipeline) -> dict[str, Any]:
     }
 
 
-def weights_hash(network: nn.Module) -> str:
-    """Return the hex sha256 over names, dtypes, shapes and values of the state."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return the hex sha256 over a text, then the names, dtypes, shapes and values of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         # numpy has no bfloat16: the bytes are hashed through a view.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

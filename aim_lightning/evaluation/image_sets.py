@@ -1,4 +1,4 @@
-"""Sets of images to score, uint8 and by number: an .npz, sample blocks, a directory, images of an experiment."""
+"""Sets of images to score, uint8 and by number: an .npz, a directory, images of an experiment."""
 
 import hashlib
 import os
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut, image_files
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import opening
-from aim_lightning.evaluation.sample_blocks import BlockDirectory, ranges
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -44,8 +43,8 @@ class ImageSet(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """Yield one batch per range; ranges ascend.
+    def images(self, parts: Sequence[range]) -> Iterator[Tensor]:
+        """Yield uint8 (B, 3, H, W) for each range of image numbers; ranges ascend.
 
         Raises:
             UserError: an image cannot be read.
@@ -67,13 +66,19 @@ class ImageSet(ABC):
                 digest.update(f"{path.stat().st_mtime_ns} ".encode())
         return digest.hexdigest()
 
+    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+        """Yield images, labels and numbers of each range; errors as in `images`."""
+        for rows, images in zip(parts, self.images(parts), strict=True):
+            numbers = torch.arange(rows.start, rows.stop)
+            yield images, None if self.labels is None else self.labels[numbers], numbers
+
     def shard(self, ranks: ProcessGroup, batch_size: int) -> Iterator[Batch]:
         """Return this rank's share of all images; the batches do not depend on the number of ranks."""
         return self.batches(ranks.shard(ranges(len(self), batch_size)))
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         """Return a few images, uint8 (n, 3, H, W), for a preview; numbers ascend."""
-        return torch.cat([images for images, _, _ in self.batches([range(n, n + 1) for n in numbers])])
+        return torch.cat(list(self.images([range(n, n + 1) for n in numbers])))
 
     def preview(self, class_names: list[str] | None) -> bytes:
         """Return a PNG with one row per class for the first classes; without labels the first images."""
@@ -87,10 +92,6 @@ class ImageSet(ABC):
         # Image sets are read in ascending order; the inverse permutation puts the images into their rows.
         order = torch.tensor(numbers).argsort()
         return png_bytes(labelled_grid(self.read(sorted(numbers))[order.argsort()], columns, names))
-
-    def _batch(self, images: Tensor, rows: range) -> Batch:
-        numbers = torch.arange(rows.start, rows.stop)
-        return images, None if self.labels is None else self.labels[numbers], numbers
 
 
 class NpzImages(ImageSet):
@@ -118,45 +119,17 @@ class NpzImages(ImageSet):
     def __len__(self) -> int:
         return self.rows.shape[0]
 
-    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+    def images(self, parts: Sequence[range]) -> Iterator[Tensor]:
         """Yield the rows of each range."""
-        for rows, array in zip(parts, self.rows.batches(parts), strict=True):
-            yield self._batch(_channels_first(array), rows)
+        return map(channels_first, self.rows.batches(parts))
 
     def identity(self) -> dict[str, Any]:
-        """Return the file's name and hash; the first call reads the file and compares its checksums."""
-        return {"kind": "npz", "name": self.file.path.name, "sha256": self._sha256, "pictures": len(self)}
+        """Return the file's name and hash; each call reads the file and compares its checksums."""
+        return {"kind": "npz", "name": self.file.path.name, "sha256": self.file.sha256(), "pictures": len(self)}
 
     def files(self) -> Iterable[Path]:
         """Return the one file of the set."""
         return [self.file.path]
-
-    @cached_property
-    def _sha256(self) -> str:
-        return self.file.sha256()
-
-
-class BlockImages(ImageSet):
-    """The samples of a complete block directory."""
-
-    def __init__(self, directory: BlockDirectory) -> None:
-        self.directory, self.labels = directory, directory.plan.labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
-        """Yield the images of each range, which may span several blocks."""
-        size = self.directory.plan.block_size
-        for rows in parts:
-            blocks = range(rows.start // size, (rows.stop - 1) // size + 1)
-            array = np.concatenate([self.directory.read(block) for block in blocks])
-            first = rows.start - blocks.start * size
-            yield self._batch(_channels_first(array[first : first + len(rows)]), rows)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the count; the record's model and protocol identify samples."""
-        return {"kind": "drawn", "pictures": len(self)}
 
 
 class DecodedImages(ImageSet):
@@ -180,7 +153,7 @@ class DecodedImages(ImageSet):
         """Return the image files or the archives that contain them."""
         return self.source.files()
 
-    def batches(self, parts: Sequence[range]) -> Iterator[Batch]:
+    def images(self, parts: Sequence[range]) -> Iterator[Tensor]:
         """Yield the images of each range; each loader worker decodes one batch."""
         # The loader's seed comes from a separate generator, so that training's random state does not change.
         options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": outlive_signals}
@@ -188,9 +161,7 @@ class DecodedImages(ImageSet):
             workers = min(LOADER_WORKERS, os.cpu_count() or 1, len(parts))
             ahead = max(1, DECODED_AHEAD // (workers * len(parts[0])))
             options |= {"num_workers": workers, "prefetch_factor": ahead}
-        loader = DataLoader(self, batch_sampler=parts, **options)
-        for rows, images in zip(parts, loader, strict=True):
-            yield self._batch(images, rows)
+        return iter(DataLoader(self, batch_sampler=parts, **options))
 
 
 class FlatDirectory(FileSource):
@@ -300,15 +271,21 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield images.to(device, non_blocking=True), *others
 
 
+def ranges(count: int, size: int) -> list[range]:
+    """Split 0 to count - 1 into ranges of `size`; the last one may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def pixels(shape: Any) -> str:
     """Return ``width x height`` of an image or of a shape that ends with height and width."""
     height, width = getattr(shape, "shape", shape)[-2:]
     return f"{width}x{height}"
 
 
-def _channels_first(array: np.ndarray) -> Tensor:
+def channels_first(array: np.ndarray) -> Tensor:
+    """Return images (B, H, W, 3) as a tensor (B, 3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
 
 
 def _to_tensor(image: Any) -> Tensor:
-    return _channels_first(np.array(image)[None])[0].contiguous()
+    return channels_first(np.array(image)[None])[0].contiguous()

@@ -1,7 +1,8 @@
 """Incremental scoring: rounds of one block per rank that are generated and scored, with a possible stop between two."""
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels, generate_blocks, resolve_options
 from aim_lightning.evaluation.scorer import Scorer
-from aim_lightning.metrics.scores import Scores, least_images
+from aim_lightning.metrics.scores import least_images
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.pixels import ROUNDING
@@ -66,16 +67,21 @@ class IncrementalScorer:
         labels = balanced_labels(num_images, range(pipeline.aim.config.num_classes))
         plan = SamplePlan(labels, self.sampling.batch_size)
         blocks, scores = plan.blocks(), self.scorer.prepare(num_images)
-        shard, start, first = ranks.shard(blocks), time.monotonic(), torch.zeros(0)
-        generated = generate_blocks(pipeline, plan, shard, self.sampling)
+        shard, start, first = ranks.shard(blocks), time.monotonic(), []
+        generated = zip(shard, generate_blocks(pipeline, plan, shard, self.sampling), strict=True)
+
+        def add() -> None:
+            for rows, images in itertools.islice(generated, 1):
+                scores.update(images, torch.arange(rows.start, rows.stop), labels[rows.start : rows.stop])
+                if not first:
+                    first.append(images[:GRID_IMAGES].cpu())
+
         # All ranks take part in each round, since it contains collectives; in the last one some have no block.
-        for round_, begin in enumerate(range(0, len(blocks), ranks.world_size)):
+        for begin in range(0, len(blocks), ranks.world_size):
             if signal := stop(f"block {begin} of {len(blocks)} of an evaluation"):
                 scores.reset()
                 return IncrementalScores(signal)
-            rows = shard[round_ : round_ + 1]
-            images = ranks.run_on_all(lambda rows=rows: _add(scores, plan, rows, generated))
-            first = images[0][:GRID_IMAGES].cpu() if images and not begin else first
+            ranks.run_on_all(add)
             done = blocks[min(begin + ranks.world_size, len(blocks)) - 1].stop
             may_end = budget_seconds is not None and done >= least_images(self.scorer.compare)
             # Clocks differ: rank 0 decides for all.
@@ -83,18 +89,8 @@ class IncrementalScorer:
                 break
         values = ranks.broadcast(scores.compute())
         scores.reset()
-        return IncrementalScores(0, done, values, first)
+        return IncrementalScores(0, done, values, *first)
 
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Return everything that values of this many images depend on, except for the generating networks."""
         return {"sampling": asdict(self.sampling), "uint8": ROUNDING, **self.scorer.protocol(num_images)}
-
-
-def _add(scores: Scores, plan: SamplePlan, blocks: list[range], generated: Iterator[Tensor]) -> list[Tensor]:
-    """Score this rank's block of a round, if it has one, and return its images."""
-    result = []
-    for rows in blocks:
-        images = next(generated)
-        scores.update(images, torch.arange(rows.start, rows.stop), plan.labels[rows.start : rows.stop])
-        result.append(images)
-    return result

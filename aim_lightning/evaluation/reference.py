@@ -15,23 +15,18 @@ from torch import Tensor
 
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation import image_sets
+from aim_lightning.evaluation.evaluated_model import hash_tensors
 from aim_lightning.evaluation.image_sets import Batch, ImageSet
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
-from aim_lightning.metrics.reference_statistics import (
-    IMAGES,
-    PIXELS,
-    ReferenceImages,
-    ReferenceImagesBuilder,
-    adm_gaussians,
-    cache_values,
-)
+from aim_lightning.metrics.reference_statistics import IMAGES, ReferenceImages, ReferenceImagesBuilder, adm_gaussians
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
 from aim_lightning.utils.npz import NpzFile
 
 BATCH, CACHE = 250, ".cache/reference"
+FORMAT = 3  # of cache files; increase it when the same inputs give other statistics
 FORMS = "give an .npz file, a directory of images, class directories or image shards, or an archive of ImageNet (.tar)"
 
 
@@ -111,14 +106,15 @@ class Reference:
         classes = getattr(self.images, "num_classes", 0) if probe else 0
         # Without a hash of the content an edit shows in the modification times only.
         times = "" if "sha256" in identity else state
-        made_from = json.dumps(cache_values(network, identity, classes, times), sort_keys=True)
+        made_from = json.dumps([FORMAT, identity, network.protocol(), classes, times], sort_keys=True)
         key = hashlib.sha256(made_from.encode()).hexdigest()
         path = Path(cache) / f"{network.name}-{key[:16]}.safetensors"
-        tensors = ranks.on_rank0(lambda: _read(path, key))  # broadcast: another node may have another cache
-        if tensors is not None:
-            return ReferenceImages.from_tensors(tensors, identity)
+        cached = ranks.on_rank0(lambda: _read(path, key))  # broadcast: another node may have another cache
+        if cached is not None:
+            return ReferenceImages.from_tensors(*cached)
         statistics = self._compute(network, ranks, identity, classes, batch_size, between)
-        ranks.on_rank0(lambda: self._write(path, statistics.tensors(), {"key": key, "made_from": made_from}, state))
+        metadata = {"key": key, "made_from": made_from, "source": json.dumps(statistics.source)}
+        ranks.on_rank0(lambda: self._write(path, statistics.tensors(), metadata, state))
         return statistics
 
     def _state(self) -> str:
@@ -128,7 +124,7 @@ class Reference:
         if self._state() != state:
             raise UserError("reference images changed while they were read; run the command again")
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata | {"sha256": _hash(tensors)})
+            save_file(tensors, temporary, metadata | {"sha256": hash_tensors(tensors, metadata["source"])})
 
     def _compute(
         self, network: FeatureNetwork, ranks: ProcessGroup, identity: dict[str, Any], classes: int, batch_size, between
@@ -149,7 +145,7 @@ class Reference:
         if "sha256" not in identity:
             # Each rank has filled the rows of its share; the others are 0.
             digests = np.bitwise_or.reduce(ranks.gather(digests))
-            identity = identity | {PIXELS: hashlib.sha256(digests.tobytes()).hexdigest()}
+            identity = identity | {"pixels_sha256": hashlib.sha256(digests.tobytes()).hexdigest()}
         return builder.finish(identity)
 
 
@@ -167,8 +163,8 @@ def _add(builder: ReferenceImagesBuilder, batches: Iterable[Batch], meter: Throu
         meter.add(len(images))
 
 
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors of a cache file on the CPU, or None where it is missing or damaged."""
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and the source of a cache file, or None where it is missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -176,18 +172,10 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         # safetensors checks the length only, so the metadata contains a hash of the content.
-        if (metadata.get("key"), metadata.get("sha256")) == (key, _hash(tensors)):
-            return tensors
+        if (metadata.get("key"), metadata.get("sha256")) == (key, hash_tensors(tensors, metadata.get("source", ""))):
+            return tensors, json.loads(metadata["source"])
         reason = "its content has changed"
     except (SafetensorError, OSError) as error:
         reason = str(error)
     warnings.warn(f"reference statistics {path} are damaged ({reason}); computing them again", stacklevel=3)
     return None
-
-
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)};".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()

@@ -4,11 +4,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from aim_lightning.evaluation.image_sets import ImageSet, channels_first, ranges
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
@@ -36,11 +38,6 @@ class SamplePlan:
     def blocks(self) -> list[range]:
         """Return the sample numbers of each block."""
         return ranges(len(self), self.block_size)
-
-
-def ranges(count: int, size: int) -> list[range]:
-    """Split 0 to count - 1 into ranges of `size`; the last one may be shorter."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
@@ -72,11 +69,25 @@ def read_labels(path: str | Path, num_classes: int) -> Tensor:
     return torch.tensor([int(line) for line in lines], dtype=torch.int64)
 
 
-class BlockDirectory:
-    """A directory of block-NNNNNN.npy files, uint8 (images, height, width, 3)."""
+class BlockDirectory(ImageSet):
+    """The samples of a plan in block-NNNNNN.npy files, uint8 (images, height, width, 3); an image set once complete."""
 
     def __init__(self, path: str | Path, plan: SamplePlan) -> None:
-        self.path, self.plan = Path(path), plan
+        self.path, self.plan, self.labels = Path(path), plan, plan.labels
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def images(self, parts: Sequence[range]) -> Iterator[Tensor]:
+        """Yield the images of each range, which may span several blocks."""
+        for rows in parts:
+            numbers = range(rows.start // self.plan.block_size, (rows.stop - 1) // self.plan.block_size + 1)
+            array, first = np.concatenate([self.block(number) for number in numbers]), rows.start % self.plan.block_size
+            yield channels_first(array[first : first + len(rows)])
+
+    def identity(self) -> dict[str, Any]:
+        """Return the count; the record's model and protocol identify samples."""
+        return {"kind": "drawn", "pictures": len(self)}
 
     def file(self, block: int) -> Path:
         """Return the path of a block, which need not exist."""
@@ -91,14 +102,14 @@ class BlockDirectory:
         with atomic_path(self.file(block)) as temporary, temporary.open("wb") as file:
             np.save(file, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), allow_pickle=False)
 
-    def read(self, block: int) -> np.ndarray:
+    def block(self, number: int) -> np.ndarray:
         """Return uint8 (images, H, W, 3), mapped from the disk."""
-        return np.load(self.file(block), mmap_mode="r", allow_pickle=False)
+        return np.load(self.file(number), mmap_mode="r", allow_pickle=False)
 
     def write_archive(self, path: Path) -> None:
         """Write images as arr_0, uint8 (N, H, W, 3), and int64 labels as arr_1 (ADM's name) and `labels`."""
-        shape, labels = (len(self.plan), *self.read(0).shape[1:]), self.plan.labels.numpy()
-        blocks = map(self.read, range(len(self.plan.blocks())))
+        shape, labels = (len(self), *self.block(0).shape[1:]), self.labels.numpy()
+        blocks = map(self.block, range(len(self.plan.blocks())))
         write_npz(path, {"arr_1": labels, "labels": labels}, {"arr_0": (shape, "u1", blocks)})
 
     def clear(self) -> None:
@@ -113,7 +124,7 @@ class BlockDirectory:
 
     def _is_complete(self, block: int, rows: int) -> bool:
         try:
-            array = self.read(block)
+            array = self.block(block)
         except (OSError, ValueError, EOFError):
             return False
         return array.dtype == np.uint8 and array.ndim == 4 and len(array) == rows

@@ -3,22 +3,14 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
-from aim_lightning.evaluation.image_sets import (
-    Batch,
-    BlockImages,
-    ImageSet,
-    NpzImages,
-    check_size,
-    decoded_size,
-    on_device,
-)
+from aim_lightning.evaluation.image_sets import Batch, ImageSet, NpzImages, check_size, decoded_size, on_device
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, generate_missing
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key
@@ -151,7 +143,11 @@ class Evaluation:
         protocol = self._protocol(plan, sampling)
         if (record := self._finished(directory, protocol)) is not None:
             return record
-        with self._lease(directory):
+        # The first process to finish removes the blocks, so only one may evaluate the set.
+        with ExitStack() as stack:
+            lease = Lease(directory / LEASE, activity="generated and scored")
+            # None, since rank 0 broadcasts the result and a lease cannot be pickled.
+            self.scorer.ranks.on_rank0(lambda: stack.enter_context(lease) and None)
             # Another process may have finished the set before this one got the lease.
             return self._finished(directory, protocol) or self._evaluate(plan, sampling, directory, protocol)
 
@@ -182,43 +178,31 @@ class Evaluation:
             log(f"{directory} is scored already")
         return record
 
-    @contextmanager
-    def _lease(self, directory: Path) -> Iterator[None]:
-        """Hold the set's lease: the first process to finish removes the blocks, so only one may evaluate the set."""
-        with ExitStack() as stack:
-            lease = Lease(directory / LEASE, activity="generated and scored")
-            # None, since rank 0 broadcasts the result and a lease cannot be pickled.
-            self.scorer.ranks.on_rank0(lambda: stack.enter_context(lease) and None)
-            yield
-
-    def _evaluate(
-        self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _evaluate(self, plan: SamplePlan, sampling: SamplingOptions, directory: Path, protocol: dict) -> dict[str, Any]:
         ranks = self.scorer.ranks
         # Before sampling, which may take hours, where the tokenizer's configuration contains the size.
         check_size(decoded_size(self.model.pipeline.tokenizer), self.scorer.image_size)
-        images, speed = self._images(directory, plan, sampling)
+        blocks = BlockDirectory(directory / "blocks", plan)
+        images, speed = self._images(directory, blocks, sampling)
         ranks.on_rank0(images.identity)  # compares an archive with its checksums
         values, scoring = self.scorer.score(images)
         performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
         values_of = self.model.facts, self.data, values, len(plan), protocol, performance
         record = score_record(*values_of, self.scorer.hardware(), self.model.raw)
-        return ranks.on_rank0(lambda: self._write(directory, plan, images, record))
+        return ranks.on_rank0(lambda: self._write(directory, blocks, images, record))
 
-    def _images(self, directory: Path, plan: SamplePlan, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
+    def _images(self, directory: Path, blocks: BlockDirectory, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
         """Return the samples and the speed of generating them; an archive is used where it exists."""
-        blocks, ranks = BlockDirectory(directory / "blocks", plan), self.scorer.ranks
+        ranks, count = self.scorer.ranks, len(blocks.plan.blocks())
         if ranks.broadcast((directory / ARCHIVE).is_file()):
             return NpzImages(directory / ARCHIVE), {}
         if ranks.is_rank_zero:
             blocks.clear()
-            if (missing := len(blocks.missing())) < len(plan.blocks()):
-                log(f"resuming {directory}: {missing} of {len(plan.blocks())} blocks are missing")
-        speed = generate_missing(self.model.pipeline, blocks, sampling, ranks)
-        return BlockImages(blocks), speed
+            if (missing := len(blocks.missing())) < count:
+                log(f"resuming {directory}: {missing} of {count} blocks are missing")
+        return blocks, generate_missing(self.model.pipeline, blocks, sampling, ranks)
 
-    def _write(self, directory: Path, plan: SamplePlan, images: ImageSet, record: dict[str, Any]) -> dict[str, Any]:
-        blocks = BlockDirectory(directory / "blocks", plan)
+    def _write(self, directory: Path, blocks: BlockDirectory, images: ImageSet, record: dict) -> dict[str, Any]:
         if self.keep_images and not (directory / ARCHIVE).is_file():
             blocks.write_archive(directory / ARCHIVE)
         write_bytes(directory / PREVIEW, images.preview(self.model.pipeline.class_names))

@@ -23,12 +23,9 @@ class Throughput(ProgressBar):
     def __init__(self, name: str, total: int, ranks: ProcessGroup) -> None:
         super().__init__(name, total, "images", shown=ranks.is_rank_zero)
         self.ranks, self.images = ranks, 0
-
-    def __enter__(self) -> "Throughput":
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.start = time.perf_counter()
-        return self
 
     def __exit__(self, *error) -> None:
         self.seconds = time.perf_counter() - self.start

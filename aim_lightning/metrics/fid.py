@@ -7,7 +7,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.utilities import rank_zero_warn
 
 from aim_lightning.metrics.feature_sets import FiniteValues
-from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.utils.lightning_private import drop_cached_result
 
 
@@ -19,30 +18,20 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
     into floats, nor `.to(a dtype)`, which rounds the sums (the next update raises).
 
     Args:
-        network: provides the number of features; called only by `update_real` and `update_fake`.
-        num_features: size of another output of the network, such as the spatial features of sFID.
+        num_features: values per image.
         kwargs: options of torchmetrics' metric, such as `sync_on_compute=False` for the distance of one rank.
     """
 
-    def __init__(self, network: FeatureNetwork, num_features: int | None = None, **kwargs) -> None:
+    def __init__(self, num_features: int, **kwargs) -> None:
         # Identity in place of torchmetrics' network: the features are computed once for all metrics.
         identity = nn.Identity()
-        identity.num_features = num_features or network.num_features
+        identity.num_features = num_features
         super().__init__(feature=identity, reset_real_features=False, normalize=False, **kwargs)
-        self.network = network
         self.orig_dtype = torch.float64  # of the result; torchmetrics sets it in `update` only
         self._gaussian: tuple[Tensor, Tensor] | None = None
         self._gaussian_count: int | None = None
         self._root: Tensor | None = None
         self._warned = False
-
-    def update_real(self, images: Tensor) -> None:
-        """Add reference images: uint8 (B, 3, H, W)."""
-        self.update_features(self.network(images), real=True)
-
-    def update_fake(self, images: Tensor) -> None:
-        """Add generated images: uint8 (B, 3, H, W)."""
-        self.update_features(self.network(images), real=False)
 
     def update_features(self, features: Tensor, real: bool) -> None:
         """Add features of images.

@@ -16,10 +16,8 @@ from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.random import hash_int64
 
 Gaussians = dict[str, tuple[Tensor, Tensor]]  # output of the network -> mean (F,) and covariance (F, F), float64
-FORMAT = 2  # increase it when the same inputs give other values
 NEIGHBOUR_IMAGES = 10_000  # kept for precision, recall and kernel distances, as in ADM's reference files
 PROBE_IMAGES = 50_000
-PIXELS = "pixels_sha256"  # entry of `source` that is computed while reading, and therefore cached
 _PARTS, _PROBE = ("mean", "covariance"), ("probe_weight", "probe_bias")
 # ADM's reference files, VIRTUAL_imagenet256_labeled.npz and similar (github.com/openai/guided-diffusion):
 # output of the network -> names of mean and covariance in the file.
@@ -54,9 +52,6 @@ class ReferenceImages:
         named = {f"{part}.{name}": x for name, pair in pairs for part, x in zip(_PARTS, pair, strict=True)}
         named |= {"rows": self.features, "count": None if self.count is None else torch.tensor(self.count)}
         named |= dict(zip(_PROBE, self.probe or (None, None), strict=True))
-        if PIXELS in self.source:
-            # A cache file contains tensors only, so the hash becomes bytes.
-            named[PIXELS] = torch.tensor(list(bytes.fromhex(self.source[PIXELS])), dtype=torch.uint8)
         return {name: value.cpu().contiguous() for name, value in named.items() if value is not None}
 
     @classmethod
@@ -65,10 +60,8 @@ class ReferenceImages:
 
         Args:
             tensors: result of `tensors`.
-            source: origin of the images; the cached hash of the pixels is added.
+            source: origin of the images.
         """
-        if PIXELS in tensors:
-            source = source | {PIXELS: bytes(tensors[PIXELS].tolist()).hex()}
         outputs = [name.removeprefix("mean.") for name in tensors if name.startswith("mean.")]
         gaussians = {name: tuple(tensors[f"{part}.{name}"] for part in _PARTS) for name in outputs}
         probe = tuple(tensors[name] for name in _PROBE) if _PROBE[0] in tensors else None
@@ -110,7 +103,7 @@ class ReferenceImagesBuilder:
         self.network, self.num_images, self.num_classes, self.gaussians = network, num_images, num_classes, gaussians
         sizes = {name: size for name, size in network.output_sizes().items() if name in (FEATURES, SPATIAL)}
         device = network.device
-        self.sums = {name: FrechetDistance(network, size).to(device) for name, size in sizes.items() if not gaussians}
+        self.sums = {name: FrechetDistance(size).to(device) for name, size in sizes.items() if not gaussians}
         self.kept = chosen_rows(num_images, NEIGHBOUR_IMAGES)
         self.rows = SampleFeatures(network.num_features).to(device)
         self.probed = chosen_rows(num_images, PROBE_IMAGES, "probe_row") if num_classes else None
@@ -154,11 +147,6 @@ class ReferenceImagesBuilder:
             fitted = LinearProbe.fit(rows[:, :-1], rows[:, -1].round().long(), self.num_classes)
             probe = fitted.weight.cpu(), fitted.bias.cpu()
         return ReferenceImages(self.gaussians or computed, features, probe, source, count)
-
-
-def cache_values(network: FeatureNetwork, fingerprint: Any, num_classes: int, times: str) -> list:
-    """Return everything that a cache file of `ReferenceImages` depends on."""
-    return [FORMAT, "real", fingerprint, network.protocol(), num_classes, NEIGHBOUR_IMAGES, times]
 
 
 def adm_gaussians(file: NpzFile, network: FeatureNetwork) -> Gaussians:

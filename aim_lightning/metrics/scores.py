@@ -58,7 +58,7 @@ class Scores(nn.Module):
         sizes = network.output_sizes()
         self.distances = nn.ModuleDict()
         for output, (mean, covariance) in real.gaussians.items():
-            self.distances[output] = FrechetDistance(network, sizes[output])
+            self.distances[output] = FrechetDistance(sizes[output])
             self.distances[output].load_gaussian(mean, covariance, real.count)
         self.inception = InceptionScore(num_images, splitting, sizes[LOGITS]) if LOGITS in sizes else None
         compare = compare and real.features is not None

@@ -1,12 +1,11 @@
 """Adversarial training of the tokenizer: a discriminator with its own optimizer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
+from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -75,9 +74,9 @@ class Adversary:
         Returns:
             The term and the values to log.
         """
-        # The tokenizer's backward pass must not add to the discriminator's gradients.
-        with _frozen(self.discriminator):
-            loss = generator_loss(self.config.loss, self.discriminator(reconstructions))
+        # Detached parameters: the tokenizer's backward pass must not add to the discriminator's gradients.
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        loss = generator_loss(self.config.loss, functional_call(self.discriminator, frozen, reconstructions))
         logs, weight = {"generator": loss.detach()}, self.config.weight
         if self.config.adaptive:
             scale = scaler.get_scale() if scaler else 1.0
@@ -126,13 +125,3 @@ class Adversary:
         optimizer.zero_grad()
         schedule.step()
         return norm
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Propagate gradients through a network without accumulating gradients of its parameters."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)

@@ -1,7 +1,6 @@
 """Sample codes for labels: check the options, choose the decoder, derive the random numbers."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,8 @@ from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_lar
 from aim_lightning.sampling.options import (
     PIPELINE_OPTIONS,
     SamplingOptions,
-    check_decoder,
     image_bytes,
-    resolve_precision,
+    resolve,
     with_sampling_options,
 )
 from aim_lightning.sampling.plain_decoder import run_plain
@@ -67,14 +65,11 @@ def generate(
     """
     if unexpected := options.keys() & set(PIPELINE_OPTIONS):
         raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
-    options, labels_B = SamplingOptions(**options), torch.as_tensor(labels_B)
-    _check(model, labels_B, options)
+    options, labels_B = resolve(SamplingOptions(**options), model), torch.as_tensor(labels_B)
+    _check(model, labels_B)
     count, device, num_tokens, run = len(labels_B), model.lm_head.weight.device, model.config.num_tokens, run_plain
     if not count:
         return torch.zeros(0, num_tokens, dtype=torch.int64, device=device)
-    if options.decoder == "fast":
-        # `image_bytes` below needs a type, not auto.
-        options = replace(options, precision=resolve_precision(options, model))
     settings = {"filters": options.filters(), "position_offset": options.position_offset, "on_step": on_step}
     try:
         indices_B1 = (torch.arange(count) if indices_B is None else indices_B).to(device)[:, None]
@@ -97,10 +92,9 @@ def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
     return too_large(images, min(fitting_batch(free, image_bytes), images // 2), images * image_bytes, free)
 
 
-def _check(model: AiM, labels_B: Tensor, options: SamplingOptions) -> None:
+def _check(model: AiM, labels_B: Tensor) -> None:
     if model.training:
         raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
-    check_decoder(options, model)
     if labels_B.dim() != 1 or labels_B.dtype != torch.int64:
         raise UserError(f"labels are {tuple(labels_B.shape)} of {labels_B.dtype}; give int64 labels (B,)")
     if labels_B.numel() and not 0 <= int(labels_B.min()) <= int(labels_B.max()) <= model.null_class:

@@ -125,9 +125,8 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
     Raises:
         UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot be used.
     """
-    check_decoder(options, model)
     device = model.lm_head.weight.device
-    options = replace(options, precision=resolve_precision(options, model))
+    options = replace(options, precision=_precision(options, model))
     if options.batch_size != "auto":
         return options
     if device.type != "cuda":
@@ -139,16 +138,6 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
     # Kept decoders are released when a new one needs their memory: the result does not depend on earlier calls.
     free = free_bytes(device) + kept_bytes(model) - weights
     return replace(options, batch_size=auto_batch(free, needed))
-
-
-def check_decoder(options: SamplingOptions, model: AiM) -> None:
-    """Raise a UserError where the fast decoder is configured and cannot take the network or a filter."""
-    if options.decoder == "fast":
-        reason = obstacle(model.config, model.lm_head.weight.device) or options.filters().fast_obstacle()
-        if not reason and options.precision in ("float16", "float64"):
-            reason = f"it has no {options.precision}"
-        if reason:
-            raise UserError(f"the fast decoder cannot be used: {reason}")
 
 
 def auto_batch(free: int, image_bytes: int) -> int:
@@ -163,14 +152,22 @@ def auto_batch(free: int, image_bytes: int) -> int:
     return 1 << (fits.bit_length() - 1)
 
 
-def resolve_precision(options: SamplingOptions, model: AiM) -> str:
-    """Return the type in which codes are sampled; the plain decoder keeps the network's own."""
+def _precision(options: SamplingOptions, model: AiM) -> str:
+    """Return the type in which codes are sampled; the plain decoder keeps the network's own.
+
+    Raises:
+        UserError: the fast decoder is configured and cannot take the network or an option.
+    """
     weight = model.lm_head.weight
     if options.decoder == "plain":
         return str(weight.dtype).removeprefix("torch.")
-    if options.precision == "auto":
-        return "bfloat16" if weight.is_cuda else "float32"
-    return options.precision
+    reason = obstacle(model.config, weight.device) or options.filters().fast_obstacle()
+    if not reason and options.precision in ("float16", "float64"):
+        reason = f"it has no {options.precision}"
+    if reason:
+        raise UserError(f"the fast decoder cannot be used: {reason}")
+    automatic = "bfloat16" if weight.is_cuda else "float32"
+    return automatic if options.precision == "auto" else options.precision
 
 
 def image_bytes(model: AiM, options: SamplingOptions) -> int:

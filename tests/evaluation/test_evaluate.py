@@ -118,7 +118,7 @@ def test_only_one_command_evaluates_a_set(config, monkeypatch, capsys):
     """The first command to finish removes the blocks, so a second one is refused meanwhile."""
     codes = []
 
-    def generating(self, directory, plan, sampling):
+    def generating(self, *arguments):
         codes.append(call("evaluate", config, "--num", 9))
         raise UserError("enough")
 
@@ -293,7 +293,7 @@ def generate_missing(directory, ranks=None):
 
 
 def content(directory):
-    return np.concatenate([directory.read(block) for block in range(len(directory.plan.blocks()))])
+    return np.concatenate([directory.block(block) for block in range(len(directory.plan.blocks()))])
 
 
 def test_one_two_or_eight_processes_generate_the_same_set(tmp_path):
@@ -316,7 +316,7 @@ def test_one_two_or_eight_processes_generate_the_same_set(tmp_path):
 def test_only_missing_and_damaged_blocks_are_generated_again(tmp_path):
     directory = BlockDirectory(tmp_path, PLAN)
     assert generate_missing(directory)["images"] == 50
-    blocks = [directory.read(block).copy() for block in range(7)]
+    blocks = [directory.block(block).copy() for block in range(7)]
     directory.file(2).unlink()
     directory.file(4).write_bytes(directory.file(4).read_bytes()[:-5])
     directory.file(6).write_bytes(b"")
@@ -325,7 +325,7 @@ def test_only_missing_and_damaged_blocks_are_generated_again(tmp_path):
     assert directory.missing() == [2, 4, 5, 6]
     assert generate_missing(directory)["images"] == 8 + 8 + 8 + 2
     for block in range(7):
-        np.testing.assert_array_equal(directory.read(block), blocks[block])
+        np.testing.assert_array_equal(directory.block(block), blocks[block])
     assert directory.file(0).stat().st_mtime_ns == kept
 
 

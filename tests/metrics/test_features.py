@@ -59,8 +59,8 @@ def test_stand_in_ranks_damage(small):
     real, _ = embedded_images("train", 120)
     images, labels = embedded_images("val", 300)
     clean = small(images)
-    distance = FrechetDistance(small)
-    distance.update_real(real)
+    distance = FrechetDistance(small.num_features)
+    distance.update_features(small(real), real=True)
 
     def distance_of(features):
         distance.reset()

@@ -215,9 +215,8 @@ def test_a_reference_of_two_images_without_labels_has_no_probe():
 def test_real_images_survive_a_file():
     network = Complete().load()
     real = reference_of(network, random_images(40), torch.arange(40) % 2)
-    real.source["pixels_sha256"] = "0a" * 32
     again = ReferenceImages.from_tensors(real.tensors(), {"kind": "test"})
-    assert (again.source, again.count) == ({"kind": "test", "pixels_sha256": "0a" * 32}, 40)
+    assert (again.source, again.count) == ({"kind": "test"}, 40)
     assert score(network, again, random_images(30)) == score(network, real, random_images(30))
 
 

@@ -24,27 +24,17 @@ class ReconstructionMetrics(Scoring):
     Logged as `rfid_50k` on the published Inception, `rfd_effnet_lite0_10k` on the stand-in. Images are encoded
     and decoded in float32, independent of the precision of training. Runs in `validate`, and during training every
     `every_n_validations` validations.
-
-    Args:
-        every_n_validations: 0 = in `validate` only.
-        batch_size: images of the reference scored per step and device.
-        cache_dir: directory of reference statistics.
     """
-
-    def __init__(
-        self, every_n_validations: int = 0, batch_size: int = 250, cache_dir: str = ".cache/reference"
-    ) -> None:
-        super().__init__(every_n_validations, batch_size, cache_dir)
 
     def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:
         """Reconstruct this rank's share of the validation set and log the value over all ranks."""
-        distance = FrechetDistance(self.features).to(pl_module.device)
+        distance = FrechetDistance(self.features.num_features).to(pl_module.device)
         reference = self.reference(trainer, "val", probe=False)
         distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
         loader = trainer.datamodule.val_dataloader()
         batches = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
         for batch in between(trainer, batches, "the next reconstructions to score"):
-            distance.update_fake(self._reconstructed(pl_module, batch["images"]))
+            distance.update_features(self.features(self._reconstructed(pl_module, batch["images"])), real=False)
         count = len(self.images.open("val"))
         name = metric_name("r" + self.features.metric_name, count, raw=find_callback(trainer, EMA) is None)
         self.log(f"metrics/{name}", distance.compute().float(), rank_zero_only=False)

@@ -24,7 +24,9 @@ class Scoring(Callback):
 
     needs: tuple[str, ...] = ("features", "images")
 
-    def __init__(self, every_n_validations: int, batch_size: int, cache_dir: str) -> None:
+    def __init__(
+        self, every_n_validations: int = 0, batch_size: int = 250, cache_dir: str = ".cache/reference"
+    ) -> None:
         self.every_n_validations = every_n_validations
         self.batch_size = batch_size
         self.cache_dir = cache_dir

@@ -34,7 +34,7 @@ from aim_lightning.cli.value_ranges import STRATEGIES
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.evaluation.evaluated_model import weights_hash
+from aim_lightning.evaluation.evaluated_model import hash_tensors
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
@@ -209,7 +209,7 @@ def scored_weights(cli: AimCLI) -> dict[str, str]:
     """Return the kind (`ema` or `raw`) and the hex sha256 of the weights that validation scores."""
     ema = next((callback for callback in cli.trainer.callbacks if isinstance(callback, EMA)), None)
     network = ema.network if ema else cli.model.network
-    return {"weights": "ema" if ema else "raw", "weights_sha256": weights_hash(network)}
+    return {"weights": "ema" if ema else "raw", "weights_sha256": hash_tensors(network.state_dict())}
 
 
 def hardware_of(cli: AimCLI) -> str:

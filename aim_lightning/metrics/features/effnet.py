@@ -6,8 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import RESIZING, FeatureNetwork, read_weights
+from aim_lightning.metrics.features.network import RESIZING, FeatureNetwork, fold_norms, read_weights
 from aim_lightning.utils.errors import UserError
+
+# Convolutions and their batch norms in the package's modules.
+BATCH_NORMS = [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1")]
+BATCH_NORMS += [("_project_conv", "_bn2"), ("_conv_head", "_bn1")]
 
 
 class EfficientNetLite0Features(FeatureNetwork):
@@ -53,28 +57,16 @@ class EfficientNetLite0Features(FeatureNetwork):
         # The package computes the padding once, from this size.
         network = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
         network.load_state_dict(read_weights(self.weights_path()))
-        return _folded(network.eval()).to(memory_format=torch.channels_last)
+        fold_norms(network.eval(), *BATCH_NORMS)
+        for module in network.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True
+            # Symmetric padding moves into the convolution. The default (0, 1) skips modules without padding.
+            padding = getattr(getattr(module, "static_padding", None), "padding", (0, 1))
+            if len(set(padding)) == 1:
+                module.padding, module.static_padding = padding[:2], nn.Identity()
+        return network.to(memory_format=torch.channels_last)
 
     def _features(self, images: Tensor) -> Tensor:
         x = ((self._resized(images) - 127) / 128).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features(x).mean((2, 3))
-
-
-def _folded(network: nn.Module) -> nn.Module:
-    """Fold batch norms and even paddings into the convolutions: the same function, about twice as fast."""
-    pairs = [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1")]
-    pairs += [("_project_conv", "_bn2"), ("_conv_head", "_bn1")]
-    for module in network.modules():
-        for conv, norm in pairs:
-            if hasattr(module, conv):
-                fused = nn.utils.fusion.fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
-                setattr(module, conv, fused)
-                setattr(module, norm, nn.Identity())
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    for module in network.modules():
-        # Symmetric padding moves into the convolution. The default (0, 1) skips modules without padding.
-        padding = getattr(getattr(module, "static_padding", None), "padding", (0, 1))
-        if len(set(padding)) == 1:
-            module.padding, module.static_padding = padding[:2], nn.Identity()
-    return network

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork, read_weights
+from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork, fold_norms, read_weights
 from aim_lightning.utils.errors import UserError
 
 
@@ -82,11 +82,7 @@ class InceptionFeatures(FeatureNetwork):
             network = FeatureExtractorInceptionV3(self.name, layers, feature_extractor_weights_path=copy)
         except (RuntimeError, TypeError):
             raise UserError(f"{path} holds other weights than torch-fidelity's Inception; use {self.SOURCE}") from None
-        # Batch norms are folded into the convolutions: the same function with less work.
-        for module in network.modules():
-            if hasattr(module, "conv") and hasattr(module, "bn"):
-                module.conv = nn.utils.fusion.fuse_conv_bn_eval(module.conv, module.bn)
-                module.bn = nn.Identity()
+        fold_norms(network, ("conv", "bn"))
         # sFID uses an inner layer, which torch-fidelity does not return.
         self._keep_output(network.Mixed_6d.branch1x1)
         return network

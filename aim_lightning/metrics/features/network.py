@@ -160,6 +160,21 @@ class FeatureNetwork(nn.Module, ABC):
         return {FEATURES: self._features(images)}
 
 
+def fold_norms(network: nn.Module, *pairs: tuple[str, str]) -> None:
+    """Fold batch norms into the convolutions before them: the same function with less work.
+
+    Args:
+        network: in evaluation mode.
+        *pairs: names of a convolution and its batch norm in the modules of the network.
+    """
+    for module in network.modules():
+        for conv, norm in pairs:
+            if hasattr(module, conv) and hasattr(module, norm):
+                fused = nn.utils.fusion.fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                setattr(module, conv, fused)
+                setattr(module, norm, nn.Identity())
+
+
 def existing_file(path: str | Path, hint: str) -> Path:
     """Return the path of a weights file.
 
