@@ -1,7 +1,7 @@
 """Format of a checkpoint file: keys, version, and the types that can be read without running code.
 
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
-schedulers; cursor; data (rows and fingerprint of the training set, and steps); random_state (a list by rank);
+schedulers; cursor; data (rows and fingerprint of the training set, steps, micro-batch); random_state (a list by rank);
 configuration; class_names; tokenizer_hash; trainer (progress of Lightning's loops, loss scaler, metrics by rank,
 states of callbacks). Weights have the names of the unwrapped modules.
 """

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,6 +80,11 @@ class FitLifecycle:
         return self.decision
 
     @property
+    def micro_batch_size(self) -> int | None:
+        """Return the micro-batch of the newest checkpoint; None for a new run."""
+        return (self.content.data or {}).get("micro_batch_size")
+
+    @property
     def callbacks(self) -> list[Callback]:
         """Return the callbacks that every training has."""
         path, checkpoint = str(self.directory.path), self.decision.checkpoint
@@ -101,6 +107,7 @@ class FitLifecycle:
         if is_rank_zero():
             present = cli.datamodule.identity()
             self._follow(decide_on_data(self.decision, self.content.data, present, self.options.allow_changes))
+            self._follow(replace(self.decision, notes=[*self.decision.notes, *cli.notes]))
             self._record_start()
             step, checkpoint = self.decision.step, self.decision.checkpoint
             origin = f"from step {step} ({checkpoint})" if checkpoint else "from the start"

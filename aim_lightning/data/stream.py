@@ -59,13 +59,15 @@ class BatchPlan:
         return self.global_batch_size // (self.world_size * self.accumulate)
 
     @classmethod
-    def make(cls, global_batch_size: int, world_size: int, max_device_batch_size: int | None = None) -> "BatchPlan":
+    def make(
+        cls, global_batch_size: int, world_size: int, max_device_batch_size: int | str | None = None
+    ) -> "BatchPlan":
         """Return the plan with the fewest accumulation steps within the limit per device.
 
         Args:
             global_batch_size: rows per optimizer step, over all devices.
             world_size: number of devices.
-            max_device_batch_size: largest micro-batch; None = no limit.
+            max_device_batch_size: largest micro-batch; None or ``auto`` = no limit.
 
         Raises:
             UserError: the global batch cannot be divided evenly.
@@ -76,7 +78,7 @@ class BatchPlan:
                 f"data.global_batch_size {global_batch_size} does not divide over {world_size} devices; "
                 f"set a multiple of {world_size}"
             )
-        limit = per_device if max_device_batch_size is None else max_device_batch_size
+        limit = per_device if max_device_batch_size in (None, "auto") else max_device_batch_size
         if limit < 1:
             raise UserError(f"data.max_device_batch_size is {limit}; it must be at least 1")
         accumulate = -(-per_device // limit)

@@ -91,7 +91,9 @@ class StreamDataModule(LightningDataModule):
     `epoch` the epoch, so that later random choices can be functions of them.
     """
 
-    def __init__(self, global_batch_size: int, max_device_batch_size: int | None, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, global_batch_size: int, max_device_batch_size: int | str | None, num_workers: int, seed: int
+    ) -> None:
         super().__init__()
         self.global_batch_size = global_batch_size
         self.max_device_batch_size = max_device_batch_size
@@ -145,8 +147,9 @@ class StreamDataModule(LightningDataModule):
         return self.steps_offset + self.cursor.epoch * self.batches_per_epoch + self.cursor.batch
 
     def identity(self) -> dict[str, str | int]:
-        """Return the facts for a checkpoint: `rows` and `fingerprint` of the set, `steps` trained on it."""
-        return {"rows": self.train_rows, "fingerprint": self.fingerprint, "steps": self.steps}
+        """Return the facts for a checkpoint: `rows` and `fingerprint` of the set, steps trained, micro-batch."""
+        sizes = {"steps": self.steps, "micro_batch_size": self._planned().micro_batch_size}
+        return {"rows": self.train_rows, "fingerprint": self.fingerprint, **sizes}
 
     def restore(self, cursor: dict[str, int], identity: dict[str, str | int] | None) -> None:
         """Continue from a checkpoint; if the epoch is now shorter than its trained part, start the next epoch.

@@ -12,6 +12,7 @@ from aim_lightning.callbacks.training.preflight import Preflight
 from aim_lightning.cli import fit_lifecycle
 from aim_lightning.cli.fit_lifecycle import FitLifecycle
 from aim_lightning.cluster import signals
+from aim_lightning.data.stream import BatchPlan
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.resume_policy import Decision
 from aim_lightning.utils.errors import TransientError, UserError
@@ -19,7 +20,10 @@ from aim_lightning.utils.errors import TransientError, UserError
 
 def check(run_dir, rank):
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    trainer = SimpleNamespace(world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy)
+    data = SimpleNamespace(plan=BatchPlan(8, 2, 1))
+    trainer = SimpleNamespace(
+        world_size=2, global_rank=rank, is_global_zero=rank == 0, strategy=strategy, datamodule=data
+    )
     Preflight(str(run_dir), {}, "a.ckpt").setup(trainer, None, "fit")
 
 

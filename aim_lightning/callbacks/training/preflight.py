@@ -61,7 +61,8 @@ class Preflight(Callback):
             rank=trainer.global_rank,
             device=None if device.type == "cpu" else str(device),
             world_size=trainer.world_size,
-            versions=versions(),
+            # Ranks whose GPUs differ in memory would choose different micro-batches.
+            versions=versions() | {"micro-batch": str(trainer.datamodule.plan.micro_batch_size)},
             configuration=configuration_hash(self.configuration),
             start=self.start,
             sees_run_directory=_appears(mark),  # the nodes share the directory if each rank sees the file

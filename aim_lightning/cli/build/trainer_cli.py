@@ -29,6 +29,7 @@ from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
 from aim_lightning.cli.build.callback_resources import CallbackResources
+from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.value_ranges import STRATEGIES
 from aim_lightning.cluster.options import ClusterOptions
@@ -64,6 +65,7 @@ class AimCLI(LightningCLI):
 
     def __init__(self, composed: Config, guards: Sequence[Callback] = ()) -> None:
         self.composed = composed
+        self.notes: list[str] = []  # for the log and the history of the run
         self.guards = guards
         self.directory = composed.run_directory
         self.resume_state = ResumeState(composed.values["seed_everything"], composed.values)
@@ -148,13 +150,16 @@ def environment() -> list[ClusterEnvironment]:
     return [LightningEnvironment() if job.tasks is None else SLURMEnvironment(auto_requeue=False)]
 
 
-def build(config: Config, purge_step: int | None = None, guards: Sequence[Callback] = ()) -> AimCLI:
+def build(
+    config: Config, purge_step: int | None = None, guards: Sequence[Callback] = (), micro_batch_size: int | None = None
+) -> AimCLI:
     """Build module, data and trainer, split the batch over ranks, and give the frozen networks to the callbacks.
 
     Args:
         config: from `compose`.
         purge_step: TensorBoard ignores what an earlier process logged from this step on.
         guards: callbacks that are no part of the configuration.
+        micro_batch_size: of the run so far, which `data.max_device_batch_size: auto` keeps.
 
     Raises:
         UserError: parts of the configuration do not fit together.
@@ -163,6 +168,13 @@ def build(config: Config, purge_step: int | None = None, guards: Sequence[Callba
     trainer, data = cli.trainer, cli.datamodule
     _check_trainer(cli)
     plan = data.plan_for(trainer.world_size)
+    if data.max_device_batch_size == "auto":
+        device = trainer.strategy.root_device
+        data.max_device_batch_size, note = automatic_micro_batch(
+            cli.model, trainer.precision, device, plan.micro_batch_size, micro_batch_size
+        )
+        cli.notes.append(note)
+        plan = data.plan_for(trainer.world_size)
     if cli.model.automatic_optimization:
         trainer.accumulate_grad_batches = plan.accumulate
     data.setup("fit")

@@ -25,7 +25,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         if decision.action == "finished":
             return score_finished(config, decision.step)
         # TensorBoard drops what earlier processes logged after the checkpoint.
-        cli = build(config, purge_step=decision.step + 1, guards=lifecycle.callbacks)
+        cli = build(config, decision.step + 1, lifecycle.callbacks, lifecycle.micro_batch_size)
         lifecycle.prepare(cli)
         with signals.graceful_interrupt():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=decision.checkpoint)

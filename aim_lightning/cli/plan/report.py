@@ -7,6 +7,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
+from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
 from aim_lightning.cluster.job_plan import requeue_window
@@ -18,6 +19,7 @@ from aim_lightning.runs.training_estimate import Training, shard_bytes
 from aim_lightning.utils.errors import UserError
 
 Lines = list[tuple[str, str]]
+GPU = ("gpu", "cuda")
 BYTES, SECONDS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), ((3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -31,20 +33,32 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     Raises:
         UserError: the number of images or the end of the training is unknown.
     """
-    tokens, data = _token_manifest(config), config.init_args("data")
-    devices = options.devices or _devices(config.trainer)
-    batch = BatchPlan.make(data.get("global_batch_size", 256), devices, data.get("max_device_batch_size"))
-    module = _module(config)
+    tokens, module = _token_manifest(config), _module(config)
+    batch, notes = _batch(config, module, options.devices or _devices(config.trainer))
     training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
-    gpu_is_missing = config.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available()
+    gpu_is_missing = config.trainer.get("accelerator") in GPU and not torch.cuda.is_available()
     measured = None
     if options.steps and not options.images_per_s and not gpu_is_missing:
         measured = measure(config, batch.micro_batch_size, options.steps, config.reads_tokens and tokens is None)
-    rate = options.images_per_s or (measured.rows / measured.seconds * devices if measured else None)
+    rate = options.images_per_s or (measured.rows / measured.seconds * batch.world_size if measured else None)
     memory = ("memory per device", _memory(training, measured))
-    lines = [*_size_lines(training, batch), memory, *_time_lines(training, rate, measured)]
+    lines = [*_size_lines(training, batch), *notes, memory, *_time_lines(training, rate, measured)]
     lines += _disk_lines(training, module.network, tokens, options.views)
     return [*lines, ("requeue window", _window(config, training, rate))]
+
+
+def _batch(config: Config, module: LightningModule, devices: int) -> tuple[BatchPlan, Lines]:
+    """Return the division of the global batch, and a line about a micro-batch that was chosen by memory."""
+    data, trainer = config.init_args("data"), config.trainer
+    size, limit = data.get("global_batch_size", 256), data.get("max_device_batch_size")
+    plan = BatchPlan.make(size, devices, limit)
+    if limit != "auto":
+        return plan, []
+    accelerator = trainer.get("accelerator", "auto")
+    on_gpu = accelerator in GPU or (accelerator == "auto" and torch.cuda.is_available())
+    device, precision = torch.device("cuda" if on_gpu else "cpu"), trainer.get("precision") or "32-true"
+    limit, note = automatic_micro_batch(module, precision, device, plan.micro_batch_size)
+    return BatchPlan.make(size, devices, limit), [tuple(note.split(": ", 1))]
 
 
 def _token_manifest(config: Config) -> TokenManifest | None:

@@ -74,7 +74,8 @@ class TokenDataModule(StreamDataModule):
         path: directory with `train/` and `val/`, each with a manifest.json, as `tokenize` writes it; or a URL that
             webdataset opens: `http://HOST/DIRECTORY`, `pipe:COMMAND {}` ({} = the file, such as train/manifest.json).
         global_batch_size: images per optimizer step, over all devices.
-        max_device_batch_size: largest micro-batch per device; larger batches are accumulated. null = no limit.
+        max_device_batch_size: largest micro-batch per device; larger batches are accumulated. null = no limit;
+            ``auto`` = estimated from the memory of the GPU, at most 256; a run keeps its micro-batch when it continues.
         val_batch_size: images per device and validation step.
         num_workers: loader processes per device. Each one reads the whole stream; 0 or 1 is fast enough.
         window_rows: rows shuffled together. This bounds memory: 2 windows of (2 * tokens + 17) bytes per row, and 2
@@ -95,7 +96,7 @@ class TokenDataModule(StreamDataModule):
         self,
         path: str,
         global_batch_size: int = 256,
-        max_device_batch_size: int | None = None,
+        max_device_batch_size: int | Literal["auto"] | None = None,
         val_batch_size: int = 256,
         num_workers: int = 0,
         window_rows: int = 65536,

@@ -182,6 +182,20 @@ class AiM(nn.Module):
         backend = self.backbone.backend
         return backend.name == "triton" and backend.takes(self.backbone, self.lm_head.weight)
 
+    def training_backend(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the name of the backend that will train the network on a device.
+
+        Args:
+            device: the weights may be elsewhere at present.
+            dtype: type of the matrix products.
+
+        Raises:
+            UserError: the backend that was requested cannot run there.
+        """
+        backend = choose_backend(self.backend_option, self.config, device, self.lm_head.weight.dtype)
+        is_replaced = backend.name == "triton" and not backend.trains(self.config, dtype)
+        return backend.other.name if is_replaced else backend.name
+
     def new_states(self, batch_size: int) -> list[MixerState]:
         """Return empty decoding states, one per layer, on the network's device, in float32 or wider."""
         weight = self.lm_head.weight

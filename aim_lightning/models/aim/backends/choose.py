@@ -40,7 +40,7 @@ class BackendUnavailable:
     def _refuse(self, *_: object) -> None:
         raise UserError(f"backend {self.name} cannot be used: {self.obstacle}")
 
-    mix = step = add_norm = takes = _refuse
+    mix = step = add_norm = takes = trains = _refuse
 
 
 def choose_backend(name: str, config: AiMConfig, device: torch.device, dtype: torch.dtype) -> Backend:

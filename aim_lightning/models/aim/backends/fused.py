@@ -22,6 +22,10 @@ class TritonBackend:
         self.other = other
         self.mix, self.step, self.add_norm = other.mix, other.step, other.add_norm
 
+    def trains(self, config: AiMConfig, dtype: torch.dtype) -> bool:
+        """Return True if the kernels take training steps of this network in this type of matrix products."""
+        return _call_refusal(config, dtype, training=True) is None
+
     def takes(self, backbone: nn.Module, weight: Tensor) -> bool:
         """Return True if the kernels take this call; log once why they refuse others."""
         reason = _call_refusal(backbone.config, compute_dtype(weight), backbone.training)

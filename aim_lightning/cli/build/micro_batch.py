@@ -1,0 +1,48 @@
+"""Choose the micro-batch of `data.max_device_batch_size: auto`."""
+
+import torch
+from lightning.pytorch import LightningModule
+
+from aim_lightning.models import AiM
+from aim_lightning.models.aim.memory import BYTES_PER_PARAMETER, bytes_per_image, fitting_micro_batch, largest_divisor
+
+ASSUMED_BYTES = 80 * 10**9  # of a GPU that the present machine lacks
+
+
+def automatic_micro_batch(
+    module: LightningModule, precision: str | int, device: torch.device, share: int, previous: int | None = None
+) -> tuple[int, str]:
+    """Return the micro-batch and one line with the reason.
+
+    Args:
+        module: its network has the sizes; weights may be on another device.
+        precision: `trainer.precision`.
+        device: a GPU is estimated by its memory, as 80 GB where it is missing; other devices take the whole share.
+        share: images of a global batch per rank.
+        previous: micro-batch of the run so far, which is kept; None for a new run.
+    """
+    size, reason = share, "the whole share of a rank"
+    network = getattr(module, "network", None)
+    if device.type == "cuda" and isinstance(network, AiM):
+        size, reason = _fitting(network, str(precision), device, share)
+    if previous is None:
+        return size, f"micro-batch: {size} images per device (auto: {reason})"
+    kept = largest_divisor(share, previous)
+    other = f"; for a new run auto would take {size}: {reason}" if kept != size else ""
+    return kept, f"micro-batch: {kept} images per device (auto: kept from the checkpoint{other})"
+
+
+def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> tuple[int, str]:
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
+    dtype = dtypes.get(precision.partition("-")[0], torch.float32)
+    name, memory = f"an assumed GPU of {ASSUMED_BYTES / 1e9:.0f} GB", ASSUMED_BYTES
+    backend = "triton" if network.backend_option == "auto" else network.backend_option
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+        backend = network.training_backend(device, dtype)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    image = bytes_per_image(network.config, backend, network.backbone.gradient_checkpointing, dtype.itemsize)
+    size = fitting_micro_batch(share, image, parameters, memory)
+    needed = (size * image + BYTES_PER_PARAMETER * parameters) / 1e9
+    return size, f"about {needed:.1f} of {memory / 1e9:.1f} GB on {name}, backend {backend}"

@@ -1,0 +1,64 @@
+"""The estimate of training memory: measured peaks, and the micro-batches per GPU that the documents list."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from aim_lightning.models import AiMConfig
+from aim_lightning.models.aim.memory import BYTES_PER_PARAMETER, bytes_per_image, fitting_micro_batch, largest_divisor
+
+PARAMETERS = {"AiM-B": 147_622_080, "AiM-L": 349_760_000, "AiM-XL": 763_291_392, "AiM-1B": 1_335_944_192}
+CARDS = (24, 40, 80, 141)
+# Images per device on GPUs of these GB, a share of 2,048 images; 1 = not even one image fits.
+TABLE = {
+    ("triton", "none"): {
+        "AiM-B": (128, 256, 256, 256),
+        "AiM-L": (32, 64, 128, 256),
+        "AiM-XL": (16, 32, 128, 256),
+        "AiM-1B": (1, 16, 64, 128),
+    },
+    ("triton", "blocks"): {"AiM-L": (128, 256, 256, 256), "AiM-XL": (32, 128, 256, 256), "AiM-1B": (1, 32, 256, 256)},
+    ("triton", "all"): {"AiM-XL": (64, 256, 256, 256), "AiM-1B": (1, 64, 256, 256)},
+    ("mamba_ssm", "none"): {"AiM-B": (64, 128, 256, 256), "AiM-XL": (8, 32, 64, 128)},
+    ("torch", "none"): {"AiM-B": (16, 32, 64, 128), "AiM-L": (4, 8, 32, 32), "AiM-1B": (1, 2, 8, 16)},
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "images", "measured"),
+    [("triton", 64, 8.6), ("triton", 256, 27.3), ("mamba_ssm", 256, 42), ("torch", 64, 50)],
+)
+def test_measured_peaks_of_aim_b(backend, images, measured):
+    config = AiMConfig.preset("AiM-B")
+    estimate = images * bytes_per_image(config, backend) + BYTES_PER_PARAMETER * PARAMETERS["AiM-B"]
+    assert estimate / 2**30 == pytest.approx(measured, rel=0.04)
+
+
+@pytest.mark.parametrize(("backend", "checkpointing"), TABLE)
+def test_micro_batches_per_card(backend, checkpointing):
+    for preset, expected in TABLE[backend, checkpointing].items():
+        image = bytes_per_image(AiMConfig.preset(preset), backend, checkpointing)
+        sizes = [fitting_micro_batch(2048, image, PARAMETERS[preset], card * 10**9) for card in CARDS]
+        assert sizes == list(expected), preset
+
+
+def test_the_documented_table_is_the_estimate():
+    text, mode, rows = (ROOT / "docs/imagenet.md").read_text(), "", {}
+    for first, preset, numbers in re.findall(r"^\|(.*?)\| (AiM-\w+) \| (.*) \|$", text, re.MULTILINE):
+        mode = next(iter(re.findall("`(.*?)`", first)), mode)
+        sizes = [1 if number == "–" else int(number) for number in numbers.split(" | ")]
+        rows.setdefault(("triton", mode), {})[preset] = tuple(sizes)
+    assert rows == {key: value for key, value in TABLE.items() if key[0] == "triton"}
+
+
+@pytest.mark.parametrize(("share", "limit", "expected"), [(2048, 256, 256), (96, 64, 48), (7, 4, 1), (8, 256, 8)])
+def test_a_micro_batch_divides_the_share_of_a_rank(share, limit, expected):
+    assert largest_divisor(share, limit) == expected
+
+
+def test_float32_checkpointing_and_an_mlp_change_the_bytes():
+    base = AiMConfig.preset("AiM-B")
+    sizes = [bytes_per_image(base, checkpointing=mode) for mode in ("all", "blocks", "none")]
+    assert sizes == sorted(sizes) and bytes_per_image(base, item_size=4) > 1.5 * sizes[-1]
+    assert bytes_per_image(AiMConfig.preset("AiM-B", d_intermediate=768)) > 1.3 * sizes[-1]
