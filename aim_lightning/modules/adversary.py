@@ -6,12 +6,12 @@ from typing import Literal
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.func import functional_call
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from aim_lightning.losses import LossTerms, adaptive_weight, discriminator_loss, generator_loss
 from aim_lightning.models import PatchGAN, PatchGANConfig
-from aim_lightning.modules.optim import OptimizerConfig, check_finite, clip_gradients
+from aim_lightning.modules.finite_steps import FiniteSteps
+from aim_lightning.modules.optim import OptimizerConfig, SkippingAdamW, clip_gradients
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.ranges import check_arguments
 
@@ -55,10 +55,11 @@ class Adversary:
     Args:
         config: the options.
         discriminator: the network.
+        finite_steps: check of the discriminator's gradients.
     """
 
-    def __init__(self, config: AdversarialConfig, discriminator: PatchGAN) -> None:
-        self.config, self.discriminator = config, discriminator
+    def __init__(self, config: AdversarialConfig, discriminator: PatchGAN, finite_steps: FiniteSteps) -> None:
+        self.config, self.discriminator, self.finite_steps = config, discriminator, finite_steps
 
     def generator_term(
         self, terms: LossTerms, reconstructions: Tensor, last_layer: Tensor, scaler: GradScaler | None
@@ -100,7 +101,7 @@ class Adversary:
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return self.config.weight * loss, {name: value.detach() for name, value in logs.items()}
 
-    def step(self, optimizer: Optimizer, schedule: LRScheduler, scaler: GradScaler | None, step: int) -> Tensor:
+    def step(self, optimizer: SkippingAdamW, schedule: LRScheduler, scaler: GradScaler | None, step: int) -> Tensor:
         """Take one optimizer step of the discriminator.
 
         Args:
@@ -116,11 +117,11 @@ class Adversary:
         ProcessGroup().average_gradients(self.discriminator)
         if scaler:
             scaler.unscale_(optimizer)
-        norm = clip_gradients(self.discriminator, self.config.gradient_clip)
+        norm = clip_gradients(self.discriminator, self.config.gradient_clip, optimizer)
         if scaler:
             scaler.step(optimizer)  # skips the step if a gradient overflowed
         else:
-            check_finite(norm, "the discriminator's gradient norm", step)
+            self.finite_steps.add(norm, step, optimizer)
             optimizer.step()
         optimizer.zero_grad()
         schedule.step()

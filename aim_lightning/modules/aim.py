@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.modules.finite_steps import FiniteSteps
 from aim_lightning.modules.optim import (
     OptimizerConfig,
     StepMeans,
@@ -66,9 +67,12 @@ class AiMModule(LightningModule):
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
-        self.means = StepMeans()
+        self.means, self.finite_steps = StepMeans(), FiniteSteps(optimizer)
         # Not Lightning's mean over ranks, which rounds the number of rows when ranks have unequal shares.
         self.val_loss = MeanMetric()
+
+    def configure_callbacks(self) -> list[FiniteSteps]:
+        return [self.finite_steps]
 
     def configure_model(self) -> None:
         if self.compile_network:
@@ -112,10 +116,10 @@ class AiMModule(LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is supported")
-        norm = clip_gradients(self.network, gradient_clip_val)
+        norm = clip_gradients(self.network, gradient_clip_val, optimizer)
         self.log("train/grad_norm", norm)  # a tensor on the device: logging does not wait for it
         if not self._is_scaled:
-            check_finite(norm, "the gradient norm", self.global_step)
+            self.finite_steps.add(norm, self.global_step, optimizer)
 
     def configure_optimizers(self) -> dict:
         steps = total_steps(self.trainer, self.trainer.datamodule)

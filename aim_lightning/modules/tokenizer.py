@@ -14,6 +14,7 @@ from aim_lightning.models import PatchGAN, VQConfig, VQModel
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.adversary import AdversarialConfig, Adversary
 from aim_lightning.modules.codebook import RevivalConfig, perplexity, revive, usage
+from aim_lightning.modules.finite_steps import FiniteSteps
 from aim_lightning.modules.optim import (
     OptimizerConfig,
     StepMeans,
@@ -86,7 +87,7 @@ class TokenizerModule(LightningModule):
         self.gradient_clip, self.codebook_init, self.seed = gradient_clip, codebook_init, seed
         self.revival, self.init_from = revival, init_from
         self.grad_norm: Tensor | None = None  # of the current step, before clipping
-        self.means = StepMeans()
+        self.means, self.finite_steps = StepMeans(), FiniteSteps(optimizer)
         vgg = loss.perceptual_file if loss.perceptual_weight else lpips_file
         self.perceptual = PerceptualDistance(vgg) if vgg else None
         self.adversary = self._make_adversary(adversarial)
@@ -107,7 +108,8 @@ class TokenizerModule(LightningModule):
                 f"{size}x{size} pixels; set fewer layers"
             )
         self.discriminator = PatchGAN(config.discriminator)
-        return Adversary(config, self.discriminator)
+        settings, norm = config.optimizer or self.optimizer_config, "the discriminator's gradient norm"
+        return Adversary(config, self.discriminator, FiniteSteps(settings, "_discriminator", norm))
 
     def setup(self, stage: str) -> None:
         """Read VGG16 early, since its file may be missing."""
@@ -129,6 +131,9 @@ class TokenizerModule(LightningModule):
                 f"model.adversarial.start_step is {config.start_step}, but training ends after {steps} steps: its loss "
                 "would never start; set a smaller start_step, train longer, or set model.adversarial null"
             )
+
+    def configure_callbacks(self) -> list[FiniteSteps]:
+        return [self.finite_steps, *([self.adversary.finite_steps] if self.adversary else [])]
 
     def configure_model(self) -> None:
         # Before the strategy wraps the module, since the conversion replaces layers; weights and names stay.
@@ -212,9 +217,9 @@ class TokenizerModule(LightningModule):
 
         `_steps` logs the norm: a log call in a second hook would drop the values that `training_step` has logged.
         """
-        self.grad_norm = clip_gradients(self.network, self.gradient_clip)
+        self.grad_norm = clip_gradients(self.network, self.gradient_clip, optimizer)
         if not self._scaler:
-            check_finite(self.grad_norm, "the gradient norm", self.global_step)
+            self.finite_steps.add(self.grad_norm, self.global_step, optimizer)
 
     def _update_codebook(self, result: Reconstruction) -> None:
         counts = self.network.quantize.recent_counts()
@@ -228,6 +233,9 @@ class TokenizerModule(LightningModule):
         seen = self.global_step * self.global_batch_size * rows * columns
         # Before the record is full, codes that are in use would count as unused.
         if not self.revival.due(self.global_step) or seen < self.network.quantize.codebook_used.numel():
+            return 0
+        self.finite_steps.read()
+        if self.finite_steps.in_a_row:  # the latents of a skipped step may not be finite either
             return 0
         # A collective: all ranks reach it together, since step and record are equal on all of them.
         latent = ProcessGroup().cat(result.quantized.latent_BCHW.detach())

@@ -81,13 +81,14 @@ def test_gradients_are_clipped_by_norm_and_checked(make_module):
     module.training_step(make_batch(4), 0).backward()
     gradients = [p.grad for p in module.network.parameters() if p.grad is not None]
     norm = float(torch.cat([g.flatten() for g in gradients]).norm())
-    module.configure_gradient_clipping(None, norm / 2, "norm")
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.configure_gradient_clipping(optimizer, norm / 2, "norm")
     assert module.logged["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert float(torch.cat([g.flatten() for g in gradients]).norm()) == pytest.approx(norm / 2, rel=1e-4)
     with pytest.raises(UserError, match="gradient_clip_algorithm is value; only norm"):
-        module.configure_gradient_clipping(None, 1.0, "value")
+        module.configure_gradient_clipping(optimizer, 1.0, "value")
     gradients[0].fill_(math.inf)
-    assert_user_error("the gradient norm is inf at step 7", module.configure_gradient_clipping, None, 1.0)
+    assert_user_error("the gradient norm is inf at step 7", module.configure_gradient_clipping, optimizer, 1.0)
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
@@ -99,10 +100,11 @@ def test_only_scaled_gradients_may_overflow(make_module, precision):
         assert_user_error("the loss is nan at step 7", module.training_step, make_batch(4), 0)
     for parameter in module.network.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
+    optimizer = module.configure_optimizers()["optimizer"]
     if precision == "16-mixed":
-        module.configure_gradient_clipping(None, None)
+        module.configure_gradient_clipping(optimizer, None)
     else:
-        assert_user_error("the gradient norm", module.configure_gradient_clipping, None, None)
+        assert_user_error("the gradient norm", module.configure_gradient_clipping, optimizer, None)
 
 
 def test_the_learning_rate_decays_per_step_until_the_end(make_module):

@@ -13,6 +13,8 @@ from aim_lightning.utils.errors import UserError
 class EMA(Callback):
     """Average the parameters of `module.network`, copy its buffers, and replace it in validation.
 
+    A step that `modules.finite_steps` skips changes no weight, so that the average stays finite.
+
     Args:
         decay: weight of the past per step, 0 to 1; average += (1 - decay) * (weights - average).
         warm_up: let the decay grow as (1 + step) / (10 + step) until it reaches `decay`, so that a short run is
