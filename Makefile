@@ -40,24 +40,33 @@ help: ## List the targets and their variables
 	@echo 'variables: EXP = a file of experiments/ without .yaml; RUN = name of the run [$(RUN)];'
 	@echo '           ARGS = options of the command, e.g. ARGS="--trainer.max_epochs 2"; PYTHON [$(PYTHON)]; VENV [$(VENV)]'
 
-# mamba-reference holds mamba-ssm's source for the tests alone: without CUDA it cannot be imported as a package.
+# The versions that were tried, also in pyproject.toml. Triton's operators alone need no compiler; their dependencies that
+# AiM needs are torch, packaging and einops.
+MAMBA_SSM := mamba-ssm==2.3.1 einops==0.8.2
+CAUSAL_CONV1D := causal-conv1d==1.7.0
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NO_BUILD := MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE
+
+# mamba-reference holds mamba-ssm's source for the tests alone.
 # Installed again when pyproject.toml changes; the stamp appears only after everything is installed.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo 'there is no Python from 3.11 on with venv; install one,' \
 		'for example with: apt-get install python3-venv; or set PYTHON' >&2; exit 2; }
 	@test -x $(BIN)/python || { echo 'creating $(VENV) with $(PYTHON)'; $(PYTHON) -m venv $(VENV); }
 	@echo 'installing into $(VENV) (several GB, some minutes the first time)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference 'mamba-ssm>=2.3.1,<2.3.2' einops
+	@$(PIP) -e '.[dev]'
+	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference $(MAMBA_SSM)
 	@touch $@
 
-install: $(VENV)/.installed ## Install for CPU and plain PyTorch on GPUs
+install: $(VENV)/.installed ## Install everything that CPUs and NVIDIA GPUs need at full speed
 
-install-cuda: install ## Add the CUDA kernels (torch first, then mamba-ssm and causal-conv1d without build isolation)
-	$(BIN)/python -m pip install --disable-pip-version-check wheel packaging ninja
-	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[cuda]'
-	$(AIM) doctor
+install-cuda: install ## Add the published kernels as backend mamba_ssm; nvcc on PATH also compiles causal-conv1d
+	@echo 'installing $(MAMBA_SSM): Triton operators only, nothing is compiled'
+	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps $(MAMBA_SSM)
+	@if command -v nvcc >/dev/null; then echo 'compiling $(CAUSAL_CONV1D) with nvcc (minutes)' && \
+		$(PIP) setuptools wheel ninja && $(PIP) --no-build-isolation --no-deps $(CAUSAL_CONV1D); \
+	else echo 'no nvcc on PATH: causal-conv1d is left out, so that mamba_ssm uses its unfused scan'; fi
+	@$(AIM) doctor
 
 demo: install ## Train both stages on the embedded images, sample and score, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh

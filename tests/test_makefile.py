@@ -64,3 +64,23 @@ def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
     done = make("install", "VENV=venv", PATH=str(tmp_path))
     assert done.returncode == 2 and words in done.stdout + done.stderr
     assert not (ROOT / "venv").exists()
+
+
+@pytest.mark.parametrize("has_nvcc", [False, True])
+def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc):
+    bin_ = tmp_path / "venv/bin"
+    bin_.mkdir(parents=True)
+    stub = f"#!{shutil.which('sh')}\necho $MAMBA_SKIP_CUDA_BUILD $MAMBA_FORCE_BUILD $@\n"
+    for path in (bin_ / "python", bin_ / "aim-lightning", *([tmp_path / "nvcc"] if has_nvcc else [])):
+        path.write_text(stub)
+        path.chmod(0o755)
+    for program in ("sh", "echo"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    (tmp_path / "venv/.installed").touch()
+    lines = make("install-cuda", f"VENV={tmp_path / 'venv'}", PATH=str(tmp_path)).stdout.splitlines()
+    assert lines[0].startswith("installing mamba-ssm==2.3.1") and lines[-1] == "doctor"
+    assert lines[1].startswith("TRUE TRUE -m pip install") and "--no-deps mamba-ssm==2.3.1 einops" in lines[1]
+    assert lines[2].startswith(
+        "compiling causal-conv1d==1.7.0" if has_nvcc else "no nvcc on PATH: causal-conv1d is left"
+    )
+    assert (lines[-2].startswith("-m pip install") and lines[-2].endswith("causal-conv1d==1.7.0")) == has_nvcc

@@ -9,8 +9,8 @@ from unittest import mock
 import mamba_reference
 
 mamba_reference.interpret()
-mamba_reference.make_importable()
 mamba_reference.fake_causal_conv1d()
+mamba_reference.make_importable()
 
 import torch  # noqa: E402
 from helpers import random_weights, relative  # noqa: E402
@@ -138,4 +138,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
     paths = {path: kernels(sizes) for path, sizes in SIZES.items()}
+    with mock.patch.object(mamba, "LARGEST_TENSOR", 1):
+        paths["one image per call"] = kernels(SIZES["fused"])
     print(json.dumps(references() | paths | {"refusals": refusals()}))

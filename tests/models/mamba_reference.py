@@ -1,10 +1,11 @@
 """mamba-ssm's code on a CPU: its PyTorch references, and its Triton kernels through Triton's interpreter.
 
-`make test` unpacks mamba-ssm and einops into .venv/mamba-reference, apart from the environment: without CUDA the
-package cannot be imported, and no backend must import it from there by accident.
+`make install` unpacks mamba-ssm and einops into .venv/mamba-reference, apart from the environment: no backend must
+import them from there by accident.
 """
 
 import contextlib
+import importlib
 import os
 import sys
 import types
@@ -23,11 +24,10 @@ def available() -> bool:
 
 
 def make_importable() -> None:
-    """Make `mamba_ssm.ops` importable without the package's __init__, whose compiled code Mamba-2 never uses."""
+    """Make `mamba_ssm.ops` importable; an empty module replaces the compiled code, which Mamba-2 never uses."""
     sys.path.append(str(DIRECTORY))
-    package = types.ModuleType("mamba_ssm")
-    package.__path__ = [str(DIRECTORY / "mamba_ssm")]
-    sys.modules |= {"mamba_ssm": package, "selective_scan_cuda": types.ModuleType("selective_scan_cuda")}
+    sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    importlib.import_module("aim_lightning.models.aim.backends.mamba")
 
 
 def interpret() -> None:

@@ -35,11 +35,11 @@ def test_plain_code_equals_mamba_ssm_references(differences, part):
     assert differences[part] <= 2e-6
 
 
-@pytest.mark.parametrize("path", ["fused", "unfused in_proj", "unfused convolution"])
+@pytest.mark.parametrize("path", ["fused", "one image per call", "unfused in_proj", "unfused convolution"])
 def test_kernels_equal_plain_code(differences, path):
     result = differences[path]
     assert result["backend"] == "mamba_ssm"
-    assert result["fused"] == (path == "fused")
+    assert result["fused"] == (not path.startswith("unfused"))
     assert result["forward"] <= 5e-6
     assert result["decoding"] <= 5e-6
     assert result["gradients"] <= 5e-5
@@ -87,7 +87,7 @@ def test_auto_logs_its_choice_once_at_the_first_use(messages, use):
 @pytest.fixture
 def kernels(monkeypatch):
     """Replace the backend on mamba-ssm, as if that were installed."""
-    backend = SimpleNamespace(name="mamba_ssm", fused=True, mix=None, step=None, add_norm=None)
+    backend = SimpleNamespace(name="mamba_ssm", kernels="fused", mix=None, step=None, add_norm=None)
     monkeypatch.setattr(choose, "missing", lambda: None)
     monkeypatch.setattr(choose, "_mamba", lambda config: backend)
     return backend

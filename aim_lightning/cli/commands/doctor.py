@@ -1,7 +1,6 @@
 """`aim-lightning doctor`: print what this machine has."""
 
 import argparse
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -10,12 +9,6 @@ HELP = "print versions, devices, and which kernels can be used"
 NEEDS_CONFIG = False
 PACKAGES = "torch torchvision lightning torchmetrics omegaconf jsonargparse webdataset tensorboard safetensors"
 PACKAGES += " huggingface-hub torch-fidelity triton mamba-ssm causal-conv1d"
-# Module -> its purpose.
-KERNELS = {
-    "mamba_ssm.ops.triton.ssd_combined": "chunked scan of Mamba-2",
-    "mamba_ssm.ops.triton.selective_state_update": "decoding step of Mamba-2",
-    "causal_conv1d": "fused causal convolution",
-}
 
 
 def run(config: None, options: argparse.Namespace) -> int:
@@ -38,16 +31,13 @@ def run(config: None, options: argparse.Namespace) -> int:
         print(f"GPU {i}: {properties.name}, {memory:.0f} GiB, bf16 {bf16}")
     if not torch.cuda.is_available():
         print("GPU: none that torch can use" + ("" if torch.version.cuda else " (this torch is built without CUDA)"))
-    print("kernels:\n  plain PyTorch scan: usable")
-    for module, purpose in KERNELS.items():
-        print(f"  {module} ({purpose}): {_usable(module, torch.cuda.is_available())}")
+    from aim_lightning.models import AiMConfig
+    from aim_lightning.models.aim.backends.choose import BACKENDS, choose_backend, missing
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("kernels of each backend, for AiM-B in bfloat16:")
+    for name in BACKENDS:
+        backend = choose_backend(name, AiMConfig(), device, torch.bfloat16)
+        reason = missing() if name == "mamba_ssm" else None  # before the lack of a GPU, so that login nodes show it
+        print(f"  {name:18s}{backend.name + ': ' if name == 'auto' else ''}{reason or backend.kernels}")
     return 0
-
-
-def _usable(module: str, has_gpu: bool) -> str:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken compiled package may raise anything while it is imported
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"not usable: {reason}; make install-cuda on a machine with CUDA"
-    return "usable" if has_gpu else "not usable: installed, but there is no GPU"

@@ -14,7 +14,7 @@ from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.utils.errors import UserError
 
 BACKENDS = ("auto", "torch", "mamba_ssm", "triton")
-INSTALL = "install it with `make install-cuda` on a machine with CUDA, or choose backend: torch"
+INSTALL = "install it with `make install-cuda`, or choose backend: torch"
 ELSEWHERE = "use it on an NVIDIA GPU in float32, bfloat16 or float16, or choose backend: torch"
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Backend(Protocol):
     """The three operations that a block needs; `mixer` holds the parameters, `norm` the weight and eps of a norm."""
 
     name: str
+    kernels: str  # for `doctor`
 
     def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor: ...
 
@@ -35,7 +36,7 @@ class BackendUnavailable:
     """Raise a UserError at every use, so that weights may still be moved through a device without this backend."""
 
     def __init__(self, name: str, obstacle: str) -> None:
-        self.name, self.obstacle = name, obstacle
+        self.name, self.obstacle, self.kernels = name, obstacle, f"not usable: {obstacle}"
 
     def _refuse(self, *_: object) -> None:
         raise UserError(f"backend {self.name} cannot be used: {self.obstacle}")
@@ -100,7 +101,7 @@ def require_backend(name: str) -> None:
 def missing() -> str | None:
     """Return why mamba-ssm's kernels cannot be imported; None when they can."""
     try:
-        importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+        importlib.import_module("aim_lightning.models.aim.backends.mamba")
     except Exception as error:  # a broken compiled package may raise anything while it is imported
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"mamba-ssm is not usable ({reason}); {INSTALL}"

@@ -20,6 +20,7 @@ class TritonBackend:
 
     def __init__(self, other) -> None:
         self.other = other
+        self.kernels = f"our Triton kernels for complete sequences; {other.name} decodes: {other.kernels}"
         self.mix, self.step, self.add_norm = other.mix, other.step, other.add_norm
 
     def trains(self, config: AiMConfig, dtype: torch.dtype) -> bool:

@@ -1,14 +1,20 @@
 """AiM's mixer and norm on mamba-ssm's Triton kernels: the same parameters and names, NVIDIA GPUs.
 
-Imported only where `choose.missing` returns None. Float32 products are exact, as PyTorch's own default is, unless
-torch.set_float32_matmul_precision allows TF32 or TRITON_F32_DEFAULT says otherwise.
+Import it through `choose.missing`, which reports why that fails. Float32 products are exact, as PyTorch's own default
+is, unless torch.set_float32_matmul_precision allows TF32 or TRITON_F32_DEFAULT says otherwise.
 """
 
+import importlib.util
 import logging
 import os
+import sys
+from collections.abc import Callable
 
 import torch
 
+if "mamba_ssm" not in sys.modules and (spec := importlib.util.find_spec("mamba_ssm")):
+    # Register the package without running its initialiser, which imports a CUDA extension that AiM never calls.
+    sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)
 if torch.get_float32_matmul_precision() == "highest":
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # read when a kernel is first compiled
 
@@ -30,6 +36,8 @@ log = logging.getLogger(__name__)
 # The convolution kernel reads rows of 16 bytes: its own channels, and the width of in_proj whose slice they are, must
 # be multiples of this.
 FUSED_MULTIPLE = 8
+# The kernels count offsets in 32 bits and silently compute wrong values beyond (state-spaces/mamba issue 1015).
+LARGEST_TENSOR = 2**31 - 1  # elements
 
 
 class MambaBackend:
@@ -44,13 +52,15 @@ class MambaBackend:
     def __init__(self, config: AiMConfig) -> None:
         reason = fused_refusal(config)
         self.fused = reason is None
+        self.kernels = f"unfused scan, because {reason}" if reason else "fused scan, with causal-conv1d"
         if reason:
-            log.info("mamba_ssm: unfused scan, because %s", reason)
+            log.info("mamba_ssm: %s", self.kernels)
 
     @torch.compiler.disable
     def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
         """Apply the mixer to complete sequences, from an empty state."""
-        return self._mix_fused(mixer, u_BLD) if self.fused else self._mix_unfused(mixer, u_BLD)
+        function = self._mix_fused if self.fused else self._mix_unfused
+        return in_parts(lambda u_BLD: function(mixer, u_BLD), mixer.in_proj.out_features, u_BLD)
 
     def _mix_fused(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
         # norm_before_gate=False: RMSNorm(y * SiLU(z)), as in `plain.gated_output`.
@@ -112,7 +122,27 @@ class MambaBackend:
     @torch.compiler.disable
     def add_norm(self, x: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """Add x to the residual (float32) and return (its RMSNorm in x's type, the residual), in one kernel."""
-        return rms_norm_fn(x, norm.weight, None, residual=residual, prenorm=True, residual_in_fp32=True, eps=norm.eps)
+
+        def add(x, residual=None):
+            options = {"prenorm": True, "residual_in_fp32": True, "eps": norm.eps}
+            return rms_norm_fn(x, norm.weight, None, residual=residual, **options)
+
+        return in_parts(add, x.shape[-1], *((x,) if residual is None else (x, residual)))
+
+
+def in_parts(function: Callable, width: int, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Apply a function to parts of the batch whose offsets the kernels can count, and concatenate its results.
+
+    Args:
+        function: takes and returns tensors with the batch first.
+        width: of its widest tensor, which replaces the last dimension.
+        *tensors: arguments of equal shape.
+    """
+    images = max(LARGEST_TENSOR // (tensors[0][0].numel() // tensors[0].shape[-1] * width), 1)
+    if len(tensors[0]) <= images:
+        return function(*tensors)
+    results = [function(*part) for part in zip(*(tensor.split(images) for tensor in tensors), strict=True)]
+    return torch.cat(results) if isinstance(results[0], Tensor) else tuple(map(torch.cat, zip(*results, strict=True)))
 
 
 def fused_refusal(config: AiMConfig) -> str | None:

@@ -37,6 +37,7 @@ class TorchBackend:
     """Chunked scan and recurrent step of `aim_lightning.models.aim.scan`."""
 
     name = "torch"
+    kernels = "chunked scan in plain PyTorch"
 
     def mix(self, mixer: nn.Module, u_BLD: Tensor) -> Tensor:
         """Apply the mixer to complete sequences, from an empty state."""
