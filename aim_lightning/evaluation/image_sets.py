@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from aim_lightning.data.images.base import FileSource, ImageSource, LeftOut, image_files
+from aim_lightning.data.images.base import FileSource, ImageSource, image_files, warn_left_out
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.images.decode import opening
 from aim_lightning.utils.dist import ProcessGroup
@@ -168,12 +168,12 @@ class FlatDirectory(FileSource):
     """All images below a directory in the order of their paths, without classes."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root, left_out = Path(root), LeftOut()
+        self.root, left_out = Path(root), []
         # By the parts of the path, as pathlib sorts: fingerprints of stored results depend on this order.
         keys = sorted(image_files(self.root, set(), left_out, SUFFIXES), key=lambda key: key.split("/"))
         if not keys:
             raise UserError(f"{root} contains no images ({', '.join(SUFFIXES)}); fill the directory")
-        left_out.warn(root, f"not one of {', '.join(SUFFIXES)}")
+        warn_left_out(root, left_out, f"not one of {', '.join(SUFFIXES)}")
         super().__init__([], np.zeros(len(keys)), map(os.fsencode, keys))
 
     @cached_property
@@ -195,11 +195,11 @@ class DirectoryImages(DecodedImages):
 
     def __init__(self, directory: str | Path) -> None:
         super().__init__(FlatDirectory(directory))
-        self.shape = _to_tensor(self.source[0].image).shape
+        self.shape = _to_tensor(self.source[0]).shape
 
     def __getitem__(self, number: int) -> Tensor:
         """Decode one image and compare its size with the first one's."""
-        image = _to_tensor(self.source[number].image)
+        image = _to_tensor(self.source[number])
         if image.shape != self.shape:
             fact = f"{pixels(image)} pixels, {self.source.key(0)} {pixels(self.shape)}"
             raise UserError(f"{self.source.location(number)} is {fact}; give all images one size")

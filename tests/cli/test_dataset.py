@@ -43,7 +43,7 @@ def words(*options, directory="mine") -> list[str]:
 def by_content(directory):
     """Return labels by the pixels."""
     source = open_source(directory)
-    return {record.image.tobytes(): record.label for record in (source[row] for row in range(len(source)))}
+    return {image.tobytes(): label for image, label in zip(source, source.labels, strict=True)}
 
 
 def test_images_are_split_by_the_hash_of_their_names(checkout, succeed):
@@ -54,7 +54,7 @@ def test_images_are_split_by_the_hash_of_their_names(checkout, succeed):
     expected = sum(name_hash(path.name) < 0.3 for path in (checkout / "mine").rglob("*.*"))
     assert len(val) == expected and set(val.labels) == {0, 1}
     assert "training and" in out and "make stages NAME=birds" in out
-    large = [record.image.size for record in (train[row] for row in range(len(train))) if min(record.image.size) != 30]
+    large = [image.size for image in train if min(image.size) != 30]
     assert all(size == (33, 32) for size in large)  # shrunk to twice the size that the networks see
     before = by_content("data/birds/val")
     for path in sorted((checkout / "mine" / "blau").iterdir())[::2]:
@@ -253,7 +253,7 @@ def test_an_imagefolder_with_metadata_keeps_its_labels(checkout, succeed):
         source = open_source(f"data/birds/{split}")
         assert source.class_names == ["0", "1"]
         for row, label in enumerate(source.labels):
-            assert source[row].image.getpixel((0, 0))[0] % 2 == label
+            assert source[row].getpixel((0, 0))[0] % 2 == label
 
 
 def test_imbalance_and_transparency_are_reported(checkout, succeed):

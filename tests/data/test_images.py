@@ -47,7 +47,7 @@ def reopen(image: Image.Image, form: str = "PNG", **options) -> Image.Image:
 
 def has_noise(source, row: int, seed: int) -> bool:
     """Return True if the image of a row is `noise(seed)`."""
-    return source[row].image.tobytes() == noise(seed).tobytes()
+    return source[row].tobytes() == noise(seed).tobytes()
 
 
 def keys(source) -> list[str]:
@@ -165,7 +165,6 @@ def test_both_sources_give_equal_images_in_equal_order(tree, shards):
     for row in range(7):
         for source in (directory, tar):
             assert has_noise(source, row, row)
-            assert (source[row].label, source[row].key) == (source.labels[row], source.key(row))
     with pytest.raises(IndexError):
         tar[7]
 
@@ -180,7 +179,7 @@ def test_directories_are_searched_deeply_without_hidden_or_foreign_files(tree):
     source = DirectorySource(tree)
     assert len(source) == 8
     assert source.key(5) == "owl/früh/DEEP.JPEG"
-    assert source[5].label == 2
+    assert source.labels[5] == 2
 
 
 def test_shards_without_manifest(shards):
@@ -213,7 +212,7 @@ def test_shard_source_survives_pickling(shards):
     source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint == source.fingerprint
-    assert np.array_equal(np.asarray(copy[5].image), np.asarray(source[5].image))
+    assert np.array_equal(np.asarray(copy[5]), np.asarray(source[5]))
 
 
 def _read_rounds(source: ShardSource, queue) -> None:
@@ -248,7 +247,6 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
 def test_missing_or_empty_directories(tmp_path, tree):
     assert_user_error("nowhere does not exist; set", open_source, tmp_path / "nowhere")
     assert_user_error("p00.png has an unsupported format; set a directory of", open_source, tree / "cat" / "p00.png")
-    assert_user_error("does not exist", DirectorySource, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert_user_error("no class directories", open_source, tmp_path / "empty")
     assert_user_error("no .tar shards", ShardSource, tmp_path / "empty")
@@ -565,7 +563,7 @@ def test_embedded_set_is_complete_and_balanced(split, rows):
     assert np.bincount(source.labels).tolist() == [rows // 10] * 10
     assert source.class_names == fashion_mnist.CLASS_NAMES
     assert keys(source) == sorted(set(keys(source)))
-    assert (source[0].image.size, source[0].image.mode) == ((28, 28), "RGB")
+    assert (source[0].size, source[0].mode) == ((28, 28), "RGB")
     assert "Zalando" in (MINI / "LICENSE").read_text(encoding="utf-8")
 
 
@@ -577,7 +575,7 @@ def test_regeneration_gives_the_same_pixels_in_the_same_order(tmp_path):
         assert old.labels.tolist() == new.labels.tolist()
         for row in range(len(old)):
             assert old.key(row) == new.key(row)
-            assert old[row].image.tobytes() == new[row].image.tobytes()
+            assert old[row].tobytes() == new[row].tobytes()
 
 
 @pytest.fixture
@@ -603,7 +601,7 @@ def test_all_rows_keep_order_and_pixels(idx, tmp_path):
         assert source.labels.tolist() == labels.tolist()
         assert source.key(12) == f"{split}-00012"
         for row in range(len(source)):
-            assert np.array_equal(np.asarray(source[row].image)[..., 0], pixels[row])
+            assert np.array_equal(np.asarray(source[row])[..., 0], pixels[row])
 
 
 def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):

@@ -6,7 +6,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -26,17 +25,8 @@ _OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}
 _TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation", "dev", "test", "testing")
 
 
-@dataclass
-class ImageRecord:
-    """A decoded RGB image, its label, and its key: the file name or the key in its shard."""
-
-    image: Image.Image
-    label: int
-    key: str
-
-
 class ImageSource(ABC):
-    """Labelled image files by row: `source[row]` decodes one; safe in loader workers.
+    """Labelled image files by row: `source[row]` decodes one to RGB; safe in loader workers.
 
     A source stores images unchanged. Resizing and cropping belong to `ImageDataset`.
 
@@ -57,15 +47,14 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> ImageRecord:
-        """Decode an image.
+    def __getitem__(self, row: int) -> Image.Image:
+        """Decode an image to RGB.
 
         Raises:
             UnreadableImage: the bytes cannot be decoded.
             UserError: the file cannot be read.
         """
-        image = decode(self._content(row), self.location(row), self.max_pixels)
-        return ImageRecord(image, int(self.labels[row]), self.key(row))
+        return decode(self._content(row), self.location(row), self.max_pixels)
 
     def key(self, row: int) -> str:
         """Return the key of a row: its path below the root, or its key in the shard."""
@@ -120,33 +109,16 @@ class FileSource(ImageSource):
         return read_image(self.path(row))
 
 
-@dataclass
-class LeftOut:
-    """Counts files that a source does not read, so that one line reports them."""
+def warn_left_out(where: object, names: list[str], reason: str) -> None:
+    """Log the number of files that a source does not read, and the first name, on rank 0.
 
-    count: int = 0
-    first: str = ""
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Count files.
-
-        Args:
-            name: path of the first one, or its name in a shard.
-            count: number of files; 0 changes nothing.
-        """
-        if count and not self.count:
-            self.first = name
-        self.count += count
-
-    def warn(self, where: object, reason: str) -> None:
-        """Log the count and the first name on rank 0, if there is one.
-
-        Args:
-            where: the source.
-            reason: the rule by which files are left out.
-        """
-        if self.count and is_rank_zero():
-            log.warning("%s: %d files left out, first %s (%s)", where, self.count, printable(self.first), reason)
+    Args:
+        where: the source.
+        names: paths of the files, or their names in a shard.
+        reason: the rule by which files are left out.
+    """
+    if names and is_rank_zero():
+        log.warning("%s: %d files left out, first %s (%s)", where, len(names), printable(names[0]), reason)
 
 
 def sha256_json(parts: Iterable) -> str:
@@ -169,14 +141,14 @@ def image_suffixes() -> set[str]:
 
 
 def image_files(
-    directory: Path, visited: set[tuple[int, int]], left_out: LeftOut, suffixes: Container[str] | None = None
+    directory: Path, visited: set[tuple[int, int]], left_out: list[str], suffixes: Container[str] | None = None
 ) -> Iterator[str]:
     """Yield POSIX paths of the image files below a directory; directory links are followed.
 
     Args:
         directory: directory to walk. Names that start with a dot are ignored.
         visited: `identity` of directories to leave out: a link to a parent would repeat images under a wrong label.
-        left_out: counts all other files.
+        left_out: receives the paths of all other files.
         suffixes: of image files, lower-case with their dot; None = those of `image_suffixes`.
 
     Raises:
@@ -199,7 +171,7 @@ def image_files(
             if os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 (a million names)
                 yield path
             else:
-                left_out.add(path)
+                left_out.append(path)
 
 
 def identity(directory: Path) -> tuple[int, int]:
@@ -208,8 +180,7 @@ def identity(directory: Path) -> tuple[int, int]:
     Args:
         directory: an existing directory.
     """
-    status = directory.stat()
-    return status.st_dev, status.st_ino
+    return (status := directory.stat()).st_dev, status.st_ino
 
 
 def split_directories(root: Path) -> dict[str, Path]:

@@ -129,7 +129,7 @@ def transform_row(source: ImageSource, row: int, transforms: list[ImageTransform
         UnreadableImage: it cannot be decoded.
         UserError: its file cannot be read.
     """
-    image = source[row].image
+    image = source[row]
     try:
         return [transform(image, seed) for transform in transforms]
     except ImageTooSmall as error:

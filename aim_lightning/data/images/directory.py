@@ -9,11 +9,11 @@ from webdataset.shardlists import expand_urls
 from aim_lightning.data.images.base import (
     FileSource,
     ImageSource,
-    LeftOut,
     identity,
     image_files,
     image_suffixes,
     split_directories,
+    warn_left_out,
 )
 from aim_lightning.data.images.imagenet import ImageNetArchive, is_archive
 from aim_lightning.data.images.metadata import MetadataSource, has_labels, metadata_file
@@ -39,34 +39,30 @@ class DirectorySource(FileSource):
         root: directory of the class directories.
 
     Raises:
-        UserError: the directory is missing, has no class directories, or one of them has no images.
+        UserError: the directory has no class directories, or one of them has no images.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            raise UserError(f"image directory {self.root} does not exist or is no directory; see data/README.md")
-        classes = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        entries = sorted(entry for entry in self.root.iterdir() if entry.name[0] != ".")
+        classes = [entry.name for entry in entries if entry.is_dir()]
         if not classes:
             raise UserError(f"{self.root} has no class directories; put the images into {self.root}/CLASS_NAME/")
         if splits := split_directories(self.root):
             paths = " and ".join(f"images.{split} {path}" for split, path in splits.items())
             raise UserError(f"{self.root} contains splits, not classes; set {paths}, or run `make dataset` on it")
-        left_out = LeftOut()
-        for entry in sorted(self.root.iterdir()):
-            if entry.suffix.lower() in image_suffixes() and entry.is_file() and entry.name[0] != ".":
-                left_out.add(entry.name)
+        left_out = [path.name for path in entries if path.suffix.lower() in image_suffixes() and path.is_file()]
         visited = {identity(directory) for directory in (self.root, *(self.root / name for name in classes))}
         paths, labels = [], []
         for label, name in enumerate(classes):
-            others = LeftOut()
+            others: list[str] = []
             files = sorted(image_files(self.root / name, visited, others))
-            left_out.add(f"{name}/{others.first}", others.count)
+            left_out += [f"{name}/{path}" for path in others]
             if not files:
                 raise UserError(f"class directory {self.root / name} holds no images; fill or remove it")
             paths += [os.fsencode(f"{name}/{path}") for path in files]
             labels += [label] * len(files)
-        left_out.warn(self.root, "not an image format that Pillow decodes, or not in a class directory")
+        warn_left_out(self.root, left_out, "not an image format that Pillow decodes, or not in a class directory")
         super().__init__([printable(name) for name in classes], labels, paths)
 
 

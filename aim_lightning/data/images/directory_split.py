@@ -187,7 +187,7 @@ class _ShardEncoder:
         extension = path.suffix[1:].lower()
         if scale >= 1 and extension in EXTENSIONS:
             return read_image(path), extension
-        image = self.source[row].image
+        image = self.source[row]
         if scale >= 1:
             image.save(buffer, "PNG")
             return buffer.getvalue(), "png"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aim_lightning.data.images.base import FileSource, LeftOut, image_files, sha256_json
+from aim_lightning.data.images.base import FileSource, image_files, sha256_json, warn_left_out
 from aim_lightning.data.images.shard_source import MAX_CLASSES, warn_gaps
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
@@ -53,7 +53,7 @@ class MetadataSource(FileSource):
 
     def __init__(self, path: Path) -> None:
         self.root = path.parent
-        files, values, left_out = [], [], LeftOut()
+        files, values = [], []
         for number, row in enumerate(_rows(path), 1):
             column = next((name for name in COLUMNS if row.get(name) is not None), None)
             if not isinstance(row.get("file_name"), str) or not isinstance(row.get(column), int | str):
@@ -61,8 +61,8 @@ class MetadataSource(FileSource):
                 raise UserError(f"{path}, image {number}: {fix}")
             files.append(PurePosixPath(row["file_name"]).as_posix())
             values.append(row[column])
-        present = set(image_files(self.root, set(), left_out))
-        counts = Counter(files)
+        others: list[str] = []
+        present, counts = set(image_files(self.root, set(), others)), Counter(files)
         for names, fact in (
             ([name for name in counts if name not in present], "are absent or no images"),
             ([name for name, count in counts.items() if count > 1], "are listed twice"),
@@ -71,9 +71,8 @@ class MetadataSource(FileSource):
             if names:
                 fact = f"{len(names) if files else 0} of {len(files)} files {fact} (first: {printable(names[0])})"
                 raise UserError(f"{path}: {fact}; correct the list")
-        for name in sorted(present - counts.keys()):
-            left_out.add(name)
-        left_out.warn(self.root, f"not in {path.name}, or not an image format that Pillow decodes")
+        left_out = [*others, *sorted(present - counts.keys())]
+        warn_left_out(self.root, left_out, f"not in {path.name}, or not an image format that Pillow decodes")
         class_names, labels = _classes(path, values)
         super().__init__(class_names, labels, map(os.fsencode, files))
 

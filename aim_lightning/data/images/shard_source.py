@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aim_lightning.data.images.base import LeftOut, sha256_json
+from aim_lightning.data.images.base import sha256_json, warn_left_out
 from aim_lightning.data.images.shard_writer import EXTENSIONS, FORMAT, MANIFEST
 from aim_lightning.data.images.tar import TAR_ERRORS, TarSource, tar_members
 from aim_lightning.utils.errors import UserError
@@ -40,22 +40,22 @@ def shard_paths(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.suffix.lower() == ".tar" and path.name[0] != ".")
 
 
-def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
+def index_shard(path: Path, left_out: list[str]) -> list[ShardRow]:
     """Return the images of a shard in the order of the file, without decoding them.
 
     Args:
         path: the tar file.
-        left_out: counts the members that are neither an image nor a label.
+        left_out: receives the names of the members that are neither an image nor a label.
 
     Raises:
         UserError: a damaged tar, or a key without exactly one image and one .cls.
     """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    repeated = []
+    repeated: dict[str, None] = {}  # a dict keeps the order of the file
     for key, extension, member, content in _image_members(path, left_out):
         if key in (labels if extension == "cls" else images):
-            repeated.append(key)
+            repeated[key] = None
         elif extension != "cls":
             images[key] = (member.offset_data, member.size)
         elif (text := content.decode("ascii", "replace").strip()).removeprefix("-").isdecimal():
@@ -64,11 +64,7 @@ def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
             fact = f".cls holds {content[:20]!r}, expected a class index such as 7"
             raise UserError(f"shard {path}, key {key}: {fact}")
     for keys, fact, fix in (
-        (
-            list(dict.fromkeys(repeated)),
-            "more than one image or .cls",
-            "a key ends at the first dot, so rename the members",
-        ),
+        ([*repeated], "more than one image or .cls", "a key ends at the first dot, so rename the members"),
         (sorted(images.keys() - labels.keys()), "there is no .cls with its class index", "write the shard again"),
         (sorted(labels.keys() - images.keys()), f"there is no image ({', '.join(EXTENSIONS)})", "add or convert it"),
     ):
@@ -77,7 +73,7 @@ def index_shard(path: Path, left_out: LeftOut) -> list[ShardRow]:
     return [ShardRow(key, labels[key], *span) for key, span in images.items()]
 
 
-def _image_members(path: Path, left_out: LeftOut) -> Iterator[tuple]:
+def _image_members(path: Path, left_out: list[str]) -> Iterator[tuple]:
     """Yield (key, lower-case extension, member, content of a .cls) of images and labels.
 
     As in WebDataset, a key ends at the first dot of the base name. The last part of the name is its extension:
@@ -92,9 +88,10 @@ def _image_members(path: Path, left_out: LeftOut) -> Iterator[tuple]:
                 if member.isdir() or name.startswith("."):
                     continue
                 if not member.isreg() or extension not in (*EXTENSIONS, "cls"):
-                    left_out.add(f"{path.name}: {member.name}")
-                    continue
-                yield key, extension, member, tar.extractfile(member).read(LABEL_BYTES) if extension == "cls" else b""
+                    left_out.append(f"{path.name}: {member.name}")
+                else:
+                    content = tar.extractfile(member).read(LABEL_BYTES) if extension == "cls" else b""
+                    yield key, extension, member, content
     except TAR_ERRORS as error:
         raise UserError(f"shard {path} is truncated or damaged ({error}); restore or write it again") from error
 
@@ -151,9 +148,9 @@ class ShardSource(TarSource):
         shards = [shard for shard in shards if names is None or shard.name in names]
         if not shards:
             raise UserError(f"{directory} holds no .tar shards; see data/README.md for the layout")
-        left_out = LeftOut()
+        left_out: list[str] = []
         rows = [(number, row) for number, shard in enumerate(shards) for row in self._index(shard, left_out)]
-        left_out.warn(path, "neither image nor .cls")
+        warn_left_out(path, left_out, "neither image nor .cls")
         if not rows:
             raise UserError(f"the shards in {directory} hold no images; write them again")
         labels, keys = [row.label for _, row in rows], [row.key for _, row in rows]
@@ -165,7 +162,7 @@ class ShardSource(TarSource):
         spans = np.array([(number, row.offset, row.size) for number, row in rows], dtype=np.int64)
         super().__init__(class_names, shards, spans, labels, map(os.fsencode, keys))
 
-    def _index(self, shard: Path, left_out: LeftOut) -> list[ShardRow]:
+    def _index(self, shard: Path, left_out: list[str]) -> list[ShardRow]:
         rows = index_shard(shard, left_out)
         classes, limit = MAX_CLASSES, f"labels without {MANIFEST} lie between 0 and {MAX_CLASSES - 1}"
         if self._manifest:
