@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import io
 import json
 import multiprocessing
@@ -579,22 +580,24 @@ def test_regeneration_gives_the_same_pixels_in_the_same_order(tmp_path):
 
 
 @pytest.fixture
-def idx(tmp_path) -> Path:
+def idx(tmp_path, monkeypatch) -> Path:
     """40 training and 20 test images in Fashion-MNIST's files."""
     directory = tmp_path / "idx"
     directory.mkdir()
     for prefix, rows in (("train", 40), ("t10k", 20)):
         labels = (np.arange(rows) * 7 % 10).astype(np.uint8)
         pixels = np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), dtype=np.uint8)
-        header = struct.pack(">4I", 2051, rows, 28, 28)
-        (directory / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
-        header = struct.pack(">2I", 2049, rows)
-        (directory / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
+        images = struct.pack(">4I", 2051, rows, 28, 28) + pixels.tobytes()
+        contents = {"images-idx3": images, "labels-idx1": struct.pack(">2I", 2049, rows) + labels.tobytes()}
+        for name, content in contents.items():
+            path = directory / f"{prefix}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(content))
+            monkeypatch.setitem(fashion_mnist.SHA256, path.name, hashlib.sha256(content).hexdigest())
     return directory
 
 
 def test_all_rows_keep_order_and_pixels(idx, tmp_path):
-    fashion_mnist.make(tmp_path / "out", idx, rows_per_shard=16)
+    fashion_mnist.make(tmp_path / "out", idx)
     for split, prefix in (("train", "train"), ("val", "t10k")):
         pixels, labels = fashion_mnist.read_split(idx, prefix)
         source = open_source(tmp_path / "out" / split)
@@ -624,29 +627,18 @@ def test_command_line_prints_how_to_get_the_files(tmp_path, capsys):
     assert "dpkg-deb -x" in error
 
 
-def test_damaged_idx_files(idx, tmp_path):
+def test_damaged_idx_files_and_unbalanced_rows(idx, tmp_path):
     def make(train_rows=None):
         fashion_mnist.make(tmp_path / "out", idx, train_rows)
 
-    assert_user_error("train_rows is 15; set a positive multiple of 10", make, 15)
-    assert_user_error("train_rows is 0", make, 0)
-    assert_user_error("a class has only 4", make, 50)
-    images, labels = (idx / f"train-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1"))
-    good = images.read_bytes()
-    images.write_bytes(labels.read_bytes())
-    assert_user_error("it is another file", make)
-    images.write_bytes(gzip.compress(gzip.decompress(good)[:-1]))
-    assert_user_error("its header says", make)
-    images.write_bytes(good[:-20])
-    assert_user_error("no complete gzip file", make)
-    images.write_bytes(b"plain")
-    assert_user_error("no complete gzip file", make)
-    images.write_bytes(good)
-    labels.write_bytes((idx / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    assert_user_error("40 train images but 20 labels", make)
-    labels.write_bytes(gzip.compress(struct.pack(">2I", 2049, 40) + bytes([10] * 40)))
-    assert_user_error("has label 10", make)
-    labels.unlink()
+    for rows in (15, 0, 50):
+        assert_user_error(f"train_rows is {rows}; set a multiple of 10 from 10 to 40", make, rows)
+    path = idx / "train-labels-idx1-ubyte.gz"
+    good = path.read_bytes()
+    for content in (gzip.compress(gzip.decompress(good)[:-1]), good[:-20], b"plain"):
+        path.write_bytes(content)
+        assert_user_error("train-labels-idx1-ubyte.gz is damaged or not Fashion-MNIST's file", make)
+    path.unlink()
     assert_user_error("train-labels-idx1-ubyte.gz does not exist", make)
 
 

@@ -4,6 +4,7 @@ python -m aim_lightning.data.images.fashion_mnist --out data/fashion_mnist
 """
 
 import gzip
+import hashlib
 import io
 import sys
 import zlib
@@ -19,19 +20,22 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import progress
 
 DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
+ROWS_PER_SHARD = 1000
 CLASS_NAMES = [
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 ]
-_IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
+# Of the unpacked files: Debian compresses them again.
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
 
 
 def make(
-    out: Path,
-    source: Path = DEBIAN_DIRECTORY,
-    train_rows: int | None = None,
-    val_rows: int | None = None,
-    rows_per_shard: int = 1000,
+    out: Path, source: Path = DEBIAN_DIRECTORY, train_rows: int | None = None, val_rows: int | None = None
 ) -> None:
     """Write Fashion-MNIST as shards of 28x28 grey PNGs to out/train and out/val, in the order of its files.
 
@@ -40,7 +44,6 @@ def make(
         source: directory of the four IDX .gz files.
         train_rows: training images, a multiple of 10: the first ones of each class in equal numbers. None = all.
         val_rows: the same for val, from the t10k files.
-        rows_per_shard: images per shard.
 
     Raises:
         UserError: files are missing or damaged, or a number of rows is not a multiple of 10.
@@ -50,7 +53,7 @@ def make(
         chosen = choose_rows(labels, rows, f"{split}_rows").tolist()
         extra = {"source": f"Fashion-MNIST, {prefix}-*.gz", "license": "MIT, Copyright (c) 2017 Zalando SE"}
         records = _records(images, labels, progress(chosen, f"writing {split}"), split)
-        write_image_shards(records, Path(out) / split, CLASS_NAMES, rows_per_shard, extra)
+        write_image_shards(records, Path(out) / split, CLASS_NAMES, ROWS_PER_SHARD, extra)
         print(f"wrote {len(chosen)} images to {out}/{split}")
 
 
@@ -64,60 +67,45 @@ def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: a file is missing, damaged or not from Fashion-MNIST.
     """
-    source = Path(source)
-    if not source.is_dir():
+    images = _read_bytes(Path(source) / f"{prefix}-images-idx3-ubyte.gz", header=16)
+    labels = _read_bytes(Path(source) / f"{prefix}-labels-idx1-ubyte.gz", header=8)
+    return images.reshape(-1, 28, 28), labels
+
+
+def _read_bytes(path: Path, header: int) -> np.ndarray:
+    """Return the content of an IDX file after its header, (n,) uint8."""
+    if not path.is_file():
         raise UserError(
-            f"{source} does not exist; install Debian's package (`apt-get install dataset-fashion-mnist`; "
+            f"{path} does not exist; install Debian's package (`apt-get install dataset-fashion-mnist`; "
             "without root: `apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb DIR`, then "
-            f"--source DIR{DEBIAN_DIRECTORY}) or pass a directory of the IDX files with --source"
+            f"--source DIR{DEBIAN_DIRECTORY}) or pass a directory of the four IDX files with --source"
         )
-    images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz", _IMAGES_MAGIC, (28, 28))
-    labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz", _LABELS_MAGIC, ())
-    if len(images) != len(labels):
-        raise UserError(f"{source} has {len(images)} {prefix} images but {len(labels)} labels; download both again")
-    if labels.max(initial=0) >= len(CLASS_NAMES):
-        raise UserError(f"{source}: {prefix} has label {labels.max()}; Fashion-MNIST has 0 to 9")
-    return images, labels
-
-
-def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the content of an IDX file of unsigned bytes, (rows, *shape)."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; put Fashion-MNIST's four .gz files there") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is no complete gzip file ({error}); download it again") from error
-    header = [int(number) for number in np.frombuffer(content, ">u4", min(2 + len(shape), len(content) // 4))]
-    start = 4 * (2 + len(shape))
-    if len(header) * 4 != start or header[0] != magic or tuple(header[2:]) != shape:
-        raise UserError(f"{path} starts with {header}, expected {[magic, 'rows', *shape]}; it is another file")
-    rows, expected = header[1], start + header[1] * int(np.prod(shape))
-    if len(content) != expected:
-        raise UserError(f"{path} unpacks to {len(content)} bytes, its header says {expected}; download it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(rows, *shape)
+    except (OSError, EOFError, zlib.error):
+        content = b""
+    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
+        raise UserError(f"{path} is damaged or not Fashion-MNIST's file (its SHA-256 differs); download it again")
+    return np.frombuffer(content, np.uint8, offset=header)
 
 
 def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
-    """Return increasing row numbers: all rows, or the first rows / 10 of every class.
+    """Return increasing row numbers: the first rows / 10 of every class.
 
     Args:
         labels: labels of all rows.
-        rows: number of rows; None = all.
+        rows: number of rows; None = all, since the classes have equal sizes.
         name: name of the option for messages.
 
     Raises:
         UserError: `rows` is no multiple of 10, or a class has too few images.
     """
-    if rows is None:
-        return np.arange(len(labels))
-    per_class, remainder = divmod(rows, len(CLASS_NAMES))
-    if remainder or per_class < 1:
-        raise UserError(f"{name} is {rows}; set a positive multiple of {len(CLASS_NAMES)}")
+    per_class, remainder = divmod(len(labels) if rows is None else rows, len(CLASS_NAMES))
     by_class = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
-    fewest = min(map(len, by_class))
-    if fewest < per_class:
-        raise UserError(f"{name} is {rows}, {per_class} per class, but a class has only {fewest}; lower it")
+    if remainder or per_class < 1 or min(map(len, by_class)) < per_class:
+        raise UserError(
+            f"{name} is {rows}; set a multiple of {len(CLASS_NAMES)} from {len(CLASS_NAMES)} to {len(labels)}"
+        )
     return np.sort(np.concatenate(by_class))
 
 
