@@ -18,7 +18,7 @@ from record import save
 
 from aim_lightning.data.tokens.datamodule import TokenDataModule
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
-from aim_lightning.data.tokens.format.record_format import Record, write_shard
+from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.utils.files import sha256_file
 
 BATCH = 256
@@ -32,7 +32,7 @@ def simulate(directory: Path, rows: int, views: int, rows_per_shard: int = 10000
         codes = rng.integers(0, 16384, (size, views, 256), dtype=np.uint16)
         labels = rng.integers(0, 1000, size)
         path = directory / f"tokens-{number:06d}.tar"
-        write_shard(path, Record(codes, labels, [f"{start + i:08d}" for i in range(size)]))
+        write_shard(path, codes, labels, [f"{start + i:08d}" for i in range(size)])
         shards.append(TokenShard(path.name, size, sha256_file(path)))
     TokenManifest((16, 16), 16384, [str(i) for i in range(1000)], views, "none", "simulated", shards).save(directory)
 

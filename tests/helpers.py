@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
-from aim_lightning.data.tokens.format.record_format import Record, write_shard
+from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
@@ -161,7 +161,7 @@ def write_tokens(
         codes = rng.integers(0, config.vocab_size, (rows, views, config.num_tokens), dtype=np.uint16)
         labels = np.arange(first, first + rows) % config.num_classes
         path = directory / f"tokens-{number:06d}.tar"
-        write_shard(path, Record(codes, labels, [f"row{first + i}" for i in range(rows)]))
+        write_shard(path, codes, labels, [f"row{first + i}" for i in range(rows)])
         shards.append(TokenShard(path.name, rows, sha256_file(path)))
         first += rows
     names = [f"class{i}" for i in range(config.num_classes)]

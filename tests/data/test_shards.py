@@ -198,15 +198,15 @@ def test_preview_shows_the_decoded_codes_of_the_named_class(tokenizer, tmp_path)
     from aim_lightning.utils.pixels import to_uint8
 
     write_vq_tokens(tmp_path, tokenizer, [5, 7], views=2)
-    result = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows: their order is that of the shards
+    images, captions = preview(tmp_path, tokenizer, 12, 0, torch.device("cpu"))  # all rows, in the order of the shards
     codes, labels = stored(tmp_path)
-    views = [int(caption.split(":")[0]) for caption in result.captions]
-    assert result.captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
+    views = [int(caption.split(":")[0]) for caption in captions]
+    assert captions == [f"{view}: class{label}" for view, label in zip(views, labels, strict=True)]
     assert set(views) == {0, 1}
     expected = tokenizer.decode(torch.from_numpy(codes[np.arange(12), views].astype(np.int64)))
-    assert (to_uint8(expected).int() - result.images_BCHW.int()).abs().max() <= 1
-    few = preview(tmp_path, tokenizer, 4, 1, torch.device("cpu"))
-    assert len(few.captions) == 4 and few.images_BCHW.shape == (4, 3, 16, 16)
+    assert (to_uint8(expected).int() - images.int()).abs().max() <= 1
+    images, captions = preview(tmp_path, tokenizer, 4, 1, torch.device("cpu"))
+    assert len(captions) == 4 and images.shape == (4, 3, 16, 16)
 
 
 def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):

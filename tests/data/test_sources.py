@@ -13,7 +13,7 @@ import pytest
 from data.test_tokens import global_batches, module
 from helpers import assert_user_error, skip_without, write_tokens
 
-from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest, file_url, is_remote
 from aim_lightning.data.tokens.read import fetch
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.data.tokens.verify import verify_directory
@@ -201,10 +201,10 @@ def test_an_unwritable_cache_is_not_used(stored, served, tmp_path, caplog):
 
 
 def test_urls():
-    assert Location("data/tokens").url("train", "a.tar") == "data/tokens/train/a.tar"
-    assert Location("pipe:aws s3 cp s3://b/{} -").url("val", "a.tar") == "pipe:aws s3 cp s3://b/val/a.tar -"
-    assert Location("https://h/x/").url("val", "a.tar") == "https://h/x/val/a.tar"
-    assert [Location(p).is_remote for p in ("data/x", "/data", "pipe:x", "https://h", "C:/x")] == [0, 0, 1, 1, 0]
+    assert file_url("data/tokens", "train", "a.tar") == "data/tokens/train/a.tar"
+    assert file_url("pipe:aws s3 cp s3://b/{} -", "val", "a.tar") == "pipe:aws s3 cp s3://b/val/a.tar -"
+    assert file_url("https://h/x/", "val", "a.tar") == "https://h/x/val/a.tar"
+    assert [is_remote(p) for p in ("data/x", "/data", "pipe:x", "https://h", "C:/x")] == [0, 0, 1, 1, 0]
 
 
 def test_negative_numbers_are_refused(stored):

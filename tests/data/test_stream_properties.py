@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.datamodule import TokenMicroBatches
-from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest, file_url
 from aim_lightning.data.tokens.read.reader import ShardReader
 
 
@@ -24,7 +24,7 @@ def reader_of(tmp_path_factory):
         if key not in made:
             root = tmp_path_factory.mktemp("shards")
             write_tokens(root / "train", list(shards), views=3, seed=len(made))
-            made[key] = ShardReader(TokenManifest.load(root / "train"), partial(Location(str(root)).url, "train"))
+            made[key] = ShardReader(TokenManifest.load(root / "train"), partial(file_url, str(root), "train"))
         return made[key]
 
     return reader

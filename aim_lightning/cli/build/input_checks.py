@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest, is_remote
 from aim_lightning.runs.directory import RunDirectory, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
 
@@ -36,7 +36,7 @@ def check_files(command: str, values: dict[str, Any], checkpoint: str | None = N
 
 def _check_data(values: dict[str, Any]) -> None:
     data = values["data"].get("init_args") or {}
-    reads_shards = values["data"]["class_path"].endswith(".TokenDataModule") and not Location(data["path"]).is_remote
+    reads_shards = values["data"]["class_path"].endswith(".TokenDataModule") and not is_remote(data["path"])
     for split in ("train", "val"):
         if reads_shards:
             TokenManifest.load(Path(data["path"]) / split)

@@ -134,9 +134,9 @@ def preview(config: None, options: argparse.Namespace) -> int:
     tokenizer = _tokenizer(options.tokenizer).to(device)
     for directory in progress(directories, "decoding"):
         out = Path(options.out) if options.out else directory / "preview.png"
-        shown = preview(directory, tokenizer, options.num, options.seed, device)
-        save_png(captioned_grid(shown.images_BCHW, shown.captions), out)
-        print(f"{len(shown.captions)} images of {directory}: {out}")
+        images, captions = preview(directory, tokenizer, options.num, options.seed, device)
+        save_png(captioned_grid(images, captions), out)
+        print(f"{len(captions)} images of {directory}: {out}")
     return 0
 
 

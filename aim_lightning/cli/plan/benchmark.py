@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from aim_lightning.cli.build.trainer_cli import AimCLI
 from aim_lightning.cli.config import Config
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
-from aim_lightning.data.tokens.format.record_format import Record, write_shard
+from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.models import AiMConfig
 from aim_lightning.utils.files import sha256_file
 
@@ -94,7 +94,7 @@ def _simulate(directory: Path, network: AiMConfig, rows: int) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, network.vocab_size, (rows, 1, network.num_tokens)).astype(np.uint16)
     path = directory / "tokens-000000.tar"
-    write_shard(path, Record(codes, rng.integers(0, network.num_classes, rows), list(map(str, range(rows)))))
+    write_shard(path, codes, rng.integers(0, network.num_classes, rows), list(map(str, range(rows))))
     shards = [TokenShard(path.name, rows, sha256_file(path))]
     names = [f"class{label}" for label in range(network.num_classes)]
     TokenManifest((1, network.num_tokens), network.vocab_size, names, 1, "none", "simulated", shards).save(directory)

@@ -14,7 +14,7 @@ from aim_lightning.cluster.job_plan import requeue_window
 from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.stream import BatchPlan
-from aim_lightning.data.tokens.format.manifest import Location, TokenManifest
+from aim_lightning.data.tokens.format.manifest import TokenManifest, is_remote
 from aim_lightning.runs.training_estimate import Training, shard_bytes
 from aim_lightning.utils.errors import UserError
 
@@ -64,7 +64,7 @@ def _batch(config: Config, module: LightningModule, devices: int) -> tuple[Batch
 def _token_manifest(config: Config) -> TokenManifest | None:
     """Return the manifest of the token shards if they are on a disk already."""
     path = config.init_args("data").get("path")
-    on_disk = path and not Location(path).is_remote and (Path(path) / "train" / "manifest.json").exists()
+    on_disk = path and not is_remote(path) and (Path(path) / "train" / "manifest.json").exists()
     return TokenManifest.load(Path(path) / "train") if on_disk else None
 
 

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from aim_lightning.data.images.base import sha256_json
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.stream_datamodule import Batch, BatchLoader, MicroBatches, StreamDataModule
-from aim_lightning.data.tokens.format.manifest import MANIFEST, Location, TokenManifest
+from aim_lightning.data.tokens.format.manifest import MANIFEST, TokenManifest, file_url, is_remote
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.data.tokens.read.reader import Rows, ShardReader, WindowedRows
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import reading
+from aim_lightning.utils.ranges import check_arguments
 
 
 def to_batch(rows: Rows, epoch: int) -> Batch:
@@ -108,9 +109,8 @@ class TokenDataModule(StreamDataModule):
         retry_pause: float = 1.0,
     ) -> None:
         super().__init__(global_batch_size, max_device_batch_size, num_workers, seed)
-        for name, value in (("skip_limit", skip_limit), ("retries", retries), ("retry_pause", retry_pause)):
-            if value < 0:
-                raise UserError(f"data.{name} is {value}; it cannot be negative")
+        limits = {"skip_limit": skip_limit, "retries": retries, "retry_pause": retry_pause}
+        check_arguments("data.", TokenDataModule.__init__, limits)
         self.path = str(path)
         self.val_batch_size = val_batch_size
         self.window_rows = window_rows
@@ -128,16 +128,15 @@ class TokenDataModule(StreamDataModule):
         Raises:
             UserError: a directory is unfinished, or train and val come from different tokenizers.
         """
-        location = Location(self.path)
         for split in ("train", "val"):
             skip = split == "train" and self.on_corrupt == "skip"
-            url = location.url(split, MANIFEST)
+            url = file_url(self.path, split, MANIFEST)
             with reading():
-                if location.is_remote:
+                if is_remote(self.path):
                     manifest = TokenManifest.parse(self.fetcher.fetch(url).data.decode("utf-8", "replace"), url)
                 else:
                     manifest = TokenManifest.load(Path(self.path) / split)
-            self.readers[split] = ShardReader(manifest, partial(location.url, split), self.fetcher, skip)
+            self.readers[split] = ShardReader(manifest, partial(file_url, self.path, split), self.fetcher, skip)
         train, val = self.manifest, self.readers["val"].manifest
         if (train.tokenizer_hash, train.class_names) != (val.tokenizer_hash, val.class_names):
             raise UserError(f"{self.path}: train and val were made with different tokenizers or classes")

@@ -1,8 +1,7 @@
 """Verify token directories: report every fault, not just the first."""
 
-import io
+import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from aim_lightning.data.images.tar import tar_members
 from aim_lightning.data.tokens.format.manifest import MANIFEST, TokenManifest, TokenShard
-from aim_lightning.data.tokens.format.record_format import array_faults, has_valid_digest
-from aim_lightning.utils.files import printable, sha256_file
+from aim_lightning.data.tokens.format.record_format import (
+    Members,
+    array_faults,
+    has_valid_digest,
+    load_array,
+    read_members,
+)
+from aim_lightning.utils.files import printable
 
-MEMBERS = ("codes.npy", "keys.json", "labels.npy")
+MEMBERS = {"codes.npy", "keys.json", "labels.npy"}
 
 
 @dataclass(frozen=True)
@@ -93,35 +97,36 @@ class _Verifier:
         if not path.is_file():
             self.add(path.name, "no regular file" if path.exists() else "missing")
             return
-        rows, foreign, name = 0, [], ""
         try:
-            for name, record in _records(path):
-                if all(member in record for member in MEMBERS):
-                    rows += self._check_record(path.name, name, record)
-                else:
-                    foreign.append(name)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            self.add(path.name, f"truncated or damaged{f' after record {name}' if name else ''} ({error})")
+            data = path.read_bytes()
+        except OSError as error:
+            self.add(path.name, f"cannot be read to its end ({error}): check the disk")
+            return
+        records, end_reason = read_members(data)
+        if end_reason and records:
+            records.popitem()  # the last one may be incomplete
+        foreign = [name for name, record in records.items() if not record.keys() >= MEMBERS]
+        rows = sum(self._check_record(path.name, *item) for item in records.items() if item[0] not in foreign)
+        if end_reason:
+            last = f" after record {[*records][-1]}" if records else ""
+            self.add(path.name, f"truncated or damaged{last} ({end_reason})")
         if foreign:
-            text = f"lacks {', '.join(MEMBERS)}: no token record ({len(foreign)} such records)"
+            text = f"lacks {', '.join(sorted(MEMBERS))}: no token record ({len(foreign)} such records)"
             self.add(path.name, text, foreign[0])
         if rows != shard.rows:
             self.add(path.name, f"{rows} rows can be read, the manifest says {shard.rows}")
-        try:
-            if sha256_file(path) != shard.sha256:
-                self.add(path.name, "its sha256 is not the manifest's: another file, or changed bytes")
-        except OSError as error:
-            self.add(path.name, f"cannot be read to its end ({error}): check the disk")
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            self.add(path.name, "its sha256 is not the manifest's: another file, or changed bytes")
 
-    def _check_record(self, shard: str, name: str, record: dict[str, bytes]) -> int:
+    def _check_record(self, shard: str, name: str, record: Members) -> int:
         """Return the number of rows that can be read."""
         if not has_valid_digest(record):
             self.add(shard, "its checksum differs: bytes were changed after it was written", name)
         try:
-            codes, labels = (np.load(io.BytesIO(record[m]), allow_pickle=False) for m in ("codes.npy", "labels.npy"))
-            keys = [str(key) for key in json.loads(record["keys.json"])]
+            codes, labels = (load_array(record, member) for member in ("codes.npy", "labels.npy"))
+            keys = [str(key) for key in json.loads(bytes(record["keys.json"]))]
             faults = list(array_faults(codes, labels, len(labels), self.manifest))
-        except Exception as error:  # NumPy raises almost any exception for a damaged header
+        except Exception as error:  # of any type, for bytes that are no array or no JSON
             self.add(shard, f"cannot be decoded ({error})", name)
             return 0
         if len(keys) != len(labels):
@@ -136,19 +141,3 @@ class _Verifier:
         valid = labels[(labels >= 0) & (labels < classes)].astype(np.int64)
         self.class_counts += np.bincount(valid, minlength=classes)
         return len(labels)
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (name, members by extension) of each complete record."""
-    name, record = "", {}
-    with path.open("rb") as file:
-        for tar, member in tar_members(file):
-            stem, _, extension = member.name.partition(".")
-            if name and stem != name:
-                yield name, record
-                record = {}
-            name = stem
-            content = tar.extractfile(member) if member.isreg() else None
-            record[extension] = content.read() if content else b""
-    if name:
-        yield name, record

@@ -19,31 +19,26 @@ LARGEST_CODEBOOK = 65536  # codes are stored as uint16
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # at least two letters: C: is a Windows drive
 
 
-@dataclass(frozen=True)
-class Location:
-    """A `data.path`: a directory, or a URL such as `http://HOST/DIRECTORY` or `pipe:COMMAND`.
+def is_remote(path: str) -> bool:
+    """Return True for a URL such as `http://HOST/DIRECTORY` or `pipe:COMMAND`, False for a path.
 
     Args:
-        base: directory or URL. ``{}`` is replaced by the file name, such as train/manifest.json. Without ``{}`` the
-            file name is appended after a slash: `pipe:ssh host cat /tokens` equals `pipe:ssh host cat /tokens/{}`.
+        path: `data.path`, or the path or URL of a file.
     """
+    return SCHEME.match(path) is not None
 
-    base: str
 
-    @property
-    def is_remote(self) -> bool:
-        """Return True for a URL, False for a directory."""
-        return SCHEME.match(self.base) is not None
+def file_url(path: str, split: str, name: str) -> str:
+    """Return the path or URL of a file in a split.
 
-    def url(self, split: str, name: str) -> str:
-        """Return the path or URL of a file in a split.
-
-        Args:
-            split: ``train`` or ``val``.
-            name: file name below the split.
-        """
-        file = f"{split}/{name}"
-        return self.base.replace("{}", file) if "{}" in self.base else f"{self.base.rstrip('/')}/{file}"
+    Args:
+        path: `data.path`. ``{}`` is replaced by the file name, such as train/manifest.json. Without ``{}`` the file
+            name is appended after a slash: `pipe:ssh host cat /tokens` equals `pipe:ssh host cat /tokens/{}`.
+        split: ``train`` or ``val``.
+        name: file name below the split.
+    """
+    file = f"{split}/{name}"
+    return path.replace("{}", file) if "{}" in path else f"{path.rstrip('/')}/{file}"
 
 
 @dataclass(frozen=True)

@@ -3,44 +3,36 @@
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from aim_lightning.data.images.tar import open_tar, tar_members
+from aim_lightning.data.images.tar import TAR_ERRORS, open_tar, tar_members
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 ROWS_PER_RECORD = 1000
-Members = dict[str, memoryview]
+Members = dict[str, memoryview]  # content by name, such as codes.npy
 
 
-@dataclass
-class Record:
-    """Rows to write: codes (n, views, tokens) uint16, labels (n,) int64, keys of the source images."""
-
-    codes: np.ndarray
-    labels: np.ndarray
-    keys: list[str]
-
-
-def write_shard(path: Path, record: Record) -> None:
+def write_shard(path: Path, codes: np.ndarray, labels: np.ndarray, keys: list[str]) -> None:
     """Write rows as a shard of records with one checksum each; the same rows give the same bytes.
 
     Args:
         path: the tar file.
-        record: all rows of the shard; each stored record packs about a thousand of them.
+        codes: (n, views, tokens) uint16; each stored record packs about a thousand rows.
+        labels: (n,) int64.
+        keys: keys of the n source images.
     """
     with open_tar(path) as tar:
-        for start in range(0, len(record.labels), ROWS_PER_RECORD):
+        for start in range(0, len(labels), ROWS_PER_RECORD):
             part = slice(start, start + ROWS_PER_RECORD)
             content = {
                 # Explicit byte order: the bytes and checksums must be equal on every machine.
-                "codes.npy": _npy(record.codes[part].astype("<u2")),
-                "keys.json": json.dumps(record.keys[part]).encode(),
-                "labels.npy": _npy(record.labels[part].astype("<i8")),
+                "codes.npy": _npy(codes[part].astype("<u2")),
+                "keys.json": json.dumps(keys[part]).encode(),
+                "labels.npy": _npy(labels[part].astype("<i8")),
             }
             key = f"{path.name.strip('.').split('.')[0]}-{start // ROWS_PER_RECORD:04d}"
             tar.write({"__key__": key, **content, "sha256": record_digest(content).encode()})
@@ -101,47 +93,64 @@ def stored_records(
         where: name of the shard for messages.
         intact: True if the sha256 of `data` matches the manifest; the digests of the records are then not computed.
     """
-    records, end_reason = _read_members(data)
+    named, end_reason = read_members(data)
+    # Records are found by number: those of a merged directory keep the names of its parts.
+    numbers = {name: name.rpartition("-")[2] for name in named}
+    records = {int(number): named[name] for name, number in numbers.items() if number.isdecimal()}
     for start in range(0, rows, ROWS_PER_RECORD):
         number, size = start // ROWS_PER_RECORD, min(ROWS_PER_RECORD, rows - start)
         try:
             if number not in records:
                 held = f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
-                raise _Corrupt(f"the shard is truncated or damaged before it ({end_reason})" if end_reason else held)
-            codes, labels = (_load_array(records[number], name) for name in ("codes.npy", "labels.npy"))
+                raise CorruptRecord(
+                    f"the shard is truncated or damaged before it ({end_reason})" if end_reason else held
+                )
+            codes, labels = (load_array(records[number], name) for name in ("codes.npy", "labels.npy"))
             for fault in array_faults(codes, labels, size, manifest):
-                raise _Corrupt(fault)
+                raise CorruptRecord(fault)
             if not intact and not has_valid_digest(records[number]):
-                raise _Corrupt("its sha256 does not match its content")
+                raise CorruptRecord("its sha256 does not match its content")
             yield StoredRecord(start, size, codes, labels)
-        except _Corrupt as error:
+        except CorruptRecord as error:
             fault = f"{where}, record {number:04d}: {error}; restore the shard or tokenize again"
             yield StoredRecord(start, size, fault=fault)
 
 
-class _Corrupt(Exception):
+class CorruptRecord(Exception):
     """The reason why a record cannot be read."""
 
 
-def _read_members(data: bytes) -> tuple[dict[int, Members], str]:
-    """Return members by record number and name, and the reason of an early end of the tar or ''."""
-    records: dict[int, Members] = {}
+def read_members(data: bytes) -> tuple[dict[str, Members], str]:
+    """Return the members of each record by its name, and the reason of an early end of the tar or ''.
+
+    Args:
+        data: bytes of a shard. The last record before an early end may be incomplete.
+    """
+    records: dict[str, Members] = {}
     try:
         for _, member in tar_members(io.BytesIO(data)):
             key, _, name = member.name.partition(".")
             # A view: copying the codes would double the memory of a shard.
             content = memoryview(data)[member.offset_data : member.offset_data + member.size]
-            number = key.rpartition("-")[2]
-            if number.isdecimal() and len(content) == member.size:
-                records.setdefault(int(number), {})[name] = content
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            if len(content) == member.size:
+                records.setdefault(key, {})[name] = content
+    except (*TAR_ERRORS, ValueError) as error:
         return records, str(error)
     return records, ""
 
 
-def _load_array(record: Members, name: str) -> np.ndarray:
+def load_array(record: Members, name: str) -> np.ndarray:
+    """Return a view of an array in a record.
+
+    Args:
+        record: member contents by name.
+        name: ``codes.npy`` or ``labels.npy``.
+
+    Raises:
+        CorruptRecord: the array is absent or damaged.
+    """
     if name not in record:
-        raise _Corrupt(f"it has no {name}: the file is no token shard")
+        raise CorruptRecord(f"it has no {name}: the file is no token shard")
     # np.load would copy the array: parse the header and view the bytes after it.
     header = io.BytesIO(record[name][:1024])
     try:
@@ -151,7 +160,7 @@ def _load_array(record: Members, name: str) -> np.ndarray:
             raise ValueError("not a plain array")
         return np.frombuffer(record[name], dtype, int(np.prod(shape)), header.tell()).reshape(shape)
     except Exception as error:  # NumPy raises almost any exception for a damaged header
-        raise _Corrupt(f"{name} is damaged ({error})") from error
+        raise CorruptRecord(f"{name} is damaged ({error})") from error
 
 
 def array_faults(codes: np.ndarray, labels: np.ndarray, rows: int, manifest: TokenManifest) -> Iterator[str]:

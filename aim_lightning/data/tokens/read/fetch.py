@@ -12,7 +12,7 @@ from pathlib import Path
 import webdataset as wds
 from webdataset.gopen import rewrite_url
 
-from aim_lightning.data.tokens.format.manifest import SCHEME
+from aim_lightning.data.tokens.format.manifest import is_remote
 from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import abandoned, make_directory, require_regular, write_bytes
 
@@ -56,29 +56,27 @@ class Fetcher:
             TransientError: the file cannot be read after all attempts.
             UserError: the file cannot be read, and another attempt would not help.
         """
-        remote = SCHEME.match(url) is not None
-        if remote and sha256 and self.cache_dir is not None:
+        if is_remote(url) and sha256 and self.cache_dir is not None:
             return self._fetch_cached(url, sha256)
-        return self._fetch(url, sha256, require_intact=remote)
+        return self._fetch(url, sha256)
 
-    def _fetch(self, url: str, sha256: str | None, require_intact: bool) -> Fetched:
-        for attempt in range(self.retries + 1):
-            last, permanent = attempt == self.retries, False
-            try:
-                fetched = check(_read(url), sha256)
-                if fetched.intact or last or not require_intact:
-                    return fetched
-                reason = "its sha256 is not the manifest's"
-            except (OSError, EOFError, ValueError) as error:
-                reason, permanent = _reason(error), isinstance(error, (*PERMANENT, ValueError))
-                if last or permanent:
-                    times = "" if attempt == 0 else f" in {attempt + 1} attempts"
-                    fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
-                    raise (UserError if permanent else TransientError)(fact) from error
-            pause = self.pause * 2**attempt  # a busy server recovers sooner if clients wait longer
-            log.warning("%s: %s; trying again in %g s", url, reason, pause)
-            time.sleep(pause)
-        raise AssertionError("unreachable")
+    def _fetch(self, url: str, sha256: str | None, attempt: int = 0) -> Fetched:
+        last = attempt == self.retries
+        try:
+            fetched = check(_read(url), sha256)
+            if fetched.intact or last or not is_remote(url):
+                return fetched
+            reason = "its sha256 is not the manifest's"
+        except (OSError, EOFError, ValueError) as error:
+            reason, permanent = _reason(error), isinstance(error, (*PERMANENT, ValueError))
+            if last or permanent:
+                times = "" if attempt == 0 else f" in {attempt + 1} attempts"
+                fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
+                raise (UserError if permanent else TransientError)(fact) from error
+        pause = self.pause * 2**attempt  # a busy server recovers sooner if clients wait longer
+        log.warning("%s: %s; trying again in %g s", url, reason, pause)
+        time.sleep(pause)
+        return self._fetch(url, sha256, attempt + 1)
 
     def _fetch_cached(self, url: str, sha256: str) -> Fetched:
         path = self.cache_dir / f"{sha256}.tar"
@@ -91,13 +89,13 @@ class Fetcher:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if cached := _read_cache(path, sha256):
                     return cached
-                fetched = self._fetch(url, sha256, require_intact=True)
+                fetched = self._fetch(url, sha256)
                 if fetched.intact:
                     _fill_cache(path, fetched.data)
                 return fetched
         except OSError as error:
             log.warning("cache %s cannot be used (%s); reading without it", self.cache_dir, error)
-            return self._fetch(url, sha256, require_intact=True)
+            return self._fetch(url, sha256)
 
 
 def check(data: bytes, sha256: str | None) -> Fetched:
@@ -111,7 +109,7 @@ def check(data: bytes, sha256: str | None) -> Fetched:
 
 
 def _read(url: str) -> bytes:
-    if not SCHEME.match(url):
+    if not is_remote(url):
         require_regular(url)
     url = rewrite_url(url)
     if CURL_URL.match(url):

@@ -1,6 +1,5 @@
 """Decode random rows of a token directory to images."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,7 @@ from aim_lightning.utils.random import hash_int64, permutation
 BATCH = 16  # images decoded together
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Decoded images_BCHW uint8, and captions: class names, with the view number if several are stored."""
-
-    images_BCHW: Tensor
-    captions: list[str]
-
-
-def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> Preview:
+def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.device) -> tuple[Tensor, list[str]]:
     """Decode random rows, each in a random view.
 
     Args:
@@ -35,6 +26,9 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
         num: number of rows; none is used twice.
         seed: seed of rows and views.
         device: device of the tokenizer.
+
+    Returns:
+        Images_BCHW uint8, and captions: class names, with the view number if several are stored.
 
     Raises:
         UserError: another tokenizer wrote the codes, or a shard is damaged.
@@ -57,7 +51,7 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
     names = [manifest.class_names[label] for label in rows.labels]
     if manifest.views > 1:
         names = [f"{view}: {name}" for view, name in zip(views(rows.index), names, strict=True)]
-    return Preview(images, names)
+    return images, names
 
 
 def _views(count: int, seed: int, index: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ only, and any position is reached by reading its window. A corrupt record may be
 replaced by another row of the window, chosen by (seed, epoch, row), and every other row keeps its position.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -18,11 +17,11 @@ from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.data.tokens.format.record_format import stored_records
 from aim_lightning.data.tokens.read.fetch import Fetcher
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import warn_once
 from aim_lightning.utils.process import in_background
 from aim_lightning.utils.random import hash_uniform, permutation
 
 READING_THREADS = 2  # each holds the bytes of one shard
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class ShardReader:
     url: Callable[[str], str]
     fetcher: Fetcher = field(default_factory=Fetcher)
     skip_corrupt: bool = False
-    _logged: set[str] = field(default_factory=set)
 
     def read(self, shard: int, choose_view: Callable[[np.ndarray], np.ndarray]) -> Rows:
         """Read all rows of a shard in stored order.
@@ -97,9 +95,7 @@ class ShardReader:
                 rows.labels[part] = record.labels
             elif self.skip_corrupt:
                 rows.unreadable[part] = True
-                if record.fault not in self._logged:
-                    self._logged.add(record.fault)
-                    log.warning("skipped a corrupt record: %s", record.fault)
+                warn_once(f"skipped a corrupt record: {record.fault}")
             else:
                 raise UserError(f"{record.fault}, or skip it with data.on_corrupt skip")
         return rows
@@ -124,15 +120,13 @@ def plan_windows(manifest: TokenManifest, window_rows: int, seed: int, epoch: in
         seed: seed of the order of the shards.
         epoch: epoch of that order.
     """
-    windows, shards, start, stop = [], [], 0, 0
+    windows, shards, start, stop, rows = [], [], 0, 0, manifest.rows
     for shard in permutation(len(manifest.shards), "shard_order", seed, epoch):
         shards.append(int(shard))
         stop += manifest.shards[shard].rows
-        if stop - start >= window_rows:
+        if stop - start >= window_rows or stop == rows:
             windows.append(Window(len(windows), start, stop, tuple(shards)))
             shards, start = [], stop
-    if shards:
-        windows.append(Window(len(windows), start, stop, tuple(shards)))
     return windows
 
 

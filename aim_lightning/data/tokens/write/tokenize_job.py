@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from aim_lightning.data.images.dataset import ImageDataset
 from aim_lightning.data.tokens.format.manifest import LARGEST_CODEBOOK, Skipped, TokenManifest
-from aim_lightning.data.tokens.format.record_format import Record, write_shard
+from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
 from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, ImageBatches
 from aim_lightning.data.tokens.write.shard_plan import (
@@ -148,7 +148,7 @@ class TokenizeJob:
         if rows:
             slots, keys = np.array(rows) - shard.start, [self.images.key(row) for row in rows]
             codes_NVL = torch.cat(codes).cpu().numpy().astype(np.uint16)[slots]
-            write_shard(path, Record(codes_NVL, self.images.labels[rows], keys))
+            write_shard(path, codes_NVL, self.images.labels[rows], keys)
             size, digest = path.stat().st_size, sha256_file(path)
         skipped = [Skipped(printable(self.images.key(row)), printable(text)) for row, text in reasons.items()]
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
