@@ -96,8 +96,17 @@ def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:
 def describe_reference(reference: dict[str, Any]) -> str:
     """Return name, number of images and start of the hash of a protocol's reference: values compare only within one."""
     size = f"{reference['pictures']:,} images of " if "pictures" in reference else ""
-    hashed = next(name for name in ("sha256", "pixels_sha256", "fingerprint") if name in reference)
+    hashed = _hash_name(reference)
     return f"{size}{reference['name']} ({hashed} {reference[hashed][:12]}…)"
+
+
+def short_reference(reference: dict[str, Any]) -> str:
+    """Return name and eight hex digits of the hash of a protocol's reference, for the name of a metric."""
+    return f"{reference['name']}-{reference[_hash_name(reference)][:8]}"
+
+
+def _hash_name(reference: dict[str, Any]) -> str:
+    return next(name for name in ("sha256", "pixels_sha256", "fingerprint") if name in reference)
 
 
 def short_key(values: Any) -> str:

@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import torch
-from integration.tiny import events, scalars
+from integration.tiny import events, hparam_sessions, scalars
 from torch.nn import functional as F
 
 from aim_lightning.callbacks.logging import tensorboard, tensorboard_writer
@@ -65,14 +65,39 @@ def test_text_and_layout_appear_once_per_run(tmp_path, monkeypatch):
         monkeypatch.setattr(tensorboard_writer.time, "time", lambda number=number: 4e9 + number)
         writer = RunWriter(str(tmp_path), purge_step)
         monkeypatch.setattr(tensorboard, "writer", lambda trainer, writer=writer: writer)
-        page = tensorboard.TensorBoardPage()
-        page.configuration = {"run": "a"}
-        page.on_fit_start(SimpleNamespace(global_step=0), None)
+        log_page({"run": "a"})
         writer.close()
     accumulator = events(tmp_path)
     tags = accumulator.Tags()["tensors"]
     assert sorted(tags) == ["configuration/text_summary", "custom_scalars__config__"]
     assert [len(accumulator.Tensors(tag)) for tag in tags] == [1, 1]
+    assert hparam_sessions(tmp_path) == {".": ({"parameters": 10}, {})}
+
+
+def log_page(configuration):
+    page = tensorboard.TensorBoardPage()
+    page.configuration = configuration
+    page.on_fit_start(SimpleNamespace(global_step=0), SimpleNamespace(network=torch.nn.Linear(4, 2)))
+
+
+def test_the_hparams_tab_shows_options_and_last_validation_metrics_of_runs_of_both_stages(tmp_path, monkeypatch):
+    optimizer = {"base_learning_rate": 0.25, "warmup_steps": "auto"}
+    configurations = {
+        "aim/a": {"seed_everything": 3, "model": {"init_args": {"label_dropout": 0.1, "optimizer": optimizer}}},
+        "aim/b": {"seed_everything": 3, "model": {"init_args": {"label_dropout": 0.1, "optimizer": optimizer}}},
+        "vq/a": {"model": {"init_args": {"network": {"codebook_size": 256}}}, "trainer": None},
+    }
+    for number, (name, configuration) in enumerate(configurations.items()):
+        writer = RunWriter(str(tmp_path / name))
+        monkeypatch.setattr(tensorboard, "writer", lambda trainer, writer=writer: writer)
+        log_page(configuration)
+        for step in (1, 2):
+            writer.add_scalar("val/psnr" if "vq" in name else "val/loss", 10 * number + step, step)
+        writer.close()
+    sessions = hparam_sessions(tmp_path)
+    stage_2 = {"parameters": 10, "seed": 3, "label_dropout": 0.1, "base_learning_rate": 0.25}
+    assert sessions["aim/a"] == (stage_2, {"val/loss": 2}) and sessions["aim/b"] == (stage_2, {"val/loss": 12})
+    assert sessions["vq/a"] == ({"parameters": 10, "codebook_size": 256}, {"val/psnr": 22})
 
 
 def test_every_chart_selects_its_tags_only():

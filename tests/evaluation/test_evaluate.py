@@ -31,6 +31,7 @@ from aim_lightning.models import VQModel
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import sha256_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
 
@@ -224,6 +225,19 @@ def test_guidance_without_a_trained_null_class_needs_the_option(command, config,
     assert "allow_untrained_guidance" in error
     assert call(command, config, *options, "--allow_untrained_guidance") == 0
     assert call(command, config, *options, "--sampling.cfg_scale", "1") == 0
+
+
+def test_values_against_two_references_are_both_in_results(config, workspace):
+    write_step(workspace, 7, "references")
+    np.savez(workspace / "other.npz", arr_0=np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), np.uint8))
+    for options in ((), ("--reference", workspace / "other.npz")):
+        assert call("evaluate", config, "--run", "references", "--num", "5", *options) == 0
+    results = json.loads((workspace / "runs/small/references/results.json").read_text())
+    sha256 = sha256_file(workspace / "other.npz")
+    own, other = "fd_effnet_lite0_5", f"fd_effnet_lite0_5@other.npz-{sha256[:8]}"
+    assert results["metrics"][own] != results["metrics"][other]
+    entries = {name: entry["reference"]["name"] for name, entry in results["protocol"].items() if name != "step"}
+    assert entries == {f"evaluate_{own}": "val", f"evaluate_{other}": "other.npz"}
 
 
 def test_an_older_checkpoint_leaves_results_unchanged(config, workspace, capsys):
@@ -435,14 +449,17 @@ MISTAKES = [
     (["--reference", "few.npz"], "there are 2 images in the reference; these metrics need 4 or more"),
     (["--reference", "one.npz"], "at least two images; the data gave 1"),
     (["--samples", "few.npz"], "there are 2 images to be scored"),
-    (["--samples", "few.npz", "--weights", "x", "--seeds=2"], "--samples leaves --weights, --seeds without"),
-    (["--weights", "x", "--raw", "true"], "--weights leaves --raw without effect"),
-    (["--weights", "x", "--checkpoint", "y"], "--weights leaves --checkpoint without effect"),
+    (
+        ["--samples", "few.npz", "--weights", "x", "--seeds=2"],
+        "command line: --weights, --seeds cannot be combined with --samples; give",
+    ),
+    (["--weights", "x", "--raw", "true"], "command line: --raw cannot be combined with --weights"),
+    (["--weights", "x", "--checkpoint", "y"], "command line: --checkpoint cannot be combined with --weights"),
     (["--seeds", "0"], "--seeds is 0"),
     (["--feature_batch", "0"], "--feature_batch is 0"),
     (["--classes", "purple"], "there is no class 'purple'"),
     (["--classes", "red", "--labels", "x"], "exclude each other"),
-    (["--labels", "x", "--num=5"], "--labels leaves --num without effect"),
+    (["--labels", "x", "--num=5"], "command line: --num cannot be combined with --labels"),
     (["--reference", "nowhere"], "nowhere does not exist"),
     (["--samples", "nowhere.npz"], "nowhere.npz does not exist"),
     (["--record", "a/b"], "--record is 'a/b'"),

@@ -13,7 +13,7 @@ from evaluation.small import config, last_error, workspace, write_step  # noqa: 
 from helpers import assert_user_error
 from hypothesis import given
 from hypothesis import strategies as st
-from integration.tiny import scalars
+from integration.tiny import events, hparam_sessions, scalars
 from PIL import Image
 
 from aim_lightning.cli.commands.follow import load_together, new_checkpoints
@@ -115,8 +115,15 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     for name in ("metrics", "precision_recall"):
         with Image.open(directory / f"{name}.png") as plot:
             assert plot.size[0] > 300
-    point = directory / "hparams" / "cfg_scale=2,cfg_schedule=linear"
-    assert scalars(point)["sweep/fd_effnet_lite0_24"][0][1] == pytest.approx(values[3])
+    sessions = hparam_sessions(workspace / "hparams" / "test")
+    options, metrics = sessions.pop("cfg_scale=2,cfg_schedule=linear")
+    assert options == {"cfg_scale": 2, "cfg_schedule": "linear"} and len(sessions) == 3
+    assert metrics["sweep/fd_effnet_lite0_24"] == pytest.approx(values[3])
+    assert {path.parent for path in directory.rglob("events.out.*")} == {directory}  # one run of TensorBoard
+    page = events(directory)
+    (table,) = page.Tensors("sweep/results/text_summary")
+    assert table.tensor_proto.string_val[0].decode().splitlines()[5].startswith("| 2 | linear |")
+    assert page.Tags()["images"] == ["sweep/metrics", "sweep/precision_recall"]
     assert "lowest fd_effnet_lite0_24" in capsys.readouterr().out
     kept = {"results.csv", "protocol.json", "metrics.png", "precision_recall.png"}
     assert {path.name for path in (workspace / "sweeps" / "guidance").iterdir()} == kept

@@ -7,7 +7,14 @@ from subprocess import CompletedProcess, Popen
 
 from conftest import ROOT, start_python
 from helpers import FIXTURES, TINY, write_tokens
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from aim_lightning.cli.main import main
 from aim_lightning.runs.directory import list_checkpoints, step_of
@@ -83,6 +90,23 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Read all TensorBoard scalars of a run as (step, value) by tag."""
     accumulator = events(run_dir)
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def hparam_sessions(logdir: Path) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Read TensorBoard's HPARAMS tab as (options, metrics) by run."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(logdir))
+    runs.Reload()
+    provider = MultiplexerDataProvider(runs, str(logdir))
+    context = Context(TBContext(data_provider=provider, logdir=str(logdir)))
+    request = ListSessionGroupsRequest(slice_size=100, allowed_statuses=range(4))
+    groups = Handler(RequestContext(), context, "", request).run().session_groups
+    return {
+        group.name: (
+            {name: value.number_value or value.string_value for name, value in group.hparams.items()},
+            {metric.name.tag: metric.value for metric in group.metric_values},
+        )
+        for group in groups
+    }
 
 
 def series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

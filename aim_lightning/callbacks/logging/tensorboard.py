@@ -1,7 +1,8 @@
-"""TensorBoard beyond curves: the configuration, the page of related curves, and histograms."""
+"""TensorBoard beyond curves: the configuration, hparams, the page of related curves, and histograms."""
 
 import os
 import re
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -10,11 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import logged_step
 
-CHARTS = yaml.safe_load(Path(__file__).with_name("charts.yaml").read_text(encoding="utf-8"))
+CHARTS, HPARAMS = (
+    yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    for name in ("charts.yaml", "hparams.yaml")
+)
 LAYOUT_TAG = b"custom_scalars__config__"
 CODES_AT_A_TIME = 2048
 
@@ -41,7 +46,7 @@ def flush(trainer: Trainer) -> None:
 
 
 class TensorBoardPage(Callback):
-    """Log the composed configuration as text, and a custom-scalars page of related curves, once per run."""
+    """Log the configuration as text, the main options as hparams, and a custom-scalars page, once per run."""
 
     needs = ("configuration",)
 
@@ -53,6 +58,8 @@ class TensorBoardPage(Callback):
         if experiment is not None and not _has_page(Path(experiment.log_dir)):
             text = yaml.safe_dump(self.configuration, sort_keys=False, allow_unicode=True)
             experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
+            for summary in _hparams(self.configuration, sum(p.numel() for p in pl_module.network.parameters())):
+                experiment.file_writer.add_summary(summary)
             experiment.add_custom_scalars(_layout())
 
 
@@ -64,6 +71,18 @@ def _has_page(directory: Path) -> bool:
             if LAYOUT_TAG in file.read(1 << 20):
                 return True
     return False
+
+
+def _hparams(configuration: dict, parameters: int) -> list:
+    """Return the summaries of the columns of the HPARAMS tab and of the run's values, which must be numbers."""
+    # TensorBoard takes the columns from any one of the runs, so every run writes the columns of both stages.
+    columns, _, _ = hparams(dict.fromkeys(["parameters", *HPARAMS["options"]], 0), dict.fromkeys(HPARAMS["metrics"], 0))
+    values = {"parameters": parameters}
+    for name, key in HPARAMS["options"].items():
+        value = reduce(lambda v, part: v.get(part) if isinstance(v, dict) else None, key.split("."), configuration)
+        if isinstance(value, int | float):
+            values[name] = value
+    return [columns, hparams(values, {})[1]]
 
 
 def _layout() -> dict[str, dict[str, list]]:

@@ -49,7 +49,7 @@ def refuse(options: argparse.Namespace, option: str, ignored: tuple[str, ...]) -
     typed = {word.partition("=")[0] for word in options.given.rest}
     useless = [name for name in ignored if name in typed]
     if option in typed and useless:
-        raise UserError(f"{option} leaves {', '.join(useless)} without effect; give one or the other")
+        raise UserError(f"command line: {', '.join(useless)} cannot be combined with {option}; give one or the other")
 
 
 def prepare(

@@ -52,7 +52,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             path = evaluation.root / f"{directory.name}-{options.seeds}seeds.json"
             write_json(path, record)
         if not options.weights:
-            _add_to_results(config, record)
+            _add_to_results(config, record, options.reference)
         keep(record, options.record)
         setup.show(record, options.reference)
         log(f"results: {path}")
@@ -60,8 +60,12 @@ def run(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_to_results(config: Config, record: dict[str, Any]) -> None:
-    """Add the values to the run's results.json if the checkpoint is its newest."""
+def _add_to_results(config: Config, record: dict[str, Any], reference: str | None) -> None:
+    """Add the values to the run's results.json if the checkpoint is its newest.
+
+    Names of values against another reference than the training images end with it: fid_50k@ref.npz-HASH.
+    """
+    from aim_lightning.evaluation.score_record import short_reference
     from aim_lightning.runs.results import record as record_results
 
     directory, model = config.run_directory, record["model"]
@@ -71,9 +75,10 @@ def _add_to_results(config: Config, record: dict[str, Any]) -> None:
         log(f"{model['checkpoint']} is not the newest checkpoint of {directory.path}; results.json stays as it is")
         return
     # The name of the first metric contains features, number of images and raw weights.
-    source = f"evaluate_{next(iter(record['metrics']))}"
-    facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": record["std"]}
-    record_results(directory, source, model["step"], facts, record["metrics"], record["hardware"])
+    suffix = f"@{short_reference(record['protocol']['reference'])}" if reference else ""
+    metrics, std = ({f"{name}{suffix}": x for name, x in record[key].items()} for key in ("metrics", "std"))
+    facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": std}
+    record_results(directory, f"evaluate_{next(iter(metrics))}", model["step"], facts, metrics, record["hardware"])
 
 
 def _score_existing(config: Config, options: argparse.Namespace) -> int:

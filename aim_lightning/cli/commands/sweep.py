@@ -32,7 +32,7 @@ SWEEPS = Path("experiments/sweeps")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Write results.csv, plots and TensorBoard hparams of a sweep; finished points are not computed again."""
+    """Write results.csv, plots, a TensorBoard run and hparams of a sweep; finished points are not computed again."""
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.report import plots, sweep
     from aim_lightning.evaluation.score_record import describe_reference, short_key
@@ -57,14 +57,17 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if not ranks.is_rank_zero:
         return 0
     files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]
-    sweep.write_hparams(directory, names, points, records)
+    # Each session is a run: outside the directory of runs, sessions do not fill TensorBoard's list of runs.
+    hparams = Path(options.cache).parent / "hparams" / directory.name
+    sweep.write_hparams(hparams, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best, *ties = sweep.lowest_points(records, first)
     noise = f"; within its noise: {', '.join(sweep.label(points[i], names) for i in ties)}" if ties else ""
     against = f", against {describe_reference(records[0]['protocol']['reference'])}" if options.reference else ""
     log(f"lowest {first}: {records[best]['metrics'][first]:z.4f} at {sweep.label(points[best], names)}{against}{noise}")
-    log(f"results: {files[0]}; hparams: tensorboard --logdir {directory / 'hparams'}")
+    log(f"results: {files[0]}; hparams: tensorboard --logdir {hparams}")
     files += plots.write_plots(directory, names, points, records)
+    sweep.write_page(directory, files[2:])
     log(f"plots: {', '.join(map(str, files[2:]))}")
     if options.record:
         with atomic_directory(SWEEPS / options.record) as kept:

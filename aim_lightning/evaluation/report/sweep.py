@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -142,13 +143,27 @@ def lowest_points(records: list[dict[str, Any]], metric: str) -> list[int]:
 def write_hparams(
     directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
 ) -> None:
-    """Write TensorBoard's hparams page again, one run per point."""
+    """Write the sessions of TensorBoard's HPARAMS tab again, one subdirectory per point, since each one is a run."""
     from torch.utils.tensorboard import SummaryWriter
 
+    shutil.rmtree(directory, ignore_errors=True)
     for point, record in zip(points, records, strict=True):
-        run = directory / "hparams" / label(point, names)
-        for previous in run.rglob("events.out.tfevents.*"):
-            previous.unlink()
-        with SummaryWriter(str(run)) as writer:
+        with SummaryWriter(str(directory / label(point, names))) as writer:
             metrics = {f"sweep/{name}": value for name, value in record["metrics"].items()}
             writer.add_hparams({name: number_or_text(point, name) for name in names}, metrics, run_name=".")
+
+
+def write_page(directory: Path, plots: list[Path]) -> None:
+    """Write the table and the plots of a sweep as one TensorBoard run, in place of an earlier one."""
+    import numpy as np
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    for previous in directory.glob("events.out.tfevents.*"):
+        previous.unlink()
+    header, *rows = csv.reader(io.StringIO((directory / TABLE).read_text(encoding="utf-8")))
+    with SummaryWriter(str(directory)) as writer:
+        table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+        writer.add_text("sweep/results", table)
+        for path in plots:
+            writer.add_image(f"sweep/{path.stem}", np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
