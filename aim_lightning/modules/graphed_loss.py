@@ -1,0 +1,107 @@
+"""CUDA graph of a micro-step: the network's forward and backward are replayed with one launch from the host."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aim_lightning.models import AiM
+
+WARM_UP = 3
+# Images of a micro-batch. Larger ones keep the GPU busy without a graph, whose memory validation could not use.
+LARGEST = 64
+
+
+def refusal(network: AiM, images: int, world_size: int) -> str | None:
+    """Return why a micro-step cannot be a CUDA graph; None when it can.
+
+    Args:
+        network: in training.
+        images: of a micro-batch.
+        world_size: processes of the training.
+    """
+    config = network.config
+    if network.backend != "triton":
+        return f"the backend is {network.backend}, not triton"
+    if world_size > 1:
+        return "several processes average gradients during the backward"
+    if images > LARGEST:
+        return f"the micro-batch has more than {LARGEST} images"
+    if config.token_dropout or config.mixer_dropout or config.mlp_dropout:
+        return "dropout needs new random numbers in every step"
+    return None
+
+
+class GraphedLoss:
+    """Compute the loss, and at once its gradients, by replaying a CUDA graph; the bits are those of the eager step.
+
+    The gradients are sums in memory of this object. The backward of the returned loss makes them the gradients of the
+    parameters. Weights may change in place between calls, but may not be replaced.
+
+    Args:
+        network: AiM on a GPU.
+        accumulate: micro-batches of an optimizer step; the gradients are divided by it.
+    """
+
+    def __init__(self, network: AiM, accumulate: int) -> None:
+        self.network, self.accumulate = network, accumulate
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, codes_BL: Tensor, labels_B: Tensor, is_first: bool) -> Tensor:
+        """Return the mean cross-entropy, nats.
+
+        Args:
+            codes_BL: int64; every call needs the same shape.
+            labels_B: int64.
+            is_first: True for the first micro-batch of an optimizer step.
+        """
+        if self.graph is None:
+            self._capture(codes_BL, labels_B)
+        self.codes.copy_(codes_BL)
+        self.labels.copy_(labels_B)
+        if is_first:
+            torch._foreach_zero_(self.gradients)
+        self.graph.replay()
+        return _Published.apply(self.anchor, self)
+
+    def _capture(self, codes_BL: Tensor, labels_B: Tensor) -> None:
+        self.codes, self.labels = codes_BL.clone(), labels_B.clone()
+        self.anchor = torch.zeros((), device=codes_BL.device, requires_grad=True)
+        # Kernels are compiled before the capture, on a stream of its own, as PyTorch requires.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._micro_step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.graph = torch.cuda.CUDAGraph()
+        # The loader's thread pins memory meanwhile, which the default mode forbids.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.loss = self._micro_step()
+
+    def _micro_step(self) -> Tensor:
+        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        # Without autocast's cache: a copy of a weight from the capture must not serve later steps.
+        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+            loss = self.network.loss(self.codes, self.labels)
+        with torch.autocast("cuda", enabled=False):
+            (loss / self.accumulate).backward()
+        return loss.detach()
+
+
+class _Published(torch.autograd.Function):
+    """Return the loss of a replay; the backward hands over the gradients that the replay has computed."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, graphed: GraphedLoss) -> Tensor:
+        ctx.graphed = graphed
+        return graphed.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple:
+        # `zero_grad` comes between forward and backward, and may have removed them.
+        for parameter, gradient in zip(ctx.graphed.parameters, ctx.graphed.gradients, strict=True):
+            parameter.grad = gradient
+        return None, None
