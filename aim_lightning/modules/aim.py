@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.modules.finite_steps import FiniteSteps
+from aim_lightning.modules.graphed_loss import GraphedLoss, refusal
 from aim_lightning.modules.optim import (
     OptimizerConfig,
     StepMeans,
@@ -19,7 +20,7 @@ from aim_lightning.modules.optim import (
     total_steps,
 )
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.logging import warn_once
+from aim_lightning.utils.logging import log, warn_once
 from aim_lightning.utils.random import hash_uniform
 from aim_lightning.utils.ranges import Range, check_arguments
 
@@ -41,6 +42,8 @@ class AiMModule(LightningModule):
             ``mamba_ssm`` and ``torch`` require one of them.
         gradient_checkpointing: recompute activations in the backward pass, with the same values: ``none``; ``blocks`` =
             keep the inputs of each block; ``all`` = keep the inputs of groups of about sqrt(n_layer) blocks.
+        cuda_graph: replay forward and backward as a CUDA graph where that is possible: one GPU, backend triton,
+            micro-batches of up to 64 images. The numbers are the same; the host no longer limits the speed.
         init_from: weights that a new run starts from: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
 
@@ -58,6 +61,7 @@ class AiMModule(LightningModule):
         compile: bool = False,
         backend: Literal["auto", "torch", "mamba_ssm", "triton"] = "auto",
         gradient_checkpointing: Literal["none", "blocks", "all"] = "none",
+        cuda_graph: bool = True,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
@@ -67,6 +71,7 @@ class AiMModule(LightningModule):
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile
+        self.cuda_graph, self.graphed_loss = cuda_graph, None
         self.means, self.finite_steps = StepMeans(), FiniteSteps(optimizer)
         # Not Lightning's mean over ranks, which rounds the number of rows when ranks have unequal shares.
         self.val_loss = MeanMetric()
@@ -78,11 +83,23 @@ class AiMModule(LightningModule):
         if self.compile_network:
             self.network.compile()  # in place: parameter names stay those of the plain network
 
+    def on_train_start(self) -> None:
+        plan = self.trainer.datamodule.plan
+        if self.cuda_graph and not self.compile_network and self.device.type == "cuda":
+            reason = refusal(self.network, plan.micro_batch_size, plan.world_size, self.trainer.precision)
+            log(f"cuda_graph: {reason}: each kernel is launched by itself" if reason else "cuda_graph: in use")
+            self.graphed_loss = None if reason else GraphedLoss(self.network, plan.accumulate)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.network.loss(batch["codes"], self._drop_labels(batch))
+        labels = self._drop_labels(batch)
+        if self.graphed_loss:
+            is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+            loss = self.graphed_loss(batch["codes"], labels, is_first)
+        else:
+            loss = self.network.loss(batch["codes"], labels)
         is_last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if means := self.means.add({"loss": loss}, is_last):
-            self.log("train/loss", means["loss"], prog_bar=True)
+            self.log("train/loss", means["loss"])
             self.log("train/bits_per_code", means["loss"] / math.log(2))
         if self._is_scaled:  # gradients may overflow here, and the scaler handles that; the loss may not
             check_finite(loss, "the loss", self.global_step)

@@ -12,15 +12,18 @@ WARM_UP = 3
 LARGEST = 64
 
 
-def refusal(network: AiM, images: int, world_size: int) -> str | None:
+def refusal(network: AiM, images: int, world_size: int, precision: str) -> str | None:
     """Return why a micro-step cannot be a CUDA graph; None when it can.
 
     Args:
-        network: in training.
+        network: on its device.
         images: of a micro-batch.
         world_size: processes of the training.
+        precision: of the trainer.
     """
     config = network.config
+    if precision.startswith("16"):
+        return "fp16 scales the loss by a factor that changes"
     if network.backend != "triton":
         return f"the backend is {network.backend}, not triton"
     if world_size > 1:
@@ -29,6 +32,8 @@ def refusal(network: AiM, images: int, world_size: int) -> str | None:
         return f"the micro-batch has more than {LARGEST} images"
     if config.token_dropout or config.mixer_dropout or config.mlp_dropout:
         return "dropout needs new random numbers in every step"
+    if network.backbone.gradient_checkpointing != "none":
+        return "gradient_checkpointing is set"
     return None
 
 

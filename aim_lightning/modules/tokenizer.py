@@ -173,7 +173,7 @@ class TokenizerModule(LightningModule):
         adversarial = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, adversarial)
         for name, mean in self.means.add({"loss": terms.loss, **terms.each, **logs}, is_last).items():
-            self.log(f"train/{name}", mean, prog_bar=name == "loss")
+            self.log(f"train/{name}", mean)
         if is_last:
             self._steps(result, adversarial)
 
