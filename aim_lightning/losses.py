@@ -107,13 +107,10 @@ def entropy_loss(latent_BCHW: Tensor, codebook_VC: Tensor, temperature: float) -
         temperature: of the softmax over negative squared distances.
     """
     rows = latent_BCHW.movedim(1, -1).flatten(0, -2)
+    parts = rows.split(ROWS_AT_A_TIME)
     # Checkpointing: the backward pass recomputes the scores of one part at a time instead of storing them all.
-    parts = [
-        checkpoint(_code_probabilities, part, codebook_VC, temperature, use_reentrant=False)
-        for part in rows.split(ROWS_AT_A_TIME)
-    ]
-    mean_V = torch.stack([probabilities for probabilities, _ in parts]).sum(0) / len(rows)
-    position_entropy = torch.stack([entropy for _, entropy in parts]).sum() / len(rows)
+    sums = [checkpoint(_code_probabilities, part, codebook_VC, temperature, use_reentrant=False) for part in parts]
+    mean_V, position_entropy = (torch.stack(values).sum(0) / len(rows) for values in zip(*sums, strict=True))
     return position_entropy + (mean_V * (mean_V + 1e-5).log()).sum()
 
 

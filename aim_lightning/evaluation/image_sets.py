@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.process import outlive_signals, prefetch
 
 Batch = tuple[Tensor, Tensor | None, Tensor]  # uint8 (B, 3, H, W), labels (B,) or None, image numbers (B,)
+Between = Callable[[Iterable[Batch]], Iterable[Batch]]  # yields batches; can end the work between two of them
 Size = tuple[int, int]  # height, width
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LOADER_WORKERS = 16

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation import image_sets
 from aim_lightning.evaluation.evaluated_model import hash_tensors
-from aim_lightning.evaluation.image_sets import Batch, ImageSet
+from aim_lightning.evaluation.image_sets import Batch, Between, ImageSet
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
 from aim_lightning.metrics.reference_statistics import IMAGES, ReferenceImages, ReferenceImagesBuilder, adm_gaussians
@@ -84,7 +84,7 @@ class Reference:
         cache: str | Path = CACHE,
         batch_size: int = BATCH,
         probe: bool | None = None,
-        between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+        between: Between = iter,
     ) -> ReferenceImages:
         """Return the statistics from the cache, or compute and cache them. Every rank must call it.
 

@@ -72,10 +72,24 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a record.
     """
-    record = read_json(path, "scores")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(f"{path} is not a record of scores; expected format {FORMAT!r}")
-    return record
+    return read_format(path, "record of scores", FORMAT)
+
+
+def read_format(path: Path, role: str, file_format: str) -> dict[str, Any]:
+    """Read a JSON file whose entry `format` has this value.
+
+    Args:
+        path: of the file.
+        role: noun for the file in errors.
+        file_format: the value.
+
+    Raises:
+        UserError: the file is missing or something else.
+    """
+    values = read_json(path, role)
+    if not isinstance(values, dict) or values.get("format") != file_format:
+        raise UserError(f"{path} is not a {role}; expected format {file_format!r}")
+    return values
 
 
 def over_seeds(records: list[dict[str, Any]]) -> dict[str, Any]:

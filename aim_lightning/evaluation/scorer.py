@@ -3,14 +3,13 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
-from aim_lightning.evaluation.image_sets import Batch, ImageSet, NpzImages, check_size, decoded_size, on_device
+from aim_lightning.evaluation.image_sets import Between, ImageSet, NpzImages, check_size, decoded_size, on_device
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, generate_missing
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key
@@ -74,9 +73,7 @@ class Scorer:
         """Return everything except the images that values of this many images depend on."""
         return (self._scores or self.prepare(num_images)).protocol(num_images)
 
-    def score(
-        self, image_set: ImageSet, between: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def score(self, image_set: ImageSet, between: Between = iter) -> tuple[dict[str, float], dict[str, Any]]:
         """Score an image set. Every rank must call it.
 
         Args:

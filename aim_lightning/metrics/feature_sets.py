@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
+from torchmetrics.utilities import dim_zero_cat
 
 from aim_lightning.utils.errors import UserError
 
@@ -96,9 +97,7 @@ class SampleFeatures(FiniteValues, Metric):
             UserError: features that are not finite.
         """
         self.check_finite()
-        # A list before the gathering, a tensor after it.
-        states = (self.features, self.indices)
-        features, indices = (torch.cat(state) if isinstance(state, list) else state for state in states)
+        features, indices = dim_zero_cat(self.features), dim_zero_cat(self.indices)
         # Sorted by index, since ranks and batches may come in any order.
         order = indices.argsort()
         if len(order) > 1 and not (indices[order].diff() > 0).all():

@@ -71,10 +71,9 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             raise RuntimeError("FrechetDistance needs at least two images on either side")
         if counts[side] < self.inception.num_features and not self._warned:
             self._warned = True
-            rank_zero_warn(
-                f"FrechetDistance: {counts[side]} {side} images for {self.inception.num_features} features; "
-                "the covariance is singular and the distance too high. Compare it only at this count."
-            )
+            few = f"{counts[side]} {side} images for {self.inception.num_features} features"
+            consequence = "the covariance is singular and the distance too high. Compare it only at this count."
+            rank_zero_warn(f"FrechetDistance: {few}; {consequence}")
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
         if self._gaussian is None:
             return frechet_distance(*mean_and_covariance(*self._real_sums()), *fake)

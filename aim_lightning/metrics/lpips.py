@@ -40,9 +40,8 @@ class PerceptualDistance:
             UserError: the file is missing, damaged, or of another network.
         """
         if self.network is None:
-            path = existing_file(
-                self.weights, f"run `aim-lightning download vgg` (it saves {SOURCE}), or switch LPIPS off"
-            )
+            hint = f"run `aim-lightning download vgg` (it saves {SOURCE}), or switch LPIPS off"
+            path = existing_file(self.weights, hint)
             if not sha256_file(path).startswith(SHA256_START):
                 warnings.warn(f"{path} is not {SOURCE}: this LPIPS compares with no other", stacklevel=2)
             # Lightning validates in inference mode, whose tensors cannot enter a backward pass later.

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, PrecisionRecall
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
-from aim_lightning.metrics.inception_score import InceptionScore, Splitting
+from aim_lightning.metrics.inception_score import InceptionScore
 from aim_lightning.metrics.probe import SETTINGS, ClassAgreement, LinearProbe
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
@@ -49,7 +49,7 @@ class Scores(nn.Module):
         network: FeatureNetwork,
         real: ReferenceImages,
         num_images: int,
-        splitting: Splitting = "adm",
+        splitting: str = "adm",
         compare: bool = True,
     ) -> None:
         super().__init__()

@@ -71,15 +71,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         centred = values - _wide(mean_C)
         variance_C = _SumOfRanks.apply(centred.square().sum((0, 2, 3))) / count
         # As in torch, the running variance is the unbiased one, and normalisation uses the biased one.
-        self._update_running(mean_C, variance_C * count / max(count - 1, 1))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * count / max(count - 1, 1), self.momentum)
         normal = centred * _wide((variance_C + self.eps).rsqrt())
         return (normal * _wide(self.weight) + _wide(self.bias)).to(x.dtype)
-
-    @torch.no_grad()
-    def _update_running(self, mean_C: Tensor, unbiased_C: Tensor) -> None:
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean_C, self.momentum)
-        self.running_var.lerp_(unbiased_C, self.momentum)
 
 
 class _SumOfRanks(torch.autograd.Function):

@@ -61,11 +61,9 @@ def ask_hub(call: Callable[..., Any], repository: str, *arguments: Any, **option
 
 def _mistake(repository: str, error: Exception) -> str:
     """Return one line for an error of the hub's client."""
-    reason = _disk_error(error)
-    if reason:
-        return (
-            f"the files of {repository} could not be written here ({reason}); free disk space or give another directory"
-        )
+    if reason := _disk_error(error):
+        fact = f"the files of {repository} could not be written here ({reason})"
+        return f"{fact}; free disk space or give another directory"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"

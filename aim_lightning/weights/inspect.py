@@ -1,7 +1,7 @@
 """Describe a source of weights, for `aim-lightning weights inspect`."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -64,14 +64,15 @@ def _parts(source: Source) -> Iterator[Part]:
     if source.parts.aim:
         yield _part("AiM", source.parts.aim, lambda: (AiM(aim_config(source)), aim_weights(source)))
     if source.parts.vq:
-        yield _part(
-            "VQ tokenizer", source.parts.vq, lambda: (VQModel(config := vq_config(source)), vq_weights(source, config))
-        )
+        yield _part("VQ tokenizer", source.parts.vq, lambda: _tokenizer(source))
 
 
-def _part(
-    kind: str, weights: Mapping[str, Tensor], build: Callable[[], tuple[nn.Module, Mapping[str, Tensor]]]
-) -> Part:
+def _tokenizer(source: Source) -> tuple[VQModel, dict[str, Tensor]]:
+    network = VQModel(vq_config(source))
+    return network, vq_weights(source, network.config)
+
+
+def _part(kind: str, weights: dict[str, Tensor], build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> Part:
     part = Part(kind, types=dict(Counter(str(value.dtype).removeprefix("torch.") for value in weights.values())))
     # The tied head and the record of used codes are tensors of the file, but no parameters of their own.
     part.parameters = sum(value.numel() for name, value in weights.items() if name not in (HEAD, USAGE_RECORD))

@@ -50,16 +50,12 @@ def unwrap(content: Any, raw: bool, source: str) -> tuple[Mapping[str, Any], lis
     for key in (group for group in GROUPS if not (raw and group == "ema")):
         if isinstance(content.get(key), Mapping) and content[key]:
             others = {name: value for name, value in content.items() if name != key}
-            _check_others(others, key, source)
+            if lost := sorted(name for name, value in others.items() if _locate(name, value)[0] != "other"):
+                fact = f"{source} has weights under {key} and next to it"
+                raise UserError(f"{fact}; remove one of them: {', '.join(lost)}")
             weights, deeper = unwrap(content[key], raw, source)
             return weights, sorted(others) + [f"{key}.{name}" for name in deeper]
     return {name: value for name, value in content.items() if not (raw and name == "ema")}, []
-
-
-def _check_others(others: Mapping[str, Any], key: str, source: str) -> None:
-    lost = sorted(name for name, value in others.items() if isinstance(value, Tensor) and _locate(name)[0] != "other")
-    if lost:
-        raise UserError(f"{source} has weights under {key} and next to it; remove one of them: {', '.join(lost)}")
 
 
 def split(content: Mapping[str, Any], source: str) -> Parts:
@@ -70,7 +66,7 @@ def split(content: Mapping[str, Any], source: str) -> Parts:
     """
     parts = Parts()
     for name, value in content.items():
-        network, short = _locate(name) if isinstance(value, Tensor) else ("other", name)
+        network, short = _locate(name, value)
         part = getattr(parts, network)
         if short in part:
             raise UserError(f"{source} holds {short} twice, under different prefixes (once as {name})")
@@ -79,8 +75,10 @@ def split(content: Mapping[str, Any], source: str) -> Parts:
     return parts
 
 
-def _locate(name: str) -> tuple[str, str]:
-    """Return the network and its name for the weight."""
+def _locate(name: str, value: Any) -> tuple[str, str]:
+    """Return the network and its name for the weight; "other" for anything but a weight of either network."""
+    if not isinstance(value, Tensor):
+        return "other", name
     words = [word for word in name.split(".") if word not in WRAPPERS]
     root, rest = (words[0], ".".join(words[1:])) if words else ("", "")
     # A prefix alone decides, since tokenizer and network may share names below it.

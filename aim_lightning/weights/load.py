@@ -1,9 +1,6 @@
 """Load networks strictly from any source of weights, and resize tables for other classes or another grid."""
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,18 +11,12 @@ from aim_lightning.models import AiM, VQConfig, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.infer_config import POSITIONS, aim_config, vq_config
-from aim_lightning.weights.source import Source, read_source
+from aim_lightning.weights.source import AnySource, Source, read_source
 
 CLASSES = "backbone.cls_embed.embedding_table.weight"
 
 
-def import_aim(
-    source: str | Path | Mapping[str, Any] | Source,
-    *,
-    raw: bool = False,
-    num_tokens: int | None = None,
-    backend: str = "auto",
-) -> AiM:
+def import_aim(source: AnySource, *, raw: bool = False, num_tokens: int | None = None, backend: str = "auto") -> AiM:
     """Load the AiM of any source, in evaluation mode, float32 and on the CPU.
 
     Args:
@@ -47,11 +38,7 @@ def import_aim(
 
 
 def import_vq(
-    source: str | Path | Mapping[str, Any] | Source,
-    *,
-    raw: bool = False,
-    image_size: int | None = None,
-    norm_groups: int | None = None,
+    source: AnySource, *, raw: bool = False, image_size: int | None = None, norm_groups: int | None = None
 ) -> VQModel:
     """Load the VQ tokenizer of any source, in evaluation mode, float32 and on the CPU.
 

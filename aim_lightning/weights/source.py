@@ -77,7 +77,10 @@ class Source:
             raise UserError(f"{self.name} was trained on the codes of {other}")
 
 
-def read_source(source: "str | Path | Mapping[str, Any] | Source", *, raw: bool = False) -> Source:
+AnySource = str | Path | Mapping[str, Any] | Source  # of `read_source`
+
+
+def read_source(source: AnySource, *, raw: bool = False) -> Source:
     """Read weights onto the CPU without running code from them.
 
     Args:

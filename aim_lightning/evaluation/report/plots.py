@@ -1,12 +1,12 @@
 """Plots of a sweep: metrics against guidance, precision against recall."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from aim_lightning.evaluation.report.sweep import label, number_or_text, text
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
 LOWER_IS_BETTER = ("fid", "sfid", "fd_", "kid", "kd_", "rfid", "rfd", "lpips")  # starts of names
@@ -16,16 +16,7 @@ Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 def write_plots(
     directory: Path, names: list[str], points: list[SamplingOptions], records: list[dict[str, Any]]
 ) -> list[Path]:
-    """Write metrics.png and precision_recall.png with one line per choice of the options other than guidance.
-
-    Raises:
-        UserError: matplotlib is missing; results.csv is complete without it.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("no plots without matplotlib; install it and call the same again (results are kept)") from None
-    matplotlib.use("Agg")
+    """Write metrics.png and precision_recall.png with one line per choice of the options other than guidance."""
     axis = "cfg_scale" if "cfg_scale" in names else names[0]
     lines: Lines = {}
     for point, record in zip(points, records, strict=True):
@@ -39,15 +30,11 @@ def write_plots(
 
 
 def _plot_metrics(path: Path, metrics: list[str], axis: str, lines: Lines) -> Path:
-    from matplotlib import pyplot
-
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
-    for plot, metric in itertools.zip_longest(axes.flat, metrics):
-        if metric is None:
-            plot.set_axis_off()
-            continue
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    for number, metric in enumerate(metrics, 1):
+        plot = figure.add_subplot(rows, columns, number)
         for name, line in lines.items():
             error = [record.get("std", {}).get(metric, 0) for _, record in line]
             values = [record["metrics"][metric] for _, record in line]
@@ -56,28 +43,24 @@ def _plot_metrics(path: Path, metrics: list[str], axis: str, lines: Lines) -> Pa
         plot.set_xlabel(axis)
         arrow = "↓" if metric.startswith(LOWER_IS_BETTER) else "↑"
         plot.set_title(f"{metric} ({arrow} better)", fontsize=9)
-    return _save(figure, axes.flat[0], len(lines), path)
+    return _save(figure, lines, path)
 
 
 def _plot_pair(path: Path, across: str, up: str, axis: str, lines: Lines) -> Path:
-    from matplotlib import pyplot
-
-    figure, plot = pyplot.subplots(figsize=(5, 4), layout="constrained")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    plot = figure.add_subplot()
     for name, line in lines.items():
         x, y = ([record["metrics"][metric] for _, record in line] for metric in (across, up))
         plot.plot(x, y, marker="o", label=name or None)
         for (point, _), *position in zip(line, x, y, strict=True):
             plot.annotate(text(point, axis), position, fontsize=7)
     plot.set(xlabel=across, ylabel=up, title=f"numbers: {axis}")
-    return _save(figure, plot, len(lines), path)
+    return _save(figure, lines, path)
 
 
-def _save(figure, legend, lines: int, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    if lines > 1:
-        legend.legend(fontsize=7)
+def _save(figure: Figure, lines: Lines, path: Path) -> Path:
+    if len(lines) > 1:
+        figure.axes[0].legend(fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
     return path

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.config.yaml import YamlError, parse
+from aim_lightning.evaluation.score_record import read_format
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import read_json, write_text
+from aim_lightning.utils.files import write_text
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
 FORMAT = "aim_lightning.sweep/1"
@@ -119,12 +120,8 @@ def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: a directory without one.
     """
-    protocols = {}
-    for path in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
-        protocols[path.name] = read_json(path / PROTOCOL, "protocol of a sweep")
-        if protocols[path.name].get("format") != FORMAT:
-            raise UserError(f"{path / PROTOCOL} is no protocol of a sweep; expected format {FORMAT!r}")
-    return protocols
+    paths = sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir())
+    return {path.name: read_format(path / PROTOCOL, "protocol of a sweep", FORMAT) for path in paths}
 
 
 def lowest_points(records: list[dict[str, Any]], metric: str) -> list[int]:

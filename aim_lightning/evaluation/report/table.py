@@ -8,16 +8,6 @@ from aim_lightning.config.yaml import parse
 from aim_lightning.evaluation.score_record import chosen_classes, describe_reference, plain_metrics, read_record
 from aim_lightning.sampling.filters import Filters
 
-INTRODUCTION = """# Experiments and results
-
-Made by `make table` from the records in `experiments/results/` and `experiments/sweeps/`; do not edit. A record is what
-`evaluate --record NAME`, `sweep --record NAME` or `reproduce --record NAME` wrote: a number is here because it was run.
-Which of them may be compared with which paper:
-[docs/evaluation.md](../docs/evaluation.md).
-"""
-PAPER_NOTE = """
-AiM's numbers (arXiv 2408.12245, table 2) are from 50,000 samples; the sampler settings behind them are published
-nowhere. The others are as that table quotes them."""
 SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
 PAPER = {"FID": "fid", "IS": "is", "precision": "precision", "recall": "recall"}  # column -> metric
 OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
@@ -36,12 +26,10 @@ def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]
         records: by name.
         sweeps: protocols by name.
     """
-    papers = paper_results()
+    page, papers = Path(__file__).with_name("results_page.md").read_text(encoding="utf-8"), paper_results()
     rows = [[row["model"], row["parameters"], *_paper_cells(row)] for row in papers["aim"] + papers["others"]]
-    paper = _markdown(("model", "parameters", *PAPER), rows)
     lists = [_results(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
-    parts = [INTRODUCTION, "## Ours\n", *lists, "## Reported by the paper, ImageNet-1k 256x256\n", paper]
-    return "\n".join(parts) + PAPER_NOTE + "\n"
+    return page.format(results="\n".join(lists), paper=_markdown(("model", "parameters", *PAPER), rows))
 
 
 def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
