@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aim_lightning.utils.errors import UserError
 
-_HELP = ("-h", "--help")
+HELP = ("-h", "--help")
 
 
 @dataclass
@@ -46,7 +46,7 @@ def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
         if word == "--":
             result.rest += [word, *words]
             break
-        if word in _HELP:
+        if word in HELP:
             result.help = True
             result.help_section = words.pop(0) if words and not words[0].startswith("-") else ""
             continue
@@ -55,7 +55,7 @@ def split(argv: list[str], plain: Collection[str] = ()) -> Arguments:
             continue
         if not equals:
             # One minus sign may start a negative number.
-            if not words or words[0] in _HELP or words[0].startswith("--"):
+            if not words or words[0] in HELP or words[0].startswith("--"):
                 raise UserError(f"command line: --{name} needs a value; write --{name} VALUE or --{name}=VALUE")
             value = words.pop(0)
         if name != "config":

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from aim_lightning.utils.errors import UserError
@@ -28,6 +29,13 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
+
+
+def file_name(text: str) -> str:
+    """Return a plain name for a file or a directory."""
+    if Path(text).name != text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"is {text!r}; give a plain name, without directories")
+    return text
 
 
 def option(text: str, default: Any = None, **arguments: Any) -> dict[str, Any]:
@@ -92,7 +100,7 @@ SHARED = {
     "feature_batch": option("batch size of the feature network, images", 250, type=number(int, 1)),
     "cache": option("directory that caches reference statistics", ".cache/reference", metavar="DIR"),
     "seeds": option("number of sample sets; their seeds count up from sampling.seed", 1, type=number(int, 1)),
-    "record": option("also write experiments/results/NAME.json for `make table`", metavar="NAME"),
+    "record": option("also write experiments/results/NAME.json for `make table`", metavar="NAME", type=file_name),
     "checkpoint": option("checkpoint to use instead of the newest one of the run", metavar="FILE"),
     "weights": option("published weights, directory, file or hub id, instead of a run", metavar="SOURCE"),
     "classes": option('only these classes, "sneaker,bag" (default: all, balanced)', metavar="NAMES"),

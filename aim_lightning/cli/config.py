@@ -93,11 +93,6 @@ class Config(ComposedConfig):
         """Return True if the configuration trains a tokenizer."""
         return self.class_name("model") == "TokenizerModule"
 
-    @property
-    def reads_tokens(self) -> bool:
-        """Return True if the data section reads token shards."""
-        return self.class_name("data") == "TokenDataModule"
-
 
 def read(arguments: Arguments) -> Config:
     """Compose the defaults, the files and the overrides of a command line."""

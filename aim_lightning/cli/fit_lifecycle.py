@@ -153,10 +153,7 @@ class FitLifecycle:
         return True
 
     def _record_exit(self, code: int) -> None:
-        """Record the exit code for job.sbatch; without a SLURM job, do nothing."""
-        job = Job.current()
-        if job is not None and self.directory.path.is_dir():
-            job_registry.record_exit(self.directory.path, job, code)
+        job_registry.record_exit(self.directory.path, Job.current(), code)
 
 
 def _transient_error(error: BaseException | None) -> TransientError | None:

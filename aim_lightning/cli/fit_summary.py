@@ -6,7 +6,6 @@ from lightning.pytorch.callbacks import Timer
 from aim_lightning.cli.build.trainer_cli import AimCLI, hardware_of, scored_weights
 from aim_lightning.cli.commands.validate import score
 from aim_lightning.cli.config import Config
-from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import record, recorded_step
 from aim_lightning.runs.resume_policy import Progress, is_finished
 from aim_lightning.utils.errors import UserError
@@ -48,7 +47,7 @@ def summarise(cli: AimCLI, config: Config) -> None:
         record(directory, "fit", steps, facts, metrics, hardware_of(cli))
     except OSError as error:
         fault = f"{directory.results} cannot be written ({error.strerror}); the last checkpoint is kept"
-        raise UserError(f"{fault}: free disk space, then make validate {_names(directory)}") from None
+        raise UserError(f"{fault}: free disk space, then make validate {directory.variables}") from None
     early = _ended_early(cli)
     parameters = sum(p.numel() for p in cli.model.network.parameters())
     end = f"was ended by {early} after" if early else "is complete:"
@@ -58,7 +57,7 @@ def summarise(cli: AimCLI, config: Config) -> None:
     if memory := torch.cuda.max_memory_allocated():
         log(f"  peak GPU memory             {memory / 2**30:.1f} GiB")
     longer = "a longer --trainer.max_time, which counts all starts of a run; " if early == MAX_TIME else ""
-    resume = f"{longer}make train {_names(directory)} goes on; " if early else ""
+    resume = f"{longer}make train {directory.variables} goes on; " if early else ""
     log(f"results: {directory.results}")
     log_next(f"{resume}{_next_command(config)}")
 
@@ -76,8 +75,4 @@ def _ended_early(cli: AimCLI) -> str | None:
 
 def _next_command(config: Config) -> str:
     target = "tokenize" if config.is_tokenizer else "validate"
-    return f"make {target} {_names(config.run_directory)}, or make tensorboard"
-
-
-def _names(directory: RunDirectory) -> str:
-    return f"EXP={directory.experiment} RUN={directory.run}"
+    return f"make {target} {config.run_directory.variables}, or make tensorboard"

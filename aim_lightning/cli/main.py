@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from aim_lightning.cli.arguments import Arguments, split
+from aim_lightning.cli.arguments import HELP, Arguments, split
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.common_options import Parser
 from aim_lightning.cli.config import SECTIONS, Config, read, read_and_check
@@ -17,7 +17,6 @@ from aim_lightning.utils.process import node_name, rank
 
 # They answer without importing torch; `slurm submit` has checked the configuration of their job.
 UNCHECKED = ("slurm status", "slurm cancel", "slurm started", "slurm ended")
-HELP = ("-h", "--help")
 LOST = "another rank exited; see its error above. Aborting this rank."
 
 
@@ -110,7 +109,7 @@ def _help(command: Command, arguments: Arguments, parser: Parser) -> str:
 
 def _configuration(name: str, command: Command, arguments: Arguments, options: argparse.Namespace) -> Config:
     """Return the checked configuration. Without a run, experiment, model and data may be missing."""
-    without_run = command.without_run(options)
+    without_run = any(getattr(options, name) for name in command.without_run)
     if not arguments.configs and not without_run:
         raise UserError(f"{name} needs a configuration: --config experiments/NAME.yaml")
     config = read_and_check(arguments, SECTIONS if without_run else command.unused, classes=name not in UNCHECKED)

@@ -14,6 +14,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import ProcessRank, launched_rank
 
 LAUNCHER = "AIM_LAUNCHER"  # process id of the launcher, in the environment of its children
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", LAUNCHER)
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
@@ -76,7 +77,8 @@ def _launch(processes: list[ProcessRank]) -> int:
     # The layer of torchrun below its agent: without collectives, nodes need no rendezvous.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     args = dict.fromkeys(range(len(processes)), ("-m", "aim_lightning", *sys.argv[1:]))
-    envs = {i: _env(process) for i, process in enumerate(processes)}
+    values = [(process.rank, process.world, process.local_rank, os.getpid()) for process in processes]
+    envs = {i: dict(zip(VARIABLES, map(str, items), strict=True)) for i, items in enumerate(values)}
     children = start_processes("aim-lightning", sys.executable, args, envs, DefaultLogsSpecs(os.devnull))
     try:
         failures = children.wait(period=0.2).failures.values()
@@ -97,8 +99,3 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(launcher):  # it ended before the call
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _env(process: ProcessRank) -> dict[str, str]:
-    values = {"RANK": process.rank, "WORLD_SIZE": process.world, "LOCAL_RANK": process.local_rank}
-    return {name: str(value) for name, value in {**values, LAUNCHER: os.getpid()}.items()}

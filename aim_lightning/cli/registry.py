@@ -1,7 +1,7 @@
 """The commands of `aim-lightning`; a new command is one file in `commands` and its name here."""
 
 import importlib
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +9,7 @@ from functools import cache
 NAMES = ("fit", "validate", "sample", "tokenize", "evaluate", "sweep", "follow", "reproduce", "table", "weights")
 NAMES += ("download", "shards", "dataset", "plan", "slurm", "config", "doctor")
 # The names of a command's module that become the fields of its `Command`.
-FIELDS = ("HELP", "run", "add_options", "NEEDS_CONFIG", "without_run", "UNUSED", "ACTIONS")
+FIELDS = ("HELP", "run", "add_options", "NEEDS_CONFIG", "WITHOUT_RUN", "UNUSED", "ACTIONS")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Command:
         run: takes the configuration (None without one) and the options; returns the exit code.
         add_options: adds options to a parser.
         needs_config: True if the command takes --config.
-        without_run: returns True for options with which no experiment is needed.
+        without_run: names of options, any of which makes an experiment unnecessary.
         unused: sections that may be missing.
         actions: second words of the command line; a command with actions has no `run`.
     """
@@ -30,7 +30,7 @@ class Command:
     run: Callable | None = None
     add_options: Callable[[ArgumentParser], None] = lambda parser: None
     needs_config: bool = True
-    without_run: Callable[[Namespace], bool] = lambda options: False
+    without_run: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     actions: "dict[str, Command]" = field(default_factory=dict)
 

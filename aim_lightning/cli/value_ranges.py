@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aim_lightning.config.compose import ComposedConfig, is_class
-from aim_lightning.config.yaml import inline
+from aim_lightning.config.yaml import inline, read_mapping
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.ranges import Range
 
@@ -33,7 +34,7 @@ class Share:
 class Choice:
     """Texts that an option accepts, and the reason, which follows them in errors."""
 
-    names: tuple[str, ...]
+    names: list[str]
     reason: str = ""
 
     def contains(self, value: Any) -> bool:
@@ -44,32 +45,19 @@ class Choice:
         return f"one of {', '.join(self.names)}{self.reason}"
 
 
-Allowed = Mapping[str, Range | Share | Choice]
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "single_device")
-SEED, CLIPPING, NO_LIMIT = Range(0, 2**32 - 1), Range(note=" (0 = no clipping)"), Range(-1, note=" (-1 = no limit)")
-# Lightning checks some of these in the middle of training, and passes the others to torch.
-TRAINER: Allowed = {
-    "strategy": Choice(STRATEGIES, "; other strategies cannot resume at the exact step"),
-    "accelerator": Choice(("auto", "cpu", "gpu", "cuda", "mps")),
-    "max_epochs": NO_LIMIT,
-    "max_steps": NO_LIMIT,
-    "gradient_clip_val": CLIPPING,
-    "val_check_interval": Share(1),
-    **dict.fromkeys(("limit_val_batches", "limit_test_batches", "limit_predict_batches"), Share(0)),
-    **dict.fromkeys(("devices", "num_sanity_val_steps"), Range(-1, note=" (-1 = all)")),
-    **dict.fromkeys(("num_nodes", "check_val_every_n_epoch", "log_every_n_steps"), Range(1)),
-    **dict.fromkeys(("min_epochs", "min_steps", "reload_dataloaders_every_n_epochs"), Range()),
-}
-_AT_LEAST = {
-    0: "num_workers pad every_n_validations every_n_steps every_n_epochs",
-    1: "global_batch_size max_device_batch_size val_batch_size batch_size window_rows rows_per_shard image_size resize "
-    "max_pixels classes columns num_images",
-    2: "num_samples",
-}
-# Arguments of this package's classes by name. Arguments that their constructors check need no entry.
-ARGUMENTS: Allowed = {name: Range(low) for low, names in _AT_LEAST.items() for name in names.split()}
-ARGUMENTS |= {"seed": SEED, "gradient_clip": CLIPPING}
-SECTIONS: dict[str, Allowed] = {"trainer": TRAINER, "images": ARGUMENTS, "tokenize": ARGUMENTS}
+Allowed = Range | Share | Choice
+
+
+def _allowed(names: list[str] | None = None, reason: str = "", share: int | None = None, **limits: Any) -> Allowed:
+    if names:
+        return Choice(names, reason)
+    return Range(**limits) if share is None else Share(share)
+
+
+_TABLE = read_mapping(Path(__file__).with_name("ranges.yaml"), "ranges.yaml")
+TRAINER, ARGUMENTS = ({name: _allowed(**entry) for name, entry in _TABLE[key].items()} for key in _TABLE)
+SECTIONS = {"trainer": TRAINER, "images": ARGUMENTS, "tokenize": ARGUMENTS}
+STRATEGIES = TRAINER["strategy"].names
 
 
 def check_ranges(config: ComposedConfig, sections: Iterable[str]) -> None:
@@ -83,14 +71,14 @@ def check_ranges(config: ComposedConfig, sections: Iterable[str]) -> None:
         UserError: a value that is not finite or out of range, with the file that sets it.
     """
     for name in sections:
-        ranges = SECTIONS.get(name, {"seed_everything": SEED})
+        ranges = SECTIONS.get(name, {"seed_everything": ARGUMENTS["seed"]})
         for key, allowed, value in _values(config.values.get(name), name, ranges):
             if not _is_valid(value, allowed):
                 limits = allowed or "a finite number"
                 raise UserError(f"{config.origin(key)}: {key} is {inline(value)}; it must be {limits}")
 
 
-def _is_valid(value: Any, allowed: Range | Share | Choice | None) -> bool:
+def _is_valid(value: Any, allowed: Allowed | None) -> bool:
     """Return True for an allowed value; null and texts such as `auto` are valid for every number."""
     if isinstance(value, str) and isinstance(allowed, Choice):
         return allowed.contains(value)
@@ -100,7 +88,7 @@ def _is_valid(value: Any, allowed: Range | Share | Choice | None) -> bool:
     return is_finite and (allowed is None or allowed.contains(value))
 
 
-def _values(value: Any, key: str, ranges: Allowed) -> Iterator[tuple[str, Range | Share | Choice | None, Any]]:
+def _values(value: Any, key: str, ranges: Mapping[str, Allowed]) -> Iterator[tuple[str, Allowed | None, Any]]:
     """Yield dotted key, allowed values and value of everything that is not a mapping or a list."""
     if is_class(value):
         ranges = ARGUMENTS if str(value["class_path"]).startswith("aim_lightning.") else {}

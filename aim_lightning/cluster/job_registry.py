@@ -64,9 +64,11 @@ def register_start(run_dir: Path, job: Job, step: int, limit: int) -> int:
     return starts
 
 
-def record_exit(run_dir: Path, job: Job, code: int) -> None:
-    """Record the exit code of `fit` for job.sbatch, since torchrun turns every failure into exit code 1."""
-    _write(run_dir, OUTCOME, {"job": job.id, "starts": job.starts, "code": code})
+def record_exit(run_dir: Path, job: Job | None, code: int) -> None:
+    """Record the exit code of `fit` for job.sbatch; without a SLURM job or a run directory, do nothing."""
+    # torchrun turns every failure into exit code 1.
+    if job is not None and run_dir.is_dir():
+        _write(run_dir, OUTCOME, {"job": job.id, "starts": job.starts, "code": code})
 
 
 def recorded_exit(run_dir: Path, job: Job) -> int | None:

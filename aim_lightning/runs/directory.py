@@ -36,6 +36,7 @@ class RunDirectory:
     lease = property(lambda self: self.path / "lease.json")
     history = property(lambda self: self.path / "history.jsonl")
     samples = property(lambda self: self.path / "samples")
+    variables = property(lambda self: f"EXP={self.experiment} RUN={self.run}")  # that select the run in `make`
     checkpoint_directory = property(lambda self: self.path / "checkpoints")
 
     def checkpoints(self) -> list[Path]:

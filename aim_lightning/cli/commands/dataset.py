@@ -15,6 +15,7 @@ from aim_lightning.cli.common_options import add_shared, flag, number, option
 from aim_lightning.runs.directory import NAME
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
+from aim_lightning.utils.logging import log_next
 
 if TYPE_CHECKING:
     from aim_lightning.data.images.directory_split import SplitReport
@@ -69,9 +70,8 @@ def run(config: None, options: argparse.Namespace) -> int:
         print(f"wrote {path}")
     for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:] if options.estimate else (), strict=False):
         print(f"{stage}: about {_hours(path):.1g} hours of training on this machine, validation not included")
-    print(f"next: make stages NAME={name} trains both stages, or one by one:")
     commands = (f"train EXP={name}_tokenizer", f"tokenize EXP={name}_tokenizer", f"train EXP={name}_aim")
-    print(*(f"  make {command}" for command in commands), sep="\n")
+    log_next("\n  make ".join([f"make stages NAME={name} trains both stages, or one by one:", *commands]))
     return 0
 
 

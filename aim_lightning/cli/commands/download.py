@@ -5,6 +5,8 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+from aim_lightning.utils.logging import log_next
+
 NEEDS_CONFIG = False
 HELP = "download published weights, feature networks or ADM's reference statistics"
 # Read as a file: help needs no import of torch.
@@ -25,5 +27,5 @@ def run(config: None, options: argparse.Namespace) -> int:
     entry = download.DOWNLOADS[options.name]
     for name, size, sha256 in download.files(download.download(entry, options.root)):
         print(f"{name}  {size:,} bytes  sha256 {sha256}")
-    print(f"next: {entry.usage}")
+    log_next(entry.usage)
     return 0

@@ -11,6 +11,7 @@ from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log, log_next
 
 HELP = "generate samples (or read existing ones) and score them: FID, sFID, IS, KID, precision, recall"
+WITHOUT_RUN = ("samples", "weights")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +20,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", metavar="PATH", help="score this .npz (arr_0) or directory; no run is needed")
     parser.add_argument("--keep_images", **flag("write samples.npz", True))
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: inside the run)")
-
-
-def without_run(options: argparse.Namespace) -> bool:
-    """Return True if the images do not come from a run."""
-    return bool(options.samples or options.weights)
 
 
 RESULTS = Path("experiments/results")
@@ -38,7 +34,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.scorer import RECORD
 
-    check_record_name(options.record)
     setup.refuse(options, "--samples", OF_SAMPLING)
     setup.refuse(options, "--weights", OF_RUN)
     if options.samples:
@@ -108,17 +103,6 @@ def _score_existing(config: Config, options: argparse.Namespace) -> int:
         setup.show(record, options.reference)
         log(f"results: {directory / RECORD}, {directory / PREVIEW}")
     return 0
-
-
-def check_record_name(name: str | None, directory: Path = RESULTS) -> None:
-    """Raise UserError if the name of a record is not a plain file name.
-
-    Args:
-        name: None = nothing is recorded.
-        directory: of records, for the message.
-    """
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        raise UserError(f"--record is {name!r}; give a plain name, records are files of {directory}/")
 
 
 def keep(record: dict[str, Any], name: str | None) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.cli.commands.evaluate import check_record_name, keep
+from aim_lightning.cli.commands.evaluate import keep
 from aim_lightning.cli.common_options import SCORING, add_shared
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
@@ -11,6 +11,7 @@ from aim_lightning.utils.files import write_json
 from aim_lightning.utils.logging import log, log_next
 
 HELP = "evaluate published weights and print a row next to the paper's"
+WITHOUT_RUN = ("preset",)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +20,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", required=True, help="row of the paper's table: AiM-B, AiM-L, AiM-XL")
     weights = "directory or hub id (default: weights/aim_b and so on, downloaded)"
     parser.add_argument("--weights", metavar="SOURCE", help=weights)
-
-
-def without_run(options: argparse.Namespace) -> bool:
-    """Return True: the weights are published ones."""
-    return True
 
 
 # The paper does not publish its sampler settings: these are its ablation's guidance and the published code's positions.
@@ -45,7 +41,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
     model = row["model"]
     if options.weights is None and model not in DOWNLOADS:
         raise UserError(f"{model} has no published weights; give --weights")
-    check_record_name(options.record)
     config.values["sampling"] = {**SETTINGS, **config.values["sampling"]}
     device = setup.start(config)
     # Rank 0 downloads for all ranks; its errors are raised on all of them.

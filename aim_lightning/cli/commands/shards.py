@@ -8,6 +8,7 @@ from aim_lightning.cli.common_options import number, option
 from aim_lightning.cli.registry import Command
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log_next
 from aim_lightning.utils.progress import ProgressBar, progress
 
 HELP = "inspect, verify, preview or merge token shards"
@@ -17,7 +18,7 @@ SPLITS = ("train", "val")
 
 def _add_paths(parser: argparse.ArgumentParser) -> None:
     paths = "token directories: one with train/ and val/, or one of those; merge takes several"
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=paths)
+    parser.add_argument("paths", nargs="+", metavar="PATH", type=_directory, help=paths)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +41,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="the new token directory")
 
 
-def _paths(options: argparse.Namespace) -> list[Path]:
-    paths = [Path(path) for path in options.paths]
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path} is no directory; give one that `make tokenize` wrote")
-    return paths
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise UserError(f"{path} is no directory; give one that `make tokenize` wrote")
+    return path
 
 
 def _directories(path: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def _directories(path: Path) -> list[Path]:
 
 def info(config: None, options: argparse.Namespace) -> int:
     """Print the content of token directories."""
-    for directory in [directory for path in _paths(options) for directory in _directories(path)]:
+    for directory in [directory for path in options.paths for directory in _directories(path)]:
         manifest = TokenManifest.load(directory)
         size = sum(path.stat().st_size for path in directory.glob("tokens-*.tar"))
         lines = [
@@ -81,7 +81,7 @@ def _some(names: list[str], limit: int = 10) -> str:
 def verify(config: None, options: argparse.Namespace) -> int:
     """Check every record and print every fault; return 1 if there is one."""
     # A list: the directories after the first fault are verified too.
-    return max([_verify(path, options.tokenizer) for path in _paths(options)])
+    return max([_verify(path, options.tokenizer) for path in options.paths])
 
 
 def _verify(path: Path, tokenizer: str | None) -> int:
@@ -127,7 +127,7 @@ def preview(config: None, options: argparse.Namespace) -> int:
     from aim_lightning.data.tokens.read.preview import preview
     from aim_lightning.utils.grid import captioned_grid, save_png
 
-    directories = [directory for path in _paths(options) for directory in _directories(path)]
+    directories = [directory for path in options.paths for directory in _directories(path)]
     if options.out and len(directories) > 1:
         raise UserError("--out is one file, but there are several directories; name one of them, or leave --out away")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -151,7 +151,7 @@ def merge(config: None, options: argparse.Namespace) -> int:
     """Write the records of several token directories into a new one."""
     from aim_lightning.data.tokens.write.merge import merge_directories
 
-    paths, out = _paths(options), Path(options.out)
+    paths, out = options.paths, Path(options.out)
     splits = [split for split in SPLITS if any((path / split).is_dir() for path in paths)] or [""]
     absent = [path / split for path in paths for split in splits if not (path / split).is_dir()]
     if absent:
@@ -159,7 +159,7 @@ def merge(config: None, options: argparse.Namespace) -> int:
     for split in splits:
         manifest = merge_directories([path / split for path in paths], out / split)
         print(f"{out / split}: {manifest.rows:,} rows in {len(manifest.shards)} shards of {len(paths)} directories")
-    print(f"next: make shards ARGS='verify {out}'")
+    log_next(f"make shards ARGS='verify {out}'")
     return 0
 
 

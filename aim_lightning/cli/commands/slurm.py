@@ -15,11 +15,12 @@ from aim_lightning.cli.slurm.submit import make_plan
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
-from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, command, show
+from aim_lightning.cluster.slurm_api import SlurmJobInfo, command, show
 from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
+from aim_lightning.utils.logging import log_next
 
 HELP = "submit a run to SLURM, show or cancel its jobs"
 
@@ -62,14 +63,11 @@ def jobs_of(directory: RunDirectory) -> list[RunJob]:
     """Return the jobs of a run that SLURM has records of, oldest first.
 
     Raises:
-        UserError: the query of SLURM failed.
+        SlurmError: the query of SLURM failed.
     """
-    try:
-        jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
-        names = {job.name for job in jobs}
-        return jobs + [job for job in _tasks(directory) if job.name not in names]
-    except SlurmError as error:
-        raise UserError(f"slurm: the query of jobs failed: {error}; try again") from None
+    jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
+    names = {job.name for job in jobs}
+    return jobs + [job for job in _tasks(directory) if job.name not in names]
 
 
 def _tasks(directory: RunDirectory) -> list[RunJob]:
@@ -99,43 +97,34 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
         write_text(plan.directory / task.file, dump(task_config.values))
     path = plan.directory / "job.sbatch"
     write_text(path, script)
-    job_id = _slurm("sbatch", "--parsable", str(path)).strip().split(";")[0]
+    job_id = command("sbatch", "--parsable", str(path)).strip().split(";")[0]
     job_registry.add(directory.path, job_id)
     runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
     log = plan.directory / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
     print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} per job; log: {log}")
     # The variable of make that names the site's file, if it is not the default.
     sites = [path.stem for path in options.given.configs if path.parent.name == "cluster" and path.stem != "gpu"]
-    names = f"EXP={directory.experiment} RUN={directory.run}" + (f" CLUSTER={sites[-1]}" if sites else "")
-    print(f"next: make slurm-status {names}, or make slurm-cancel {names}")
+    names = directory.variables + (f" CLUSTER={sites[-1]}" if sites else "")
+    log_next(f"make slurm-status {names}, or make slurm-cancel {names}")
     return 0
 
 
 def _refuse_second_job(directory: RunDirectory) -> None:
-    job = next((job for job in jobs_of(directory) if job.info.waiting_or_running), None)
-    if job:
-        raise UserError(
-            f"{directory.path} has {job} already ({job.info.state}); wait for it, or "
-            f"make slurm-cancel EXP={directory.experiment} RUN={directory.run}"
-        )
-
-
-def _slurm(*words: str) -> str:
-    try:
-        return command(*words)
-    except SlurmError as error:
-        raise UserError(f"{words[0]}: {error}") from None
+    if job := next((job for job in jobs_of(directory) if job.info.waiting_or_running), None):
+        fact = f"{directory.path} has {job} already ({job.info.state})"
+        raise UserError(f"{fact}; wait for it, or make slurm-cancel {directory.variables}")
 
 
 def _status(config: Config, options: argparse.Namespace) -> int:
     directory = config.run_directory
     jobs = jobs_of(directory)
-    for job, info in ((job, job.info) for job in jobs):
+    for job in jobs:
+        info = job.info
         nodes = f" on {info.nodes}" if info.nodes else ""
         reason = f" ({info.reason})" if info.reason != "None" else ""
         print(f"{job}: {info.state}{reason}{nodes}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")
     if not jobs and not job_registry.jobs(directory.path):
-        print(f"{directory.path} has no jobs; make slurm EXP={directory.experiment} RUN={directory.run} submits one")
+        print(f"{directory.path} has no jobs; make slurm {directory.variables} submits one")
     for path in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
         run = replace(directory, run=path.name)
         if run.checkpoints():
@@ -150,7 +139,7 @@ def _cancel(config: Config, options: argparse.Namespace) -> int:
     jobs = {job.number: job for job in jobs_of(directory) if job.info.waiting_or_running}
     for job_id, job in jobs.items():
         job_registry.mark_cancelled(directory.path, job_id)  # first: it must not be requeued in the meantime
-        _slurm("scancel", job_id)
+        command("scancel", job_id)
         name = job if job.array else f"job {job_id}"
         print(f"{name} is cancelled and will not be requeued; its checkpoints stay in {directory.path}")
     if not jobs:

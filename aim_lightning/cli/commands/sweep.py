@@ -4,13 +4,14 @@ import argparse
 import shutil
 from pathlib import Path
 
-from aim_lightning.cli.commands.evaluate import OF_RUN, check_record_name
-from aim_lightning.cli.common_options import GENERATING, add_shared, flag
+from aim_lightning.cli.commands.evaluate import OF_RUN
+from aim_lightning.cli.common_options import GENERATING, add_shared, file_name, flag
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.files import atomic_directory, write_json
 from aim_lightning.utils.logging import log, log_next
 
 HELP = "evaluate over a grid of sampling options"
+WITHOUT_RUN = ("weights",)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +20,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
     parser.add_argument("--name", help="name of the sweep's directory (default: made from the grid)")
     record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
-    parser.add_argument("--record", metavar="NAME", help=record)
+    parser.add_argument("--record", metavar="NAME", type=file_name, help=record)
     parser.add_argument("--keep_images", **flag("write samples.npz files"))
-
-
-def without_run(options: argparse.Namespace) -> bool:
-    """Return True if the samples come from published weights."""
-    return bool(options.weights)
 
 
 SWEEPS = Path("experiments/sweeps")
@@ -38,7 +34,6 @@ def run(config: Config, options: argparse.Namespace) -> int:
     from aim_lightning.evaluation.score_record import describe_reference, short_key
 
     setup.refuse(options, "--weights", OF_RUN)
-    check_record_name(options.record, SWEEPS)
     grid = sweep.parse_grid(options.grid)
     points, names = sweep.grid_points(grid, config.sampling), list(grid)
     evaluation, plan = setup.prepare(config, options, setup.start(config), options.keep_images)

@@ -16,7 +16,6 @@ from aim_lightning.utils.process import ProcessRank
 from aim_lightning.utils.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from aim_lightning.data.images.datamodule import ImageDataModule
     from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 
 HELP = "turn images into token shards with a trained tokenizer"
@@ -60,9 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, options: argparse.Namespace) -> int:
     """Encode train and val with the tokenizer of this run, or of `tokenizer:`, into data.out."""
     from aim_lightning.cli.multiprocess import device_of, rank_or_launch
+    from aim_lightning.data.images.datamodule import ImageDataModule
     from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions, Views
     from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
     from aim_lightning.pipeline import load_tokenizer
+    from aim_lightning.utils.instantiate import build_object
 
     directory, settings = config.run_directory, _settings(config, options)
     views = Views(settings.pop("views"), settings.pop("crop_range"))
@@ -72,7 +73,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
     process = rank_or_launch(config.trainer)
     if isinstance(process, int):
         return process
-    device, data = device_of(process, config.trainer), _image_data(config)
+    if config.class_name("data") != "ImageDataModule":
+        raise UserError(f"tokenize needs images: data.class_path is {config.values['data'].get('class_path')}")
+    device, data = device_of(process, config.trainer), build_object(config.values["data"], ImageDataModule, "data")
     tokenizer = load_tokenizer(config.values["tokenizer"] or directory.path).to(device)
     out = Path(data.out or f"data/tokens/{directory.experiment}")
     data.setup("fit")
@@ -111,12 +114,3 @@ def _run(job: TokenizeJob, split: str, process: ProcessRank) -> None:
     if manifest and manifest.skipped:
         count, first = len(manifest.skipped), manifest.skipped[0].key
         print(f"{split}: {count} unreadable images left out (first: {first}); {job.out}/manifest.json lists them")
-
-
-def _image_data(config: Config) -> ImageDataModule:
-    from aim_lightning.data.images.datamodule import ImageDataModule
-    from aim_lightning.utils.instantiate import build_object
-
-    if config.class_name("data") != "ImageDataModule":
-        raise UserError(f"tokenize needs images: data.class_path is {config.values['data'].get('class_path')}")
-    return build_object(config.values["data"], ImageDataModule, "data")

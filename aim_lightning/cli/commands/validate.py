@@ -62,7 +62,7 @@ def score(config: Config) -> int:
             log(f"  {name:36s}{value:z10.4f}")
         target = "tokenize" if config.is_tokenizer else "sample"
         log(f"results: {directory.results}")
-        log_next(f"make {target} EXP={directory.experiment} RUN={directory.run}")
+        log_next(f"make {target} {directory.variables}")
     return 0
 
 

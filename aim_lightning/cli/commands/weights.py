@@ -10,6 +10,7 @@ from aim_lightning.cli.registry import Command
 from aim_lightning.config.yaml import dump
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text, writing
+from aim_lightning.utils.logging import log_next
 
 HELP = "import, export or inspect weights"
 
@@ -32,10 +33,10 @@ def _import(config: Config, options: argparse.Namespace) -> int:
     with writing(directory.config):
         write_text(directory.config, dump(values))
     print(f"{source.name} is now {checkpoint}")
-    command = f"{'tokenize' if config.is_tokenizer else 'sample'} EXP={directory.experiment} RUN={directory.run}"
+    command = f"{'tokenize' if config.is_tokenizer else 'sample'} {directory.variables}"
     if not config.is_tokenizer and source.parts.vq and values["tokenizer"] != source.name:
         command += f' ARGS="--tokenizer {source.name}"'  # the configuration names another tokenizer
-    print(f"next: make {command}")
+    log_next(f"make {command}")
     return 0
 
 
@@ -59,7 +60,7 @@ def _export(config: None, options: argparse.Namespace) -> int:
         aim = import_aim(source)
         export_aim(aim, out, tokenizer=tokenizer, class_names=names, label_dropout=source.label_dropout)
     print(f"{content}: {out}/config.json and {out}/model.safetensors")
-    print(f"next: aim-lightning weights inspect {out}, or {usage}")
+    log_next(f"aim-lightning weights inspect {out}, or {usage}")
     return 0
 
 

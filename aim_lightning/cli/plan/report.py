@@ -37,9 +37,9 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     batch, notes = _batch(config, module, options.devices or _devices(config.trainer))
     training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
     gpu_is_missing = config.trainer.get("accelerator") in GPU and not torch.cuda.is_available()
-    measured = None
+    measured, simulate = None, tokens is None and config.class_name("data") == "TokenDataModule"
     if options.steps and not options.images_per_s and not gpu_is_missing:
-        measured = measure(config, batch.micro_batch_size, options.steps, config.reads_tokens and tokens is None)
+        measured = measure(config, batch.micro_batch_size, options.steps, simulate)
     rate = options.images_per_s or (measured.rows / measured.seconds * batch.world_size if measured else None)
     memory = ("memory per device", _memory(training, measured))
     lines = [*_size_lines(training, batch), *notes, memory, *_time_lines(training, rate, measured)]

@@ -84,8 +84,7 @@ def requeue_after(stop: Stopped, directory: RunDirectory, arguments: Arguments) 
         return 0  # another code would make srun end rank 0 while it asks SLURM
     kept, job = _kept(stop), Job.current()
     if job is None or stop.code == signals.INT:
-        if job is not None:
-            job_registry.record_exit(directory.path, job, signals.EXITS[stop.code])  # the code of a final end
+        job_registry.record_exit(directory.path, job, signals.EXITS[stop.code])  # the code of a final end
         log(f"stopped by {signals.NAMES[stop.code]}, {kept}; the same command continues {directory.path}")
         return signals.EXITS[stop.code]
     stopped_at, cause = time.time(), "warning" if stop.code == signals.USR1 else "sigterm"
@@ -139,6 +138,6 @@ def resubmission(directory: RunDirectory, arguments: Arguments) -> str:
     """
     script = script_of(arguments)
     if script is None:
-        return f"make slurm EXP={directory.experiment} RUN={directory.run}"
+        return f"make slurm {directory.variables}"
     task = re.fullmatch(rf"{re.escape(script.parent.name)}-(\d+)", directory.run)
     return f"sbatch {f'--array={task[1]} ' if task else ''}{script}"
