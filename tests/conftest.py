@@ -35,7 +35,7 @@ def _command(words: tuple) -> list[str]:
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    paths = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": paths, **changes}
 
 

@@ -7,16 +7,14 @@ import pytest
 import torch
 from helpers import assert_user_error
 from integration.tiny import Experiment, scalars, write_config, write_experiment
+from modules.broken_steps import EVERY_STEP, assert_equal, assert_finite, break_steps, checkpoints
 from torch import multiprocessing, nn
 
-from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
 from aim_lightning.modules import finite_steps
-from aim_lightning.modules.aim import AiMModule
 from aim_lightning.modules.finite_steps import FiniteSteps
 from aim_lightning.modules.optim import OptimizerConfig, SkippingAdamW, clip_gradients
 from aim_lightning.modules.tokenizer import TokenizerModule
-from aim_lightning.runs.directory import list_checkpoints, step_of
 
 NAN = math.nan
 SKIP = OptimizerConfig(on_nonfinite="skip", max_skipped_in_a_row=3)
@@ -181,74 +179,35 @@ def experiment(tmp_path_factory):
     return Experiment(write_experiment(tmp_path_factory.mktemp("finite")))
 
 
-@pytest.fixture
-def break_steps(monkeypatch, own_signals):
-    """Return the function that makes a gradient NaN in some steps of every training."""
-    original = AiMModule.configure_gradient_clipping
-
-    def call(*steps):
-        def clip(self, *arguments, **options):
-            if self.global_step in steps:
-                next(self.network.parameters()).grad[0] = NAN
-            original(self, *arguments, **options)
-
-        monkeypatch.setattr(AiMModule, "configure_gradient_clipping", clip)
-
-    return call
-
-
-def checkpoints(run_dir):
-    return {step_of(path): read_checkpoint(path) for path in list_checkpoints(run_dir)}
-
-
-def flat(content, *keys):
-    """Return all tensors of these parts of a checkpoint by their paths."""
-    if isinstance(content, torch.Tensor):
-        return {keys: content}
-    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return {path: tensor for key, value in entries for path, tensor in flat(value, *keys, key).items()}
-
-
-def training_state(content):
-    return flat({key: content[key] for key in ("network", "ema", "optimizers")})
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys() and not [key for key in first if not torch.equal(first[key], second[key])]
-
-
-EVERY_STEP = ("--callbacks.checkpoints.every_n_steps", 1, "--callbacks.checkpoints.keep_last", 30)
-
-
 @pytest.mark.slow
-def test_a_run_skips_steps_and_counts_them_across_restarts(experiment, break_steps, capsys):
-    break_steps(5, 6, 15)
+def test_a_run_skips_steps_and_counts_them_across_restarts(experiment, own_signals, monkeypatch, capsys):
+    break_steps(monkeypatch, 5, 6, 15)
     options = ("--model.optimizer.on_nonfinite", "skip", "--trainer.log_every_n_steps", 2)
     run_dir = experiment.fit("skip", *options, *EVERY_STEP)
     assert "the gradient norm is nan at step 15: the step is skipped" in capsys.readouterr().out
     content = checkpoints(run_dir)
     for step in (6, 7, 16):  # the network and AdamW's state; the average approaches the unchanged weights
         for part in ("network", "optimizers"):
-            assert_same(*(flat(content[number][part]) for number in (step, step - 1)))
-    assert all(value.isfinite().all() for value in training_state(content[22]).values())
+            assert_equal(content[step][part], content[step - 1][part])
+    assert_finite(content[22])
     assert len({str(content[step]["network"]) for step in content}) == 22 - 3
     counts = [(2, 0), (4, 0), (6, 1), (8, 2), (10, 2), (12, 2), (14, 2), (16, 3), (18, 3), (20, 3), (22, 3)]
     assert scalars(run_dir)["train/skipped_steps"] == counts
     cut = experiment.copy("skip", "skip_cut", 12)
     experiment.fit("skip_cut", *options, *EVERY_STEP)
-    assert_same(*(training_state(checkpoints(directory)[22]) for directory in (run_dir, cut)))
+    assert_equal(checkpoints(run_dir)[22], checkpoints(cut)[22])
     assert scalars(cut)["train/skipped_steps"] == counts
 
 
 @pytest.mark.slow
-def test_a_run_stops_with_finite_checkpoints_and_continues_with_skip(experiment, break_steps, capsys):
+def test_a_run_stops_with_finite_checkpoints_and_continues_with_skip(experiment, own_signals, monkeypatch, capsys):
     """Switching to `skip` needs no `--allow_changes`."""
-    break_steps(5)
+    break_steps(monkeypatch, 5)
     assert main(experiment.words("fit", "stop", *EVERY_STEP)) == 2
     assert "error: the gradient norm is nan at step 5: training stops; lower" in capsys.readouterr().err
     content = checkpoints(experiment.runs / "stop")
     assert max(content) == 5
-    assert all(value.isfinite().all() for value in training_state(content[5]).values())
+    assert_finite(content[5])
     run_dir = experiment.fit("stop", *EVERY_STEP, "--model.optimizer.on_nonfinite", "skip")
     assert dict(scalars(run_dir)["train/skipped_steps"])[22] == 1
 

@@ -1,0 +1,87 @@
+"""Training of stage 2 on an NVIDIA GPU: no synchronisation, steps that are not finite, and resume to the bit."""
+
+import signal
+import time
+
+import pytest
+import torch
+from integration.tiny import Experiment, scalars, series, write_experiment
+from modules.broken_steps import EVERY_STEP, assert_equal, assert_finite, break_steps, checkpoints
+
+from aim_lightning.cli.main import main
+from aim_lightning.modules.aim import AiMModule
+from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
+
+pytestmark = pytest.mark.gpu
+GPU = ("--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed", "--model.backend", "triton")
+GPU += ("--model.network.mixer_dropout", 0)  # the kernels have none
+RARE_LOGS = ("--trainer.log_every_n_steps", 20, "--callbacks.checkpoints.every_n_steps", 20)
+RARE_LOGS += ("--trainer.val_check_interval", 20)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    if not torch.cuda.is_available():
+        pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
+    return Experiment(write_experiment(tmp_path_factory.mktemp("training")))
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_ten_steps_never_wait_for_the_gpu(experiment, monkeypatch):
+    """The window holds the steps 3 to 12, with the reads of their batches, and no log, validation or checkpoint."""
+    seen = []
+
+    def start(module, batch, batch_idx):
+        seen.append((module.global_step, torch.cuda.get_sync_debug_mode()))
+        torch.cuda.set_sync_debug_mode("error" if 3 <= module.global_step < 13 else "default")
+
+    monkeypatch.setattr(AiMModule, "on_train_batch_start", start)
+    try:
+        experiment.fit("asynchronous", *GPU, *RARE_LOGS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [step for step, mode in seen if mode == 2] == list(range(4, 14)) and len(seen) == 22
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_a_step_that_is_not_finite_is_skipped(experiment, monkeypatch):
+    break_steps(monkeypatch, 5, 15)
+    run_dir = experiment.fit("skip", *GPU, *EVERY_STEP, "--model.optimizer.on_nonfinite", "skip")
+    content = checkpoints(run_dir)
+    for step in (6, 16):
+        for part in ("network", "optimizers"):
+            assert_equal(content[step][part], content[step - 1][part])
+    assert_finite(content[22])
+    assert dict(scalars(run_dir)["train/skipped_steps"])[22] == 2
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_training_stops_with_the_weights_before_a_step_that_is_not_finite(experiment, monkeypatch, capsys):
+    before = break_steps(monkeypatch, 5)
+    assert main(experiment.words("fit", "stop", *GPU, *RARE_LOGS)) == 2
+    assert "error: the gradient norm is nan at step 5: training stops; lower" in capsys.readouterr().err
+    module, weights = before[0]
+    assert module.global_step > 5  # a step was in flight
+    assert all(torch.equal(weights[name].cpu(), value.cpu()) for name, value in module.network.state_dict().items())
+    assert not list_checkpoints(experiment.runs / "stop")
+
+
+def test_a_killed_run_continues_to_the_bit(experiment):
+    """Compare all curves but those of speed, and every tensor of the last checkpoint."""
+    options, killed = (*GPU, "--trainer.max_steps", 60), experiment.runs / "killed"
+    process = experiment.start("fit", "killed", *options)
+    deadline = time.monotonic() + 200
+    while not list_checkpoints(killed) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate()
+    assert list_checkpoints(killed), output
+    stopped = step_of(newest_checkpoint(killed))
+    assert 4 <= stopped < 60
+    for run in ("killed", "reference"):
+        result = experiment.process("fit", run, *options)
+        assert result.returncode == 0, result.stdout
+        assert (f"training from step {stopped}" in result.stdout) == (run == "killed")
+    reference = experiment.runs / "reference"
+    assert_equal(checkpoints(killed)[60], checkpoints(reference)[60])
+    assert series(killed) == series(reference) and len(series(killed)["train/loss"]) == 60
