@@ -5,7 +5,8 @@ import time
 
 import pytest
 import torch
-from integration.tiny import Experiment, scalars, series, write_experiment
+from helpers import TINY, write_tokens
+from integration.tiny import Experiment, scalars, series, write_config
 from modules.broken_steps import EVERY_STEP, assert_equal, assert_finite, break_steps, checkpoints
 
 from aim_lightning.cli.main import main
@@ -21,9 +22,13 @@ RARE_LOGS += ("--trainer.val_check_interval", 20)
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
+    """Return the tiny experiment with 32 steps per epoch, since the end of an epoch is a log boundary too."""
     if not torch.cuda.is_available():
         pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
-    return Experiment(write_experiment(tmp_path_factory.mktemp("training")))
+    root = tmp_path_factory.mktemp("training")
+    for split, rows, seed in (("train", [90, 90, 77], 0), ("val", [19], 1)):
+        write_tokens(root / "tokens" / split, rows, views=2, config=TINY, seed=seed)
+    return Experiment(write_config(root))
 
 
 @pytest.mark.usefixtures("own_signals")
