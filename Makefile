@@ -11,6 +11,7 @@ PORT ?= 6006
 SOURCE ?= /usr/share/datasets/fashion-mnist
 TEST_ARGS ?=
 TEST_JOBS ?= 2
+GPU_JOBS ?= 4
 N ?= 40
 # make mutation
 PATHS ?=
@@ -87,8 +88,9 @@ mutation: install ## Measure the share of code changes that the tests notice (PA
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(PATHS) --sample $(SAMPLE) --seed $(SEED)
 
-test-gpu: ## Run the tests that need an NVIDIA GPU, in the environment of PYTHON=…
-	$(PYTHON) -m pytest -m gpu tests/gpu $(TEST_ARGS)
+# Compiled kernels are shared through Triton's cache, so tests of one file may run in several processes.
+test-gpu: ## Run the tests that need an NVIDIA GPU, in the environment of PYTHON=… (GPU_JOBS processes, 4)
+	$(PYTHON) -m pytest -n $(GPU_JOBS) --dist worksteal -m gpu tests/gpu $(TEST_ARGS)
 
 lint: install ## Check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,6 +15,8 @@ from hypothesis import Phase, settings
 settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], database=None)
 pytest_plugins = ["slurm_fixtures"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One configuration per kernel of mamba-ssm: autotuning takes minutes per width, dtype and process.
+os.environ.setdefault("MAMBA_DETERMINISTIC", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 

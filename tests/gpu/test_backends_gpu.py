@@ -23,21 +23,34 @@ def _exact_products():
     if not torch.cuda.is_available():
         pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if not choose.missing():
+        # The environment selects one configuration per kernel at import; its sums are nevertheless the default ones.
+        from mamba_ssm.utils.determinism import set_deterministic_mode
+
+        set_deterministic_mode(False)
+
+
+def inputs(path: str = "fused", n_layer: int = 4, **options) -> tuple[AiM, torch.Tensor, torch.Tensor]:
+    """Return a random network on the plain backend, codes and labels."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 256, "vocab_size": 512, "num_classes": 10, "num_tokens": 256, "adaln": "group"}
+    plain = AiM(AiMConfig(n_layer=n_layer, **sizes, **HEADS[path], **options), backend="torch").cuda()
+    return plain, torch.randint(512, (4, 255)).cuda(), torch.tensor([0, 3, 9, 10]).cuda()
 
 
 def pair(path: str, **options) -> tuple[AiM, AiM, torch.Tensor, torch.Tensor]:
-    """The same random network on both backends, codes and labels."""
-    torch.manual_seed(0)
-    config = AiMConfig(
-        d_model=256, n_layer=4, vocab_size=512, num_classes=10, num_tokens=256, adaln="group", **HEADS[path], **options
-    )
-    plain, ours = AiM(config, backend="torch").cuda(), AiM(config, backend="mamba_ssm").cuda()
-    ours.load_state_dict(plain.state_dict())
-    return plain, ours, torch.randint(512, (4, 255)).cuda(), torch.tensor([0, 3, 9, 10]).cuda()
+    """Return the same random network on the plain backend and on mamba-ssm's kernels, codes and labels."""
+    plain, codes, labels = inputs(path, **options)
+    kernels = on_backend(plain, "mamba_ssm")
+    if path == "fused" and not kernels.backbone.backend.fused:
+        pytest.skip(kernels.backbone.backend.kernels)
+    return plain, kernels, codes, labels
 
 
 def on_backend(network: AiM, backend: str) -> AiM:
-    """The same weights on another backend."""
+    """Return a network with the same weights on another backend; skip the test where mamba-ssm is missing."""
+    if backend == "mamba_ssm" and choose.missing():
+        pytest.skip(choose.missing())
     other = AiM(network.config, backend=backend).cuda()
     other.load_state_dict(network.state_dict())
     return other
@@ -50,14 +63,14 @@ def autocast(dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", HEADS)
 def test_forward_and_gradients(path, dtype):
-    plain, ours, codes, labels = pair(path)
-    assert ours.backbone.backend.fused == (path == "fused")
-    expected, result = (logits_and_gradients(network, codes, labels, dtype) for network in (plain, ours))
+    plain, kernels, codes, labels = pair(path)
+    assert kernels.backbone.backend.fused == (path == "fused")
+    expected, result = (logits_and_gradients(network, codes, labels, dtype) for network in (plain, kernels))
     assert_close(result, expected, dtype)
 
 
 def logits_and_gradients(network: AiM, codes, labels, dtype: torch.dtype) -> tuple[torch.Tensor, dict]:
-    """Under autocast; the gradients of cross-entropy, of those parameters that have one."""
+    """Return logits under autocast and the gradients of cross-entropy, of those parameters that have one."""
     network.zero_grad()
     with autocast(dtype):
         logits = network(codes, labels).float()
@@ -76,19 +89,17 @@ def assert_close(result: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("path", HEADS)
 def test_decoding_equals_teacher_forcing(path, dtype):
-    plain, ours, codes, labels = pair(path)
+    plain, kernels, codes, labels = pair(path)
     with torch.no_grad(), autocast(dtype):
         complete = plain(codes[:, :40], labels).float()
-        condition, states = ours.backbone.condition(labels), ours.new_states(len(labels))
-        steps = [ours.step(codes[:, t - 1] if t else None, t - 1, condition, states).float() for t in range(41)]
+        condition, states = kernels.backbone.condition(labels), kernels.new_states(len(labels))
+        steps = [kernels.step(codes[:, t - 1] if t else None, t - 1, condition, states).float() for t in range(41)]
     assert relative(torch.stack(steps, 1), complete) <= LOGITS[dtype]
 
 
 @pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
 def test_published_numbers(name):
-    model, (_, data) = AiM(published_aim(name).config, backend="mamba_ssm"), fixture(name)
-    model.load_state_dict(published_aim(name).state_dict())
-    model = model.cuda().eval()
+    model, (_, data) = on_backend(published_aim(name), "mamba_ssm").eval(), fixture(name)
     codes, labels = data["tokens"].cuda(), data["labels"][:, 0].cuda()
     with torch.no_grad():
         logits = model(codes[:, :-1], labels).cpu()
@@ -100,9 +111,9 @@ def test_published_numbers(name):
 
 @pytest.mark.parametrize("options", [{"d_intermediate": 512}, {"position_embedding": False}])
 def test_other_networks(options):
-    plain, ours, codes, labels = pair("fused", **options)
+    plain, kernels, codes, labels = pair("fused", **options)
     with torch.no_grad():
-        assert relative(ours(codes, labels), plain(codes, labels)) <= LOGITS[torch.float32]
+        assert relative(kernels(codes, labels), plain(codes, labels)) <= LOGITS[torch.float32]
 
 
 def test_auto_selects_the_kernels_and_logs_why(caplog):
@@ -113,6 +124,8 @@ def test_auto_selects_the_kernels_and_logs_why(caplog):
 
 
 def test_the_unfused_path_is_logged_once(caplog):
+    if choose.missing():
+        pytest.skip(choose.missing())
     from aim_lightning.models.aim.backends.mamba import MambaBackend
 
     with caplog.at_level(logging.INFO, logger="aim_lightning"):
@@ -123,10 +136,10 @@ def test_the_unfused_path_is_logged_once(caplog):
 
 
 def test_bf16_weights_keep_exact_parameters_and_agree():
-    plain, ours, codes, labels = pair("fused")
+    plain, kernels, codes, labels = pair("fused")
     with torch.no_grad():
         expected = plain(codes, labels)
-        for network in (plain, ours):
+        for network in (plain, kernels):
             network.to(torch.bfloat16)
             assert network.backbone.layers[0].mixer.A_log.dtype == torch.float32
             assert relative(network(codes, labels).float(), expected) <= LOGITS[torch.bfloat16]
@@ -134,7 +147,7 @@ def test_bf16_weights_keep_exact_parameters_and_agree():
 
 @pytest.mark.parametrize("backend", ["torch", "mamba_ssm", "triton"])
 def test_compiled_is_the_same(backend):
-    plain, _, codes, labels = pair("fused")
+    plain, codes, labels = inputs(n_layer=2)  # each layer adds to the time of compilation
     network = on_backend(plain, backend)
     expected = logits_and_gradients(network, codes, labels, torch.bfloat16)
     network.compile()
@@ -143,19 +156,19 @@ def test_compiled_is_the_same(backend):
 
 
 def test_two_hundred_steps_give_the_same_curve():
-    """All backends in bf16 autocast, and plain PyTorch in float32, on codes with a structure to learn."""
+    """Compare all backends in bf16 autocast with plain PyTorch in float32, on codes with a structure to learn."""
     exact = smooth(curve("torch", torch.float32))
     assert exact[-1] < 0.8 * exact[0]
     distances = {}
-    for backend in ("torch", "mamba_ssm", "triton"):
+    for backend in ("torch", "triton", *([] if choose.missing() else ["mamba_ssm"])):
         distances[backend] = (smooth(curve(backend, torch.bfloat16)) - exact).abs().mean() / exact.mean()
         print(f"last loss {exact[-1]:.4f}, bf16 {backend} off by {distances[backend]:.2e}")
         assert distances[backend] <= max(CURVE, 2 * distances["torch"])
 
 
 def curve(backend: str, dtype: torch.dtype) -> torch.Tensor:
-    """Losses of 200 steps from the same weights on the same batches."""
-    network = on_backend(pair("fused")[0], backend)
+    """Return the losses of 200 steps from the same weights on the same batches."""
+    network = on_backend(inputs()[0], backend)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     generator, losses = torch.Generator().manual_seed(1), []
     for _ in range(200):
@@ -173,5 +186,5 @@ def curve(backend: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def smooth(curve: torch.Tensor, window: int = 10) -> torch.Tensor:
-    """Means of consecutive windows."""
+    """Return the means of consecutive windows."""
     return curve.unflatten(0, (-1, window)).mean(1)

@@ -224,7 +224,8 @@ EARLY += [(768, 2, 1, 1), (768, 2, 1, 9), (768, 16, 1, 40)]
 
 @pytest.mark.parametrize(("d_model", "images", "layers", "tokens"), EARLY)
 def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers, tokens, monkeypatch):
-    model = network("group", num_tokens=tokens, d_model=d_model, vocab_size=16384, n_layer=layers, num_groups=1)
+    # The sizes of the test of all shapes, whose compiled kernels are used again.
+    model = network("layer", num_tokens=tokens, d_model=d_model, vocab_size=16384, n_layer=layers)
     assert_patient_kernels_draw_the_same(model, images, monkeypatch)
 
 

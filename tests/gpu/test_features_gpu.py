@@ -1,17 +1,14 @@
 """Inception on an NVIDIA GPU: float32 agrees with a CPU, TF32 is something else."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from metrics.builders import inception_file  # noqa: F401
 from PIL import Image
 
+from aim_lightning.cli.main import main
 from aim_lightning.metrics.features import InceptionFeatures
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*compares with none")]
@@ -34,7 +31,7 @@ def test_float32_is_that_of_a_cpu_and_tf32_is_not(inception_file, monkeypatch): 
     assert errors["float32"] < 1e-4 < errors["tf32"] < 1e-1, errors
 
 
-def test_evaluate_in_tf32_records_it(inception_file, tmp_path):  # noqa: F811
+def test_evaluate_in_tf32_records_it(inception_file, tmp_path, monkeypatch, own_signals):  # noqa: F811
     rng = np.random.default_rng(0)
     for directory in ("samples", "real"):
         (tmp_path / directory).mkdir()
@@ -44,16 +41,8 @@ def test_evaluate_in_tf32_records_it(inception_file, tmp_path):  # noqa: F811
     section = {"class_path": "aim_lightning.metrics.features.InceptionFeatures"}
     section["init_args"] = {"weights": str(inception_file), "precision": "tf32"}
     (tmp_path / "tf32.yaml").write_text(json.dumps({"features": section}))
-    command = ["evaluate", "--config", "tf32.yaml", "--samples", "samples", "--reference", "real", "--out", "scored"]
-    done = subprocess.run(
-        [sys.executable, "-m", "aim_lightning", *command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", "tf32.yaml", "--samples", "samples", "--reference", "real", "--out", "scored"]
+    assert main(["evaluate", *options]) == 0
     scores = json.loads((tmp_path / "scored" / "scores.json").read_text())
     assert '"precision": "tf32"' in json.dumps(scores["protocol"])

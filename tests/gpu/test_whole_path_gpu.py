@@ -1,9 +1,7 @@
-"""The same promises on an NVIDIA GPU: `make test-gpu` in an environment with torch for CUDA."""
+"""Published numbers, training, signals and tokenizing on an NVIDIA GPU."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from conftest import ROOT
 from gpu.tolerances import LOGITS
 from helpers import fixture, published_aim, published_vq8, relative
-from integration.tiny import scalars, write_config, write_experiment
+from integration.tiny import Experiment, scalars, write_config, write_experiment
 from PIL import Image
 
 from aim_lightning.data.images.dataset import Images
@@ -20,6 +18,7 @@ from aim_lightning.data.tokens.write.encode import Encoder
 from aim_lightning.data.tokens.write.tokenize_job import TokenizeJob
 from aim_lightning.evaluation.image_sets import DirectoryImages, on_device
 from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.runs.directory import list_checkpoints
 from aim_lightning.sampling import generate
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.process import ProcessRank
@@ -65,37 +64,36 @@ def test_tokenizer_codes():
     assert torch.equal(model.encode(data["image"].cuda()).cpu()[clear], data["indices"][clear])
 
 
-def test_training_in_bf16_is_continued(tmp_path):
-    experiment = write_experiment(tmp_path)
+def test_training_in_bf16_is_continued(tmp_path, capsys, own_signals):
+    experiment = Experiment(write_experiment(tmp_path))
     options = ("--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
-
-    def fit(run):
-        command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), "--run", run, *options]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    fit("whole")
-    fit("cut")
-    (tmp_path / "runs/tiny/cut/checkpoints/step=00000022.ckpt").unlink()
-    assert "training from step 20" in fit("cut")
-    complete, cut = (dict(scalars(tmp_path / "runs" / "tiny" / run)["train/loss"]) for run in ("whole", "cut"))
-    assert sorted(cut) == list(range(1, 23))
-    assert [cut[step] for step in range(1, 23)] == pytest.approx([complete[step] for step in range(1, 23)], rel=5e-3)
+    complete = experiment.fit("whole", *options)
+    cut = experiment.copy("whole", "cut", 20)
+    experiment.fit("cut", *options)
+    assert "training from step 20" in capsys.readouterr().out
+    expected, result = (dict(scalars(run)["train/loss"]) for run in (complete, cut))
+    assert sorted(result) == list(range(1, 23))
+    assert [result[step] for step in range(1, 23)] == pytest.approx([expected[step] for step in range(1, 23)], rel=5e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_stops_training_at_a_boundary(tmp_path, number):
-    """Also after LLVM took the handlers, which it does when Triton compiles the first kernel."""
-    experiment, run = write_experiment(tmp_path), tmp_path / "runs/tiny/main"
-    options = ("--trainer.accelerator", "gpu", "--trainer.max_steps", "100000")
-    command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not list(run.glob("checkpoints/*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
+    """Send the signal after LLVM replaced the handlers, which it does when Triton compiles the first kernel."""
+    experiment = Experiment(write_experiment(tmp_path))
+    options = ("--trainer.accelerator", "gpu", "--trainer.max_steps", 100000, "--model.network.mixer_dropout", 0)
+    process, deadline = experiment.start("fit", "main", *options), time.monotonic() + 400
+    # The first step compiles kernels, for minutes where several tests do so at the same time. A signal before the first
+    # checkpoint would wait for the end of that step.
+    while not (saved := list_checkpoints(experiment.runs / "main")) and process.poll() is None:
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.1)
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    process.send_signal(number if saved else signal.SIGKILL)
+    try:
+        output = process.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()  # it would train on next to the other tests
+        output = process.communicate()[0]
     assert process.returncode == 128 + number, output
     assert f"stopped by {number.name}" in output
 
@@ -141,34 +139,19 @@ def test_prefetched_images_arrive_intact(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_adversarial_training_is_continued(tmp_path, precision):
-    """Discriminator, scaler, revival and record come back; kernels may sum in another order."""
-    experiment = write_config(tmp_path, "tiny_tokenizer")
-    options = (
-        "--trainer.accelerator",
-        "gpu",
-        "--trainer.precision",
-        precision,
-        "--model.optimizer.base_learning_rate",
-        "1e-2",
-    )
-
-    def fit(run):
-        command = [sys.executable, "-m", "aim_lightning", "fit", "--config", str(experiment), "--run", run, *options]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    fit("whole")
-    fit("cut")
-    runs = tmp_path / "runs" / "tiny_tokenizer"
-    for step in (5, 6, 7, 8):
-        (runs / "cut" / "checkpoints" / f"step={step:08d}.ckpt").unlink()
-    assert "training from step 4" in fit("cut")
+def test_adversarial_training_is_continued(tmp_path, precision, capsys, own_signals):
+    """Restore discriminator, scaler, revival and record; kernels may sum in another order."""
+    experiment = Experiment(write_config(tmp_path, "tiny_tokenizer"))
+    options = ("--trainer.accelerator", "gpu", "--trainer.precision", precision)
+    options += ("--model.optimizer.base_learning_rate", "1e-2")
+    complete = experiment.fit("whole", *options)
+    cut = experiment.copy("whole", "cut", 4)
+    experiment.fit("cut", *options)
+    assert "training from step 4" in capsys.readouterr().out
     for tag in ("train/loss", "train/discriminator", "val/psnr"):
-        complete, cut = (dict(scalars(runs / run)[tag]) for run in ("whole", "cut"))
-        assert complete.keys() == cut.keys()
-        assert list(cut.values()) == pytest.approx(list(complete.values()), rel=2e-2), tag
+        expected, result = (dict(scalars(run)[tag]) for run in (complete, cut))
+        assert expected.keys() == result.keys()
+        assert list(result.values()) == pytest.approx(list(expected.values()), rel=2e-2), tag
 
 
 def test_the_quantiser_is_float32_under_autocast():
