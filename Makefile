@@ -28,7 +28,7 @@ SWEEP ?=
 DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan validate evaluate sweep \
+.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate sweep \
 	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
@@ -100,7 +100,7 @@ format: install ## Format the source and fix what can be fixed
 
 # $(call experiment,command); EXP is checked before anything is installed.
 experiment = $(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS)
-NEED_EXP := train plan validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
+NEED_EXP := train plan profile validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
 ifneq (,$(filter $(NEED_EXP),$(MAKECMDGOALS)))
 ifeq (,$(wildcard experiments/$(EXP).yaml))
 $(error $(if $(EXP),there is no experiment $(EXP); )set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml))))
@@ -112,6 +112,9 @@ train: install ## Train EXP, or continue its RUN (EXP, RUN, ARGS)
 
 plan: install ## Estimate memory, hours, disk and requeue window of EXP (EXP, ARGS="--devices 8 --images_per_s 1000")
 	@$(call experiment,plan)
+
+profile: install ## Trace ten training steps of EXP, and list the most expensive kernels (EXP, RUN, ARGS="--steps 20")
+	@$(call experiment,profile)
 
 validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 	@$(call experiment,validate)

@@ -1,4 +1,4 @@
-"""Training speed: the peak of a device, and the curves computed from images and seconds."""
+"""Training speed: peaks of devices, and the curves computed from images and seconds."""
 
 from types import SimpleNamespace
 

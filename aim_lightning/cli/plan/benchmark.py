@@ -55,24 +55,39 @@ def measure(config: Config, micro_batch_size: int, steps: int, simulate: bool) -
         steps: measured, after three to warm up.
         simulate: True to write random codes instead of reading the configured data.
     """
-    values, watch = copy.deepcopy(config.values), Stopwatch()
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary)
-        _shrink(values, micro_batch_size, WARM_UP + steps, directory)
-        if simulate:
-            values["data"]["init_args"]["path"] = str(directory / "tokens")
-            network = AiMConfig(**values["model"]["init_args"]["network"])
-            for split in ("train", "val"):
-                _simulate(directory / "tokens" / split, network, micro_batch_size * (WARM_UP + steps + 1))
-        cli = AimCLI(dataclasses.replace(config, values=values))
-        cli.datamodule.plan_for(1)
-        cli.trainer.callbacks.append(watch)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    watch = Stopwatch()
+    cli = train_briefly(config, micro_batch_size, WARM_UP + steps, simulate, watch)
     device, seconds = cli.trainer.strategy.root_device, statistics.median(np.diff(watch.times)[WARM_UP - 1 :])
     peak, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "CPU"
     if device.type == "cuda":
         peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
     return Measurement(seconds, micro_batch_size, peak, name)
+
+
+def train_briefly(config: Config, micro_batch_size: int, steps: int, simulate: bool, callback: Callback) -> AimCLI:
+    """Train one device with one micro-batch per step in a temporary directory, and return what was trained.
+
+    Args:
+        config: of the training.
+        micro_batch_size: rows per step.
+        steps: optimizer steps.
+        simulate: True to write random codes instead of reading the configured data.
+        callback: follows the training.
+    """
+    values = copy.deepcopy(config.values)
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        _shrink(values, micro_batch_size, steps, directory)
+        if simulate:
+            values["data"]["init_args"]["path"] = str(directory / "tokens")
+            network = AiMConfig(**values["model"]["init_args"]["network"])
+            for split in ("train", "val"):
+                _simulate(directory / "tokens" / split, network, micro_batch_size * (steps + 1))
+        cli = AimCLI(dataclasses.replace(config, values=values))
+        cli.datamodule.plan_for(1)
+        cli.trainer.callbacks.append(callback)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return cli
 
 
 def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:

@@ -33,8 +33,8 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     Raises:
         UserError: the number of images or the end of the training is unknown.
     """
-    tokens, module = _token_manifest(config), _module(config)
-    batch, notes = _batch(config, module, options.devices or _devices(config.trainer))
+    tokens, module = token_manifest(config), meta_module(config)
+    batch, notes = batch_plan(config, module, options.devices)
     training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
     gpu_is_missing = config.trainer.get("accelerator") in GPU and not torch.cuda.is_available()
     measured, simulate = None, tokens is None and config.class_name("data") == "TokenDataModule"
@@ -47,9 +47,16 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     return [*lines, ("requeue window", _window(config, training, rate))]
 
 
-def _batch(config: Config, module: LightningModule, devices: int) -> tuple[BatchPlan, Lines]:
-    """Return the division of the global batch, and a line about a micro-batch that was chosen by memory."""
+def batch_plan(config: Config, module: LightningModule, devices: int | None = None) -> tuple[BatchPlan, Lines]:
+    """Return the division of the global batch, and a line about a micro-batch that was chosen by memory.
+
+    Args:
+        config: of the training.
+        module: result of `meta_module`.
+        devices: total number; None = as configured.
+    """
     data, trainer = config.init_args("data"), config.trainer
+    devices = devices or _devices(trainer)
     size, limit = data.get("global_batch_size", 256), data.get("max_device_batch_size")
     plan = BatchPlan.make(size, devices, limit)
     if limit != "auto":
@@ -61,7 +68,7 @@ def _batch(config: Config, module: LightningModule, devices: int) -> tuple[Batch
     return BatchPlan.make(size, devices, limit), [tuple(note.split(": ", 1))]
 
 
-def _token_manifest(config: Config) -> TokenManifest | None:
+def token_manifest(config: Config) -> TokenManifest | None:
     """Return the manifest of the token shards if they are on a disk already."""
     path = config.init_args("data").get("path")
     on_disk = path and not is_remote(path) and (Path(path) / "train" / "manifest.json").exists()
@@ -82,7 +89,7 @@ def _num_images(config: Config) -> int:
     return len(Images(**images).open("train"))
 
 
-def _module(config: Config) -> LightningModule:
+def meta_module(config: Config) -> LightningModule:
     """Return the configured module without memory for its weights."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")

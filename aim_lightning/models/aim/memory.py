@@ -1,4 +1,4 @@
-"""Estimate the memory that training takes on a device, and the micro-batch that fits, by plain arithmetic."""
+"""Estimate the memory of a training step, and choose the micro-batch that fits, by plain arithmetic."""
 
 import math
 

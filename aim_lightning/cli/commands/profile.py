@@ -1,0 +1,95 @@
+"""`aim-lightning profile`: trace a few training steps and list their most expensive kernels."""
+
+import argparse
+import csv
+import os
+import time
+from typing import TYPE_CHECKING
+
+from aim_lightning.cli.common_options import number, option
+from aim_lightning.cli.config import Config
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
+
+HELP = "trace ten training steps for Perfetto and TensorBoard, and list the most expensive kernels"
+WARM_UP = 5  # steps that compile, tune and allocate
+LISTED = 20
+COLUMNS = ("name", "launches_per_step", "milliseconds_per_step", "share")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option --steps."""
+    parser.add_argument("--steps", **option("steps to trace", 10, type=number(int, 1)))
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    """Trace steps of one micro-batch on one device, write trace and table, print the table and return 0."""
+    import torch
+    from lightning.pytorch.callbacks import LambdaCallback
+    from torch.profiler import profile, schedule, tensorboard_trace_handler
+
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.cli.plan.benchmark import train_briefly
+    from aim_lightning.cli.plan.report import batch_plan, meta_module, token_manifest
+
+    quiet()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer reports a missing GPU as an error
+    rows = batch_plan(config, meta_module(config))[0].micro_batch_size
+    simulate = config.reads_tokens and token_manifest(config) is None
+    directory, device, times = config.run_directory.path / "profile", torch.device("cpu"), []
+    steps = schedule(wait=0, warmup=WARM_UP, active=options.steps, repeat=1)
+    tracer = profile(schedule=steps, on_trace_ready=tensorboard_trace_handler(str(directory), use_gzip=True))
+
+    def on_train_batch_end(trainer, module, outputs, batch, batch_idx: int) -> None:
+        nonlocal device
+        device = module.device
+        if batch_idx + 1 in (WARM_UP, WARM_UP + options.steps):
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # the last kernels of the step are still running
+            times.append(time.perf_counter())
+        tracer.step()
+
+    with tracer:
+        callback = LambdaCallback(on_train_batch_end=on_train_batch_end)
+        train_briefly(config, rows, WARM_UP + options.steps, simulate, callback)
+    table, total = kernel_table(tracer, options.steps, device.type)
+    path = directory / "kernels.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *table])
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    wall = 1000 * (times[1] - times[0]) / options.steps
+    data = ", random codes" if simulate else ""
+    print(f"profile of {config.run_directory.path}: {options.steps} steps of {rows} images on one {name}{data}")
+    print(f"{wall:.1f} ms per step with the profiler, {total:.1f} ms in kernels; the {len(table)} most expensive:")
+    print(f"  {'ms per step':>11s}  {'share':>6s}  {'launches':>8s}  name")
+    for kernel, launches, milliseconds, share in table:
+        print(f"  {milliseconds:11.3f}  {share:6.1%}  {launches:8.1f}  {kernel[:90]}")
+    trace = max(directory.glob("*.pt.trace.json.gz"), key=lambda file: file.stat().st_mtime)
+    print(f"trace: {trace} (open it at https://ui.perfetto.dev)\ntable: {path}")
+    return 0
+
+
+def kernel_table(
+    tracer: "profile", steps: int, device_type: str
+) -> tuple[list[tuple[str, float, float, float]], float]:
+    """Return name, launches and milliseconds per step and share of the most expensive kernels, and the total.
+
+    Args:
+        tracer: has finished.
+        steps: traced steps.
+        device_type: ``cuda`` for kernels; ``cpu`` for operators, without the time of those that they call.
+    """
+    attribute = f"self_{'device' if device_type == 'cuda' else 'cpu'}_time_total"
+    events = [
+        event
+        for event in tracer.key_averages()
+        if event.device_type.name.lower() == device_type and not event.is_user_annotation
+    ]
+    events.sort(key=lambda event: getattr(event, attribute), reverse=True)
+    total = sum(getattr(event, attribute) for event in events) or 1
+    table = [
+        (event.key, event.count / steps, getattr(event, attribute) / 1000 / steps, getattr(event, attribute) / total)
+        for event in events[:LISTED]
+    ]
+    return table, total / 1000 / steps

@@ -1,0 +1,52 @@
+"""`profile`: trace and table of a few steps, without touching the run."""
+
+import csv
+import gzip
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from integration.tiny import Experiment, write_experiment
+
+from aim_lightning.cli.commands.profile import COLUMNS, kernel_table
+
+
+@pytest.mark.slow
+def test_trace_and_table_of_a_training(tmp_path):
+    experiment = Experiment(write_experiment(tmp_path))
+    result = experiment.process("profile", "main", "--steps", 3, "--data.max_device_batch_size", 4)
+    assert result.returncode == 0, result.stdout
+    assert "3 steps of 4 images on one CPU\n" in result.stdout and "aten::mm" in result.stdout
+    assert [path.name for path in (experiment.runs / "main").iterdir()] == ["profile"]
+    directory = experiment.runs / "main" / "profile"
+    (trace,) = directory.glob("*.pt.trace.json.gz")
+    assert f"trace: {trace} " in result.stdout
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert len({event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}) == 3
+    header, *rows = csv.reader((directory / "kernels.csv").open(encoding="utf-8"))
+    assert header == list(COLUMNS) and len(rows) == 20
+    times, shares = ([float(row[column]) for row in rows] for column in (2, 3))
+    assert times == sorted(times, reverse=True) and 0.5 < sum(shares) < 1
+    assert all(float(row[1]) > 0 for row in rows)
+
+
+def test_on_a_gpu_only_kernels_count():
+    def event(key, kind, count, microseconds, annotation=False):
+        device_type = getattr(torch.autograd.DeviceType, kind)
+        return SimpleNamespace(
+            key=key,
+            device_type=device_type,
+            count=count,
+            self_device_time_total=microseconds,
+            is_user_annotation=annotation,
+        )
+
+    events = [
+        event("aten::mm", "CPU", 8, 6000),
+        event("scan", "CUDA", 4, 2000),
+        event("gemm", "CUDA", 8, 6000),
+        event("ProfilerStep#1", "CUDA", 1, 9000, annotation=True),
+    ]
+    table, total = kernel_table(SimpleNamespace(key_averages=lambda: events), 2, "cuda")
+    assert table == [("gemm", 4.0, 3.0, 0.75), ("scan", 2.0, 1.0, 0.25)] and total == 4.0
