@@ -13,24 +13,27 @@ RECORDS = 8  # jobs whose starts are kept: a second job of a run must not reset 
 LARGEST = ("longest_pause_seconds", "checkpoint_seconds")  # of all jobs of the run; others are of the latest job
 
 
-def jobs(run_dir: Path) -> list[str]:
-    """Return the numbers of submitted jobs, oldest first."""
-    return list(_jobs(run_dir))
+def jobs(run_dir: Path) -> dict[str, dict]:
+    """Return the records of submitted jobs by number, oldest first."""
+    return {entry["job"]: entry for entry in _read(run_dir, JOBS, [])}
 
 
-def add(run_dir: Path, job_id: str) -> None:
-    """Record a submitted job."""
-    _update(run_dir, job_id, {})
+def add(run_dir: Path, job_id: str, **fields: bool) -> None:
+    """Record a submitted job, or change its record."""
+    entries = jobs(run_dir)
+    new = {"job": job_id, "submitted": round(time.time()), "cancelled": False}
+    entries[job_id] = entries.get(job_id, new) | fields
+    write_json(run_dir / JOBS, list(entries.values()))
 
 
 def mark_cancelled(run_dir: Path, job_id: str) -> None:
     """Record that the user cancelled a job, or one task (ARRAY_TASK) of an array."""
-    _update(run_dir, job_id, {"cancelled": True})
+    add(run_dir, job_id, cancelled=True)
 
 
 def is_cancelled(experiment_dir: Path, job_id: str) -> bool:
     """Return True if any run of the experiment records the job, or its array, as cancelled."""
-    entries = [entry for path in experiment_dir.glob(f"*/{JOBS}") for entry in _jobs(path.parent).values()]
+    entries = [entry for path in experiment_dir.glob(f"*/{JOBS}") for entry in jobs(path.parent).values()]
     return any(entry["cancelled"] for entry in entries if entry["job"] in (job_id, job_id.split("_")[0]))
 
 
@@ -97,18 +100,6 @@ def record_timings(run_dir: Path | str, **values: float) -> None:
     for name, value in values.items():
         timings[name] = round(max(value, timings.get(name, 0)) if name in LARGEST else value, 3)
     _write(run_dir, TIMINGS, timings)
-
-
-def _jobs(run_dir: Path) -> dict[str, dict]:
-    """Return the submitted jobs by number."""
-    return {entry["job"]: entry for entry in _read(run_dir, JOBS, [])}
-
-
-def _update(run_dir: Path, job_id: str, fields: dict) -> None:
-    entries = _jobs(run_dir)
-    new = {"job": job_id, "submitted": round(time.time()), "cancelled": False}
-    entries[job_id] = entries.get(job_id, new) | fields
-    write_json(run_dir / JOBS, list(entries.values()))
 
 
 def _read(run_dir: Path | str, name: str, default: Any) -> Any:

@@ -99,12 +99,12 @@ class _Checker:
                     hint = suggest(entry, value.keys() - {entry})
                     self._class(item, f"{name}.{entry}", bases, section.provided, hint=hint)
         elif section.fixed:
-            self._mapping(value, name, "options")
-            self._arguments(find_class(section.fixed, name), value, name, section.provided)
+            self._arguments(
+                find_class(section.fixed, name), self._mapping(value, name, "options"), name, section.provided
+            )
         else:
             default = {"class_path": section.default} if section.default else {}
-            values = default | self._mapping(value, name, "class_path and init_args")
-            self._class(values, name, bases, section.provided)
+            self._class(default | self._mapping(value, name, "class_path and init_args"), name, bases, section.provided)
 
     def _class(
         self, value: Any, key: str, bases: Classes, provided: Provided = NOTHING, complete: bool = True, hint: str = ""

@@ -172,7 +172,7 @@ def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
         (tmp_path / run).mkdir()
         job_registry.add(tmp_path / run, number)
     job_registry.mark_cancelled(tmp_path / "a", "9")
-    assert job_registry.jobs(tmp_path / "a") == ["9"]
+    assert list(job_registry.jobs(tmp_path / "a")) == ["9"]
     assert job_registry.is_cancelled(tmp_path, "9_3") and not job_registry.is_cancelled(tmp_path, "10")
     job_registry.mark_cancelled(tmp_path / "b", "10_2")  # one task alone
     assert job_registry.is_cancelled(tmp_path, "10_2") and not job_registry.is_cancelled(tmp_path, "10_3")

@@ -215,7 +215,7 @@ def test_a_checkpoint_that_one_rank_cannot_load_is_removed_or_an_error_on_all(tm
 
 def test_reproduce_prints_our_row_next_to_the_papers(config, workspace, monkeypatch, capsys):
     """Random weights in the published layout, scored on the stand-in: comparable with no paper."""
-    monkeypatch.setattr("aim_lightning.cli.commands.evaluate.RESULTS", workspace / "results")
+    monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.RESULTS", workspace / "results")
     published = ("--weights", workspace / "published", "--reference", ROOT / "data/fashion_mnist_mini/val")
     plain = workspace / "plain.yaml"
     plain.write_text(config.read_text().replace("cfg_scale: 1.5, ", ""))

@@ -24,8 +24,11 @@ from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.files import write_json
 from aim_lightning.utils.instantiate import build_object
 from aim_lightning.utils.logging import log
+
+RESULTS = Path("experiments/results")  # that `make table` reads
 
 
 def start(config: Config) -> torch.device:
@@ -78,8 +81,6 @@ def run_seeds(
 
 def make_scorer(config: Config, options: argparse.Namespace, device: torch.device) -> Scorer:
     """Load the feature network and the statistics of the reference. Every rank must call it."""
-    if options.feature_batch < 1:
-        raise UserError(f"--feature_batch is {options.feature_batch}; it must be at least 1")
     ranks, images, features = ProcessGroup(), config.values["images"], config.values["features"]
     network = build_object(features, FeatureNetwork, "features") if features else InceptionFeatures()
     network.weights_path()  # missing weights are reported before images are read
@@ -132,23 +133,24 @@ def make_plan(options: argparse.Namespace, model: EvaluatedModel, sampling: Samp
 
 def seeds(options: argparse.Namespace, first: int) -> list[int]:
     """Return --seeds consecutive seeds."""
-    if options.seeds < 1:
-        raise UserError(f"--seeds is {options.seeds}; it must be at least 1")
-    return [first + i for i in range(options.seeds)]
+    return list(range(first, first + options.seeds))
 
 
-def show(record: dict[str, Any], reference: str | None) -> None:
-    """Log one metric per line, with its spread over seeds, then the speeds.
+def show(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Log one metric per line, with its spread over seeds, then the speeds; write the file of --record.
 
     Args:
         record: of the scores.
-        reference: value of --reference; the line of a reference other than the experiment's images is added.
+        options: with --reference, the line of the reference is added.
     """
+    if name := getattr(options, "record", None):
+        write_json(RESULTS / f"{name}.json", record)
+        log(f"recorded in {RESULTS / name}.json")
     several = len(record.get("seeds", [])) > 1
     for name, value in record["metrics"].items():
         spread = f" ± {record['std'][name]:.4f}" if several else ""
         log(f"  {name:36s}{value:z12.4f}{spread}")
-    if reference:
+    if options.reference:
         log(f"  reference: {describe_reference(record['protocol']['reference'])}")
     for name, speed in record["performance"].items():
         if isinstance(speed, dict) and speed:

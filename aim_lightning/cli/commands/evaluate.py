@@ -22,7 +22,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: inside the run)")
 
 
-RESULTS = Path("experiments/results")
 # Options without effect next to --samples, and next to --weights.
 OF_SAMPLING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
 OF_SAMPLING += ("--allow_untrained_guidance",)
@@ -48,8 +47,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
             write_json(path, record)
         if not options.weights:
             _add_to_results(config, record, options.reference)
-        keep(record, options.record)
-        setup.show(record, options.reference)
+        setup.show(record, options)
         log(f"results: {path}")
         log_next('make table (after --record NAME), or make sweep GRID="cfg_scale=1,1.5,2"')
     return 0
@@ -99,14 +97,6 @@ def _score_existing(config: Config, options: argparse.Namespace) -> int:
         record = score_record(source, {}, values, len(images), protocol, performance, scorer.hardware())
         write_bytes(directory / PREVIEW, images.preview(None))
         write_json(directory / RECORD, record)
-        keep(record, options.record)
-        setup.show(record, options.reference)
+        setup.show(record, options)
         log(f"results: {directory / RECORD}, {directory / PREVIEW}")
     return 0
-
-
-def keep(record: dict[str, Any], name: str | None) -> None:
-    """Copy a record to the directory that `make table` reads, if it has a name."""
-    if name:
-        write_json(RESULTS / f"{name}.json", record)
-        log(f"recorded in {RESULTS / name}.json")

@@ -58,7 +58,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         evaluation = setup.make_evaluation(config, options, model, scorer, keep_images=False)
         record = evaluation.run(setup.make_plan(options, model, sampling), sampling)
         log(path.name)
-        setup.show(record, options.reference)
+        setup.show(record, options)
         if ranks.is_rank_zero:
             with SummaryWriter(str(curves)) as writer:
                 for name, value in record["metrics"].items():

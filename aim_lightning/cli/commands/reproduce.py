@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from aim_lightning.cli.commands.evaluate import keep
 from aim_lightning.cli.common_options import SCORING, add_shared
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
@@ -51,8 +50,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     record = setup.run_seeds(evaluation, plan, options, config.sampling)
     if evaluation.scorer.ranks.is_rank_zero:
         write_json(evaluation.root / f"{model}.json", record)
-        keep(record, options.record)
-        setup.show(record, options.reference)
+        setup.show(record, options)
         log("\n" + compare_with_paper(record, row))
         if not any(name.startswith("fid_") for name in record["metrics"]):
             features = record["protocol"]["features"]["network"]

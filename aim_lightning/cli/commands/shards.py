@@ -80,14 +80,17 @@ def _some(names: list[str], limit: int = 10) -> str:
 
 def verify(config: None, options: argparse.Namespace) -> int:
     """Check every record and print every fault; return 1 if there is one."""
-    # A list: the directories after the first fault are verified too.
-    return max([_verify(path, options.tokenizer) for path in options.paths])
+    tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
+    count = sum(_verify(path, tokenizer_hash) for path in options.paths)
+    if not count and tokenizer_hash is None:
+        print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
+    return 1 if count else 0
 
 
-def _verify(path: Path, tokenizer: str | None) -> int:
+def _verify(path: Path, tokenizer_hash: str | None) -> int:
+    """Print the faults of a set and return their number."""
     from aim_lightning.data.tokens.verify import verify_set
 
-    tokenizer_hash = _tokenizer(tokenizer).weights_hash if tokenizer else None
     present, finished = _directories(path), []
     absent = [path / split for split in SPLITS if present != [path] and path / split not in present]
     faults = [f"{split}: missing; tokenize again, which makes what is absent" for split in absent]
@@ -101,10 +104,7 @@ def _verify(path: Path, tokenizer: str | None) -> int:
             faults.append(str(error))
     faults += verify_set(finished)
     print(*faults, sep="\n", end="\n" if faults else "")
-    count = len(faults) + sum(_verify_directory(directory, tokenizer_hash) for directory in finished)
-    if not count and tokenizer_hash is None:
-        print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
-    return 1 if count else 0
+    return len(faults) + sum(_verify_directory(directory, tokenizer_hash) for directory in finished)
 
 
 def _verify_directory(directory: Path, tokenizer_hash: str | None) -> int:
