@@ -16,6 +16,8 @@ from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, st
 pytestmark = pytest.mark.gpu
 GPU = ("--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed", "--model.backend", "triton")
 GPU += ("--model.network.mixer_dropout", 0)  # the kernels have none
+GRAPH = ("--model.network.token_dropout", 0)  # needed for CUDA graphs
+both_ways = pytest.mark.parametrize("options", [GPU, (*GPU, *GRAPH)], ids=["eager", "graph"])
 RARE_LOGS = ("--trainer.log_every_n_steps", 20, "--callbacks.checkpoints.every_n_steps", 20)
 RARE_LOGS += ("--trainer.val_check_interval", 20)
 
@@ -31,8 +33,9 @@ def experiment(tmp_path_factory):
     return Experiment(write_config(root))
 
 
+@both_ways
 @pytest.mark.usefixtures("own_signals")
-def test_ten_steps_never_wait_for_the_gpu(experiment, monkeypatch):
+def test_ten_steps_never_wait_for_the_gpu(experiment, monkeypatch, options):
     """The window holds the steps 3 to 12, with the reads of their batches, and no log, validation or checkpoint."""
     seen = []
 
@@ -42,7 +45,7 @@ def test_ten_steps_never_wait_for_the_gpu(experiment, monkeypatch):
 
     monkeypatch.setattr(AiMModule, "on_train_batch_start", start)
     try:
-        experiment.fit("asynchronous", *GPU, *RARE_LOGS)
+        experiment.fit(f"asynchronous{len(options)}", *options, *RARE_LOGS)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [step for step, mode in seen if mode == 2] == list(range(4, 14)) and len(seen) == 22
@@ -63,7 +66,7 @@ def test_a_step_that_is_not_finite_is_skipped(experiment, monkeypatch):
 @pytest.mark.usefixtures("own_signals")
 def test_training_stops_with_the_weights_before_a_step_that_is_not_finite(experiment, monkeypatch, capsys):
     before = break_steps(monkeypatch, 5)
-    assert main(experiment.words("fit", "stop", *GPU, *RARE_LOGS)) == 2
+    assert main(experiment.words("fit", "stop", *GPU, *GRAPH, *RARE_LOGS)) == 2
     assert "error: the gradient norm is nan at step 5: training stops; lower" in capsys.readouterr().err
     module, weights = before[0]
     assert module.global_step > 5  # a step was in flight
@@ -71,10 +74,13 @@ def test_training_stops_with_the_weights_before_a_step_that_is_not_finite(experi
     assert not list_checkpoints(experiment.runs / "stop")
 
 
-def test_a_killed_run_continues_to_the_bit(experiment):
+@both_ways
+def test_a_killed_run_continues_to_the_bit(experiment, options):
     """Compare all curves but those of speed, and every tensor of the last checkpoint."""
-    options, killed = (*GPU, "--trainer.max_steps", 60), experiment.runs / "killed"
-    process = experiment.start("fit", "killed", *options)
+    names = [f"{name}{len(options)}" for name in ("killed", "reference")]
+    killed, reference = (experiment.runs / name for name in names)
+    options = (*options, "--trainer.max_steps", 60)
+    process = experiment.start("fit", killed.name, *options)
     deadline = time.monotonic() + 200
     while not list_checkpoints(killed) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -83,10 +89,9 @@ def test_a_killed_run_continues_to_the_bit(experiment):
     assert list_checkpoints(killed), output
     stopped = step_of(newest_checkpoint(killed))
     assert 4 <= stopped < 60
-    for run in ("killed", "reference"):
+    for run in names:
         result = experiment.process("fit", run, *options)
         assert result.returncode == 0, result.stdout
-        assert (f"training from step {stopped}" in result.stdout) == (run == "killed")
-    reference = experiment.runs / "reference"
+        assert (f"training from step {stopped}" in result.stdout) == (run == killed.name)
     assert_equal(checkpoints(killed)[60], checkpoints(reference)[60])
     assert series(killed) == series(reference) and len(series(killed)["train/loss"]) == 60
