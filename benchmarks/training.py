@@ -29,6 +29,7 @@ from record import hardware, save
 from tokens import simulate
 from torch.profiler import ProfilerActivity, profile
 
+from aim_lightning.callbacks.logging.throughput import peak_tflops
 from aim_lightning.cli.main import main as aim_lightning
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends.choose import missing
@@ -39,7 +40,6 @@ FIT_WARM_UP = 10  # steps until allocator, loader and the steps in flight are in
 HOST_STEPS = 5  # steps with a synchronisation before each: the host meets an empty queue and waits for nothing
 COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", "milliseconds", "host_milliseconds")
 COLUMNS += ("tflops", "mfu", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
-PEAK_TFLOPS = {"H100": 989.4, "H200": 989.4}  # dense bf16, from the vendor's data sheets
 
 
 def training_step(model: str, backend: str, batch: int) -> tuple[AiM, Callable[[], float]]:
@@ -90,7 +90,7 @@ def figures(batch: int, seconds: float, host: float, flops: float) -> dict:
     tflops = batch * flops / seconds / 1e12
     row = {"batch": batch, "images_per_s": round(batch / seconds, 1), "milliseconds": round(seconds * 1e3, 2)}
     row |= {"host_milliseconds": round(host * 1e3, 2), "tflops": round(tflops, 1)}
-    if peak := next((peak for name, peak in PEAK_TFLOPS.items() if name in hardware()), None):
+    if peak := peak_tflops(hardware()):
         row["mfu"] = round(tflops / peak, 3)
     return row | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1)}
 

@@ -89,6 +89,7 @@ def kernels(monkeypatch):
     """Replace the backend on mamba-ssm, as if that were installed."""
     backend = SimpleNamespace(name="mamba_ssm", kernels="fused", mix=None, step=None, add_norm=None)
     monkeypatch.setattr(choose, "missing", lambda: None)
+    monkeypatch.setattr(choose, "launcher_fault", lambda device: None)
     monkeypatch.setattr(choose, "_mamba", lambda config: backend)
     return backend
 
@@ -104,6 +105,19 @@ def test_auto_prefers_triton(messages, monkeypatch, kernels):
     backend = choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16)
     assert backend.name == "triton" and backend.other is kernels
     assert messages() == ["backend auto took triton: the weights are on an NVIDIA GPU; mamba_ssm decodes step by step"]
+
+
+def test_a_machine_without_a_c_compiler_trains_on_plain_pytorch(messages, monkeypatch):
+    from triton.runtime import driver
+
+    build = mock.Mock(**{"get_current_target.side_effect": RuntimeError("Failed to find C compiler.\nSet CC")})
+    monkeypatch.setattr(type(driver), "active", build)
+    monkeypatch.setattr(choose, "missing", lambda: None)
+    choose.launcher_fault.cache_clear()
+    assert choose.choose_backend("auto", TINY, torch.device("cuda"), torch.bfloat16).name == "torch"
+    reason = "Triton needs a C compiler and Python's headers (Failed to find C compiler.)"
+    assert messages() == [f"backend auto took torch: {reason}"]
+    choose.launcher_fault.cache_clear()
 
 
 CASES = [

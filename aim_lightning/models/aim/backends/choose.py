@@ -76,7 +76,7 @@ def _triton_refusal(config: AiMConfig, device: torch.device, dtype: torch.dtype)
         from aim_lightning.models.aim.fused.stack import refusal  # needs Triton, which some platforms lack
     except ImportError as error:
         return f"Triton is not installed ({error})"
-    return refusal(config, device)
+    return refusal(config, device) or launcher_fault(device)
 
 
 def _triton(other: Backend) -> Backend:
@@ -103,9 +103,12 @@ def missing() -> str | None:
     try:
         importlib.import_module("aim_lightning.models.aim.backends.mamba")
     except Exception as error:  # a broken compiled package may raise anything while it is imported
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"mamba-ssm is not usable ({reason}); {INSTALL}"
+        return f"mamba-ssm is not usable ({_first_line(error)}); {INSTALL}"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -115,7 +118,21 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the weights are on the {device.type.upper()}, its kernels need an NVIDIA GPU"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernels for {dtype}"
-    return missing()
+    return missing() or launcher_fault(device)
+
+
+@functools.cache
+def launcher_fault(device: torch.device) -> str | None:
+    """Return why Triton cannot start kernels on a GPU; None when it can."""
+    if device.type != "cuda":  # Triton's interpreter
+        return None
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiles the launcher, as the first kernel would
+    except Exception as error:  # no compiler, or one that fails
+        return f"Triton needs a C compiler and Python's headers ({_first_line(error)})"
+    return None
 
 
 @functools.cache
