@@ -97,9 +97,6 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 def drop_from_cache(path: Path) -> None:
     """Flush a file and drop it from the page cache, so that the next read comes from the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

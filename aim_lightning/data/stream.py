@@ -73,20 +73,16 @@ class BatchPlan:
             UserError: the global batch cannot be divided evenly.
         """
         per_device, remainder = divmod(global_batch_size, world_size)
+        where = f"data.global_batch_size {global_batch_size}"
         if remainder or not per_device:
-            raise UserError(
-                f"data.global_batch_size {global_batch_size} does not divide over {world_size} devices; "
-                f"set a multiple of {world_size}"
-            )
+            raise UserError(f"{where} does not divide over {world_size} devices; set a multiple of {world_size}")
         limit = per_device if max_device_batch_size in (None, "auto") else max_device_batch_size
         if limit < 1:
             raise UserError(f"data.max_device_batch_size is {limit}; it must be at least 1")
         accumulate = -(-per_device // limit)
         if per_device % accumulate:
-            raise UserError(
-                f"data.global_batch_size {global_batch_size} over {world_size} devices is {per_device} rows each, "
-                f"which does not divide into {accumulate} equal parts of at most {limit} (data.max_device_batch_size)"
-            )
+            parts = f"{accumulate} equal parts of at most {limit} (data.max_device_batch_size)"
+            raise UserError(f"{where} is {per_device} rows per device; these do not divide into {parts}")
         return cls(global_batch_size, world_size, accumulate)
 
     def batches_per_epoch(self, rows: int) -> int:
@@ -98,11 +94,10 @@ class BatchPlan:
         Raises:
             UserError: there is none.
         """
-        if rows < self.global_batch_size:
-            raise UserError(
-                f"the training set has {rows} rows, fewer than data.global_batch_size {self.global_batch_size}"
-            )
-        return rows // self.global_batch_size
+        size = self.global_batch_size
+        if rows < size:
+            raise UserError(f"the training set has {rows} rows, fewer than data.global_batch_size {size}")
+        return rows // size
 
     def first_row(self, micro: int, rank: int) -> int:
         """Return the position of a micro-batch's first row.

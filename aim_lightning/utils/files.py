@@ -1,5 +1,6 @@
 """Atomic writes, hashes, and handling of disk errors."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,7 +11,6 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def make_directory(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "no directory can be created there", str(path)) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` on success, remove it on any error.
 
@@ -80,8 +80,10 @@ def abandoned(directory: Path) -> list[Path]:
     paths = []
     for path in directory.glob(".*.tmp"):
         match = owner.fullmatch(path.name)
-        if (match and not is_running(int(match[1]))) or _age(path) > ABANDONED_AFTER:
-            paths.append(path)
+        with contextlib.suppress(FileNotFoundError):  # renamed to its final name in the meantime
+            old = time.time() - path.stat().st_mtime > ABANDONED_AFTER
+            if old or (match and not is_running(int(match[1]))):
+                paths.append(path)
     return paths
 
 
@@ -94,14 +96,7 @@ def is_running(process_id: int) -> bool:
     return True
 
 
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:  # renamed to its final name in the meantime
-        return 0.0
-
-
-@contextmanager
+@contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary directory next to `path`; rename it to `path` on success, remove it on any error.
 
@@ -137,7 +132,7 @@ def _names(directory: Path) -> set[str]:
     return {entry.name for entry in directory.iterdir()} if directory.exists() else set()
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Convert an OSError of the block to a UserError that names the path.
 
@@ -150,7 +145,7 @@ def writing(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} could not be written ({error.strerror or error}); give another place") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def tolerate_disk_errors(path: object) -> Iterator[None]:
     """End the block at an OSError and warn once per process; for files that training can do without."""
     try:

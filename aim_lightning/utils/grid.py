@@ -12,6 +12,7 @@ from aim_lightning.utils.files import atomic_path, write_bytes
 SMALLEST_TILE = 64  # pixels; smaller images are enlarged by integer factors
 CAPTIONED_TILE = 96  # pixels; wide enough for a class name
 GAP = 2  # pixels between images
+LINE = 18  # pixels; height of a caption
 
 
 def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Tensor:
@@ -26,15 +27,12 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
         uint8 (3, H, W).
     """
     images = _enlarged(images_BCHW, SMALLEST_TILE)
-    height, width = images.shape[-2] + GAP, images.shape[-1] + GAP
-    rows = -(-len(images) // columns)
+    height = images.shape[-2] + GAP
     font = ImageFont.load_default(max(12, height // 6))
     margin = 10 + max((int(font.getlength(name)) for name in row_names), default=-10)
-    canvas = Image.new("RGB", (margin + columns * width, rows * height), "white")
-    for i, image in enumerate(images):
-        canvas.paste(_pil(image), (margin + i % columns * width, i // columns * height))
+    canvas = _paste(images, columns, margin)
     draw = ImageDraw.Draw(canvas)
-    for row, name in enumerate(row_names[:rows]):
+    for row, name in enumerate(row_names[: canvas.height // height]):
         draw.text((4, row * height + height // 2), name, fill="black", font=font, anchor="lm")
     return _tensor(canvas)
 
@@ -50,18 +48,25 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -
     Returns:
         uint8 (3, H, W).
     """
-    images = _enlarged(images_BCHW, CAPTIONED_TILE)
-    font, line = ImageFont.load_default(12), 18
-    height, width = images.shape[-2] + line + GAP, images.shape[-1] + GAP
-    canvas = Image.new("RGB", (min(columns, len(images)) * width, -(-len(images) // columns) * height), "white")
+    images, columns = _enlarged(images_BCHW, CAPTIONED_TILE), min(columns, len(images_BCHW))
+    height, width = images.shape[-2] + LINE + GAP, images.shape[-1] + GAP
+    canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
     draw = ImageDraw.Draw(canvas)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = i % columns * width, i // columns * height
-        canvas.paste(_pil(image), (left, top))
+    for i, caption in enumerate(captions):
         while caption and font.getlength(caption) > width - 4:
             caption = caption[:-1]
-        draw.text((left + 2, top + height - GAP - line // 2), caption, fill="black", font=font, anchor="lm")
+        position = (i % columns * width + 2, (i // columns + 1) * height - GAP - LINE // 2)
+        draw.text(position, caption, fill="black", font=font, anchor="lm")
     return _tensor(canvas)
+
+
+def _paste(images_BCHW: Tensor, columns: int, margin: int = 0, line: int = 0) -> Image.Image:
+    """Arrange images on white, with a margin left of the rows and a line of text below each image."""
+    height, width = images_BCHW.shape[-2] + line + GAP, images_BCHW.shape[-1] + GAP
+    canvas = Image.new("RGB", (margin + columns * width, -(-len(images_BCHW) // columns) * height), "white")
+    for i, image in enumerate(images_BCHW):
+        canvas.paste(_pil(image), (margin + i % columns * width, i // columns * height))
+    return canvas
 
 
 def _enlarged(images_BCHW: Tensor, smallest: int) -> Tensor:

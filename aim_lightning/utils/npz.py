@@ -155,13 +155,11 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray], streamed: dict[st
         arrays: arrays by name.
         streamed: name -> (shape, dtype, iterable of parts in the order of the rows).
     """
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-        for name, (shape, dtype, parts) in streamed.items():
+    complete = {name: (array.shape, array.dtype, [array]) for name, array in arrays.items()}
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, (shape, dtype, parts) in (streamed | complete).items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})
                 for part in parts:
                     file.write(np.ascontiguousarray(part, dtype).tobytes())
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)

@@ -72,7 +72,7 @@ def test_progress_counts_every_image(checkout, monkeypatch):
             yield row
 
     monkeypatch.setattr("aim_lightning.data.images.directory_split.progress", progress)
-    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32)
+    report = make_shards(checkout / "mine", checkout / "out", 0.2, 32, "error", 10**6)
     wanted = {"looking at the images": 55, **{f"writing {split}": count for split, count in report.rows.items()}}
     assert {name: seen.count((name, count)) for name, count in wanted.items()} == wanted
 

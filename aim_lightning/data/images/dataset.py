@@ -152,6 +152,5 @@ def same_classes(train: ImageDataset | ImageSource, val: ImageDataset | ImageSou
             in_train, in_val = ("no class" if name is None else repr(name) for name in names)
             counts = f"{len(train.class_names)} and {len(val.class_names)} classes"
             raise UserError(
-                f"{where}: label {label} is {in_train} in train but {in_val} in val ({counts}); set paths with equal "
-                "classes"
+                f"{where}: label {label} is {in_train} in train but {in_val} in val ({counts}); set equal ones"
             )

@@ -39,13 +39,10 @@ def opening(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(
-            f"{path} was listed but does not exist; restore it, or remove the link, and start again"
-        ) from None
+        raise UserError(f"{path} was listed but does not exist; restore it, or remove the link") from None
     except OSError as error:
-        reason = error.strerror or error
         raise UserError(
-            f"{path} cannot be read ({reason}); fix the disk or its permissions, and start again"
+            f"{path} cannot be read ({error.strerror or error}); fix the disk or its permissions"
         ) from error
 
 

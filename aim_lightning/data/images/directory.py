@@ -106,9 +106,7 @@ def _open_directory(path: Path) -> ImageSource:
         raise UserError(f"{path} holds archives of ImageNet; name one of them itself: {archives[0]}")
     names = sorted(entry.name for entry in path.iterdir() if entry.name[0] != ".")
     if compressed := [name for name in names if _COMPRESSED.search(name)]:
-        raise UserError(
-            f"{path} holds {len(compressed)} compressed shards (first: {compressed[0]}); unpack them to .tar"
-        )
+        raise UserError(f"{path} holds {len(compressed)} compressed shards (first: {compressed[0]}); unpack them")
     if shard_paths(path) or (path / MANIFEST).exists():
         return ShardSource(path)
     if tables := [name for name in names if name.lower().endswith(_TABLES)]:

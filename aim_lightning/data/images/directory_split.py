@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.base import FileSource, split_directories
 from aim_lightning.data.images.dataset import same_classes
-from aim_lightning.data.images.decode import MAX_PIXELS, UnreadableImage, decode, has_transparent_pixels, read_image
+from aim_lightning.data.images.decode import UnreadableImage, decode, has_transparent_pixels, read_image
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
@@ -49,12 +49,7 @@ class SplitReport:
 
 
 def make_shards(
-    directory: Path,
-    out: Path,
-    val_fraction: float,
-    largest_side: int,
-    on_error: str = "error",
-    max_pixels: int = MAX_PIXELS,
+    directory: Path, out: Path, val_fraction: float, largest_side: int, on_error: str, max_pixels: int
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
@@ -73,22 +68,16 @@ def make_shards(
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
     refuse_foreign(out)
-    directory = Path(directory)
     splits = split_directories(directory) if directory.is_dir() else {}
-    skipped: list[tuple[str, str]] = []
-    encoders = {
-        split: _ShardEncoder(path, largest_side, max_pixels) for split, path in (splits or {"train": directory}).items()
-    }
+    sources, skipped = splits or {"train": directory}, []
+    encoders = {split: _ShardEncoder(path, largest_side, max_pixels) for split, path in sources.items()}
     names = encoders["train"].source.class_names
     if "val" in encoders:
         same_classes(encoders["train"].source, encoders["val"].source, str(directory))
     rows = {split: encoder.readable(on_error, skipped) for split, encoder in encoders.items()}
     if "val" not in encoders:
         encoders["val"], in_val = encoders["train"], choose_val(encoders["train"].source, rows["train"], val_fraction)
-        rows = {
-            "train": [row for row in rows["train"] if row not in in_val],
-            "val": [row for row in rows["train"] if row in in_val],
-        }
+        rows = {"train": [row for row in rows["train"] if row not in in_val], "val": sorted(in_val)}
     extra = {"made_by": MADE_BY, "skipped": [{"key": key, "reason": reason} for key, reason in skipped]}
     for split, split_rows in rows.items():
         records = encoders[split].records(progress(split_rows, f"writing {split}"))

@@ -103,9 +103,7 @@ def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
     per_class, remainder = divmod(len(labels) if rows is None else rows, len(CLASS_NAMES))
     by_class = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
     if remainder or per_class < 1 or min(map(len, by_class)) < per_class:
-        raise UserError(
-            f"{name} is {rows}; set a multiple of {len(CLASS_NAMES)} from {len(CLASS_NAMES)} to {len(labels)}"
-        )
+        raise UserError(f"{name} is {rows}; set a multiple of 10 from 10 to {len(labels)}")
     return np.sort(np.concatenate(by_class))
 
 

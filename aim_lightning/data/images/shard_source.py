@@ -169,10 +169,7 @@ class ShardSource(TarSource):
             expected, classes = self._manifest["shards"][shard.name]["rows"], len(self._manifest["class_names"])
             limit = f"{MANIFEST} names {classes} classes"
             if len(rows) != expected:
-                raise UserError(
-                    f"shard {shard} has {len(rows)} rows, {shard.with_name(MANIFEST)} says {expected}; "
-                    "restore the shard or write the set again"
-                )
+                raise UserError(f"shard {shard} has {len(rows)} rows, {MANIFEST} says {expected}; restore the shard")
         if wrong := next((row for row in rows if not 0 <= row.label < classes), None):
             raise UserError(f"shard {shard}, key {wrong.key}: label {wrong.label} is out of range, {limit}")
         return rows

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from aim_lightning.data.images.tar import open_tar
 from aim_lightning.utils.errors import UserError
@@ -16,11 +15,7 @@ EncodedImage = tuple[bytes, str, int, str]  # file content, extension, label, ke
 
 
 def write_image_shards(
-    records: Iterable[EncodedImage],
-    out: Path,
-    class_names: list[str],
-    rows_per_shard: int,
-    extra: dict[str, Any] | None = None,
+    records: Iterable[EncodedImage], out: Path, class_names: list[str], rows_per_shard: int, extra: dict | None = None
 ) -> None:
     """Write encoded images as `images-NNNNNN.tar`, and then manifest.json.
 

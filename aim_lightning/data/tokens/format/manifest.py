@@ -135,10 +135,8 @@ class TokenManifest:
         """
         path = Path(directory) / MANIFEST
         if not path.exists():
-            raise UserError(
-                f"{path} does not exist: {directory} is no finished directory of token shards; make it with "
-                "`make tokenize EXP=…` or set data.path"
-            )
+            fact = f"{path} does not exist: {directory} is no finished directory of token shards"
+            raise UserError(f"{fact}; make it with `make tokenize EXP=…` or set data.path")
         require_regular(path)
         return cls.parse(path.read_text(encoding="utf-8"), path)
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from aim_lightning.data.images.tar import TAR_ERRORS, open_tar, tar_members
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 ROWS_PER_RECORD = 1000
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..{'descr': '([<|][a-z]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), } *\n", re.DOTALL
+)
 Members = dict[str, memoryview]  # content by name, such as codes.npy
 
 
@@ -151,15 +156,14 @@ def load_array(record: Members, name: str) -> np.ndarray:
     """
     if name not in record:
         raise CorruptRecord(f"it has no {name}: the file is no token shard")
-    # np.load would copy the array: parse the header and view the bytes after it.
-    header = io.BytesIO(record[name][:1024])
+    # np.load would copy the array. NumPy's parser of headers calls `ast`, which fails now and then in two threads.
+    header = _NPY_HEADER.match(record[name])
     try:
-        version = np.lib.format.read_magic(header)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-        if version != (1, 0) or fortran or dtype.hasobject:
+        if not header:
             raise ValueError("not a plain array")
-        return np.frombuffer(record[name], dtype, int(np.prod(shape)), header.tell()).reshape(shape)
-    except Exception as error:  # NumPy raises almost any exception for a damaged header
+        dtype, shape = header[1].decode(), [int(size) for size in re.findall(rb"\d+", header[2])]
+        return np.frombuffer(record[name], dtype, math.prod(shape), header.end()).reshape(shape)
+    except ValueError as error:
         raise CorruptRecord(f"{name} is damaged ({error})") from error
 
 

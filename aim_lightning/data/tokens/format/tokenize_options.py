@@ -78,10 +78,8 @@ class Views:
             equal = [other for other in sizes if other != value and sizes[other] == size]
             if size <= image_size or equal:
                 reason = f"as does {equal[0]}" if equal else "which leaves no room"
-                raise UserError(
-                    f"crop_range {value} cuts images of {image_size} pixels from {size}, {reason}: views would be "
-                    "identical; set larger numbers, farther apart"
-                )
+                fact = f"crop_range {value} cuts images of {image_size} pixels from {size}, {reason}"
+                raise UserError(f"{fact}: views would be identical; set larger numbers, farther apart")
         return list(sizes.values())
 
     def cut(self, bases: list[Tensor], image_size: int) -> Iterator[Tensor]:

@@ -190,7 +190,7 @@ def replace_unreadable(rows: Rows, seed: int, epoch: int) -> None:
         return
     if not len(readable):
         raise UserError(
-            f"no record of a whole shuffle window can be read (rows from {rows.index.min()}); restore its shards"
+            f"no record of a whole shuffle window is readable (from row {rows.index.min()}); restore its shards"
         )
     # A hash of (seed, epoch, row) instead of a generator: the choice does not depend on the other corrupt rows.
     uniform = hash_uniform("replacement", seed, epoch, torch.from_numpy(rows.index[unreadable]))

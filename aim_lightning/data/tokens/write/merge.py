@@ -53,9 +53,7 @@ def _merged_manifest(directories: list[Path], manifests: list[TokenManifest]) ->
     first = manifests[0]
     for directory, manifest in zip(directories, manifests, strict=True):
         if different := [name for name in EQUAL_FIELDS if getattr(manifest, name) != getattr(first, name)]:
-            raise UserError(
-                f"{directory} has another {', '.join(different)} than {directories[0]}; merge needs equal ones"
-            )
+            raise UserError(f"{directory} has another {', '.join(different)} than {directories[0]}; merge equal ones")
     sources = [source for manifest in manifests for source in manifest.sources]
     fingerprints = [source.fingerprint for source in sources]
     if repeated := next((text for text in fingerprints if fingerprints.count(text) > 1), None):

@@ -164,14 +164,12 @@ class TokenizeJob:
 
 def _check_tokenizer(tokenizer: Any, image_size: int, device: torch.device) -> None:
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
-        raise UserError(
-            f"the tokenizer has {tokenizer.codebook_size} codes; shards store 16 bits, {LARGEST_CODEBOOK} at most"
-        )
+        raise UserError(f"the tokenizer has {tokenizer.codebook_size} codes; shards store {LARGEST_CODEBOOK} at most")
     # A fully convolutional tokenizer accepts any size; the number of codes shows a wrong one.
     black = torch.zeros(1, 3, image_size, image_size, device=device)
     count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
     if count != rows * columns:
-        raise UserError(
-            f"images of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is "
-            f"{rows}x{columns}; set images.image_size to the tokenizer's"
+        fact = (
+            f"images of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is {rows}x{columns}"
         )
+        raise UserError(f"{fact}; set images.image_size to the tokenizer's")
