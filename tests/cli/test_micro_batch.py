@@ -37,7 +37,7 @@ def test_a_missing_gpu_is_assumed_to_have_80_gb():
     size, note = choose("AiM-XL")
     assert size == 128
     assert note == (
-        "micro-batch: 128 images per device (auto: about 65.6 of 80.0 GB on an assumed GPU of 80 GB, backend triton)"
+        "micro-batch: 128 images per device (auto: about 66.2 of 80.0 GB on an assumed GPU of 80 GB, backend triton)"
     )
     assert choose("AiM-XL", "torch")[0] == 16
 

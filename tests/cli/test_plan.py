@@ -65,7 +65,7 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert lines["parameters"] == "147,622,080 trained"
     assert lines["global batch"] == "2,048 = 8 devices x 256 images x 1 accumulation steps"
     if not torch.cuda.is_available():
-        assert lines["micro-batch"].startswith("256 images per device (auto: about 29.0 of 80.0 GB on an assumed GPU")
+        assert lines["micro-batch"].startswith("256 images per device (auto: about 29.7 of 80.0 GB on an assumed GPU")
     assert lines["steps"] == "187,500 (300.0 epochs of 1,281,167 images)"
     for ends, steps in ((("100", "300"), "100 ("), (("1000000", "2"), "1,250 (2.0 epochs")):  # the earlier end counts
         limits = ("--trainer.max_steps", ends[0], "--trainer.max_epochs", ends[1])

@@ -6,20 +6,21 @@ import pytest
 from conftest import ROOT
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.models.aim.memory import BYTES_PER_PARAMETER, bytes_per_image, fitting_micro_batch, largest_divisor
+from aim_lightning.models.aim.memory import bytes_per_image, fitting_micro_batch, largest_divisor
 
 PARAMETERS = {"AiM-B": 147_622_080, "AiM-L": 349_760_000, "AiM-XL": 763_291_392, "AiM-1B": 1_335_944_192}
+WITHOUT_EMA = 16  # bytes per parameter
 CARDS = (24, 40, 80, 141)
 # Images per device on GPUs of these GB, a share of 2,048 images; 1 = not even one image fits.
 TABLE = {
     ("triton", "none"): {
         "AiM-B": (128, 256, 256, 256),
         "AiM-L": (32, 64, 128, 256),
-        "AiM-XL": (16, 32, 128, 256),
+        "AiM-XL": (8, 32, 128, 256),
         "AiM-1B": (1, 16, 64, 128),
     },
-    ("triton", "blocks"): {"AiM-L": (128, 256, 256, 256), "AiM-XL": (32, 128, 256, 256), "AiM-1B": (1, 32, 256, 256)},
-    ("triton", "all"): {"AiM-XL": (64, 256, 256, 256), "AiM-1B": (1, 64, 256, 256)},
+    ("triton", "blocks"): {"AiM-L": (128, 256, 256, 256), "AiM-XL": (32, 128, 256, 256), "AiM-1B": (1, 32, 128, 256)},
+    ("triton", "all"): {"AiM-XL": (64, 128, 256, 256), "AiM-1B": (1, 64, 256, 256)},
     ("mamba_ssm", "none"): {"AiM-B": (64, 128, 256, 256), "AiM-XL": (8, 32, 64, 128)},
     ("torch", "none"): {"AiM-B": (16, 32, 64, 128), "AiM-L": (4, 8, 32, 32), "AiM-1B": (1, 2, 8, 16)},
 }
@@ -31,8 +32,8 @@ TABLE = {
 )
 def test_measured_peaks_of_aim_b(backend, images, measured):
     config = AiMConfig.preset("AiM-B")
-    estimate = images * bytes_per_image(config, backend) + BYTES_PER_PARAMETER * PARAMETERS["AiM-B"]
-    assert estimate / 2**30 == pytest.approx(measured, rel=0.04)
+    estimate = images * bytes_per_image(config, backend) + WITHOUT_EMA * PARAMETERS["AiM-B"]
+    assert estimate / 2**30 == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.parametrize(("backend", "checkpointing"), TABLE)

@@ -7,7 +7,8 @@ from aim_lightning.models.aim.recompute import Checkpointing, segment_length
 
 # Activations of a layer relative to those that the triton backend keeps. Fitted to the peaks of AiM-B on an H200:
 # 8.6 and 27.3 GiB at 64 and 256 images (triton), 42 GiB at 256 (mamba_ssm), 50 GiB at 64 (torch).
-LAYER_FACTORS = {"triton": 1.0, "mamba_ssm": 1.2, "torch": 7.4}
+LAYER_FACTORS = {"triton": 1.0, "mamba_ssm": 1.2, "torch": 7.3}
+WORKING_LAYERS = 1.65  # working memory of the backward pass, in layers of kept activations
 BYTES_PER_LOGIT = 10  # float32 log-probabilities and their gradient, and the gradient in bfloat16
 BYTES_PER_PARAMETER = 20  # float32 weights, gradients, AdamW's two moments, EMA; less without EMA
 USABLE = 0.9  # share of the device's memory; the rest is for the CUDA context, libraries and fragmentation
@@ -34,8 +35,7 @@ def bytes_per_image(
         row += boundary + item_size * (d + 4 * config.d_intermediate)
     length = config.n_layer if checkpointing == "none" else segment_length(checkpointing, config.n_layer)
     segments = 0 if checkpointing == "none" else math.ceil(config.n_layer / length)
-    # One more layer: the working memory of the backward pass is about that large.
-    rows = segments * boundary + (length + 1) * LAYER_FACTORS[backend] * row
+    rows = segments * boundary + (length + WORKING_LAYERS) * LAYER_FACTORS[backend] * row
     # The triton backend computes the loss in chunks.
     logits = 0 if backend == "triton" else BYTES_PER_LOGIT * config.vocab_size
     return math.ceil(config.num_tokens * (rows + logits))
