@@ -9,7 +9,7 @@ import torch
 BLOCK = 64  # rows and columns of a tile of C Bᵀ
 TILING: dict[str, dict[str, int]] = {
     "norm_forward": {"ROWS": 4, "num_warps": 4},
-    "norm_backward": {"ROWS": 4, "num_warps": 4},
+    "norm_backward": {"ROWS": 4, "num_warps": 2},
     "convolution_forward": {"ROWS": 8, "COLUMNS": 128, "num_warps": 1},
     "scores_forward": {"num_warps": 4},
     "scan_forward": {"num_warps": 4, "num_stages": 1, "maxnreg": 128},

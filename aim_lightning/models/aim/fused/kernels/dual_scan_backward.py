@@ -99,9 +99,13 @@ def scan_backward(
     store_rows(start, row, width, column, length, channels, dx)
     tl.store(d_skip + (image * heads + head) * blocks + j, tl.sum(d.to(tl.float32) * x.to(tl.float32)))
     m = dot(d, tl.trans(x), tl.zeros([BLOCK, BLOCK], tl.float32)) * weights.to(tl.float32)
-    tl.store(diagonal_sums + per_row, tl.sum(m, 0), mask=row < length)
-    m = tl.where(offset[:, None] == offset[None, :], 0.0, m * step[None, :])
-    crossing = tl.cumsum(tl.sum(m, 1) - tl.sum(m, 0), 0, reverse=True)
+    # A sum over columns stays within a warp, one over rows does not: the diagonal is taken out by the former.
+    on_diagonal = offset[:, None] == offset[None, :]
+    diagonal = tl.sum(tl.where(on_diagonal, m, 0.0), 1)
+    m = tl.where(on_diagonal, 0.0, m)
+    below = tl.sum(m, 0)
+    tl.store(diagonal_sums + per_row, below + diagonal, mask=row < length)
+    crossing = tl.cumsum(tl.sum(m * step[None, :], 1) - below * step, 0, reverse=True)
     tl.store(diagonal_decay + per_row, crossing, mask=row < length)
 
 
