@@ -2,7 +2,7 @@
 # Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
 #   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100 (* estimated):
 #     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
-#     backends (3 *)  forms (2 *)
+#     backends (12 *)  forms (2 *)
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for images and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
@@ -17,10 +17,10 @@ export PYTHON BENCH_OUT=$OUT PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}." PYTHONUNB
 device=(--runs_root "$WORK" --trainer.accelerator "$ACCELERATOR" --trainer.devices 1)
 aim() { "$PYTHON" -m aim_lightning "$@"; }
 
-tests() { PYTHONPATH="$PYTHONPATH:tests" "$PYTHON" -m pytest -m gpu -s tests/gpu | tee "$OUT/gpu_tests.txt"; }
+tests() { PYTHONPATH="$PYTHONPATH:tests" "$PYTHON" -m pytest -m gpu -rP -n 4 --dist worksteal tests/gpu | tee "$OUT/gpu_tests.txt"; }
 sampling() { "$PYTHON" benchmarks/sampling.py; }
 forms() { "$PYTHON" benchmarks/forms.py; }
-backends() { "$PYTHON" benchmarks/training.py --models AiM-B,AiM-L --batches 64,256; }
+backends() { "$PYTHON" benchmarks/training.py --models AiM-B,AiM-L,AiM-XL,AiM-1B --batches 64,128,256; }
 metrics() { "$PYTHON" benchmarks/evaluate.py; }
 interruptions() { "$PYTHON" benchmarks/interruptions.py --devices "$DEVICES"; }
 tokenizer() { RUNS=$WORK REPORT=$OUT/fashion_mnist_tokenizer bash experiments/fashion_mnist_tokenizer/run.sh; }

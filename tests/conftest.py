@@ -49,6 +49,16 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _exact_products_on_a_gpu(request):
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
 def _start_in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 

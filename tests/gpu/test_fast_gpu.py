@@ -22,15 +22,8 @@ EDGE_BF16 = 3e-2  # and in bfloat16: logits a hundredth apart move the cumulativ
 OPTIONS = [{"top_k": 1}, {}, {"top_k": 100, "temperature": 1.3}, {"top_k": 600, "top_p": 0.9}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _exact_products():
-    if not torch.cuda.is_available():
-        pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
 def network(adaln: str, seed: int = 0, num_tokens: int = 64, **sizes) -> AiM:
-    """A network of the presets' head and state widths whose codes vary."""
+    """Return a network with the presets' head and state widths, whose codes vary."""
     torch.manual_seed(seed)
     small = {"d_model": 256, "n_layer": 4, "vocab_size": 2000, "num_classes": 10, "num_groups": 2}
     config = AiMConfig(num_tokens=num_tokens, adaln=adaln, **{**small, **sizes})
@@ -45,7 +38,7 @@ def network(adaln: str, seed: int = 0, num_tokens: int = 64, **sizes) -> AiM:
 
 
 def assert_same(model: AiM, labels: torch.Tensor = LABELS, **options) -> None:
-    """The fast decoder in float32 gives the plain one's codes, unless a random number falls on the edge of two."""
+    """Assert that both decoders give the same float32 codes, unless a random number falls on the edge of two."""
     plain = generate(model, labels, decoder="plain", seed=3, **options)
     fast = generate(model, labels, decoder="fast", precision="float32", seed=3, **options)
     if options.get("top_k") != 1:
@@ -60,7 +53,7 @@ def assert_same(model: AiM, labels: torch.Tensor = LABELS, **options) -> None:
 def draw_margin(
     model, label, codes_L, image, step, other, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, seed=3, **_
 ):
-    """How far the step's random number lies from where the other code would have been chosen, in probability."""
+    """Return the distance of the step's random number from the interval of the other code, in probability."""
     null = torch.full_like(label, model.null_class)
     with torch.no_grad():
         logits = model(codes_L.expand(2, -1), torch.stack((label, null)).cuda())[:, -1].float()
@@ -87,7 +80,7 @@ def test_larger_grids(tokens):
 
 
 def test_a_captured_graph_serves_no_stale_state():
-    """Batch sizes, models, options and weights in turn."""
+    """Alternate between batch sizes, models, options and weights."""
     first, second = network("group"), network("layer", seed=1)
     for turn in range(2):
         for model in (first, second):
@@ -99,7 +92,7 @@ def test_a_captured_graph_serves_no_stale_state():
 
 
 def bf16_distance(model: AiM, labels: torch.Tensor, cfg_scale: float) -> float:
-    """Largest relative difference, over all steps, of bf16 logits from teacher forcing of the same codes in float32."""
+    """Return the largest relative difference at any step of bf16 logits from float32 teacher forcing of the codes."""
     seen, guided = [], cfg_scale != 1
     buffers = decoder_for(model, len(labels), guided, torch.bfloat16).buffers
     keep = lambda *_: seen.append(buffers.logits_MV.clone())  # noqa: E731
@@ -119,7 +112,7 @@ def test_bf16_logits_stay_near_a_float32_state_at_every_step(cfg_scale):
 
 @pytest.mark.parametrize(("d_model", "rows"), list(table()))
 def test_bf16_in_all_shapes_of_the_table(d_model, rows):
-    """The kernels that the presets take: several blocks of the past, tiles of rows, 16384 codes."""
+    """Run the kernels of the presets: several blocks of the past, tiles of rows, 16384 codes."""
     model = network("layer", num_tokens=80, d_model=d_model, n_layer=2, vocab_size=16384)
     assert kernel_configs_for(model.config, rows, torch.bfloat16) == table()[d_model, rows]
     assert bf16_distance(model, torch.arange(rows // 2) % 10, 2.0) <= STEP_LOGITS[4]
@@ -136,7 +129,7 @@ def test_bf16_with_24_layers():
 
 
 def test_bf16_with_1024_codes():
-    """Exponents are float64 there."""
+    # Exponents are float64 there.
     model = network("group", num_tokens=1024, n_layer=2)
     assert bf16_distance(model, LABELS[:2], 2.0) <= STEP_LOGITS[4]
 
@@ -147,7 +140,7 @@ def test_bf16_at_widths_off_the_kernels_blocks(d_model):
 
 
 def test_bf16_codes_do_not_depend_on_the_block_size_but_where_rounding_decides():
-    """Other block sizes take other kernels; a code differs first where the random number is near an edge."""
+    """Allow another code first where the random number is near an edge: other block sizes take other kernels."""
     model, labels = network("layer", d_model=768, n_layer=2, vocab_size=16384), torch.arange(64) % 10
     options = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98, "seed": 7}
     draw = lambda size: [  # noqa: E731
@@ -165,7 +158,7 @@ def test_bf16_codes_do_not_depend_on_the_block_size_but_where_rounding_decides()
 
 
 def test_averaged_weights_swapped_in_and_out():
-    """As training does it: other tensors in the parameters' places."""
+    """Replace the tensors of the parameters, as training does."""
     model, average = network("group"), network("group", seed=1)
     options = {"cfg_scale": 2.0, "seed": 7, "decoder": "fast"}
     own = [parameter.data for parameter in model.parameters()]
@@ -184,7 +177,7 @@ def test_sequences_that_are_no_multiple_of_a_graph(tokens):
 
 
 def test_logits_that_are_not_finite_end_the_call():
-    """The filters' search would go on for ever."""
+    # The search of the filters would never end.
     model = network("none")
     with torch.no_grad():
         model.backbone.norm_f.weight[0] = torch.nan
@@ -239,7 +232,7 @@ MIXES = {
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_other_launch_options(mix, monkeypatch):
-    """Weights read early, B and vectors fetched: right, and nothing too soon, whether the table takes them or not."""
+    """Read weights early and fetch B and vectors: the codes are right, also where the table does not use it."""
     product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
     expected = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
     expected = replace(expected, ahead=64, ahead_b=64, vectors=True, line=16)
@@ -251,7 +244,7 @@ def test_other_launch_options(mix, monkeypatch):
 
 
 def assert_patient_kernels_draw_the_same(model: AiM, images: int, monkeypatch) -> None:
-    """The same codes, to the last one, when every kernel waits for the end of the one before."""
+    """Assert that all codes stay the same when every kernel waits for the end of the previous one."""
     from aim_lightning.sampling.fast import triton_step  # imports triton
 
     labels, tokens = torch.arange(images) % 10, model.config.num_tokens

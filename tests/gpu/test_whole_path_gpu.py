@@ -26,13 +26,6 @@ from aim_lightning.utils.process import ProcessRank
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _exact_products():
-    if not torch.cuda.is_available():
-        pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
 @pytest.mark.parametrize("dtype", LOGITS)
 @pytest.mark.parametrize("name", ["tiny_group", "tiny_adaln"])
 def test_logits(name, dtype):

@@ -1,4 +1,4 @@
-"""How far two computations of the same thing may lie apart on a GPU: norm of the difference over the norm, by dtype."""
+"""Tolerances of computations on a GPU by dtype: norm of the difference over the norm."""
 
 import torch
 
