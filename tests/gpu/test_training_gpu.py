@@ -95,3 +95,22 @@ def test_a_killed_run_continues_to_the_bit(experiment, options):
         assert (f"training from step {stopped}" in result.stdout) == (run == killed.name)
     assert_equal(checkpoints(killed)[60], checkpoints(reference)[60])
     assert series(killed) == series(reference) and len(series(killed)["train/loss"]) == 60
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_continue_to_the_bit(experiment):
+    options = (*GPU, "--trainer.devices", 2, "--trainer.max_steps", 60)
+    process = experiment.start("fit", "stopped", *options)
+    deadline = time.monotonic() + 200
+    while not list_checkpoints(experiment.runs / "stopped") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    for run in ("stopped", "whole"):
+        result = experiment.process("fit", run, *options)
+        assert result.returncode == 0, result.stdout
+        assert ("training from the start" in result.stdout) == (run == "whole")
+    stopped, whole = experiment.runs / "stopped", experiment.runs / "whole"
+    assert_equal(checkpoints(stopped)[60], checkpoints(whole)[60])
+    assert series(stopped) == series(whole)
