@@ -9,7 +9,6 @@ convolutions. `evaluate` is measured in float32, its default, and in TF32.
 """
 
 import argparse
-import io
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -97,15 +97,9 @@ def random_weights(path: Path) -> Path:
     """Write random weights in the published format."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    class Unread(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, strict=True):
-            return None
-
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
     torch.manual_seed(0)
-    network = Unread("random", ["2048"], feature_extractor_weights_path=nothing)
+    with mock.patch("torch.load"), mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="unread")
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

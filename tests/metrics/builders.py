@@ -1,9 +1,9 @@
 """Small feature networks, random images, Inception weights in the published format, and forked ranks."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,16 +21,9 @@ FEATURES = 6
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory) -> Path:
     """Write random weights that torch-fidelity reads as Inception's, with batch norms that change their input."""
-
-    class Unread(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict, strict=True):
-            return None
-
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
     torch.manual_seed(0)
-    network = Unread("random", ["2048"], feature_extractor_weights_path=empty)
+    with mock.patch("torch.load"), mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path="unread")
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)  # the default shrinks activations to nothing in 50 layers

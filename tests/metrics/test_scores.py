@@ -16,25 +16,30 @@ from torch import nn
 from torchmetrics import Metric
 
 from aim_lightning.evaluation.image_sets import NpzImages
+from aim_lightning.metrics import reference_statistics
 from aim_lightning.metrics.feature_sets import KernelDistance, PrecisionRecall, SampleFeatures
 from aim_lightning.metrics.features import TorchFeatures
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
-from aim_lightning.metrics.reference_statistics import (
-    ReferenceImages,
-    ReferenceImagesBuilder,
-    adm_gaussians,
-    chosen_rows,
-)
+from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, adm_gaussians
 from aim_lightning.metrics.scores import Scores
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile, write_npz
 
 torch.set_num_threads(1)
 
 
-def test_three_processes_equal_one(tmp_path):
-    images, real = random_images(100), random_images(120, 1, 200)
-    network, labels = Complete().load(), torch.arange(120) % 2
+@pytest.fixture(scope="module")
+def network():
+    return Complete().load()
+
+
+@pytest.fixture
+def real(network):
+    """Return the statistics of 40 reference images without labels."""
+    return reference_of(network, random_images(40))
+
+
+def test_three_processes_equal_one(network, tmp_path):
+    images, real, labels = random_images(100), random_images(120, 1, 200), torch.arange(120) % 2
     alone = score(network, reference_of(network, real, labels), images)
 
     def work(rank):
@@ -131,9 +136,9 @@ def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metri
 
 
 def test_chosen_rows_depend_on_their_number_only():
-    kept = chosen_rows(1000, 100)
-    assert int(kept.sum()) == 100 and torch.equal(kept, chosen_rows(1000, 100))
-    assert 30 < int(kept[:500].sum()) < 70 and int(chosen_rows(50, 100).sum()) == 50
+    kept = reference_statistics.chosen_rows(1000, 100)
+    assert int(kept.sum()) == 100 and torch.equal(kept, reference_statistics.chosen_rows(1000, 100))
+    assert 30 < int(kept[:500].sum()) < 70 and int(reference_statistics.chosen_rows(50, 100).sum()) == 50
 
 
 def test_features_are_sorted_and_an_image_counts_once():
@@ -146,19 +151,16 @@ def test_features_are_sorted_and_an_image_counts_once():
         metric.compute()
 
 
-def test_wrong_images_are_refused():
-    network = Complete().load()
-    real = reference_of(network, random_images(40))
+def test_wrong_images_are_refused(network, real):
     scores = Scores(network, real, 10)
     grey = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     for wrong in (torch.rand(2, 3, 8, 8), grey, torch.full((1, 3, 8, 8), float("nan"))):
         with pytest.raises(ValueError):
             scores.update(wrong, torch.arange(len(wrong)))
-    assert_user_error("two images", ReferenceImagesBuilder, network, 1)
+    assert_user_error("need at least two images; the data gave 1", ReferenceImagesBuilder, network, 1)
 
 
-def test_fewer_images_than_features_names_the_bias():
-    network = Complete().load()
+def test_fewer_images_than_features_names_the_bias(network):
     for real, fake, counts in ((40, 5, "5 generated images for 6"), (5, 40, "5 real images for 6")):
         kept = reference_of(network, random_images(real)).tensors()  # as read from the cache
         message = f"{counts} features; the covariance is singular and the distance too high"
@@ -166,31 +168,24 @@ def test_fewer_images_than_features_names_the_bias():
             score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
-def test_names_of_stand_ins_differ_from_those_of_papers():
-    network = Means().load()
-    values = score(network, reference_of(network, random_images(40), torch.arange(40) % 2), random_images(30))
-    assert set(values) == {"fd_means", "kd_means", "precision_means", "recall_means", "class_agreement"}
-    light = score(network, reference_of(network, random_images(40)), random_images(30), compare=False)
-    assert set(light) == {"fd_means"} and light["fd_means"] == pytest.approx(values["fd_means"])
+PUBLISHED = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
+STAND_IN = ["fd_means", "kd_means", "precision_means", "recall_means"]
 
 
-@pytest.mark.parametrize("network", [Complete, Means])
+@pytest.mark.parametrize(("network", "names", "distances"), [(Complete, PUBLISHED, 4), (Means, STAND_IN, 1)])
 @pytest.mark.parametrize("labels", [None, torch.arange(40) % 2])
-@pytest.mark.parametrize("compare", [True, False])
-def test_names_are_known_before_anything_is_scored(network, labels, compare):
+def test_names_are_known_before_scoring_and_differ_from_those_of_papers(network, names, distances, labels):
     network = network().load()
-    real = reference_of(network, random_images(40), labels)
-    assert Scores(network, real, 30, compare=compare).names() == list(
-        score(network, real, random_images(30), compare=compare)
-    )
+    real, agreement = reference_of(network, random_images(40), labels), [] if labels is None else ["class_agreement"]
+    values = {}
+    for compare, expected in ((True, names + agreement), (False, names[:distances] + agreement)):
+        values[compare] = score(network, real, random_images(30), compare=compare)
+        assert Scores(network, real, 30, compare=compare).names() == list(values[compare]) == expected
+    assert values[False] == pytest.approx({name: values[True][name] for name in values[False]})
 
 
-def test_the_protocol_of_an_early_end_is_that_of_fewer_images():
-    network = Complete().load()
-    scores, few = (Scores(network, reference_of(network, random_images(40)), count) for count in (30, 12))
-    assert scores.protocol()["kernel_distance"]["subset_size"] == 30
-    names = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
-    assert scores.names() == names and Scores(network, scores.real, 30, compare=False).names() == names[:4]
+def test_the_protocol_of_an_early_end_is_that_of_fewer_images(network, real):
+    scores, few = (Scores(network, real, count) for count in (30, 12))
     kernel = {"subsets": 100, "subset_size": 30, "seed": 2020, "kernel": "(x.y / F + 1)^3"}
     assert scores.protocol() == {
         "features": network.protocol(),
@@ -203,24 +198,20 @@ def test_the_protocol_of_an_early_end_is_that_of_fewer_images():
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 
 
-def test_a_reference_of_two_images_without_labels_has_no_probe():
-    network, images = Complete().load(), random_images(2)
-    builder = ReferenceImagesBuilder(network, 2)
-    builder.add(images, None, torch.arange(2))
-    real = builder.finish({})
+def test_a_reference_of_two_images_without_labels_has_no_probe(network):
+    images = random_images(2)
+    real = reference_of(network, images)
     assert real.probe is None and real.count == 2 and torch.equal(real.features, network.outputs(images)["features"])
-    assert_user_error("need at least two images; the data gave 1", ReferenceImagesBuilder, network, 1)
 
 
-def test_real_images_survive_a_file():
-    network = Complete().load()
+def test_real_images_survive_a_file(network):
     real = reference_of(network, random_images(40), torch.arange(40) % 2)
     again = ReferenceImages.from_tensors(real.tensors(), {"kind": "test"})
     assert (again.source, again.count) == ({"kind": "test"}, 40)
     assert score(network, again, random_images(30)) == score(network, real, random_images(30))
 
 
-def adm_file(path, network, real, **changes):
+def adm_file(path, real, **changes):
     (mu, sigma), (mu_s, sigma_s) = (tuple(v.numpy() for v in real.gaussians[o]) for o in ("features", "spatial"))
     arrays = {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s} | changes
     nhwc = random_images(40).permute(0, 2, 3, 1).numpy()
@@ -228,35 +219,32 @@ def adm_file(path, network, real, **changes):
     return NpzFile(path)
 
 
-def test_adm_reference_gives_the_same_distances(tmp_path):
-    network = Complete().load()
-    real = reference_of(network, random_images(40))
-    gaussians = adm_gaussians(adm_file(tmp_path / "ref.npz", network, real), network)
-    again = ReferenceImages(gaussians, real.features, None, {})
-    assert score(network, again, random_images(30, 2)) == pytest.approx(
-        score(network, real, random_images(30, 2)), rel=1e-12
-    )
+def test_adm_reference_gives_the_same_distances(network, real, tmp_path):
+    again = ReferenceImages(adm_gaussians(adm_file(tmp_path / "ref.npz", real), network), real.features, None, {})
+    expected = score(network, real, random_images(30, 2))
+    assert score(network, again, random_images(30, 2)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_adm_reference_of_another_shape_or_network_is_refused(tmp_path):
-    network = Complete().load()
-    real = reference_of(network, random_images(40))
-    with pytest.raises(UserError, match="mu_s: float64 \\(4,\\), expected finite floats \\(3,\\)"):
-        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, mu_s=np.zeros(4)), network)
-    with pytest.raises(UserError, match="sigma: float64"):
-        adm_gaussians(adm_file(tmp_path / "ref.npz", network, real, sigma=np.full((6, 6), np.nan)), network)
+WRONG_STATISTICS = [
+    ({"mu_s": np.zeros(4)}, r"mu_s: float64 \(4,\), expected finite floats \(3,\)"),
+    ({"sigma": np.full((6, 6), np.nan)}, "sigma: float64"),
+]
 
 
-def test_adm_statistics_are_for_the_published_inception_alone(tmp_path):
+@pytest.mark.parametrize(("changes", "message"), WRONG_STATISTICS)
+def test_adm_reference_of_another_shape_or_network_is_refused(network, real, tmp_path, changes, message):
+    assert_user_error(message, adm_gaussians, adm_file(tmp_path / "ref.npz", real, **changes), network)
+
+
+def test_adm_statistics_are_for_the_published_inception_alone(network, real, tmp_path):
     """Other weights have features of the same shape; for them the file's images are used."""
-    network = Complete().load()
-    file, other = adm_file(tmp_path / "ref.npz", network, reference_of(network, random_images(40))), Complete().load()
+    file, other = adm_file(tmp_path / "ref.npz", real), Complete().load()
     other.metric_name = "fd_inception_1a2b3c4d"
     assert set(adm_gaussians(file, network)) == {"features", "spatial"}
     assert adm_gaussians(file, other) == adm_gaussians(file, Means().load()) == {}
     np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
-    with pytest.raises(UserError, match=r"published Inception only, and no images \(arr_0\) for fd_inception_1a2b3c4d"):
-        adm_gaussians(NpzFile(tmp_path / "alone.npz"), other)
+    message = r"published Inception only, and no images \(arr_0\) for fd_inception_1a2b3c4d"
+    assert_user_error(message, adm_gaussians, NpzFile(tmp_path / "alone.npz"), other)
 
 
 def test_npz_rows_are_mapped_decompressed_and_written(tmp_path):
@@ -335,12 +323,12 @@ def test_any_torch_network_gives_a_distance_with_its_name(tmp_path):
     network = TorchFeatures(**options, num_features=512, input_size=64, layer="features").load()
     values = score(network, reference_of(network, random_images(8)), random_images(6), compare=False)
     assert set(values) == {"fd_squeeze"} and network.protocol()["factory"] == "torchvision.models.squeezenet1_1()"
-    with pytest.raises(UserError, match="num_features"):
-        TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()(random_images(1))
-    assert_user_error("no module", TorchFeatures(**options, num_features=5, layer="nowhere").load)
-    with pytest.raises(UserError, match="cannot be imported"):
-        TorchFeatures(**options | {"factory": "torchvision.nothing"}, num_features=5).load()
-    with pytest.raises(UserError, match=r"squeezenet1_1 refuses its options: .*num_class"):
-        TorchFeatures(**options, num_features=5, options={"num_class": 10}).load()
-    with pytest.raises(UserError, match="does not fit"):
-        TorchFeatures(**options | {"factory": "torchvision.models.resnet18"}, num_features=512).load()
+    wrong = TorchFeatures(**options, num_features=5, input_size=64, layer="features").load()
+    assert_user_error("num_features", wrong, random_images(1))
+    for changes, message in (
+        ({"layer": "nowhere"}, "no module"),
+        ({"factory": "torchvision.nothing"}, "cannot be imported"),
+        ({"options": {"num_class": 10}}, "squeezenet1_1 refuses its options: .*num_class"),
+        ({"factory": "torchvision.models.resnet18"}, "does not fit"),
+    ):
+        assert_user_error(message, TorchFeatures(**options | {"num_features": 5} | changes).load)
