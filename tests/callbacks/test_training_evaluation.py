@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +14,11 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from evaluation.small import networks
+from evaluation.small import last_error, networks
 from helpers import TINY, assert_user_error, write_tokens
-from integration.tiny import scalars, write_config
+from integration.tiny import Experiment, scalars, write_config
 
+from aim_lightning.callbacks.evaluation import training_evaluation
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
 from aim_lightning.callbacks.training import stop_request
 from aim_lightning.checkpoint.io import read_checkpoint
@@ -30,9 +29,13 @@ from aim_lightning.evaluation.incremental import IncrementalScores
 from aim_lightning.evaluation.score_record import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+DDP = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+DATA = ROOT / "data/fashion_mnist_mini/val"
+OPTIONS = "--callbacks.training_evaluation"
+TAG = "metrics/fd_effnet_lite0_40"
 MORE = """
 tokenizer: {root}/published
-images: {{train: data/fashion_mnist_mini/val, val: data/fashion_mnist_mini/val, image_size: 4, resize: 4}}
+images: {{train: {data}, val: {data}, image_size: 4, resize: 4}}
 features: {{class_path: aim_lightning.metrics.features.EfficientNetLite0Features, init_args: {{size: 32}}}}
 sampling: {{cfg_scale: 1.5, batch_size: 16}}
 callbacks:
@@ -49,45 +52,19 @@ def experiment(tmp_path_factory):
     pipeline.save_pretrained(root / "published")
     for split, rows in (("train", [25, 20, 16]), ("val", [19])):
         write_tokens(root / "tokens" / split, rows, tokenizer_hash=pipeline.tokenizer.weights_hash, config=TINY)
-    values, more = yaml.safe_load(write_config(root).read_text()), yaml.safe_load(MORE.format(root=root))
+    values, more = yaml.safe_load(write_config(root).read_text()), yaml.safe_load(MORE.format(root=root, data=DATA))
     values["callbacks"] = {**more.pop("callbacks"), **values["callbacks"]}
     (root / "tiny.yaml").write_text(yaml.safe_dump({**values, **more}, sort_keys=False))
-    return root
-
-
-def words(experiment, run, *options):
-    return ["fit", "--config", str(experiment / "tiny.yaml"), "--run", run, *map(str, options)]
-
-
-def fit(experiment, run, *options):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        assert main(words(experiment, run, *options)) == 0
-    return experiment / "runs" / "tiny" / run
-
-
-def fit_on_two_ranks(experiment, run, *options):
-    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp", *options)
-    command = [sys.executable, "-m", "aim_lightning", *words(experiment, run, *ddp)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-
-
-def last_error(capsys):
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return Experiment(root / "tiny.yaml")
 
 
 @pytest.fixture(scope="module")
 def run(experiment):
-    return fit(experiment, "with")
+    return experiment.fit("with")
 
 
 def test_training_is_the_same_to_the_bit(experiment, run):
-    other = fit(experiment, "without", "--callbacks.training_evaluation", "null")
+    other = experiment.fit("without", OPTIONS, "null")
     curves, other_curves = scalars(run), scalars(other)
     for tag in ("train/loss", "train/grad_norm", "val/loss"):
         assert curves[tag] == other_curves[tag] and len(curves[tag]) > 2, tag
@@ -99,7 +76,7 @@ def test_training_is_the_same_to_the_bit(experiment, run):
 
 
 def test_curves_grid_and_best_checkpoints(run):
-    values = scalars(run)["metrics/fd_effnet_lite0_40"]
+    values = scalars(run)[TAG]
     assert [step for step, _ in values] == [6, 12, 18, 22]
     assert {"metrics/precision_effnet_lite0_40", "metrics/class_agreement_40"} <= set(scalars(run))
     assert (run / "samples" / "evaluation.png").is_file()
@@ -110,28 +87,27 @@ def test_curves_grid_and_best_checkpoints(run):
     assert content["trainer"]["global_step"] == ranked[0][1] and content["ema"] is not None
 
 
-def test_a_continued_run_equals_an_uninterrupted_one(experiment, run):
+def test_a_continued_run_equals_an_uninterrupted_one(experiment, run, tmp_path):
     """Cut back to the checkpoint of step 12: values, best checkpoints and steps are as without the break.
 
     With the fast decoder, which generates the plain one's images in float32, and a grid of samples after validation.
     """
-    cut = experiment / "runs" / "tiny" / "cut"
+    cut = experiment.runs / "cut"
     grid = "{class_path: aim_lightning.callbacks.logging.image_logging.SampleGrid, init_args: {classes: 2, columns: 2}}"
-    (experiment / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
-    fast = ("--callbacks.checkpoints.keep_last", "9", "--config", experiment / "fast.yaml")
-    fit(experiment, "cut", *fast)
+    (tmp_path / "fast.yaml").write_text(f"sampling: {{decoder: fast}}\ncallbacks: {{grid: {grid}}}\n")
+    fast = ("--callbacks.checkpoints.keep_last", "9", "--config", tmp_path / "fast.yaml")
+    experiment.fit("cut", *fast)
     for path in (cut / "checkpoints").iterdir():
         if int(path.stem.split("=")[1]) > 12:
             path.unlink()
     shutil.rmtree(cut / "best")
-    fit(experiment, "cut", *fast)
-    tag = "metrics/fd_effnet_lite0_40"
-    assert scalars(cut)[tag] == scalars(run)[tag]
+    experiment.fit("cut", *fast)
+    assert scalars(cut)[TAG] == scalars(run)[TAG]
     assert (cut / "samples" / "grid.png").is_file()
 
 
 @pytest.mark.long
-def test_fifty_evaluations_use_constant_memory(experiment, monkeypatch):
+def test_fifty_evaluations_use_constant_memory(experiment, monkeypatch, tmp_path):
     measured, evaluate = [], TrainingEvaluation._evaluate
 
     def measuring(self, *arguments):
@@ -144,11 +120,11 @@ def test_fifty_evaluations_use_constant_memory(experiment, monkeypatch):
 
     monkeypatch.setattr(TrainingEvaluation, "_evaluate", measuring)
     options = ("--trainer.max_steps", 50, "--trainer.val_check_interval", 1000, "--callbacks.ema", "null")
-    few = ("--callbacks.training_evaluation.every_n_steps", 1, "--callbacks.training_evaluation.keep_best", 0)
+    few = (f"{OPTIONS}.every_n_steps", 1, f"{OPTIONS}.keep_best", 0)
     images = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
-    np.savez(experiment / "reference.npz", arr_0=images)  # fifty distances to 2,000 images would take long
-    few += ("--callbacks.training_evaluation.reference", experiment / "reference.npz")
-    fit(experiment, "fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
+    np.savez(tmp_path / "reference.npz", arr_0=images)  # fifty distances to 2,000 images would take long
+    few += (f"{OPTIONS}.reference", tmp_path / "reference.npz")
+    experiment.fit("fifty", *options, *few, "--callbacks.checkpoints.every_n_steps", 50)
     assert len(measured) == 50
     assert 0 < measured[-1][0] <= max(tensors for tensors, _ in measured[:10]), "tensors are kept"
     # One matrix of 1,280 x 1,280 kept per evaluation would be 500 MiB; the heap itself grows by a few of them.
@@ -160,20 +136,20 @@ def test_two_ranks_with_uneven_shares_and_a_budget_end(experiment):
 
     With the fast decoder, as on two GPUs.
     """
-    budget = ("--callbacks.training_evaluation.num_samples", 49, "--callbacks.training_evaluation.budget_seconds", 1e-3)
-    result = fit_on_two_ranks(experiment, "two", "--trainer.max_steps", 8, "--sampling.decoder", "fast", *budget)
-    assert result.returncode == 0, result.stdout + result.stderr
-    curves = scalars(experiment / "runs" / "tiny" / "two")
+    budget = (f"{OPTIONS}.num_samples", 49, f"{OPTIONS}.budget_seconds", 1e-3)
+    result = experiment.process("fit", "two", *DDP, "--trainer.max_steps", 8, "--sampling.decoder", "fast", *budget)
+    assert result.returncode == 0, result.stdout
+    curves = scalars(experiment.runs / "two")
     assert [step for step, _ in curves["metrics/fd_effnet_lite0_32"]] == [6, 8]
     assert not any(tag.endswith("_49") for tag in curves)
-    record = read_record(experiment / "runs" / "tiny" / "two" / "samples" / "evaluation.json")
+    record = read_record(experiment.runs / "two" / "samples" / "evaluation.json")
     assert record["protocol"]["sampling"]["decoder"] == "fast"
 
 
 def test_evaluation_by_epochs_of_the_trained_weights(experiment):
     """Seven steps per epoch: due after each second one, at the first batch of the next."""
-    by_epoch = ("--callbacks.training_evaluation.every_n_steps", 0, "--callbacks.training_evaluation.every_n_epochs", 2)
-    run = fit(experiment, "epochs", *by_epoch, "--callbacks.ema", "null")
+    by_epoch = (f"{OPTIONS}.every_n_steps", 0, f"{OPTIONS}.every_n_epochs", 2)
+    run = experiment.fit("epochs", *by_epoch, "--callbacks.ema", "null")
     assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40_raw"]] == [14, 22]
 
 
@@ -189,40 +165,39 @@ def test_a_signal_aborts_an_evaluation_and_the_next_start_repeats_it(experiment,
             yield images
 
     with monkeypatch.context() as patch:
-        patch.chdir(ROOT)
         patch.setattr(incremental, "generate_blocks", interrupted)
-        assert main(words(experiment, "signal")) == 128 + signal.SIGTERM
-    other = experiment / "runs" / "tiny" / "signal"
+        assert main(experiment.words("fit", "signal")) == 128 + signal.SIGTERM
+    other = experiment.runs / "signal"
     assert len(generated) == 5 and (other / "checkpoints" / "step=00000012.ckpt").is_file()
     signals._received = signals.NONE  # as in a new process
-    fit(experiment, "signal")
-    for tag in ("train/loss", "metrics/fd_effnet_lite0_40"):
+    experiment.fit("signal")
+    for tag in ("train/loss", TAG):
         assert scalars(other)[tag] == scalars(run)[tag], tag
     kept, expected = (sorted(path.name for path in (directory / "best").iterdir()) for directory in (other, run))
     assert kept == expected
 
 
 @pytest.mark.long
-def test_a_signal_to_one_of_two_ranks_stops_both_at_that_step(experiment):
+def test_a_signal_to_one_of_two_ranks_stops_both_at_that_step(experiment, tmp_path):
     """Three blocks are two rounds: rank 1 gets it while it generates at step 12, both agree before the second round."""
-    (experiment / "signalling.yaml").write_text(
+    (tmp_path / "signalling.yaml").write_text(
         "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, block: 2}}}\n"
     )
-    result = fit_on_two_ranks(experiment, "both", "--config", experiment / "signalling.yaml")
-    assert result.returncode == 128 + signal.SIGTERM, result.stdout + result.stderr
-    assert "evaluation aborted" in result.stdout and "Traceback" not in result.stderr
-    run = experiment / "runs" / "tiny" / "both"
+    result = experiment.process("fit", "both", *DDP, "--config", tmp_path / "signalling.yaml")
+    assert result.returncode == 128 + signal.SIGTERM, result.stdout
+    assert "evaluation aborted" in result.stdout and "Traceback" not in result.stdout
+    run = experiment.runs / "both"
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step=00000012.ckpt"
-    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
+    assert [step for step, _ in scalars(run)[TAG]] == [6]
 
 
 def test_every_block_is_a_heartbeat_and_the_record_contains_the_protocol(experiment, run, monkeypatch):
     phases = []
     monkeypatch.setattr(stop_request, "beat", phases.append)
-    fit(experiment, "beats", "--trainer.max_steps", 6)
+    experiment.fit("beats", "--trainer.max_steps", 6)
     assert sum("of an evaluation" in phase for phase in phases) == 3
     record = read_record(run / "samples" / "evaluation.json")
-    assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(scalars(run)["metrics/fd_effnet_lite0_40"][-1][1])
+    assert record["metrics"]["fd_effnet_lite0_40"] == pytest.approx(scalars(run)[TAG][-1][1])
     assert (record["model"]["step"], record["model"]["weights"], record["num_images"]) == (22, "ema", 40)
     assert record["protocol"]["sampling"]["cfg_scale"] == 1.5 and record["protocol"]["reference"]["fingerprint"]
     assert (record["model"]["experiment"], record["model"]["run"]) == ("tiny", "with")
@@ -237,38 +212,38 @@ def test_results_of_fit_contain_the_step_of_the_last_validation_and_validate_rep
     fit = results["protocol"]["fit"]
     assert (results["protocol"]["step"], fit["step"]) == (22, 18) and "weights_sha256" not in fit
     assert fit["metrics"] == sorted(results["metrics"]) and "val/loss" in fit["metrics"]
-    assert main(["validate", "--config", str(experiment / "tiny.yaml"), "--run", "with"]) == 0
+    assert main(experiment.words("validate", "with")) == 0
     protocol = json.loads((run / "results.json").read_text())["protocol"]
     assert protocol["step"] == protocol["validate"]["step"] == 22 and len(protocol["validate"]["weights_sha256"]) == 64
     assert "val/loss" in protocol["validate"]["metrics"] and "training_evaluation" not in protocol["validate"]
     assert "val/loss" not in protocol.get("fit", {}).get("metrics", [])
 
 
-def test_images_of_another_size_than_the_reference_are_noticed_before_training(experiment, capsys):
-    np.savez(experiment / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
-    reference = ("--callbacks.training_evaluation.reference", experiment / "large.npz")
-    assert main(words(experiment, "size", *reference)) == 2
+def test_images_of_another_size_than_the_reference_are_noticed_before_training(experiment, capsys, tmp_path):
+    np.savez(tmp_path / "large.npz", arr_0=np.zeros((9, 8, 8, 3), np.uint8))
+    reference = (f"{OPTIONS}.reference", tmp_path / "large.npz")
+    assert main(experiment.words("fit", "size", *reference)) == 2
     assert "4x4 pixels, those of the reference 8x8" in last_error(capsys)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_guidance_without_a_trained_null_class_is_refused_before_training(command, experiment, run, capsys):
     name = "with" if command == "validate" else "no_null"
-    assert main([command, *words(experiment, name, "--model.label_dropout", 0)[1:]]) == 2
+    assert main(experiment.words(command, name, "--model.label_dropout", 0)) == 2
     message = "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0"
     assert message in last_error(capsys)
 
 
 def test_guidance_without_a_trained_null_class_can_be_allowed(experiment):
-    allow = ("--callbacks.training_evaluation.allow_untrained_guidance", "true", "--trainer.max_steps", 6)
-    run = fit(experiment, "allowed", "--model.label_dropout", 0, *allow)
-    assert [step for step, _ in scalars(run)["metrics/fd_effnet_lite0_40"]] == [6]
+    allow = (f"{OPTIONS}.allow_untrained_guidance", "true", "--trainer.max_steps", 6)
+    run = experiment.fit("allowed", "--model.label_dropout", 0, *allow)
+    assert [step for step, _ in scalars(run)[TAG]] == [6]
 
 
 def test_a_mistyped_monitor_is_noticed_before_training(experiment, capsys):
-    assert main(words(experiment, "monitor", "--callbacks.training_evaluation.monitor", "fid")) == 2
+    assert main(experiment.words("fit", "monitor", f"{OPTIONS}.monitor", "fid")) == 2
     assert "monitor is 'fid'; use one of fd_effnet_lite0, kd_effnet_lite0, precision" in last_error(capsys)
-    assert not list((experiment / "runs" / "tiny" / "monitor" / "checkpoints").glob("*"))
+    assert not list((experiment.runs / "monitor" / "checkpoints").glob("*"))
 
 
 def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch):
@@ -276,8 +251,7 @@ def test_only_values_of_as_many_images_are_ranked_together(tmp_path, monkeypatch
     callback = TrainingEvaluation(num_samples=40, every_n_steps=1, keep_best=2)
     callback.features, callback.run_dir = SimpleNamespace(metric_name="fd"), tmp_path
     (tmp_path / "best").mkdir()
-    module = "aim_lightning.callbacks.evaluation.training_evaluation"
-    monkeypatch.setattr(f"{module}.write_or_report", lambda trainer, path: Path(path).touch())
+    monkeypatch.setattr(training_evaluation, "write_or_report", lambda trainer, path: Path(path).touch())
     trainer = SimpleNamespace(is_global_zero=True)
     for step, count, value in ((1, 40, 2.0), (2, 40, 1.0), (3, 16, 9.0), (4, 16, 8.0), (5, 16, 8.5)):
         callback.num_samples, trainer.global_step = count, step
@@ -296,14 +270,12 @@ def test_the_budget_decides_once(monkeypatch):
         calls.append((num_images, budget_seconds))
         return IncrementalScores(0, next(counts), {})
 
-    module = "aim_lightning.callbacks.evaluation.training_evaluation"
-    monkeypatch.setattr(f"{module}.AiMPipeline", lambda *networks: None)
+    monkeypatch.setattr(training_evaluation, "AiMPipeline", lambda *networks: None)
     monkeypatch.setattr(TrainingEvaluation, "_record", lambda *_, **__: {"metrics": {}})
     monkeypatch.setattr(TrainingEvaluation, "_keep_best", lambda *_: None)
     callback.tokenizer, callback.scorer = None, SimpleNamespace(score=score)
     trainer = SimpleNamespace(callbacks=[], loggers=[], is_global_zero=False, global_step=1)
-    network = torch.nn.Linear(1, 1)
-    module = SimpleNamespace(device=torch.device("cpu"), network=network)
+    module = SimpleNamespace(device=torch.device("cpu"), network=torch.nn.Linear(1, 1))
     for _ in range(3):
         callback._evaluate(trainer, module)
     again = TrainingEvaluation(num_samples=40, every_n_steps=1, budget_seconds=10.0)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import TINY, TINY_VQ
+from helpers import random_aim
+from weights.makers import SMALL_VQ, run_content
 
 from aim_lightning.checkpoint.io import write_checkpoint
 from aim_lightning.cli.main import main
-from aim_lightning.models import AiM, VQModel
+from aim_lightning.models import VQModel
 from aim_lightning.pipeline import AiMPipeline
 
 CONFIG = """
@@ -34,12 +34,7 @@ trainer: {{accelerator: cpu, devices: 1}}
 
 def networks(seed: int = 0) -> AiMPipeline:
     """Build networks with random weights whose images vary."""
-    torch.manual_seed(seed)
-    aim = AiM(TINY)
-    for parameter in aim.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    vq = VQModel(TINY_VQ.__class__(**{**TINY_VQ.__dict__, "image_size": 4}))
+    aim, vq = random_aim(seed=seed), VQModel(SMALL_VQ)
     for parameter in vq.decoder.parameters():
         parameter.data *= 1.5
     return AiMPipeline(aim, vq)
@@ -52,23 +47,13 @@ def write_step(
     from aim_lightning.cli.arguments import Arguments
     from aim_lightning.cli.config import read
 
-    weights = networks(seed).aim.state_dict()
+    network = networks(seed).aim
     values = read(Arguments([root / "small.yaml"], [("run", run)])).values
     values["trainer"] |= {"max_steps": max_steps}
     values["model"]["init_args"] |= model_options
-    content = {
-        "network": weights,
-        "ema": {"steps": step, "network": weights},
-        "optimizers": [],
-        "schedulers": [],
-        "cursor": {"epoch": 0, "batch": 0},
-        "data": None,
-        "random_state": [],
-        "configuration": values,
-        "class_names": ["red", "green", "blue"],
-        "tokenizer_hash": None,
-        "trainer": {"global_step": step, "weight_groups": ["network"], "callbacks": {}, "loops": {}},
-    }
+    names = {"class_names": ["red", "green", "blue"], "tokenizer_hash": None}
+    trainer = {"global_step": step, "weight_groups": ["network"], "callbacks": {}, "loops": {}}
+    content = run_content(network, network.state_dict(), configuration=values, trainer=trainer, **names)
     path = root / "runs" / "small" / run / "checkpoints" / f"step={step:08d}.ckpt"
     write_checkpoint(content, path)
     return path
@@ -105,3 +90,9 @@ def last_error(capsys) -> str:
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")
     return line
+
+
+def refused(capsys, command: str, config: Path, *options) -> str:
+    """Run a command that must end with exit code 2 and return its line of error."""
+    assert call(command, config, *options) == 2
+    return last_error(capsys)

@@ -1,20 +1,18 @@
 """`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of images."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from evaluation.small import call, config, last_error, networks, words, workspace, write_step  # noqa: F401
+from conftest import ROOT, python, start_python
+from evaluation.small import call, config, last_error, networks, refused, words, workspace, write_step  # noqa: F401
 from helpers import assert_user_error
 from PIL import Image
 
@@ -137,8 +135,8 @@ def test_a_checkpoint_needs_no_run(workspace, config, capsys, tmp_path):
     elsewhere = ("--run", "nowhere", "--out", tmp_path / "out", "--num", 5)
     assert call("evaluate", config, "--checkpoint", tmp_path / "copy.ckpt", *elsewhere) == 0
     assert len(list((tmp_path / "out").glob("*/scores.json"))) == 1
-    assert call("evaluate", config, "--checkpoint", tmp_path / "copied.ckpt", *elsewhere) == 2
-    assert "copied.ckpt does not exist" in last_error(capsys)
+    error = refused(capsys, "evaluate", config, "--checkpoint", tmp_path / "copied.ckpt", *elsewhere)
+    assert "copied.ckpt does not exist" in error
 
 
 def test_existing_images_have_the_same_scores(scored, archive, config, tmp_path):
@@ -154,13 +152,12 @@ def test_existing_images_have_the_same_scores(scored, archive, config, tmp_path)
 
 
 @pytest.mark.slow
-def test_an_image_that_one_of_two_processes_cannot_read_is_one_line(archive, config, tmp_path):
+def test_an_image_that_one_of_two_processes_cannot_read_is_one_line(archive, config, tmp_path, aim_cli):
     """Both processes end with that line, and nothing is written."""
     directory = loose_images(archive, tmp_path / "broken", 20)
     (directory / "1" / "015.png").write_bytes((directory / "1" / "013.png").read_bytes()[:60])
     options = ("--samples", directory, "--out", tmp_path / "out", "--feature_batch", 5, "--trainer.devices", 2)
-    command = [sys.executable, "-m", "aim_lightning", *words("evaluate", config, *options)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    result = aim_cli(*words("evaluate", config, *options))
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     message = re.compile(r"015.png is not a readable image .*; restore or remove it$")
@@ -190,8 +187,8 @@ def test_features_that_are_not_finite_are_one_line_and_nothing_is_written(
         return features(self, images) * (float("nan") if len(images) < 32 else 1)
 
     monkeypatch.setattr(EfficientNetLite0Features, "_features", diverging)
-    assert call("evaluate", config, "--samples", archive, "--out", tmp_path / "nan") == 2
-    assert "not finite (NaN): the feature network's weights" in last_error(capsys)
+    error = refused(capsys, "evaluate", config, "--samples", archive, "--out", tmp_path / "nan")
+    assert "not finite (NaN): the feature network's weights" in error
     assert not (tmp_path / "nan").exists()
 
 
@@ -210,8 +207,8 @@ def test_a_network_that_diverged_is_one_line(config, workspace, monkeypatch, cap
     write_step(workspace, 3, "diverged")
     decode = VQModel.decode
     monkeypatch.setattr(VQModel, "decode", lambda self, codes: decode(self, codes) * float("nan"))
-    assert call("evaluate", config, "--run", "diverged", "--num", "5") == 2
-    assert "have diverged; take an earlier checkpoint" in last_error(capsys)
+    error = refused(capsys, "evaluate", config, "--run", "diverged", "--num", "5")
+    assert "have diverged; take an earlier checkpoint" in error
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sweep", "follow"])
@@ -219,8 +216,7 @@ def test_guidance_without_a_trained_null_class_needs_the_option(command, config,
     write_step(workspace, 7, "no_null", label_dropout=0)
     options = {"sweep": ("--grid", "top_k=2"), "follow": ("--patience", "0")}.get(command, ())
     options += ("--run", "no_null", "--num", "5")
-    assert call(command, config, *options) == 2
-    error = last_error(capsys)
+    error = refused(capsys, command, config, *options)
     assert "sampling.cfg_scale is 1.5, but the network was trained with label_dropout 0" in error
     assert "allow_untrained_guidance" in error
     assert call(command, config, *options, "--allow_untrained_guidance") == 0
@@ -366,9 +362,8 @@ def test_two_processes_continue_a_killed_evaluation(scored, config, workspace):
     copy = workspace / "runs" / "small" / "killed"
     shutil.copytree(workspace / "runs" / "small" / "main" / "checkpoints", copy / "checkpoints")
     options = ("--num", 100, "--run", "killed", "--checkpoint", copy / "checkpoints" / "step=00000007.ckpt")
-    command = [sys.executable, "-m", "aim_lightning", *words("evaluate", config, *options)]
-    start = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **start)
+    command = ("-m", "aim_lightning", *words("evaluate", config, *options))
+    process = start_python(*command)
     deadline = time.monotonic() + 120
     while process.poll() is None and not list(copy.glob("evaluations/*/blocks/block-*.npy")):
         assert time.monotonic() < deadline
@@ -376,8 +371,7 @@ def test_two_processes_continue_a_killed_evaluation(scored, config, workspace):
     process.send_signal(signal.SIGKILL)
     process.wait()
     leftovers = list(copy.glob("evaluations/*/blocks/*"))
-    command += ["--trainer.devices", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, **start)
+    result = python(*command, "--trainer.devices", 2)
     assert result.returncode == 0, result.stdout + result.stderr
     (directory,) = (copy / "evaluations").iterdir()
     record = read_record(directory / "scores.json")
@@ -426,8 +420,8 @@ def test_directories_of_images(tmp_path):
     assert batch[0].shape == (2, 3, 4, 5) and batch[1] is None
     assert_user_error(r"2\.png is 6x4 pixels, 0\.png 5x4", lambda: list(images.batches([range(0, 3)])))
     (tmp_path / "2.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"2\.png is not a readable image \(no image format that Pillow supports\)"):
-        list(images.batches([range(2, 3)]))
+    message = r"2\.png is not a readable image \(no image format that Pillow supports\)"
+    assert_user_error(message, lambda: list(images.batches([range(2, 3)])))
     first = images.identity()["sha256"]
     assert first == DirectoryImages(tmp_path).identity()["sha256"]
     Image.new("RGB", (5, 4), (9, 0, 0)).save(tmp_path / "0.png")
@@ -477,8 +471,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(workspace, config, capsys,
     options = [workspace / word if word in ("one.npz", "few.npz") else word for word in options]
     # Few images, where that is not the mistake.
     few = [] if {"--num", "--samples", "--labels"} & set(options) else ["--num", "5"]
-    assert call("evaluate", config, *options, *few) == 2
-    assert message in last_error(capsys)
+    assert message in refused(capsys, "evaluate", config, *options, *few)
     assert sorted((workspace / "runs").rglob("*")) == before
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from evaluation import small
-from evaluation.small import config, last_error, workspace, write_step  # noqa: F401
+from evaluation.small import config, last_error, refused, workspace, write_step  # noqa: F401
 from helpers import assert_user_error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,14 +66,13 @@ WRONG_VALUES += ["position_offset=2", "decoder=slow", "precision=half"]
 def test_every_point_is_checked_before_the_first_sample(text, config, monkeypatch, capsys):
     assert_user_error(f"--grid: .*{text.partition('=')[0]}", grid_points, parse_grid(text), SamplingOptions())
     monkeypatch.setattr("aim_lightning.cli.build.evaluation_setup.start", None)  # is never reached
-    assert call("sweep", config, "--grid", text) == 2
-    assert last_error(capsys).startswith("error: --grid: ")
+    assert refused(capsys, "sweep", config, "--grid", text).startswith("error: --grid: ")
 
 
 def test_unsupported_options_are_refused_before_the_first_sample(config, monkeypatch, capsys):
     monkeypatch.setattr(Evaluation, "run", None)  # is never reached
-    assert call("sweep", config, "--grid", "cfg_scale=1,2 pixel_precision=float32,tf32") == 2
-    assert "pixel_precision tf32 needs an NVIDIA GPU" in last_error(capsys)
+    error = refused(capsys, "sweep", config, "--grid", "cfg_scale=1,2 pixel_precision=float32,tf32")
+    assert "pixel_precision tf32 needs an NVIDIA GPU" in error
 
 
 def test_another_sweep_over_the_same_grid_has_another_directory(config, workspace):
@@ -170,11 +169,11 @@ def test_follow_scores_each_checkpoint_once(config, workspace, capsys):
 
 
 def test_follow_needs_a_run_and_a_checkpoint(config, workspace, capsys):
-    assert call("follow", config, "--run", "mistyped") == 2
-    assert "small/mistyped does not exist; start its training first" in last_error(capsys)
+    error = refused(capsys, "follow", config, "--run", "mistyped")
+    assert "small/mistyped does not exist; start its training first" in error
     (workspace / "runs" / "small" / "young").mkdir()
-    assert call("follow", config, "--run", "young", "--every", "0.01", "--patience", "0.1") == 2
-    assert "got no checkpoint within 0.1 seconds" in last_error(capsys)
+    error = refused(capsys, "follow", config, "--run", "young", "--every", "0.01", "--patience", "0.1")
+    assert "got no checkpoint within 0.1 seconds" in error
 
 
 def test_follow_ends_after_its_patience_also_with_a_lease(tmp_path):
@@ -278,12 +277,10 @@ def test_reproduce_offline_reports_what_is_missing_in_one_line(options, words, m
 
 def make_record(fid=True, **more):
     values = {"fid": 9.876, "is": 100.5, "is_std": 1.0, "kid": -1e-6} if fid else {"fd_effnet_lite0": 5.5}
-    features = {"network": "inception", "weights_sha256": "ab" * 32, "resizing": "bilinear"}
-    reference = {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000}
     protocol = {
         "sampling": {"cfg_scale": 2.0, "top_k": 600, "temperature": 0.9, "seed": 0},
-        "features": features,
-        "reference": reference,
+        "features": {"network": "inception", "weights_sha256": "ab" * 32, "resizing": "bilinear"},
+        "reference": {"kind": "npz", "name": "ref.npz", "sha256": "cd" * 32, "pictures": 10000},
     }
     model = {"kind": "run", "experiment": "demo", "step": 1200, "weights": "ema"}
     return score_record(model, {"pictures": "fashion"}, values, 10_000, protocol, {}, "1 x GPU") | more
@@ -299,10 +296,9 @@ def test_the_table_shows_recorded_results_only(tmp_path):
     empty = render({}, {})
     assert "Nothing is recorded yet" in empty and "| AiM-B | 148M | 3.52 | 250.1 | 0.83 | 0.52 |" in empty
     assert [len(rows) for rows in paper_results().values()] == [4, 11]
-    write_json(tmp_path / "results" / "one.json", make_record())
-    write_json(tmp_path / "results" / "two.json", make_record(fid=False))
     several = {"seeds": [0, 1, 2], "std": {"fid_10k": 0.25}}
-    write_json(tmp_path / "results" / "three.json", make_record(**several))
+    for name, options in (("one", {}), ("two", {"fid": False}), ("three", several)):
+        write_json(tmp_path / "results" / f"{name}.json", make_record(**options))
     directories = ["--results", str(tmp_path / "results"), "--sweeps", str(tmp_path / "none")]
     assert main(["table", *directories, "--out", str(tmp_path / "README.md")]) == 0
     text = (tmp_path / "README.md").read_text()
@@ -320,6 +316,5 @@ def test_the_table_shows_recorded_results_only(tmp_path):
 
 def test_the_shipped_table_is_up_to_date():
     """`make table` was run after the last record."""
-    assert (ROOT / "experiments/README.md").read_text() == render(
-        read_records(ROOT / "experiments/results"), read_sweeps(ROOT / "experiments/sweeps")
-    )
+    records, sweeps = read_records(ROOT / "experiments/results"), read_sweeps(ROOT / "experiments/sweeps")
+    assert (ROOT / "experiments/README.md").read_text() == render(records, sweeps)

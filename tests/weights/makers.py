@@ -43,6 +43,7 @@ def run_content(network: torch.nn.Module, averaged: dict | None = None, **extra)
         "ema": {"steps": 3, "network": averaged} if averaged else None,
         "configuration": {"model": model, "runs_root": "runs", "tokenizer": None},
         "trainer": {"global_step": 1},
+        "cursor": {"epoch": 0, "batch": 0},
         **extra,
     }
 
