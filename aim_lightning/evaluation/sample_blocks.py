@@ -16,7 +16,7 @@ from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, atomic_path
+from aim_lightning.utils.files import atomic_path, remove_abandoned
 from aim_lightning.utils.npz import write_npz
 
 
@@ -114,8 +114,7 @@ class BlockDirectory(ImageSet):
 
     def clear(self) -> None:
         """Delete the partial files of a killed process, also in the parent directory, which gets the archive."""
-        for leftover in (*abandoned(self.path), *abandoned(self.path.parent)):
-            leftover.unlink(missing_ok=True)
+        remove_abandoned(self.path, self.path.parent)
 
     def remove(self) -> None:
         """Delete the directory with all blocks."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -70,21 +71,21 @@ def _flush(path: Path, tolerated: tuple[int, ...] = ()) -> None:
             raise
 
 
-def abandoned(directory: Path) -> list[Path]:
-    """List the temporary files of `atomic_path` whose process is dead, or that are an hour old.
+def remove_abandoned(*directories: Path) -> None:
+    """Remove the temporary files of `atomic_path` whose process is dead, or that are an hour old.
+
+    Those of live processes stay: another job may be about to rename its file.
 
     Args:
-        directory: only its own entries are searched. Processes of other machines are judged by age.
+        *directories: only their own entries are searched. Processes of other machines are judged by age.
     """
     owner = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)-[0-9a-f]+\.tmp")
-    paths = []
-    for path in directory.glob(".*.tmp"):
+    for path in itertools.chain.from_iterable(directory.glob(".*.tmp") for directory in directories):
         match = owner.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):  # renamed to its final name in the meantime
             old = time.time() - path.stat().st_mtime > ABANDONED_AFTER
             if old or (match and not is_running(int(match[1]))):
-                paths.append(path)
-    return paths
+                path.unlink()
 
 
 def is_running(process_id: int) -> bool:

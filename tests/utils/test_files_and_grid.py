@@ -15,10 +15,10 @@ from PIL import Image
 from aim_lightning.callbacks.logging import image_logging
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import (
-    abandoned,
     atomic_directory,
     atomic_path,
     read_json,
+    remove_abandoned,
     tolerate_disk_errors,
     write_json,
 )
@@ -84,7 +84,7 @@ def test_grid_arranges_images_in_rows_and_enlarges_small_ones(tmp_path):
     assert Image.open(tmp_path / "x" / "grid.png").size == (grid.shape[2], grid.shape[1])
 
 
-def test_temporary_files_are_abandoned_by_dead_processes_and_by_age(tmp_path):
+def test_temporary_files_of_dead_processes_and_old_ones_are_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     host, alive = socket.gethostname(), os.getpid()
@@ -98,10 +98,11 @@ def test_temporary_files_are_abandoned_by_dead_processes_and_by_age(tmp_path):
     for name in names.values():
         (tmp_path / name).touch()
     os.utime(tmp_path / names["old"], (0, 0))
-    assert set(abandoned(tmp_path)) == {tmp_path / names["dead"], tmp_path / names["old"]}
     with atomic_path(tmp_path / "c.tar") as temporary:
         temporary.touch()
-        assert temporary not in abandoned(tmp_path)
+        remove_abandoned(tmp_path)
+        kept = {temporary.name, names["alive"], names["elsewhere"], names["complete"]}
+        assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_full_disk_is_reported_once_per_file(capsys):

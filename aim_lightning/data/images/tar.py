@@ -119,13 +119,9 @@ class OpenFiles:
             raise OSError(f"the file ends {size - len(content)} bytes too early")
         return content
 
-    def close(self) -> None:
-        """Close every file; `read` opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
     def __getstate__(self) -> dict[str, Any]:
         return {"_open": OrderedDict()}  # file descriptors are invalid in another process
 
     def __del__(self) -> None:
-        self.close()
+        for descriptor in self._open.values():
+            os.close(descriptor)

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from aim_lightning.data.images.decode import ImageTooSmall
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 CROPS = ("center", "adm_center", "random", "adm_random", "none")
 ADM_SMALLEST_CROP = 0.8  # of the shorter side
@@ -43,9 +44,7 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise UserError(f"crop is {self.crop!r}; use one of {', '.join(CROPS)}")
-        for name, least in (("image_size", 1), ("resize", 1), ("pad", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
+        check_arguments("", ImageTransform, vars(self), Range(1), pad=Range(0))
         if self.crop.startswith("adm_") and self.resize is not None:
             raise UserError(f"crop {self.crop} resizes by itself, but resize is {self.resize}; set resize null")
         if self.resize is not None and (side := self.resize + 2 * self.pad) < self.image_size:

@@ -155,8 +155,8 @@ class TokenManifest:
             values = json.loads(text)
         except ValueError as error:
             raise UserError(f"token manifest {where} is not readable JSON ({error})") from None
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            actual = values.get("format") if isinstance(values, dict) else type(values).__name__
+        actual = values.get("format") if isinstance(values, dict) else type(values).__name__
+        if actual != FORMAT:
             raise UserError(f"{where} has format {actual!r}, expected {FORMAT!r}; tokenize the images again")
         items = {"shards": TokenShard, "skipped": Skipped, "merged": Source}
         try:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 KINDS = ("center", "center_flip", "ten_crop")
 DEFAULT_RANGE = (1.1,)
@@ -120,14 +122,10 @@ class TokenizeOptions:
     batch_size: int = 64
     precision: str = "float32"
     compile: bool = False
-    on_error: str = "error"
+    on_error: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_shard", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.on_error not in ("error", "skip"):
-            raise UserError(f"on_error is {self.on_error!r}; use error or skip")
+        check_arguments("", TokenizeOptions, vars(self), Range(1))
 
     def encoding(self) -> dict:
         """Return the settings on which the codes depend."""

@@ -14,7 +14,7 @@ from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.manifest import is_remote
 from aim_lightning.utils.errors import TransientError, UserError
-from aim_lightning.utils.files import abandoned, make_directory, require_regular, write_bytes
+from aim_lightning.utils.files import make_directory, remove_abandoned, require_regular, write_bytes
 
 # Errors that another attempt does not resolve.
 PERMANENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -132,8 +132,7 @@ def _read_cache(path: Path, sha256: str) -> Fetched | None:
 
 
 def _fill_cache(path: Path, data: bytes) -> None:
-    for leftover in abandoned(path.parent):
-        leftover.unlink(missing_ok=True)
+    remove_abandoned(path.parent)
     try:
         write_bytes(path, data)
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aim_lightning.data.tokens.format.manifest import Skipped, TokenManifest, TokenShard
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import abandoned, read_json, write_json
+from aim_lightning.utils.files import read_json, remove_abandoned, write_json
 
 FORMAT = "aim_lightning.token_plan/1"
 PLAN = "plan.json"
@@ -162,7 +162,5 @@ def write_manifest(directory: Path, manifest: TokenManifest, shards: list[Planne
         encoding=manifest.encoding | {"devices": sorted({shard.device for shard in ordered})},
     )
     manifest.save(directory)
-    # Only of dead processes: another job on this directory may be about to rename its file.
-    for leftover in [*abandoned(directory), *abandoned(directory / FINISHED)]:
-        leftover.unlink(missing_ok=True)
+    remove_abandoned(directory, directory / FINISHED)
     return manifest
