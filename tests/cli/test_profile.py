@@ -15,9 +15,9 @@ from aim_lightning.cli.commands.profile import COLUMNS, kernel_table
 @pytest.mark.slow
 def test_trace_and_table_of_a_training(tmp_path):
     experiment = Experiment(write_experiment(tmp_path))
-    result = experiment.process("profile", "main", "--steps", 3, "--data.max_device_batch_size", 4)
+    result = experiment.process("profile", "main", "--steps", 3)  # 8 steps in epochs of 7
     assert result.returncode == 0, result.stdout
-    assert "3 steps of 4 images on one CPU\n" in result.stdout and "aten::mm" in result.stdout
+    assert "3 steps of 8 images on one CPU\n" in result.stdout and "aten::mm" in result.stdout
     assert [path.name for path in (experiment.runs / "main").iterdir()] == ["profile"]
     directory = experiment.runs / "main" / "profile"
     (trace,) = directory.glob("*.pt.trace.json.gz")

@@ -4,6 +4,7 @@ import argparse
 import csv
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aim_lightning.cli.common_options import number, option
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 HELP = "trace ten training steps for Perfetto and TensorBoard, and list the most expensive kernels"
 WARM_UP = 5  # steps that compile, tune and allocate
 LISTED = 20
+Table = list[tuple[str, float, float, float]]
 COLUMNS = ("name", "launches_per_step", "milliseconds_per_step", "share")
 
 
@@ -36,43 +38,44 @@ def run(config: Config, options: argparse.Namespace) -> int:
     quiet()
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer reports a missing GPU as an error
     rows = batch_plan(config, meta_module(config))[0].micro_batch_size
-    simulate = config.reads_tokens and token_manifest(config) is None
-    directory, device, times = config.run_directory.path / "profile", torch.device("cpu"), []
+    simulate = config.class_name("data") == "TokenDataModule" and token_manifest(config) is None
+    directory, times = config.run_directory.path / "profile", []
     steps = schedule(wait=0, warmup=WARM_UP, active=options.steps, repeat=1)
     tracer = profile(schedule=steps, on_trace_ready=tensorboard_trace_handler(str(directory), use_gzip=True))
 
     def on_train_batch_end(trainer, module, outputs, batch, batch_idx: int) -> None:
-        nonlocal device
-        device = module.device
-        if batch_idx + 1 in (WARM_UP, WARM_UP + options.steps):
-            if device.type == "cuda":
-                torch.cuda.synchronize()  # the last kernels of the step are still running
-            times.append(time.perf_counter())
+        if module.device.type == "cuda" and len(times) + 1 in (WARM_UP, WARM_UP + options.steps):
+            torch.cuda.synchronize()  # the last kernels of the step are still running
+        times.append(time.perf_counter())
         tracer.step()
 
     with tracer:
         callback = LambdaCallback(on_train_batch_end=on_train_batch_end)
-        train_briefly(config, rows, WARM_UP + options.steps, simulate, callback)
+        cli = train_briefly(config, rows, WARM_UP + options.steps, simulate, callback)
+    device = cli.trainer.strategy.root_device
     table, total = kernel_table(tracer, options.steps, device.type)
-    path = directory / "kernels.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *table])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    wall = 1000 * (times[1] - times[0]) / options.steps
+    wall = 1000 * (times[-1] - times[WARM_UP - 1]) / options.steps
     data = ", random codes" if simulate else ""
     print(f"profile of {config.run_directory.path}: {options.steps} steps of {rows} images on one {name}{data}")
     print(f"{wall:.1f} ms per step with the profiler, {total:.1f} ms in kernels; the {len(table)} most expensive:")
-    print(f"  {'ms per step':>11s}  {'share':>6s}  {'launches':>8s}  name")
-    for kernel, launches, milliseconds, share in table:
-        print(f"  {milliseconds:11.3f}  {share:6.1%}  {launches:8.1f}  {kernel[:90]}")
-    trace = max(directory.glob("*.pt.trace.json.gz"), key=lambda file: file.stat().st_mtime)
-    print(f"trace: {trace} (open it at https://ui.perfetto.dev)\ntable: {path}")
+    _write(table, directory)
     return 0
 
 
-def kernel_table(
-    tracer: "profile", steps: int, device_type: str
-) -> tuple[list[tuple[str, float, float, float]], float]:
+def _write(table: Table, directory: Path) -> None:
+    """Print the table, write it next to the trace, and print where both are."""
+    path = directory / "kernels.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *table])
+    print(f"  {'ms per step':>11s}  {'share':>6s}  {'launches':>8s}  name")
+    for name, launches, milliseconds, share in table:
+        print(f"  {milliseconds:11.3f}  {share:6.1%}  {launches:8.1f}  {name[:90]}")
+    trace = max(directory.glob("*.pt.trace.json.gz"), key=lambda file: file.stat().st_mtime)
+    print(f"trace: {trace} (open it at https://ui.perfetto.dev)\ntable: {path}")
+
+
+def kernel_table(tracer: "profile", steps: int, device_type: str) -> tuple[Table, float]:
     """Return name, launches and milliseconds per step and share of the most expensive kernels, and the total.
 
     Args:
