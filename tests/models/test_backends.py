@@ -51,7 +51,7 @@ def test_where_the_fused_path_is_not_taken(differences):
         "d_conv 2": None,
         "d_conv 4": None,
         "d_conv 5": "causal-conv1d has no kernel for d_conv 5",
-        "not installed": "causal-conv1d is not installed",
+        "not installed": "causal-conv1d cannot be imported",
     }
 
 

@@ -148,7 +148,7 @@ def in_parts(function: Callable, width: int, *tensors: Tensor) -> Tensor | tuple
 def fused_refusal(config: AiMConfig) -> str | None:
     """Return why the fused path cannot be taken; None where it can."""
     if causal_conv1d_fwd_function is None:
-        return "causal-conv1d is not installed"
+        return "causal-conv1d cannot be imported"
     width = config.d_inner + config.conv_dim + config.nheads
     for part, size in (("in_proj", width), ("the convolution", config.conv_dim)):
         if size % FUSED_MULTIPLE:
