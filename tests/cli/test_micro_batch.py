@@ -11,6 +11,7 @@ from integration.tiny import Experiment, write_experiment
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.backends import choose as choose_module
 from aim_lightning.runs.directory import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -31,6 +32,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(choose_module, "launcher_fault", lambda device: None)
 
 
 def test_a_missing_gpu_is_assumed_to_have_80_gb():
