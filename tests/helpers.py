@@ -23,27 +23,10 @@ FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
 from named_weights import aim_weight, vq_weight  # noqa: E402
 
-TINY = AiMConfig(
-    d_model=32,
-    n_layer=2,
-    vocab_size=16,
-    num_classes=3,
-    num_tokens=4,
-    adaln="group",
-    num_groups=2,
-    d_state=8,
-    headdim=16,
-)
-TINY_VQ = VQConfig(
-    image_size=16,
-    codebook_size=16,
-    base_channels=8,
-    channel_multipliers=(1, 1),
-    num_res_blocks=1,
-    z_channels=8,
-    norm_groups=4,
-    usage_window=64,
-)
+_SIZES = {"d_model": 32, "n_layer": 2, "vocab_size": 16, "num_classes": 3, "num_tokens": 4}
+TINY = AiMConfig(**_SIZES, adaln="group", num_groups=2, d_state=8, headdim=16)
+_CHANNELS = {"base_channels": 8, "channel_multipliers": (1, 1), "z_channels": 8, "norm_groups": 4}
+TINY_VQ = VQConfig(image_size=16, codebook_size=16, num_res_blocks=1, usage_window=64, **_CHANNELS)
 
 
 def skip_without(program: str) -> None:
@@ -145,14 +128,15 @@ def write_random_vgg(path: Path) -> Path:
     return path
 
 
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
 def write_tokens(
-    directory: Path,
-    shard_rows: list[int],
-    *,
-    views: int = 1,
-    config: AiMConfig = TINY,
-    tokenizer_hash: str = "none",
-    seed: int = 0,
+    directory: Path, shard_rows: list[int], *, views=1, config=TINY, tokenizer_hash="none", seed=0, source="simulated"
 ) -> TokenManifest:
     """Write a directory of token shards with random codes; row r has label r % classes."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -165,6 +149,6 @@ def write_tokens(
         shards.append(TokenShard(path.name, rows, sha256_file(path)))
         first += rows
     names = [f"class{i}" for i in range(config.num_classes)]
-    manifest = TokenManifest((side, side), config.vocab_size, names, views, tokenizer_hash, "simulated", shards)
+    manifest = TokenManifest((side, side), config.vocab_size, names, views, tokenizer_hash, source, shards)
     manifest.save(directory)
     return manifest

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 from data.test_tokens import flat, module
-from helpers import assert_user_error, write_tokens
+from helpers import assert_user_error, flip_bit, write_tokens
 
 from aim_lightning.data.tokens.format import record_format
 from aim_lightning.utils.errors import UserError
@@ -24,11 +24,14 @@ def directory(tmp_path, monkeypatch):
 
 def flip(path, record, byte=200):
     """Change one byte in the middle of a record's codes."""
+    # It stays within the codebook: only the checksum differs.
+    flip_bit(path, codes_of(path, record).offset_data + byte)
+
+
+def codes_of(path, record):
+    """Return the tar's entry for the codes of a record."""
     with tarfile.open(path) as tar:
-        member = next(m for m in tar if m.name.endswith(f"-{record:04d}.codes.npy"))
-    data = bytearray(path.read_bytes())
-    data[member.offset_data + byte] ^= 1  # stays within the codebook: only the checksum differs
-    path.write_bytes(data)
+        return next(member for member in tar if member.name.endswith(f"-{record:04d}.codes.npy"))
 
 
 def rows_of(directory, **options):
@@ -76,9 +79,7 @@ def test_skipping_stays_a_function_of_seed_and_epoch(directory):
 
 def test_the_rest_of_a_truncated_shard_is_skipped(directory):
     path = directory / "train" / "tokens-000000.tar"
-    with tarfile.open(path) as tar:
-        member = next(m for m in tar if m.name.endswith("-0002.codes.npy"))
-    path.write_bytes(path.read_bytes()[: member.offset_data + 8])
+    path.write_bytes(path.read_bytes()[: codes_of(path, 2).offset_data + 8])
     rows, replaced, _ = rows_of(directory, batch=4)
     assert replaced == 15 and not set(range(20, 35)) & set(rows)
 
@@ -96,17 +97,15 @@ def test_validation_stops_all_the_same(directory):
 
 def test_every_changed_byte_of_a_record_is_noticed(directory, tmp_path):
     path, rng = directory / "train" / "tokens-000002.tar", np.random.default_rng(0)
-    complete = path.read_bytes()
     with tarfile.open(path) as tar:
         spans = [(m.offset_data, m.size) for m in tar]
     clean = rows_of(directory, batch=4)
     for _ in range(25):
         start, size = spans[rng.integers(len(spans))]
-        data = bytearray(complete)
-        data[start + rng.integers(size)] ^= 1 << rng.integers(8)
-        path.write_bytes(data)
+        change = start + rng.integers(size), rng.integers(8)
+        flip_bit(path, *change)
         assert_user_error(r"tokens-000002.tar, record 000[01]", lambda: list(module(directory).train_dataloader()))
-    path.write_bytes(complete)
+        flip_bit(path, *change)  # back
     assert rows_of(directory, batch=4) == clean
 
 

@@ -3,11 +3,11 @@
 import multiprocessing
 import pickle
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import torch
 from data.builders import save_noise
+from data.test_tokens import set_up
 from helpers import assert_user_error
 
 from aim_lightning.data.images.datamodule import ImageDataModule
@@ -26,14 +26,8 @@ def directory(tmp_path_factory):
 
 def module(directory, rank=0, world=1, limit=None, workers=0, epoch=0, start=0, seed=0):
     images = Images(str(directory / "train"), str(directory / "val"), image_size=16, resize=20)
-    data = ImageDataModule(
-        images, 6, max_device_batch_size=limit, val_batch_size=4, train_crop="random", num_workers=workers, seed=seed
-    )
-    data.setup("fit")
-    data.plan_for(world)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
-    data.cursor.epoch, data.cursor.batch = epoch, start
-    return data
+    data = ImageDataModule(images, 6, limit, 4, train_crop="random", num_workers=workers, seed=seed)
+    return set_up(data, rank, world, epoch, start)
 
 
 def test_a_set_is_opened_once_and_not_pickled(directory):
@@ -102,9 +96,8 @@ def test_training_keeps_the_global_random_state(directory):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_sees_every_image_once(directory, world):
-    rows = [
-        int(i) for rank in range(world) for b in module(directory, rank, world).val_dataloader() for i in b["index"]
-    ]
+    loaders = [module(directory, rank, world).val_dataloader() for rank in range(world)]
+    rows = [int(row) for loader in loaders for batch in loader for row in batch["index"]]
     assert sorted(rows) == list(range(14))
 
 

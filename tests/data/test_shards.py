@@ -3,19 +3,20 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from data.builders import encode, members_of, noise, npy, tar_of
 from data.test_tokens import stored
-from helpers import TINY, TINY_VQ, assert_user_error, write_tokens
+from helpers import TINY, TINY_VQ, assert_user_error, flip_bit, write_tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aim_lightning.cli import main as cli
 from aim_lightning.data.images.shard_writer import write_image_shards
-from aim_lightning.data.tokens.format.manifest import TokenManifest
+from aim_lightning.data.tokens.format.manifest import Skipped, TokenManifest
 from aim_lightning.data.tokens.format.record_format import record_digest
 from aim_lightning.data.tokens.read.preview import preview
 from aim_lightning.data.tokens.verify import verify_directory, verify_set
@@ -68,16 +69,12 @@ def test_truncated_tar(directory):
 
 def test_flipped_byte_names_the_record(directory):
     path = directory / "tokens-000000.tar"
-    content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
-        position = tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200
-    content[position] ^= 1  # still a code of the codebook
-    path.write_bytes(content)
-    messages = texts(directory)
-    assert messages[0] == (
-        "tokens-000000.tar, record tokens-000000-0001: its checksum differs: bytes were changed after it was written"
-    )
-    assert len(messages) == 2 and "its sha256 is not the manifest's" in messages[1]
+        flip_bit(path, tar.getmember("tokens-000000-0001.codes.npy").offset_data + 200)  # still a code of the codebook
+    record, file = texts(directory)
+    fact = "its checksum differs: bytes were changed after it was written"
+    assert record == f"tokens-000000.tar, record tokens-000000-0001: {fact}"
+    assert "its sha256 is not the manifest's" in file
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,9 +83,7 @@ def test_any_flipped_bit_is_detected_and_its_shard_named(tmp_path_factory, where
     directory = tmp_path_factory.mktemp("tokens")
     write_tokens(directory, [9, 12])
     path = directory / "tokens-000001.tar"
-    content = bytearray(path.read_bytes())
-    content[int(where * len(content))] ^= 1 << bit
-    path.write_bytes(content)
+    flip_bit(path, int(where * path.stat().st_size), bit)
     messages = verify_directory(directory)
     assert messages and {fault.shard for fault in messages} <= {path.name, "manifest.json"}
     assert any(fault.shard == path.name for fault in messages)
@@ -132,9 +127,8 @@ def test_code_out_of_range_wrong_views_and_wrong_types(directory):
     change(path, name, edit, reseal=True)
     assert "row 7, view 1: code 16 is out of range, the codebook has 16 (1 such codes)" in texts(directory)[0]
     change(path, name, lambda codes: codes[:, :1], reseal=True)
-    assert (
-        "codes are uint16 (40, 1, 4), expected uint16 (40, 2, 4) (rows, views, codes per image)" in texts(directory)[0]
-    )
+    expected = "codes are uint16 (40, 1, 4), expected uint16 (40, 2, 4) (rows, views, codes per image)"
+    assert expected in texts(directory)[0]
     change(path, name, lambda codes: codes.astype(np.int32), reseal=True)
     assert "codes are int32" in texts(directory)[0]
 
@@ -220,10 +214,8 @@ def test_preview_refuses_another_tokenizer(tokenizer, tmp_path):
 @pytest.fixture
 def parts(tmp_path):
     for name, shards, seed in (("a", [13, 5], 0), ("b", [8], 1), ("c", [4], 2)):
-        manifest = write_tokens(tmp_path / name, shards, seed=seed)
-        values = json.loads((tmp_path / name / "manifest.json").read_text())
-        values |= {"source": f"images of {name}", "skipped": [{"key": f"{name}.png", "reason": "broken"}]}
-        (tmp_path / name / "manifest.json").write_text(json.dumps(values))
+        manifest = write_tokens(tmp_path / name, shards, seed=seed, source=f"images of {name}")
+        replace(manifest, skipped=[Skipped(f"{name}.png", "broken")]).save(tmp_path / name)
         assert manifest.rows == sum(shards)
     return [tmp_path / name for name in "abc"]
 
@@ -286,9 +278,7 @@ def shards(capsys, *arguments) -> tuple[int, str, str]:
 def test_info_verify_and_merge_of_sets(tmp_path, capsys):
     for name, seed in (("a", 0), ("b", 5)):
         for split, rows in (("train", [30, 9]), ("val", [12])):
-            write_tokens(tmp_path / name / split, rows, seed=seed)
-            path = tmp_path / name / split / "manifest.json"
-            path.write_text(path.read_text().replace("simulated", f"{name}{split}"))
+            write_tokens(tmp_path / name / split, rows, seed=seed, source=f"{name}{split}")
     code, out, _ = shards(capsys, "info", tmp_path / "a")
     assert code == 0 and "39 in 2 shards" in out and "2 x 2 of 16" in out and "3: class0, class1, class2" in out
     code, out, _ = shards(capsys, "verify", tmp_path / "a")
@@ -303,33 +293,21 @@ def test_info_verify_and_merge_of_sets(tmp_path, capsys):
     assert "val/manifest.json: another tokenizer_hash" in out
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("class_names", '"class1"', '"other"'),
-        ("codebook_size", '"codebook_size": 16', '"codebook_size": 17'),
-        ("tokenizer_hash", '"none"', '"another"'),
-    ],
-)
-def test_splits_of_one_set_have_the_same_classes_codebook_and_tokenizer(tmp_path, name, old, new):
-    for split in ("train", "val"):
-        write_tokens(tmp_path / split, [12])
-    directories = [tmp_path / "train", tmp_path / "val"]
+@pytest.mark.parametrize("change", [{"class_names": ["a"]}, {"codebook_size": 17}, {"tokenizer_hash": "another"}])
+def test_splits_of_one_set_have_the_same_classes_codebook_and_tokenizer(tmp_path, change):
+    train, val = directories = [tmp_path / "train", tmp_path / "val"]
+    manifests = [write_tokens(directory, [12]) for directory in directories]
     assert list(verify_set(directories)) == []
-    path = directories[1] / "manifest.json"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+    replace(manifests[1], **change).save(val)
     (difference,) = verify_set(directories)
-    assert difference == f"{path}: another {name} than {directories[0] / 'manifest.json'}"
+    assert difference == f"{val}/manifest.json: another {next(iter(change))} than {train}/manifest.json"
 
 
 @pytest.mark.parametrize(("present", "absent"), [("train", "val"), ("val", "train")])
 def test_a_missing_split_is_a_fault(tmp_path, capsys, present, absent):
     for name, splits in (("half", [present]), ("whole", ["train", "val"])):
         for split in splits:
-            write_tokens(tmp_path / name / split, [12])
-            path = tmp_path / name / split / "manifest.json"
-            path.write_text(path.read_text().replace("simulated", f"{name}{split}"))
+            write_tokens(tmp_path / name / split, [12], source=f"{name}{split}")
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
     assert code == 1 and f"half/{absent}: missing" in out and f"half/{present}: 12 rows, no faults" in out
     for order in (["half", "whole"], ["whole", "half"]):
@@ -339,9 +317,7 @@ def test_a_missing_split_is_a_fault(tmp_path, capsys, present, absent):
     assert shards(capsys, "verify", tmp_path / "half" / present)[0] == 0  # one split, asked for by its name
     (tmp_path / "half" / absent).mkdir()  # started, not finished
     code, out, _ = shards(capsys, "verify", tmp_path / "half")
-    assert (
-        code == 1 and f"half/{absent} is no finished directory" in out and f"half/{present}: 12 rows, no faults" in out
-    )
+    assert code == 1 and f"half/{absent} is no finished" in out and f"half/{present}: 12 rows, no faults" in out
 
 
 CASES = [

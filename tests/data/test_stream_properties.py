@@ -1,7 +1,8 @@
 """The stream over random sizes, shard counts, worlds, workers and cut points, read as ranks and workers read it."""
 
 import math
-from functools import partial
+from collections import defaultdict
+from functools import cache, partial
 
 import pytest
 from helpers import write_tokens
@@ -10,29 +11,26 @@ from hypothesis import strategies as st
 
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.datamodule import TokenMicroBatches
-from aim_lightning.data.tokens.format.manifest import TokenManifest, file_url
+from aim_lightning.data.tokens.format.manifest import file_url
 from aim_lightning.data.tokens.read.reader import ShardReader
 
 
 @pytest.fixture(scope="module")
 def reader_of(tmp_path_factory):
     """A reader of shards of given numbers of rows."""
-    made = {}
 
-    def reader(shards):
-        key = tuple(shards)
-        if key not in made:
-            root = tmp_path_factory.mktemp("shards")
-            write_tokens(root / "train", list(shards), views=3, seed=len(made))
-            made[key] = ShardReader(TokenManifest.load(root / "train"), partial(file_url, str(root), "train"))
-        return made[key]
+    @cache
+    def reader(*shards):
+        root = tmp_path_factory.mktemp("shards")
+        manifest = write_tokens(root / "train", list(shards), views=3)
+        return ShardReader(manifest, partial(file_url, str(root), "train"))
 
     return reader
 
 
 def read(reader, plan, *, window, seed, epoch, start, workers):
     """{global batch: [(row, codes, label)]} as all workers of all ranks give them, with their place checked."""
-    found: dict[int, list] = {}
+    found = defaultdict(list)
     for rank in range(plan.world_size):
         stream = TokenMicroBatches(reader, window, plan, rank, seed)
         stream.epoch = epoch
@@ -40,9 +38,7 @@ def read(reader, plan, *, window, seed, epoch, start, workers):
             pieces = list(plan.positions(stream.rows, start, rank, worker, workers))
             for piece, batch in zip(pieces, stream.read(iter(pieces)), strict=True):
                 rows = zip(batch["index"].tolist(), batch["codes"].tolist(), batch["labels"].tolist(), strict=True)
-                found.setdefault(piece.start // plan.global_batch_size, []).extend(
-                    zip(range(piece.start, piece.stop), rows, strict=True)
-                )
+                found[piece.start // plan.global_batch_size] += zip(range(piece.start, piece.stop), rows, strict=True)
     return {batch: [row for _, row in sorted(rows)] for batch, rows in found.items()}
 
 
@@ -62,7 +58,7 @@ RANKS = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))  # wo
 )
 def test_any_ranks_and_workers_continue_at_any_cut(reader_of, shards, window, each, first, second, seed, epoch, cut):
     """Begun by one set of ranks and workers, continued by another: together every row once, each in its batch."""
-    reader, rows = reader_of(shards), sum(shards)
+    reader, rows = reader_of(*shards), sum(shards)
     unit = math.lcm(first[0] * first[1], second[0] * second[1])  # divides over both
     batch = min(each * unit, rows // unit * unit)
     if not batch:  # fewer rows than ranks
@@ -79,7 +75,7 @@ def test_any_ranks_and_workers_continue_at_any_cut(reader_of, shards, window, ea
 
 
 def test_the_tail_is_other_rows_every_epoch(reader_of):
-    reader, rows, plan, tails = reader_of([13, 9, 17, 5]), 44, BatchPlan(12, 1, 1), []
+    reader, rows, plan, tails = reader_of(13, 9, 17, 5), 44, BatchPlan(12, 1, 1), []
     for epoch in range(4):
         complete = read(reader, plan, window=20, seed=0, epoch=epoch, start=0, workers=1)
         tails.append(frozenset(range(rows)) - {row for batch in complete.values() for row, _, _ in batch})
@@ -87,7 +83,7 @@ def test_the_tail_is_other_rows_every_epoch(reader_of):
 
 
 def test_only_the_window_of_the_position_is_read(reader_of):
-    reader, plan, read_shards = reader_of([7] * 12), BatchPlan(7, 1, 1), []
+    reader, plan, read_shards = reader_of(*[7] * 12), BatchPlan(7, 1, 1), []
 
     class Counting(ShardReader):
         def read(self, shard, choose_view):
