@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def skip_without(program: str) -> None:
     """Skip a test on a machine without the program; CI (AIM_CI) fails instead."""
     if not shutil.which(program) and "AIM_CI" not in os.environ:
         pytest.skip(f"needs {program}")
+
+
+def write_program(path: Path, text: str, interpreter: str = "/bin/sh") -> Path:
+    """Write an executable script and return its path."""
+    path.write_text(f"#!{interpreter}\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until the condition is true; fail after N seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def assert_user_error(match: str, function: Callable, *arguments, **options) -> UserError:

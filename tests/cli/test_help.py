@@ -1,9 +1,6 @@
 """Help screens: every option with its type, present value and docstring."""
 
-import subprocess
-import sys
-
-from conftest import ROOT
+from conftest import ROOT, python
 
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import SECTIONS, read
@@ -71,5 +68,4 @@ def test_help_without_a_configuration_imports_nothing_heavy():
         "import sys; from aim_lightning.cli.main import main; main(['--help']); main(['fit', '--help']);"
         "print({'torch', 'lightning', 'jsonargparse'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines()[-1] == "set()"
+    assert python("-c", code).stdout.splitlines()[-1] == "set()"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers import assert_user_error
+from helpers import assert_user_error, wait_for, write_program
 
 from aim_lightning.cli.multiprocess import local_processes, rank_or_launch
 from aim_lightning.utils.process import RANKS, ProcessRank
@@ -54,10 +54,8 @@ def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):
 @pytest.mark.parametrize(("codes", "code"), [((1, 2), 2), ((143, 2), 2), ((1, -9), 137), ((1, -15), 1), ((0, 0), 0)])
 def test_the_most_specific_code_is_returned(codes, code, tmp_path, monkeypatch):
     """1 is also that of a process that misses another one, 143 that of one that the launcher stops."""
-    child = tmp_path / "child"
     ends = "; ".join(f"[ $RANK = {i} ] && {_ending(number)}" for i, number in enumerate(codes))
-    child.write_text(f"#!/bin/sh\ntrap '' TERM\nsleep 0.5\n{ends}\n")
-    child.chmod(0o755)
+    child = write_program(tmp_path / "child", f"trap '' TERM\nsleep 0.5\n{ends}")
     monkeypatch.setattr(sys, "executable", str(child))
     assert rank_or_launch({**CPU, "devices": 2}) == code
 
@@ -67,8 +65,7 @@ def _ending(code: int) -> str:
 
 
 # Stands in for the interpreter of the children: each records its start and then works for a minute.
-CHILD = f"""#!{sys.executable}
-import os, pathlib, sys, time
+CHILD = f"""import os, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from aim_lightning.cli.multiprocess import rank_or_launch
 process = rank_or_launch({CPU!r})
@@ -90,24 +87,15 @@ def runs(process: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_children_end_with_a_launcher_that_was_killed(tmp_path):
-    child, started = tmp_path / "child", tmp_path / "started"
+    child, started = write_program(tmp_path / "child", CHILD, sys.executable), tmp_path / "started"
     started.mkdir()
-    child.write_text(CHILD)
-    child.chmod(0o755)
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(child), str(started)])
-    until(lambda: len([path for path in started.iterdir() if path.read_text()]) == 2)
+    wait_for(lambda: len([path for path in started.iterdir() if path.read_text()]) == 2)
     children = [int(path.read_text()) for path in started.iterdir()]
     time.sleep(0.5)
     assert launcher.poll() is None and all(map(runs, children))
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
-    until(lambda: not any(map(runs, children)), 10)
+    wait_for(lambda: not any(map(runs, children)), 10)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import write_program
 from integration.tiny import write_experiment
 
 from aim_lightning.checkpoint.format import KEYS
@@ -37,8 +38,7 @@ def slurm(tmp_path, monkeypatch, capsys):
     programs = tmp_path / "programs"
     programs.mkdir()
     for name, body in COMMANDS.items():
-        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
-        (programs / name).chmod(0o755)
+        write_program(programs / name, body)
 
     def call(*words, state="", before=(), **more):
         action = ["config"] if words[0] == "config" else ["slurm", words[0]]

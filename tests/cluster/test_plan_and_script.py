@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import assert_contains, assert_user_error
+from helpers import assert_contains, assert_user_error, write_program
 
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, requeue_window, seconds
 from aim_lightning.cluster.options import ClusterOptions
@@ -56,8 +56,7 @@ def test_torchrun_is_one_task_per_node_with_the_processors_of_its_ranks():
 def run_job(tmp_path, **programs):
     """Run job.sbatch with small shell programs in place of those that it calls."""
     for name, body in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+        write_program(tmp_path / name, body)
     (tmp_path / "job.sbatch").write_text(render(plan(working_directory=tmp_path, python=str(tmp_path / "python"))))
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41"}
     return subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True, timeout=60)

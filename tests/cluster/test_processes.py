@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
+from helpers import write_program
 from integration.tiny import write_config
-from slurm_tokenizer import CONFIG
 
 from aim_lightning.cluster.sbatch_script import TEMPLATE
 
@@ -32,11 +32,6 @@ print("received", signals.received(), flush=True)
 """
 
 
-def python(code: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
-
-
 def start(*command, **env) -> subprocess.Popen:
     """Start a process whose output is read later."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -48,7 +43,7 @@ def start(*command, **env) -> subprocess.Popen:
     [([signal.SIGTERM], 1), ([signal.SIGUSR1], 2), ([signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM], 2)],
 )
 def test_a_handler_only_sets_a_flag_and_the_warning_counts_most(sent, expected):
-    done = python(SIGNALS, "now", *map(int, sent))
+    done = python("-c", SIGNALS, "now", *map(int, sent))
     assert done.returncode == 0 and f"received {expected}" in done.stdout, done.stderr
 
 
@@ -66,8 +61,7 @@ def test_a_signal_before_the_handlers_ends_nothing(tmp_path, code, number, env_b
     """SIGUSR1 waits for the handlers where `env` can block it; a request for stacks is ignored."""
     path = os.environ["PATH"]
     if not env_blocks:
-        (tmp_path / "env").write_text("#!/bin/sh\nexit 1\n")
-        (tmp_path / "env").chmod(0o755)
+        write_program(tmp_path / "env", "exit 1")
         path = f"{tmp_path}:{path}"
     elif subprocess.run(["env", "--block-signal=USR1", "true"], capture_output=True).returncode:
         pytest.skip("env of coreutils 8.31 or newer is needed; the job script then ignores early signals instead")
@@ -90,7 +84,7 @@ print("received", signals.received())
 
 def test_a_signal_to_the_job_does_not_end_the_command_that_queries_slurm():
     """`scontrol requeue` gets SIGTERM like every process of the job that it requeues."""
-    done = python(QUERY)
+    done = python("-c", QUERY)
     assert done.returncode == 0 and done.stdout.split() == ["answered", "received", "2"], done.stderr
 
 
@@ -115,7 +109,7 @@ except KeyboardInterrupt: print("interrupted", flush=True)
 
 def test_handlers_that_llvm_replaced_are_installed_again():
     pytest.importorskip("triton")
-    done = python(LLVM)
+    done = python("-c", LLVM)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == ["without 0", "with 1 2 2", "interrupted"]
     assert "most recent call first" in done.stderr  # SIGUSR2: the stacks
@@ -144,7 +138,7 @@ HANGS = [
 
 @pytest.mark.parametrize(("cause", "code", "message"), HANGS)
 def test_a_hang_ends_with_the_stacks_and_work_does_not(cause, code, message):
-    done = python(HANG, cause)
+    done = python("-c", HANG, cause)
     assert done.returncode == code and message in done.stderr, done.stderr
     assert ('File "<string>", line 7 in work' in done.stderr) == (cause != "none")
 
@@ -200,18 +194,11 @@ assert done[0] == child and os.waitstatus_to_exitcode(done[1]) == 0, done
 
 def test_a_loader_process_obeys_its_parent_alone():
     started = time.monotonic()
-    done = python(WORKER)
+    done = python("-c", WORKER)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 20
 
 
-# Each batch and the start of validation wait, so that the loader process still has batches to deliver.
-PROBE = """
-model: {init_args: {adversarial: null}}
-callbacks:
-  reconstruction_metrics: null
-  probe: {class_path: slurm_probe.Probe, init_args: {pause: 0.1, long: {validation: 30}}}
-"""
 LINE = (
     r"error: loader process [\d, ]+ ended \((killed|exited unexpectedly)\), possibly for lack of memory; "
     r"lower data.num_workers or give the job more memory"
@@ -238,8 +225,7 @@ def assert_killed_worker_is_one_line(*words, until=lambda: True) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
     experiment, run = write_config(tmp_path, "tiny_tokenizer"), tmp_path / "runs/tiny_tokenizer/main"
-    (tmp_path / "probe.yaml").write_text(PROBE)
-    files = ("--config", experiment, "--config", tmp_path / "probe.yaml")
+    files = ("--config", experiment, "--config", ROOT / "tests/cluster/probe.yaml")
     assert_killed_worker_is_one_line("fit", *files, until=lambda: list(run.glob("checkpoints/*.ckpt")))
     assert '"code": 74' in (run / "outcome.json").read_text()
     assert_killed_worker_is_one_line("validate", *files)
@@ -247,10 +233,8 @@ def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_of_tokenize(tmp_path):
-    config = tmp_path / "tokenize.yaml"
-    config.write_text(CONFIG)
     options = ("--batch_size", 20, "--data.out", tmp_path / "tokens")
-    assert_killed_worker_is_one_line("tokenize", "--config", config, *options)
+    assert_killed_worker_is_one_line("tokenize", "--config", ROOT / "tests/slurm/tokenize.yaml", *options)
 
 
 DESTRUCTORS = """
@@ -264,5 +248,5 @@ Loader(ValueError("another error"))
 
 
 def test_a_killed_worker_of_a_loader_that_is_being_deleted():
-    done = python(DESTRUCTORS)
+    done = python("-c", DESTRUCTORS)
     assert done.returncode == 0 and done.stderr.count("Traceback") == 1 and "another error" in done.stderr

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers import assert_user_error
+from helpers import assert_user_error, wait_for
 
 from aim_lightning.runs import lease as module
 from aim_lightning.runs.lease import Lease
@@ -64,13 +64,6 @@ def report_losses(path, beat_seconds=0.05, **options):
 
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path):
@@ -211,8 +204,7 @@ except UserError:
     print("refused", flush=True)
 """
     processes = [start(code, path, str(number)) for number in range(6)]
-    while len(list(path.parent.glob("ready-*"))) < len(processes):
-        time.sleep(0.01)
+    wait_for(lambda: len(list(path.parent.glob("ready-*"))) == len(processes))
     path.with_name("go").touch()
     assert sorted(finish(process)[1] for process in processes) == ["held"] + ["refused"] * 5
     assert not list(path.parent.glob(".lease*"))

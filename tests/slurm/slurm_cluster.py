@@ -22,16 +22,6 @@ from aim_lightning.runs.directory import newest_checkpoint
 HERE = Path(__file__).parent
 NEEDS = ("slurmctld", "slurmd", "sbatch", "munged")
 PATIENCE = 480.0  # seconds: other tests may use the processors meanwhile
-CLUSTER = """
-cluster:
-  cpus_per_task: 1
-  partition: main
-  time: 00:30:00
-  hang_seconds: 120
-callbacks:
-  probe: {class_path: slurm_probe.Probe, init_args: {pause: 1.0}}
-trainer: {accelerator: cpu, strategy: ddp}
-"""
 
 
 def missing() -> str | None:
@@ -62,7 +52,7 @@ class Cluster:
         }
         self.workspace.mkdir()
         self.experiment = write_experiment(self.workspace)
-        (self.workspace / "cluster.yaml").write_text(CLUSTER)
+        shutil.copy(HERE / "cluster.yaml", self.workspace)
         return self
 
     def up_daemons(self) -> None:

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from slurm_cluster import Run
-from slurm_tokenizer import CONFIG
+from slurm_cluster import HERE, Run
 
 from aim_lightning.cluster.slurm_api import parse_jobs
 
@@ -273,9 +272,17 @@ def test_torchrun_is_warned(case):
 
 def case_tokenize_on_two_nodes(cluster):
     """Run the example of docs/slurm.md with a requeue in the middle, and one process without SLURM."""
-    file, one, two = (cluster.workspace / name for name in ("tokenize.yaml", "tokens_one", "tokens_two"))
-    file.write_text(CONFIG)
-    command = [sys.executable, "-m", "aim_lightning", "tokenize", "--config", file, "--batch_size", 20]
+    one, two = cluster.workspace / "tokens_one", cluster.workspace / "tokens_two"
+    command = [
+        sys.executable,
+        "-m",
+        "aim_lightning",
+        "tokenize",
+        "--config",
+        HERE / "tokenize.yaml",
+        "--batch_size",
+        20,
+    ]
     command = [str(word) for word in (*command, "--rows_per_shard", 100, "--data.out")]
     lines = (f"cd {ROOT}", "export TOKENIZER_PAUSE=0.1", f"srun {' '.join(command)} {two}")
     run = cluster.script("tokenize", "#SBATCH --requeue --open-mode=append", *lines)
