@@ -5,7 +5,6 @@ from conftest import ROOT, python
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import SECTIONS, read
 from aim_lightning.cli.help import describe
-from aim_lightning.cli.main import main
 from aim_lightning.config import ComposedConfig
 from aim_lightning.config.check import Section
 
@@ -53,14 +52,13 @@ def test_options_of_scalar_named_and_fixed_sections():
     assert "trainer.callbacks" not in rows
 
 
-def test_help_of_one_section(capsys):
-    assert main(["fit", "--config", str(DEMO), "--help", "data"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
+def test_help_of_one_section(succeed, fail):
+    text = succeed("fit", "--config", DEMO, "--help", "data")
+    lines = [line for line in text.splitlines() if line.startswith("  --")]
     assert lines and all(line.startswith("  --data.") for line in lines)
-    assert main(["fit", "--help", "sampling"]) == 0
-    assert "--sampling.cfg_scale [float" in capsys.readouterr().out
-    assert main(["fit", "--help", "modle"]) == 2
-    assert capsys.readouterr().err == "error: command line: modle is not a known section; did you mean model?\n"
+    assert "--sampling.cfg_scale [float" in succeed("fit", "--help", "sampling")
+    error = "error: command line: modle is not a known section; did you mean model?\n"
+    assert fail("fit", "--help", "modle") == error
 
 
 def test_help_without_a_configuration_imports_nothing_heavy():

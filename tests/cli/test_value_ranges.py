@@ -7,7 +7,6 @@ from conftest import ROOT
 from helpers import assert_contains, assert_user_error
 
 from aim_lightning.cli.config import DEFAULTS, SECTIONS, Config
-from aim_lightning.cli.main import main
 from aim_lightning.cli.value_ranges import ARGUMENTS, TRAINER, check_ranges
 from aim_lightning.config import compose
 from aim_lightning.config.signature import find_class, parameters
@@ -100,11 +99,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("words", "fact"), OPTIONS)
-def test_options_out_of_range_are_one_line_with_exit_code_two(capsys, tmp_path, words, fact):
+def test_options_out_of_range_are_one_line_with_exit_code_two(fail, tmp_path, words, fact):
     words = words.replace("DEMO", f"--config {DEMO} --runs_root {tmp_path / 'runs'}")
-    assert main(words.split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: command line: {fact}") and error.count("\n") == 1
+    assert fail(*words.split()).startswith(f"error: command line: {fact}")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,10 +1,10 @@
 """The decision of `fit` about a run directory, as a function of its content."""
 
-import copy
 import dataclasses
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from aim_lightning.runs.resume_policy import Progress, RunContent, decide, decide_on_data
 
@@ -20,13 +20,10 @@ SCHEDULE = "model.init_args.optimizer.schedule"
 
 
 def changed(path, value, base=CONFIG):
-    config = copy.deepcopy(base)
-    *parents, leaf = path.split(".")
-    node = config
-    for parent in parents:
-        node = node[parent]
-    node[leaf] = value
-    return config
+    """Return a copy of a configuration with another value at a dotted path."""
+    config = OmegaConf.create(base)
+    OmegaConf.update(config, path, value, merge=False)
+    return OmegaConf.to_container(config)
 
 
 def content(now=CONFIG, step=40, epoch=2, damaged=(), before=CONFIG):

@@ -32,16 +32,21 @@ def cluster(tmp_path_factory):
         yield running
 
 
+def scenario_name(item) -> str:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("case") or getattr(item, "originalname", item.name).removeprefix("test_")
+
+
 @pytest.fixture(scope="session")
 def cases(request, cluster):
-    """Start the scenario `case_NAME` of every collected test `test_NAME`; return the futures by name.
+    """Start the scenario `case_NAME` of every collected test; return the futures by name.
 
-    A failed scenario fails its test.
+    NAME is that of the test, or its parameter `case`. A failed scenario fails its test.
     """
     pool, waiting, futures = ThreadPoolExecutor(CONCURRENT), ThreadPoolExecutor(len(WAITING)), {}
     references = [pool.submit(cluster.reference, nodes) for nodes in (2, 1)]
     for item in request.session.items:
-        name = getattr(item, "originalname", item.name).removeprefix("test_")
+        name = scenario_name(item)
         scenario = getattr(getattr(item, "module", None), f"case_{name}", None)
         if scenario is not None and name not in futures:
             futures[name] = (waiting if name in WAITING else pool).submit(scenario, cluster)
@@ -54,6 +59,6 @@ def cases(request, cluster):
 
 @pytest.fixture
 def case(request, cases):
-    """Return the result of `case_NAME` for the test `test_NAME`."""
-    future: Future = cases[request.node.name.removeprefix("test_")]
+    """Return the result of the scenario of a test."""
+    future: Future = cases[scenario_name(request.node)]
     return future.result()

@@ -28,16 +28,11 @@ def stops(run, name="SIGUSR1") -> list[int]:
 # Phase of the signal ------------------------------------------------------------------------------------------------
 
 
-def case_one_rank_gets_the_signal_while_the_other_lags(cluster):
+def case_one_rank_gets_the_signal(cluster):
     run = cluster.submit("lagging", "--callbacks.probe.pause_of_rank", "{'1': 0.5}", nodes=2)
     run.reaches("batch", 4, rank=1)
     run.send_to_rank(1)  # rank 0 learns it from rank 1 alone
     return run.ends()
-
-
-def test_one_rank_gets_the_signal_while_the_other_lags(case):
-    assert len(stops(case)) == 1
-    case.assert_equals_uninterrupted()
 
 
 def in_phase(phase: str):
@@ -51,21 +46,17 @@ case_a_signal_during_sampling = in_phase("sampling")
 case_a_signal_while_a_checkpoint_is_written = in_phase("checkpoint")
 
 
-def assert_stopped_after_the_phase(run, step: int) -> None:
-    assert stops(run) == [step]
-    run.assert_equals_uninterrupted()
+PHASES = [
+    ("a_signal_during_validation", 6),
+    ("a_signal_during_sampling", 6),
+    ("a_signal_while_a_checkpoint_is_written", 5),  # written just before step 5, after the agreement
+]
 
 
-def test_a_signal_during_validation(case):
-    assert_stopped_after_the_phase(case, 6)
-
-
-def test_a_signal_during_sampling(case):
-    assert_stopped_after_the_phase(case, 6)
-
-
-def test_a_signal_while_a_checkpoint_is_written(case):
-    assert_stopped_after_the_phase(case, 5)  # written just before step 5, after the agreement
+@pytest.mark.parametrize(("case", "step"), PHASES, indirect=["case"])
+def test_training_stops_after_the_phase_of_the_signal(case, step):
+    assert stops(case) == [step]
+    case.assert_equals_uninterrupted()
 
 
 def case_a_signal_during_the_restore(cluster):
@@ -117,11 +108,6 @@ def after_one_limit(run):
     run.until(lambda: run.info.restarts == 1)
     run.cluster.sh("scontrol", "update", f"jobid={run.job}", "timelimit=60")
     return run.ends()
-
-
-def test_the_warning_before_a_real_time_limit(case):
-    assert len(stops(case)) == 1
-    case.assert_equals_uninterrupted()
 
 
 def case_a_time_limit_without_a_warning(cluster):
@@ -262,7 +248,11 @@ def case_torchrun_is_warned(cluster):
     return cluster.submit("elastic", "--cluster.launcher", "torchrun", nodes=2).interrupt("batch", 5)
 
 
-def test_torchrun_is_warned(case):
+ONE_STOP = ["one_rank_gets_the_signal", "the_warning_before_a_real_time_limit", "torchrun_is_warned"]
+
+
+@pytest.mark.parametrize("case", ONE_STOP, indirect=True)
+def test_all_ranks_stop_once(case):
     assert len(stops(case)) == 1
     case.assert_equals_uninterrupted()
 
