@@ -99,13 +99,13 @@ def describe(name: str, section: Section, config: ComposedConfig) -> Options:
                 yield Option(f"{name}.{entry}", "class", inline(item), "switched off")
     elif section.fixed:
         yield from _options(config, name, find_class(section.fixed, name), value or {}, provided)
-    elif is_class(value) or (isinstance(value, dict) and section.default):
-        yield from _object(config, name, {"class_path": section.default, **value}, provided)
+    elif is_class(value):
+        yield from _object(config, name, value, provided)
     elif section.type:
         current = inline(value) if name in config.values else "required" if section.required else ""
         yield Option(name, type_text(section.type), current, section.description)
     else:
-        yield Option(f"{name}.class_path", "class", section.default or "required", section.description)
+        yield Option(f"{name}.class_path", "class", "required", section.description)
 
 
 def _object(config: ComposedConfig, key: str, value: dict[str, Any], provided: Collection[str] = ()) -> Options:

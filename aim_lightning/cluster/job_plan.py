@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,8 +57,8 @@ class JobPlan:
     gpus: bool
     workers: int
     options: ClusterOptions
-    working_directory: Path
-    python: str
+    working_directory: Path = field(default_factory=Path.cwd)
+    python: str = sys.executable
     parallel: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
     fit_options: list[str] = field(default_factory=list)

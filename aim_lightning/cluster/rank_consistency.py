@@ -13,10 +13,8 @@ from typing import Any
 
 from aim_lightning.cluster.slurm_api import Job
 
-PACKAGES = (
-    *("torch", "lightning", "numpy", "torchvision", "webdataset"),
-    *("triton", "mamba-ssm", "causal-conv1d"),  # each process chooses its backend by the packages installed
-)
+# Of the last three, each process chooses its backend by those installed.
+PACKAGES = ("torch", "lightning", "numpy", "torchvision", "webdataset", "triton", "mamba-ssm", "causal-conv1d")
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,9 @@ class RankInfo:
     configuration: str
     start: str
     sees_run_directory: bool = True
+
+    def __str__(self) -> str:
+        return f"node {self.node}, rank {self.rank}"
 
 
 def versions() -> dict[str, str]:
@@ -76,17 +77,16 @@ def faults(ranks: list[RankInfo], run_dir: str) -> list[str]:
     first = min(ranks, key=lambda info: info.rank)
     lines = []
     for info in ranks:
-        name = f"node {info.node}, rank {info.rank}"
         if info.world_size != len(ranks):
-            lines.append(f"{name}: it counts {info.world_size} ranks, but {len(ranks)} answered")
+            lines.append(f"{info}: it counts {info.world_size} ranks, but {len(ranks)} answered")
         for package, installed in info.versions.items():
             if installed != (expected := first.versions.get(package)):
-                lines.append(f"{name}: {package} is {installed}, on node {first.node} it is {expected}")
+                lines.append(f"{info}: {package} is {installed}, on node {first.node} it is {expected}")
         if info.configuration != first.configuration:
-            lines.append(f"{name}: its configuration differs from that of node {first.node} (rank 0)")
+            lines.append(f"{info}: its configuration differs from that of node {first.node} (rank 0)")
         if not info.sees_run_directory:
             lines.append(
-                f"{name}: {run_dir} is not the directory that node {first.node} writes to; "
+                f"{info}: {run_dir} is not the directory that node {first.node} writes to; "
                 "set runs_root to a directory that all nodes share"
             )
     devices = Counter((info.node, info.device) for info in ranks if info.device)
@@ -102,8 +102,8 @@ def late_views(ranks: list[RankInfo]) -> list[str]:
     """
     first = min(ranks, key=lambda info: info.rank)
     return [
-        f"node {info.node}, rank {info.rank}: it would start from {info.start}, rank 0 on node {first.node} from "
-        f"{first.start}; the shared file system shows that node an old state"
+        f"{info}: it would start from {info.start}, rank 0 on node {first.node} from {first.start}; "
+        "the shared file system shows that node an old state"
         for info in ranks
         if info.start != first.start
     ]

@@ -11,6 +11,8 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import in_step
 
 SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
+# Field of `SlurmJobInfo` -> name in the output of scontrol.
+FIELDS = {"state": "JobState", "reason": "Reason", "run_time": "RunTime", "time_limit": "TimeLimit"}
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
 
 
@@ -86,14 +88,11 @@ def parse_jobs(text: str) -> list[SlurmJobInfo]:
     return [
         SlurmJobInfo(
             id="{ArrayJobId}_{ArrayTaskId}".format_map(pairs) if "ArrayJobId" in pairs else pairs["JobId"],
-            state=pairs["JobState"],
-            reason=pairs.get("Reason", "None"),
             restarts=int(pairs.get("Restarts") or 0),
             preempted=pairs.get("PreemptTime", "None") not in ("None", "", "Unknown"),
             may_requeue=pairs.get("Requeue", "1") == "1",
             nodes=pairs.get("NodeList", "").replace("(null)", ""),
-            run_time=pairs.get("RunTime", ""),
-            time_limit=pairs.get("TimeLimit", ""),
+            **{field: pairs[name] for field, name in FIELDS.items() if name in pairs},
         )
         for pairs in records
     ]

@@ -10,18 +10,8 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, NoReturn
 
+from aim_lightning.config import signature
 from aim_lightning.config.compose import CLASS_KEYS, ComposedConfig, is_class
-from aim_lightning.config.signature import (
-    dataclass_of,
-    find_class,
-    fits,
-    is_required,
-    item_annotation,
-    members,
-    parameters,
-    suggest,
-    type_text,
-)
 from aim_lightning.config.yaml import inline
 from aim_lightning.utils.errors import UserError
 
@@ -40,8 +30,7 @@ class Section:
         named: True if the section maps free names to objects; null switches one off.
         fixed: the only possible class; its options are direct keys of the section.
         base: dotted name of the class that every object must derive from.
-        default: class of an object without class_path; None if the section must name one.
-        provided: arguments that the framework sets -> the advice that errors give, or "".
+        provided: arguments that the framework sets -> the advice that errors give.
         description: for help screens.
         required: True if a command needs the section.
     """
@@ -51,7 +40,6 @@ class Section:
     named: bool = False
     fixed: str | None = None
     base: str | None = None
-    default: str | None = None
     provided: Provided = field(default_factory=dict)
     description: str = ""
     required: bool = False
@@ -74,7 +62,7 @@ def check(
     """
     for name in config.values:
         if name not in sections:
-            raise UserError(f"{config.origin(name)}: {name} is not a known section{suggest(name, sections)}")
+            raise UserError(f"{config.origin(name)}: {name} is not a known section{signature.suggest(name, sections)}")
     for name, section in sections.items():
         if section.required and name not in optional and config.values.get(name) is None:
             raise UserError(f"configuration: {name} is missing; set it in a --config file or with --{name}")
@@ -90,21 +78,20 @@ class _Checker:
         self.config = config
 
     def section(self, name: str, section: Section, value: Any) -> None:
-        bases = (find_class(section.base, name),) if section.base else ()
+        bases = (signature.find_class(section.base, name),) if section.base else ()
         if section.type and not (section.or_class and isinstance(value, dict)):
             self._value(value, name, section.type)
         elif section.named:
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():
                 if item is not None:
-                    hint = suggest(entry, value.keys() - {entry})
+                    hint = signature.suggest(entry, value.keys() - {entry})
                     self._class(item, f"{name}.{entry}", bases, section.provided, hint=hint)
         elif section.fixed:
             self._arguments(
-                find_class(section.fixed, name), self._mapping(value, name, "options"), name, section.provided
+                signature.find_class(section.fixed, name), self._mapping(value, name, "options"), name, section.provided
             )
         else:
-            default = {"class_path": section.default} if section.default else {}
-            self._class(default | self._mapping(value, name, "class_path and init_args"), name, bases, section.provided)
+            self._class(value, name, bases, section.provided)
 
     def _class(
         self, value: Any, key: str, bases: Classes, provided: Provided = NOTHING, complete: bool = True, hint: str = ""
@@ -115,39 +102,43 @@ class _Checker:
             self._fail(key, f"has no class_path{hint or '; name the class, or include the file that does'}")
         for stray in [name for name in value if name not in CLASS_KEYS]:
             self._fail(f"{key}.{stray}", f"is next to class_path; put it under {key}.init_args")
-        cls = find_class(class_path, f"{self.config.origin(f'{key}.class_path')}: {key}.class_path")
+        cls = signature.find_class(class_path, f"{self.config.origin(f'{key}.class_path')}: {key}.class_path")
         if bases and inspect.isclass(cls) and not issubclass(cls, bases):
             names = " or ".join(base.__name__ for base in bases)
             self._fail(f"{key}.class_path", f"is {class_path!r}; expected a class derived from {names}")
         arguments = self._mapping(value.get("init_args") or {}, f"{key}.init_args", "arguments")
         # jsonargparse passes dict_kwargs on unchecked.
-        provided = dict.fromkeys(value.get("dict_kwargs") or {}, "") | dict(provided)
+        provided = dict.fromkeys(value.get("dict_kwargs") or {}, "dict_kwargs sets it") | dict(provided)
         self._arguments(cls, arguments, f"{key}.init_args", provided, complete)
 
     def _arguments(
         self, cls: Any, values: dict[str, Any], key: str, provided: Provided = NOTHING, complete: bool = True
     ) -> None:
-        options = parameters(cls)
+        options = signature.parameters(cls)
         if options is None:  # a class of C, without a signature
             return
         for name, value in values.items():
             if name in provided:
-                advice = provided[name] and f"is no option here: {provided[name]}"
-                self._fail(f"{key}.{name}", advice or "is set by the framework itself; remove it")
+                self._fail(f"{key}.{name}", f"is no option here: {provided[name]}")
             if name not in options:
-                hint = suggest(name, options.keys() - provided.keys())
+                hint = signature.suggest(name, options.keys() - provided.keys())
                 self._fail(f"{key}.{name}", f"is not an option of {cls.__name__}{hint}")
             self._value(value, f"{key}.{name}", options[name].annotation, options[name].default)
         # After the unknown names: a typo explains why an argument is missing.
         for name, option in options.items():
-            if complete and name not in values and name not in provided and is_required(option):
-                expected = f" ({type_text(option.annotation)})" if members(option.annotation) else ""
+            if complete and name not in values and name not in provided and signature.is_required(option):
+                expected = (
+                    f" ({signature.type_text(option.annotation)})" if signature.members(option.annotation) else ""
+                )
                 where = self.config.origin(key.removesuffix("init_args") + "class_path")
                 raise UserError(f"{where}: {key}.{name} is missing; {cls.__name__} needs it{expected}")
 
     def _value(self, value: Any, key: str, annotation: Any, default: Any = inspect.Parameter.empty) -> None:
-        nested, classes = dataclass_of(annotation), tuple(filter(inspect.isclass, members(annotation)))
-        if value is None and (default is None or NoneType in classes or not members(annotation)):
+        nested, classes = (
+            signature.dataclass_of(annotation),
+            tuple(filter(inspect.isclass, signature.members(annotation))),
+        )
+        if value is None and (default is None or NoneType in classes or not signature.members(annotation)):
             return  # `x: int = None` means int | None
         if is_class(value):
             # A Callable takes a class whose missing arguments come later, e.g. an optimizer without `params`.
@@ -160,9 +151,9 @@ class _Checker:
             for name, item in pairs:
                 if isinstance(item, dict):
                     path = f"{key}.{name}" if isinstance(name, str) else f"{key}[{name}]"
-                    self._value(item, path, item_annotation(annotation, name))
-            if value is None or not fits(value, annotation):
-                self._fail(key, f"is {inline(value)}; expected {type_text(annotation)}")
+                    self._value(item, path, signature.item_annotation(annotation, name))
+            if value is None or not signature.fits(value, annotation):
+                self._fail(key, f"is {inline(value)}; expected {signature.type_text(annotation)}")
 
     def _mapping(self, value: Any, key: str, content: str) -> dict[str, Any]:
         if not isinstance(value, dict):

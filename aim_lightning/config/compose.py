@@ -119,9 +119,8 @@ def _locate(entry: str, directory: Path = Path()) -> Path:
 
 def _name(file: Path) -> str:
     """Return the path relative to the working directory for files below it, without `..` steps."""
-    path = os.path.normpath(file.absolute())
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    relative = os.path.relpath(file)
+    return os.path.normpath(file.absolute()) if relative.startswith("..") else relative
 
 
 class _Tree(ComposedConfig):

@@ -4,15 +4,8 @@ import dataclasses
 
 import pytest
 
-from aim_lightning.cluster.rank_consistency import (
-    RankInfo,
-    configuration_hash,
-    faults,
-    late_views,
-    source_hash,
-    task_fault,
-    versions,
-)
+from aim_lightning.cluster import rank_consistency
+from aim_lightning.cluster.rank_consistency import RankInfo, faults, late_views, task_fault, versions
 from aim_lightning.cluster.slurm_api import Job
 
 FIRST = RankInfo("n1", 0, "cuda:0", 2, {"torch": "2.9"}, "abc", "step=00000004.ckpt")
@@ -66,7 +59,9 @@ def test_the_step_must_fit_the_configuration():
 
 def test_hashes_follow_the_content(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
-    before = source_hash(tmp_path)
+    before = rank_consistency.source_hash(tmp_path)
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert source_hash(tmp_path) != before
-    assert configuration_hash({"a": 1, "b": 2}) == configuration_hash({"b": 2, "a": 1}) != configuration_hash({"a": 1})
+    assert rank_consistency.source_hash(tmp_path) != before
+    configurations = ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1})
+    first, same, other = map(rank_consistency.configuration_hash, configurations)
+    assert first == same != other

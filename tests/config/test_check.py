@@ -13,11 +13,10 @@ from aim_lightning.config.yaml import read_mapping
 
 SECTIONS = {
     "model": Section(),
-    "data": Section(default="toybox.Base"),
-    "callbacks": Section(named=True, provided={"owner": ""}),
+    "callbacks": Section(named=True, provided={"owner": "the run sets it"}),
     "logger": Section(named=True, base="toybox.Base"),
-    "trainer": Section(fixed="lightning.pytorch.Trainer", provided={"callbacks": "", "logger": ""}),
-    "optimizer": Section(provided={"params": ""}),
+    "trainer": Section(fixed="lightning.pytorch.Trainer", provided={"callbacks": "use the section callbacks"}),
+    "optimizer": Section(provided={"params": "the model sets it"}),
     "experiment": Section(str),
     "seed_everything": Section(int | None),
 }

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,8 +40,6 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
         gpus=trainer.get("accelerator") != "cpu",
         workers=config.init_args("data").get("num_workers", 0),
         options=config.cluster,
-        working_directory=Path.cwd(),
-        python=sys.executable,
         parallel=options.parallel,
         timings=read_timings(directory.path, *(task.run_directory.path for task in configs.values())),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
