@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import assert_contains, assert_user_error, write_program
+from helpers import assert_user_error, write_program
 
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, requeue_window, seconds
 from aim_lightning.cluster.options import ClusterOptions
@@ -23,7 +23,6 @@ PLAN = JobPlan(
     workers=1,
     options=ClusterOptions(account="lab", qos="long", constraint="a100", memory="200G", time="1-00:00:00"),
     working_directory=Path("/the/check out"),
-    python="/venv/bin/python",
 )
 MEASURED = {"longest_pause_seconds": 90.0, "step_seconds": 4.0, "checkpoint_seconds": 10.0}
 
@@ -46,11 +45,9 @@ def test_the_directives_have_one_task_per_rank_and_every_option():
 def test_torchrun_is_one_task_per_node_with_the_processors_of_its_ranks():
     torchrun = plan(launcher="torchrun")
     assert {"--ntasks-per-node=1", "--cpus-per-task=12"} <= set(directives(torchrun))
-    parts = [
-        "srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 ",
-        "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM",
-    ]
-    assert_contains(render(torchrun), parts)
+    text = render(torchrun)
+    assert "srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 " in text
+    assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM" in text
 
 
 def run_job(tmp_path, **programs):

@@ -3,11 +3,10 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
+from conftest import start_python
 from helpers import assert_user_error, wait_for
 
 from aim_lightning.runs import lease as module
@@ -29,14 +28,13 @@ def path(tmp_path):
 
 def start(code, path, *arguments):
     """Start a process with `path` in the namespace of its code."""
-    command = [sys.executable, "-c", f"{IMPORTS}path = Path({str(path)!r})\n{code}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_python("-c", f"{IMPORTS}path = Path({str(path)!r})\n{code}", *arguments)
 
 
 def finish(process):
-    """Return exit code, output and errors."""
-    output, errors = process.communicate(timeout=60)
-    return process.returncode, output.strip(), errors
+    """Return exit code and output."""
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output.strip()
 
 
 def hold(path, age=0.0, **holder):
@@ -134,7 +132,7 @@ lease.os.utime = utime
 with lease.Lease(path, beat_seconds=0.05, stale_seconds=0.2):
     time.sleep(30)
 """
-    code, _, errors = finish(start(code, path))
+    code, errors = finish(start(code, path))
     assert code == TransientError.exit_code == 74 and "Input/output error" in errors
 
 

@@ -4,18 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from omegaconf import OmegaConf
 
+from aim_lightning.config.yaml import read_mapping
 from aim_lightning.runs.resume_policy import Progress, RunContent, decide, decide_on_data
 
-CONFIG = {
-    "experiment": "x",
-    "seed_everything": 0,
-    "model": {"class_path": "M", "init_args": {"network": {"d_model": 8}, "optimizer": {"schedule": "constant"}}},
-    "data": {"init_args": {"global_batch_size": 8, "num_workers": 0}},
-    "callbacks": {"ema": {"init_args": {"decay": 0.9}}, "grid": None},
-    "trainer": {"max_steps": 100, "precision": "32-true", "log_every_n_steps": 10},
-}
+CHANGES = read_mapping(ROOT / "tests/runs/changes.yaml", "changes.yaml")
+CONFIG = CHANGES["before"]
 SCHEDULE = "model.init_args.optimizer.schedule"
 
 
@@ -41,50 +37,14 @@ def test_fresh_continue_finished():
     assert decide(content(epochs, before=epochs)).action == "finished"
 
 
-HARMLESS = {
-    "trainer.log_every_n_steps": 1,
-    "trainer.devices": 4,
-    "data.init_args.num_workers": 3,
-    "callbacks.grid": {"class_path": "G"},
-    "trainer.max_steps": 200,
-    "trainer.val_check_interval": 50,
-    "trainer.strategy": "ddp",
-    "trainer.num_nodes": 2,
-    "data.init_args.max_device_batch_size": 4,
-    "data.init_args.on_corrupt": "skip",
-    "data.init_args.cache_dir": "cache",
-    "model.init_args.init_from": "elsewhere",
-    "logger": {"tensorboard": {"class_path": "L"}},
-}
-
-
-@pytest.mark.parametrize(("path", "value"), HARMLESS.items())
+@pytest.mark.parametrize(("path", "value"), CHANGES["harmless"].items())
 def test_harmless_changes_continue_and_are_reported(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "continue"
     assert any(path in note for note in decision.notes) and any(path in line for line in decision.changes)
 
 
-REFUSED = {
-    "model.init_args.network.d_model": 16,
-    "data.init_args.global_batch_size": 16,
-    "seed_everything": 1,
-    "trainer.precision": "bf16-mixed",
-    "callbacks.ema.init_args.decay": 0.5,
-    "callbacks.ema": None,
-    "trainer.limit_train_batches": 3,
-    "trainer.overfit_batches": 1,
-    "trainer.plugins": ["x"],
-    "trainer.gradient_clip_val": 1.0,
-    "trainer.something_new": 1,
-    "data.init_args.window_rows": 100,
-    "data.init_args.path": "elsewhere",
-    "data.init_args.seed": 3,
-    SCHEDULE: "cosine",
-}
-
-
-@pytest.mark.parametrize(("path", "value"), REFUSED.items())
+@pytest.mark.parametrize(("path", "value"), CHANGES["refused"].items())
 def test_other_changes_refuse_and_can_be_forced(path, value):
     decision = decide(content(changed(path, value)))
     assert decision.action == "refuse"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT
-from integration.tiny import scalars, write_experiment
+from integration.tiny import series, write_experiment
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cluster.slurm_api import SlurmJobInfo, parse_jobs
@@ -198,9 +198,9 @@ class Run:
         path = newest_checkpoint(self.directory)
         content = read_checkpoint(path)
         assert content["trainer"]["global_step"] == 22
-        weights = {f"{part}.{n}": w for part in ("network", "ema") for n, w in _weights(content[part]).items()}
-        series = {tag: values for tag, values in scalars(self.directory).items() if not tag.startswith("perf/")}
-        return weights, series
+        parts = {"network": content["network"], "ema": content["ema"].get("network", content["ema"])}
+        weights = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        return weights, series(self.directory)
 
     def assert_equals_uninterrupted(self, restarts: int = 1) -> None:
         """Compare weights and curves with the uninterrupted run bit by bit; no step is repeated or missing."""
@@ -220,7 +220,3 @@ def _ancestors(pid: int) -> list[int]:
         if Path(f"/proc/{pid}/comm").read_text().startswith("slurmstepd"):
             result.append(pid)
     return result
-
-
-def _weights(part: dict) -> dict:
-    return part.get("network", part)
