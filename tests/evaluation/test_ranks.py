@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import assert_user_error
+from metrics.builders import on_ranks
 from torch import multiprocessing
 
 from aim_lightning.callbacks.training.stop_request import ValidationStop, between
@@ -33,10 +34,8 @@ def test_a_single_process_only_does_the_work():
     assert_user_error("item 0", ProcessGroup().run_on_all, lambda: list(numbers(1, 0)))
 
 
-def ranks(rank: int, directory: str) -> None:
+def read_items(rank: int) -> None:
     """Rank 1 reads a broken item, with and without rounds in which the ranks take part after every item."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     together, validation_stop = ProcessGroup(), ValidationStop(0)
     trainer = SimpleNamespace(callbacks=[validation_stop])
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
@@ -50,12 +49,11 @@ def ranks(rank: int, directory: str) -> None:
     for work in (together.run_on_all, together.on_rank0):
         with pytest.raises(OSError, match="No space left"):  # on both ranks; NCCL would wait half an hour
             work(lambda: None if rank else full())
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_an_error_of_one_rank_is_raised_on_all_once_all_have_finished(tmp_path):
-    multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
+    on_ranks(read_items, tmp_path)
 
 
 def lose_a_rank(rank: int, directory: str) -> None:

@@ -1,11 +1,9 @@
 """The discriminator: published sizes and start, and batch norm over processes."""
 
-import multiprocessing
-import socket
-
 import pytest
 import torch
-from torch import distributed, nn
+from metrics.builders import on_ranks
+from torch import nn
 
 from aim_lightning.models import PatchGAN, PatchGANConfig
 from aim_lightning.models.patchgan import SyncedBatchNorm2d
@@ -16,13 +14,8 @@ def test_published_sizes_names_and_start():
     network = PatchGAN(PatchGANConfig())
     assert sum(p.numel() for p in network.parameters()) == 2_765_633
     weights = network.state_dict()
-    assert [tuple(weights[f"main.{i}.weight"].shape) for i in (0, 2, 5, 8, 11)] == [
-        (64, 3, 4, 4),
-        (128, 64, 4, 4),
-        (256, 128, 4, 4),
-        (512, 256, 4, 4),
-        (1, 512, 4, 4),
-    ]
+    widths = [(64, 3), (128, 64), (256, 128), (512, 256), (1, 512)]
+    assert [tuple(weights[f"main.{i}.weight"].shape) for i in (0, 2, 5, 8, 11)] == [(*pair, 4, 4) for pair in widths]
     assert "main.2.bias" not in weights and (weights["main.11.bias"] == 0).all()
     for i in (2, 5, 8):
         values = weights[f"main.{i}.weight"]
@@ -50,13 +43,6 @@ def test_the_receptive_field_matches_the_docstring(layers, field):
     assert rows.max() - rows.min() + 1 == field
 
 
-def _rank(rank: int, port: int, images: torch.Tensor, directory) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(_pass(SyncedBatchNorm2d(3), images.chunk(2)[rank]), directory / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
 def _pass(norm: nn.BatchNorm2d, images: torch.Tensor) -> dict:
     """Run a training step of a loss that weights every value by its content."""
     with torch.no_grad():
@@ -71,17 +57,8 @@ def _pass(norm: nn.BatchNorm2d, images: torch.Tensor) -> dict:
 
 def test_batch_norm_of_two_processes_equals_that_of_the_full_batch(tmp_path):
     images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(rank, port, images, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    result, complete = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], _pass(nn.BatchNorm2d(3), images)
+    result = on_ranks(lambda rank: _pass(SyncedBatchNorm2d(3), images.chunk(2)[rank]), tmp_path)
+    complete = _pass(nn.BatchNorm2d(3), images)
     for name in ("out", "x"):
         assert torch.allclose(torch.cat([part[name] for part in result]), complete[name], atol=1e-5), name
     for name in ("weight", "bias"):

@@ -42,10 +42,5 @@ def test_a_sample_from_a_presets_number_of_codes(sampled):
 
 
 def test_chunks_by_the_number_of_codes():
-    assert [sifting(codes) for codes in (7, 40, 2000, 16384)] == [
-        (8, 8, 1),
-        (64, 64, 1),
-        (1024, 128, 2),
-        (1024, 128, 16),
-    ]
-    assert sifting(60000) == (4096, 128, 16)
+    expected = [(8, 8, 1), (64, 64, 1), (1024, 128, 2), (1024, 128, 16), (4096, 128, 16)]
+    assert [sifting(codes) for codes in (7, 40, 2000, 16384, 60000)] == expected

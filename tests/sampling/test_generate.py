@@ -1,7 +1,5 @@
 """Codes of `generate`: determinism, distribution, labels."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from helpers import TINY, TINY_VQ, assert_user_error, random_aim
@@ -72,14 +70,6 @@ def test_labels_out_of_range_and_training_mode(model):
     for labels in (7, [0.5], [True], [[0]]):
         assert_user_error(r"^labels are \(.* of torch\..*; give int64 labels \(B,\)$", generate, model, labels)
     assert_user_error("evaluation mode", generate, AiM(TINY).train(), torch.tensor([0]))
-
-
-def test_pipeline_gives_uint8_images_whatever_the_batch(model):
-    pipeline = AiMPipeline(model, VQModel(replace(TINY_VQ, image_size=4)))
-    images = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=5)
-    assert images.shape == (5, 3, 4, 4) and images.dtype == torch.uint8
-    split = pipeline.generate([0, 1, 2, 0, 1], seed=2, batch_size=2)
-    assert (images.int() - split.int()).abs().max() <= 1  # convolutions round by batch size
 
 
 def test_pipeline_refuses_a_foreign_tokenizer(model):

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers import assert_user_error, random_aim
+from helpers import random_aim
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,14 +67,3 @@ def test_a_constant_schedule_and_a_full_interval_are_the_plain_one(model):
     many = torch.arange(60) % 3
     pair = [generate(model, many, cfg_scale=6.0, seed=1, cfg_schedule=s) for s in ("linear", "constant")]
     assert not torch.equal(*pair)
-
-
-def test_the_configuration_takes_them(root):
-    from cli.test_configs import compose_and_check
-
-    demo = root / "experiments/demo_aim.yaml"
-    values = compose_and_check(
-        demo, ("sampling.cfg_schedule", "interval"), ("sampling.cfg_interval", "[0.1, 0.9]")
-    ).values
-    assert values["sampling"]["cfg_interval"] == [0.1, 0.9]
-    assert_user_error("cfg_schedule", compose_and_check, demo, ("sampling.cfg_schedule", "square"))

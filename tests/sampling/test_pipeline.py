@@ -2,13 +2,17 @@
 
 import sys
 from dataclasses import fields, replace
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cli.test_configs import compose_and_check
+from conftest import ROOT
 from helpers import TINY, TINY_VQ, assert_user_error, random_aim
 
+import aim_lightning
 from aim_lightning.models import VQModel
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.pipeline import pipeline as pipeline_module
@@ -81,29 +85,30 @@ def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
         auto_batch(GIB // 2, GIB)
 
 
+ON_GPU = SimpleNamespace(weight=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
+ON_GPU = SimpleNamespace(lm_head=ON_GPU, config=TINY, parameters=list)
+OPTIONS_MODULE = sys.modules[resolve.__module__]
+
+
 def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
     """Kept decoders release their memory when a new one needs it."""
-    weight, module = SimpleNamespace(is_cuda=True, device=torch.device("cuda")), sys.modules[resolve.__module__]
-    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY, parameters=list)
-    monkeypatch.setattr(module, "obstacle", lambda config, device: None)
+    monkeypatch.setattr(OPTIONS_MODULE, "obstacle", lambda config, device: None)
     each, result = cache.bytes_needed(TINY, 1, False, torch.bfloat16), []
     for kept in (0, 60 * each):
-        monkeypatch.setattr(module, "kept_bytes", lambda model, kept=kept: kept)
-        monkeypatch.setattr(module, "free_bytes", lambda device, kept=kept: 75 * each - kept)
-        result.append(resolve(SamplingOptions(decoder="fast", batch_size="auto"), on_gpu).batch_size)
+        monkeypatch.setattr(OPTIONS_MODULE, "kept_bytes", lambda model, kept=kept: kept)
+        monkeypatch.setattr(OPTIONS_MODULE, "free_bytes", lambda device, kept=kept: 75 * each - kept)
+        result.append(resolve(SamplingOptions(decoder="fast", batch_size="auto"), ON_GPU).batch_size)
     assert result == [64, 64]
 
 
 def test_precision_is_resolved_for_the_record(monkeypatch):
     options, plain = SamplingOptions(decoder="fast"), SamplingOptions()
-    weight = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))
-    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight), config=TINY)
-    with pytest.raises(UserError, match="the fast decoder cannot be used: its kernels need d_state"):
-        resolve(options, on_gpu)  # before anything is sampled
-    monkeypatch.setattr(sys.modules[resolve.__module__], "obstacle", lambda config, device: None)
+    message = "the fast decoder cannot be used: its kernels need d_state"
+    assert_user_error(message, resolve, options, ON_GPU)  # before anything is sampled
+    monkeypatch.setattr(OPTIONS_MODULE, "obstacle", lambda config, device: None)
     assert resolve(options, random_aim()).precision == "float32"
-    assert resolve(options, on_gpu).precision == "bfloat16"
-    assert resolve(replace(options, precision="float32"), on_gpu).precision == "float32"
+    assert resolve(options, ON_GPU).precision == "bfloat16"
+    assert resolve(replace(options, precision="float32"), ON_GPU).precision == "float32"
     assert resolve(plain, random_aim()).precision == "float32"
     assert resolve(plain, random_aim().bfloat16()).precision == "bfloat16"  # the network's type
 
@@ -125,10 +130,7 @@ def test_memory_that_runs_out_is_one_line(pipeline, monkeypatch, step):
     def fail(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    if step == "codes":
-        monkeypatch.setattr(pipeline.aim, "step", fail)
-    else:
-        monkeypatch.setattr(pipeline.tokenizer, "decode", fail)
+    monkeypatch.setattr(*{"codes": (pipeline.aim, "step"), "pixels": (pipeline.tokenizer, "decode")}[step], fail)
     assert_user_error(r"sampling 6 images at a time .* a batch of 3 would fit", pipeline.generate, LABELS, batch_size=6)
 
 
@@ -157,9 +159,8 @@ def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
     """PyTorch's default is TF32 in convolutions on NVIDIA GPUs."""
     settings, decode = [], pipeline.tokenizer.decode
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(
-        pipeline.tokenizer, "decode", lambda codes: settings.append(torch.backends.cudnn.allow_tf32) or decode(codes)
-    )
+    record = lambda codes: settings.append(torch.backends.cudnn.allow_tf32) or decode(codes)  # noqa: E731
+    monkeypatch.setattr(pipeline.tokenizer, "decode", record)
     PixelDecoder(pipeline.tokenizer, torch.device("cpu"), "float32").start(torch.zeros(1, 4, dtype=torch.int64))
     assert settings == [False] and torch.backends.cudnn.allow_tf32
     with pytest.raises(UserError, match="pixel_precision tf32 needs an NVIDIA GPU; use float32 here"):
@@ -175,14 +176,10 @@ def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
 
 
 def test_the_package_lists_and_documents_its_public_names():
-    import inspect
-
-    import aim_lightning
-
     assert {"AiMPipeline", "generate", "load"} <= set(dir(aim_lightning))
     assert aim_lightning.generate is generate and aim_lightning.AiMPipeline is AiMPipeline
     for function in (AiMPipeline.generate, AiMPipeline.batches):
-        parameters = inspect.signature(function).parameters
+        parameters = signature(function).parameters
         assert parameters["cfg_scale"].default == 1.0 and parameters["batch_size"].default == "auto"
         names = {"on_step", "allow_null_class", "indices", *(field.name for field in fields(SamplingOptions))}
         assert "options" not in parameters and names <= parameters.keys()
@@ -238,22 +235,23 @@ def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
 
 
 def test_an_image_does_not_depend_on_the_others_but_for_one_grey_level(pipeline):
-    alone, among = pipeline.generate([2], seed=5)[0], pipeline.generate([2] * 3, seed=5)[0]
-    assert (alone.int() - among.int()).abs().max() <= 1
+    images = pipeline.generate(LABELS, seed=5, batch_size=5)
+    assert images.shape == (5, 3, 4, 4) and images.dtype == torch.uint8
+    for size in (1, 2):
+        assert (images.int() - pipeline.generate(LABELS, seed=5, batch_size=size).int()).abs().max() <= 1
     assert torch.equal(*(pipeline.generate(labels, seed=5, batch_size=3)[0] for labels in ([2], [2] * 3)))
 
 
 def test_memory_of_pixels_follows_the_largest_tensor(pipeline):
-    small, large = (
-        largest_output(VQModel(replace(TINY_VQ, image_size=size)), torch.device("cpu")) for size in (16, 32)
-    )
+    tokenizers = (VQModel(replace(TINY_VQ, image_size=size)) for size in (16, 32))
+    small, large = (largest_output(tokenizer, torch.device("cpu")) for tokenizer in tokenizers)
     assert large == 4 * small and small >= 8 * 16 * 16
     assert not any(module._forward_hooks for module in pipeline.tokenizer.modules())
 
 
-def test_the_configuration_takes_auto(root):
-    from cli.test_configs import compose_and_check
-
-    demo = root / "experiments/demo_aim.yaml"
-    assert compose_and_check(demo, ("sampling.batch_size", "auto")).values["sampling"]["batch_size"] == "auto"
-    assert_user_error("batch_size", compose_and_check, demo, ("sampling.batch_size", "many"))
+def test_the_configuration_takes_auto_and_schedules():
+    values = {"batch_size": "auto", "cfg_schedule": "interval", "cfg_interval": [0.1, 0.9]}
+    demo, options = ROOT / "experiments/demo_aim.yaml", [(f"sampling.{name}", str(values[name])) for name in values]
+    assert compose_and_check(demo, *options).values["sampling"].items() >= values.items()
+    for name, wrong in (("batch_size", "many"), ("cfg_schedule", "square")):
+        assert_user_error(name, compose_and_check, demo, (f"sampling.{name}", wrong))

@@ -2,19 +2,17 @@
 
 import errno
 import json
-import os
 import subprocess
-import sys
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
-from helpers import assert_user_error
+from conftest import python
+from helpers import assert_contains, assert_user_error
 from weights.hub_server import COMMIT, hub
 from weights.makers import aim, vq
 
-from aim_lightning.cli.main import main
-from aim_lightning.utils.errors import UserError
+from aim_lightning import AiMPipeline
 from aim_lightning.utils.files import sha256_file
 from aim_lightning.weights import export_aim
 from aim_lightning.weights.download import DOWNLOADS, FORMAT, HubFiles, download
@@ -29,22 +27,20 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture
-def python(root, tmp_path):
+def run(tmp_path):
     """Return a function that runs Python with the hub at `endpoint` and an empty cache."""
 
-    def call(endpoint: str, *arguments: str) -> subprocess.CompletedProcess:
-        hub_options = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        environment = {**os.environ, **hub_options, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    def call(endpoint: str, *arguments) -> subprocess.CompletedProcess:
+        offline = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
+        return python(*arguments, HF_ENDPOINT=endpoint, **offline)
 
     return call
 
 
-def test_download_records_sizes_and_hashes(python, repository, tmp_path):
+def test_download_records_sizes_and_hashes(run, repository, tmp_path):
     out = tmp_path / "weights"
     with hub("hp-l33/aim-base", repository) as endpoint:
-        done = python(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
+        done = run(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((out / "aim_b" / "fetched.json").read_text())
     assert (record["repository"], record["revision"]) == ("hp-l33/aim-base", COMMIT)
@@ -60,26 +56,23 @@ def test_download_records_sizes_and_hashes(python, repository, tmp_path):
     assert_user_error("is not the downloaded file", download, DOWNLOADS["AiM-B"], tmp_path)
 
 
-RECORD = {"format": FORMAT, "files": [{"name": "config.json", "bytes": 2, "sha256": "x"}]}
+FILES = [{"name": "config.json", "bytes": 2, "sha256": "x"}]
+RECORDS = [None, [], {}, *({"format": FORMAT, "files": files} for files in ([], [{"name": "a"}]))]
 
 
-@pytest.mark.parametrize(
-    "record",
-    [None, [], {}, {**RECORD, "format": "other"}, {**RECORD, "files": []}, {**RECORD, "files": [{"name": "a"}]}],
-)
-def test_a_directory_that_was_not_downloaded(tmp_path, capsys, record):
+@pytest.mark.parametrize("record", [*RECORDS, {"format": "other", "files": FILES}])
+def test_a_directory_that_was_not_downloaded(tmp_path, fail, record):
     (tmp_path / "weights/aim_b").mkdir(parents=True)
     if record is not None:
         (tmp_path / "weights/aim_b/fetched.json").write_text(json.dumps(record))
-    assert main(["download", "AiM-B", "--root", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "aim_b holds files that this command did not download" in error
+    error = fail("download", "AiM-B", "--root", tmp_path)
+    assert "aim_b holds files that this command did not download" in error
     assert "use them as they are, or remove the directory and download again" in error
 
 
-def test_a_download_with_another_hash_than_on_the_hub(python, repository, tmp_path):
+def test_a_download_with_another_hash_than_on_the_hub(run, repository, tmp_path):
     with hub("hp-l33/aim-base", repository, lie_about="model.safetensors") as endpoint:
-        done = python(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
+        done = run(endpoint, *COMMAND, "AiM-B", "--root", tmp_path)
     assert done.returncode == 2 and "another sha256 than on the hub" in done.stderr
     assert not (tmp_path / "weights" / "aim_b").exists()
 
@@ -96,17 +89,17 @@ except UserError as error:
 """
 
 
-def test_from_pretrained_with_a_hub_id(python, repository):
+def test_from_pretrained_with_a_hub_id(run, repository):
     with hub("some/aim", repository) as endpoint:
-        done = python(endpoint, "-c", FROM_PRETRAINED)
+        done = run(endpoint, "-c", FROM_PRETRAINED)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second, third = done.stdout.strip().splitlines()
     assert (first, second) == ("(2, 3, 4, 4)", "(1, 3, 4, 4)")
     assert "there is no some/other here, and the hub has no such repository" in third
 
 
-def test_offline_is_one_clear_line(python, tmp_path):
-    done = python(NOWHERE, *COMMAND, "VQ-16", "--root", tmp_path)
+def test_offline_is_one_clear_line(run, tmp_path):
+    done = run(NOWHERE, *COMMAND, "VQ-16", "--root", tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "error: FoundationVision/LlamaGen" in done.stderr and "hub cannot be reached" in done.stderr
     assert not (tmp_path / "weights").exists()
@@ -123,28 +116,23 @@ def test_a_full_disk_is_not_reported_as_a_missing_connection(monkeypatch, tmp_pa
     info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="vq_ds16_c2i.pt", size=1, lfs=None)])
     monkeypatch.setattr("aim_lightning.weights.download.HfApi.model_info", lambda *_, **__: info)
     monkeypatch.setattr("aim_lightning.weights.download.hf_hub_download", mock.Mock(side_effect=error))
-    with pytest.raises(
-        UserError, match=r"LlamaGen could not be written here \(No space left on device\); free disk space"
-    ):
-        download(DOWNLOADS["VQ-16"], tmp_path)
+    message = r"LlamaGen could not be written here \(No space left on device\); free disk space"
+    assert_user_error(message, download, DOWNLOADS["VQ-16"], tmp_path)
 
 
-def test_a_directory_that_cannot_be_written_is_one_line(python, repository):
+def test_a_directory_that_cannot_be_written_is_one_line(run, repository):
     with hub("hp-l33/aim-base", repository) as endpoint:
-        done = python(endpoint, *COMMAND, "AiM-B", "--root", "/proc/x")
+        done = run(endpoint, *COMMAND, "AiM-B", "--root", "/proc/x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be reached" not in done.stderr
     assert "the files of hp-l33/aim-base could not be written here (No such file or directory)" in done.stderr
 
 
-def test_unknown_names_are_refused(capsys):
-    assert main(["download", "AiM-1B"]) == 2
-    assert "AiM-1B" in (error := capsys.readouterr().err) and "AiM-B" in error and error.count("\n") == 1
+def test_unknown_names_are_refused(fail):
+    assert_contains(fail("download", "AiM-1B"), ["AiM-1B", "AiM-B"])
     assert {entry.repository for entry in DOWNLOADS.values() if isinstance(entry, HubFiles)} == {
         "hp-l33/aim-base", "hp-l33/aim-large", "hp-l33/aim-xlarge", "FoundationVision/LlamaGen",
     }  # fmt: skip
 
 
 def test_neither_a_path_nor_a_hub_id():
-    from aim_lightning import AiMPipeline
-
     assert_user_error("does not exist, and it is not a hub id", AiMPipeline.from_pretrained, "no/such/directory")

@@ -84,18 +84,12 @@ def test_published_tokenizer_sizes(multipliers):
     assert vq_config(read_source(weights), image_size=128).image_size == 128
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        AiMConfig(),
-        AiMConfig(d_model=1024, n_layer=48, adaln="group"),
-        AiMConfig(d_model=1536, n_layer=48, adaln="group"),
-        AiMConfig(d_model=2048, n_layer=48, adaln="group"),
-        AiMConfig(d_model=1024, n_layer=48, adaln="group", num_groups=1),
-        AiMConfig(d_model=1024, n_layer=48, adaln="none", d_intermediate=512),
-    ],
-    ids=["AiM-B", "AiM-L", "AiM-XL", "AiM-1B", "single", "none with MLP"],
-)
+SIZES = {name: AiMConfig.preset(name) for name in ("AiM-B", "AiM-L", "AiM-XL", "AiM-1B")}
+SIZES["single"] = replace(SIZES["AiM-L"], num_groups=1)
+SIZES["none with MLP"] = replace(SIZES["AiM-L"], adaln="none", d_intermediate=512)
+
+
+@pytest.mark.parametrize("config", SIZES.values(), ids=SIZES)
 def test_configuration_from_full_size_shapes(config):
     with torch.device("meta"):
         weights = {f"mamba.{name}": value for name, value in AiM(config).state_dict().items()}
@@ -121,9 +115,8 @@ def test_tokenizer_of_a_run_or_of_a_published_aim_serves_a_run(tmp_path):
     assert same(import_vq(run, raw=True), tokenizer)
     directory = export_aim(aim(), tmp_path / "hf", tokenizer=tokenizer)
     assert not any(parameter.requires_grad for parameter in load_tokenizer(directory).parameters())
-    aim_run = write_run(
-        tmp_path / "aim" / "main", aim(), tokenizer_hash=tokenizer.weights_hash, class_names=["a", "b", "c"]
-    )
+    facts = {"tokenizer_hash": tokenizer.weights_hash, "class_names": ["a", "b", "c"]}
+    aim_run = write_run(tmp_path / "aim" / "main", aim(), **facts)
     pipeline = load(aim_run, tokenizer=load_tokenizer(directory))
     assert same(pipeline.aim, aim()) and pipeline.class_names == ["a", "b", "c"]
 
