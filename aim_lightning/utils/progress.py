@@ -1,7 +1,7 @@
 """Progress of long loops: a tqdm bar in a terminal, one plain line per minute in a log."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import monotonic
@@ -13,16 +13,14 @@ from aim_lightning.utils.process import is_rank_zero
 INTERVAL = 60.0  # seconds between two lines in a log
 
 
-def progress(items: Iterable, name: str, total: int | None = None, unit: str = "items") -> Iterator:
+def progress(items: Collection, name: str) -> Iterator:
     """Yield the items of a loop and show its progress on rank 0.
 
     Args:
-        items: what the loop runs over.
+        items: the items of the loop.
         name: text before the numbers.
-        total: number of items; None = its length.
-        unit: plural noun for the items.
     """
-    with ProgressBar(name, len(items) if total is None else total, unit, shown=is_rank_zero()) as bar:
+    with ProgressBar(name, len(items), "items", shown=is_rank_zero()) as bar:
         for item in items:
             yield item
             bar.advance(1)

@@ -84,22 +84,20 @@ def test_fingerprint_depends_on_content_not_on_path(root, tmp_path_factory):
 
 def test_incomplete_or_foreign_archives_are_named(root):
     full = {f"{wnid}.tar": class_tar(wnid) for wnid in LEAVES}
-    (root / TRAIN).write_bytes(tar_of(dict(list(full.items())[1:])))
-    assert_user_error("img_train.tar lacks n01440764 .3 classes of 4", open_source, root / TRAIN)
-    (root / TRAIN).write_bytes(tar_of({**full, "n99999999.tar": class_tar("n99999999")}))
-    assert_user_error("a class unknown to the devkit, n99999999", open_source, root / TRAIN)
-    (root / TRAIN).write_bytes(tar_of({**full, "n01440764.tar": class_tar("n03126707")}))
-    assert_user_error("n01440764.tar holds n03126707_10.JPEG", open_source, root / TRAIN)
-    archive_bytes = tar_of(full)
-    (root / TRAIN).write_bytes(archive_bytes[: len(archive_bytes) // 2])
-    assert_user_error("img_train.tar.* is truncated or damaged", open_source, root / TRAIN)
     images = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(i) for i in range(6)}
-    (root / VAL).write_bytes(tar_of(dict(list(images.items())[:5])))
-    assert_user_error("holds 5 images, the devkit lists 6", open_source, root / VAL)
-    (root / VAL).write_bytes(tar_of({**images, "ILSVRC2012_val_00000007.JPEG": jpeg(7)}))
-    assert_user_error("ILSVRC2012_val_00000007.JPEG, which is not one of its 6", open_source, root / VAL)
-    (root / VAL).write_bytes(tar_of({"cat.jpg": jpeg(0)}))
-    assert_user_error("starts with 'cat.jpg': it is neither", open_source, root / VAL)
+    for name, members, match in (
+        (TRAIN, dict([*full.items()][1:]), "img_train.tar lacks n01440764 .3 classes of 4"),
+        (TRAIN, full | {"n99999999.tar": class_tar("n99999999")}, "a class unknown to the devkit, n99999999"),
+        (TRAIN, full | {"n01440764.tar": class_tar("n03126707")}, "n01440764.tar holds n03126707_10.JPEG"),
+        (VAL, dict([*images.items()][:5]), "holds 5 images, the devkit lists 6"),
+        (VAL, images | {"ILSVRC2012_val_00000007.JPEG": jpeg(7)}, "val_00000007.JPEG, which is not one of its 6"),
+        (VAL, {"cat.jpg": jpeg(0)}, "starts with 'cat.jpg': it is neither"),
+    ):
+        (root / name).write_bytes(tar_of(members))
+        assert_user_error(match, open_source, root / name)
+    content = tar_of(full)
+    (root / TRAIN).write_bytes(content[: len(content) // 2])
+    assert_user_error("img_train.tar.* is truncated or damaged", open_source, root / TRAIN)
 
 
 def test_devkit_missing_or_changed(root):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from data.builders import encode, noise, save_noise
 from data.test_tokens import stored
-from helpers import TINY_VQ, assert_user_error
+from helpers import TINY_VQ, assert_user_error, flip_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -121,12 +121,10 @@ def process(images, tokenizer, out, job_options, process_rank, event, workers) -
 
 def launch(images, tokenizer, out, job_options, events: list[int | None], workers: int = 0) -> list[int]:
     """As many processes as events, at the same time; exit codes."""
-    running = [
-        FORK.Process(
-            target=process, args=(images, tokenizer, out, job_options, ProcessRank(rank, len(events)), event, workers)
-        )
-        for rank, event in enumerate(events)
-    ]
+    running = []
+    for rank, event in enumerate(events):
+        arguments = (images, tokenizer, out, job_options, ProcessRank(rank, len(events)), event, workers)
+        running.append(FORK.Process(target=process, args=arguments))
     for worker in running:
         worker.start()
     for worker in running:
@@ -193,16 +191,14 @@ def test_the_last_process_writes_the_manifest(images, tokenizer, tmp_path):
     assert all(job.run() == TokenManifest.load(tmp_path) for job in more)
 
 
-@pytest.mark.parametrize("loss", ["missing", "truncated", "changed"])
-def test_a_lost_shard_is_made_again(images, tokenizer, tmp_path, loss):
+LOSSES = [Path.unlink, lambda path: os.truncate(path, path.stat().st_size - 700), lambda path: flip_bit(path, 600)]
+
+
+@pytest.mark.parametrize("lose", LOSSES, ids=["missing", "truncated", "changed"])
+def test_a_lost_shard_is_made_again(images, tokenizer, tmp_path, lose):
     write(images, tokenizer, tmp_path)
     before, path = contents(tmp_path), tmp_path / "tokens-000001.tar"
-    if loss == "missing":
-        path.unlink()
-    elif loss == "truncated":
-        path.write_bytes(path.read_bytes()[:-700])
-    else:
-        path.write_bytes(path.read_bytes()[:600] + b"x" + path.read_bytes()[601:])
+    lose(path)
     job = TokenizeJob(images, tokenizer, tmp_path, OPTIONS)
     assert [shard.name for shard in job.unfinished] == [path.name]
     job.run()
@@ -312,9 +308,8 @@ def test_nothing_but_unreadable_images(tokenizer, tmp_path):
 
 
 def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, tmp_path):
-    (tmp_path / "p" / "cat").mkdir(parents=True)
     for name, side in (("fine", 16), ("small", 8)):
-        Image.new("RGB", (side, side)).save(tmp_path / "p" / "cat" / f"{name}.png")
+        save_noise(tmp_path / "p" / "cat" / f"{name}.png", size=(side, side))
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
     message = r"p/cat/small.png: .*8x8 .*less than image_size 16"
     assert_user_error(message, images.batch, [0, 1])
@@ -328,8 +323,8 @@ def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, t
 
 def test_images_of_another_size_are_refused_before_anything_is_written(tokenizer, tree, tmp_path):
     large = Images(str(tree), "", image_size=32, resize=32).open("train")
-    with pytest.raises(UserError, match="32x32 pixels give 256 codes, the tokenizer's grid is 8x8"):
-        write(large, tokenizer, tmp_path / "out")
+    match = "32x32 pixels give 256 codes, the tokenizer's grid is 8x8"
+    assert_user_error(match, write, large, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -396,10 +391,8 @@ def test_precision_is_set_for_the_encoding_alone(tokenizer):
 def test_ten_crop_stores_torchvisions_crops_of_adms_resizing(tokenizer, tmp_path):
     from torchvision.transforms import TenCrop
 
-    (tmp_path / "p" / "cat").mkdir(parents=True)
-    rng = np.random.default_rng(1)
-    image = Image.fromarray(rng.integers(0, 255, (50, 41, 3), dtype=np.uint8))
-    image.save(tmp_path / "p" / "cat" / "a.png")
+    image = noise(1, (41, 50))
+    save_noise(tmp_path / "p" / "cat" / "a.png", 1, image.size)
     source = Images(str(tmp_path / "p"), "", image_size=16, crop="adm_center").open("train")
     views = Views("ten_crop", (1.3, 1.1))
     manifest = write(source, tokenizer, tmp_path / "out", TokenizeOptions(views, batch_size=1))

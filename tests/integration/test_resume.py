@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import torch
-from helpers import write_tokens
-from integration.tiny import Experiment, scalars, series, write_experiment
+from helpers import flip_bit, write_tokens
+from integration.tiny import Experiment, assert_same, scalars, write_experiment
 
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
 from aim_lightning.callbacks.training.preemption import Preemption
@@ -55,13 +55,6 @@ def curve_steps(run_dir, tag="train/loss"):
 
 def files(run_dir):
     return sorted(path.name for path in run_dir.rglob("*"))
-
-
-def assert_same(run_dir, other):
-    first, second = (read_checkpoint(newest_checkpoint(path)) for path in (run_dir, other))
-    assert first["trainer"]["global_step"] == second["trainer"]["global_step"] == 22
-    assert not [name for name, value in first["network"].items() if not torch.equal(value, second["network"][name])]
-    assert series(run_dir) == series(other)
 
 
 def options(**values):
@@ -187,19 +180,19 @@ def test_a_stop_before_the_first_step_names_no_checkpoint(experiment, full_disk,
     assert "is in a checkpoint" not in out and not list_checkpoints(experiment.runs / "no_step")
 
 
-def damage(path, fault):
-    data = bytearray(path.read_bytes())
-    half = len(data) // 2
-    if fault == "flipped":
-        data[half] ^= 1  # within the weights: only the checksum shows it
-    path.write_bytes({"flipped": data, "truncated": data[:half], "empty": b""}[fault])
+DAMAGES = {
+    "flipped": lambda path, size: flip_bit(path, size // 2),  # within the weights: only the checksum shows it
+    "truncated": lambda path, size: os.truncate(path, size // 2),
+    "empty": lambda path, size: os.truncate(path, 0),
+}
 
 
-@pytest.mark.parametrize("fault", ["flipped", "truncated", "empty"])
+@pytest.mark.parametrize("fault", DAMAGES)
 def test_a_damaged_newest_one_is_named_and_set_aside(experiment, reference, capsys, fault):
     run_dir = experiment.copy("reference", fault)
     (run_dir / "results.json").unlink()
-    damage(newest_checkpoint(run_dir), fault)
+    newest = newest_checkpoint(run_dir)
+    DAMAGES[fault](newest, newest.stat().st_size)
     temporary = run_dir / "checkpoints" / ".step=00000021.ckpt.77-abcd.tmp"  # of a save that was killed
     temporary.touch()
     experiment.fit(fault, *options(keep_last=1))
@@ -318,10 +311,7 @@ def test_the_loss_scaler_continues(experiment):
 def test_skipped_records_are_logged_counted_and_resumed_to_the_bit(tmp_path, capsys):
     """Corrupt a record: it is named and stops training, is skipped, and stops it past the limit, where it continues."""
     experiment = Experiment(write_experiment(tmp_path))
-    shard = tmp_path / "tokens" / "train" / "tokens-000001.tar"
-    data = bytearray(shard.read_bytes())
-    data[512 + 200] ^= 1  # in the codes of its only record
-    shard.write_bytes(data)
+    flip_bit(tmp_path / "tokens" / "train" / "tokens-000001.tar", 512 + 200)  # in the codes of its only record
 
     def fail(run, *words):
         assert main(experiment.words("fit", run, *words)) == 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, python
 from helpers import write_random_vgg
-from integration.tiny import Experiment, events, scalars, series, write_config
+from integration.tiny import Experiment, assert_same, events, scalars, series, write_config
 from PIL import Image
 
 from aim_lightning.checkpoint.io import read_checkpoint
@@ -36,14 +36,6 @@ def weights(content: dict) -> dict[str, torch.Tensor]:
     groups = {"network": content["network"], "ema": content["ema"]["network"]}
     groups["discriminator"] = content.get("discriminator", {})
     return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
-
-
-def assert_same(run_dir: Path, other: Path) -> None:
-    a, b = last(run_dir), last(other)
-    assert weights(a).keys() == weights(b).keys()
-    assert not [name for name, value in weights(a).items() if not torch.equal(value, weights(b)[name])]
-    for key in ("optimizers", "schedulers", "cursor"):
-        assert str(a[key]) == str(b[key])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +95,7 @@ def test_images_and_histograms(reference):
 
 @pytest.mark.parametrize("step", [1, 2, 3, 6])
 def test_cut_anywhere_and_continued_is_the_same_to_the_bit(assert_resumed, reference, step):
-    assert series(assert_resumed("reference", step)) == series(reference)
+    assert_resumed("reference", step)
 
 
 def test_accumulation_continues_to_the_bit(experiment, assert_resumed):
@@ -159,14 +151,8 @@ def test_lasting_nan_in_fp16_is_one_line(experiment, capsys, monkeypatch):
 def test_two_processes(experiment):
     """Compare two ranks with one process (discriminator, batch norm, revival, usage record); resume after a kill."""
     one, two, killed = experiment.fit("one", *SMOOTH), *(experiment.runs / name for name in ("two", "two_killed"))
-    jobs = [
-        {"args": experiment.words("fit", "two", *SMOOTH)},
-        {
-            "args": experiment.words("fit", "two_killed", *SMOOTH),
-            "kill_at": str(killed / "checkpoints" / "step=00000004.ckpt"),
-        },
-        {"args": experiment.words("fit", "two_killed", *SMOOTH)},
-    ]
+    complete, continued = ({"args": experiment.words("fit", path.name, *SMOOTH)} for path in (two, killed))
+    jobs = [complete, continued | {"kill_at": str(killed / "checkpoints" / "step=00000004.ckpt")}, continued]
     result = python(ROOT / "tests" / "integration" / "ranks.py", json.dumps(jobs))
     assert result.returncode == 0, result.stdout + result.stderr
     codes = json.loads(result.stdout.splitlines()[-1])
@@ -208,7 +194,7 @@ def test_perceptual_loss_and_metric(experiment, tmp_path, succeed):
     assert [step for step, value in curves["val/lpips"] if value > 0] == [2, 4]
     assert not [name for name in last(run_dir, 4)["network"] if "vgg" in name]
     experiment.copy("lpips", "lpips_cut", 2)
-    assert series(experiment.fit("lpips_cut", *options)) == curves
+    assert_same(experiment.fit("lpips_cut", *options), run_dir)
     alone = ("--model.lpips_file", file, "--callbacks.ema", "null", "--callbacks.reconstruction_metrics", "null")
     metric = experiment.fit("metric", *alone, *short)
     assert "train/perceptual" not in series(metric) and len(series(metric)["val/lpips"]) == 2

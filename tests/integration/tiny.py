@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
 
+import torch
 from conftest import ROOT, start_python
 from helpers import FIXTURES, TINY, write_tokens
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -16,8 +17,11 @@ from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
+from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.cli.main import main
-from aim_lightning.runs.directory import list_checkpoints, step_of
+from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
+
+PARTS = ("network", "ema", "discriminator", "optimizers", "schedulers", "cursor")
 
 
 @dataclass
@@ -112,3 +116,22 @@ def hparam_sessions(logdir: Path) -> dict[str, tuple[dict[str, float], dict[str,
 def series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the scalars that do not depend on the machine's speed."""
     return {tag: values for tag, values in scalars(run_dir).items() if not tag.startswith("perf/")}
+
+
+def assert_same(run_dir: Path, other: Path) -> None:
+    """Compare the newest checkpoints of two runs, and their curves, to the bit."""
+    first, second = (read_checkpoint(newest_checkpoint(path)) for path in (run_dir, other))
+    assert first["trainer"]["global_step"] == second["trainer"]["global_step"]
+    assert not [part for part in PARTS if not equal(first.get(part), second.get(part))]
+    assert series(run_dir) == series(other)
+
+
+def equal(a, b) -> bool:
+    """Return True if two states of tensors and plain values are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b

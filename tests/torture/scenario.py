@@ -1,14 +1,14 @@
 """A run with faults, compared with one without."""
 
+import os
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from helpers import TINY, write_tokens
-from integration.tiny import series, write_config
+from helpers import TINY, flip_bit, write_tokens
+from integration.tiny import PARTS, equal, series, write_config
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
@@ -23,7 +23,6 @@ HANG = 15  # cluster.hang_seconds of a start that hangs
 STALL = 45.0  # seconds without output after which a start is killed
 KINDS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR1", "full disk", "flip", "truncate")
 HANGS = 12  # one of this many faults is a hang, which takes seconds to be noticed
-PARTS = ("network", "ema", "optimizers", "schedulers", "cursor")
 
 
 @dataclass
@@ -174,10 +173,11 @@ class Scenario:
         checkpoints = self.run_directory.checkpoints()
         if len(checkpoints) < 2 or self.pending:
             return False
-        data = bytearray(checkpoints[0].read_bytes())
+        size = checkpoints[0].stat().st_size
         if kind == "flip":
-            data[len(data) // 2] ^= 1
-        checkpoints[0].write_bytes(data if kind == "flip" else data[: len(data) // 3])
+            flip_bit(checkpoints[0], size // 2)
+        else:
+            os.truncate(checkpoints[0], size // 3)
         self.damaged, self.pending = self.damaged + 1, True
         return True
 
@@ -191,7 +191,7 @@ class Scenario:
         curves, tortured_curves = map(series, runs)
         return {
             **compare(*(Trace.read(self.root / path.name) for path in runs)),
-            "final states that differ": [part for part in PARTS if not _equal(*(state[part] for state in states))],
+            "final states that differ": [part for part in PARTS if not equal(*(state.get(part) for state in states))],
             "curves that differ": [tag for tag in curves if curves[tag] != tortured_curves.get(tag)],
             "curves": len(curves),
         }
@@ -209,13 +209,3 @@ def _watch(start: Start, directory: Path) -> None:
         if stalled or (ended and now - ended > GRACE):
             break
     start.kill()
-
-
-def _equal(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return a == b

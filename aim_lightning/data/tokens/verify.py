@@ -10,13 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from aim_lightning.data.tokens.format.manifest import MANIFEST, TokenManifest, TokenShard
-from aim_lightning.data.tokens.format.record_format import (
-    Members,
-    array_faults,
-    has_valid_digest,
-    load_array,
-    read_members,
-)
+from aim_lightning.data.tokens.format.record_format import array_faults, has_valid_digest, load_array, read_members
 from aim_lightning.utils.files import printable
 
 MEMBERS = {"codes.npy", "keys.json", "labels.npy"}
@@ -118,7 +112,7 @@ class _Verifier:
         if hashlib.sha256(data).hexdigest() != shard.sha256:
             self.add(path.name, "its sha256 is not the manifest's: another file, or changed bytes")
 
-    def _check_record(self, shard: str, name: str, record: Members) -> int:
+    def _check_record(self, shard: str, name: str, record: dict[str, memoryview]) -> int:
         """Return the number of rows that can be read."""
         if not has_valid_digest(record):
             self.add(shard, "its checksum differs: bytes were changed after it was written", name)

@@ -1,6 +1,5 @@
 """Decode random rows of a token directory to images."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,10 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
         raise UserError(f"--num is {num}; it must be at least 1")
     # Sorted: each shard is read once, and the images appear in the order of the set.
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
-    views = partial(_views, manifest.views, seed)
+
+    def views(index: np.ndarray) -> np.ndarray:
+        return (hash_int64("preview_view", seed, torch.from_numpy(index)) % manifest.views).numpy()
+
     reader, parts = ShardReader(manifest, lambda name: str(directory / name)), []
     for shard in np.unique(np.searchsorted(manifest.first_rows, chosen, side="right") - 1):
         rows = reader.read(int(shard), views)
@@ -52,7 +54,3 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
     if manifest.views > 1:
         names = [f"{view}: {name}" for view, name in zip(views(rows.index), names, strict=True)]
     return images, names
-
-
-def _views(count: int, seed: int, index: np.ndarray) -> np.ndarray:
-    return (hash_int64("preview_view", seed, torch.from_numpy(index)) % count).numpy()

@@ -9,6 +9,7 @@ one without is written again. Processes share nothing but these files.
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from aim_lightning.data.tokens.format.manifest import Skipped, TokenManifest, TokenShard
@@ -39,22 +40,19 @@ class PlannedShard:
         Args:
             batch_size: images per batch. The last batch may be smaller: batches never span two shards.
         """
-        starts = range(self.start, self.stop, batch_size)
-        return [range(start, min(start + batch_size, self.stop)) for start in starts]
+        bounds = [*range(self.start, self.stop, batch_size), self.stop]
+        return [range(start, stop) for start, stop in pairwise(bounds)]
 
+    @classmethod
+    def plan(cls, rows: int, rows_per_shard: int) -> list["PlannedShard"]:
+        """Cut the rows into shards of equal size; the last may be smaller.
 
-def plan_shards(rows: int, rows_per_shard: int) -> list[PlannedShard]:
-    """Cut the rows into shards of equal size; the last may be smaller.
-
-    Args:
-        rows: number of images.
-        rows_per_shard: images per shard.
-    """
-    starts = range(0, rows, rows_per_shard)
-    return [
-        PlannedShard(f"tokens-{number:06d}.tar", start, min(start + rows_per_shard, rows))
-        for number, start in enumerate(starts)
-    ]
+        Args:
+            rows: number of images.
+            rows_per_shard: images per shard.
+        """
+        bounds = [*range(0, rows, rows_per_shard), rows]
+        return [cls(f"tokens-{number:06d}.tar", *ends) for number, ends in enumerate(pairwise(bounds))]
 
 
 def claim(directory: Path, settings: dict, shards: list[PlannedShard], write: bool = True) -> None:
@@ -100,15 +98,13 @@ class FinishedShard:
     device: str
     skipped: list[Skipped] = field(default_factory=list)
 
+    def save(self, directory: Path) -> None:
+        """Write the record, which states that the tar file is complete.
 
-def record_finished(directory: Path, shard: FinishedShard) -> None:
-    """Write the record of a shard whose tar file is complete.
-
-    Args:
-        directory: the token directory.
-        shard: the finished shard.
-    """
-    write_json(directory / FINISHED / f"{shard.name}.json", asdict(shard))
+        Args:
+            directory: the token directory.
+        """
+        write_json(directory / FINISHED / f"{self.name}.json", asdict(self))
 
 
 def read_finished(directory: Path, shards: list[PlannedShard]) -> dict[str, FinishedShard]:

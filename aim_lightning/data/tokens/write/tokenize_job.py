@@ -19,15 +19,7 @@ from aim_lightning.data.tokens.format.manifest import LARGEST_CODEBOOK, Skipped,
 from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
 from aim_lightning.data.tokens.write.encode import Encoder, ImageBatch, ImageBatches
-from aim_lightning.data.tokens.write.shard_plan import (
-    FinishedShard,
-    PlannedShard,
-    claim,
-    plan_shards,
-    read_finished,
-    record_finished,
-    write_manifest,
-)
+from aim_lightning.data.tokens.write.shard_plan import FinishedShard, PlannedShard, claim, read_finished, write_manifest
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, sha256_file
 from aim_lightning.utils.process import ProcessRank
@@ -77,7 +69,7 @@ class TokenizeJob:
             "grid": tuple(tokenizer.grid),
         }
         self.manifest = TokenManifest(**settings, views=options.views.count, encoding=options.encoding())
-        self.all_shards = plan_shards(len(images), options.rows_per_shard)
+        self.all_shards = PlannedShard.plan(len(images), options.rows_per_shard)
         self.claim = partial(claim, self.out, settings | options.encoding(), self.all_shards)
         self.claim(write=False)
         process = process or ProcessRank()
@@ -153,7 +145,7 @@ class TokenizeJob:
         skipped = [Skipped(printable(self.images.key(row)), printable(text)) for row, text in reasons.items()]
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         # The record comes after the tar: it states that the tar is complete.
-        record_finished(self.out, FinishedShard(shard.name, len(rows), size, digest, name, skipped))
+        FinishedShard(shard.name, len(rows), size, digest, name, skipped).save(self.out)
 
     def _encode(self, batch: ImageBatch) -> torch.Tensor:
         """Return codes (rows, views, L) int32 on the device: a copy to the CPU here would wait for the GPU."""
