@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aim_lightning.models.aim.fused.kernels.modulated_norm import norm_backward, norm_forward, sum_chunks
 from aim_lightning.models.aim.fused.launch import launch
-from aim_lightning.models.aim.fused.tiling import TILING
+from aim_lightning.models.aim.fused.tiling import tiling
 
 CHUNK = 32  # rows whose sums one program of the backward pass adds up
 
@@ -31,7 +31,8 @@ class ModulatedNorm(torch.autograd.Function):
         new_residual = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
         u = torch.empty(raw.shape, dtype=dtype, device=raw.device)
         rms = torch.empty(images, length, dtype=torch.float32, device=raw.device)
-        tile = TILING["norm_forward"]
+        padded = triton.next_power_of_2(width)
+        tile = tiling("norm_forward", dtype, padded)
         has = {"HAS_RESIDUAL": residual is not None, "HAS_ROW_SCALE": row_scale is not None}
         key = (
             raw.shape,
@@ -46,7 +47,7 @@ class ModulatedNorm(torch.autograd.Function):
             key, norm_forward, (images, triton.cdiv(length, tile["ROWS"])),
             raw, row_scale, gate, residual, weight, shift, scale, new_residual, u, rms,
             length, width, _stride(gate), _stride(shift), eps,
-            **has, HAS_GATE=gate is not None, HAS_SHIFT=shift is not None, WIDTH=triton.next_power_of_2(width), **tile,
+            **has, HAS_GATE=gate is not None, HAS_SHIFT=shift is not None, WIDTH=padded, **tile,
         )  # fmt: skip
         ctx.save_for_backward(raw, row_scale, gate, new_residual, weight, scale, rms)
         ctx.has, ctx.key = has, key
@@ -58,7 +59,7 @@ class ModulatedNorm(torch.autograd.Function):
         images, length, width = raw.shape
         du = torch.zeros_like(new_residual) if du is None else du.contiguous()
         d_new_residual = None if d_new_residual is None else d_new_residual.contiguous()
-        chunks = triton.cdiv(length, CHUNK)
+        chunks, padded = triton.cdiv(length, CHUNK), triton.next_power_of_2(width)
         d_raw = torch.empty_like(raw)
         d_residual = torch.empty_like(new_residual) if ctx.has["HAS_RESIDUAL"] else None
         d_row_scale = torch.empty_like(row_scale) if row_scale is not None else None
@@ -69,7 +70,7 @@ class ModulatedNorm(torch.autograd.Function):
             key, norm_backward, (images, chunks),
             d_new_residual, du, new_residual, rms, weight, scale, raw, row_scale, gate, d_residual, d_raw, d_row_scale,
             sums, length, width, CHUNK, _stride(gate), _stride(scale), HAS_D_RESIDUAL=d_new_residual is not None,
-            **ctx.has, **modulated, WIDTH=triton.next_power_of_2(width), **TILING["norm_backward"],
+            **ctx.has, **modulated, WIDTH=padded, **tiling("norm_backward", du.dtype, padded),
         )  # fmt: skip
         d_shift, d_scale, d_gate, d_weight = torch.empty(4, images, width, dtype=torch.float32, device=raw.device)
         launch(

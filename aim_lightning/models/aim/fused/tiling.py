@@ -8,7 +8,7 @@ import torch
 
 BLOCK = 64  # rows and columns of a tile of C Bᵀ
 TILING: dict[str, dict[str, int]] = {
-    "norm_forward": {"ROWS": 4, "num_warps": 4},
+    "norm_forward": {"ROWS": 2, "num_warps": 4},
     "norm_backward": {"ROWS": 4, "num_warps": 2},
     "convolution_forward": {"ROWS": 8, "COLUMNS": 128, "num_warps": 1},
     "scores_forward": {"num_warps": 4},
@@ -22,11 +22,17 @@ TILING: dict[str, dict[str, int]] = {
 }
 
 
-def tiling(name: str, dtype: torch.dtype) -> dict[str, int]:
+def tiling(name: str, dtype: torch.dtype, width: int = 1024) -> dict[str, int]:
     """Return a kernel's tile and launch options for a type of matrix products.
 
     Tiles of float32 are twice as large. Shared memory is not, so their loads are not pipelined, and registers are not
     limited.
+
+    Args:
+        name: of the kernel.
+        dtype: of the matrix products.
+        width: of a row that a program holds, a power of two; beyond 1,024 it takes more warps, not more registers.
     """
     exact = {"num_stages": 1, "maxnreg": None} if dtype == torch.float32 else {}
-    return {"num_stages": 3, **TILING[name], **exact}
+    tile = {"num_stages": 3, **TILING[name], **exact}
+    return tile | {"num_warps": tile["num_warps"] * max(1, width // 1024)}
