@@ -59,7 +59,7 @@ def read_pickle(path: str | Path, role: str, archive: bool = False, verify: bool
 def _read(path: Path, role: str, archive: bool, verify: bool) -> Any:
     """Read once; errors of the system are raised unchanged."""
     if not path.is_file():
-        raise UnreadableFile(f"{role} {path} does not exist")
+        raise UnreadableFile(f"{role} {path} {'is no regular file' if path.exists() else 'does not exist'}")
     zipped = archive or zipfile.is_zipfile(path)
     try:
         if zipped and verify:

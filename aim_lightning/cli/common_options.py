@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.ranges import Range
 
 DEFAULT_CLASSES = 10
@@ -18,10 +18,17 @@ SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Huggin
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line instead of a usage text."""
 
+    @property
+    def options(self) -> list[str]:
+        """Return the options that the parser knows, and --config."""
+        return [*self._option_string_actions, "--config"]
+
     def error(self, message: str) -> None:
         """Raise the error as a UserError; those of `number` contain their fix."""
         fact = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)
-        raise UserError(f"command line: {fact}{f'; see {self.prog} --help' if fact == message else ''}")
+        unknown = re.match(r"unrecognized arguments: (--\w+)", message)
+        hint = suggest(unknown[1], self.options) if unknown else ""
+        raise UserError(f"command line: {fact}{hint or (f'; see {self.prog} --help' if fact == message else '')}")
 
 
 def boolean(text: str) -> bool:
@@ -99,7 +106,7 @@ SHARED = {
     "splitting": option("splits of the Inception Score", "adm", choices=("adm", "torch_fidelity")),
     "feature_batch": option("batch size of the feature network, images", 250, type=number(int, 1)),
     "cache": option("directory that caches reference statistics", ".cache/reference", metavar="DIR"),
-    "seeds": option("number of sample sets; their seeds count up from sampling.seed", 1, type=number(int, 1)),
+    "seeds": option("number of sample sets; their seeds count up from sampling.seed", 1, type=number(int, 1, 10_000)),
     "record": option("also write experiments/results/NAME.json for `make table`", metavar="NAME", type=file_name),
     "checkpoint": option("checkpoint to use instead of the newest one of the run", metavar="FILE"),
     "weights": option("published weights, directory, file or hub id, instead of a run", metavar="SOURCE"),

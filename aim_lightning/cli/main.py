@@ -10,8 +10,16 @@ from aim_lightning.cli.config import SECTIONS, Config, read, read_and_check
 from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
 from aim_lightning.cli.registry import Command, commands
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.config.signature import suggest
-from aim_lightning.utils.errors import TransientError, UserError, disk_mistake, killed_worker, lost_rank, one_line
+from aim_lightning.utils.errors import (
+    TransientError,
+    UserError,
+    disk_mistake,
+    killed_worker,
+    lost_rank,
+    memory_mistake,
+    one_line,
+    suggest,
+)
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.process import node_name, rank
 
@@ -54,8 +62,8 @@ def _mistake(error: BaseException | None) -> UserError | None:
         return mistake
     if type(error).__name__ == "MisconfigurationException":
         return UserError(f"trainer: {' '.join(str(error).split())}")
-    if worker := killed_worker(error):
-        return worker
+    if mistake := killed_worker(error) or memory_mistake(error):
+        return mistake
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error and one_line(error)
@@ -85,7 +93,8 @@ def run(argv: list[str]) -> int:
         return 0
     options = parser.parse_args(arguments.rest)
     if empty := [option for option, value in vars(options).items() if value == ""]:
-        raise UserError(f"command line: {empty[0]} is empty; give a value, or leave it out for the default")
+        name = f"--{empty[0]}" if f"--{empty[0]}" in parser.options else empty[0]
+        raise UserError(f"command line: {name} is empty; give a value, or leave it out for the default")
     options.given = arguments
     if not command.needs_config:
         return command.run(None, options)

@@ -162,5 +162,5 @@ def array_indices(text: str) -> list[int]:
     """
     indices = parse_spans(text)
     if not indices or len(set(indices)) < len(indices):
-        raise UserError(f"--seeds is {text!r}; write different numbers and ranges, such as 0-3,7")
+        raise UserError(f"--seeds is {text!r}; write up to 10,000 different numbers and ranges, such as 0-3,7")
     return indices

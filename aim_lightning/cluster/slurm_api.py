@@ -10,7 +10,8 @@ from aim_lightning.cluster import signals
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import in_step
 
-SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
+SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::([1-9]\d*))?")
+MOST_TASKS = 10_000  # of a list; a mistyped range would fill the memory
 # Field of `SlurmJobInfo` -> name in the output of scontrol.
 FIELDS = {"state": "JobState", "reason": "Reason", "run_time": "RunTime", "time_limit": "TimeLimit"}
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
@@ -75,9 +76,9 @@ class SlurmJobInfo:
 
 
 def parse_spans(text: str) -> list[int] | None:
-    """Return the numbers of a list such as 0-3,7 or 0-6:3; None for another text."""
+    """Return the numbers of a list such as 0-3,7 or 0-6:3; None for another text or a longer list."""
     spans = [SPAN.fullmatch(part) for part in text.split(",")]
-    if not all(spans):
+    if not all(spans) or sum(int(s[2] or s[1]) - int(s[1]) for s in spans) > MOST_TASKS:
         return None
     return [number for s in spans for number in range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1))]
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from aim_lightning.config import signature
 from aim_lightning.config.compose import CLASS_KEYS, ComposedConfig, is_class
 from aim_lightning.config.yaml import inline
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 
 Classes = tuple[type, ...]
 Provided = Mapping[str, str]
@@ -62,7 +62,7 @@ def check(
     """
     for name in config.values:
         if name not in sections:
-            raise UserError(f"{config.origin(name)}: {name} is not a known section{signature.suggest(name, sections)}")
+            raise UserError(f"{config.origin(name)}: {name} is not a known section{suggest(name, sections)}")
     for name, section in sections.items():
         if section.required and name not in optional and config.values.get(name) is None:
             raise UserError(f"configuration: {name} is missing; set it in a --config file or with --{name}")
@@ -84,7 +84,7 @@ class _Checker:
         elif section.named:
             for entry, item in self._mapping(value, name, "names, each with a class_path").items():
                 if item is not None:
-                    hint = signature.suggest(entry, value.keys() - {entry})
+                    hint = suggest(entry, value.keys() - {entry})
                     self._class(item, f"{name}.{entry}", bases, section.provided, hint=hint)
         elif section.fixed:
             self._arguments(
@@ -121,7 +121,7 @@ class _Checker:
             if name in provided:
                 self._fail(f"{key}.{name}", f"is no option here: {provided[name]}")
             if name not in options:
-                hint = signature.suggest(name, options.keys() - provided.keys())
+                hint = suggest(name, options.keys() - provided.keys())
                 self._fail(f"{key}.{name}", f"is not an option of {cls.__name__}{hint}")
             self._value(value, f"{key}.{name}", options[name].annotation, options[name].default)
         # After the unknown names: a typo explains why an argument is missing.

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -11,19 +10,10 @@ from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.process import no_collections
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the most similar name or abbreviated name, or an empty text."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1)
-    if not close and len(name) > 1:  # lr is short for base_learning_rate
-        close = [long for long in names if "".join(word[:1] for word in long.split("_")).endswith(name)]
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def find_class(class_path: Any, where: str) -> Any:

@@ -40,6 +40,9 @@ def load(
         UserError: no checkpoint, one of another model, a tokenizer that does not belong to it, a backend that is
             not available, or an unknown device.
     """
+    if not Path(run_dir).exists():
+        accepted = "a run directory such as runs/demo_aim/main, or a checkpoint file; from_pretrained takes hub ids"
+        raise UserError(f"{run_dir} does not exist; give {accepted}")
     path = newest_checkpoint(run_dir)
     source = read_source(path, raw=raw)
     check_content(source.run, path)

@@ -4,7 +4,7 @@ import difflib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from aim_lightning.sampling import (
     resolve,
     with_sampling_options,
 )
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.grid import labelled_grid
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
@@ -68,6 +68,8 @@ class AiMPipeline:
         device = aim.lm_head.weight.device
         self.aim, self.tokenizer = aim.eval(), tokenizer.eval().to(device)
         self.class_names = class_names or [str(i) for i in range(aim.config.num_classes)]
+        if isinstance(class_names, str) or len(self.class_names) != aim.config.num_classes:
+            raise UserError(f"class_names is {class_names!r:.60}; give a list of {aim.config.num_classes} names")
         self.label_dropout, self.allow_untrained_guidance = label_dropout, allow_untrained_guidance
         self._pixels: dict[tuple, PixelDecoder] = {}
         self._auto: dict[tuple, int] = {}
@@ -136,8 +138,9 @@ class AiMPipeline:
 
     def grid(self, images: Tensor, columns: int = 8) -> Image.Image:
         """Arrange uint8 images (B, 3, H, W) in one PIL image, row by row; small images are enlarged."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-            raise UserError(f"images are {tuple(images.shape)} of {images.dtype}; give uint8 (B, 3, H, W)")
+        shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", type(images).__name__)
+        if dtype != torch.uint8 or len(shape) != 4 or not len(images) or shape[1] != 3:
+            raise UserError(f"images are {shape and tuple(shape)} of {dtype}; give a tensor uint8 (B, 3, H, W)")
         pixels_CHW = labelled_grid(images, max(1, min(columns, len(images))), [])
         return Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
 
@@ -205,9 +208,15 @@ class AiMPipeline:
                 `aim_lightning.sampling.generate`.
         """
         labels_B = self._label_tensor(labels, allow_null_class)
-        indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
+        try:
+            indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"indices are {indices!r:.60}; give one integer per label") from None
         if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
             raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
+        names = [field.name for field in fields(SamplingOptions)]
+        for name in options.keys() - names:
+            raise UserError(f"generate has no option {name!r}{suggest(name, names) or '; use ' + ', '.join(names)}")
         sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
@@ -273,8 +282,10 @@ class AiMPipeline:
 
     def _label(self, label: Any, allow_null_class: bool) -> int:
         if isinstance(label, str):
-            if label in self.class_names:
+            if (count := self.class_names.count(label)) == 1:
                 return self.class_names.index(label)
+            if count:  # ImageNet has two cranes
+                raise UserError(f"labels: {count} classes are called {label!r}; give the number of the class")
             close = difflib.get_close_matches(label, self.class_names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "see class_names"
             raise UserError(f"labels: there is no class {label!r}; {hint}")

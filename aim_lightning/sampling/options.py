@@ -32,7 +32,7 @@ class SamplingOptions:
         temperature: 1e-6 or more; top_k 1 is argmax.
         top_k: codes kept per step; 0 = all, 1 = argmax.
         top_p: probability kept per step; 1 = all.
-        seed: of the images' random streams, 0 or more.
+        seed: of the images' random streams, 0 to 2**63 - 1.
         batch_size: images sampled at a time on one device; a last, smaller block is filled up to this size. ``auto``
             is a power of two, 256 at most, that fits into a GPU's free memory, and 64 on a CPU.
         position_offset: 1 = positions of the published decoder.
@@ -65,15 +65,19 @@ class SamplingOptions:
     pixel_compile: bool = False
 
     def __post_init__(self) -> None:
-        ranges = {"batch_size": Range(1), "position_offset": Range(0, 1, note=" (1 = the published decoder)")}
+        ranges = {
+            "batch_size": Range(1),
+            "seed": Range(0, 2**63 - 1),
+            "position_offset": Range(0, 1, note=" (1 = the published decoder)"),
+        }
         check_arguments("sampling: ", SamplingOptions, vars(self), **ranges)
         # These check the ranges of filters and guidance.
         self.filters()
         self.scales(1)
-        # 2 and 2.0 are one value: results of both are recorded under one name.
+        # 2, 2.0 and NumPy's 2 are one value: their results are recorded under one name.
         for field in fields(self):
-            if field.type is float:
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+            if field.type in (int, float):
+                object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
         object.__setattr__(self, "cfg_interval", tuple(map(float, self.cfg_interval)))
 
     def filters(self) -> Filters:

@@ -1,7 +1,9 @@
 """Exceptions that the command line prints in one line, without a traceback."""
 
+import difflib
 import errno
 import re
+from collections.abc import Iterable
 
 # Messages of gloo after the process at the other end has exited.
 GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
@@ -45,6 +47,16 @@ def disk_mistake(error: OSError, name: object = None) -> UserError | None:
     return TransientError(f"{fact}; free disk space") if error.errno in FULL else None
 
 
+def memory_mistake(error: BaseException) -> UserError | None:
+    """Convert a lack of memory, of the machine or of a GPU, to one line; None for any other error."""
+    names = {base.__name__ for base in type(error).__mro__}
+    if not names & {"MemoryError", "OutOfMemoryError"} and "DefaultCPUAllocator" not in str(error):
+        return None
+    size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    fact = f"out of memory{f' (tried to allocate {size[1]})' if size else ''}"
+    return UserError(f"{fact}; lower the batch size (in training data.max_device_batch_size) or the size of the model")
+
+
 def killed_worker(error: BaseException | None) -> TransientError | None:
     """Return one line for the death of a loader process; None for any other error.
 
@@ -61,6 +73,16 @@ def killed_worker(error: BaseException | None) -> TransientError | None:
             return TransientError(f"{fact}; lower data.num_workers or give the job more memory")
         error = error.__cause__ or error.__context__
     return None
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean NAME?" for the most similar name or abbreviated name, or an empty text."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    if not close and len(name) > 1:  # lr is short for base_learning_rate, cfg for cfg_scale
+        initials = {long: "".join(word[:1] for word in long.split("_")) for long in names}
+        close = [long for long in names if initials[long].endswith(name) or long.startswith(f"{name}_")]
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def lost_rank(error: BaseException) -> bool:

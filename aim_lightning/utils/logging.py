@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
+from typing import TextIO
 
 from aim_lightning.utils.process import is_rank_zero
 
@@ -14,7 +16,7 @@ _warned: set[str] = set()
 def log(text: str) -> None:
     """Print a line from rank 0."""
     if is_rank_zero():
-        print(text, flush=True)
+        _print(text, sys.stdout)
 
 
 def log_next(text: str) -> None:
@@ -25,7 +27,14 @@ def log_next(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a warning from any rank."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    _print(f"warning: {text}", sys.stderr)
+
+
+def _print(text: str, file: TextIO) -> None:
+    # An open bar is cleared and redrawn below the line. Before tqdm is imported, which takes 40 ms, there is none.
+    tqdm = sys.modules.get("tqdm")
+    with tqdm.tqdm.external_write_mode(file) if tqdm else nullcontext():
+        print(text, file=file, flush=True)
 
 
 def warn_once(text: str) -> None:

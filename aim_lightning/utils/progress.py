@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from shutil import get_terminal_size
 from time import monotonic
 
 from tqdm import tqdm
@@ -56,6 +57,7 @@ class ProgressBar(AbstractContextManager):
         self.in_terminal = self.shown and sys.stdout.isatty()
         self._prints_lines = self.shown and not self.in_terminal
         options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}
+        options["ncols"] = get_terminal_size().columns  # 80 in a terminal that reports 0, in which tqdm shows no bar
         self._bar = tqdm(desc=self.name, total=self.total, disable=not self.in_terminal, **options)
         self._started = monotonic()
         self._printed = self._started - INTERVAL if self.early else self._started

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -83,7 +83,7 @@ def _check(value: Any, annotation: Any, allowed: Range) -> tuple[bool, str]:
         return value in arguments, f"{', '.join(names)} or {last}" if names else last
     if annotation in (int, float):
         # bool is a subclass of int.
-        is_number = isinstance(value, int if annotation is int else Real) and not isinstance(value, bool)
+        is_number = isinstance(value, Integral if annotation is int else Real) and not isinstance(value, bool)
         return is_number and allowed.contains(value), f"{'a whole number, ' if annotation is int else ''}{allowed}"
     if annotation is bool:
         return isinstance(value, bool), "true or false"

@@ -160,7 +160,7 @@ def read_weights(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return read_pickle(path, "weights file")
     if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
+        raise UserError(f"weights file {path} {'is no regular file' if path.exists() else 'does not exist'}")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:

@@ -4,6 +4,7 @@ import errno
 import resource
 
 import pytest
+import torch
 from helpers import assert_contains
 
 from aim_lightning.cli.main import main
@@ -38,7 +39,7 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
 
 
 WRONG_ARGUMENTS = [
-    ("evaluate DEMO --classes=", ["command line: classes is empty"]),
+    ("evaluate DEMO --classes=", ["command line: --classes is empty"]),
     ("fly", ["'fly'", "fit, validate"]),
     ("fit", ["--config experiments/NAME.yaml"]),
     ("fit --config nowhere.yaml", ["nowhere.yaml", "does not exist"]),
@@ -54,6 +55,10 @@ WRONG_ARGUMENTS = [
     ("sample DEMO --what", ["--what"]),
     ("tokenize DEMO --crop_range wide", ["--crop_range", "'wide'"]),
     ("shards verify nowhere", ["nowhere is no directory", "make tokenize"]),
+    ("fit --confg DEMO", ["unrecognized arguments: --confg", "did you mean --config?"]),
+    ("evaluate DEMO --seeds 99999999999", ["--seeds is 99999999999", "from 1 to 10000"]),
+    ("sweep DEMO --grid=", ["command line: --grid is empty"]),
+    ("weights inspect /dev/null", ["weights file /dev/null is no regular file"]),
 ]
 
 
@@ -129,6 +134,11 @@ def test_doctor_reports_which_kernels_are_usable(aim_cli):
     plain = "chunked scan in plain PyTorch"
     rows = [f"torch {plain}", f"auto torch: {plain}", "triton not usable: it needs an NVIDIA GPU", "causal-conv1d "]
     assert_contains(" ".join(done.stdout.split()), [*rows, "mamba_ssm mamba-ssm is not usable ("])
+
+
+def test_too_little_memory_is_one_line(fail, monkeypatch):
+    monkeypatch.setattr("aim_lightning.cli.main.run", lambda argv: torch.empty(1 << 60, dtype=torch.uint8))
+    assert "error: out of memory (tried to allocate 1152921504606846976 bytes); lower the batch size" in fail()
 
 
 def test_a_full_disk_is_transient_and_denied_access_is_not():

@@ -81,7 +81,7 @@ OPTIONS = [
     ("sample DEMO --num 0", "--num is 0; it must be a whole number, 1 or more"),
     ("sample DEMO --num few", "--num is few; it must be a whole number, 1 or more"),
     ("sample DEMO --num 1.5", "--num is 1.5; it must be a whole number"),
-    ("evaluate DEMO --seeds 0", "--seeds is 0; it must be a whole number, 1 or more"),
+    ("evaluate DEMO --seeds 0", "--seeds is 0; it must be a whole number, from 1 to 10000"),
     ("evaluate DEMO --feature_batch -3", "--feature_batch is -3"),
     ("follow DEMO --every 0", "--every is 0; it must be a number, above 0"),
     ("follow DEMO --patience nan", "--patience is nan; it must be a number, 0 or more"),

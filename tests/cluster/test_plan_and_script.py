@@ -155,7 +155,7 @@ def test_time_limits_in_slurm_formats(text, expected):
 
 def test_lists_of_array_indices():
     assert array_indices("0-2,7") == [0, 1, 2, 7]
-    for wrong in ("", "a", "1-", "1,1", "2-1"):
+    for wrong in ("", "a", "1-", "1,1", "2-1", "-1", "nan", "0-6:0", "0-99999999999"):
         assert_user_error(".", array_indices, wrong)
     assert_user_error(r"cluster.time is 'soon'", seconds, "soon")
 

@@ -8,8 +8,8 @@ from helpers import assert_user_error
 
 from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import Section, check
-from aim_lightning.config.signature import suggest
 from aim_lightning.config.yaml import read_mapping
+from aim_lightning.utils.errors import suggest
 
 SECTIONS = {
     "model": Section(),
@@ -67,5 +67,6 @@ def test_messages_name_the_file_or_command_line_that_set_the_value(tmp_path):
 
 def test_abbreviations_are_suggested_too():
     assert suggest("lr", ["weight_decay", "base_learning_rate"]) == "; did you mean base_learning_rate?"
+    assert suggest("cfg", ["top_k", "cfg_scale"]) == "; did you mean cfg_scale?"
     assert suggest("wd", ["weight_decay", "base_learning_rate"]) == "; did you mean weight_decay?"
     assert suggest("x", ["max_x"]) == suggest("zzz", ["max_x"]) == ""

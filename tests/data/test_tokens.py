@@ -106,7 +106,9 @@ def test_codes_labels_and_rows_belong_together_and_views_vary(directory):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_sees_every_row_once(directory, world):
-    batches = [list(module(directory, batch=6, rank=r, world=world).val_dataloader()) for r in range(world)]
+    loaders = [module(directory, batch=6, rank=r, world=world).val_dataloader() for r in range(world)]
+    batches = [list(loader) for loader in loaders]
+    assert [len(loader) for loader in loaders] == [len(rank) for rank in batches]
     rows = sorted(int(i) for rank in batches for b in rank for i in b["index"])
     assert rows == list(range(15))
 

@@ -52,14 +52,26 @@ def test_grid():
 INVALID_GRIDS = ["", "guidance=1", "cfg_scale", "cfg_scale=", "top_k=1 top_k=2", "batch_size=3", "top_k=1,2,1"]
 
 
+def test_an_unknown_option_gets_a_suggestion():
+    assert_user_error(r"--grid: 'cfg' is no sampling option; did you mean cfg_scale\?", parse_grid, "cfg=2")
+
+
 @pytest.mark.parametrize("text", INVALID_GRIDS)
 def test_invalid_grids_are_refused(text):
     assert_user_error("--grid", parse_grid, text)
 
 
 WRONG_VALUES = ["cfg_scale=abc", "cfg_scale=1,-1", "cfg_scale=.inf", "cfg_schedule=constant,foo", "cfg_interval=[0,2]"]
-WRONG_VALUES += ["cfg_interval=3", "top_k=1.5", "top_k=-1", "top_p=0", "temperature=1,0", "seed=true"]
-WRONG_VALUES += ["position_offset=2", "decoder=slow", "precision=half"]
+WRONG_VALUES += [
+    "cfg_interval=3",
+    "seed=99999999999999999999",
+    "top_k=1.5",
+    "top_k=-1",
+    "top_p=0",
+    "temperature=1,0",
+    "seed=true",
+]
+WRONG_VALUES += ["seed=99999999999999999999", "position_offset=2", "decoder=slow", "precision=half"]
 
 
 @pytest.mark.parametrize("text", WRONG_VALUES)

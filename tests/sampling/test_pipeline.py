@@ -216,20 +216,38 @@ CASES = [
 def test_labels_that_are_refused_in_one_line(pipeline, labels, message):
     pipeline.class_names = ["tench", "crane", "bag"]
     assert_user_error(message, pipeline.generate, labels)
-    assert_user_error("seed is -1; it must be a whole number, 0 or more", pipeline.generate, [0], seed=-1)
-    for indices in ([0, 1], [0.5]):
+    assert_user_error(
+        "seed is -1; it must be a whole number, from 0 to 9223372036854775807", pipeline.generate, [0], seed=-1
+    )
+    for indices in ([0, 1], [0.5], [10**30], ["a"], "a"):
         assert_user_error("^indices are .*; give one integer per label$", pipeline.generate, [0], indices=indices)
+
+
+def test_unknown_options_get_a_suggestion(pipeline):
+    assert_user_error(r"^generate has no option 'cfg'; did you mean cfg_scale\?$", pipeline.generate, [0], cfg=2)
+    assert_user_error(r"^generate has no option 'topk'; did you mean top_k\?$", pipeline.generate, [0], topk=2)
+    assert_user_error("^generate has no option 'zzz'; use cfg_scale, temperature,", pipeline.generate, [0], zzz=2)
+
+
+def test_class_names_that_do_not_identify_the_classes_are_refused(pipeline):
+    networks = pipeline.aim, pipeline.tokenizer
+    for names in (["a"], "abc"):
+        assert_user_error("^class_names is .*; give a list of 3 names$", AiMPipeline, *networks, names)
+    pipeline.class_names = ["crane", "crane", "bag"]
+    message = "^labels: 2 classes are called 'crane'; give the number of the class$"
+    assert_user_error(message, pipeline.generate, ["crane"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_networks_of_any_type_and_options_of_numpy(pipeline, dtype):
-    images = pipeline.to(dtype).generate([0, 2], cfg_scale=np.float32(2), seed=1)
+    images = pipeline.to(dtype).generate([0, 2], cfg_scale=np.float32(2), seed=np.int64(1))
     assert images.dtype == torch.uint8 and torch.equal(images, pipeline.generate([0, 2], cfg_scale=2, seed=1))
 
 
 def test_a_grid_is_a_pil_image_and_the_repr_names_the_sizes(pipeline):
     grid = pipeline.grid(pipeline.generate(LABELS), columns=3)
-    assert_user_error("float32; give uint8", pipeline.grid, torch.zeros(2, 3, 8, 8))
+    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [1]):
+        assert_user_error("; give a tensor uint8", pipeline.grid, images)
     assert grid.mode == "RGB" and grid.size == (3 * 66, 2 * 66)
     assert repr(pipeline).startswith("AiMPipeline(d_model=") and "device=cpu" in repr(pipeline)
 

@@ -12,6 +12,14 @@ from conftest import ROOT, python
 from aim_lightning.utils.files import make_directory, write_text
 from aim_lightning.utils.progress import ProgressBar, progress
 
+BAR = """
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.progress import ProgressBar
+sys.stdout.isatty = lambda: True
+with ProgressBar("training", 10) as bar:
+    bar.advance(3)
+    log("a message")
+"""
 PROTECT = "import sys; from aim_lightning.utils.logging import protect_output, show_log; protect_output(); "
 
 
@@ -50,6 +58,12 @@ def test_a_directory_that_cannot_be_created_is_one_line(fail, monkeypatch, tmp_p
     monkeypatch.setattr("aim_lightning.cli.main.run", lambda argv: write_text("/proc/none/file", "text"))
     error = fail()
     assert "/proc/none" in error and "choose another path" in error
+
+
+def test_a_message_does_not_continue_the_line_of_an_open_bar():
+    result = python("-c", f"import sys{BAR}", COLUMNS="0")
+    assert result.returncode == 0 and "training:   0%" in result.stdout
+    assert "a message" in result.stdout.splitlines()
 
 
 def test_warnings_of_libraries_are_one_line_without_path():

@@ -60,6 +60,14 @@ class TokenRows(IterableDataset):
         self.rank = rank
         self.world_size = world_size
 
+    def __len__(self) -> int:
+        # At least 1: Lightning refuses a rank without batches, which an iterator may be.
+        return max(1, sum(-(-rows // self.batch_size) for rows in self._rows_per_shard()))
+
+    def _rows_per_shard(self) -> Iterator[int]:
+        for shard, first in zip(self.reader.manifest.shards, map(int, self.reader.manifest.first_rows), strict=False):
+            yield len(range(first + (self.rank - first) % self.world_size, first + shard.rows, self.world_size))
+
     def __iter__(self) -> Iterator[Batch]:
         for shard in range(len(self.reader.manifest.shards)):
             rows = self.reader.read(shard, lambda index: np.zeros(len(index), dtype=np.int64))

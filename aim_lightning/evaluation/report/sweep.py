@@ -12,7 +12,7 @@ from typing import Any
 from aim_lightning.config.yaml import YamlError, parse
 from aim_lightning.evaluation.score_record import read_format
 from aim_lightning.sampling import SamplingOptions
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.files import write_text
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
@@ -31,7 +31,8 @@ def parse_grid(text: str) -> dict[str, list[Any]]:
     for word in text.split():
         name, equals, values = word.partition("=")
         if name not in VARIABLE:
-            raise UserError(f"--grid: {name!r} is no sampling option; use {', '.join(VARIABLE)}")
+            hint = suggest(name, VARIABLE) or f"; use {', '.join(VARIABLE)}"
+            raise UserError(f"--grid: {name!r} is no sampling option{hint}")
         if name in grid or not equals or not values:
             raise UserError(f"--grid: {word!r}; write each option once, as {name}=VALUE,VALUE")
         try:
