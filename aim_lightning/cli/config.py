@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.value_ranges import check_ranges
 from aim_lightning.cluster.options import ClusterOptions
-from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import Section, check
-from aim_lightning.config.compose import walk
+from aim_lightning.config.compose import ComposedConfig, compose, walk
 from aim_lightning.config.yaml import read_mapping
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError

@@ -184,9 +184,6 @@ def _wait_for_rank_zero() -> int:
 
 def _check_weights(cli: AimCLI, checkpoint: Path) -> None:
     # Lightning's strict loading would list each differing weight on a line of its own.
-    parts = incompatible(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3)
-    if parts:
-        raise UserError(
-            f"{checkpoint} does not fit the {type(cli.model).__name__} that is configured: {'; '.join(parts)}; "
-            "give it back its options, or train this one as another RUN"
-        )
+    if parts := incompatible(cli.model, from_file(read_checkpoint(checkpoint))["state_dict"], limit=3):
+        fact = f"{checkpoint} does not fit the {type(cli.model).__name__} that is configured: {'; '.join(parts)}"
+        raise UserError(f"{fact}; give it back its options, or train this one as another RUN")

@@ -68,9 +68,8 @@ def _ended_early(cli: AimCLI) -> str | None:
     progress = Progress(cli.directory.path, trainer.global_step, cli.datamodule.cursor.epoch)
     if is_finished(progress, {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}):
         return None
-    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
-    seconds = timer.time_remaining() if timer else None
-    return MAX_TIME if seconds is not None and seconds <= 0 else "a callback, such as early stopping,"
+    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return MAX_TIME if any(rest is not None and rest <= 0 for rest in timers) else "a callback, such as early stopping,"
 
 
 def _next_command(config: Config) -> str:

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from aim_lightning.cli.common_options import Parser
 from aim_lightning.cli.config import SECTIONS
 from aim_lightning.cli.registry import Command, commands
-from aim_lightning.config import ComposedConfig
 from aim_lightning.config.check import Section
-from aim_lightning.config.compose import is_class
+from aim_lightning.config.compose import ComposedConfig, is_class
 from aim_lightning.config.signature import dataclass_of, find_class, parameters, type_text
 from aim_lightning.config.yaml import inline
 

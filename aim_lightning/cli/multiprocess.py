@@ -25,8 +25,7 @@ def rank_or_launch(trainer: dict[str, Any]) -> ProcessRank | int:
         UserError: the devices cannot be used, or the ranks of several nodes are unknown.
     """
     _end_with_launcher()
-    launched = launched_rank()
-    if launched is not None:
+    if (launched := launched_rank()) is not None:
         return launched
     local, nodes, node = local_processes(trainer), trainer.get("num_nodes") or 1, int(os.environ.get("NODE_RANK") or 0)
     if nodes > 1 and "NODE_RANK" not in os.environ:

@@ -97,14 +97,11 @@ def check(plan: JobPlan) -> list[str]:
             if name in names.split():
                 raise UserError(f"cluster.directives: {line!r} is set by {source}; set it there")
     if plan.cpus_per_rank < plan.workers + 1:
-        raise UserError(
-            f"cluster.cpus_per_task is {plan.cpus_per_rank}; a rank and its {plan.workers} loader processes "
-            f"(data.num_workers) need {plan.workers + 1}"
-        )
+        need = f"a rank and its {plan.workers} loader processes (data.num_workers) need {plan.workers + 1}"
+        raise UserError(f"cluster.cpus_per_task is {plan.cpus_per_rank}; {need}")
     if options.signal_lead >= (limit := seconds(options.time)):
-        raise UserError(
-            f"cluster.signal_lead {options.signal_lead} s leaves nothing of cluster.time {options.time} ({limit} s)"
-        )
+        rest = f"leaves nothing of cluster.time {options.time} ({limit} s)"
+        raise UserError(f"cluster.signal_lead {options.signal_lead} s {rest}; set a smaller one")
     return [_check_lead(plan)]
 
 
@@ -118,12 +115,10 @@ def _check_lead(plan: JobPlan) -> str:
     # Several ranks agree on a signal one step after the first of them has received it.
     step = timings.get("step_seconds", 0.0) if plan.nodes * plan.devices > 1 else 0.0
     if lead < (window := requeue_window(save, pause, step)):
-        agreement = f"{step:.1f} s for a step until all ranks agree, " if step else ""
-        raise UserError(
-            f"cluster.signal_lead is {lead} s; measured in this run: up to {pause:.1f} s between two batches "
-            f"(validation and sampling included), {agreement}{save:.1f} s for a checkpoint; "
-            f"set at least {math.ceil(window)}"
-        )
+        needs = f"up to {pause:.1f} s between two batches (validation and sampling included), "
+        needs += f"{step:.1f} s for a step until all ranks agree, " if step else ""
+        needs += f"{save:.1f} s for a checkpoint; set at least {math.ceil(window)}"
+        raise UserError(f"cluster.signal_lead is {lead} s; measured in this run: {needs}")
     return f"signal lead {lead} s; {window / MARGIN:.1f} s were needed at most so far"
 
 

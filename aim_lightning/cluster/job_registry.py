@@ -60,10 +60,9 @@ def register_start(run_dir: Path, job: Job, step: int, limit: int) -> int:
     records[job.id] = {"step": step, "starts": starts, "restart": job.starts}
     _write(run_dir, RESTARTS, dict(list(records.items())[-RECORDS:]))
     if starts > limit:
-        raise UserError(
-            f"job {job.id} has started {limit} times at step {step} without reaching a new checkpoint "
-            f"(cluster.max_starts_without_progress {limit}); find the cause in the log above, then submit again"
-        )
+        fact = f"job {job.id} has started {limit} times at step {step} without reaching a new checkpoint"
+        option = f"cluster.max_starts_without_progress {limit}"
+        raise UserError(f"{fact} ({option}); find the cause in the log above, then submit again")
     return starts
 
 

@@ -85,10 +85,8 @@ def faults(ranks: list[RankInfo], run_dir: str) -> list[str]:
         if info.configuration != first.configuration:
             lines.append(f"{info}: its configuration differs from that of node {first.node} (rank 0)")
         if not info.sees_run_directory:
-            lines.append(
-                f"{info}: {run_dir} is not the directory that node {first.node} writes to; "
-                "set runs_root to a directory that all nodes share"
-            )
+            fact = f"{info}: {run_dir} is not the directory that node {first.node} writes to"
+            lines.append(f"{fact}; set runs_root to a directory that all nodes share")
     devices = Counter((info.node, info.device) for info in ranks if info.device)
     shared = {key: count for key, count in devices.items() if count > 1}
     return lines + [f"node {node}: {count} ranks share device {device}" for (node, device), count in shared.items()]
@@ -121,13 +119,9 @@ def task_fault(job: Job | None, nodes: int, devices: int, visible_gpus: int | No
     if job is None or job.tasks is None:
         return None
     if job.tasks != nodes * devices or job.nodes != nodes:
-        return (
-            f"node {job.node}: srun started {job.tasks} tasks on {job.nodes} nodes; trainer.num_nodes {nodes} x "
-            f"trainer.devices {devices} needs {nodes * devices} tasks on {nodes}"
-        )
+        needs = f"trainer.num_nodes {nodes} x trainer.devices {devices} needs {nodes * devices} tasks on {nodes}"
+        return f"node {job.node}: srun started {job.tasks} tasks on {job.nodes} nodes; {needs}"
     if visible_gpus is not None and visible_gpus < devices:
-        return (
-            f"node {job.node}: a task sees {visible_gpus} GPUs, trainer.devices is {devices}; ask for GPUs per node "
-            "(cluster.gpu_request --gpus-per-node={gpus}), not per task, and without --gpu-bind"
-        )
+        fix = "ask for GPUs per node (cluster.gpu_request --gpus-per-node={gpus}), not per task, and without --gpu-bind"
+        return f"node {job.node}: a task sees {visible_gpus} GPUs, trainer.devices is {devices}; {fix}"
     return None

@@ -130,7 +130,8 @@ class _Tree(ComposedConfig):
         """Merge a mapping into an earlier one: mappings merge, everything else replaces."""
         for name, value in new.items():
             key, before = f"{prefix}{name}", old.get(name)
-            if isinstance(before, dict) and isinstance(value, dict) and not _other_class(before, value):
+            another_class = is_class(before) and is_class(value) and before["class_path"] != value["class_path"]
+            if isinstance(before, dict) and isinstance(value, dict) and not another_class:
                 self.merge(before, value, f"{key}.", origin)
                 continue
             if isinstance(before, dict) and not isinstance(value, dict):
@@ -210,7 +211,3 @@ class _Tree(ComposedConfig):
 def is_class(value: Any) -> bool:
     """Return True for a mapping with a class_path."""
     return isinstance(value, dict) and "class_path" in value
-
-
-def _other_class(before: dict[str, Any], value: dict[str, Any]) -> bool:
-    return is_class(before) and is_class(value) and before["class_path"] != value["class_path"]

@@ -46,8 +46,7 @@ class RunDirectory:
     @property
     def latest_step(self) -> int:
         """Return the step of the newest checkpoint; 0 without one."""
-        checkpoints = self.checkpoints()
-        return step_of(checkpoints[0]) if checkpoints else 0
+        return next(map(step_of, self.checkpoints()), 0)
 
     def set_aside_newer(self, step: int, damaged: Collection[Path]) -> list[Path]:
         """Rename the damaged checkpoints after `step`, so that they do not count among the kept ones.

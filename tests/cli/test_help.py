@@ -5,8 +5,8 @@ from conftest import ROOT, python
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import SECTIONS, read
 from aim_lightning.cli.help import describe
-from aim_lightning.config import ComposedConfig
 from aim_lightning.config.check import Section
+from aim_lightning.config.compose import ComposedConfig
 
 DEMO = ROOT / "experiments" / "demo_aim.yaml"
 

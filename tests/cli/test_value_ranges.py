@@ -8,7 +8,7 @@ from helpers import assert_contains, assert_user_error
 
 from aim_lightning.cli.config import DEFAULTS, SECTIONS, Config
 from aim_lightning.cli.value_ranges import ARGUMENTS, TRAINER, check_ranges
-from aim_lightning.config import compose
+from aim_lightning.config.compose import compose
 from aim_lightning.config.signature import find_class, parameters
 
 DEMO = ROOT / "experiments/demo_aim.yaml"

@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 from helpers import assert_user_error
 
-from aim_lightning.config import ComposedConfig, compose
 from aim_lightning.config.check import Section, check
+from aim_lightning.config.compose import ComposedConfig, compose
 from aim_lightning.config.yaml import read_mapping
 from aim_lightning.utils.errors import suggest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import assert_contains, assert_user_error
 
-from aim_lightning.config import compose
+from aim_lightning.config.compose import compose
 from aim_lightning.config.yaml import dump, parse
 from aim_lightning.utils.errors import UserError
 

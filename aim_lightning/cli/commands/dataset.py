@@ -66,7 +66,7 @@ def run(config: None, options: argparse.Namespace) -> int:
     report = make_shards(Path(options.directory), out, fraction, 2 * size, options.on_error, options.max_pixels)
     print(*_report_lines(report, out), sep="\n")
     for path, text in experiment_files(name, size, report, options.quick).items():
-        write_marked(path, text)
+        write_text(path, f"{_mark(text)}\n{text}")
         print(f"wrote {path}")
     for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:] if options.estimate else (), strict=False):
         print(f"{stage}: about {_hours(path):.1g} hours of training on this machine, validation not included")
@@ -133,7 +133,7 @@ def experiment_files(name: str, size: int, report: SplitReport, quick: bool = Fa
 
 
 def refuse_files_of_others(name: str) -> None:
-    """Refuse to overwrite files that `write_marked` did not write, or that were edited since.
+    """Refuse to overwrite files that `make dataset` did not write, or that were edited since.
 
     Args:
         name: of the data set.
@@ -148,11 +148,6 @@ def refuse_files_of_others(name: str) -> None:
         if first != _mark(rest):
             fix = "rename it to keep your version, or remove it"
             raise UserError(f"{path} was edited since `make dataset` made it; {fix}")
-
-
-def write_marked(path: str, text: str) -> None:
-    """Write a file with the mark that `refuse_files_of_others` looks for."""
-    write_text(path, f"{_mark(text)}\n{text}")
 
 
 def _mark(text: str) -> str:

@@ -90,9 +90,8 @@ def _check_ranks(config: Config, options: argparse.Namespace) -> None:
     # GPUS=1 also sets trainer.devices: a job of CPU ranks must be requested by name.
     requested = devices * nodes > 1 or "trainer.devices" in dict(options.given.overrides)
     if requested and trainer.get("strategy", "auto") == "auto" and trainer.get("accelerator") == "cpu":
-        raise UserError(
-            "trainer.accelerator is 'cpu'; set --trainer.accelerator gpu, or --trainer.strategy ddp for ranks on CPUs"
-        )
+        fix = "set --trainer.accelerator gpu, or --trainer.strategy ddp for ranks on CPUs"
+        raise UserError(f"trainer.accelerator is 'cpu'; {fix}")
     if "global_batch_size" in data:
         BatchPlan.make(data["global_batch_size"], devices * nodes, data.get("max_device_batch_size"))
 
@@ -111,10 +110,8 @@ def _check_unchanged(config: Config, allow_changes: bool) -> None:
 def _check_shared(config: Config, task: Config) -> None:
     """Check that the options of the job script are equal for all tasks of an array."""
     for line in differences(_script_options(config), _script_options(task)).values():
-        raise UserError(
-            f"{task.values['run']}: {line}, but the tasks of an array share one job script; "
-            "submit a task that needs another one as a separate run"
-        )
+        fact = f"{task.values['run']}: {line}, but the tasks of an array share one job script"
+        raise UserError(f"{fact}; submit a task that needs another one as a separate run")
 
 
 def _script_options(config: Config) -> dict:
