@@ -23,17 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def python(*words, cwd: Path = ROOT, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
     """Run a Python process that can import the package and the tests, and return it with its texts."""
     options = {"cwd": cwd, "capture_output": True, "text": True, "timeout": timeout}
-    return subprocess.run(_command(words), env=_environment(environment), **options)
+    return subprocess.run([sys.executable, *map(str, words)], env=_environment(environment), **options)
 
 
 def start_python(*words, **environment: str) -> subprocess.Popen:
     """Start a Python process as in `python`, in a process group of its own; its stdout contains standard error."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(_command(words), cwd=ROOT, env=_environment(environment), start_new_session=True, **pipes)
-
-
-def _command(words: tuple) -> list[str]:
-    return [sys.executable, *map(str, words)]
+    options = {"cwd": ROOT, "env": _environment(environment), "start_new_session": True, **pipes}
+    return subprocess.Popen([sys.executable, *map(str, words)], **options)
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:

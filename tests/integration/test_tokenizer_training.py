@@ -233,21 +233,16 @@ def test_start_from_published_weights(experiment, assert_resumed, reference, tmp
     assert torch.allclose(network["quant_conv.weight"], ema["quant_conv.weight"], atol=1e-6)
 
 
+LPIPS = "--model.loss.perceptual_weight 1 --model.loss.perceptual_file"
 MISTAKES = {
-    "--model.loss.perceptual_weight 1 --model.loss.perceptual_file nowhere.pth": (
-        "perceptual_file nowhere.pth does not exist; save https"
-    ),
+    f"{LPIPS} nowhere.pth": "perceptual_file nowhere.pth does not exist; save https",
     "--model.init_from nowhere.pt --model.codebook_init random": "init_from nowhere.pt does not exist",
     "--model.lpips_file nowhere.pth": "lpips_file nowhere.pth does not exist; save https",
-    "--model.lpips_file README.md --model.loss.perceptual_weight 1 --model.loss.perceptual_file README.md": (
-        "model.lpips_file is for a loss without LPIPS; set it null"
-    ),
+    f"--model.lpips_file README.md {LPIPS} README.md": "model.lpips_file is for a loss without LPIPS; set it null",
     "--model.init_from configs": "set model.codebook_init random",
     "--model.adversarial.discriminator.num_layers 3": "leaves no patch of 16x16 pixels",
     "--model.adversarial.start_step 8": "start_step is 8, but training ends after 8 steps: its loss would never",
-    "--trainer.max_steps -1 --trainer.max_epochs 1 --model.adversarial.start_step 251": (
-        "start_step is 251, but training ends after 250 steps"
-    ),
+    "--trainer.max_steps -1 --trainer.max_epochs 1 --model.adversarial.start_step 251": "training ends after 250 steps",
     "--model.adversarial.loss wgan": "expected one of hinge, non_saturating, vanilla",
 }
 

@@ -15,7 +15,7 @@ def reports(tmp_path_factory):
     paths = {ranks: tmp_path_factory.mktemp("torture") / "report.json" for ranks in (1, 2)}
     options = ("--faults", 24, "--seed", 5)
     processes = {
-        ranks: start_python("-m", "torture", *options, "--ranks", ranks, "--report", path)
+        ranks: start_python("-m", "torture", *options, "--ranks", f"[{ranks}]", "--report", path)
         for ranks, path in paths.items()
     }
     outputs = {ranks: process.communicate(timeout=800)[0] for ranks, process in processes.items()}

@@ -1,27 +1,34 @@
 """python -m torture --faults 200: disturb a training 200 times and compare it with an undisturbed one."""
 
-import argparse
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from jsonargparse import auto_cli
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAILURES = ("rows lost", "rows doubled", "records unlike the plan", "rows twice in the plan", "final state")
 FAILURES += ("final states that differ", "curves that differ", "surprises")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="torture", description=__doc__)
-    parser.add_argument("--faults", type=int, default=20, help="over all numbers of ranks (default: 20)")
-    ranks = "processes of each scenario (default: 1 2)"
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help=ranks)
-    parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
-    parser.add_argument("--report", type=Path, help="also write the report to this JSON file")
-    parser.add_argument("--keep", type=Path, help="directory for runs and logs, kept (default: a temporary one)")
-    options = parser.parse_args()
+def main(
+    faults: int = 20,
+    ranks: tuple[int, ...] = (1, 2),
+    seed: int = 0,
+    report: Path | None = None,
+    keep: Path | None = None,
+) -> int:
+    """Disturb trainings, compare them with undisturbed ones, and return 1 if one differs.
 
+    Args:
+        faults: number of faults over all scenarios.
+        ranks: processes of each scenario, such as [1,2].
+        seed: of the faults.
+        report: also write the report to this JSON file.
+        keep: directory for runs and logs, kept; None = a temporary one.
+    """
     import torch
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
@@ -29,23 +36,23 @@ def main() -> int:
     from torture.scenario import Scenario
 
     torch.set_num_threads(1)
-    shares = [options.faults // len(options.ranks)] * len(options.ranks)
-    shares[0] += options.faults - sum(shares)
+    shares = [faults // len(ranks)] * len(ranks)
+    shares[0] += faults - sum(shares)
     reports = []
     with tempfile.TemporaryDirectory() as temporary:
-        for ranks, faults in zip(options.ranks, shares, strict=True):
-            root = (options.keep or Path(temporary)) / f"ranks{ranks}"
+        for world, share in zip(ranks, shares, strict=True):
+            root = (keep or Path(temporary)) / f"ranks{world}"
             root.mkdir(parents=True)
-            reports.append(Scenario(root, ranks, faults, options.seed).run())
+            reports.append(Scenario(root, world, share, seed).run())
             print(json.dumps(reports[-1], indent=1), flush=True)
-    if options.report:
-        options.report.write_text(json.dumps(reports, indent=1))
-    failed = any(report.get(name) for report in reports for name in FAILURES)
-    faults, lost, doubled = (sum(report.get(name, 0) for report in reports) for name in ("faults", *FAILURES[:2]))
+    if report:
+        report.write_text(json.dumps(reports, indent=1))
+    failed = any(result.get(name) for result in reports for name in FAILURES)
+    total, lost, doubled = (sum(result.get(name, 0) for result in reports) for name in ("faults", *FAILURES[:2]))
     verdict = "FAILED" if failed else "all runs equal to the undisturbed ones to the bit"
-    print(f"{faults} faults, {lost} rows lost, {doubled} rows doubled: {verdict}")
+    print(f"{total} faults, {lost} rows lost, {doubled} rows doubled: {verdict}")
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(auto_cli(main, as_positional=False))

@@ -6,9 +6,10 @@ replaced by another row of the window, chosen by (seed, epoch, row), and every o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from aim_lightning.utils.random import hash_uniform, permutation
 READING_THREADS = 2  # each holds the bytes of one shard
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows with one view each: codes (n, tokens) uint16, labels and dataset rows `index` (n,) int64.
 
     unreadable (n,) bool: True for rows of corrupt records, which `replace_unreadable` fills.
@@ -42,7 +42,7 @@ class Rows:
         Args:
             selection: any NumPy index of the first dimension.
         """
-        return Rows(*(getattr(self, column.name)[selection] for column in fields(self)))
+        return Rows(*(column[selection] for column in self))
 
     @staticmethod
     def join(parts: list["Rows"]) -> "Rows":
@@ -51,8 +51,7 @@ class Rows:
         Args:
             parts: at least one.
         """
-        columns = ([getattr(part, column.name) for part in parts] for column in fields(Rows))
-        return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in columns))
+        return parts[0] if len(parts) == 1 else Rows(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 @dataclass
