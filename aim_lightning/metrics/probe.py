@@ -1,7 +1,7 @@
 """Class agreement: how often a linear probe on frozen features predicts the requested class."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
@@ -11,47 +11,39 @@ MAX_ITERATIONS = 100  # of LBFGS; the accuracy is stable long before it converge
 SETTINGS = {"probe": "logistic regression, LBFGS", "l2": L2, "max_iterations": MAX_ITERATIONS}
 
 
-class LinearProbe(nn.Module):
-    """Multinomial logistic regression on standardised features.
+def fit_probe(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Train multinomial logistic regression from zero on standardised features, on their device.
+
+    The same inputs give the same probe.
 
     Args:
-        weight: (C, F), float64, with the standardisation folded in.
-        bias: (C,), float64.
+        features: (N, F) floats.
+        labels: (N,) integers in 0..num_classes-1.
+        num_classes: rows of the weight, C.
+
+    Returns:
+        weight (C, F) and bias (C,), float64, with the standardisation folded in.
+
+    Raises:
+        ValueError: shapes that do not fit, no rows, or labels out of range.
     """
+    _check(features, labels)
+    if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"a probe needs at least one row, and labels in 0..{num_classes - 1}")
+    # Lightning evaluates in inference mode, without gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = features.detach().clone().double(), labels.detach().clone().long()
+        mean, scale = x.mean(0), x.std(0, correction=0)
+        scale = torch.where(scale > 0, scale, 1)  # a constant feature keeps weight zero
+        # Standardised features condition LBFGS; the scale is folded into the weights afterwards.
+        weight, bias = _minimise((x - mean) / scale, y, num_classes)
+        weight = weight / scale
+        return weight, bias - weight @ mean
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
 
-    @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, num_classes: int) -> "LinearProbe":
-        """Train from zero on the device of `features`; the same inputs give the same probe.
-
-        Args:
-            features: (N, F) floats.
-            labels: (N,) integers in 0..num_classes-1.
-            num_classes: rows of `weight`.
-
-        Raises:
-            ValueError: shapes that do not fit, no rows, or labels out of range.
-        """
-        _check(features, labels)
-        if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"LinearProbe needs at least one row, and labels in 0..{num_classes - 1}")
-        # Lightning evaluates in inference mode, without gradients.
-        with torch.inference_mode(False), torch.enable_grad():
-            x, y = features.detach().clone().double(), labels.detach().clone().long()
-            mean, scale = x.mean(0), x.std(0, correction=0)
-            scale = torch.where(scale > 0, scale, 1)  # a constant feature keeps weight zero
-            # Standardised features condition LBFGS; the scale is folded into the weights afterwards.
-            weight, bias = _minimise((x - mean) / scale, y, num_classes)
-            weight = weight / scale
-            return cls(weight, bias - weight @ mean)
-
-    def predict(self, features: Tensor) -> Tensor:
-        """Return the most likely class of each row, int64 (N,), for features (N, F)."""
-        return (features.to(self.weight.dtype) @ self.weight.T + self.bias).argmax(1)
+def predict(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the most likely class of each row, int64 (N,), for features (N, F) and the result of `fit_probe`."""
+    return (features.to(weight.dtype) @ weight.T + bias).argmax(1)
 
 
 def _minimise(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -76,16 +68,18 @@ class ClassAgreement(MeanMetric):
     `compute` returns a float64 scalar; NaN without samples.
 
     Args:
-        probe: a fitted probe.
+        weight: (C, F), of `fit_probe`.
+        bias: (C,), of `fit_probe`.
         kwargs: options of torchmetrics' `MeanMetric`.
     """
 
     higher_is_better = True
 
-    def __init__(self, probe: LinearProbe, **kwargs) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, **kwargs) -> None:
         super().__init__(nan_strategy="disable", **kwargs)  # the search for NaN would wait for the GPU
         self.set_dtype(torch.float64)
-        self.probe = probe
+        self.register_buffer("probe_weight", weight)
+        self.register_buffer("probe_bias", bias)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch of samples.
@@ -98,7 +92,7 @@ class ClassAgreement(MeanMetric):
             ValueError: shapes that do not fit.
         """
         _check(features, labels)
-        super().update((self.probe.predict(features) == labels).double())
+        super().update((predict(features, self.probe_weight, self.probe_bias) == labels).double())
 
 
 def _check(features: Tensor, labels: Tensor) -> None:

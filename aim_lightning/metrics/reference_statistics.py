@@ -10,7 +10,7 @@ from torch import Tensor
 from aim_lightning.metrics.feature_sets import SampleFeatures
 from aim_lightning.metrics.features import FEATURES, SPATIAL, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance, mean_and_covariance
-from aim_lightning.metrics.probe import LinearProbe
+from aim_lightning.metrics.probe import fit_probe
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.random import hash_int64
@@ -33,7 +33,7 @@ class ReferenceImages:
     Args:
         gaussians: by output of the network.
         features: (M, F) float32 of single images; None for published statistics.
-        probe: weight (C, F) and bias (C,) of a `LinearProbe`; None without labels.
+        probe: weight (C, F) and bias (C,) of `fit_probe`; None without labels.
         source: origin of the images, plain values for the protocol.
         count: number of images behind the gaussians; None for published ones, which do not contain it.
         memo: cache of values computed from the statistics, such as the radii of their manifold.
@@ -144,8 +144,8 @@ class ReferenceImagesBuilder:
         probe, count = None, None if self.gaussians else self.num_images
         if self.probed is not None:
             rows = self.probe_rows.compute()  # a third collective
-            fitted = LinearProbe.fit(rows[:, :-1], rows[:, -1].round().long(), self.num_classes)
-            probe = fitted.weight.cpu(), fitted.bias.cpu()
+            fitted = fit_probe(rows[:, :-1], rows[:, -1].round().long(), self.num_classes)
+            probe = tuple(value.cpu() for value in fitted)
         return ReferenceImages(self.gaussians or computed, features, probe, source, count)
 
 

@@ -12,7 +12,7 @@ from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, Precis
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore
-from aim_lightning.metrics.probe import SETTINGS, ClassAgreement, LinearProbe
+from aim_lightning.metrics.probe import SETTINGS, ClassAgreement
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
 
@@ -69,7 +69,7 @@ class Scores(nn.Module):
                 raise UserError(f"there are {count} images {role}; these metrics need {least} or more")
         self.kernel = KernelDistance(real.features) if compare else None
         self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
-        self.agreement = ClassAgreement(LinearProbe(*real.probe)) if real.probe else None
+        self.agreement = ClassAgreement(*real.probe) if real.probe else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
 

@@ -180,9 +180,8 @@ def test_a_signal_aborts_an_evaluation_and_the_next_start_repeats_it(experiment,
 @pytest.mark.long
 def test_a_signal_to_one_of_two_ranks_stops_both_at_that_step(experiment, tmp_path):
     """Three blocks are two rounds: rank 1 gets it while it generates at step 12, both agree before the second round."""
-    (tmp_path / "signalling.yaml").write_text(
-        "callbacks: {signalling: {class_path: callbacks.signalling.Signalling, init_args: {rank: 1, block: 2}}}\n"
-    )
+    signalling = "{class_path: callbacks.signalling.Signalling, init_args: {rank: 1, block: 2}}"
+    (tmp_path / "signalling.yaml").write_text(f"callbacks: {{signalling: {signalling}}}\n")
     result = experiment.process("fit", "both", *DDP, "--config", tmp_path / "signalling.yaml")
     assert result.returncode == 128 + signal.SIGTERM, result.stdout
     assert "evaluation aborted" in result.stdout and "Traceback" not in result.stdout

@@ -71,9 +71,8 @@ def test_gradients_reach_the_images_and_nothing_else(lpips, images):
 
 
 def test_a_missing_or_foreign_file_is_one_line(tmp_path, vgg_file):
-    assert_user_error(
-        "does not exist; run `aim-lightning download vgg`", PerceptualDistance(tmp_path / "vgg16.pth").load
-    )
+    missing = PerceptualDistance(tmp_path / "vgg16.pth")
+    assert_user_error("does not exist; run `aim-lightning download vgg`", missing.load)
     short = tmp_path / "short.pth"
     short.write_bytes(vgg_file.read_bytes()[:100_000])
     weights = torch.load(vgg_file)

@@ -49,9 +49,7 @@ def test_the_selected_latents_depend_on_seed_and_step_only(quantizer):
             revive(quantizer, latent, seed, step)
             results.setdefault((seed, step), []).append(quantizer.embedding.weight.detach().clone())
     assert all(torch.equal(*pair) for pair in results.values())
-    assert not torch.equal(results[0, 50][0], results[0, 100][0]) and not torch.equal(
-        results[0, 50][0], results[1, 50][0]
-    )
+    assert not any(torch.equal(results[0, 50][0], results[other][0]) for other in ((0, 100), (1, 50)))
 
 
 def test_more_unused_codes_than_latents(quantizer):

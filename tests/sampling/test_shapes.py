@@ -12,15 +12,14 @@ from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, kernel_conf
 SHARED = 227 * 1024  # bytes that a program may have on an H100
 
 
-@pytest.mark.parametrize(
-    ("preset", "images"), [("AiM-B", 1), ("AiM-B", 16), ("AiM-B", 64), ("AiM-L", 16), ("AiM-L", 64), ("AiM-XL", 16)]
-)
+PRESETS = [("AiM-B", 1), ("AiM-B", 16), ("AiM-B", 64), ("AiM-L", 16), ("AiM-L", 64), ("AiM-XL", 16)]
+
+
+@pytest.mark.parametrize(("preset", "images"), PRESETS)
 def test_the_presets_have_rows_of_their_own(preset, images):
     config = AiMConfig.preset(preset)
-    measured = table()[config.d_model, 2 * images]
-    configs_for_preset = kernel_configs_for(config, 2 * images, torch.bfloat16)
-    assert configs_for_preset == measured
-    assert config.nheads % configs_for_preset.mix.heads == 0
+    configs = kernel_configs_for(config, 2 * images, torch.bfloat16)
+    assert configs == table()[config.d_model, 2 * images] and config.nheads % configs.mix.heads == 0
 
 
 @pytest.mark.parametrize("shared", [91, 155, 200])  # KiB: a consumer's GPU, an A100, an H100, less what is spared
@@ -29,10 +28,8 @@ def test_products_fit_into_a_gpus_shared_memory(key, shared):
     config = AiMConfig(d_model=key[0], n_layer=2, num_classes=10)
     configs = kernel_configs_for(config, key[1], torch.bfloat16, shared * 1024)
     for matmul in (configs.project, configs.out, configs.head):
-        assert (
-            matmul.early
-            or (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= shared * 1024
-        )
+        size = (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1)
+        assert matmul.early or size <= shared * 1024
         assert matmul.stages >= 2
     assert shared < 200 or configs == table()[key]
 
@@ -62,8 +59,7 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
     assert configs.project.block_m <= max(16, 2 * rows)
     parts = [n for n in (2, 3, 4) if config.d_inner % (n * configs.out.block_k) == 0 and dtype == torch.bfloat16]
     assert configs.split in parts or (configs.split == 1 and not parts)
-    block = (
-        configs.mix.steps * (configs.mix.heads * headdim + config.d_state) * dtype.itemsize * (configs.mix.stages - 1)
-    )
-    assert block <= BUFFER_BYTES or configs.mix.heads == 1
+    mix = configs.mix
+    block = mix.steps * (mix.heads * headdim + config.d_state) * dtype.itemsize * (mix.stages - 1)
+    assert block <= BUFFER_BYTES or mix.heads == 1
     assert dtype == torch.bfloat16 or configs.split == 1

@@ -29,19 +29,17 @@ def hub(repository: str, directory: Path, lie_about: str | None = None) -> Itera
 
         def do_GET(self):
             path = self.path.partition("?")[0]
-            api, files = f"/api/models/{repository}", f"/{repository}/resolve/"
+            api, resolve = f"/api/models/{repository}", f"/{repository}/resolve/"
             if path == f"{api}/tree/{COMMIT}":
-                entries = [
-                    {"type": "file", "path": p.name, "oid": _digest(p)[:40], **_facts(p)} for p in directory.iterdir()
-                ]
-                self._json(entries)
+                files = directory.iterdir()
+                self._json([{"type": "file", "path": p.name, "oid": _digest(p)[:40], **_facts(p)} for p in files])
             elif path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
                 siblings = [{"rfilename": p.name, **_facts(p)} for p in sorted(directory.iterdir())]
                 for sibling in siblings:
                     if sibling["rfilename"] == lie_about:
                         sibling["lfs"]["sha256"] = "0" * 64
                 self._json({"id": repository, "sha": COMMIT, "siblings": siblings})
-            elif path.startswith(files) and (directory / path.rpartition("/")[2]).is_file():
+            elif path.startswith(resolve) and (directory / path.rpartition("/")[2]).is_file():
                 file = directory / path.rpartition("/")[2]
                 self._answer(200, file.read_bytes(), {"ETag": f'"{_digest(file)}"', "X-Repo-Commit": COMMIT})
             else:

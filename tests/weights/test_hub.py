@@ -129,9 +129,11 @@ def test_a_directory_that_cannot_be_written_is_one_line(run, repository):
 
 def test_unknown_names_are_refused(fail):
     assert_contains(fail("download", "AiM-1B"), ["AiM-1B", "AiM-B"])
-    assert {entry.repository for entry in DOWNLOADS.values() if isinstance(entry, HubFiles)} == {
-        "hp-l33/aim-base", "hp-l33/aim-large", "hp-l33/aim-xlarge", "FoundationVision/LlamaGen",
-    }  # fmt: skip
+    repositories = {entry.repository for entry in DOWNLOADS.values() if isinstance(entry, HubFiles)}
+    assert repositories == {
+        *(f"hp-l33/aim-{size}" for size in ("base", "large", "xlarge")),
+        "FoundationVision/LlamaGen",
+    }
 
 
 def test_neither_a_path_nor_a_hub_id():
