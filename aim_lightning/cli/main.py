@@ -10,16 +10,8 @@ from aim_lightning.cli.config import SECTIONS, Config, read, read_and_check
 from aim_lightning.cli.help import actions_help, command_help, program_help, section_help
 from aim_lightning.cli.registry import Command, commands
 from aim_lightning.cluster.slurm_api import Job
-from aim_lightning.utils.errors import (
-    TransientError,
-    UserError,
-    disk_mistake,
-    killed_worker,
-    lost_rank,
-    memory_mistake,
-    one_line,
-    suggest,
-)
+from aim_lightning.utils import errors
+from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.process import node_name, rank
 
@@ -39,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(sys.argv[1:] if argv is None else argv)
     except Exception as error:
         mistake = _mistake(error)
-        if mistake is None and lost_rank(error):
+        if mistake is None and errors.lost_rank(error):
             print(f"error: node {node_name()}, rank {rank()}: {LOST}", file=sys.stderr)
             return 1
         if mistake is None:
@@ -58,15 +50,15 @@ def _mistake(error: BaseException | None) -> UserError | None:
 
     Libraries wrap the exceptions of constructors and loader workers. Some errors of Lightning are mistakes too.
     """
-    if isinstance(error, OSError) and (mistake := disk_mistake(error)):
+    if isinstance(error, OSError) and (mistake := errors.disk_mistake(error)):
         return mistake
     if type(error).__name__ == "MisconfigurationException":
         return UserError(f"trainer: {' '.join(str(error).split())}")
-    if mistake := killed_worker(error) or memory_mistake(error):
+    if mistake := errors.killed_worker(error) or errors.memory_mistake(error):
         return mistake
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
-    return error and one_line(error)
+    return error and errors.one_line(error)
 
 
 def run(argv: list[str]) -> int:
@@ -112,7 +104,7 @@ def _help(command: Command, arguments: Arguments, parser: Parser) -> str:
     if not section:
         return command_help(command, parser, config if arguments.configs else None)
     if section not in SECTIONS:
-        raise UserError(f"command line: {section} is not a known section{suggest(section, SECTIONS)}")
+        raise UserError(f"command line: {section} is not a known section{errors.suggest(section, SECTIONS)}")
     return section_help([section], config)
 
 

@@ -51,7 +51,6 @@ WRONG_ARGUMENTS = [
     ("fit DEMO --trainer.fast_dev_run true", ["trainer.fast_dev_run", "--run try"]),
     ("fit DEMO --data.path ???", ["data.init_args.path", "to be given"]),
     ("fit DEMO --model.class_path aim_lightning.modules.aim.Nothing", ["Nothing"]),
-    ("sample DEMO --num few", ["--num", "few"]),
     ("sample DEMO --what", ["--what"]),
     ("tokenize DEMO --crop_range wide", ["--crop_range", "'wide'"]),
     ("shards verify nowhere", ["nowhere is no directory", "make tokenize"]),
@@ -98,13 +97,9 @@ WRONG_OPTIONS = [
     ("--data.global_batch_size 7000", ["6000 rows, fewer than data.global_batch_size 7000"]),
     ("--trainer.accelerator gpu", ["trainer: ", "No supported gpu backend"]),
     ("--trainer.devices 3", ["data.global_batch_size 16 does not divide over 3 devices"]),
-    ("--trainer.log_every_n_steps 0", ["trainer.log_every_n_steps is 0"]),
     ("--trainer.gradient_clip_val 1", ["set model.gradient_clip"]),
     ("--model.optimizer.base_learning_rate -1", ["model.optimizer.base_learning_rate is -1", "above 0"]),
-    (
-        "--trainer.val_check_interval 9000 --trainer.check_val_every_n_epoch 1",
-        ["trainer.val_check_interval is 9000, an epoch has 375 steps"],
-    ),
+    ("--trainer.val_check_interval 9000 --trainer.check_val_every_n_epoch 1", ["is 9000, an epoch has 375 steps"]),
     ("--runs_root /dev/null/runs", ["/dev/null/runs", "choose another path"]),
     (f"--callbacks.more.class_path {CHECKPOINTS}", ["callbacks: ", "more than one stateful callback", "keep one"]),
 ]

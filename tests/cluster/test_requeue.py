@@ -4,6 +4,7 @@ import errno
 import json
 
 import pytest
+from conftest import ROOT
 
 from aim_lightning.cluster import job_registry, requeue
 from aim_lightning.cluster.requeue import RequeueDecision, act, cause_of, decide
@@ -12,22 +13,7 @@ from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJob
 from aim_lightning.utils.errors import UserError
 
 # What SLURM 22.05 printed, shortened.
-RUNNING = """JobId=12 JobName=tiny/a
-   UserId=root(0) GroupId=root(0) MCS_label=N/A
-   JobState=RUNNING Reason=None Dependency=(null)
-   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
-   RunTime=00:00:22 TimeLimit=00:30:00 TimeMin=N/A
-   PreemptEligibleTime=2026-11-24T13:26:40 PreemptTime=None
-   NodeList=n[1-2]
-"""
-ARRAY = """JobId=9 ArrayJobId=9 ArrayTaskId=4 JobName=x
-   JobState=PENDING Reason=Priority Dependency=(null)
-   Requeue=1 Restarts=0 NodeList=(null)
-
-JobId=10 ArrayJobId=9 ArrayTaskId=3 JobName=x
-   JobState=COMPLETING Reason=TimeLimit Dependency=(null)
-   Requeue=0 Restarts=2 PreemptTime=2026-11-24T13:27:16
-"""
+RUNNING, ARRAY = ((ROOT / f"tests/cluster/scontrol_{name}.txt").read_text() for name in ("running", "array"))
 
 
 def test_reading_scontrol():

@@ -40,16 +40,10 @@ def test_everything_after_two_dashes_is_rest():
     assert split(["--", "--model.x", "--help"]).rest == ["--", "--model.x", "--help"]
 
 
-CASES = [
-    (["--model.lr"], "--model.lr"),
-    (["--model.lr", "--model.x", "2"], "--model.lr"),
-    (["--model.lr", "--help"], "--model.lr"),
-    (["--experiment"], "--experiment"),
-    (["--config"], "--config"),
-    (["--config="], "--config"),
-]
+LINES = ["--model.lr", "--model.lr --model.x 2", "--model.lr --help", "--experiment", "--config", "--config="]
 
 
-@pytest.mark.parametrize(("argv", "option"), CASES)
-def test_a_missing_value_names_the_option(argv, option):
-    assert_user_error(f"command line: {option} ", split, argv, PLAIN)
+@pytest.mark.parametrize("line", LINES)
+def test_a_missing_value_names_the_option(line):
+    option = line.split()[0].removesuffix("=")
+    assert_user_error(f"command line: {option} ", split, line.split(), PLAIN)
