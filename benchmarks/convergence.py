@@ -184,7 +184,7 @@ def main() -> None:
     compare(runs)
     data = TokenManifest.load(options.tokens / "train")
     facts = {"images": data.rows, "grid": data.grid, "codebook_size": data.codebook_size, "batch": options.batch}
-    facts |= {"learning_rate": LEARNING_RATE}
+    facts |= {"learning_rate": LEARNING_RATE, "tokenizer_hash": data.tokenizer_hash}
     for run in runs:
         losses = run.pop("losses")
         run |= facts | {"completed_steps": len(losses), "curve": curve(losses, max(options.steps // POINTS, 1))}
