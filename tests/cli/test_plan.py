@@ -78,6 +78,31 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
+@pytest.mark.parametrize(
+    "options, speed",
+    [
+        ((), "14,168.0 (measured on one H200 with 256 images: benchmarks/results/"),
+        (("--data.max_device_batch_size", 32, "--devices", 1), "1,549.0 (measured on one H200 with 64 images"),
+        (("--model.backend", "torch"), None),
+        (("--model.network.n_layer", 12), None),
+    ],
+    ids=["published", "small micro-batch", "other backend", "other size"],
+)
+def test_stored_rates_of_the_published_sizes_on_a_machine_without_gpu(plan, root, options, speed):
+    experiment = root / "experiments" / "imagenet256_aim_b.yaml"
+    options = ("--rows", 1281167, "--devices", 8, "--steps", 0, *options)
+    code, lines, err = plan(experiment, *options)
+    assert code == 0, err
+    if speed is None:
+        assert lines["images/s"].startswith("unknown: give --images_per_s")
+        return
+    assert lines["images/s, H200"].startswith(speed)
+    assert "estimated as 0.83 of H200" in lines["images/s, H100"]
+    if "times 8" in lines["images/s, H200"]:
+        assert lines["time, H200"].startswith("7.5 h without validation; 60.2 h over all devices")
+        assert lines["time, H100"].startswith("9.1 h without validation; 72.6 h")
+
+
 def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
     evaluation = ("--config", root / "configs/callbacks/training_evaluation.yaml")
     kept = []

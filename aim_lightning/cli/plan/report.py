@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
+from aim_lightning.cli.plan.rates import stored_rates
 from aim_lightning.cluster.job_plan import requeue_window
 from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
@@ -40,11 +41,19 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     measured, simulate = None, tokens is None and config.class_name("data") == "TokenDataModule"
     if options.steps and not options.images_per_s and not gpu_is_missing:
         measured = measure(config, batch.micro_batch_size, options.steps, simulate)
-    rate = options.images_per_s or (measured.rows / measured.seconds * batch.world_size if measured else None)
+    if options.images_per_s:
+        rates = {"": (options.images_per_s, "given")}
+    elif measured:
+        speed = measured.rows / measured.seconds
+        rates = {"": (speed * batch.world_size, f"{speed:,.1f} measured on one {measured.device}")}
+    else:
+        rates = stored_rates(config, module.network, batch)
     memory = ("memory per device", _memory(training, measured))
-    lines = [*_size_lines(training, batch), *notes, memory, *_time_lines(training, rate, measured)]
+    lines = [*_size_lines(training, batch), *notes, memory, *_time_lines(training, rates)]
     lines += _disk_lines(training, module.network, tokens, options.views)
-    return [*lines, ("requeue window", _window(config, training, rate))]
+    # The slowest kind of GPU needs the longest window.
+    slowest = min((rate for rate, _ in rates.values()), default=None)
+    return [*lines, ("requeue window", _window(config, training, slowest))]
 
 
 def batch_plan(config: Config, module: LightningModule, devices: int | None = None) -> tuple[BatchPlan, Lines]:
@@ -137,16 +146,18 @@ def _memory(training: Training, measured: Measurement | None) -> str:
     return f"{measured.peak_bytes / 2**30:.2f} GiB {scope}, measured; {state}"
 
 
-def _time_lines(training: Training, rate: float | None, measured: Measurement | None) -> Lines:
-    if rate is None:
-        return [("images/s", "unknown: give --images_per_s, or run this where the devices are")]
-    source = f"{rate / training.devices:,.1f} measured on one {measured.device}" if measured else "given"
-    if measured and training.devices > 1:
-        source += f", times {training.devices} (communication between devices is not included)"
-    seconds = 3600 * training.hours(rate)
-    total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices (GPU hours, on GPUs)"
-    duration = f"{_scaled(seconds, SECONDS, 1)} without validation; {total}"
-    return [("images/s", f"{rate:,.1f} ({source})"), ("time", duration)]
+def _time_lines(training: Training, rates: dict[str, tuple[float, str]]) -> Lines:
+    """Describe speed and time for each kind of GPU; the kind "" has no name in the lines."""
+    lines = []
+    for gpu, (rate, source) in rates.items():
+        suffix = f", {gpu}" if gpu else ""
+        if training.devices > 1 and source != "given":
+            source += f", times {training.devices}, without communication between them"
+        seconds = 3600 * training.hours(rate)
+        total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices (GPU hours, on GPUs)"
+        duration = f"{_scaled(seconds, SECONDS, 1)} without validation; {total}"
+        lines += [("images/s" + suffix, f"{rate:,.1f} ({source})"), ("time" + suffix, duration)]
+    return lines or [("images/s", "unknown: give --images_per_s, or run this where the devices are")]
 
 
 def _disk_lines(training: Training, network: torch.nn.Module, tokens: TokenManifest | None, views: int) -> Lines:
