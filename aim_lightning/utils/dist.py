@@ -22,11 +22,7 @@ class ProcessGroup:
         initialized = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if initialized else 0
         self.world_size = dist.get_world_size() if initialized else 1
-
-    @property
-    def is_rank_zero(self) -> bool:
-        """Return True on the rank that writes files and prints."""
-        return self.rank == 0
+        self.is_rank_zero = self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return every world_size-th item, starting at this rank's number."""

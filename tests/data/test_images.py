@@ -25,7 +25,6 @@ from aim_lightning.data.images.decode import UnreadableImage, to_rgb
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, sha256_file, write_json
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
@@ -517,9 +516,8 @@ def test_pixel_conversions_are_inverse_round_and_clamp():
 
 
 def test_pixel_conversions_refuse_nan_and_other_dtypes():
-    with pytest.raises(ValueError, match="NaN") as error:
-        to_uint8(torch.tensor([0.0, float("nan")]))
-    assert isinstance(error.value, UserError)  # commands print it as one line
+    # A UserError, which commands print as one line.
+    assert isinstance(assert_user_error("NaN", to_uint8, torch.tensor([0.0, float("nan")])), ValueError)
     with pytest.raises(ValueError, match="floats"):
         to_uint8(torch.tensor([1]))
     with pytest.raises(ValueError, match="uint8"):
@@ -596,7 +594,7 @@ def test_command_line_prints_how_to_get_the_files(tmp_path, capsys):
     assert fashion_mnist.main(["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert_contains(error, ["apt-get install dataset-fashion-mnist", "dpkg-deb -x"])
+    assert_contains(error, ["apt-get install dataset-fashion-mnist", "data/README.md"])
 
 
 def test_damaged_idx_files_and_unbalanced_rows(idx, tmp_path):

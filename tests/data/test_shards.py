@@ -22,7 +22,6 @@ from aim_lightning.data.tokens.read.preview import preview
 from aim_lightning.data.tokens.verify import verify_directory, verify_set
 from aim_lightning.data.tokens.write.merge import merge_directories
 from aim_lightning.models import VQModel
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 
@@ -255,8 +254,8 @@ def test_merge_refuses_what_does_not_belong_together(parts, tmp_path):
     assert_user_error("two or more directories", merge_directories, parts[:1], out)
     assert_user_error("one of the directories to merge", merge_directories, parts, parts[0])
     write_tokens(tmp_path / "other", [5], tokenizer_hash="another", views=2)
-    with pytest.raises(UserError, match="other has another tokenizer_hash, views than"):
-        merge_directories([parts[0], tmp_path / "other"], out)
+    match = "other has another tokenizer_hash, views than"
+    assert_user_error(match, merge_directories, [parts[0], tmp_path / "other"], out)
     assert not out.exists()
     path = parts[1] / "tokens-000000.tar"
     path.write_bytes(path.read_bytes()[:-1])

@@ -303,8 +303,7 @@ def test_nothing_but_unreadable_images(tokenizer, tmp_path):
     (tmp_path / "p" / "cat").mkdir(parents=True)
     (tmp_path / "p" / "cat" / "a.png").write_bytes(b"no image")
     images = Images(str(tmp_path / "p"), "", image_size=16).open("train")
-    with pytest.raises(UserError, match=r"none of the images .*a.png is not a readable"):
-        write(images, tokenizer, tmp_path / "out", SKIP)
+    assert_user_error("none of the images .*a.png is not a readable", write, images, tokenizer, tmp_path / "out", SKIP)
 
 
 def test_an_image_smaller_than_the_crop_is_named_and_can_be_skipped(tokenizer, tmp_path):
@@ -359,8 +358,8 @@ IDENTICAL_VIEWS = [
 
 @pytest.mark.parametrize(("ranges", "match"), IDENTICAL_VIEWS)
 def test_crops_with_identical_views_are_refused_before_anything_is_written(images, tokenizer, tmp_path, ranges, match):
-    with pytest.raises(UserError, match=match):
-        TokenizeJob(images, tokenizer, tmp_path / "out", TokenizeOptions(Views("ten_crop", ranges)))
+    options = TokenizeOptions(Views("ten_crop", ranges))
+    assert_user_error(match, TokenizeJob, images, tokenizer, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
 

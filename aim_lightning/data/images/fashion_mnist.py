@@ -75,11 +75,8 @@ def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 def _read_bytes(path: Path, header: int) -> np.ndarray:
     """Return the content of an IDX file after its header, (n,) uint8."""
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; install Debian's package (`apt-get install dataset-fashion-mnist`; "
-            "without root: `apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb DIR`, then "
-            f"--source DIR{DEBIAN_DIRECTORY}) or pass a directory of the four IDX files with --source"
-        )
+        fix = "run `apt-get install dataset-fashion-mnist`, or set --source to its files (data/README.md)"
+        raise UserError(f"{path} does not exist; {fix}")
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error):

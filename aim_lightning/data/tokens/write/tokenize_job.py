@@ -74,11 +74,7 @@ class TokenizeJob:
         self.claim(write=False)
         process = process or ProcessRank()
         self.shards = self.all_shards[process.rank :: process.world]
-
-    @property
-    def rows(self) -> int:
-        """Return the number of images in this process's shards."""
-        return sum(shard.rows for shard in self.shards)
+        self.rows = sum(shard.rows for shard in self.shards)
 
     @cached_property
     def unfinished(self) -> list[PlannedShard]:
