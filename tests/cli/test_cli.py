@@ -5,15 +5,15 @@ import resource
 
 import pytest
 import torch
+from conftest import ROOT
 from helpers import assert_contains
 
 from aim_lightning.cli.main import main
+from aim_lightning.config.yaml import read_mapping
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 
-CHECKPOINTS = "aim_lightning.callbacks.training.checkpoints.Checkpoints"
 DEMO = "experiments/demo_aim.yaml"
-FINETUNE = "--config experiments/imagenet256_tokenizer_finetune.yaml --tokenizer null"
-FINETUNE += " --images.train data --images.val data --model.loss.perceptual_weight 0"
+MISTAKES = read_mapping(ROOT / "tests/cli/mistakes.yaml", "mistakes.yaml")
 SECONDS_TO_ANSWER = 7  # of which the imports of torch and Lightning take 4
 
 
@@ -38,32 +38,11 @@ def test_help_shows_options_with_units_and_present_values(aim_cli):
     assert "--callbacks.ema.decay" in text and "--trainer.max_steps [int] 850" in text
 
 
-WRONG_ARGUMENTS = [
-    ("evaluate DEMO --classes=", ["command line: --classes is empty"]),
-    ("fly", ["'fly'", "fit, validate"]),
-    ("fit", ["--config experiments/NAME.yaml"]),
-    ("fit --config nowhere.yaml", ["nowhere.yaml", "does not exist"]),
-    ("fit DEMO --model.network.d_modle 3", ["command line", "d_modle", "did you mean d_model"]),
-    ("fit DEMO --trainer.max_steps many", ["trainer.max_steps", "'many'", "expected int"]),
-    ("fit DEMO --callbacks.ema.decay fast", ["callbacks.ema", "'fast'", "expected float"]),
-    ("fit DEMO --nonsense.x 1", ["nonsense is not a known section"]),
-    ("fit DEMO --trainer.limit_train_batches 3", ["limit_train_batches is no option here", "use max_steps"]),
-    ("fit DEMO --trainer.fast_dev_run true", ["trainer.fast_dev_run", "--run try"]),
-    ("fit DEMO --data.path ???", ["data.init_args.path", "to be given"]),
-    ("fit DEMO --model.class_path aim_lightning.modules.aim.Nothing", ["Nothing"]),
-    ("sample DEMO --what", ["--what"]),
-    ("tokenize DEMO --crop_range wide", ["--crop_range", "'wide'"]),
-    ("shards verify nowhere", ["nowhere is no directory", "make tokenize"]),
-    ("fit --confg DEMO", ["unrecognized arguments: --confg", "did you mean --config?"]),
-    ("evaluate DEMO --seeds 99999999999", ["--seeds is 99999999999", "from 1 to 10000"]),
-    ("sweep DEMO --grid=", ["command line: --grid is empty"]),
-    ("weights inspect /dev/null", ["weights file /dev/null is no regular file"]),
-]
-
-
-@pytest.mark.parametrize(("arguments", "texts"), WRONG_ARGUMENTS)
-def test_mistakes_are_one_line_and_exit_code_two(fail, arguments, texts):
-    assert_contains(fail(*arguments.replace("DEMO", f"--config {DEMO}").split()), texts)
+@pytest.mark.parametrize(("words", "texts"), (MISTAKES["arguments"] | MISTAKES["files"]).items())
+def test_mistakes_are_one_line_and_leave_nothing_behind(fail, tmp_path, words, texts):
+    words = words.replace("DEMO", f"--config {DEMO} --runs_root {tmp_path / 'runs'}")
+    assert_contains(fail(*words.split()), texts)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
@@ -73,40 +52,8 @@ def test_a_mistake_in_a_configuration_appears_soon(aim_cli):
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
-MISSING_FILES = [
-    ("fit", "--data.path nothing/here", ["nothing/here", "make tokenize"]),
-    ("validate", "", ["holds no checkpoint", "make train EXP=demo_aim"]),
-    ("sample", "", ["holds no checkpoint"]),
-    ("tokenize", "", ["holds no checkpoint"]),
-    ("tokenize", "--tokenizer weights/x", ["weights/x does not exist; give a weights file", "make weights-vq"]),
-    ("fit", f"{FINETUNE} --model.init_from weights/x.pt", ["init_from weights/x.pt does not", "make weights-vq"]),
-    ("fit", "--images.train nothing --config experiments/demo_tokenizer.yaml", ["images.train nothing"]),
-]
-
-
-@pytest.mark.parametrize(("command", "options", "texts"), MISSING_FILES)
-def test_missing_files_are_one_line_and_leave_nothing_behind(fail, tmp_path, command, options, texts):
-    error = fail(command, "--config", DEMO, "--runs_root", tmp_path / "runs", *options.split())
-    assert_contains(error, texts)
-    assert not (tmp_path / "runs").exists()
-
-
-WRONG_OPTIONS = [
-    ("--model.network.num_res_blocks 0", ["num_res_blocks is 0"]),
-    ("--model.network.norm_groups 7", ["norm_groups is 7; it must divide"]),
-    ("--data.global_batch_size 7000", ["6000 rows, fewer than data.global_batch_size 7000"]),
-    ("--trainer.accelerator gpu", ["trainer: ", "No supported gpu backend"]),
-    ("--trainer.devices 3", ["data.global_batch_size 16 does not divide over 3 devices"]),
-    ("--trainer.gradient_clip_val 1", ["set model.gradient_clip"]),
-    ("--model.optimizer.base_learning_rate -1", ["model.optimizer.base_learning_rate is -1", "above 0"]),
-    ("--trainer.val_check_interval 9000 --trainer.check_val_every_n_epoch 1", ["is 9000, an epoch has 375 steps"]),
-    ("--runs_root /dev/null/runs", ["/dev/null/runs", "choose another path"]),
-    (f"--callbacks.more.class_path {CHECKPOINTS}", ["callbacks: ", "more than one stateful callback", "keep one"]),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "texts"), WRONG_OPTIONS)
+@pytest.mark.parametrize(("options", "texts"), MISTAKES["training"].items())
 def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options, texts):
     experiment = ["--config", "experiments/demo_tokenizer.yaml", "--runs_root", str(tmp_path / "runs")]
     assert main(["fit", *experiment, *options.split()]) == 2
