@@ -111,22 +111,18 @@ def published_aim(name: str) -> AiM:
     options = dict(fixture(name)[0]["config"])
     options["adaln"] = "group" if options.pop("adaln_group") else "layer"
     model = AiM(AiMConfig(**options)).eval()
-    weights = {}
-    for key, value in model.state_dict().items():
-        source = "backbone.embeddings.word_embeddings.weight" if key == "lm_head.weight" else key
-        weights[key] = torch.from_numpy(aim_weight(source, tuple(value.shape)))
-    model.load_state_dict(weights)
+    names = {key: key for key in model.state_dict()} | {"lm_head.weight": "backbone.embeddings.word_embeddings.weight"}
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(aim_weight(names[key], shapes[key])) for key in names})
     return model
 
 
 def published_vq8() -> VQModel:
     """Return the fixture's tokenizer: 128x128 pixels, 8x smaller grids."""
     model = VQModel(VQConfig(image_size=128, channel_multipliers=(1, 2, 2, 4))).eval()
-    weights = {}
-    for key, value in model.state_dict().items():
-        record = key == "quantize.codebook_used"
-        weights[key] = value if record else torch.from_numpy(vq_weight(key, tuple(value.shape)))
-    model.load_state_dict(weights)
+    shapes = {key: value.shape for key, value in model.state_dict().items() if key != "quantize.codebook_used"}
+    weights = {key: torch.from_numpy(vq_weight(key, shape)) for key, shape in shapes.items()}
+    model.load_state_dict(model.state_dict() | weights)
     return model
 
 
