@@ -4,7 +4,7 @@ import math
 
 import pytest
 from conftest import ROOT
-from helpers import assert_contains, assert_user_error
+from helpers import assert_user_error
 
 from aim_lightning.cli.config import DEFAULTS, SECTIONS, Config
 from aim_lightning.cli.value_ranges import ARGUMENTS, TRAINER, check_ranges
@@ -18,34 +18,8 @@ def check(*overrides):
     check_ranges(compose([DEFAULTS, DEMO], list(overrides)), SECTIONS)
 
 
-CASES = [
-    ("trainer.gradient_clip_val", "-1", "is -1; it must be 0 or more (0 = no clipping)"),
-    ("trainer.gradient_clip_val", ".nan", "is nan; it must be 0 or more"),
-    ("trainer.max_steps", "-2", "it must be -1 or more (-1 = no limit)"),
-    ("trainer.val_check_interval", "0", "a whole number, 1 or more, or a share"),
-    ("trainer.val_check_interval", "0.0", "a whole number, 1 or more, or a share"),
-    ("trainer.limit_val_batches", "1.5", "a share of at most 1.0"),
-    ("trainer.log_every_n_steps", "0", "1 or more"),
-    ("trainer.num_nodes", "0", "1 or more"),
-    ("model.optimizer.base_learning_rate", ".inf", "base_learning_rate is inf; it must be a finite number"),
-    ("model.optimizer.betas", "[.nan, 0.9]", "betas[0] is nan"),
-    ("sampling.cfg_scale", "-.inf", "cfg_scale is -inf"),
-    ("data.val_batch_size", "0", "data.init_args.val_batch_size is 0; it must be 1 or more"),
-    ("data.num_workers", "-1", "num_workers is -1; it must be 0 or more"),
-    ("images.pad", "-1", "images.pad is -1"),
-    ("callbacks.sample_metrics.num_samples", "1", "num_samples is 1; it must be 2 or more"),
-    ("seed_everything", "-1", "seed_everything is -1; it must be from 0 to 4294967295"),
-    ("seed_everything", "4294967296", "seed_everything is 4294967296"),
-    ("seed_everything", "9" * 400, "it must be from 0 to 4294967295"),
-    ("trainer.strategy", "ddp_spawn", "it must be one of auto, ddp,"),
-    ("trainer.strategy", "fsdp", "cannot resume at the exact step"),
-    ("trainer.accelerator", "tpu", "it must be one of auto, cpu, gpu"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "words"), CASES)
-def test_numbers_out_of_range_are_refused_with_key_and_range(key, value, words):
-    assert_contains(str(assert_user_error(r"^command line: ", check, (key, value))), [words, key.rpartition(".")[2]])
+def test_an_integer_beyond_floats_is_out_of_range():
+    assert_user_error("^command line: .* it must be from 0 to 4294967295", check, ("seed_everything", "9" * 400))
 
 
 BOUNDS = "trainer.gradient_clip_val=0 trainer.gradient_clip_val=null trainer.max_steps=-1 trainer.limit_val_batches=0"
