@@ -1,6 +1,7 @@
 """Entry point of `aim-lightning`. Help screens answer before torch is imported."""
 
 import argparse
+import importlib.metadata
 import sys
 
 from aim_lightning.cli.arguments import HELP, Arguments, split
@@ -67,8 +68,12 @@ def run(argv: list[str]) -> int:
         print(program_help())
         return 0
     name, *rest = argv
+    if name == "--version":
+        print(f"aim-lightning {importlib.metadata.version('aim_lightning')}")
+        return 0
     if (command := commands().get(name)) is None:
-        raise UserError(f"there is no command {name!r}; use one of {', '.join(commands())}")
+        hint = errors.suggest(name, commands()) or f"; use one of {', '.join(commands())}"
+        raise UserError(f"there is no command {name!r}{hint}")
     if command.actions:
         if not rest or rest[0] in HELP:
             print(actions_help(name, command))

@@ -79,7 +79,7 @@ def _tokenizer_source(configuration: dict, path: Path) -> Path:
     """Return the run's tokenizer, relative to this directory or next to the run where that was moved."""
     source = configuration.get("tokenizer")
     if not source:
-        raise UserError(f"{path} names no tokenizer; pass tokenizer=")
+        raise UserError(f"{path} names no tokenizer; pass tokenizer= (or --tokenizer)")
     if isinstance(source, dict):  # a checkpoint must run no code
         name = source.get("class_path")
         raise UserError(f"{path} was trained with a tokenizer of class {name}; pass tokenizer=, or set it by --config")

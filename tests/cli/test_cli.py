@@ -2,6 +2,7 @@
 
 import errno
 import resource
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -76,6 +77,11 @@ def test_doctor_reports_which_kernels_are_usable(aim_cli):
     plain = "chunked scan in plain PyTorch"
     rows = [f"torch {plain}", f"auto torch: {plain}", "triton not usable: it needs an NVIDIA GPU", "causal-conv1d "]
     assert_contains(" ".join(done.stdout.split()), [*rows, "mamba_ssm mamba-ssm is not usable ("])
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"aim-lightning {version('aim-lightning')}\n"
 
 
 def test_too_little_memory_is_one_line(fail, monkeypatch):

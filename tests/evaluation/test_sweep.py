@@ -81,6 +81,12 @@ def test_every_point_is_checked_before_the_first_sample(text, config, monkeypatc
     assert refused(capsys, "sweep", config, "--grid", text).startswith("error: --grid: ")
 
 
+@pytest.mark.parametrize("name", ["..", "a/b", ".x"])
+def test_the_name_of_a_sweep_is_a_plain_name(name, config, capsys):
+    assert call("sweep", config, "--grid", "top_k=1", "--name", name) == 2
+    assert last_error(capsys).startswith(f"error: command line: --name is {name!r}; ")
+
+
 def test_unsupported_options_are_refused_before_the_first_sample(config, monkeypatch, capsys):
     monkeypatch.setattr(Evaluation, "run", None)  # is never reached
     error = refused(capsys, "sweep", config, "--grid", "cfg_scale=1,2 pixel_precision=float32,tf32")
@@ -126,7 +132,7 @@ def test_sweep_resumes_shares_its_reference_and_ends_in_table_plots_and_hparams(
     for name in ("metrics", "precision_recall"):
         with Image.open(directory / f"{name}.png") as plot:
             assert plot.size[0] > 300
-    sessions = hparam_sessions(workspace / "hparams" / "test")
+    sessions = hparam_sessions(workspace / "hparams/small/main/sweeps/test")
     options, metrics = sessions.pop("cfg_scale=2,cfg_schedule=linear")
     assert options == {"cfg_scale": 2, "cfg_schedule": "linear"} and len(sessions) == 3
     assert metrics["sweep/fd_effnet_lite0_24"] == pytest.approx(values[3])

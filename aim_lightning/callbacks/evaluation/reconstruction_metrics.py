@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring, find_callback
 from aim_lightning.callbacks.training.ema import EMA
@@ -16,6 +15,7 @@ from aim_lightning.metrics.features import FEATURES
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 from aim_lightning.utils.precision import exact_float32
+from aim_lightning.utils.progress import progress
 
 
 class ReconstructionMetrics(Scoring):
@@ -31,8 +31,7 @@ class ReconstructionMetrics(Scoring):
         distance = FrechetDistance(self.features.num_features).to(pl_module.device)
         reference = self.reference(trainer, "val", probe=False)
         distance.load_gaussian(*reference.gaussians[FEATURES], reference.count)
-        loader = trainer.datamodule.val_dataloader()
-        batches = tqdm(loader, "reconstructions", leave=False, disable=not trainer.is_global_zero)
+        batches = progress(trainer.datamodule.val_dataloader(), "reconstructions", unit="batches")
         for batch in between(trainer, batches, "the next reconstructions to score"):
             distance.update_features(self.features(self._reconstructed(pl_module, batch["images"])), real=False)
         count = len(self.images.open("val"))

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_shared(parser, *GENERATING)
     parser.add_argument("--grid", required=True, help='sampling options, "cfg_scale=1,1.5 top_k=0,600"')
-    parser.add_argument("--name", help="name of the sweep's directory (default: made from the grid)")
+    parser.add_argument("--name", type=file_name, help="name of the sweep's directory (default: made from the grid)")
     record = "also copy table, plots and protocol to experiments/sweeps/NAME/ for `make table`"
     parser.add_argument("--record", metavar="NAME", type=file_name, help=record)
     parser.add_argument("--keep_images", **flag("write samples.npz files"))
@@ -53,7 +53,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         return 0
     files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]
     # Each session is a run: outside the directory of runs, sessions do not fill TensorBoard's list of runs.
-    hparams = Path(options.cache).parent / "hparams" / directory.name
+    hparams = Path(options.cache).parent.joinpath("hparams", *directory.parts[-4:])
     sweep.write_hparams(hparams, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best, *ties = sweep.lowest_points(records, first)

@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import re
-import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,8 @@ def write_hparams(
     """Write the sessions of TensorBoard's HPARAMS tab again, one subdirectory per point, since each one is a run."""
     from torch.utils.tensorboard import SummaryWriter
 
-    shutil.rmtree(directory, ignore_errors=True)
+    for previous in directory.rglob("events.out.tfevents.*"):
+        previous.unlink()
     for point, record in zip(points, records, strict=True):
         with SummaryWriter(str(directory / label(point, names))) as writer:
             metrics = {f"sweep/{name}": value for name, value in record["metrics"].items()}
