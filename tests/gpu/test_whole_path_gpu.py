@@ -105,7 +105,7 @@ def test_tokenizing_gives_the_same_bytes_for_any_number_of_processes(tmp_path, p
     torch.manual_seed(0)
     tokenizer = VQModel(VQConfig(image_size=64, channel_multipliers=(1, 2, 2), codebook_size=1024)).eval()
     images = Images(str(ROOT / "data/fashion_mnist_mini/val"), "", image_size=64, crop="adm_center").open("train")
-    images.source._labels = images.source._labels[:200]  # enough to fill some shards
+    images.source.labels = images.source.labels[:200]  # enough to fill some shards
     options = TokenizeOptions(Views("center_flip"), rows_per_shard=30, batch_size=16, precision=precision)
     manifest, one = _tokenize(images, tokenizer, tmp_path / "one", options)
     assert manifest.encoding["devices"] == [torch.cuda.get_device_name()] and len(one) == 7

@@ -23,6 +23,7 @@ CASES = {
     "odd heads, MLP": {"adaln": "layer", "d_model": 40, "headdim": 16, "d_intermediate": 16, "num_tokens": 10},
     "three blocks, wide state": {"adaln": "none", "n_layer": 1, "d_state": 40, "num_tokens": 130},
     "short convolution": {"adaln": "layer", "d_conv": 2, "num_tokens": 12},
+    "wide state, three taps": {"adaln": "none", "d_model": 24, "headdim": 24, "d_state": 200, "d_conv": 3},
 }
 
 
@@ -114,13 +115,31 @@ def recomputed() -> bool:
     return all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def directional(step: float = 1e-3) -> float:
+    """Return the relative difference of the gradient's norm from the slope of the loss along the gradient."""
+    model = AiM(network(adaln="layer").config, "triton")
+    model.load_state_dict(network(adaln="layer").state_dict())
+    codes, labels = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    model.loss(codes, labels).backward()
+    parameters = list(model.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    losses = []
+    with torch.no_grad():
+        for shift in (step, -2 * step):
+            for parameter in parameters:
+                parameter.add_(parameter.grad / norm, alpha=shift)
+            losses.append(model.loss(codes, labels).double())
+    slope = (losses[0] - losses[1]) / (2 * step)
+    return abs(slope.item() / norm.item() - 1)
+
+
 def main() -> None:
     """Print all comparisons."""
     torch.set_num_threads(1)
     result = {name: compare(network(**options)) for name, options in CASES.items()}
     result["extreme"] = compare(extreme(network(adaln="layer", num_tokens=70)))
     result["published"] = {name: published(name) for name in ("tiny_group", "tiny_adaln")}
-    result |= {"repeated": repeated(), "recomputed": recomputed()}
+    result |= {"directional": directional(), "repeated": repeated(), "recomputed": recomputed()}
     print(json.dumps(result))
 
 

@@ -19,6 +19,7 @@ CASES = [
     "odd heads, MLP",
     "three blocks, wide state",
     "short convolution",
+    "wide state, three taps",
     "extreme",
 ]
 
@@ -37,6 +38,11 @@ def test_loss_and_gradients_equal_float64(differences, case):
     assert result["gradients"] <= 5e-6
     # A_log and dt_bias sum over complete sequences and all images.
     assert result["decay"] <= 2e-5
+
+
+@pytest.mark.slow
+def test_gradient_is_the_slope_of_the_loss(differences):
+    assert differences["directional"] <= 1e-3
 
 
 @pytest.mark.slow
