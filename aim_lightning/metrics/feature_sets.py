@@ -28,8 +28,20 @@ class FiniteValues:
         super().__init__(**kwargs)
         self.add_state("not_finite", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def record_finite(self, values: Tensor) -> None:
-        """Count an update whose values contain NaN or infinity; call it in `update`."""
+    def check_values(self, values: Tensor, size: int, indices: Tensor | None = None) -> None:
+        """Check the shape of values and count an update with NaN or infinity; call it in `update`.
+
+        Args:
+            values: (B, size), B may be 0.
+            size: values per image.
+            indices: (B,) of the images in the set.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        if values.shape[1:] != (size,) or (indices is not None and indices.shape != values.shape[:1]):
+            shapes = f"{tuple(values.shape)}" + ("" if indices is None else f" with {tuple(indices.shape)} indices")
+            raise ValueError(f"{type(self).__name__} takes values of shape (B, {size}), not {shapes}")
         self.not_finite += (~values.isfinite()).any()
 
     def check_finite(self) -> None:
@@ -73,9 +85,7 @@ class SampleFeatures(FiniteValues, Metric):
         Raises:
             ValueError: shapes that do not fit.
         """
-        if features.ndim != 2 or features.shape[1] != self.num_features or indices.shape != features.shape[:1]:
-            raise ValueError(f"SampleFeatures was given {tuple(features.shape)} for {tuple(indices.shape)} images")
-        self.record_finite(features)
+        self.check_values(features, self.num_features, indices)
         self.features.append(features.detach().float())
         self.indices.append(indices.to(features.device, non_blocking=True))  # a wait would stop the GPU
 

@@ -44,14 +44,11 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             ValueError: another shape.
             RuntimeError: reference images after `load_gaussian`, or sums that were cast from float64.
         """
-        size = self.inception.num_features
-        if features.ndim != 2 or features.shape[1] != size:
-            raise ValueError(f"FrechetDistance takes features of shape (B, {size}), not {tuple(features.shape)}")
         if real and self._gaussian is not None:
             raise RuntimeError("FrechetDistance has a loaded reference, which real samples cannot be added to")
         if self.fake_features_sum.dtype != torch.float64:
             raise RuntimeError("the sums of FrechetDistance were cast from float64; keep it out of .to(dtype)")
-        self.record_finite(features)
+        self.check_values(features, self.inception.num_features)
         # Converted before the sums: outer products of many images cancel in the covariance.
         self.update(features.double(), real=real)
 

@@ -1,5 +1,6 @@
 """Scores of samples in validation, with the scorer of `evaluate`: a Fréchet distance and class agreement."""
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.random import hash_seed
 
 
+@dataclass(eq=False, kw_only=True)
 class SampleMetrics(Scoring):
     """Score samples of the (EMA) network against the training images.
 
@@ -36,19 +38,10 @@ class SampleMetrics(Scoring):
 
     needs = ("tokenizer", "features", "images", "sampling")
 
-    def __init__(
-        self,
-        num_samples: int = 50000,
-        every_n_validations: int = 0,
-        baselines: bool = False,
-        batch_size: int = 250,
-        cache_dir: str = ".cache/reference",
-        allow_untrained_guidance: bool = False,
-    ) -> None:
-        super().__init__(every_n_validations, batch_size, cache_dir)
-        self.num_samples, self.baselines = num_samples, baselines
-        self.allow_untrained_guidance = allow_untrained_guidance
-        self.scorer: IncrementalScorer | None = None
+    num_samples: int = 50000
+    baselines: bool = False
+    allow_untrained_guidance: bool = False
+    scorer: IncrementalScorer | None = field(default=None, init=False)
 
     def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:
         """Score samples; in `validate` the baselines too."""

@@ -1,6 +1,7 @@
 """The common part of callbacks that score images in validation: their interval, their reference and their stop."""
 
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.dist import ProcessGroup
 
 
+@dataclass(eq=False, kw_only=True)
 class Scoring(Callback):
     """Score images in `validate`, and during training every `every_n_validations` validations.
 
@@ -22,15 +24,12 @@ class Scoring(Callback):
         cache_dir: directory of reference statistics.
     """
 
-    needs: tuple[str, ...] = ("features", "images")
+    needs = ("features", "images")
 
-    def __init__(
-        self, every_n_validations: int = 0, batch_size: int = 250, cache_dir: str = ".cache/reference"
-    ) -> None:
-        self.every_n_validations = every_n_validations
-        self.batch_size = batch_size
-        self.cache_dir = cache_dir
-        self.validations = 0
+    every_n_validations: int = 0
+    batch_size: int = 250
+    cache_dir: str = ".cache/reference"
+    validations: int = field(default=0, init=False)
 
     @abstractmethod
     def score(self, trainer: Trainer, pl_module: LightningModule, in_validate: bool) -> None:

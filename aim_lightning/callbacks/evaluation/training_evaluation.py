@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from aim_lightning.utils.logging import log
 COLUMNS = 8  # of the image grid
 
 
+@dataclass(eq=False, kw_only=True)
 class TrainingEvaluation(Callback):
     """Generate samples from the averaged (EMA) weights on all ranks, score them and keep the best checkpoints.
 
@@ -68,38 +70,26 @@ class TrainingEvaluation(Callback):
 
     needs = ("tokenizer", "features", "images", "sampling", "run_dir")
 
-    def __init__(
-        self,
-        num_samples: int = 5000,
-        every_n_steps: int = 0,
-        every_n_epochs: int = 0,
-        budget_seconds: float | None = None,
-        reference: str | None = None,
-        compare: bool = True,
-        monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
-        keep_best: int = 1,
-        cache_dir: str = ".cache/reference",
-        allow_untrained_guidance: bool = False,
-    ) -> None:
-        if (every_n_steps > 0) == (every_n_epochs > 0):
+    num_samples: int = 5000
+    every_n_steps: int = 0
+    every_n_epochs: int = 0
+    budget_seconds: float | None = None
+    reference: str | None = None
+    compare: bool = True
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    keep_best: int = 1
+    cache_dir: str = ".cache/reference"
+    allow_untrained_guidance: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.every_n_steps > 0) == (self.every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
-        least = least_images(compare)
-        if num_samples < least or keep_best < 0 or (budget_seconds is not None and budget_seconds <= 0):
+        least, budget = least_images(self.compare), self.budget_seconds
+        if self.num_samples < least or self.keep_best < 0 or (budget is not None and budget <= 0):
             limits = f"num_samples must be {least} or more, keep_best 0 or more, budget_seconds above 0"
             raise UserError(f"training evaluation: {limits}")
-        self.num_samples = num_samples
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = every_n_epochs
-        self.budget_seconds = budget_seconds
-        self.reference = reference
-        self.compare = compare
-        self.monitor = monitor
-        self.mode = mode
-        self.keep_best = keep_best
-        self.cache_dir = cache_dir
-        self.allow_untrained_guidance = allow_untrained_guidance
-        self.configured_samples = num_samples
+        self.configured_samples = self.num_samples
         self.evaluated_step = 0
         self.epoch_due = False
         self.best: list[list] = []  # [value, step, file name], best first

@@ -129,33 +129,21 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 class VQModel(nn.Module):
     """Encoder, quantiser and decoder with the published parameter names.
 
-    The tokenizer protocol, which any other tokenizer can meet: `encode`, `decode`, `grid`, `codebook_size`,
-    `weights_hash`.
+    The tokenizer protocol, which any other tokenizer can meet: `encode`, `decode`, `grid` (rows and columns of codes
+    per image), `codebook_size` (number of codes, V), `weights_hash`.
     """
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
+        self.grid = config.grid
+        self.image_size = config.image_size
+        self.codebook_size = config.codebook_size
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = VectorQuantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Return the codes per image as (rows, columns)."""
-        return self.config.grid
-
-    @property
-    def image_size(self) -> int:
-        """Return the height and width of the images, pixels."""
-        return self.config.image_size
-
-    @property
-    def codebook_size(self) -> int:
-        """Return the number of codes, V."""
-        return self.config.codebook_size
 
     @property
     def weights_hash(self) -> str:
