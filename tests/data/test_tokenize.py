@@ -66,11 +66,8 @@ def write(images, tokenizer, out, job_options=OPTIONS, on_rows=lambda rows: None
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file that is no leftover of a killed process, by its path."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name[0] != "."
-    }
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 def test_shards_hold_the_codes_of_the_images(images, tokenizer, tmp_path):

@@ -149,8 +149,7 @@ def same_classes(train: ImageDataset | ImageSource, val: ImageDataset | ImageSou
     """
     for label, names in enumerate(zip_longest(train.class_names, val.class_names)):
         if len(set(names)) > 1:
-            in_train, in_val = ("no class" if name is None else repr(name) for name in names)
+            first, second = ("no class" if name is None else repr(name) for name in names)
             counts = f"{len(train.class_names)} and {len(val.class_names)} classes"
-            raise UserError(
-                f"{where}: label {label} is {in_train} in train but {in_val} in val ({counts}); set equal ones"
-            )
+            fact = f"{where}: label {label} is {first} in train but {second} in val"
+            raise UserError(f"{fact} ({counts}); set paths with equal classes")

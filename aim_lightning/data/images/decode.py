@@ -41,9 +41,7 @@ def opening(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path} was listed but does not exist; restore it, or remove the link") from None
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); fix the disk or its permissions"
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); fix the disk or permissions") from error
 
 
 def read_image(path: Path) -> bytes:

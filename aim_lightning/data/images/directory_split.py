@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,8 @@ class SplitReport:
     class_names: list[str]
     train_per_class: list[int]
     skipped: list[tuple[str, str]]
-    transparent: int = 0
-    splits: dict[str, Path] = field(default_factory=dict)
+    transparent: int
+    splits: dict[str, Path]
 
 
 def make_shards(
@@ -65,8 +65,6 @@ def make_shards(
     Raises:
         UserError: an unreadable image, a class with fewer than two images, or splits with different classes.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1")
     refuse_foreign(out)
     splits = split_directories(directory) if directory.is_dir() else {}
     sources, skipped = splits or {"train": directory}, []

@@ -48,10 +48,8 @@ class ImageTransform:
         if self.crop.startswith("adm_") and self.resize is not None:
             raise UserError(f"crop {self.crop} resizes by itself, but resize is {self.resize}; set resize null")
         if self.resize is not None and (side := self.resize + 2 * self.pad) < self.image_size:
-            fact = (
-                f"resize {self.resize} with pad {self.pad} gives {side} pixels, less than image_size {self.image_size}"
-            )
-            raise UserError(f"{fact}; raise resize or pad")
+            fact = f"resize {self.resize} with pad {self.pad} gives {side} pixels"
+            raise UserError(f"{fact}, less than image_size {self.image_size}; raise resize or pad")
 
     def __call__(self, image: Image.Image, generator_seed: int) -> Tensor:
         """Transform an RGB image to uint8 (3, image_size, image_size).

@@ -73,14 +73,13 @@ def _npy(array: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """Rows [start, start + rows) of a shard.
+    """Consecutive rows of a shard, the slice `part`.
 
     codes (rows, views, tokens) uint16 and labels (rows,) int64 are views of the shard's bytes. In a record that
     cannot be read they are None and `fault` contains the reason.
     """
 
-    start: int
-    rows: int
+    part: slice
     codes: np.ndarray | None = None
     labels: np.ndarray | None = None
     fault: str | None = None
@@ -104,21 +103,21 @@ def stored_records(
     records = {int(number): named[name] for name, number in numbers.items() if number.isdecimal()}
     for start in range(0, rows, ROWS_PER_RECORD):
         number, size = start // ROWS_PER_RECORD, min(ROWS_PER_RECORD, rows - start)
+        part = slice(start, start + size)
         try:
             if number not in records:
-                held = f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
-                raise CorruptRecord(
-                    f"the shard is truncated or damaged before it ({end_reason})" if end_reason else held
-                )
+                early = f"the shard is truncated or damaged before it ({end_reason})"
+                absent = f"it is missing: the shard holds {len(records)} records, its manifest says {rows} rows"
+                raise CorruptRecord(early if end_reason else absent)
             codes, labels = (load_array(records[number], name) for name in ("codes.npy", "labels.npy"))
             for fault in array_faults(codes, labels, size, manifest):
                 raise CorruptRecord(fault)
             if not intact and not has_valid_digest(records[number]):
                 raise CorruptRecord("its sha256 does not match its content")
-            yield StoredRecord(start, size, codes, labels)
+            yield StoredRecord(part, codes, labels)
         except CorruptRecord as error:
             fault = f"{where}, record {number:04d}: {error}; restore the shard or tokenize again"
-            yield StoredRecord(start, size, fault=fault)
+            yield StoredRecord(part, fault=fault)
 
 
 class CorruptRecord(Exception):

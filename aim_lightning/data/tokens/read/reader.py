@@ -87,13 +87,12 @@ class ShardReader:
         url = self.url(expected.name)
         fetched = self.fetcher.fetch(url, expected.sha256)
         for record in stored_records(fetched.data, expected.rows, self.manifest, url, fetched.intact):
-            part = slice(record.start, record.start + record.rows)
             if not record.fault:
-                views = choose_view(rows.index[part])
-                rows.codes[part] = record.codes[np.arange(record.rows), views]
-                rows.labels[part] = record.labels
+                views = choose_view(rows.index[record.part])
+                rows.codes[record.part] = record.codes[np.arange(len(views)), views]
+                rows.labels[record.part] = record.labels
             elif self.skip_corrupt:
-                rows.unreadable[part] = True
+                rows.unreadable[record.part] = True
                 warn_once(f"skipped a corrupt record: {record.fault}")
             else:
                 raise UserError(f"{record.fault}, or skip it with data.on_corrupt skip")
@@ -188,9 +187,7 @@ def replace_unreadable(rows: Rows, seed: int, epoch: int) -> None:
     if not len(unreadable):
         return
     if not len(readable):
-        raise UserError(
-            f"no record of a whole shuffle window is readable (from row {rows.index.min()}); restore its shards"
-        )
+        raise UserError(f"no record of a whole shuffle window is readable (from row {rows.index.min()}); restore it")
     # A hash of (seed, epoch, row) instead of a generator: the choice does not depend on the other corrupt rows.
     uniform = hash_uniform("replacement", seed, epoch, torch.from_numpy(rows.index[unreadable]))
     chosen = readable[(uniform * len(readable)).long().numpy()]

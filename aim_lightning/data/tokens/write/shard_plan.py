@@ -79,9 +79,8 @@ def claim(directory: Path, settings: dict, shards: list[PlannedShard], write: bo
     # Read back after writing: another process may have written another plan in the meantime.
     stored, plan = read_json(path, "tokenizing plan"), json.loads(json.dumps(plan))  # JSON has no tuples
     if different := [name for name in plan if stored.get(name) != plan[name]]:
-        raise UserError(
-            f"{directory} was started with another {', '.join(different)}; delete it or set another data.out"
-        )
+        fact = f"{directory} was started with another {', '.join(different)}"
+        raise UserError(f"{fact}; delete it or set data.out to a new one")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,5 @@ def _check_tokenizer(tokenizer: Any, image_size: int, device: torch.device) -> N
     black = torch.zeros(1, 3, image_size, image_size, device=device)
     count, (rows, columns) = tokenizer.encode(black).shape[1], tokenizer.grid
     if count != rows * columns:
-        fact = (
-            f"images of {image_size}x{image_size} pixels give {count} codes, the tokenizer's grid is {rows}x{columns}"
-        )
-        raise UserError(f"{fact}; set images.image_size to the tokenizer's")
+        fact = f"images of {image_size}x{image_size} pixels give {count} codes"
+        raise UserError(f"{fact}, the tokenizer's grid is {rows}x{columns}; set images.image_size to the tokenizer's")
