@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from integration.tiny import write_experiment
 
 from aim_lightning.cli.main import main
@@ -78,29 +79,26 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
-@pytest.mark.parametrize(
-    "options, speed",
-    [
-        ((), "14,168.0 (measured on one H200 with 256 images: benchmarks/results/"),
-        (("--data.max_device_batch_size", 32, "--devices", 1), "1,549.0 (measured on one H200 with 64 images"),
-        (("--model.backend", "torch"), None),
-        (("--model.network.n_layer", 12), None),
-    ],
-    ids=["published", "small micro-batch", "other backend", "other size"],
-)
-def test_stored_rates_of_the_published_sizes_on_a_machine_without_gpu(plan, root, options, speed):
-    experiment = root / "experiments" / "imagenet256_aim_b.yaml"
-    options = ("--rows", 1281167, "--devices", 8, "--steps", 0, *options)
-    code, lines, err = plan(experiment, *options)
+@pytest.mark.parametrize(("micro_batch", "devices"), [(256, 8), (32, 1)])
+def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
+    """A micro-batch below the measured ones takes the rate of the smallest."""
+    options = ("--rows", 1281167, "--devices", devices, "--steps", 0, "--data.max_device_batch_size", micro_batch)
+    code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
     assert code == 0, err
-    if speed is None:
-        assert lines["images/s"].startswith("unknown: give --images_per_s")
-        return
-    assert lines["images/s, H200"].startswith(speed)
-    assert "estimated as 0.83 of H200" in lines["images/s, H100"]
-    if "times 8" in lines["images/s, H200"]:
-        assert lines["time, H200"].startswith("7.5 h without validation; 60.2 h over all devices")
-        assert lines["time, H100"].startswith("9.1 h without validation; 72.6 h")
+    rates = yaml.safe_load((root / "aim_lightning/cli/plan/rates.yaml").read_text())["measured"]["H200"]["AiM-B"]
+    size = max(micro_batch, 64)
+    h200, h100 = rates[size] * devices, rates[size] * devices * 0.83
+    assert lines["images/s, H200"].startswith(f"{h200:,.1f} (measured on one H200 with {size} images")
+    assert lines["images/s, H100"].startswith(f"{h100:,.1f} (estimated as 0.83 of H200")
+    for gpu, rate in (("H200", h200), ("H100", h100)):
+        assert lines[f"time, {gpu}"].startswith(f"{187500 * 2048 / rate / 3600:,.1f} h without validation")
+
+
+@pytest.mark.parametrize("options", [("--model.backend", "torch"), ("--model.network.n_layer", 12)])
+def test_no_rate_is_stored_for_other_trainings(plan, root, options):
+    experiment = root / "experiments" / "imagenet256_aim_b.yaml"
+    _, lines, _ = plan(experiment, "--rows", 1281167, "--devices", 8, "--steps", 0, *options)
+    assert lines["images/s"].startswith("unknown: give --images_per_s")
 
 
 def test_checkpoints_that_evaluations_in_training_keep_are_counted(plan, root):
