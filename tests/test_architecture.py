@@ -57,9 +57,8 @@ def test_every_unit_is_listed():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_direction(path):
     names = [name.split(".") for name in imports(path)]
-    surplus = (
-        {name[1] for name in names if name[0] == "aim_lightning" and name[1:]} - ALLOWED[unit(path)] - {unit(path)}
-    )
+    imported = {name[1] for name in names if name[0] == "aim_lightning" and name[1:]}
+    surplus = imported - ALLOWED[unit(path)] - {unit(path)}
     assert not surplus, f"{unit(path)} must not import {surplus}"
     libraries = {name[0] for name in names}
     assert unit(path) in WITH_LIGHTNING or not libraries & {"lightning", "pytorch_lightning"}

@@ -30,22 +30,9 @@ GLOSSARY = {
 }
 PATTERN = re.compile("|".join(rf"\b(?:{term})\b" for term in GLOSSARY), re.IGNORECASE)
 # Literals that recorded results, make variables or external formats contain.
-ALLOWED = (
-    '"pictures"',
-    '"reference_pictures"',
-    "'pictures'",
-    "'reference_pictures'",
-    '"folder"',
-    "$(FOLDER)",
-    "set FOLDER",
-    "FOLDER=",
-    "FOLDER/CLASS",
-    "(FOLDER, NAME",
-    "ImageFolder",
-    "imagefolder",
-    "`pictures:`",
-    ".tell()",
-    "there is none",
+ALLOWED = re.compile(
+    r"""(['"])(reference_)?pictures\1|`pictures:`|"folder"|ImageFolder|imagefolder|"""
+    r"\$\(FOLDER\)|set FOLDER|FOLDER=|FOLDER/CLASS|\(FOLDER, NAME|\.tell\(\)|there is none"
 )
 EXEMPT = {"tests/test_language.py"}
 SUFFIXES = (".py", ".yaml", ".md", ".sh", ".toml", "Makefile")
@@ -58,23 +45,14 @@ def _files() -> list[str]:
 
 
 def _faults(text: str) -> list[tuple[int, str]]:
-    faults = []
-    for number, line in enumerate(text.splitlines(), 1):
-        for literal in ALLOWED:
-            line = line.replace(literal, "")
-        # An underscore separates words in identifiers.
-        match = PATTERN.search(line.replace("_", " "))
-        if match:
-            faults.append((number, match[0]))
-    return faults
+    # An underscore separates words in identifiers.
+    matches = (PATTERN.search(ALLOWED.sub("", line).replace("_", " ")) for line in text.splitlines())
+    return [(number, match[0]) for number, match in enumerate(matches, 1) if match]
 
 
 def test_the_glossary_is_kept():
-    lines = [
-        f"{name}:{number}: {word!r}"
-        for name in _files()
-        for number, word in _faults((ROOT / name).read_text(encoding="utf-8"))
-    ]
+    faults = {name: _faults((ROOT / name).read_text(encoding="utf-8")) for name in _files()}
+    lines = [f"{name}:{number}: {word!r}" for name in faults for number, word in faults[name]]
     assert not lines, "use the standard term of GLOSSARY:\n" + "\n".join(lines)
 
 

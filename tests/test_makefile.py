@@ -16,16 +16,16 @@ def make(*words, **more):
 
 def test_bare_make_lists_every_target():
     listed = make().stdout
-    named = [
-        line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line and " ## " in line
-    ]
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    named = [line.split(":")[0] for line in lines if ":" in line and " ## " in line]
     assert len(named) > 30 and all(f"  {target} " in listed for target in named)
     assert make("help").stdout == listed
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_the_command_where_make_install_puts_it(page):
     assert not re.search(r"(?<!\.venv/bin/)\baim-lightning [a-zC]", page.read_text())
 
@@ -80,7 +80,6 @@ def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc
     lines = make("install-cuda", f"VENV={tmp_path / 'venv'}", PATH=str(tmp_path)).stdout.splitlines()
     assert lines[0].startswith("installing mamba-ssm==2.3.1") and lines[-1] == "doctor"
     assert lines[1].startswith("TRUE TRUE -m pip install") and "--no-deps mamba-ssm==2.3.1 einops" in lines[1]
-    assert lines[2].startswith(
-        "compiling causal-conv1d==1.7.0" if has_nvcc else "no nvcc on PATH: causal-conv1d is left"
-    )
+    step = "compiling causal-conv1d==1.7.0" if has_nvcc else "no nvcc on PATH: causal-conv1d is left"
+    assert lines[2].startswith(step)
     assert (lines[-2].startswith("-m pip install") and lines[-2].endswith("causal-conv1d==1.7.0")) == has_nvcc

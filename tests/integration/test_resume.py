@@ -138,9 +138,7 @@ def test_a_disk_that_has_room_again_leaves_no_trace(experiment, full_disk, capsy
     assert curve_steps(run_dir) == list(range(1, 23)) and curve_steps(run_dir, "val/loss") == [6, 12, 18]
 
 
-def test_a_disk_that_stays_full_is_one_line_and_a_later_start_continues(
-    experiment, fail, full_disk, file_limit, capsys
-):
+def test_a_disk_that_stays_full_is_one_line_and_later_starts_continue(experiment, fail, full_disk, file_limit, capsys):
     full_disk(5)
     _, err = fail("stays_full", "--trainer.max_steps", 9, *CONSTANT)
     file_limit(None)

@@ -87,9 +87,10 @@ def test_prefetch_raises_after_the_items_before_an_error_and_leaves_no_thread():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize(
-    ("running", "threads", "policy"), [(0, 4, None), (1, 3, None), (1, 4, "passive"), (9, 1, "passive")]
-)
+POLICIES = [(0, 4, None), (1, 3, None), (1, 4, "passive"), (9, 1, "passive")]
+
+
+@pytest.mark.parametrize(("running", "threads", "policy"), POLICIES)
 def test_openmp_waits_passively_only_where_processors_are_short(monkeypatch, running, threads, policy):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
