@@ -1,5 +1,6 @@
 """Encoder and decoder of the VQ tokenizer; names as in the published tokenizer (LlamaGen)."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import torch
@@ -53,37 +54,25 @@ class Attention(nn.Module):
         return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    """Stride-2 convolution after padding right and bottom by one."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # asymmetric, as published: padding=1 would shift the grid
+def downsample(channels: int) -> nn.Sequential:
+    """Build a convolution of stride 2 after padding right and bottom by one."""
+    pad = nn.ZeroPad2d((0, 1, 0, 1))  # asymmetric, as published: padding=1 would shift the grid
+    return nn.Sequential(OrderedDict(pad=pad, conv=nn.Conv2d(channels, channels, 3, stride=2)))
 
 
-class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by two, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def upsample(channels: int) -> nn.Sequential:
+    """Build nearest-neighbour upsampling by two, then a convolution."""
+    enlarge = nn.Upsample(scale_factor=2.0, mode="nearest")
+    return nn.Sequential(OrderedDict(enlarge=enlarge, conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class Level(nn.Module):
     """One resolution: residual blocks, optional attention after each, then an optional change of resolution."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, blocks: int, attention: bool, groups: int, dropout: float
-    ) -> None:
+    def __init__(self, config: VQConfig, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * blocks
-        self.res = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], groups, dropout) for i in range(blocks))
+        groups, widths = config.norm_groups, [in_channels] + [out_channels] * blocks
+        self.res = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], groups, config.dropout) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(out_channels, groups) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +120,9 @@ class Encoder(Coder):
         for i, width in enumerate(widths):
             previous = widths[i - 1] if i else config.base_channels
             # Attention only at the lowest resolution, where its cost (side^4) is small.
-            level = Level(previous, width, config.num_res_blocks, i == last, config.norm_groups, config.dropout)
+            level = Level(config, previous, width, config.num_res_blocks, attention=i == last)
             if i < last:
-                level.downsample = Downsample(width)
+                level.downsample = downsample(width)
             self.conv_blocks.append(level)
         self.mid = middle(widths[-1], config.norm_groups, config.dropout)
         self.norm_out = group_norm(widths[-1], config.norm_groups)
@@ -154,10 +143,10 @@ class Decoder(Coder):
         self.mid = middle(widths[0], config.norm_groups, config.dropout)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            previous, blocks = widths[max(i - 1, 0)], config.num_res_blocks + 1
-            level = Level(previous, width, blocks, i == 0, config.norm_groups, config.dropout)
+            previous = widths[max(i - 1, 0)]
+            level = Level(config, previous, width, config.num_res_blocks + 1, attention=i == 0)
             if i < last:
-                level.upsample = Upsample(width)
+                level.upsample = upsample(width)
             self.conv_blocks.append(level)
         self.norm_out = group_norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
