@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import write_program
+from conftest import ROOT
 from integration.tiny import write_experiment
 
 from aim_lightning.checkpoint.format import KEYS
@@ -20,16 +20,7 @@ from aim_lightning.cluster.job_registry import record_timings
 from aim_lightning.runs.directory import RunDirectory
 
 MAIN = Path("runs/tiny/main")
-COMMANDS = {
-    "sbatch": 'echo "$@" >> "$CALLS"; echo 41',
-    "scancel": 'echo "scancel $@" >> "$CALLS"',
-    "scontrol": (
-        'echo "scontrol $@" >> "$CALLS"; [ "$1$REQUEUE_KILLS" = requeue1 ] && kill -TERM $PPID $$; '
-        'case "$2" in job) [ -n "$STATE" ] && '
-        'echo "JobId=$3 $ARRAY JobState=$STATE Reason=None Requeue=1 Restarts=0 NodeList=n1" || '
-        '{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; };; esac'
-    ),
-}
+PROGRAMS = ROOT / "tests/cli/slurm_programs"
 
 
 @pytest.fixture
@@ -40,15 +31,11 @@ def slurm(tmp_path, monkeypatch, capsys):
     """
     monkeypatch.chdir(tmp_path)
     experiment = write_experiment(tmp_path)
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name, body in COMMANDS.items():
-        write_program(programs / name, body)
 
     def call(*words, state="", before=(), **more):
         action = ["config"] if words[0] == "config" else ["slurm", words[0]]
         command = [str(word) for word in (*action, "--config", experiment, *words[1:])]
-        env = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
+        env = {"PATH": f"{PROGRAMS}:{os.environ['PATH']}", "STATE": state, "CALLS": str(tmp_path / "calls"), **more}
         if before:
             command = [*before, sys.executable, "-m", "aim_lightning", *command]
             return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60)
