@@ -54,8 +54,7 @@ def verify_archive(path: Path) -> None:
         OSError: the system cannot read it; the result is not cached.
     """
     state = path.stat()
-    fault = _fault(str(path), state.st_size, state.st_mtime_ns, state.st_ino)
-    if fault:
+    if fault := _fault(str(path), state.st_size, state.st_mtime_ns, state.st_ino):
         raise DamagedArchive(fault)
 
 
@@ -65,8 +64,7 @@ def _fault(path: str, size: int, *_state: int) -> str | None:
         with open(path, "rb") as file:  # noqa: PTH123 (a key of the cache, so a str)
             file.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
             tail = file.read()
-            sealed = re.fullmatch(END + rb".{16}.\x00aim crc32 ([0-9a-f]{8})", tail, re.DOTALL)
-            if sealed:
+            if sealed := re.fullmatch(END + rb".{16}.\x00aim crc32 ([0-9a-f]{8})", tail, re.DOTALL):
                 file.seek(0)
                 same = _checksum(file, size - COMMENT_SIZE) == int(sealed[1], 16)
                 return None if same else "its checksum differs"
@@ -88,8 +86,7 @@ def _checksum(file: BinaryIO, size: int) -> int:
     """Return the CRC-32 of the next `size` bytes."""
     checksum = 0
     while size:
-        chunk = file.read(min(CHUNK, size))
-        if not chunk:
+        if not (chunk := file.read(min(CHUNK, size))):
             raise EOFError("the file became shorter while it was read")
         checksum, size = zlib.crc32(chunk, checksum), size - len(chunk)
     return checksum

@@ -40,8 +40,7 @@ def check_content(content: Any, source: str | Path) -> None:
     if content["format"] != FORMAT:
         versions = f"has format {content['format']!r}, this version reads {FORMAT!r}"
         raise UnreadableFile(f"checkpoint {source} {versions}; use the version that wrote it")
-    missing = [key for key in KEYS if key not in content]
-    if missing:
+    if missing := [key for key in KEYS if key not in content]:
         raise UnreadableFile(f"checkpoint {source} lacks {', '.join(missing)}; use the version that wrote it")
 
 

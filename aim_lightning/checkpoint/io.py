@@ -95,8 +95,7 @@ def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     Raises:
         UserError: missing, surplus or misshapen names, or integers where the network has floating-point weights.
     """
-    parts = incompatible(network, weights)
-    if parts:
+    if parts := incompatible(network, weights):
         raise UserError(f"{source} does not fit this {type(network).__name__}: " + "; ".join(parts))
     # Strict: `incompatible` has listed every difference in one message before.
     network.load_state_dict(weights)

@@ -77,8 +77,7 @@ class ProcessGroup:
         """
         result, error = _attempt(work)
         # A failed rank joins this collective too, otherwise the others would wait for it.
-        errors = [error for error in self.gather(error) if error is not None]
-        if errors:
+        if errors := [error for error in self.gather(error) if error is not None]:
             raise errors[0]
         return result
 

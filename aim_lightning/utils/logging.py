@@ -87,8 +87,7 @@ class _Output(io.TextIOWrapper):
 def protect_output() -> None:
     """Make printing independent of the reader and of the encoding: lost pipes are ignored, characters replaced."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the shell: `>&-`
+        if (stream := getattr(sys, name)) is None:  # closed by the shell: `>&-`
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
         elif type(stream) is io.TextIOWrapper:  # not in a test or a notebook, which replace it
             options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
