@@ -12,7 +12,7 @@ from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import parse_spans
 from aim_lightning.utils.errors import UserError
 
-OWNED = yaml.safe_load(Path(__file__).with_name("directives.yaml").read_text(encoding="utf-8"))
+DIRECTIVES = yaml.safe_load(Path(__file__).with_name("directives.yaml").read_text(encoding="utf-8"))
 MARGIN = 1.5  # factor on measured seconds: shared file systems vary
 
 
@@ -93,7 +93,7 @@ def check(plan: JobPlan) -> list[str]:
         if not line.strip():
             raise UserError("cluster.directives contains an empty line; remove it")
         name = re.sub(r"^(#SBATCH\s+)?-{1,2}", "", line.strip()).partition("=")[0].partition(" ")[0]
-        for names, source in OWNED.items():
+        for names, source in DIRECTIVES.items():
             if name in names.split():
                 raise UserError(f"cluster.directives: {line!r} is set by {source}; set it there")
     if plan.cpus_per_rank < plan.workers + 1:

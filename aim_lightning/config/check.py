@@ -1,7 +1,7 @@
 """Check a composed configuration against the signatures of the classes that it names.
 
-LightningCLI would report the same mistakes, but for the whole document at once and over many lines. Here every value is
-compared alone, so that an error has one line with the file, the key and the expected type.
+LightningCLI would report the same mistakes, but for the whole configuration at once and over many lines. Here every
+value is compared alone, so that an error has one line with the file, the key and the expected type.
 """
 
 import inspect

@@ -62,7 +62,7 @@ def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options,
     assert_contains(error, texts)
 
 
-def test_config_prints_a_document_that_can_be_used_again(aim_cli, tmp_path):
+def test_config_prints_a_configuration_that_can_be_used_again(aim_cli, tmp_path):
     done = aim_cli("config", "--config", DEMO, "--model.network.d_model", "64")
     assert done.returncode == 0
     (tmp_path / "saved.yaml").write_text(done.stdout)

@@ -152,7 +152,7 @@ def test_edited_files_are_refused_before_anything_changes(checkout, path, succee
     assert (checkout / "data/birds/train/manifest.json").stat().st_mtime_ns == manifest
 
 
-def test_shipped_experiments_are_never_taken_for_ones_own(checkout, fail):
+def test_shipped_experiments_are_never_overwritten(checkout, fail):
     """`make stages NAME=demo` would otherwise train the demo in silence."""
     shutil.copy(ROOT / "experiments/demo_tokenizer.yaml", checkout / "experiments")
     error = fail("dataset", "mine", "demo", "--image_size", "16")
@@ -181,9 +181,9 @@ def test_experiments_are_built(checkout, stage, succeed):
     from aim_lightning.cli.build.trainer_cli import AimCLI
 
     succeed(*words())
-    document = compose_and_check(checkout / f"experiments/birds_{stage}.yaml", ("trainer.accelerator", "cpu"))
+    config = compose_and_check(checkout / f"experiments/birds_{stage}.yaml", ("trainer.accelerator", "cpu"))
     with torch.device("meta"):
-        built = AimCLI(document)
+        built = AimCLI(config)
     network = built.model.network.config
     if stage == "tokenizer":
         built.datamodule.setup("fit")
@@ -192,7 +192,7 @@ def test_experiments_are_built(checkout, stage, succeed):
         assert len(built.datamodule.sets["val"]) >= built.config_init["callbacks"]["reconstructions"].num_images
     else:
         assert (network.num_tokens, network.vocab_size, network.num_classes) == (16, 512, 2)
-        assert document.values["tokenizer"] == "runs/birds_tokenizer/main"
+        assert config.values["tokenizer"] == "runs/birds_tokenizer/main"
 
 
 def test_images_of_any_size_have_20_different_crops():
@@ -201,7 +201,7 @@ def test_images_of_any_size_have_20_different_crops():
 
 
 @pytest.mark.slow
-def test_both_stages_train_on_ones_own_images(checkout, own_signals, succeed):
+def test_both_stages_train_on_images_of_the_user(checkout, own_signals, succeed):
     """The commands of `make stages`, and of `make validate` for each stage, for two steps each."""
     few = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"]
     stage_1 = ["--config", "experiments/birds_tokenizer.yaml", *few, "--data.num_workers", "0"]

@@ -1,4 +1,4 @@
-"""Tokenize with a class of one's own, from images to samples by the command line alone; mistakes before any work."""
+"""Tokenize with a class of the user, from images to samples by the command line alone; mistakes before any work."""
 
 import numpy as np
 import pytest

@@ -97,7 +97,7 @@ def test_scalars_in_files_and_overrides(directory, text, value):
     assert parse(dump({"a": value})) == {"a": value}
 
 
-def test_a_dumped_document_reads_back_the_same():
+def test_a_dumped_configuration_reads_back_the_same():
     config = {"a": ["1e-4", 1e-5, "null", "on", "3", "ü", "${x}"], "b": {"c": "10:20", "d": None, "e": {}}}
     assert parse(dump(config)) == config
 
