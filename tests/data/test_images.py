@@ -695,6 +695,7 @@ def test_single_shards_and_brace_patterns_are_read(shards, tmp_path):
 
 OTHER_LAYOUTS = [
     ("images-{000001..000004}.tar", "2 of the 4 files of .* are no .tar files .first: .*images-000003.tar"),
+    ("images-{0..99999999999}.tar", "is no pattern of file names .a range goes beyond 9,999,999.; set a"),
     ("images-{000000,.tar", "is no pattern of file names .*; set a directory of class directories, of .tar shards or"),
     ("{.,sub}/images-000000.tar", "names several directories; put the shards into one"),
     ("images-000000.tar.gz", "images-000000.tar.gz has an unsupported format; set a directory of"),
@@ -767,7 +768,7 @@ def test_labels_of_a_hugging_face_imagefolder_are_read(tmp_path, caplog, name, t
     expected = {"s/a.png": 0, "b.png": 1}
     for row in range(2):
         assert has_noise(source, row, expected[source.key(row)])
-    assert "2 files left out, first metadata" in caplog.text
+    assert "1 files left out, first unlisted.png" in caplog.text
     before = source.fingerprint
     swapped = text.replace("s/a.png", "?").replace("b.png", "s/a.png").replace("?", "b.png")
     (tmp_path / f"metadata.{name}").write_text(swapped)
@@ -784,7 +785,7 @@ WRONG_METADATA = [
     ('{"file_name": "a.png", "label": -1}', "label -1 is out of range"),
     ("[1]", "is damaged .*no JSON object"),
     ("{", "is damaged"),
-    ("", "0 of 0 files are there"),
+    ("", "no image is listed"),
 ]
 
 

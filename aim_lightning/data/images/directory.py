@@ -23,6 +23,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, require_regular
 
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_HUGE_RANGE = re.compile(r"[1-9]\d{7,}\.\.|\.\.\d*[1-9]\d{7}")
 _TABLES = (".parquet", ".arrow", ".tfrecord", ".zip")
 SUPPORTED = (
     "a directory of class directories, of .tar shards or with metadata.jsonl, a .tar, a pattern like "
@@ -91,6 +92,8 @@ def open_source(path: str | Path) -> ImageSource:
 
 def _open_pattern(pattern: str) -> ImageSource:
     try:
+        if _HUGE_RANGE.search(pattern):  # would fill the memory
+            raise ValueError("a range goes beyond 9,999,999")
         files = [Path(name) for name in expand_urls(pattern)]
     except ValueError as error:
         raise UserError(f"image set {pattern} is no pattern of file names ({error}); set {SUPPORTED}") from None

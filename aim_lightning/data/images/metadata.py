@@ -61,17 +61,18 @@ class MetadataSource(FileSource):
                 raise UserError(f"{path}, image {number}: {fix}")
             files.append(PurePosixPath(row["file_name"]).as_posix())
             values.append(row[column])
+        if not files:
+            raise UserError(f"{path}: no image is listed; correct the list")
         others: list[str] = []
         present, counts = set(image_files(self.root, set(), others)), Counter(files)
         for names, fact in (
             ([name for name in counts if name not in present], "are absent or no images"),
             ([name for name, count in counts.items() if count > 1], "are listed twice"),
-            ([] if files else [""], "are there"),
         ):
             if names:
-                fact = f"{len(names) if files else 0} of {len(files)} files {fact} (first: {printable(names[0])})"
+                fact = f"{len(names)} of {len(files)} files {fact} (first: {printable(names[0])})"
                 raise UserError(f"{path}: {fact}; correct the list")
-        left_out = [*others, *sorted(present - counts.keys())]
+        left_out = [name for name in (*others, *sorted(present - counts.keys())) if name not in METADATA]
         warn_left_out(self.root, left_out, f"not in {path.name}, or not an image format that Pillow decodes")
         class_names, labels = _classes(path, values)
         super().__init__(class_names, labels, map(os.fsencode, files))
