@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from aim_lightning.cli.config import Config
 from aim_lightning.data.stream_datamodule import StreamDataModule
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.pipeline.pipeline import check_guidance
 from aim_lightning.utils.errors import UserError
@@ -56,12 +56,17 @@ class CallbackResources:
             check_guidance(callback.sampling, dropout, self.model.network.config.num_tokens)
 
     def check_codes(self, module: LightningModule) -> None:
-        """Check that stored codes, network and tokenizer belong together.
+        """Check that stored codes or images, network and tokenizer belong together.
 
         Raises:
-            UserError: another codebook size, grid, number of classes or tokenizer.
+            UserError: another codebook size, grid, number of classes, tokenizer or size of the images.
         """
         manifest, network = getattr(self.data, "manifest", None), getattr(module, "network", None)
+        # The network also takes other sizes, but its grid of codes is that of its image_size.
+        if isinstance(network, VQModel) and (images := self.values["images"]()):
+            sizes = images.image_size, network.config.image_size
+            if sizes[0] != sizes[1]:
+                raise UserError("images.image_size is {}, model.network.image_size {}; set one size".format(*sizes))
         if manifest is None or not isinstance(network, AiM):
             return
         shards = f"the token shards in {self.data.path}"
