@@ -1,6 +1,5 @@
 """Image datasets: an image source with the deterministic transform of an experiment."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -102,17 +101,6 @@ class ImageDataset:
         """
         images = [transform_row(self.source, row, [self.transform])[0] for row in rows]
         return torch.stack(images), torch.from_numpy(self.labels[list(rows)])
-
-    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of `batch` in order.
-
-        Args:
-            batch_size: images per batch; the last one may be smaller.
-            rows: row numbers; None = all.
-        """
-        rows = range(len(self)) if rows is None else rows
-        for start in range(0, len(rows), batch_size):
-            yield self.batch(rows[start : start + batch_size])
 
 
 def transform_row(source: ImageSource, row: int, transforms: list[ImageTransform], seed: int = 0) -> list[Tensor]:
