@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Raise the error as a UserError; those of `number` contain their fix."""
+        # argparse writes `argument --num: is 0; …`; the text of `number` continues the option's name.
         fact = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)
         unknown = re.match(r"unrecognized arguments: (--\w+)", message)
         hint = suggest(unknown[1], self.options) if unknown else ""

@@ -138,7 +138,7 @@ class FitLifecycle:
         # Release the lease first: SLURM may start the requeued job on another node while this process still ends.
         self.resources.close()
         if isinstance(error, Stopped):
-            self.exit_code = requeue_after(error, self.directory, self.options.given)
+            self.exit_code = requeue_after(error, self.directory, self.options.arguments)
         elif isinstance(error, SystemExit) and error.code == 1:  # Lightning's exit after a second Ctrl-C
             log(f"aborted; the same command continues {self.directory.path} from step {self.directory.latest_step}")
             self.exit_code = signals.EXITS[signals.INT]

@@ -39,6 +39,7 @@ def summarise(cli: AimCLI, config: Config) -> None:
         UserError: results.json cannot be written.
     """
     directory, steps, validated = cli.directory, cli.trainer.global_step, cli.resume_state.validated_step
+    # Values of the last validation; those of training steps are in TensorBoard.
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items() if name.startswith("val/")}
     facts = {"step": validated, "seed": config.values["seed_everything"], **scored_weights(cli)}
     if validated != steps:  # the metrics are of earlier weights

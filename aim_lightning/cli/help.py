@@ -53,6 +53,7 @@ def actions_help(name: str, command: Command) -> str:
 def command_help(command: Command, parser: Parser, config: ComposedConfig | None) -> str:
     """Return the text of `aim-lightning COMMAND --help`; with a configuration, also the options of all sections."""
     parser.formatter_class, parser.description = FORMATTER, command.help
+    # Private, but argparse has no other list of a parser's arguments.
     positionals = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
     parser.usage = f"{parser.prog}{positionals} [--option VALUE …]"
     if not command.needs_config:

@@ -92,7 +92,8 @@ def run(argv: list[str]) -> int:
     if empty := [option for option, value in vars(options).items() if value == ""]:
         name = f"--{empty[0]}" if f"--{empty[0]}" in parser.options else empty[0]
         raise UserError(f"command line: {name} is empty; give a value, or leave it out for the default")
-    options.given = arguments
+    # Arrays compose further configurations from these, and messages repeat the command.
+    options.arguments = arguments
     if not command.needs_config:
         return command.run(None, options)
     config = _configuration(name, command, arguments, options)

@@ -90,6 +90,7 @@ def _is_valid(value: Any, allowed: Allowed | None) -> bool:
 
 def _values(value: Any, key: str, ranges: Mapping[str, Allowed]) -> Iterator[tuple[str, Allowed | None, Any]]:
     """Yield dotted key, allowed values and value of everything that is not a mapping or a list."""
+    # Names of arguments have a known meaning in classes of this package only.
     if is_class(value):
         ranges = ARGUMENTS if str(value["class_path"]).startswith("aim_lightning.") else {}
     if isinstance(value, dict):

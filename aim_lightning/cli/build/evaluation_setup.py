@@ -49,7 +49,7 @@ def start(config: Config) -> torch.device:
 
 def refuse(options: argparse.Namespace, option: str, ignored: tuple[str, ...]) -> None:
     """Raise a UserError if an option is combined with others that it makes ineffective."""
-    typed = {word.partition("=")[0] for word in options.given.rest}
+    typed = {word.partition("=")[0] for word in options.arguments.rest}
     useless = [name for name in ignored if name in typed]
     if option in typed and useless:
         raise UserError(f"command line: {', '.join(useless)} cannot be combined with {option}; give one or the other")

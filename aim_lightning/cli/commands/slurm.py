@@ -97,13 +97,14 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
         write_text(plan.directory / task.file, dump(task_config.values))
     path = plan.directory / "job.sbatch"
     write_text(path, script)
+    # --parsable prints NUMBER, or NUMBER;CLUSTER on a federation.
     job_id = command("sbatch", "--parsable", str(path)).strip().split(";")[0]
     job_registry.add(directory.path, job_id)
     runs = f", runs {plan.tasks[0].run} … {plan.tasks[-1].run}" if plan.is_array else ""
     log = plan.directory / (f"slurm-{job_id}_*.log" if plan.is_array else f"slurm-{job_id}.log")
     print(f"job {job_id}{runs}: {plan.nodes} nodes x {plan.devices} ranks, {plan.options.time} per job; log: {log}")
     # The variable of make that names the site's file, if it is not the default.
-    sites = [path.stem for path in options.given.configs if path.parent.name == "cluster" and path.stem != "gpu"]
+    sites = [path.stem for path in options.arguments.configs if path.parent.name == "cluster" and path.stem != "gpu"]
     names = directory.variables + (f" CLUSTER={sites[-1]}" if sites else "")
     log_next(f"make slurm-status {names}, or make slurm-cancel {names}")
     return 0

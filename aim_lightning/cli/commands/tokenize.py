@@ -47,6 +47,7 @@ class TokenizeSection:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option per key of the section `tokenize`, with the text of its docstring."""
+    # One text for both places: the docstring is the help of the section, too.
     texts = dict(re.findall(r"^ +(\w+): (.*)\.$", TokenizeSection.__doc__, re.MULTILINE))
     arguments = {name: {"type": number(int, 1)} for name in ("rows_per_shard", "batch_size")}
     arguments |= {"crop_range": {"type": numbers, "metavar": "NUMBERS"}, "compile": flag("", None)}

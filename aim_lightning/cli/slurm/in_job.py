@@ -33,7 +33,7 @@ def started(config: Config, options: argparse.Namespace) -> int:
     if job_registry.is_cancelled(directory.path.parent, job.id):
         print(f"job {job.id} was cancelled; it does not train again")
         return requeue.REFUSED
-    script, number = script_of(options.given), job.id.split("_")[0]
+    script, number = script_of(options.arguments), job.id.split("_")[0]
     if script and number not in job_registry.jobs(script.parent):  # sbatch was called by hand
         with tolerate_disk_errors(script.parent / job_registry.JOBS):
             job_registry.add(script.parent, number)

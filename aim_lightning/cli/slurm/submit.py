@@ -57,7 +57,8 @@ def _configs(config: Config, options: argparse.Namespace) -> dict[int | None, Co
         changes = dict(enumerate(_lines(Path(options.sweep))))
     else:
         return {None: config}
-    run, common = config.values["run"], options.given
+    # Composed again per task, so that interpolations of the changed keys change too.
+    run, common = config.values["run"], options.arguments
     return {
         index: read_and_check(Arguments(common.configs, [*common.overrides, *items, ("run", f"{run}-{index}")]))
         for index, items in changes.items()
@@ -88,7 +89,7 @@ def _check_ranks(config: Config, options: argparse.Namespace) -> None:
     if not isinstance(devices, int) or devices < 1:
         raise UserError(f"trainer.devices is {devices!r}; a job needs the number of ranks per node: GPUS=4")
     # GPUS=1 also sets trainer.devices: a job of CPU ranks must be requested by name.
-    requested = devices * nodes > 1 or "trainer.devices" in dict(options.given.overrides)
+    requested = devices * nodes > 1 or "trainer.devices" in dict(options.arguments.overrides)
     if requested and trainer.get("strategy", "auto") == "auto" and trainer.get("accelerator") == "cpu":
         fix = "set --trainer.accelerator gpu, or --trainer.strategy ddp for ranks on CPUs"
         raise UserError(f"trainer.accelerator is 'cpu'; {fix}")
