@@ -53,7 +53,8 @@ def _mistake(error: BaseException | None) -> UserError | None:
     """
     if isinstance(error, OSError) and (mistake := errors.disk_mistake(error)):
         return mistake
-    if type(error).__name__ == "MisconfigurationException":
+    # The latter is the error of EarlyStopping for a metric that is not logged.
+    if type(error).__name__ == "MisconfigurationException" or str(error).startswith("Early stopping conditioned on"):
         return UserError(f"trainer: {' '.join(str(error).split())}")
     if mistake := errors.killed_worker(error) or errors.memory_mistake(error):
         return mistake

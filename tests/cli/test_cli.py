@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from helpers import assert_contains
+from lightning.pytorch.callbacks import EarlyStopping
 
 from aim_lightning.cli.main import main
 from aim_lightning.config.yaml import read_mapping
@@ -77,6 +78,15 @@ def test_doctor_reports_which_kernels_are_usable(aim_cli):
     plain = "chunked scan in plain PyTorch"
     rows = [f"torch {plain}", f"auto torch: {plain}", "triton not usable: it needs an NVIDIA GPU", "causal-conv1d "]
     assert_contains(" ".join(done.stdout.split()), [*rows, "mamba_ssm mamba-ssm is not usable ("])
+
+
+def test_an_unknown_metric_of_early_stopping_is_one_line(fail, monkeypatch):
+    def stop(argv):
+        EarlyStopping("val/nope")._validate_condition_metric({"val/loss": torch.tensor(1.0)})
+
+    monkeypatch.setattr("aim_lightning.cli.main.run", stop)
+    error = fail()
+    assert error.startswith("error: trainer: Early stopping conditioned on metric `val/nope`") and "val/loss" in error
 
 
 def test_the_version_is_that_of_the_package(capsys):

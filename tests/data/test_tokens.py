@@ -146,6 +146,8 @@ BAD_MANIFESTS = [
     (lambda m: m.update(rows=3), "says 3 rows"),
     (lambda m: m.pop("grid"), "damaged"),
     (lambda m: m["shards"][0].pop("sha256"), "damaged"),
+    (lambda m: m["shards"][0].update(rows="a"), "manifest.json: shards.rows is 'a'; it must be a whole number"),
+    (lambda m: m.update(codebook_size=None), "manifest.json: codebook_size is None; it must be a whole number"),
 ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import require_regular, write_json
+from aim_lightning.utils.ranges import check_arguments
 
 FORMAT = "aim_lightning.tokens/1"
 MANIFEST = "manifest.json"
@@ -164,6 +165,9 @@ class TokenManifest:
             arguments |= {name: [item(**entry) for entry in arguments[name]] for name, item in items.items()}
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}); tokenize the images again") from None
+        check_arguments(f"{where}: ", cls, arguments)
+        for shard in arguments["shards"]:
+            check_arguments(f"{where}: shards.", TokenShard, vars(shard))
         manifest = cls(**arguments)
         if values.get("rows") != manifest.rows:
             raise UserError(f"{where} says {values.get('rows')} rows, its shards add up to {manifest.rows}")
