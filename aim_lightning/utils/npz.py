@@ -158,6 +158,7 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray], streamed: dict[st
     complete = {name: (array.shape, array.dtype, [array]) for name, array in arrays.items()}
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, (shape, dtype, parts) in (streamed | complete).items():
+            # zip64: the size of a streamed array is unknown when zipfile writes the member's header.
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})

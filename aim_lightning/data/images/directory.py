@@ -52,6 +52,7 @@ class DirectorySource(FileSource):
         if splits := split_directories(self.root):
             paths = " and ".join(f"images.{split} {path}" for split, path in splits.items())
             raise UserError(f"{self.root} contains splits, not classes; set {paths}, or run `make dataset` on it")
+        # Images next to the class directories belong to no class.
         left_out = [path.name for path in entries if path.suffix.lower() in image_suffixes() and path.is_file()]
         visited = {identity(directory) for directory in (self.root, *(self.root / name for name in classes))}
         paths, labels = [], []

@@ -15,6 +15,7 @@ from aim_lightning.data.images.tar import TAR_ERRORS, open_tar, tar_members
 from aim_lightning.data.tokens.format.manifest import TokenManifest
 
 ROWS_PER_RECORD = 1000
+# The header that np.save writes for a plain array in C order.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..{'descr': '([<|][a-z]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\), } *\n", re.DOTALL
 )

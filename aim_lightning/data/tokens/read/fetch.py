@@ -64,6 +64,7 @@ class Fetcher:
         last = attempt == self.retries
         try:
             fetched = check(_read(url), sha256)
+            # A local file with another hash is damaged on the disk: reading it again gives the same bytes.
             if fetched.intact or last or not is_remote(url):
                 return fetched
             reason = "its sha256 is not the manifest's"

@@ -122,6 +122,7 @@ def plan_windows(manifest: TokenManifest, window_rows: int, seed: int, epoch: in
     for shard in permutation(len(manifest.shards), "shard_order", seed, epoch):
         shards.append(int(shard))
         stop += manifest.shards[shard].rows
+        # The last window takes the remaining shards, even if they have fewer rows.
         if stop - start >= window_rows or stop == rows:
             windows.append(Window(len(windows), start, stop, tuple(shards)))
             shards, start = [], stop
