@@ -4,7 +4,7 @@ import difflib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from aim_lightning.sampling import (
     resolve,
     with_sampling_options,
 )
-from aim_lightning.utils.errors import UserError, suggest
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
@@ -214,10 +214,7 @@ class AiMPipeline:
             raise UserError(f"indices are {indices!r:.60}; give one integer per label") from None
         if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
             raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
-        names = [field.name for field in fields(SamplingOptions)]
-        for name in options.keys() - names:
-            raise UserError(f"generate has no option {name!r}{suggest(name, names) or '; use ' + ', '.join(names)}")
-        sampling = self.resolve(SamplingOptions(batch_size=batch_size, **options))
+        sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
         # On a GPU one batch waits: its pixels are computed while the next one is sampled.

@@ -65,7 +65,7 @@ def generate(
     """
     if unexpected := options.keys() & set(PIPELINE_OPTIONS):
         raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
-    options, labels_B = resolve(SamplingOptions(**options), model), torch.as_tensor(labels_B)
+    options, labels_B = resolve(SamplingOptions.named(**options), model), torch.as_tensor(labels_B)
     _check(model, labels_B)
     count, device, num_tokens, run = len(labels_B), model.lm_head.weight.device, model.config.num_tokens, run_plain
     if not count:

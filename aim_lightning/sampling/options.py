@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from inspect import Parameter, signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_lar
 from aim_lightning.sampling.filters import Filters
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.plain_decoder import state_bytes
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.ranges import Range, check_arguments
 
 # Options of batches and pixels, which `generate` does not take: it samples codes.
@@ -79,6 +79,21 @@ class SamplingOptions:
             if field.type in (int, float):
                 object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
         object.__setattr__(self, "cfg_interval", tuple(map(float, self.cfg_interval)))
+
+    @classmethod
+    def named(cls, **options: Any) -> "SamplingOptions":
+        """Build the options, with a suggestion for an unknown name.
+
+        Args:
+            **options: fields by name.
+
+        Raises:
+            UserError: an unknown name, or as the constructor.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options.keys() - names:
+            raise UserError(f"generate has no option {name!r}{suggest(name, names) or '; use ' + ', '.join(names)}")
+        return cls(**options)
 
     def filters(self) -> Filters:
         """Return the options of each random choice."""

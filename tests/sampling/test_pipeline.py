@@ -227,6 +227,7 @@ def test_unknown_options_get_a_suggestion(pipeline):
     assert_user_error(r"^generate has no option 'cfg'; did you mean cfg_scale\?$", pipeline.generate, [0], cfg=2)
     assert_user_error(r"^generate has no option 'topk'; did you mean top_k\?$", pipeline.generate, [0], topk=2)
     assert_user_error("^generate has no option 'zzz'; use cfg_scale, temperature,", pipeline.generate, [0], zzz=2)
+    assert_user_error("did you mean cfg_scale", aim_lightning.generate, pipeline.aim, torch.tensor([0]), cfg=2)
 
 
 def test_class_names_that_do_not_identify_the_classes_are_refused(pipeline):
