@@ -97,7 +97,6 @@ def choose_rows(labels: np.ndarray, rows: int | None, name: str) -> np.ndarray:
     Raises:
         UserError: `rows` is no multiple of 10, or a class has too few images.
     """
-    # The same number of each class, so that accuracies and balanced scores need no weights.
     per_class, remainder = divmod(len(labels) if rows is None else rows, len(CLASS_NAMES))
     by_class = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
     if remainder or per_class < 1 or min(map(len, by_class)) < per_class:
