@@ -287,7 +287,7 @@ class Shard(ProcessGroup):
     """One of several ranks that run one after the other; each one lacks the blocks of all of them."""
 
     def __init__(self, rank, world_size):
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.is_rank_zero = rank, world_size, rank == 0
 
     def on_rank0(self, work):
         return list(range(7))
