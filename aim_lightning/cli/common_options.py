@@ -18,17 +18,12 @@ SOURCE = "weights file (.safetensors, .pt, .bin, .ckpt), run directory or Huggin
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line instead of a usage text."""
 
-    @property
-    def options(self) -> list[str]:
-        """Return the options that the parser knows, and --config."""
-        return [*self._option_string_actions, "--config"]
-
     def error(self, message: str) -> None:
         """Raise the error as a UserError; those of `number` contain their fix."""
         # argparse writes `argument --num: is 0; …`; the text of `number` continues the option's name.
         fact = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)
         unknown = re.match(r"unrecognized arguments: (--\w+)", message)
-        hint = suggest(unknown[1], self.options) if unknown else ""
+        hint = suggest(unknown[1], [*self._option_string_actions, "--config"]) if unknown else ""
         raise UserError(f"command line: {fact}{hint or (f'; see {self.prog} --help' if fact == message else '')}")
 
 

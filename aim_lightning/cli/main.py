@@ -91,8 +91,8 @@ def run(argv: list[str]) -> int:
         return 0
     options = parser.parse_args(arguments.rest)
     if empty := [option for option, value in vars(options).items() if value == ""]:
-        name = f"--{empty[0]}" if f"--{empty[0]}" in parser.options else empty[0]
-        raise UserError(f"command line: {name} is empty; give a value, or leave it out for the default")
+        dashes = "--" if f"--{empty[0]}" in parser.format_usage() else ""
+        raise UserError(f"command line: {dashes}{empty[0]} is empty; give a value, or leave it out for the default")
     # Arrays compose further configurations from these, and messages repeat the command.
     options.arguments = arguments
     if not command.needs_config:

@@ -208,10 +208,7 @@ class AiMPipeline:
                 `aim_lightning.sampling.generate`.
         """
         labels_B = self._label_tensor(labels, allow_null_class)
-        try:
-            indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
-        except (TypeError, ValueError, RuntimeError):
-            raise UserError(f"indices are {indices!r:.60}; give one integer per label") from None
+        indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
         if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
             raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
         sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options))

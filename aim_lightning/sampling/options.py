@@ -65,11 +65,8 @@ class SamplingOptions:
     pixel_compile: bool = False
 
     def __post_init__(self) -> None:
-        ranges = {
-            "batch_size": Range(1),
-            "seed": Range(0, 2**63 - 1),
-            "position_offset": Range(0, 1, note=" (1 = the published decoder)"),
-        }
+        ranges = {"batch_size": Range(1), "seed": Range(0, 2**63 - 1)}
+        ranges["position_offset"] = Range(0, 1, note=" (1 = the published decoder)")
         check_arguments("sampling: ", SamplingOptions, vars(self), **ranges)
         # These check the ranges of filters and guidance.
         self.filters()

@@ -49,8 +49,9 @@ def disk_mistake(error: OSError, name: object = None) -> UserError | None:
 
 def memory_mistake(error: BaseException) -> UserError | None:
     """Convert a lack of memory, of the machine or of a GPU, to one line; None for any other error."""
-    names = {base.__name__ for base in type(error).__mro__}
-    if not names & {"MemoryError", "OutOfMemoryError"} and "DefaultCPUAllocator" not in str(error):
+    # By name, since this module does not import torch.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not named and "DefaultCPUAllocator" not in str(error):
         return None
     size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     fact = f"out of memory{f' (tried to allocate {size[1]})' if size else ''}"
