@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import inspect
+import shutil
 from collections.abc import Collection, Iterable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 from aim_lightning.cli.common_options import Parser
@@ -16,7 +16,6 @@ from aim_lightning.config.signature import dataclass_of, find_class, parameters,
 from aim_lightning.config.yaml import inline
 
 USAGE = "--config FILE [--config FILE …] [--section.option VALUE …]"
-FORMATTER = partial(argparse.HelpFormatter, max_help_position=28)
 
 
 class Option(NamedTuple):
@@ -29,6 +28,11 @@ class Option(NamedTuple):
 
 
 Options = Iterator[Option]
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    return argparse.HelpFormatter(prog, max_help_position=28, width=width)
 
 
 def _overview(usage: str, about: str, title: str, entries: dict[str, Command], *hints: str) -> str:
@@ -52,7 +56,7 @@ def actions_help(name: str, command: Command) -> str:
 
 def command_help(command: Command, parser: Parser, config: ComposedConfig | None) -> str:
     """Return the text of `aim-lightning COMMAND --help`; with a configuration, also the options of all sections."""
-    parser.formatter_class, parser.description = FORMATTER, command.help
+    parser.formatter_class, parser.description = _formatter, command.help
     # Private, but argparse has no other list of a parser's arguments.
     positionals = "".join(f" {action.metavar}" for action in parser._actions if not action.option_strings)
     parser.usage = f"{parser.prog}{positionals} [--option VALUE …]"
@@ -74,7 +78,7 @@ def command_help(command: Command, parser: Parser, config: ComposedConfig | None
 
 def section_help(names: Iterable[str], config: ComposedConfig) -> str:
     """Return the lines about the options of sections."""
-    formatter = FORMATTER("")
+    formatter = _formatter("")
     # The formatter alone: a parser would refuse two options of one name.
     formatter._indent()
     for row in (row for name in names for row in describe(name, SECTIONS[name], config)):

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,8 @@ import yaml
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import parse_spans
 from aim_lightning.utils.errors import UserError
+
+MOST_TASKS = 10_000  # of an array
 
 DIRECTIVES = yaml.safe_load(Path(__file__).with_name("directives.yaml").read_text(encoding="utf-8"))
 MARGIN = 1.5  # factor on measured seconds: shared file systems vary
@@ -155,7 +158,9 @@ def array_indices(text: str) -> list[int]:
     Raises:
         UserError: another format, or a repeated number.
     """
-    indices = parse_spans(text)
+    spans = parse_spans(text) or []
+    # Counted before it is built: a mistyped range would fill the memory.
+    indices = list(chain(*spans)) if sum(map(len, spans)) <= MOST_TASKS else []
     if not indices or len(set(indices)) < len(indices):
-        raise UserError(f"--seeds is {text!r}; write up to 10,000 different numbers and ranges, such as 0-3,7")
+        raise UserError(f"--seeds is {text!r}; write up to {MOST_TASKS:,} different numbers and ranges, such as 0-3,7")
     return indices

@@ -11,7 +11,6 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import in_step
 
 SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::([1-9]\d*))?")
-MOST_TASKS = 10_000  # of a list; a mistyped range would fill the memory
 # Field of `SlurmJobInfo` -> name in the output of scontrol.
 FIELDS = {"state": "JobState", "reason": "Reason", "run_time": "RunTime", "time_limit": "TimeLimit"}
 PAIR = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=(\S*)")
@@ -71,16 +70,14 @@ class SlurmJobInfo:
     def holds(self, task: int) -> bool:
         """Return True if the record describes this task of an array, or waiting tasks that include it: 9_0-3,7%2."""
         text = self.id.partition("_")[2].partition("%")[0]
-        tasks = parse_spans(text)
-        return bool(text) if tasks is None else task in tasks  # SLURM truncates long lists
+        spans = parse_spans(text)
+        return bool(text) if spans is None else any(task in span for span in spans)  # SLURM truncates long lists
 
 
-def parse_spans(text: str) -> list[int] | None:
-    """Return the numbers of a list such as 0-3,7 or 0-6:3; None for another text or a longer list."""
+def parse_spans(text: str) -> list[range] | None:
+    """Return the ranges of a list such as 0-3,7 or 0-6:3; None for another text."""
     spans = [SPAN.fullmatch(part) for part in text.split(",")]
-    if not all(spans) or sum(int(s[2] or s[1]) - int(s[1]) for s in spans) > MOST_TASKS:
-        return None
-    return [number for s in spans for number in range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1))]
+    return [range(int(s[1]), int(s[2] or s[1]) + 1, int(s[3] or 1)) for s in spans] if all(spans) else None
 
 
 def parse_jobs(text: str) -> list[SlurmJobInfo]:

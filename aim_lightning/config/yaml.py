@@ -61,7 +61,9 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(_explain(text, error), mark.line + 1 if mark else 1) from None
-    except (yaml.YAMLError, ValueError) as error:  # such as bytes of the command line that are not UTF-8
+    except UnicodeEncodeError:  # bytes of the command line
+        raise YamlError("not readable YAML (it is not UTF-8 text)", 1) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise YamlError(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from aim_lightning.utils.errors import TransientError, UserError, disk_mistake
 from aim_lightning.utils.files import is_running, make_directory, write_text
-from aim_lightning.utils.logging import warn_once
+from aim_lightning.utils.logging import warn
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -186,20 +186,22 @@ class Lease:
         return json.dumps(self.owner, indent=2) + "\n"
 
     def _beat(self) -> None:
-        last = time.monotonic()
+        last, failing = time.monotonic(), False
         while not self._stop.wait(self.beat_seconds):
             try:
                 other = self._renew()
             except OSError as error:
-                silence, fault = time.monotonic() - last, f"{self.path} fails ({error.strerror or error})"
-                warn_once(f"{fault}; the heartbeat is tried again")
+                silence, reason = time.monotonic() - last, error.strerror or error
+                fault = f"{self.path.parent}: no heartbeat for {silence:.0f} s, {self.path} fails ({reason})"
+                if not failing:  # once per outage; it is tried again at every beat
+                    warn(f"{fault}; trying again")
+                failing = True
                 # Abort before other processes count this one as dead.
                 if silence >= self.stale_seconds - self.beat_seconds:
-                    fact = f"no heartbeat for {silence:.0f} s, {fault}; another process may take it now"
-                    self.on_lost(f"{self.path.parent}: {fact}", TransientError.exit_code)
+                    self.on_lost(f"{fault}; another process may take it now", TransientError.exit_code)
                     break
                 continue
-            last = time.monotonic()
+            last, failing = time.monotonic(), False
             if other:
                 self.on_lost(f"{self.path.parent} has been taken over by {_description(other)}", 2)
                 break

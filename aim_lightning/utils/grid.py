@@ -52,7 +52,7 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -
     height, width = images.shape[-2] + LINE + GAP, images.shape[-1] + GAP
     canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
     draw = ImageDraw.Draw(canvas)
-    for i, caption in enumerate(captions):
+    for i, (_, caption) in enumerate(zip(images, captions, strict=True)):
         while caption and font.getlength(caption) > width - 4:
             caption = caption[:-1]
         position = (i % columns * width + 2, (i // columns + 1) * height - GAP - LINE // 2)

@@ -14,14 +14,15 @@ from aim_lightning.utils.process import is_rank_zero
 INTERVAL = 60.0  # seconds between two lines in a log
 
 
-def progress(items: Collection, name: str) -> Iterator:
+def progress(items: Collection, name: str, unit: str = "items") -> Iterator:
     """Yield the items of a loop and show its progress on rank 0.
 
     Args:
         items: the items of the loop.
         name: text before the numbers.
+        unit: plural noun for the items.
     """
-    with ProgressBar(name, len(items), "items", shown=is_rank_zero()) as bar:
+    with ProgressBar(name, len(items), unit, shown=is_rank_zero()) as bar:
         for item in items:
             yield item
             bar.advance(1)

@@ -45,6 +45,13 @@ def test_by_default_training_stops_and_names_the_record(directory):
     assert_user_error(match, lambda: list(module(directory).train_dataloader()))
 
 
+def test_a_damaged_type_of_an_array_counts_as_damage(directory):
+    path = directory / "train" / "tokens-000001.tar"
+    flip_bit(path, codes_of(path, 1).offset_data + 22)  # of "<u2"
+    assert_user_error("tokens-000001.tar, record 0001", lambda: list(module(directory).train_dataloader()))
+    assert rows_of(directory, batch=4)[1] > 0
+
+
 def test_skipped_rows_are_replaced_and_the_others_keep_their_place(directory, capsys):
     complete, none, codes_before = rows_of(directory, batch=4)
     assert none == 0

@@ -121,7 +121,8 @@ def series(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 def assert_same(run_dir: Path, other: Path) -> None:
     """Compare the newest checkpoints of two runs, and their curves, to the bit."""
     first, second = (read_checkpoint(newest_checkpoint(path)) for path in (run_dir, other))
-    assert first["trainer"]["global_step"] == second["trainer"]["global_step"]
+    assert first["trainer"]["global_step"] == second["trainer"]["global_step"] > 0
+    assert first.keys() & set(PARTS) == second.keys() & set(PARTS) != set()
     assert not [part for part in PARTS if not equal(first.get(part), second.get(part))]
     assert series(run_dir) == series(other)
 

@@ -20,14 +20,15 @@ def batch():
 
 def test_the_loss_is_the_weighted_sum(batch):
     images, result, _ = batch
-    loss = TokenizerLoss("l1", 2.0, perceptual_weight=3.0, perceptual_file="x", codebook_weight=0.5)
+    weights = {"perceptual_weight": 3.0, "codebook_weight": 0.5, "commitment_weight": 0.75}
+    loss = TokenizerLoss("l1", 2.0, perceptual_file="x", **weights)
     terms = loss.terms(*batch, lambda one, other: (one - other).square().mean((1, 2, 3)))
     each = terms.each
     assert set(each) == {"reconstruction", "perceptual", "codebook", "commitment"}
     assert torch.allclose(each["reconstruction"], (result.images_BCHW - images).abs().mean())
     assert torch.allclose(each["perceptual"], (result.images_BCHW - images).square().mean())
     assert torch.allclose(terms.pixels, 2 * each["reconstruction"] + 3 * each["perceptual"])
-    assert torch.allclose(terms.loss, terms.pixels + 0.5 * each["codebook"] + 0.25 * each["commitment"])
+    assert torch.allclose(terms.loss, terms.pixels + 0.5 * each["codebook"] + 0.75 * each["commitment"])
 
 
 def test_a_term_of_weight_zero_needs_no_file(batch):

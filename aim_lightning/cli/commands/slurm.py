@@ -15,7 +15,7 @@ from aim_lightning.cli.slurm.submit import make_plan
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
-from aim_lightning.cluster.slurm_api import SlurmJobInfo, command, show
+from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, command, show
 from aim_lightning.config.yaml import dump
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
@@ -63,11 +63,14 @@ def jobs_of(directory: RunDirectory) -> list[RunJob]:
     """Return the jobs of a run that SLURM has records of, oldest first.
 
     Raises:
-        SlurmError: the query of SLURM failed.
+        UserError: the query of SLURM failed.
     """
-    jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
-    names = {job.name for job in jobs}
-    return jobs + [job for job in _tasks(directory) if job.name not in names]
+    try:
+        jobs = [RunJob(info, number) for number in job_registry.jobs(directory.path) for info in show(number)]
+        names = {job.name for job in jobs}
+        return jobs + [job for job in _tasks(directory) if job.name not in names]
+    except SlurmError as error:
+        raise UserError(f"{error}; try again") from None
 
 
 def _tasks(directory: RunDirectory) -> list[RunJob]:

@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 SWEEPS = Path("experiments/sweeps")
+HPARAMS = Path(".cache/hparams")
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         return 0
     files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]
     # Each session is a run: outside the directory of runs, sessions do not fill TensorBoard's list of runs.
-    hparams = Path(options.cache).parent.joinpath("hparams", *directory.parts[-4:])
+    hparams = HPARAMS.joinpath(*directory.parts[-4:])
     sweep.write_hparams(hparams, names, points, records)
     first = next(iter(records[0]["metrics"]))
     best, *ties = sweep.lowest_points(records, first)

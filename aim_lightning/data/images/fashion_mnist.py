@@ -15,6 +15,7 @@ import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
+from aim_lightning.data.images.decode import read_image
 from aim_lightning.data.images.shard_writer import EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import progress
@@ -77,8 +78,9 @@ def _read_bytes(path: Path, header: int) -> np.ndarray:
     if not path.is_file():
         fix = "run `apt-get install dataset-fashion-mnist`, or set --source to its files (data/README.md)"
         raise UserError(f"{path} does not exist; {fix}")
+    packed = read_image(path)
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = gzip.decompress(packed)
     except (OSError, EOFError, zlib.error):
         content = b""
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:

@@ -163,7 +163,7 @@ def load_array(record: Members, name: str) -> np.ndarray:
             raise ValueError("not a plain array")
         dtype, shape = header[1].decode(), [int(size) for size in re.findall(rb"\d+", header[2])]
         return np.frombuffer(record[name], dtype, math.prod(shape), header.end()).reshape(shape)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:  # a damaged type or shape
         raise CorruptRecord(f"{name} is damaged ({error})") from error
 
 

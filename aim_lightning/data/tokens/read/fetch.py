@@ -60,24 +60,26 @@ class Fetcher:
             return self._fetch_cached(url, sha256)
         return self._fetch(url, sha256)
 
-    def _fetch(self, url: str, sha256: str | None, attempt: int = 0) -> Fetched:
-        last = attempt == self.retries
-        try:
-            fetched = check(_read(url), sha256)
-            # A local file with another hash is damaged on the disk: reading it again gives the same bytes.
-            if fetched.intact or last or not is_remote(url):
-                return fetched
-            reason = "its sha256 is not the manifest's"
-        except (OSError, EOFError, ValueError) as error:
-            reason, permanent = _reason(error), isinstance(error, (*PERMANENT, ValueError))
-            if last or permanent:
-                times = "" if attempt == 0 else f" in {attempt + 1} attempts"
-                fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
-                raise (UserError if permanent else TransientError)(fact) from error
-        pause = self.pause * 2**attempt  # a busy server recovers sooner if clients wait longer
-        log.warning("%s: %s; trying again in %g s", url, reason, pause)
-        time.sleep(pause)
-        return self._fetch(url, sha256, attempt + 1)
+    def _fetch(self, url: str, sha256: str | None) -> Fetched:
+        attempt = 0
+        while True:
+            last = attempt == self.retries
+            try:
+                fetched = check(_read(url), sha256)
+                # A local file with another hash is damaged on the disk: reading it again gives the same bytes.
+                if fetched.intact or last or not is_remote(url):
+                    return fetched
+                reason = "its sha256 is not the manifest's"
+            except (OSError, EOFError, ValueError) as error:
+                reason, permanent = _reason(error), isinstance(error, (*PERMANENT, ValueError))
+                if last or permanent:
+                    times = "" if attempt == 0 else f" in {attempt + 1} attempts"
+                    fact = f"{url} cannot be read{times} ({reason}); restore it, or fix data.path or the connection"
+                    raise (UserError if permanent else TransientError)(fact) from error
+            pause = self.pause * 2**attempt  # a busy server recovers sooner if clients wait longer
+            log.warning("%s: %s; trying again in %g s", url, reason, pause)
+            time.sleep(pause)
+            attempt += 1
 
     def _fetch_cached(self, url: str, sha256: str) -> Fetched:
         path = self.cache_dir / f"{sha256}.tar"
