@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -16,6 +17,7 @@ from aim_lightning.modules.optim import (
     StepMeans,
     build_optimizer,
     check_finite,
+    check_scale,
     clip_gradients,
     total_steps,
 )
@@ -85,9 +87,11 @@ class AiMModule(LightningModule):
 
     def on_train_start(self) -> None:
         plan = self.trainer.datamodule.plan
-        if self.cuda_graph and not self.compile_network and self.device.type == "cuda":
-            reason = refusal(self.network, plan.micro_batch_size, plan.world_size, self.trainer.precision)
-            log(f"cuda_graph: {reason}: each kernel is launched by itself" if reason else "cuda_graph: in use")
+        if self.cuda_graph and self.device.type == "cuda":
+            is_alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+            reason = refusal(self.network, plan.micro_batch_size, is_alone, self.trainer.precision)
+            reason = "compile is set" if self.compile_network else reason
+            log(f"cuda_graph: off, because {reason}" if reason else "cuda_graph: in use")
             self.graphed_loss = None if reason else GraphedLoss(self.network, plan.accumulate)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -103,6 +107,7 @@ class AiMModule(LightningModule):
             self.log("train/bits_per_code", means["loss"] / math.log(2))
         if self._is_scaled:  # gradients may overflow here, and the scaler handles that; the loss may not
             check_finite(loss, "the loss", self.global_step)
+            check_scale(self.trainer.precision_plugin.scaler.get_scale(), self.global_step)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

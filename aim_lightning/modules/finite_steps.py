@@ -83,7 +83,7 @@ class FiniteSteps(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:
             self.read()
-            if self.config.on_nonfinite == "skip":
+            if self.config.on_nonfinite == "skip" and self.found_inf is not None:  # fp16 skips by itself
                 self.log(f"train/skipped_steps{self.suffix}", float(self.skipped))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

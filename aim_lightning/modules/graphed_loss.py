@@ -6,27 +6,31 @@ import torch
 from torch import Tensor
 
 from aim_lightning.models import AiM
+from aim_lightning.models.aim.memory import bytes_per_image
 
 WARM_UP = 3
 # Images of a micro-batch. Larger ones keep the GPU busy without a graph, whose memory validation could not use.
 LARGEST = 64
+MEMORY_SHARE = 0.25  # of the GPU's memory that a graph may keep
 
 
-def refusal(network: AiM, images: int, world_size: int, precision: str) -> str | None:
+def refusal(network: AiM, images: int, is_alone: bool, precision: str) -> str | None:
     """Return why a micro-step cannot be a CUDA graph; None when it can.
 
     Args:
         network: on its device.
         images: of a micro-batch.
-        world_size: processes of the training.
+        is_alone: no other process takes part, and nothing wraps the module.
         precision: of the trainer.
     """
-    config = network.config
+    config, device = network.config, network.lm_head.weight.device
+    if torch.is_anomaly_enabled():
+        return "trainer.detect_anomaly reads values during the backward"
     if precision.startswith("16"):
         return "fp16 scales the loss by a factor that changes"
     if network.backend != "triton":
         return f"the backend is {network.backend}, not triton"
-    if world_size > 1:
+    if not is_alone:
         return "several processes average gradients during the backward"
     if images > LARGEST:
         return f"the micro-batch has more than {LARGEST} images"
@@ -34,6 +38,8 @@ def refusal(network: AiM, images: int, world_size: int, precision: str) -> str |
         return "dropout needs new random numbers in every step"
     if network.backbone.gradient_checkpointing != "none":
         return "gradient_checkpointing is set"
+    if images * bytes_per_image(config) > MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return f"it would keep more than {MEMORY_SHARE:.0%} of the GPU's memory, which validation needs"
     return None
 
 

@@ -108,6 +108,11 @@ class SkippingAdamW(AdamW):
                 super().step()
         return loss
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state that may come from another device, whose kernels are not used here."""
+        groups = [group | {"fused": self.defaults["fused"]} for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
+
 
 def build_optimizer(
     network: nn.Module, config: OptimizerConfig, global_batch_size: int, total_steps: int, scaled: bool = False

@@ -49,9 +49,11 @@ def test_fit_gives_the_same_curve(tmp_path, capsys):
 
 def test_what_a_graph_cannot_take_is_refused():
     model = network("triton", adaln="layer")
-    assert refusal(model, 64, 1, "bf16-mixed") is None
-    assert "64 images" in refusal(model, 65, 1, "bf16-mixed")
-    assert "several processes" in refusal(model, 64, 2, "bf16-mixed")
-    assert "fp16" in refusal(model, 64, 1, "16-mixed")
-    assert "not triton" in refusal(network("torch", adaln="layer"), 64, 1, "bf16-mixed")
-    assert "dropout" in refusal(network("triton", adaln="layer", token_dropout=0.1), 64, 1, "bf16-mixed")
+    assert refusal(model, 64, True, "bf16-mixed") is None
+    assert "64 images" in refusal(model, 65, True, "bf16-mixed")
+    assert "several processes" in refusal(model, 64, False, "bf16-mixed")
+    assert "fp16" in refusal(model, 64, True, "16-mixed")
+    assert "not triton" in refusal(network("torch", adaln="layer"), 64, True, "bf16-mixed")
+    assert "dropout" in refusal(network("triton", adaln="layer", token_dropout=0.1), 64, True, "bf16-mixed")
+    with torch.autograd.detect_anomaly():
+        assert "detect_anomaly" in refusal(model, 64, True, "bf16-mixed")

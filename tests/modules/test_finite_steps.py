@@ -92,6 +92,17 @@ def test_a_skipped_step_changes_nothing_and_is_counted(capsys, fused, value):
     assert (training.finite.skipped, training.finite.in_a_row) == (1, 0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_from_another_device_is_continued_with_the_kernels_of_this_one(fused):
+    training, source = Training(SKIP, fused), Training(SKIP, not fused)
+    source.step(3.0, 4.0)
+    training.optimizer.load_state_dict(source.optimizer.state_dict())
+    for _ in range(2):
+        training.step(1.0, 1.0)
+    assert training.optimizer.param_groups[0]["fused"] is fused
+    assert training.optimizer.state_dict()["state"][0]["step"] == 3
+
+
 def test_too_many_skipped_steps_in_a_row_stop_training():
     training = Training(SKIP)
     for gradient in (NAN, NAN, 1.0, NAN, NAN):

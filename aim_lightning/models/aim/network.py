@@ -92,7 +92,8 @@ class AiM(nn.Module):
             but the inputs of groups of about sqrt(n_layer) blocks.
 
     Raises:
-        UserError: mamba_ssm is requested and not installed; at the first use, it cannot run on the weights' device.
+        UserError: mamba_ssm is requested and not installed; at the first use, the backend
+            cannot run on the device of the weights.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class AiM(nn.Module):
 
     @property
     def backend(self) -> str:
-        """Return the name of the backend in use: torch or mamba_ssm."""
+        """Return the name of the backend in use: torch, triton or mamba_ssm."""
         return self.backbone.backend.name
 
     def _choose_backend(self, at_use: bool = False) -> None:
