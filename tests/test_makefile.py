@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 def make(*words, **more):
-    env = {name: value for name, value in os.environ.items() if name != "PYTHON"} | more
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MAKE"))} | more
     return subprocess.run([shutil.which("make"), *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
