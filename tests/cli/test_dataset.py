@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 from aim_lightning.cli.commands.dataset import DOWNSAMPLING, crop_range, file_names
+from aim_lightning.cli.plan.benchmark import measure
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import make_shards, name_hash
 from aim_lightning.data.tokens.format.manifest import TokenManifest
@@ -275,7 +277,7 @@ def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, monkeypatch,
 
 def test_a_quick_experiment_is_short_and_the_hours_are_estimated(checkout, monkeypatch, succeed):
     measured = SimpleNamespace(seconds=9.0)
-    monkeypatch.setattr("aim_lightning.cli.plan.benchmark.measure", lambda *_, **options: measured)
+    monkeypatch.setattr("aim_lightning.cli.plan.benchmark.measure", create_autospec(measure, return_value=measured))
     out = succeed(*words("--quick", "true", "--estimate", "true"))
     for stage in ("tokenizer", "AiM"):
         assert f"{stage}: about 0.5 hours of training on this machine" in out

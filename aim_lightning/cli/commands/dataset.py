@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from math import log, log2
 from pathlib import Path
@@ -84,10 +83,9 @@ def _hours(path: str) -> float:
 
     quiet()
     config = read_and_check(split(["--config", path]))
-    with tempfile.TemporaryDirectory() as directory:
-        # Codes are simulated: stage 2 has none before stage 1 is trained.
-        rows = config.values["data"]["init_args"]["global_batch_size"]
-        measured = measure(config, rows, ESTIMATE_STEPS, Path(directory), simulate=path.endswith("_aim.yaml"))
+    rows = config.values["data"]["init_args"]["global_batch_size"]
+    # Codes are simulated: stage 2 has none before stage 1 is trained.
+    measured = measure(config, rows, ESTIMATE_STEPS, simulate=path.endswith("_aim.yaml"))
     return measured.seconds * config.trainer["max_steps"] / 3600
 
 
