@@ -24,9 +24,9 @@ def report_unraisable(fault, default=sys.unraisablehook) -> None:
 sys.unraisablehook = report_unraisable
 protect_output()
 choose_wait_policy()
-# Otherwise the collections at the interpreter's end look at all that was imported once more, for seconds. Registered
-# before torch and multiprocessing are imported, it runs after what they do at the end. From Python 3.13 on, Triton's
-# bindings print a page about objects that were never collected; 3.12 was not tried.
+# Without this, the garbage collections at exit traverse all imported objects, for seconds. Registered before torch and
+# multiprocessing are imported, it runs after their own exit handlers. From Python 3.13 on, Triton's bindings would
+# report leaked objects; 3.12 is untested and therefore excluded.
 if sys.version_info < (3, 12):
     atexit.register(gc.freeze)
 

@@ -30,6 +30,7 @@ from tokens import simulate
 from torch.profiler import ProfilerActivity, profile
 
 from aim_lightning.callbacks.logging.throughput import peak_tflops
+from aim_lightning.cli.commands.profile import kernel_table
 from aim_lightning.cli.main import main as aim_lightning
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends.choose import missing
@@ -163,20 +164,16 @@ def measure_fit(model: str, backend: str, batch: int | str, steps: int, options:
         return json.loads((directory / "clock.json").read_text()) if code == 0 else {"exit_code": code}
 
 
-def kernels(step: Callable[[], float], steps: int = 2, most: int = 25) -> list[dict]:
+def kernels(step: Callable[[], float], steps: int = 2) -> list[dict]:
     """Return the most expensive kernels of a step."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
-    events = sorted(trace.key_averages(), key=lambda event: -event.self_device_time_total)[:most]
+    table, _ = kernel_table(trace, steps, "cuda")
     return [
-        {
-            "name": event.key[:100],
-            "launches": event.count / steps,
-            "milliseconds": round(event.self_device_time_total / steps / 1e3, 3),
-        }
-        for event in events
+        {"name": name[:100], "launches": launches, "milliseconds": round(milliseconds, 3)}
+        for name, launches, milliseconds, _ in table
     ]
 
 

@@ -154,13 +154,13 @@ def main() -> None:
     jobs = [(options.model, kernel, tile) for kernel in options.kernels for tile in candidates(kernel)]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         pool.starmap(compile_only, jobs, chunksize=4)
-    found = []
+    results = []
     for kernel in options.kernels:
         rows = search(options.model, options.batch, kernel)
         for number, row in enumerate(rows):
             print(f"{kernel if not number else '':22s}{row['microseconds']:8.1f} µs  {row['tile']}", flush=True)
-        found += [row | {"model": options.model, "batch": options.batch} for row in rows]
-    print(f"{hardware()}; {len(jobs)} candidates; written to {save('tune_training', found)}")
+        results += [row | {"model": options.model, "batch": options.batch} for row in rows]
+    print(f"{hardware()}; {len(jobs)} candidates; written to {save('tune_training', results)}")
 
 
 if __name__ == "__main__":

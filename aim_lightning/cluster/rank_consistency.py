@@ -26,7 +26,7 @@ class RankInfo:
         rank: global rank.
         device: unique on its node; None for CPUs.
         world_size: number of ranks it was started with.
-        versions: package -> version, with a hash of this project's source.
+        versions: package -> version, with a hash of this project's source and the rank's micro-batch.
         configuration: hash of the composed configuration.
         start: name of the checkpoint from which it would start.
         sees_run_directory: True if rank 0's new file is visible there.

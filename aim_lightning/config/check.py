@@ -87,9 +87,8 @@ class _Checker:
                     hint = suggest(entry, value.keys() - {entry})
                     self._class(item, f"{name}.{entry}", bases, section.provided, hint=hint)
         elif section.fixed:
-            self._arguments(
-                signature.find_class(section.fixed, name), self._mapping(value, name, "options"), name, section.provided
-            )
+            cls = signature.find_class(section.fixed, name)
+            self._arguments(cls, self._mapping(value, name, "options"), name, section.provided)
         else:
             self._class(value, name, bases, section.provided)
 
@@ -127,18 +126,15 @@ class _Checker:
         # After the unknown names: a typo explains why an argument is missing.
         for name, option in options.items():
             if complete and name not in values and name not in provided and signature.is_required(option):
-                expected = (
-                    f" ({signature.type_text(option.annotation)})" if signature.members(option.annotation) else ""
-                )
+                annotation = option.annotation
+                expected = f" ({signature.type_text(annotation)})" if signature.members(annotation) else ""
                 where = self.config.origin(key.removesuffix("init_args") + "class_path")
                 raise UserError(f"{where}: {key}.{name} is missing; {cls.__name__} needs it{expected}")
 
     def _value(self, value: Any, key: str, annotation: Any, default: Any = inspect.Parameter.empty) -> None:
-        nested, classes = (
-            signature.dataclass_of(annotation),
-            tuple(filter(inspect.isclass, signature.members(annotation))),
-        )
-        if value is None and (default is None or NoneType in classes or not signature.members(annotation)):
+        nested, members = signature.dataclass_of(annotation), signature.members(annotation)
+        classes = tuple(filter(inspect.isclass, members))
+        if value is None and (default is None or NoneType in classes or not members):
             return  # `x: int = None` means int | None
         if is_class(value):
             # A Callable takes a class whose missing arguments come later, e.g. an optimizer without `params`.

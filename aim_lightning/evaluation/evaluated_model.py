@@ -1,18 +1,14 @@
 """A pipeline with the facts that identify it in records."""
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from aim_lightning.checkpoint.io import read_checkpoint
 from aim_lightning.pipeline import AiMPipeline, load
 from aim_lightning.runs.directory import newest_checkpoint
 from aim_lightning.utils.dist import ProcessGroup
+from aim_lightning.utils.tensor_hash import hash_tensors
 
 
 @dataclass
@@ -89,13 +85,3 @@ def identity(pipeline: AiMPipeline) -> dict[str, Any]:
         "backend": pipeline.aim.backend,
         "device": weights.device.type,
     }
-
-
-def hash_tensors(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Return the hex sha256 over a text, then the names, dtypes, shapes and values of tensors."""
-    digest = hashlib.sha256(text.encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        # numpy has no bfloat16: the bytes are hashed through a view.
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

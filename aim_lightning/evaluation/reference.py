@@ -15,7 +15,6 @@ from torch import Tensor
 
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation import image_sets
-from aim_lightning.evaluation.evaluated_model import hash_tensors
 from aim_lightning.evaluation.image_sets import Batch, Between, ImageSet
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics.features import LOGITS, FeatureNetwork
@@ -24,6 +23,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path, sha256_file
 from aim_lightning.utils.npz import NpzFile
+from aim_lightning.utils.tensor_hash import hash_tensors
 
 BATCH, CACHE = 250, ".cache/reference"
 FORMAT = 3  # of cache files; increase it when the same inputs give other statistics

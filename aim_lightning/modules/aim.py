@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.recompute import Checkpointing
 from aim_lightning.modules.finite_steps import FiniteSteps
 from aim_lightning.modules.graphed_loss import GraphedLoss, refusal
 from aim_lightning.modules.optim import (
@@ -62,7 +63,7 @@ class AiMModule(LightningModule):
         seed: int = 0,
         compile: bool = False,
         backend: Literal["auto", "torch", "mamba_ssm", "triton"] = "auto",
-        gradient_checkpointing: Literal["none", "blocks", "all"] = "none",
+        gradient_checkpointing: Checkpointing = "none",
         cuda_graph: bool = True,
         init_from: str | None = None,
     ) -> None:

@@ -44,7 +44,7 @@ def refusal(network: AiM, images: int, is_alone: bool, precision: str) -> str | 
 
 
 class GraphedLoss:
-    """Compute the loss, and at once its gradients, by replaying a CUDA graph; the bits are those of the eager step.
+    """Compute the loss and its gradients by replaying a CUDA graph; bit-identical to the eager step.
 
     The gradients are sums in memory of this object. The backward of the returned loss makes them the gradients of the
     parameters. Weights may change in place between calls, but may not be replaced.
@@ -73,7 +73,7 @@ class GraphedLoss:
         if is_first:
             torch._foreach_zero_(self.gradients)
         self.graph.replay()
-        return _Published.apply(self.anchor, self)
+        return _ReplayedLoss.apply(self.anchor, self)
 
     def _capture(self, codes_BL: Tensor, labels_B: Tensor) -> None:
         self.codes, self.labels = codes_BL.clone(), labels_B.clone()
@@ -102,8 +102,8 @@ class GraphedLoss:
         return loss.detach()
 
 
-class _Published(torch.autograd.Function):
-    """Return the loss of a replay; the backward hands over the gradients that the replay has computed."""
+class _ReplayedLoss(torch.autograd.Function):
+    """Return the loss of a replay; the backward sets the gradients that the replay computed."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, graphed: GraphedLoss) -> Tensor:

@@ -55,7 +55,7 @@ def memory_mistake(error: BaseException) -> UserError | None:
         return None
     size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     fact = f"out of memory{f' (tried to allocate {size[1]})' if size else ''}"
-    return UserError(f"{fact}; lower the batch size (in training data.max_device_batch_size) or another size")
+    return UserError(f"{fact}; lower the batch size (for training, data.max_device_batch_size) or the image size")
 
 
 def killed_worker(error: BaseException | None) -> TransientError | None:

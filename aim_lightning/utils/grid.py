@@ -13,6 +13,8 @@ SMALLEST_TILE = 64  # pixels; smaller images are enlarged by integer factors
 CAPTIONED_TILE = 96  # pixels; wide enough for a class name
 GAP = 2  # pixels between images
 LINE = 18  # pixels; height of a caption
+COLUMNS = 8  # of captioned images
+FRAME_MS, LAST_FRAME_MS = 150, 2000  # durations in a GIF
 
 
 def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Tensor:
@@ -37,18 +39,17 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
     return _tensor(canvas)
 
 
-def captioned_grid(images_BCHW: Tensor, captions: list[str], columns: int = 8) -> Tensor:
+def captioned_grid(images_BCHW: Tensor, captions: list[str]) -> Tensor:
     """Arrange images in a grid with a caption below each.
 
     Args:
         images_BCHW: uint8.
         captions: one per image, cut to the width of the image.
-        columns: images per row.
 
     Returns:
         uint8 (3, H, W).
     """
-    images, columns = _enlarged(images_BCHW, CAPTIONED_TILE), min(columns, len(images_BCHW))
+    images, columns = _enlarged(images_BCHW, CAPTIONED_TILE), min(COLUMNS, len(images_BCHW))
     height, width = images.shape[-2] + LINE + GAP, images.shape[-1] + GAP
     canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
     draw = ImageDraw.Draw(canvas)
@@ -82,17 +83,15 @@ def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
-def save_gif(frames: list[Tensor], path, frame_ms: int = 150, last_ms: int = 2000) -> None:
+def save_gif(frames: list[Tensor], path) -> None:
     """Write an endless animation atomically.
 
     Args:
         frames: uint8 (3, H, W) each.
         path: of the GIF file.
-        frame_ms: duration of a frame in milliseconds.
-        last_ms: duration of the last frame.
     """
     images = [_pil(frame) for frame in frames]
-    durations = [frame_ms] * (len(frames) - 1) + [last_ms]
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with atomic_path(path) as temporary:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 

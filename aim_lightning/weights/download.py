@@ -31,13 +31,16 @@ class HubFiles:
         repository: OWNER/NAME on the hub.
         files: names in the repository.
         path: directory for the files.
-        usage: the command that uses the files.
     """
 
     repository: str
     files: list[str]
     path: str
-    usage: str = ""
+
+    @property
+    def usage(self) -> str:
+        """Return the command that uses the files."""
+        return f"aim-lightning weights inspect {self.path}/{self.files[-1]}"
 
 
 @dataclass(frozen=True)

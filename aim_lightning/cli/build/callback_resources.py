@@ -64,9 +64,9 @@ class CallbackResources:
         manifest, network = getattr(self.data, "manifest", None), getattr(module, "network", None)
         # The network also takes other sizes, but its grid of codes is that of its image_size.
         if isinstance(network, VQModel) and (images := self.values["images"]()):
-            sizes = images.image_size, network.config.image_size
-            if sizes[0] != sizes[1]:
-                raise UserError("images.image_size is {}, model.network.image_size {}; set one size".format(*sizes))
+            size, expected = images.image_size, network.config.image_size
+            if size != expected:
+                raise UserError(f"images.image_size is {size}, model.network.image_size {expected}; set one size")
         if manifest is None or not isinstance(network, AiM):
             return
         shards = f"the token shards in {self.data.path}"

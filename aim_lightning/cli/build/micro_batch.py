@@ -42,7 +42,7 @@ def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> 
         name, memory = properties.name, properties.total_memory
         backend = network.training_backend(device, dtype)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    image = bytes_per_image(network.config, backend, network.backbone.gradient_checkpointing, dtype.itemsize)
-    size = fitting_micro_batch(share, image, parameters, memory)
-    needed = (size * image + BYTES_PER_PARAMETER * parameters) / 1e9
+    image_bytes = bytes_per_image(network.config, backend, network.backbone.gradient_checkpointing, dtype.itemsize)
+    size = fitting_micro_batch(share, image_bytes, parameters, memory)
+    needed = (size * image_bytes + BYTES_PER_PARAMETER * parameters) / 1e9
     return size, f"about {needed:.1f} of {memory / 1e9:.1f} GB on {name}, backend {backend}"

@@ -35,13 +35,13 @@ from aim_lightning.cli.value_ranges import STRATEGIES
 from aim_lightning.cluster.options import ClusterOptions
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.evaluation.evaluated_model import hash_tensors
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.runs.results import hardware
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.lightning_private import log_steps_done, set_writer
 from aim_lightning.utils.logging import show_log
+from aim_lightning.utils.tensor_hash import hash_tensors
 
 # Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
 LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}

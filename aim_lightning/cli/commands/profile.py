@@ -33,12 +33,12 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.cli.plan.benchmark import train_briefly
-    from aim_lightning.cli.plan.report import batch_plan, meta_module, token_manifest
+    from aim_lightning.cli.plan.report import batch_plan, lacks_codes, meta_module
 
     quiet()
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer reports a missing GPU as an error
     rows = batch_plan(config, meta_module(config))[0].micro_batch_size
-    simulate = config.class_name("data") == "TokenDataModule" and token_manifest(config) is None
+    simulate = lacks_codes(config)
     directory, times = config.run_directory.path / "profile", []
     steps = schedule(wait=0, warmup=WARM_UP, active=options.steps, repeat=1)
     tracer = profile(schedule=steps, on_trace_ready=tensorboard_trace_handler(str(directory), use_gzip=True))
@@ -79,7 +79,7 @@ def kernel_table(tracer: "profile", steps: int, device_type: str) -> tuple[Table
     """Return name, launches and milliseconds per step and share of the most expensive kernels, and the total.
 
     Args:
-        tracer: has finished.
+        tracer: a profiler that has finished.
         steps: traced steps.
         device_type: ``cuda`` for kernels; ``cpu`` for operators, without the time of those that they call.
     """

@@ -83,7 +83,7 @@ def verify(config: None, options: argparse.Namespace) -> int:
     tokenizer_hash = _tokenizer(options.tokenizer).weights_hash if options.tokenizer else None
     count = sum(_verify(path, tokenizer_hash) for path in options.paths)
     if not count and tokenizer_hash is None:
-        print("not compared with a tokenizer; add --tokenizer RUN, or look at some with `shards preview`")
+        print("not compared with a tokenizer; add --tokenizer RUN, or look at some images with `shards preview`")
     return 1 if count else 0
 
 

@@ -11,13 +11,10 @@ from aim_lightning.data.stream import BatchPlan
 from aim_lightning.models.aim.aim_config import PRESETS, AiMConfig
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("rates.yaml").read_text(encoding="utf-8"))
+GPU = ("gpu", "cuda")  # values of trainer.accelerator
 # Options of the trainer and of AiMModule under which the table was measured; "auto" selects triton on these GPUs.
-_TRAINER = {"accelerator": ("gpu", "cuda"), "precision": ("bf16-mixed",)}
-_MODULE = {
-    "backend": ("auto", "triton", None),
-    "gradient_checkpointing": ("none", False, None),
-    "compile": (False, None),
-}
+_TRAINER = {"accelerator": GPU, "precision": ("bf16-mixed",)}
+_MODULE = {"backend": ("auto", "triton", None), "gradient_checkpointing": ("none", None), "compile": (False, None)}
 
 
 def stored_rates(config: Config, network: nn.Module, batch: BatchPlan) -> dict[str, tuple[float, str]]:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.plan.benchmark import Measurement, checkpoint_seconds, measure
-from aim_lightning.cli.plan.rates import stored_rates
+from aim_lightning.cli.plan.rates import GPU, stored_rates
 from aim_lightning.cluster.job_plan import requeue_window
 from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
@@ -20,7 +20,6 @@ from aim_lightning.runs.training_estimate import Training, shard_bytes
 from aim_lightning.utils.errors import UserError
 
 Lines = list[tuple[str, str]]
-GPU = ("gpu", "cuda")
 BYTES, SECONDS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), ((3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -34,13 +33,13 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     Raises:
         UserError: the number of images or the end of the training is unknown.
     """
-    tokens, module = token_manifest(config), meta_module(config)
+    tokens, module = _token_manifest(config), meta_module(config)
     batch, notes = batch_plan(config, module, options.devices)
     training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
     gpu_is_missing = config.trainer.get("accelerator") in GPU and not torch.cuda.is_available()
-    measured, simulate = None, tokens is None and config.class_name("data") == "TokenDataModule"
+    measured = None
     if options.steps and not options.images_per_s and not gpu_is_missing:
-        measured = measure(config, batch.micro_batch_size, options.steps, simulate)
+        measured = measure(config, batch.micro_batch_size, options.steps, lacks_codes(config))
     if options.images_per_s:
         rates = {"": (options.images_per_s, "given")}
     elif measured:
@@ -77,11 +76,16 @@ def batch_plan(config: Config, module: LightningModule, devices: int | None = No
     return BatchPlan.make(size, devices, limit), [tuple(note.split(": ", 1))]
 
 
-def token_manifest(config: Config) -> TokenManifest | None:
+def _token_manifest(config: Config) -> TokenManifest | None:
     """Return the manifest of the token shards if they are on a disk already."""
     path = config.init_args("data").get("path")
     on_disk = path and not is_remote(path) and (Path(path) / "train" / "manifest.json").exists()
     return TokenManifest.load(Path(path) / "train") if on_disk else None
+
+
+def lacks_codes(config: Config) -> bool:
+    """Return True if the training reads token shards that are not on a disk yet."""
+    return config.class_name("data") == "TokenDataModule" and _token_manifest(config) is None
 
 
 def _devices(trainer: dict) -> int:

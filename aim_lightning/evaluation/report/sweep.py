@@ -143,8 +143,7 @@ def write_hparams(
     """Write the sessions of TensorBoard's HPARAMS tab again, one subdirectory per point, since each one is a run."""
     from torch.utils.tensorboard import SummaryWriter
 
-    for previous in directory.rglob("events.out.tfevents.*"):
-        previous.unlink()
+    _remove_events(directory, "**/")
     for point, record in zip(points, records, strict=True):
         with SummaryWriter(str(directory / label(point, names))) as writer:
             metrics = {f"sweep/{name}": value for name, value in record["metrics"].items()}
@@ -157,11 +156,16 @@ def write_page(directory: Path, plots: list[Path]) -> None:
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    for previous in directory.glob("events.out.tfevents.*"):
-        previous.unlink()
+    _remove_events(directory)
     header, *rows = csv.reader(io.StringIO((directory / TABLE).read_text(encoding="utf-8")))
     with SummaryWriter(str(directory)) as writer:
         table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
         writer.add_text("sweep/results", table)
         for path in plots:
             writer.add_image(f"sweep/{path.stem}", np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+
+
+def _remove_events(directory: Path, below: str = "") -> None:
+    """Remove TensorBoard files, which a second call would otherwise add to."""
+    for previous in directory.glob(f"{below}events.out.tfevents.*"):
+        previous.unlink()

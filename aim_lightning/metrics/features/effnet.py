@@ -17,7 +17,8 @@ BATCH_NORMS += [("_project_conv", "_bn2"), ("_conv_head", "_bn1")]
 class EfficientNetLite0Features(FeatureNetwork):
     """1280 features of EfficientNet-Lite0 (ImageNet), a substitute for Inception that pip installs.
 
-    Its distances ("fd_effnet_lite0") compare runs of this project. They are not FIDs; papers have other numbers.
+    Its distances ("fd_effnet_lite0") compare runs of this project. They are not FIDs and cannot be
+    compared with published values.
 
     Args:
         size: side in pixels that images are resized to. Larger sizes are slower; 96 is a compromise for two CPU cores.

@@ -27,7 +27,7 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
         device: device of the tokenizer.
 
     Returns:
-        Images_BCHW uint8, and captions: class names, with the view number if several are stored.
+        Images, uint8 (n, 3, H, W), and one caption per image: its class, with the view number if several are stored.
 
     Raises:
         UserError: another tokenizer wrote the codes, or a shard is damaged.
