@@ -17,7 +17,7 @@ def test_trace_and_table_of_a_training(tmp_path):
     experiment = Experiment(write_experiment(tmp_path))
     result = experiment.process("profile", "main", "--steps", 3)  # 8 steps in epochs of 7
     assert result.returncode == 0, result.stdout
-    assert "3 steps of 8 images on one CPU\n" in result.stdout and "aten::mm" in result.stdout
+    assert "3 steps of 8 images on one CPU\n" in result.stdout and "  aten::" in result.stdout, result.stdout
     assert [path.name for path in (experiment.runs / "main").iterdir()] == ["profile"]
     directory = experiment.runs / "main" / "profile"
     (trace,) = directory.glob("*.pt.trace.json.gz")
@@ -27,7 +27,7 @@ def test_trace_and_table_of_a_training(tmp_path):
     header, *rows = csv.reader((directory / "kernels.csv").open(encoding="utf-8"))
     assert header == list(COLUMNS) and len(rows) == 20
     times, shares = ([float(row[column]) for row in rows] for column in (2, 3))
-    assert times == sorted(times, reverse=True) and 0.5 < sum(shares) < 1
+    assert times == sorted(times, reverse=True) and 0.2 < sum(shares) < 1
     assert all(float(row[1]) > 0 for row in rows)
 
 
