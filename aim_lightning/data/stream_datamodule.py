@@ -53,15 +53,17 @@ class BatchLoader(DataLoader):
         dataset: its items are batches.
         num_workers: loader processes.
         cursor: start of each epoch of training; None for validation.
+        pin_memory: copy batches to pinned memory, from which a GPU reads without waiting.
     """
 
-    def __init__(self, dataset: Dataset, num_workers: int, cursor: Cursor | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, num_workers: int, cursor: Cursor | None = None, pin_memory: bool = False
+    ) -> None:
         super().__init__(
             dataset,
             batch_size=None,
             num_workers=num_workers,
-            # Pinning creates a CUDA context in each process; a validation batch is too rare to gain from it.
-            pin_memory=cursor is not None and torch.cuda.is_available(),
+            pin_memory=pin_memory,
             generator=torch.Generator(),  # without it every iterator advances the global one, and so training's dropout
             worker_init_fn=outlive_signals,
         )
@@ -172,7 +174,9 @@ class StreamDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return the loader of this rank's micro-batches, starting at the cursor."""
         dataset = self.micro_batches(self._planned(), self.trainer.global_rank)
-        return BatchLoader(dataset, self.num_workers, self.cursor)
+        # Training only: pinning creates a CUDA context in each process, and a validation batch is too rare to gain.
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return BatchLoader(dataset, self.num_workers, self.cursor, pin_memory=on_gpu)
 
     def _planned(self) -> BatchPlan:
         if self.plan is None:

@@ -19,6 +19,7 @@ from aim_lightning.modules.optim import (
     build_optimizer,
     check_finite,
     check_scale,
+    check_warmup,
     clip_gradients,
     total_steps,
 )
@@ -78,6 +79,14 @@ class AiMModule(LightningModule):
         self.means, self.finite_steps = StepMeans(), FiniteSteps(optimizer)
         # Not Lightning's mean over ranks, which rounds the number of rows when ranks have unequal shares.
         self.val_loss = MeanMetric()
+
+    def check_length(self, steps: int) -> None:
+        """Warn of a warm-up that ends after the training.
+
+        Args:
+            steps: optimizer steps of the training; -1 = without end.
+        """
+        check_warmup(self.optimizer_config, steps)
 
     def configure_callbacks(self) -> list[FiniteSteps]:
         return [self.finite_steps]

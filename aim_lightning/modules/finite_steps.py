@@ -21,12 +21,20 @@ class FiniteSteps(Callback):
 
     Args:
         config: its `on_nonfinite` and `max_skipped_in_a_row`.
-        suffix: of the logged train/skipped_steps.
+        suffix: of the logged train/skipped_steps and train/grad_norm.
         name: of the norm, for errors.
+        section: of the configuration that `config` comes from, for errors.
     """
 
-    def __init__(self, config: OptimizerConfig, suffix: str = "", name: str = "the gradient norm") -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        suffix: str = "",
+        name: str = "the gradient norm",
+        section: str = "model.optimizer",
+    ) -> None:
         self.config, self.suffix, self.name = config, suffix, name
+        self.section, self.curve = section, f"train/grad_norm{suffix}"
         self.skipped = self.in_a_row = 0  # steps of the whole run
         self.found_inf: Tensor | None = None
         self.pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
@@ -74,11 +82,12 @@ class FiniteSteps(Callback):
             self.in_a_row = 0
             return
         if self.config.on_nonfinite == "stop":
-            check_finite(norm, self.name, step)
+            check_finite(norm, self.name, step, self.section, self.curve)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         log(f"warning: {self.name} is {float(norm)} at step {step}: the step is skipped")
         if self.in_a_row >= self.config.max_skipped_in_a_row:
-            check_finite(norm, f"after {self.in_a_row} skipped steps in a row, {self.name}", step)
+            name = f"after {self.in_a_row} skipped steps in a row, {self.name}"
+            check_finite(norm, name, step, self.section, self.curve)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:

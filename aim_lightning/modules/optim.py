@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log
 from aim_lightning.utils.ranges import Range, check_arguments
 
 NEVER_DECAYED = ("A_log", "dt_bias", "D")
@@ -180,6 +181,24 @@ def total_steps(trainer, datamodule) -> int:
     return min(ends, default=-1)
 
 
+def check_warmup(
+    config: OptimizerConfig, steps: int, section: str = "model.optimizer", training: str = "training"
+) -> None:
+    """Warn of a warm-up that ends after the training.
+
+    Args:
+        config: the schedule.
+        steps: optimizer steps of the training; -1 = without end.
+        section: of the configuration that sets the schedule.
+        training: its name in the warning.
+    """
+    if 0 <= steps < config.warmup_steps:
+        log(
+            f"warning: {section}.warmup_steps is {config.warmup_steps}, but {training} ends after {steps} steps: "
+            "the learning rate never reaches its peak; set fewer, or train longer"
+        )
+
+
 def clip_gradients(network: nn.Module, largest: float | None, optimizer: AdamW | None = None) -> torch.Tensor:
     """Scale all gradients so that their L2 norm is at most `largest`, and return the norm before.
 
@@ -201,13 +220,17 @@ def clip_gradients(network: nn.Module, largest: float | None, optimizer: AdamW |
     return norm
 
 
-def check_finite(value: torch.Tensor, name: str, step: int) -> None:
+def check_finite(
+    value: torch.Tensor, name: str, step: int, section: str = "model.optimizer", curve: str = "train/grad_norm"
+) -> None:
     """Stop training before a step that is not finite reaches the weights.
 
     Args:
         value: scalar; reading it waits for the device.
         name: of the value, for the error.
         step: optimizer steps so far.
+        section: of the configuration that sets the learning rate, for the error.
+        curve: logged values that show the reason, for the error.
 
     Raises:
         UserError: the value is infinite or not a number.
@@ -216,7 +239,7 @@ def check_finite(value: torch.Tensor, name: str, step: int) -> None:
     if not torch.isfinite(value):
         raise UserError(
             f"{name} is {float(value)} at step {step}: training stops; "
-            "lower model.optimizer.base_learning_rate or look at train/grad_norm before this step"
+            f"lower {section}.base_learning_rate or look at {curve} before this step"
         )
 
 

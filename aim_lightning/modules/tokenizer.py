@@ -21,6 +21,7 @@ from aim_lightning.modules.optim import (
     build_optimizer,
     check_finite,
     check_scale,
+    check_warmup,
     clip_gradients,
     total_steps,
 )
@@ -108,8 +109,14 @@ class TokenizerModule(LightningModule):
                 f"{size}x{size} pixels; set fewer layers"
             )
         self.discriminator = PatchGAN(config.discriminator)
-        settings, norm = config.optimizer or self.optimizer_config, "the discriminator's gradient norm"
-        return Adversary(config, self.discriminator, FiniteSteps(settings, "_discriminator", norm))
+        norm, (settings, section) = "the discriminator's gradient norm", self._discriminator_optimizer(config)
+        return Adversary(config, self.discriminator, FiniteSteps(settings, "_discriminator", norm, section))
+
+    def _discriminator_optimizer(self, config: AdversarialConfig) -> tuple[OptimizerConfig, str]:
+        """Return the discriminator's optimizer and the section that sets it."""
+        if config.optimizer:
+            return config.optimizer, "model.adversarial.optimizer"
+        return self.optimizer_config, "model.optimizer"
 
     def setup(self, stage: str) -> None:
         """Read VGG16 early, since its file may be missing."""
@@ -117,7 +124,7 @@ class TokenizerModule(LightningModule):
             self.perceptual.load()
 
     def check_length(self, steps: int) -> None:
-        """Check that training is long enough for the adversarial loss.
+        """Check that training is long enough for the adversarial loss, and warn of a warm-up that ends after it.
 
         Args:
             steps: optimizer steps of the training; -1 = without end.
@@ -125,12 +132,17 @@ class TokenizerModule(LightningModule):
         Raises:
             UserError: training ends before the adversarial loss is used.
         """
+        check_warmup(self.optimizer_config, steps)
         config = self.adversary and self.adversary.config
         if config and config.weight and 0 <= steps <= config.start_step:
             raise UserError(
                 f"model.adversarial.start_step is {config.start_step}, but training ends after {steps} steps: its loss "
                 "would never start; set a smaller start_step, train longer, or set model.adversarial null"
             )
+        if config and config.weight:
+            after = steps - config.start_step if steps >= 0 else steps
+            settings, section = self._discriminator_optimizer(config)
+            check_warmup(settings, after, section, "the training of the discriminator")
 
     def configure_callbacks(self) -> list[FiniteSteps]:
         return [self.finite_steps, *([self.adversary.finite_steps] if self.adversary else [])]

@@ -19,6 +19,7 @@ class Range:
         high: largest number.
         above: True if `low` itself is excluded.
         below: True if `high` itself is excluded.
+        excluded: a number in the interval that is not allowed.
         note: text after the interval in errors.
     """
 
@@ -26,12 +27,13 @@ class Range:
     high: float = math.inf
     above: bool = False
     below: bool = False
+    excluded: float | None = None
     note: str = ""
 
     def contains(self, value: float) -> bool:
         """Return True for a number in the interval; NaN and infinity are in none."""
-        excluded = (self.above and value == self.low) or (self.below and value == self.high) or value == math.inf
-        return self.low <= value <= self.high and not excluded
+        bounds = (self.above and value == self.low) or (self.below and value == self.high) or value == math.inf
+        return self.low <= value <= self.high and not bounds and value != self.excluded
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -40,7 +42,8 @@ class Range:
             words = f"above {self.low} and {'below' if self.below else 'at most'} {self.high}"
         else:
             words = f"from {self.low} to {'below ' if self.below else ''}{self.high}"
-        return words + self.note
+        exception = "" if self.excluded is None else f", but not {self.excluded}"
+        return words + exception + self.note
 
 
 NOT_NEGATIVE = Range()

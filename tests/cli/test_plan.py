@@ -8,6 +8,7 @@ import yaml
 from integration.tiny import write_experiment
 
 from aim_lightning.cli.main import main
+from aim_lightning.modules.aim import AiMModule
 from aim_lightning.runs.directory import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -39,6 +40,15 @@ def test_measured_in_a_few_steps_without_touching_the_run(plan, experiment):
     window = r"warn \d+ s before the limit: .* x 1\.5 .*; a kill without warning takes back"
     assert re.match(window, lines["requeue window"])
     assert not (experiment.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_cuda_graph_is_measured_only_if_the_training_uses_it(plan, experiment, monkeypatch, devices):
+    measured = []
+    monkeypatch.setattr(AiMModule, "on_train_start", lambda module: measured.append(module.cuda_graph))
+    code, lines, err = plan(experiment, "--steps", 1, "--trainer.devices", devices)
+    assert code == 0 and lines["global batch"].startswith(f"8 = {devices} devices x {8 // devices} images"), err
+    assert measured == [devices == 1]
 
 
 def test_missing_data_are_simulated(plan, experiment, tmp_path):
@@ -79,7 +89,7 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
-@pytest.mark.parametrize(("micro_batch", "devices"), [(256, 8), (32, 1)])
+@pytest.mark.parametrize(("micro_batch", "devices"), [(256, 8), (32, 1), (64, 8)])
 def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
     """A micro-batch below the measured ones takes the rate of the smallest."""
     options = ("--rows", 1281167, "--devices", devices, "--steps", 0, "--data.max_device_batch_size", micro_batch)
@@ -89,6 +99,7 @@ def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
     size = max(micro_batch, 64)
     h200, h100 = rates[size] * devices, rates[size] * devices * 0.83
     assert lines["images/s, H200"].startswith(f"{h200:,.1f} (measured on one H200 with {size} images")
+    assert ("CUDA graph, which several GPUs lack" in lines["images/s, H200"]) == (size == 64 and devices > 1)
     assert lines["images/s, H100"].startswith(f"{h100:,.1f} (estimated as 0.83 of H200")
     for gpu, rate in (("H200", h200), ("H100", h100)):
         assert lines[f"time, {gpu}"].startswith(f"{187500 * 2048 / rate / 3600:,.1f} h without validation")

@@ -34,7 +34,8 @@ def set_up(data, rank, world, epoch, start):
     """Give a DataModule a rank and a position, and return it."""
     data.setup("fit")
     data.plan_for(world)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, strategy=strategy)
     data.cursor.epoch, data.cursor.batch = epoch, start
     return data
 
@@ -164,3 +165,11 @@ def test_unfinished_directory_and_different_tokenizers(directory, tmp_path):
     write_tokens(directory / "val", [9], views=3, tokenizer_hash="another")
     assert_user_error("different tokenizers", module, directory)
     assert_user_error("no finished directory of token shards; make it with", TokenManifest.load, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_only_training_batches_for_a_gpu_are_pinned(directory, monkeypatch, device, pinned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a CPU training on a machine with a GPU
+    data = module(directory)
+    data.trainer.strategy.root_device = torch.device(device)
+    assert data.train_dataloader().pin_memory is pinned and data.val_dataloader().pin_memory is False

@@ -15,6 +15,7 @@ from aim_lightning.modules.optim import (
     build_optimizer,
     check_finite,
     check_scale,
+    check_warmup,
     clip_gradients,
     decay_groups,
     learning_rate_factor,
@@ -152,3 +153,12 @@ def test_without_a_largest_norm_gradients_stay_as_they_are(largest):
 def test_a_scale_that_falls_too_low_stops_training():
     check_scale(2.0**-10, 5)
     assert_user_error("fell to 0.000488281 at step 5", check_scale, 2.0**-11, 5)
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(4, True), (5, False), (-1, False)])
+def test_a_warm_up_beyond_the_last_step_is_warned_about(capsys, steps, warned):
+    config = OptimizerConfig(warmup_steps=5)
+    check_warmup(config, steps)
+    assert ("model.optimizer.warmup_steps is 5, but training ends after 4 steps" in capsys.readouterr().out) == warned
+    highest = max(learning_rate_factor(config, step, steps) for step in range(steps if steps > 0 else 6))
+    assert (highest < 1) == warned

@@ -15,9 +15,10 @@ from aim_lightning.models import PatchGANConfig
 from aim_lightning.models.vq.model import Reconstruction
 from aim_lightning.modules.adversary import AdversarialConfig
 from aim_lightning.modules.codebook import RevivalConfig
-from aim_lightning.modules.optim import OptimizerConfig
+from aim_lightning.modules.optim import OptimizerConfig, SkippingAdamW
 from aim_lightning.modules.reconstruction_metrics import ReconstructionScores
 from aim_lightning.modules.tokenizer import TokenizerModule
+from aim_lightning.utils.errors import UserError
 
 
 def tokenizer_module(**options) -> TokenizerModule:
@@ -246,3 +247,17 @@ def test_the_codebook_starts_from_the_first_batch(batch, monkeypatch):
             latent = module.network.latent(module._images(batch)).detach()
             rows = torch.nn.functional.normalize(latent, dim=1).movedim(1, -1).reshape(-1, latent.shape[1])
             assert ((after @ rows.T).amax(1) > 1 - 1e-5).all()
+
+
+@pytest.mark.parametrize(("own", "section"), [(True, "model.adversarial.optimizer"), (False, "model.optimizer")])
+def test_messages_name_the_section_of_the_optimizer_of_the_discriminator(capsys, own, section):
+    optimizer = OptimizerConfig(warmup_steps=7) if own else None
+    module = tokenizer_module(adversarial=dataclasses.replace(with_adversary().adversary.config, optimizer=optimizer))
+    module.optimizer_config = OptimizerConfig(warmup_steps=7)
+    with pytest.raises(UserError, match="the discriminator's gradient norm is nan at step 3") as error:
+        finite = module.adversary.finite_steps
+        finite.add(torch.tensor(math.nan), 3, SkippingAdamW(module.discriminator.parameters()))
+    assert f"lower {section}.base_learning_rate or look at train/grad_norm_discriminator" in str(error.value)
+    module.check_length(9)  # the adversarial loss starts at step 4
+    message = f"warning: {section}.warmup_steps is 7, but the training of the discriminator ends after 5 steps"
+    assert message in capsys.readouterr().out

@@ -80,12 +80,13 @@ def _hours(path: str) -> float:
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.cli.config import read_and_check
     from aim_lightning.cli.plan.benchmark import measure
+    from aim_lightning.data.stream import BatchPlan
 
     quiet()
     config = read_and_check(split(["--config", path]))
-    rows = config.values["data"]["init_args"]["global_batch_size"]
+    batch = BatchPlan.make(config.values["data"]["init_args"]["global_batch_size"], world_size=1)
     # Codes are simulated: stage 2 has none before stage 1 is trained.
-    measured = measure(config, rows, ESTIMATE_STEPS, simulate=path.endswith("_aim.yaml"))
+    measured = measure(config, batch, ESTIMATE_STEPS, simulate=path.endswith("_aim.yaml"))
     return measured.seconds * config.trainer["max_steps"] / 3600
 
 

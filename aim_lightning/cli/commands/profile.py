@@ -37,8 +37,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     quiet()
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's tracer reports a missing GPU as an error
-    rows = batch_plan(config, meta_module(config))[0].micro_batch_size
-    simulate = lacks_codes(config)
+    batch, simulate = batch_plan(config, meta_module(config))[0], lacks_codes(config)
+    rows = batch.micro_batch_size
     directory, times = config.run_directory.path / "profile", []
     steps = schedule(wait=0, warmup=WARM_UP, active=options.steps, repeat=1)
     tracer = profile(schedule=steps, on_trace_ready=tensorboard_trace_handler(str(directory), use_gzip=True))
@@ -51,7 +51,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     with tracer:
         callback = LambdaCallback(on_train_batch_end=on_train_batch_end)
-        cli = train_briefly(config, rows, WARM_UP + options.steps, simulate, callback)
+        cli = train_briefly(config, batch, WARM_UP + options.steps, simulate, callback)
     device = cli.trainer.strategy.root_device
     table, total = kernel_table(tracer, options.steps, device.type)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

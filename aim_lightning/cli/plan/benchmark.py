@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cli.build.trainer_cli import AimCLI
 from aim_lightning.cli.config import Config
+from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.format.record_format import write_shard
 from aim_lightning.models import AiMConfig
@@ -46,30 +47,30 @@ class Stopwatch(Callback):
         self.times.append(time.perf_counter())
 
 
-def measure(config: Config, micro_batch_size: int, steps: int, simulate: bool) -> Measurement:
+def measure(config: Config, batch: BatchPlan, steps: int, simulate: bool) -> Measurement:
     """Train for some steps in a temporary directory, without touching the run.
 
     Args:
         config: of the training.
-        micro_batch_size: rows per forward pass.
+        batch: its division over devices. One micro-batch on one device is measured.
         steps: measured, after three to warm up.
         simulate: True to write random codes instead of reading the configured data.
     """
     watch = Stopwatch()
-    cli = train_briefly(config, micro_batch_size, WARM_UP + steps, simulate, watch)
+    cli = train_briefly(config, batch, WARM_UP + steps, simulate, watch)
     device, seconds = cli.trainer.strategy.root_device, statistics.median(np.diff(watch.times)[WARM_UP - 1 :])
     peak, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "CPU"
     if device.type == "cuda":
         peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
-    return Measurement(seconds, micro_batch_size, peak, name)
+    return Measurement(seconds, batch.micro_batch_size, peak, name)
 
 
-def train_briefly(config: Config, micro_batch_size: int, steps: int, simulate: bool, callback: Callback) -> AimCLI:
+def train_briefly(config: Config, batch: BatchPlan, steps: int, simulate: bool, callback: Callback) -> AimCLI:
     """Train one device with one micro-batch per step in a temporary directory, and return what was trained.
 
     Args:
         config: of the training.
-        micro_batch_size: rows per step.
+        batch: its division over devices; its micro-batches become the steps.
         steps: optimizer steps.
         simulate: True to write random codes instead of reading the configured data.
         callback: follows the training.
@@ -77,12 +78,14 @@ def train_briefly(config: Config, micro_batch_size: int, steps: int, simulate: b
     values = copy.deepcopy(config.values)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        _shrink(values, micro_batch_size, steps, directory)
+        _shrink(values, batch.micro_batch_size, steps, directory)
+        if batch.world_size > 1 and config.class_name("model") == "AiMModule":
+            values["model"]["init_args"]["cuda_graph"] = False  # several devices train without it
         if simulate:
             values["data"]["init_args"]["path"] = str(directory / "tokens")
             network = AiMConfig(**values["model"]["init_args"]["network"])
             for split in ("train", "val"):
-                _simulate(directory / "tokens" / split, network, micro_batch_size * (steps + 1))
+                _simulate(directory / "tokens" / split, network, batch.micro_batch_size * (steps + 1))
         cli = AimCLI(dataclasses.replace(config, values=values))
         cli.datamodule.plan_for(1)
         cli.trainer.callbacks.append(callback)

@@ -39,7 +39,7 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     gpu_is_missing = config.trainer.get("accelerator") in GPU and not torch.cuda.is_available()
     measured = None
     if options.steps and not options.images_per_s and not gpu_is_missing:
-        measured = measure(config, batch.micro_batch_size, options.steps, lacks_codes(config))
+        measured = measure(config, batch, options.steps, lacks_codes(config))
     if options.images_per_s:
         rates = {"": (options.images_per_s, "given")}
     elif measured:
@@ -90,7 +90,9 @@ def lacks_codes(config: Config) -> bool:
 
 def _devices(trainer: dict) -> int:
     per_node = trainer.get("devices", "auto")
-    if not isinstance(per_node, int) or per_node < 1:
+    if isinstance(per_node, list):
+        per_node = len(per_node)
+    elif not isinstance(per_node, int) or per_node < 1:
         per_node = max(torch.cuda.device_count(), 1)
     return per_node * trainer.get("num_nodes", 1)
 
