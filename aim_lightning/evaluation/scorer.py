@@ -40,7 +40,7 @@ class Scorer:
         ranks: share the images.
         splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
         batch_size: images per step and device.
-        compare: also precision, recall and kernel distance.
+        compare: also the metrics on features of single images, such as precision and density.
         performance: of computing the reference, for the record.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics of the features of single images: kernel distance, precision and recall, and their base classes."""
+"""Metrics of the features of single images: kernel distance, nearest neighbours, and their base classes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -168,13 +168,19 @@ class KernelDistance(SampleFeatures):
         return {"mean": values.mean(), "std": values.std(correction=0)}
 
 
-class PrecisionRecall(SampleFeatures):
-    """Precision and recall by nearest neighbours (arXiv 1904.06991), with the parameters of ADM's evaluator.
+class NeighbourMetrics(SampleFeatures):
+    """Precision, recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) by nearest neighbours.
 
-    Share of the samples inside the reference manifold, and of the reference images inside the samples' manifold. A
-    manifold is the union of balls around its images, each reaching to its k-th nearest neighbour. ADM's evaluator
-    uses k = 3, Inception's 2,048 features, 10,000 reference images and all samples, with distances in float16 where
-    they do not overflow; here they are float64. Each rank adds its own images with their indices.
+    Each image has a ball that reaches to its k-th nearest neighbour of the same side.
+
+    - precision: share of the samples inside a ball of a reference image; recall: the same with the sides exchanged
+    - density: mean number of reference balls that contain a sample, divided by k; above 1 where samples are dense
+    - coverage: share of the reference balls that contain a sample
+
+    All four use one pass of distances per side. The parameters are those of ADM's evaluator: k = 3, Inception's 2,048
+    features, 10,000 reference images and all samples. Its distances are float16 where they do not overflow; here they
+    are float64. The published density and coverage (github.com/clovaai/generative-evaluation-prdc) use k = 5 and
+    exclude the surface of a ball. Each rank adds its own images with their indices.
 
     Args:
         reference: features (M, F) of reference images.
@@ -195,19 +201,23 @@ class PrecisionRecall(SampleFeatures):
         return {"k": self.k, "reference_pictures": len(self.reference), "distances": distances}
 
     def compute(self) -> dict[str, Tensor]:
-        """Return "precision" and "recall", float64 scalars from 0 to 1, over the images of all ranks.
+        """Return "precision", "recall", "density" and "coverage", float64 scalars, over the images of all ranks.
+
+        Density is 0 or more, the others are from 0 to 1.
 
         Raises:
             ValueError: no more than k images on either side, or two images with the same index.
         """
         features = super().compute()
         if min(len(features), len(self.reference)) <= self.k:
-            raise ValueError(f"PrecisionRecall needs more than {self.k} images on either side")
+            raise ValueError(f"NeighbourMetrics needs more than {self.k} images on either side")
         samples, real = features.double(), self.reference.to(features.device).double()
         if (name := f"radii_{self.k}") not in self.memo:
             self.memo[name] = radii(real, self.k).cpu()
-        precision = _share_inside(samples, real, self.memo[name].to(real.device))
-        return {"precision": precision, "recall": _share_inside(real, samples, radii(samples, self.k))}
+        balls, covered = _count_balls(samples, real, self.memo[name].to(real.device))
+        reached, _ = _count_balls(real, samples, radii(samples, self.k))
+        values = {"precision": balls > 0, "recall": reached > 0, "density": balls / self.k, "coverage": covered}
+        return {name: value.double().mean() for name, value in values.items()}
 
 
 def radii(x: Tensor, k: int) -> Tensor:
@@ -220,8 +230,14 @@ def radii(x: Tensor, k: int) -> Tensor:
     return torch.cat([block.topk(k + 1, dim=1, largest=False).values[:, -1] for block in _distances(x, x)])
 
 
-def _share_inside(x: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
-    return torch.cat([(block <= reach).any(1) for block in _distances(x, centres)]).double().mean()
+def _count_balls(x: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of balls that contain each row of x, (N,), and which balls contain any, bool (M,)."""
+    counts, occupied = [], torch.zeros(len(centres), dtype=torch.bool, device=x.device)
+    for block in _distances(x, centres):
+        inside = block <= reach
+        counts.append(inside.sum(1))
+        occupied |= inside.any(0)
+    return torch.cat(counts), occupied
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, PrecisionRecall
+from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, NeighbourMetrics
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore
@@ -21,7 +21,7 @@ def least_images(compare: bool) -> int:
     """Return the smallest number of images on either side.
 
     Args:
-        compare: True with precision, recall and kernel distance.
+        compare: True with the kernel distance and the metrics of neighbours.
     """
     return NEIGHBOUR + 1 if compare else 2
 
@@ -30,15 +30,15 @@ class Scores(nn.Module):
     """All metrics that network and reference allow.
 
     Fréchet distances always; on Inception also sFID and Inception Score; with features of single reference images also
-    kernel distance, precision and recall; with labels also class agreement. Each rank adds its own images with their
-    indices in the set; `compute` combines all ranks.
+    kernel distance, precision, recall, density and coverage; with labels also class agreement. Each rank adds its own
+    images with their indices in the set; `compute` combines all ranks.
 
     Args:
         network: loaded feature network.
         real: statistics of the reference images.
         num_images: in the set.
         splitting: of the Inception Score.
-        compare: False skips precision, recall and kernel distance and saves their memory and time.
+        compare: False skips the metrics on features of single images and saves their memory and time.
 
     Raises:
         UserError: too few images on either side.
@@ -68,7 +68,7 @@ class Scores(nn.Module):
             if count < least:
                 raise UserError(f"there are {count} images {role}; these metrics need {least} or more")
         self.kernel = KernelDistance(real.features) if compare else None
-        self.neighbours = PrecisionRecall(real.features, memo=real.memo) if compare else None
+        self.neighbours = NeighbourMetrics(real.features, memo=real.memo) if compare else None
         self.agreement = ClassAgreement(*real.probe) if real.probe else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
@@ -139,7 +139,7 @@ class Scores(nn.Module):
             values["inception_score"] = {"splitting": self.splitting, "classes": 1008}
         if self.kernel is not None:
             values["kernel_distance"] = self.kernel.protocol(count)
-            values["precision_recall"] = self.neighbours.protocol()
+            values["neighbours"] = self.neighbours.protocol()
         return values | ({"class_agreement": SETTINGS} if self.agreement is not None else {})
 
     def _named_metrics(self) -> Iterator[tuple[Metric, list[str]]]:
@@ -155,6 +155,6 @@ class Scores(nn.Module):
             yield self.inception, [f"is{ending}", f"is_std{ending}"]
         if self.kernel is not None:
             yield self.kernel, [f"kd{ending}"] if ending else ["kid", "kid_std"]
-            yield self.neighbours, [f"precision{ending}", f"recall{ending}"]
+            yield self.neighbours, [f"{name}{ending}" for name in ("precision", "recall", "density", "coverage")]
         if self.agreement is not None:
             yield self.agreement, ["class_agreement"]

@@ -62,8 +62,8 @@ def test_files_and_record(scored, workspace):
     directory, record = scored
     assert {path.name for path in directory.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
     assert directory.name.startswith("step=00000007-ema-100-cfg1.5-seed0-")
-    names = {"fd_effnet_lite0_100", "kd_effnet_lite0_100", "precision_effnet_lite0_100", "recall_effnet_lite0_100"}
-    assert set(record["metrics"]) == names | {"class_agreement_100"}
+    bases = ("fd", "kd", "precision", "recall", "density", "coverage")
+    assert set(record["metrics"]) == {f"{base}_effnet_lite0_100" for base in bases} | {"class_agreement_100"}
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
     labels = protocol["labels"]

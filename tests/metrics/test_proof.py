@@ -10,7 +10,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from aim_lightning.metrics.feature_sets import KernelDistance, PrecisionRecall
+from aim_lightning.metrics.feature_sets import KernelDistance, NeighbourMetrics
 from aim_lightning.metrics.features import LOGITS, SPATIAL, InceptionFeatures
 from aim_lightning.metrics.fid import frechet_distance
 from aim_lightning.metrics.reference_statistics import ReferenceImagesBuilder
@@ -87,8 +87,8 @@ class Replay:
 @pytest.mark.slow
 def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatch):
     random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
-    names = {f"fd{end}", f"sfd{end}", f"is{end}", f"is_std{end}", f"kd{end}", f"precision{end}", f"recall{end}"}
-    assert set(random) == names  # of random weights: nothing is called as in papers
+    bases = ("fd", "sfd", "is", "is_std", "kd", "precision", "recall", "density", "coverage")
+    assert set(random) == {f"{base}{end}" for base in bases}  # of random weights: nothing is called as in papers
     monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
     values = scored(network, outputs, "torch_fidelity")
     assert values["fid"] == pytest.approx(published["frechet_inception_distance"], rel=1e-4)
@@ -96,7 +96,18 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatc
     assert values["is_std"] == pytest.approx(published["inception_score_std"], rel=1e-3)
     assert values["kid"] == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-4)
     assert values["kid_std"] == pytest.approx(published["kernel_inception_distance_std"], rel=1e-3)
-    assert set(values) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"}
+    assert set(values) == {
+        "fid",
+        "sfid",
+        "is",
+        "is_std",
+        "kid",
+        "kid_std",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
     assert sorted(values.values()) == pytest.approx(sorted({**random, "": values["kid_std"]}.values()))
 
 
@@ -110,7 +121,7 @@ def test_any_batch_size_and_order(network, outputs):
 
 def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
     real, fake = (output["features"] for output in outputs)
-    metric = PrecisionRecall(real, k=3)
+    metric = NeighbourMetrics(real, k=3)
     for rows in torch.arange(len(fake)).split(9):
         metric.update(fake[rows], rows)
     values = {name: float(value) for name, value in metric.compute().items()}
@@ -122,7 +133,8 @@ def test_precision_and_recall_equal_torch_fidelity_and_brute_force(outputs):
         return sum(hits) / len(hits)
 
     real, fake = real.double(), fake.double()
-    assert values == pytest.approx({"precision": inside(fake, real), "recall": inside(real, fake)})
+    expected = {"precision": inside(fake, real), "recall": inside(real, fake)}
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
     assert 0 < values["recall"] < 1
 
 

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from aim_lightning.evaluation.image_sets import NpzImages
 from aim_lightning.metrics import reference_statistics
-from aim_lightning.metrics.feature_sets import KernelDistance, PrecisionRecall, SampleFeatures
+from aim_lightning.metrics.feature_sets import KernelDistance, NeighbourMetrics, SampleFeatures
 from aim_lightning.metrics.features import TorchFeatures
 from aim_lightning.metrics.inception_score import InceptionScore, split_numbers
 from aim_lightning.metrics.reference_statistics import ReferenceImages, ReferenceImagesBuilder, adm_gaussians
@@ -47,7 +47,7 @@ def test_three_processes_equal_one(network, tmp_path):
         share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last rank has no images at all
         return score(network, statistics, images, share, batch=11)
 
-    assert len(alone) == 9
+    assert len(alone) == 11
     for values in on_ranks(work, tmp_path, 3):
         assert values == pytest.approx(alone, rel=1e-6)
 
@@ -110,15 +110,41 @@ def test_the_deviation_of_the_kernel_distance_is_that_of_all_its_subsets():
 
 def test_precision_and_recall_at_their_ends():
     x = torch.randn(50, 4)
-    assert values_of(PrecisionRecall(x), x) == {"precision": 1.0, "recall": 1.0}
-    assert values_of(PrecisionRecall(x), x + 1e4) == {"precision": 0.0, "recall": 0.0}
-    few = values_of(PrecisionRecall(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
+    same = values_of(NeighbourMetrics(x), x)
+    assert same == {"precision": 1.0, "recall": 1.0, "density": same["density"], "coverage": 1.0}
+    assert set(values_of(NeighbourMetrics(x), x + 1e4).values()) == {0.0}
+    few = values_of(NeighbourMetrics(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
     assert few["precision"] == 1.0 and few["recall"] == 1 / 50
     with pytest.raises(ValueError, match="more than 3"):
-        values_of(PrecisionRecall(x), x[:3])
+        values_of(NeighbourMetrics(x), x[:3])
 
 
-@pytest.mark.parametrize("metric", [KernelDistance, PrecisionRecall])
+def test_density_and_coverage_equal_the_published_formulas():
+    """As compute_prdc of github.com/clovaai/generative-evaluation-prdc, on whole matrices of distances."""
+    real, fake = (np.random.default_rng(seed).normal(seed / 4, 1, (count, 6)) for seed, count in ((0, 60), (1, 45)))
+    within = np.linalg.norm(real[:, None] - real[None], axis=-1)
+    radii, between = np.sort(within, 1)[:, 3], np.linalg.norm(real[:, None] - fake[None], axis=-1)
+    values = values_of(NeighbourMetrics(torch.from_numpy(real)), torch.from_numpy(fake))
+    assert values["density"] == pytest.approx((between < radii[:, None]).sum(0).mean() / 3, rel=1e-6)
+    assert values["coverage"] == pytest.approx((between.min(1) < radii).mean(), rel=1e-6)
+    assert 0 < values["coverage"] < 1
+
+
+def test_density_and_coverage_resist_an_outlier_and_see_missing_modes():
+    torch.manual_seed(0)
+    x, y = torch.randn(100, 4), torch.randn(100, 4)
+    good = values_of(NeighbourMetrics(x), y)
+    modes = torch.cat((x[:50], x[50:] + 100))  # two modes of 50 reference images
+    concentrated = values_of(NeighbourMetrics(x), 0.2 * y)
+    assert concentrated["density"] > 1.5 and concentrated["coverage"] < good["coverage"]
+    lost = values_of(NeighbourMetrics(modes), y)
+    assert lost["precision"] > 0.8 and lost["coverage"] <= 0.5
+    # The ball of one reference outlier contains every shifted sample: precision is fooled, the others are not.
+    shifted = values_of(NeighbourMetrics(torch.cat((x, torch.full((1, 4), 30.0)))), y + 20)
+    assert shifted["precision"] == 1 and shifted["density"] < 0.4 and shifted["coverage"] == 1 / 101
+
+
+@pytest.mark.parametrize("metric", [KernelDistance, NeighbourMetrics])
 def test_comparisons_are_metrics_that_can_be_filled_again_and_in_any_order(metric):
     x, real = torch.randn(40, 4), torch.randn(50, 4) + 0.5
     one = metric(real, sync_on_compute=False)
@@ -168,8 +194,8 @@ def test_fewer_images_than_features_names_the_bias(network):
             score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
-PUBLISHED = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall"]
-STAND_IN = ["fd_means", "kd_means", "precision_means", "recall_means"]
+PUBLISHED = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage"]
+STAND_IN = [f"{name}_means" for name in ("fd", "kd", "precision", "recall", "density", "coverage")]
 
 
 @pytest.mark.parametrize(("network", "names", "distances"), [(Complete, PUBLISHED, 4), (Means, STAND_IN, 1)])
@@ -193,7 +219,7 @@ def test_the_protocol_of_an_early_end_is_that_of_fewer_images(network, real):
         "num_images": 30,
         "inception_score": {"splitting": "adm", "classes": 1008},
         "kernel_distance": kernel | {"reference_pictures": 40},
-        "precision_recall": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
+        "neighbours": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
     }
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 
