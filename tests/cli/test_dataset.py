@@ -15,6 +15,8 @@ from PIL import Image
 
 from aim_lightning.cli.commands.dataset import DOWNSAMPLING, crop_range, file_names
 from aim_lightning.cli.plan.benchmark import measure
+from aim_lightning.config.yaml import read_mapping
+from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import make_shards, name_hash
 from aim_lightning.data.tokens.format.manifest import TokenManifest
@@ -220,9 +222,9 @@ def test_both_stages_train_on_images_of_the_user(checkout, own_signals, succeed)
     assert "fd_effnet_lite0_4" in scores["aim"]["metrics"]
 
 
-def save(path: Path, color: object = "red", mode: str = "RGB") -> None:
+def save(path: Path, color: object = "red", mode: str = "RGB", side: int = 20) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (20, 20), color).save(path)
+    Image.new(mode, (side, side), color).save(path)
 
 
 def test_existing_splits_are_kept(checkout, succeed):
@@ -265,7 +267,20 @@ def test_imbalance_and_transparency_are_reported(checkout, succeed):
         save(checkout / "odd" / "few" / f"{i}.png", (i, 0, 0, 100), "RGBA")
     out = succeed(*words(directory="odd"))
     assert re.search(r"warning: many has \d\d images, few only 1; rare classes are learned badly", out)
-    assert "warning: 2 images have transparent pixels, which are shown on white" in out
+    assert "warning: 2 images have transparent pixels, composited on white (--background)" in out
+    assert "background" not in Path(file_names("birds")[0]).read_text()
+
+
+def test_a_background_colours_flattened_images_and_enters_the_experiment(checkout, succeed, fail):
+    for i in range(4):
+        side = (40, 20)[i % 2]  # large images are flattened to JPEG, small ones keep their bytes
+        save(checkout / "clear" / "a" / f"{i}.png", (0, 0, 0, 0), "RGBA", side)
+    assert "composited on #2040c0" in succeed(*words("--background", "#2040c0", directory="clear"))
+    images = Images(**read_mapping(Path(file_names("birds")[0]), "images")["images"])
+    for part in ("train", "val"):
+        for image in images.open(part).source:
+            assert image.getpixel((5, 5)) == pytest.approx((32, 64, 192), abs=3)
+    assert "images.background is 'bleu'" in fail(*words("--background", "bleu", directory="clear"))
 
 
 def test_images_beyond_the_limit_are_allowed_by_an_option(checkout, monkeypatch, succeed, fail):

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import pickle
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from data.builders import save_noise
 from data.test_tokens import set_up
 from helpers import assert_user_error
+from PIL import Image
 
 from aim_lightning.data.images.datamodule import ImageDataModule
 from aim_lightning.data.images.dataset import Images
@@ -46,6 +49,20 @@ def pixels_by_row(directory, **options):
         for batch in module(directory, rank=rank, **options).train_dataloader():
             pixels |= {int(row): image for row, image in zip(batch["index"], batch["images"], strict=True)}
     return pixels
+
+
+def test_transparent_images_are_reported_once_by_the_first_process(directory, tmp_path, caplog):
+    shutil.copytree(directory, tmp_path / "clear")
+    for row in range(13):
+        Image.new("RGBA", (30, 24)).save(tmp_path / "clear" / "train" / "cat" / f"{row:02d}.png")
+    for rank in range(2):
+        for batch in module(tmp_path / "clear", rank=rank, world=2).train_dataloader():
+            clear = batch["images"][batch["labels"] == 0]
+            assert clear.numel() == 0 or clear.min() == 255
+    (line,) = [line for line in caplog.messages if "transparent" in line]
+    assert re.search(
+        r"[1-3] of 3 images of a micro-batch have transparent pixels, composited on images.background", line
+    )
 
 
 def test_an_image_is_augmented_identically_on_any_rank(directory):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from aim_lightning.data.images import decode, fashion_mnist
 from aim_lightning.data.images.dataset import Images
-from aim_lightning.data.images.decode import UnreadableImage, to_rgb
+from aim_lightning.data.images.decode import UnreadableImage, background_rgb, composite, to_8_bit
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
@@ -66,7 +66,12 @@ def tree(tmp_path) -> Path:
     return tmp_path / "tree"
 
 
-# --- to_rgb
+# --- decode to 8 bits, composite on a background
+
+
+def to_rgb(image, background="white"):
+    image = to_8_bit(image)
+    return composite(image, background_rgb(background)) if image.mode == "RGBA" else image
 
 
 MODES = [
@@ -96,11 +101,49 @@ MODES = [
 ]
 
 
+TRANSPARENT_KEYS = [("L", 40), ("RGB", (1, 2, 3)), ("I;16", 9000)]  # PNG: the colour that is transparent
+
+
 @pytest.mark.parametrize(("mode", "color", "expected"), MODES)
 def test_every_mode_becomes_rgb(mode, color, expected):
     rgb = to_rgb(Image.new(mode, (3, 2), color))
     assert (rgb.mode, rgb.size) == ("RGB", (3, 2))
     assert rgb.getpixel((1, 1)) == pytest.approx(expected, abs=1 if mode == "LAB" else 0)
+
+
+@pytest.mark.parametrize(("background", "expected"), [("#102030", (16, 32, 48)), ("lime", (0, 255, 0))])
+def test_transparent_pixels_of_every_mode_show_the_background(background, expected):
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([10, 20, 30])
+    clear = [Image.new("LA", (2, 2), (77, 0)), Image.new("La", (2, 2), 0), Image.new("RGBA", (2, 2), (1, 2, 3, 0))]
+    clear += [Image.new("RGBa", (2, 2)), reopen(palette, transparency=0), reopen(palette, transparency=b"\0")]
+    clear += [reopen(Image.new(mode, (2, 2), key), transparency=key) for mode, key in TRANSPARENT_KEYS]
+    assert [to_rgb(image, background).getpixel((0, 0)) for image in clear] == [expected] * len(clear)
+    half = to_rgb(Image.new("LA", (1, 1), (255, 51)), background).getpixel((0, 0))
+    assert half == pytest.approx([value + (255 - value) * 0.2 for value in expected], abs=1)
+
+
+@pytest.mark.parametrize("color", ["wite", "#12", "#11223344", "255, 0, 0", ""])
+def test_an_unknown_background_is_refused_before_the_images_are_listed(color):
+    assert_user_error("images.background is .*; use a colour name", Images("a", "b", background=color).open, "train")
+
+
+def test_the_background_is_part_of_the_fingerprint_and_white_is_the_previous_one(tree):
+    """Token shards and cached statistics of versions without this option stay valid."""
+    fingerprints = {
+        color: Images(str(tree), str(tree), image_size=7, background=color).open("train").fingerprint
+        for color in ("white", "#FFFFFF", "black", "#000")
+    }
+    assert fingerprints["white"] == fingerprints["#FFFFFF"] and fingerprints["black"] == fingerprints["#000"]
+    assert fingerprints["black"] == fingerprints["white"] + "/#000000"
+
+
+def test_an_image_set_composites_on_its_background_and_counts(tree):
+    Image.new("RGBA", (9, 7), (0, 0, 0, 0)).save(tree / "cat" / "p00.png")
+    Image.new("RGBA", (9, 7), (5, 6, 7, 255)).save(tree / "cat" / "p01.png")  # opaque in spite of its alpha channel
+    images = Images(str(tree), str(tree), image_size=7, background="#0a141e").open("train")
+    pixels_BCHW, _ = images.batch([0, 1])
+    assert pixels_BCHW[:, :, 0, 0].tolist() == [[10, 20, 30], [5, 6, 7]] and images.source.transparent == 1
 
 
 def test_integer_grey_with_negative_values_is_stretched_over_its_range():
@@ -118,7 +161,7 @@ def test_palette_with_and_without_transparency():
     assert to_rgb(image.convert("PA")).getpixel((1, 0)) == (200, 100, 50)
 
 
-@pytest.mark.parametrize(("mode", "color"), [("L", 40), ("RGB", (1, 2, 3)), ("I;16", 9000)])
+@pytest.mark.parametrize(("mode", "color"), TRANSPARENT_KEYS)
 def test_transparent_color_of_a_png_becomes_white(mode, color):
     assert to_rgb(reopen(Image.new(mode, (2, 2), color), transparency=color)).getpixel((0, 0)) == (255, 255, 255)
 
@@ -276,7 +319,7 @@ def test_lack_of_memory_is_no_fault_of_the_image(tree, monkeypatch):
     def fails(image):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "to_rgb", fails)
+    monkeypatch.setattr(decode, "to_8_bit", fails)
     with pytest.raises(MemoryError):
         DirectorySource(tree)[3]
 

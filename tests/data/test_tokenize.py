@@ -253,6 +253,21 @@ def test_skipped_images_are_listed_and_the_others_keep_their_codes(damaged, imag
     assert (some_codes == codes[kept]).all() and (some_labels == labels[kept]).all()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_transparent_images_are_counted_in_one_line(tree, tokenizer, tmp_path, caplog, workers):
+    shutil.copytree(tree, tmp_path / "tree")
+    for row in range(3):
+        Image.new("RGBA", (16, 16), (0, 0, 0, 9 * row)).save(tmp_path / "tree" / "cat" / f"{row}.png")
+    images = Images(str(tmp_path / "tree"), "", image_size=16, background="black").open("train")
+    manifest = write(images, tokenizer, tmp_path / "out", num_workers=workers)
+    (line,) = [line for line in caplog.messages if "transparent" in line]
+    assert line.endswith("out: 3 images have transparent pixels, composited on images.background")
+    assert manifest.source.endswith("/#000000")  # a job with another background is refused
+    assert_user_error(
+        "source", write, Images(str(tmp_path / "tree"), "", 16).open("train"), tokenizer, tmp_path / "out"
+    )
+
+
 def test_an_image_that_the_disk_cannot_read_is_never_skipped(tree, tokenizer, tmp_path):
     shutil.copytree(tree, tmp_path / "p")
     images, path = Images(str(tmp_path / "p"), "", image_size=16).open("train"), tmp_path / "p" / "cat" / "8.png"

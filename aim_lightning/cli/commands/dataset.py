@@ -43,6 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--val_fraction", **option(share, 0.1, type=number(float, 0, 1, above=True, below=True)))
     limit = "largest image to accept, pixels; the default is Pillow's protection"
     parser.add_argument("--max_pixels", **option(limit, 178_956_970, type=number(int, 1)))
+    background = "colour behind transparent pixels, a name or '#rrggbb'; also written to the experiments"
+    parser.add_argument("--background", **option(background, "white"))
     quick = f"experiments of {QUICK_STEPS} steps per stage, for a first result in minutes"
     parser.add_argument("--quick", **flag(quick))
     parser.add_argument("--estimate", **flag("measure some steps of both stages and print their hours on this machine"))
@@ -62,9 +64,10 @@ def run(config: None, options: argparse.Namespace) -> int:
         raise UserError("there is no configs/images or experiments here; run this in the root of a checkout")
     refuse_files_of_others(name)
     out, fraction = Path("data") / name, options.val_fraction
-    report = make_shards(Path(options.directory), out, fraction, 2 * size, options.on_error, options.max_pixels)
-    print(*_report_lines(report, out), sep="\n")
-    for path, text in experiment_files(name, size, report, options.quick).items():
+    reading = (options.on_error, options.max_pixels, options.background)
+    report = make_shards(Path(options.directory), out, fraction, 2 * size, *reading)
+    print(*_report_lines(report, out, options.background), sep="\n")
+    for path, text in experiment_files(name, size, report, options.quick, options.background).items():
         write_text(path, f"{_mark(text)}\n{text}")
         print(f"wrote {path}")
     for stage, path in zip(("tokenizer", "AiM"), file_names(name)[1:] if options.estimate else (), strict=False):
@@ -90,7 +93,7 @@ def _hours(path: str) -> float:
     return measured.seconds * config.trainer["max_steps"] / 3600
 
 
-def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
+def _report_lines(report: SplitReport, out: Path, background: str) -> Iterator[str]:
     train, val = report.rows["train"], report.rows["val"]
     fewest, most = min(report.train_per_class), max(report.train_per_class)
     if report.splits:
@@ -100,7 +103,7 @@ def _report_lines(report: SplitReport, out: Path) -> Iterator[str]:
         large, small = (report.class_names[report.train_per_class.index(count)] for count in (most, fewest))
         yield f"warning: {large} has {most} images, {small} only {fewest}; rare classes are learned badly"
     if report.transparent:
-        yield f"warning: {report.transparent} images have transparent pixels, which are shown on white"
+        yield f"warning: {report.transparent} images have transparent pixels, composited on {background} (--background)"
     if report.skipped:
         number, first = len(report.skipped), report.skipped[0][0]
         yield f"{number} unreadable images left out (first: {first}); {out}/train/manifest.json lists them"
@@ -116,12 +119,15 @@ def crop_range(size: int) -> tuple[float, float]:
     return (1.1, 1.05) if size >= 20 else (1.25, 1.125)
 
 
-def experiment_files(name: str, size: int, report: SplitReport, quick: bool = False) -> dict[str, str]:
+def experiment_files(
+    name: str, size: int, report: SplitReport, quick: bool = False, background: str = "white"
+) -> dict[str, str]:
     """Return the text of each file by its path, with sizes for some hundred images per class."""
     train, val, side = report.rows["train"], report.rows["val"], size // DOWNSAMPLING
     batch = min(32, 1 << (train.bit_length() - 1))
     steps = QUICK_STEPS if quick else min(max(EPOCHS * train // batch, FEWEST_STEPS), MOST_STEPS) // 100 * 100
     values = {"name": name, "size": size, "side": side, "tokens": side**2, "train": train, "val": val, "batch": batch}
+    values["background"] = "" if background == "white" else f'\n  background: "{background}"'
     values |= {"classes": len(report.class_names), "shown": min(16, val), "samples": 200 if quick else 2000}
     values |= {"steps": steps, "every": steps // 5, "saved": min(500, steps // 2)}
     # A healthy run starts at the loss of equally likely codes.

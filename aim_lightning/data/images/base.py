@@ -13,7 +13,15 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from aim_lightning.data.images.decode import MAX_PIXELS, decode, opening, read_image
+from aim_lightning.data.images.decode import (
+    BACKGROUND,
+    MAX_PIXELS,
+    background_rgb,
+    composite,
+    decode,
+    opening,
+    read_image,
+)
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable
 from aim_lightning.utils.process import is_rank_zero
@@ -37,6 +45,8 @@ class ImageSource(ABC):
     """
 
     max_pixels: int = MAX_PIXELS
+    background: tuple[int, int, int] = background_rgb(BACKGROUND)
+    transparent: int = 0  # images with transparent pixels that this process has decoded
 
     def __init__(self, class_names: list[str], labels: Iterable[int], keys: Iterable[bytes]) -> None:
         self.class_names = class_names
@@ -48,13 +58,17 @@ class ImageSource(ABC):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> Image.Image:
-        """Decode an image to RGB.
+        """Decode an image to RGB; transparent pixels are composited on the background.
 
         Raises:
             UnreadableImage: the bytes cannot be decoded.
             UserError: the file cannot be read.
         """
-        return decode(self._content(row), self.location(row), self.max_pixels)
+        image = decode(self._content(row), self.location(row), self.max_pixels)
+        if image.mode != "RGBA":
+            return image
+        self.transparent += 1
+        return composite(image, self.background)
 
     def key(self, row: int) -> str:
         """Return the key of a row: its path below the root, or its key in the shard."""

@@ -1,9 +1,10 @@
 """The DataModule of images, for training the tokenizer."""
 
+import logging
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aim_lightning.data.images.dataset import ImageDataset, Images, same_classes, transform_row
 from aim_lightning.data.images.directory import ImageSource
@@ -12,6 +13,8 @@ from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.stream_datamodule import Batch, BatchLoader, MicroBatches, StreamDataModule
 from aim_lightning.utils.process import reading
 from aim_lightning.utils.random import hash_seed, permutation
+
+log = logging.getLogger(__name__)
 
 
 class ImageMicroBatches(MicroBatches):
@@ -25,12 +28,20 @@ class ImageMicroBatches(MicroBatches):
     def read(self, positions: Iterator[slice]) -> Iterator[Batch]:
         """Yield one micro-batch per slice of the global order."""
         order = permutation(self.rows, "image_order", self.seed, self.epoch)
+        info = get_worker_info()
+        # One process reports, in the first epoch: the others read further parts of the same images.
+        silent = self.rank > 0 or self.epoch > 0 or (info is not None and info.id > 0)
         for part in positions:
             rows = order[part]
             # One seed per image: its augmentation depends neither on the rank nor on the worker that reads it.
             seeds = [hash_seed("augmentation", self.seed, self.epoch, int(row)) for row in rows]
             pairs = zip(rows.tolist(), seeds, strict=True)
+            transparent = self.source.transparent
             images = [transform_row(self.source, row, [self.transform], seed)[0] for row, seed in pairs]
+            if (count := self.source.transparent - transparent) and not silent:
+                fact = "have transparent pixels, composited on images.background"
+                log.warning("data.images: %d of %d images of a micro-batch %s", count, len(rows), fact)
+                silent = True
             yield {
                 "images": torch.stack(images),
                 "labels": torch.from_numpy(self.source.labels[rows]),

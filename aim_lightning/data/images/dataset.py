@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.data.images.decode import MAX_PIXELS, ImageTooSmall
+from aim_lightning.data.images.decode import BACKGROUND, MAX_PIXELS, ImageTooSmall, background_rgb
 from aim_lightning.data.images.directory import ImageSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
@@ -28,6 +28,7 @@ class Images:
         pad: black border added on each side, pixels.
         crop: ``center``, or ``adm_center``, which itself resizes the shorter side to image_size.
         max_pixels: larger images are refused; the default is Pillow's protection against decompression bombs.
+        background: colour behind transparent pixels, a name such as ``white`` or ``#rrggbb``.
     """
 
     train: str
@@ -37,6 +38,7 @@ class Images:
     pad: int = 0
     crop: str = "center"
     max_pixels: int = MAX_PIXELS
+    background: str = BACKGROUND
 
     def open(self, split: str) -> "ImageDataset":
         """Open a split; later calls return the same object.
@@ -45,7 +47,7 @@ class Images:
             split: ``train`` or ``val``.
 
         Raises:
-            UserError: the path is missing or has no images, or the crop is unknown.
+            UserError: the path is missing or has no images, or the crop or the background is unknown.
         """
         # Not a dataclass field: the cache takes no part in comparison, repr and pickling.
         opened = self.__dict__.setdefault("_opened", {})
@@ -55,8 +57,9 @@ class Images:
             transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
             if self.max_pixels < 1:
                 raise UserError(f"images.max_pixels is {self.max_pixels}; it must be at least 1")
+            background = background_rgb(self.background)
             source = open_source(getattr(self, split))
-            source.max_pixels = self.max_pixels
+            source.max_pixels, source.background = self.max_pixels, background
             opened[split] = ImageDataset(source, transform)
         return opened[split]
 
@@ -83,8 +86,11 @@ class ImageDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Return a text that identifies images and transform, for cache keys."""
-        return f"{self.source.fingerprint}/{self.transform!r}"
+        """Return a text that identifies images, transform and background, for cache keys."""
+        red, green, blue = self.source.background
+        # White is left out: shards and statistics of earlier versions, which knew no other colour, stay valid.
+        background = "" if self.source.background == background_rgb(BACKGROUND) else f"/#{red:02x}{green:02x}{blue:02x}"
+        return f"{self.source.fingerprint}/{self.transform!r}{background}"
 
     def key(self, row: int) -> str:
         """Return the key of an image in its source."""

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import require_regular
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
+BACKGROUND = "white"
 ALLOW_LARGE = "images.max_pixels, in `dataset` with --max_pixels"
 # Pillow warns from half of the limit on, with the path of a library; beyond the limit it raises an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -59,7 +60,7 @@ def read_image(path: Path) -> bytes:
 
 
 def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode the bytes of an image file to RGB.
+    """Decode the bytes of an image file to RGB, or to RGBA if any pixel is not opaque.
 
     Args:
         content: the encoded image.
@@ -73,7 +74,7 @@ def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Im
         Image.MAX_IMAGE_PIXELS = max_pixels / 2  # Pillow warns beyond this number and raises an error beyond twice
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return to_rgb(image)
+            return to_8_bit(image)
     except UnidentifiedImageError:
         reason = "no image format that Pillow supports"
     except Image.DecompressionBombError as error:
@@ -86,22 +87,12 @@ def decode(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Im
     raise UnreadableImage(f"{where} is not a readable image ({reason}); restore or remove it")
 
 
-def has_transparent_pixels(content: bytes) -> bool:
-    """Return True if a pixel of an image is not opaque.
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """Return an RGB copy of a Pillow image of any mode, or an RGBA copy if any pixel is not opaque.
 
-    Args:
-        content: an encoded image that `decode` accepts.
-    """
-    with Image.open(io.BytesIO(content)) as image:
-        return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an RGB copy of a Pillow image of any mode.
-
-    The EXIF orientation is applied and transparency is composited on white. 16-bit grey is divided by 257. For integer
-    and float grey the range is the smallest of 0..1 (floats only), 0..255 and 0..65535 that contains all values;
-    otherwise it is the range of the values themselves.
+    The EXIF orientation is applied. 16-bit grey is divided by 257. For integer and float grey the range is the smallest
+    of 0..1 (floats only), 0..255 and 0..65535 that contains all values; otherwise it is the range of the values
+    themselves.
 
     Args:
         image: an open image.
@@ -118,7 +109,36 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    # Many RGBA files are opaque: their alpha channel is not reported.
+    return image if image.getchannel("A").getextrema()[0] < 255 else image.convert("RGB")
+
+
+def background_rgb(color: str) -> tuple[int, int, int]:
+    """Return the red, green and blue (0 to 255) of `images.background`.
+
+    Args:
+        color: a colour name of CSS, or ``#rrggbb``.
+
+    Raises:
+        UserError: another text.
+    """
+    try:
+        rgb = ImageColor.getrgb(color)
+    except ValueError:
+        rgb = ()
+    if len(rgb) != 3:  # none, or a colour with transparency
+        raise UserError(f"images.background is {color!r}; use a colour name such as white, or '#rrggbb'")
+    return rgb
+
+
+def composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Return an RGBA image on a uniform background, as RGB.
+
+    Args:
+        image: mode RGBA.
+        background: red, green and blue, 0 to 255.
+    """
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
 def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
@@ -129,7 +149,7 @@ def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
     if low == 0 and high <= limits[-1]:
         high = next(limit for limit in limits if high <= limit)
     # A constant image of zeros keeps the limit 1 or 255 as its range, so that nothing is divided by 0.
-    pixels = np.rint((values - low) / (high - low) * 255)
+    grey = Image.fromarray(np.rint((values - low) / (high - low) * 255).astype(np.uint8))
     if isinstance(transparent := image.info.get("transparency"), int):
-        pixels[values == transparent] = 255
-    return Image.fromarray(pixels.astype(np.uint8))
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey

@@ -16,7 +16,7 @@ from PIL import Image
 
 from aim_lightning.data.images.base import FileSource, split_directories
 from aim_lightning.data.images.dataset import same_classes
-from aim_lightning.data.images.decode import UnreadableImage, decode, has_transparent_pixels, read_image
+from aim_lightning.data.images.decode import BACKGROUND, UnreadableImage, background_rgb, read_image
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.shard_writer import EXTENSIONS, MANIFEST, EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
@@ -36,7 +36,7 @@ class SplitReport:
         class_names: names by label.
         train_per_class: training images per class.
         skipped: (key, reason) of the images left out.
-        transparent: number of images with transparent pixels, which become white.
+        transparent: number of images with transparent pixels.
         splits: directories of the splits that the root already contained, by split.
     """
 
@@ -49,7 +49,13 @@ class SplitReport:
 
 
 def make_shards(
-    directory: Path, out: Path, val_fraction: float, largest_side: int, on_error: str, max_pixels: int
+    directory: Path,
+    out: Path,
+    val_fraction: float,
+    largest_side: int,
+    on_error: str,
+    max_pixels: int,
+    background: str = BACKGROUND,
 ) -> SplitReport:
     """Write `out`/train and `out`/val.
 
@@ -61,6 +67,7 @@ def make_shards(
             others keep their bytes if shards support their format, and become PNG otherwise.
         on_error: ``error``, or ``skip`` to leave unreadable images out and list them.
         max_pixels: larger images are refused as unreadable.
+        background: colour behind the transparent pixels of images that do not keep their bytes.
 
     Raises:
         UserError: an unreadable image, a class with fewer than two images, or splits with different classes.
@@ -68,11 +75,12 @@ def make_shards(
     refuse_foreign(out)
     splits = split_directories(directory) if directory.is_dir() else {}
     sources, skipped = splits or {"train": directory}, []
-    encoders = {split: _ShardEncoder(path, largest_side, max_pixels) for split, path in sources.items()}
+    encoders = {split: _ShardEncoder(path, largest_side, max_pixels, background) for split, path in sources.items()}
     names = encoders["train"].source.class_names
     if "val" in encoders:
         same_classes(encoders["train"].source, encoders["val"].source, str(directory))
     rows = {split: encoder.readable(on_error, skipped) for split, encoder in encoders.items()}
+    transparent = sum(encoder.source.transparent for encoder in encoders.values())
     if "val" not in encoders:
         encoders["val"], in_val = encoders["train"], choose_val(encoders["train"].source, rows["train"], val_fraction)
         rows = {"train": [row for row in rows["train"] if row not in in_val], "val": sorted(in_val)}
@@ -81,7 +89,6 @@ def make_shards(
         records = encoders[split].records(progress(split_rows, f"writing {split}"))
         write_image_shards(records, out / split, names, ROWS_PER_SHARD, extra)
     per_class = np.bincount(encoders["train"].source.labels[rows["train"]], minlength=len(names)).tolist()
-    transparent = sum(encoder.transparent for encoder in set(encoders.values()))
     counts = {split: len(items) for split, items in rows.items()}
     return SplitReport(counts, names, per_class, skipped, transparent, splits)
 
@@ -138,23 +145,19 @@ def name_hash(name: str) -> float:
 class _ShardEncoder:
     """Encodes images as shards store them; call `readable` before `records`."""
 
-    def __init__(self, path: Path, largest_side: int, max_pixels: int) -> None:
+    def __init__(self, path: Path, largest_side: int, max_pixels: int, background: str) -> None:
         self.source = open_source(path)
         if not isinstance(self.source, FileSource):
             raise UserError(f"{path} is a finished image set; name it in images.train or images.val of an experiment")
-        self.source.max_pixels = max_pixels
+        self.source.max_pixels, self.source.background = max_pixels, background_rgb(background)
         self.largest_side = largest_side
-        self.transparent = 0
         self._scales: dict[int, float] = {}  # of readable rows: images that keep their bytes are decoded only once
 
     def readable(self, on_error: str, skipped: list[tuple[str, str]]) -> list[int]:
         """Return the rows that can be decoded; add the others to `skipped`."""
         for row in progress(range(len(self.source)), "looking at the images"):
-            path = self.source.path(row)
             try:
-                content = read_image(path)
-                self._scales[row] = self.largest_side / min(decode(content, str(path), self.source.max_pixels).size)
-                self.transparent += has_transparent_pixels(content)
+                self._scales[row] = self.largest_side / min(self.source[row].size)
             except UnreadableImage as error:
                 if on_error == "error":
                     raise UserError(f"{error}, or leave such images out with --on_error skip") from None

@@ -23,12 +23,14 @@ CHANNELS_LAST = {("cpu", "float32")}
 class ImageBatch:
     """Images of a planned batch; slots of unreadable images, and slots after the last row, are black.
 
-    bases: uint8 (batch_size, 3, S, S), one tensor per transform of the views. skipped: reasons by row.
+    bases: uint8 (batch_size, 3, S, S), one tensor per transform of the views. skipped: reasons by row. transparent:
+    number of images with transparent pixels.
     """
 
     rows: range
     bases: list[Tensor]
     skipped: dict[int, str]
+    transparent: int = 0
 
     def pin_memory(self) -> "ImageBatch":
         """Pin the images, as the DataLoader requires: pinned memory is copied to a GPU asynchronously."""
@@ -52,7 +54,7 @@ class ImageBatches(Dataset):
         rows, size = self.batches[number], self.options.batch_size
         # Always the full batch size: the codes of an image may depend on the shape of its batch.
         bases = [torch.zeros(size, 3, t.image_size, t.image_size, dtype=torch.uint8) for t in self.transforms]
-        skipped = {}
+        skipped, transparent = {}, self.source.transparent
         for slot, row in enumerate(rows):
             try:
                 images = transform_row(self.source, row, self.transforms)
@@ -63,7 +65,7 @@ class ImageBatches(Dataset):
                 continue
             for base, image in zip(bases, images, strict=True):
                 base[slot] = image
-        return ImageBatch(rows, bases, skipped)
+        return ImageBatch(rows, bases, skipped, self.source.transparent - transparent)
 
 
 class Encoder:

@@ -5,6 +5,7 @@ shards. Neither n nor an interruption changes a byte. Finished shards stay. The 
 that sees all shards finished.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import printable, sha256_file
 from aim_lightning.utils.process import ProcessRank
 from aim_lightning.utils.progress import progress
+
+log = logging.getLogger(__name__)
 
 
 class TokenizeJob:
@@ -115,21 +118,25 @@ class TokenizeJob:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # without it the iterator advances the global generator
         )
-        batches = iter(loader)
+        batches, transparent = iter(loader), 0
         for shard in self.unfinished:
-            self._write(shard, batches, on_rows)
+            transparent += self._write(shard, batches, on_rows)
+        if transparent:
+            log.warning("%s: %d images have transparent pixels, composited on images.background", self.out, transparent)
         return self.complete()
 
     def complete(self) -> TokenManifest | None:
         """Write and return the manifest if the shards of all processes are finished; else return None."""
         return write_manifest(self.out, self.manifest, self.all_shards)
 
-    def _write(self, shard: PlannedShard, batches: Iterator[ImageBatch], on_rows: Callable[[int], None]) -> None:
-        codes, reasons = [], {}
+    def _write(self, shard: PlannedShard, batches: Iterator[ImageBatch], on_rows: Callable[[int], None]) -> int:
+        """Write a shard and return the number of its images with transparent pixels."""
+        codes, reasons, transparent = [], {}, 0
         for _ in shard.batches(self.options.batch_size):
             batch = next(batches)
             codes.append(self._encode(batch))
             reasons |= batch.skipped
+            transparent += batch.transparent
             on_rows(len(batch.rows))
         rows = [row for row in range(shard.start, shard.stop) if row not in reasons]
         path, size, digest = self.out / shard.name, 0, ""
@@ -142,6 +149,7 @@ class TokenizeJob:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         # The record comes after the tar: it states that the tar is complete.
         FinishedShard(shard.name, len(rows), size, digest, name, skipped).save(self.out)
+        return transparent
 
     def _encode(self, batch: ImageBatch) -> torch.Tensor:
         """Return codes (rows, views, L) int32 on the device: a copy to the CPU here would wait for the GPU."""
