@@ -1,7 +1,8 @@
 """Measure training of the presets on each backend, kernels alone and inside `fit`, in one run.
 
 python benchmarks/training.py [--models AiM-B] [--batches 64,256] [--backends triton,mamba_ssm] [--steps 8]
-    [--fit 64,256,shipped] [--fit_models AiM-B] [--fit_backends triton] [--fit_steps 50] [--profile] [-- OPTIONS OF FIT]
+    [--num_tokens 256] [--fit 64,256,shipped] [--fit_models AiM-B] [--fit_backends triton] [--fit_steps 50] [--profile]
+    [-- OPTIONS OF FIT]
 
 Kernels alone: forward, backward, clipping and fused AdamW in bf16 autocast on random codes. `--batches ''` skips them.
 Inside fit: experiments/imagenet256_aim_*.yaml on simulated token shards, without samples and validation. A number is
@@ -43,11 +44,11 @@ COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", 
 COLUMNS += ("tflops", "mfu", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
 
 
-def training_step(model: str, backend: str, batch: int) -> tuple[AiM, Callable[[], float]]:
+def training_step(model: str, backend: str, batch: int, num_tokens: int) -> tuple[AiM, Callable[[], float]]:
     """Return a network and a function that trains one step and gives the seconds that the host spent on it."""
-    network = AiM(AiMConfig.preset(model), backend=backend).cuda()
+    network = AiM(AiMConfig.preset(model, num_tokens=num_tokens), backend=backend).cuda()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, betas=(0.9, 0.95), fused=True)
-    codes, labels = torch.randint(16384, (batch, 256)).cuda(), torch.randint(1000, (batch,)).cuda()
+    codes, labels = torch.randint(16384, (batch, num_tokens)).cuda(), torch.randint(1000, (batch,)).cuda()
 
     def step() -> float:
         start = time.perf_counter()
@@ -62,12 +63,12 @@ def training_step(model: str, backend: str, batch: int) -> tuple[AiM, Callable[[
     return network, step
 
 
-def measure(model: str, backend: str, batch: int, steps: int, profiled: bool) -> dict:
+def measure(model: str, backend: str, batch: int, steps: int, num_tokens: int, profiled: bool) -> dict:
     """Time some steps after a warm-up that compiles and tunes kernels."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    network, step = training_step(model, backend, batch)
+    network, step = training_step(model, backend, batch, num_tokens)
     for _ in range(WARM_UP):
         step()
     torch.cuda.synchronize()
@@ -76,6 +77,7 @@ def measure(model: str, backend: str, batch: int, steps: int, profiled: bool) ->
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / steps
     row = figures(batch, seconds, statistics.median(host), network.flops_per_image())
+    row["num_tokens"] = num_tokens
     return row | ({"kernels": kernels(step)} if profiled else {})
 
 
@@ -200,6 +202,7 @@ def main() -> None:
     parser.add_argument("--batches", type=words, default="64,256", help="images per step of the kernels alone")
     parser.add_argument("--backends", type=words, default=backends)
     parser.add_argument("--steps", type=int, default=8, help="timed steps of the kernels alone")
+    parser.add_argument("--num_tokens", type=int, default=256, help="codes of an image, for the kernels alone")
     parser.add_argument("--fit", type=words, default="64,256,shipped", help="micro-batches inside fit, and `shipped`")
     parser.add_argument("--fit_models", type=words, default="AiM-B")
     parser.add_argument("--fit_backends", type=words, default="triton")
@@ -209,7 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: this benchmark needs an NVIDIA GPU")
-    kernels_alone = partial(measure, steps=options.steps, profiled=options.profile)
+    kernels_alone = partial(measure, steps=options.steps, num_tokens=options.num_tokens, profiled=options.profile)
     inside_fit = partial(measure_fit, steps=options.fit_steps, options=options.fit_options)
     parts = [(kernels_alone, *names) for names in product(options.models, options.batches, options.backends)]
     parts += [(inside_fit, *names) for names in product(options.fit_models, options.fit, options.fit_backends)]
