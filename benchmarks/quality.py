@@ -23,7 +23,7 @@ def samples(pipeline: AiMPipeline, decoder: str, seed: int, options: argparse.Na
     """Generate uint8 (num, 3, H, W), classes balanced."""
     labels = torch.arange(options.num) % pipeline.aim.config.num_classes
     how = {"decoder": decoder, "seed": seed, "cfg_scale": options.cfg_scale, "top_k": options.top_k}
-    return pipeline.generate(labels, batch_size=options.batch, **how)
+    return pipeline.generate(labels, batch_size=options.batch, pixel_precision="float32", **how)
 
 
 def distance(metric: FrechetDistance, network: FeatureNetwork, images: Tensor) -> float:

@@ -130,8 +130,8 @@ class BlockDirectory(ImageSet):
 
 
 def resolve_options(pipeline: AiMPipeline, sampling: SamplingOptions, ranks: ProcessGroup) -> SamplingOptions:
-    """Return the options without `auto`, equal on all ranks. Every rank must call it."""
-    sampling = ranks.run_on_all(lambda: pipeline.resolve(sampling))
+    """Return the options without `auto`, for scores and equal on all ranks. Every rank must call it."""
+    sampling = ranks.run_on_all(lambda: pipeline.resolve(sampling.for_scores()))
     # Free memory may differ between GPUs, but a block needs one size.
     return replace(sampling, batch_size=min(ranks.gather(sampling.batch_size)))
 

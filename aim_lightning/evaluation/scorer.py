@@ -150,7 +150,7 @@ class Evaluation:
 
     def _resolve(self, plan: SamplePlan, sampling: SamplingOptions) -> SamplingOptions:
         # With `auto`, a set that is resumed on another device would mix blocks of two kinds of arithmetic.
-        return self.model.pipeline.resolve(replace(sampling, batch_size=plan.block_size))
+        return self.model.pipeline.resolve(replace(sampling.for_scores(), batch_size=plan.block_size))
 
     def _protocol(self, plan: SamplePlan, sampling: SamplingOptions) -> dict[str, Any]:
         classes = sorted(plan.labels.unique().tolist())

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aim_lightning.models import AiM
-from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, resolve_pixels
 from aim_lightning.sampling import (
     SamplingOptions,
     generate,
@@ -159,8 +159,12 @@ class AiMPipeline:
         self.tokenizer.to(device)
         return self
 
-    def resolve(self, sampling: SamplingOptions) -> SamplingOptions:
+    def resolve(self, sampling: SamplingOptions, num_images: int = 1) -> SamplingOptions:
         """Return the options without `auto`, for this network and device; a block size of `auto` is chosen once.
+
+        Args:
+            sampling: as configured.
+            num_images: images that will be requested together; many are worth compiling the tokenizer's decoder.
 
         Raises:
             UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, the fast decoder where
@@ -168,6 +172,7 @@ class AiMPipeline:
         """
         dropout = None if self.allow_untrained_guidance else self.label_dropout
         check_guidance(sampling, dropout, self.aim.config.num_tokens)
+        sampling = resolve_pixels(sampling, self.tokenizer, self.aim.lm_head.weight.device, num_images)
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
@@ -211,7 +216,7 @@ class AiMPipeline:
         indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
         if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
             raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
-        sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options))
+        sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options), len(labels_B))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
         # On a GPU one batch waits: its pixels are computed while the next one is sampled.
@@ -302,7 +307,7 @@ class AiMPipeline:
         try:
             options = {"on_step": report, "pixel_bytes": pixels.image_bytes(), **sampling.code_options()}
             codes_BL = generate(self.aim, labels_b[rows], indices_B=indices_b[rows], **options)
-            return pixels.start(codes_BL[:count])
+            return pixels.start(codes_BL, count)
         except torch.OutOfMemoryError:
             pass  # the failed attempt's tensors are free only after this block
         raise out_of_memory(self.aim, sampling.batch_size, image_bytes(self.aim, sampling) + pixels.image_bytes())

@@ -1,17 +1,47 @@
 """From codes to images: the tokenizer's decoder, on a GPU concurrently with the sampling of the next batch."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from aim_lightning.models import VQModel
+from aim_lightning.models.aim.backends import launcher_fault
+from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log_once
 from aim_lightning.utils.pixels import round_pixels
 from aim_lightning.utils.precision import exact_products
 
 # Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one
 # temporary.
 AT_ONCE = 4
+# Images from which compiling saves more time than it takes.
+COMPILE_FROM = 512
+
+
+def resolve_pixels(
+    options: SamplingOptions, tokenizer: nn.Module, device: torch.device, num_images: int
+) -> SamplingOptions:
+    """Return the options without `auto` for pixels: on a GPU bfloat16, and compiled for many images.
+
+    Args:
+        options: as configured.
+        tokenizer: VQ tokenizers are compiled; of other classes it is unknown whether they can be.
+        device: where the codes are decoded.
+        num_images: images that are requested together.
+    """
+    precision, is_compiled, on_gpu = options.pixel_precision, options.pixel_compile, device.type == "cuda"
+    if precision == "auto":
+        has_type = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if has_type else "float32"
+    if is_compiled == "auto":
+        is_compiled = on_gpu and num_images >= COMPILE_FROM and isinstance(tokenizer, VQModel)
+        is_compiled = is_compiled and launcher_fault(device) is None
+        if is_compiled:
+            log_once(f"sampling.pixel_compile auto: {COMPILE_FROM} images or more; compiling the tokenizer's decoder")
+    return replace(options, pixel_precision=precision, pixel_compile=is_compiled)
 
 
 class Pixels:
@@ -66,8 +96,9 @@ class PixelDecoder:
             raise UserError("sampling.pixel_precision tf32 needs an NVIDIA GPU; use float32 here")
         if fused and device.type == "cuda":
             tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
-        self.tokenizer, self.device, self.precision = tokenizer, device, precision
-        self.decode = torch.compile(tokenizer.decode) if fused else tokenizer.decode
+        self.tokenizer, self.device, self.precision, self.fused = tokenizer, device, precision, fused
+        # Static shapes: kernels for any batch size would be slower.
+        self.decode = torch.compile(tokenizer.decode, dynamic=False) if fused else tokenizer.decode
         self._stream: torch.cuda.Stream | None = None
         self._largest: int | None = None
 
@@ -77,25 +108,26 @@ class PixelDecoder:
         return 1 if self.device.type == "cuda" else 0
 
     @torch.no_grad()
-    def start(self, codes_BL: Tensor) -> Pixels:
-        """Start to decode, without waiting for the device."""
+    def start(self, codes_BL: Tensor, count: int) -> Pixels:
+        """Start to decode the first `count` images of a block, without waiting for the device."""
         if self.device.type != "cuda":
-            return self._decode(codes_BL, None)
+            return self._decode(codes_BL, count, None)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         # The codes are ready when the current stream is; the decoder's stream reads them after that.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         codes_BL.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            return self._decode(codes_BL, self._stream)
+            return self._decode(codes_BL, count, self._stream)
 
-    def _decode(self, codes_BL: Tensor, stream) -> Pixels:
+    def _decode(self, codes_BL: Tensor, count: int, stream) -> Pixels:
         if self.precision == "bfloat16":
             products = torch.autocast(self.device.type, torch.bfloat16)
         else:
             products = exact_products(self.precision == "tf32")
         with products:
-            images_BCHW = self.decode(codes_BL)
+            # A compiled decoder takes complete blocks: a short one would be compiled once more.
+            images_BCHW = self.decode(codes_BL if self.fused else codes_BL[:count])[:count]
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
 
     def image_bytes(self) -> int:

@@ -48,8 +48,8 @@ def generate(
         cfg_schedule: guidance over the sequence, with cfg_power and cfg_interval: see `sampling.guidance`.
         cfg_power: exponent of the schedule ``power``.
         cfg_interval: start and end of the schedule ``interval``, shares of the sequence.
-        decoder: ``plain`` (the network's own step), or ``fast`` (static memory, one captured graph on a GPU:
-            `aim_lightning.sampling.fast`).
+        decoder: ``plain`` (the network's own step), ``fast`` (static memory, one captured graph on a GPU:
+            `aim_lightning.sampling.fast`), or ``auto``: fast on NVIDIA GPUs that can run it, plain elsewhere.
         precision: of the fast decoder's weights and stored inputs; auto is bfloat16 on a GPU, float32 on a CPU. The
             plain decoder keeps the network's type.
         on_step: called after each step with (step, codes so far (B, step + 1)).

@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
@@ -14,6 +15,7 @@ from aim_lightning.sampling.filters import Filters
 from aim_lightning.sampling.guidance import Schedule, guidance_scales
 from aim_lightning.sampling.plain_decoder import state_bytes
 from aim_lightning.utils.errors import UserError, suggest
+from aim_lightning.utils.logging import log_once
 from aim_lightning.utils.ranges import Range, check_arguments
 
 # Options of batches and pixels, which `generate` does not take: it samples codes.
@@ -39,11 +41,13 @@ class SamplingOptions:
         cfg_schedule: guidance over the sequence (`aim_lightning.sampling.guidance`).
         cfg_power: exponent of the schedule ``power``.
         cfg_interval: start and end of the schedule ``interval``, shares of the sequence, 0 to 1.
-        decoder: ``plain``, or ``fast`` (docs/performance.md).
+        decoder: ``plain``, ``fast``, or ``auto`` (fast on NVIDIA GPUs that can run it; docs/performance.md).
         precision: of the fast decoder: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU).
             The plain decoder keeps the network's own, which may also be ``float16`` or ``float64``.
-        pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU.
-        pixel_compile: fuse the tokenizer's decoder with torch.compile, a minute at the start.
+        pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU. ``auto`` is
+            bfloat16 on a GPU, and float32 on a CPU and for scores.
+        pixel_compile: fuse the tokenizer's decoder with torch.compile, up to a minute at the start. ``auto`` does so
+            on a GPU for many images (`aim_lightning.pipeline.pixel_decoder.COMPILE_FROM`), and never for scores.
 
     Raises:
         UserError: a value of another type or out of range.
@@ -59,10 +63,10 @@ class SamplingOptions:
     cfg_schedule: Schedule = "constant"
     cfg_power: float = 1.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
-    decoder: Literal["plain", "fast"] = "plain"
+    decoder: Literal["auto", "plain", "fast"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
-    pixel_precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    pixel_compile: bool = False
+    pixel_precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    pixel_compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         ranges = {"batch_size": Range(1), "seed": Range(0, 2**63 - 1)}
@@ -104,6 +108,11 @@ class SamplingOptions:
         """Return True if any of the steps has guidance, so that the null-class branch runs."""
         return any(scale != 1 for scale in self.scales(num_tokens))
 
+    def for_scores(self) -> "SamplingOptions":
+        """Return the options with float32 pixels, not compiled, in place of `auto`: values stay comparable."""
+        precision = "float32" if self.pixel_precision == "auto" else self.pixel_precision
+        return replace(self, pixel_precision=precision, pixel_compile=self.pixel_compile is True)
+
     def options(self) -> dict:
         """Return the keyword arguments of `AiMPipeline.generate`."""
         return asdict(self)
@@ -131,7 +140,7 @@ def with_sampling_options(function: Callable, without: tuple[str, ...] = ()) -> 
 
 
 def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int] = int) -> SamplingOptions:
-    """Return the options without `auto`, for the network's device.
+    """Return the options without `auto`, for the network's device; those of pixels stay as they are.
 
     Args:
         options: as configured.
@@ -142,7 +151,7 @@ def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int]
         UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot be used.
     """
     device = model.lm_head.weight.device
-    options = replace(options, precision=_precision(options, model))
+    options = _with_decoder(options, model)
     if options.batch_size != "auto":
         return options
     if device.type != "cuda":
@@ -168,22 +177,50 @@ def auto_batch(free: int, image_bytes: int) -> int:
     return 1 << (fits.bit_length() - 1)
 
 
-def _precision(options: SamplingOptions, model: AiM) -> str:
-    """Return the type in which codes are sampled; the plain decoder keeps the network's own.
+def _with_decoder(options: SamplingOptions, model: AiM) -> SamplingOptions:
+    """Return the options with the decoder and the type in which it samples; log once what `auto` took on a GPU.
 
     Raises:
         UserError: the fast decoder is configured and cannot take the network or an option.
     """
-    weight = model.lm_head.weight
-    if options.decoder == "plain":
-        return str(weight.dtype).removeprefix("torch.")
-    reason = obstacle(model.config, weight.device) or options.filters().fast_obstacle()
-    if not reason and options.precision in ("float16", "float64"):
-        reason = f"it has no {options.precision}"
-    if reason:
+    weight, decoder = model.lm_head.weight, options.decoder
+    reason = None if decoder == "plain" else _fast_obstacle(options, model)
+    if decoder == "fast" and reason:
         raise UserError(f"the fast decoder cannot be used: {reason}")
-    automatic = "bfloat16" if weight.is_cuda else "float32"
-    return automatic if options.precision == "auto" else options.precision
+    if decoder == "auto":
+        reason = reason or _type_obstacle(options, weight)
+        decoder = "fast" if weight.is_cuda and reason is None else "plain"
+    precision = options.precision
+    if decoder == "plain":  # it keeps the network's own type
+        precision = _name(weight.dtype)
+    elif precision == "auto":
+        precision = "bfloat16" if weight.is_cuda else "float32"
+    if options.decoder == "auto" and weight.is_cuda:
+        why = f"the fast decoder cannot be used: {reason}" if reason else "the network is on an NVIDIA GPU"
+        log_once(f"sampling.decoder auto took {decoder}, in {precision}: {why}")
+    return replace(options, decoder=decoder, precision=precision)
+
+
+def _fast_obstacle(options: SamplingOptions, model: AiM) -> str | None:
+    """Return why the fast decoder cannot sample from this network with these options; None when it can."""
+    if options.precision in ("float16", "float64"):
+        return f"it has no {options.precision}"
+    if any(isinstance(module, nn.Dropout) and module.training and module.p for module in model.modules()):
+        return "it has no dropout, which is in training mode"
+    return obstacle(model.config, model.lm_head.weight.device) or options.filters().fast_obstacle()
+
+
+def _type_obstacle(options: SamplingOptions, weight: torch.Tensor) -> str | None:
+    """Return the type that autocast or the weights set, if the fast decoder lacks it."""
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if options.precision != "auto" or dtype not in (torch.float16, torch.float64):
+        return None
+    return f"it has no {_name(dtype)}, the type of autocast or of the weights"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def image_bytes(model: AiM, options: SamplingOptions) -> int:

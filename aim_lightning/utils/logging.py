@@ -1,5 +1,6 @@
 """Log lines for the user on standard output (rank 0), warnings on standard error (any rank), and both streams."""
 
+import functools
 import io
 import logging
 import os
@@ -42,6 +43,12 @@ def warn_once(text: str) -> None:
     if text not in _warned:
         _warned.add(text)
         warn(text)
+
+
+@functools.cache
+def log_once(text: str) -> None:
+    """Log a decision of the package with the standard library, once per process."""
+    logging.getLogger("aim_lightning").info(text)
 
 
 def show_log() -> None:

@@ -39,12 +39,12 @@ def test_logits(name, dtype):
 @pytest.mark.parametrize("cfg_scale", [1, 3])
 def test_greedy_codes(cfg_scale):
     model, (_, data) = published_aim("tiny_group").cuda(), fixture("tiny_group")
-    codes = generate(model, data["labels"][:, 0], cfg_scale=cfg_scale, top_k=1, position_offset=1)
+    codes = generate(model, data["labels"][:, 0], cfg_scale=cfg_scale, top_k=1, position_offset=1, decoder="plain")
     assert torch.equal(codes.cpu(), data[f"greedy_{cfg_scale}"])
 
 
 def test_sampled_codes_are_those_of_the_cpu():
-    options = {"cfg_scale": 2.0, "top_k": 50, "top_p": 0.95, "seed": 3}
+    options = {"cfg_scale": 2.0, "top_k": 50, "top_p": 0.95, "seed": 3, "decoder": "plain"}
     labels = torch.arange(64) % 10
     model = published_aim("tiny_group")
     expected = generate(model, labels, **options)

@@ -13,6 +13,7 @@ from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.models.aim.backends import choose
 from aim_lightning.sampling import generate
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log_once
 
 TOOK_TORCH = "backend auto took torch: the weights are on the CPU, its kernels need an NVIDIA GPU"
 TOOK_MAMBA = (
@@ -70,7 +71,7 @@ USES = {
 @pytest.fixture
 def messages(caplog):
     """Return a function that lists the messages logged since then."""
-    choose.log_once.cache_clear()
+    log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="aim_lightning")
     return lambda: [record.getMessage() for record in caplog.records]
 

@@ -87,7 +87,7 @@ def test_previews_and_refusals():
     assert torch.equal(kept[-1], codes)  # the next call does not write to tensors of the caller
     with pytest.raises(UserError, match="the fast decoder cannot be used: it has no MLP"):
         generate(network("none", d_intermediate=8), LABELS, decoder="fast")
-    assert_user_error("decoder is 'slow'; it must be plain or fast", generate, model, LABELS, decoder="slow")
+    assert_user_error("decoder is 'slow'; it must be auto, plain or fast", generate, model, LABELS, decoder="slow")
 
 
 def test_kept_decoders_are_released_for_a_new_one(monkeypatch):

@@ -1,5 +1,6 @@
 """Labels to images: blocks of one size, `auto`, memory, labels."""
 
+import logging
 import sys
 from dataclasses import fields, replace
 from inspect import signature
@@ -14,13 +15,14 @@ from helpers import TINY, TINY_VQ, assert_user_error, random_aim
 
 import aim_lightning
 from aim_lightning.models import VQModel
-from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.pipeline import AiMPipeline, pixel_decoder
 from aim_lightning.pipeline import pipeline as pipeline_module
 from aim_lightning.pipeline.pixel_decoder import PixelDecoder, largest_output
-from aim_lightning.sampling import SamplingOptions, generate, resolve
+from aim_lightning.sampling import SamplingOptions, filters, generate, resolve
 from aim_lightning.sampling.fast import cache, decoder_for
 from aim_lightning.sampling.options import auto_batch
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log_once
 from aim_lightning.utils.pixels import to_uint8
 
 LABELS = [0, 1, 2, 0, 1]
@@ -85,8 +87,9 @@ def test_auto_on_a_gpu_is_a_power_of_two_that_fits():
         auto_batch(GIB // 2, GIB)
 
 
-ON_GPU = SimpleNamespace(weight=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
-ON_GPU = SimpleNamespace(lm_head=ON_GPU, config=TINY, parameters=list)
+ON_GPU = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=torch.float32)
+ON_GPU = SimpleNamespace(weight=ON_GPU)
+ON_GPU = SimpleNamespace(lm_head=ON_GPU, config=TINY, parameters=list, modules=list)
 OPTIONS_MODULE = sys.modules[resolve.__module__]
 
 
@@ -102,7 +105,7 @@ def test_auto_does_not_depend_on_kept_decoders(monkeypatch):
 
 
 def test_precision_is_resolved_for_the_record(monkeypatch):
-    options, plain = SamplingOptions(decoder="fast"), SamplingOptions()
+    options, plain = SamplingOptions(decoder="fast"), SamplingOptions(decoder="plain")
     message = "the fast decoder cannot be used: its kernels need d_state"
     assert_user_error(message, resolve, options, ON_GPU)  # before anything is sampled
     monkeypatch.setattr(OPTIONS_MODULE, "obstacle", lambda config, device: None)
@@ -111,6 +114,63 @@ def test_precision_is_resolved_for_the_record(monkeypatch):
     assert resolve(replace(options, precision="float32"), ON_GPU).precision == "float32"
     assert resolve(plain, random_aim()).precision == "float32"
     assert resolve(plain, random_aim().bfloat16()).precision == "bfloat16"  # the network's type
+
+
+def logged(caplog, options, model) -> tuple[str, str, list[str]]:
+    """Return decoder, precision and log lines of `resolve`, called twice."""
+    caplog.clear()
+    log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="aim_lightning"):
+        result = [resolve(options, model) for _ in range(2)][1]
+    return result.decoder, result.precision, [record.getMessage() for record in caplog.records]
+
+
+def test_auto_takes_the_fast_decoder_on_a_gpu_that_can_run_it(monkeypatch, caplog):
+    auto, took = SamplingOptions(batch_size=4), "sampling.decoder auto took"
+    plain = f"{took} plain, in float32: the fast decoder cannot be used: "
+    assert auto.decoder == "auto" and logged(caplog, auto, random_aim()) == ("plain", "float32", [])
+    narrow = "its kernels need d_state to be a power of two from 16 to 256"
+    assert logged(caplog, auto, ON_GPU) == ("plain", "float32", [plain + narrow])
+    monkeypatch.setattr(OPTIONS_MODULE, "obstacle", lambda config, device: None)
+    fast = f"{took} fast, in bfloat16: the network is on an NVIDIA GPU"
+    assert logged(caplog, auto, ON_GPU) == ("fast", "bfloat16", [fast])
+    assert logged(caplog, replace(auto, precision="float32"), ON_GPU)[:2] == ("fast", "float32")
+    assert logged(caplog, replace(auto, decoder="plain"), ON_GPU) == ("plain", "float32", [])
+    dropout = SimpleNamespace(**{**vars(ON_GPU), "modules": lambda: [torch.nn.Dropout(0.1)]})
+    assert logged(caplog, auto, dropout)[2] == [plain + "it has no dropout, which is in training mode"]
+    half = SimpleNamespace(**{**vars(ON_GPU.lm_head.weight), "dtype": torch.float16})
+    half = SimpleNamespace(**{**vars(ON_GPU), "lm_head": SimpleNamespace(weight=half)})
+    assert logged(caplog, auto, half)[0] == "plain" and resolve(replace(auto, decoder="fast"), half).decoder == "fast"
+    monkeypatch.setattr(filters, "FAST_FILTERS", ())
+    assert logged(caplog, replace(auto, top_k=3), ON_GPU)[0] == "plain"
+
+
+def test_pixels_on_a_gpu_are_bfloat16_and_compiled_for_many_images(pipeline, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(pixel_decoder, "launcher_fault", lambda device: None)
+    auto, vq, gpu = SamplingOptions(), pipeline.tokenizer, torch.device("cuda")
+    pixels = lambda *arguments: vars(pixel_decoder.resolve_pixels(*arguments)).items()  # noqa: E731
+    few, many = ({"pixel_precision": "bfloat16", "pixel_compile": is_many}.items() for is_many in (False, True))
+    scores = {"pixel_precision": "float32", "pixel_compile": False}.items()
+    assert pixels(auto, vq, gpu, pixel_decoder.COMPILE_FROM - 1) >= few
+    assert pixels(auto, vq, gpu, pixel_decoder.COMPILE_FROM) >= many
+    assert pixels(auto, torch.nn.Identity(), gpu, 10**6) >= few  # of another class
+    for options, device in ((auto, torch.device("cpu")), (auto.for_scores(), gpu)):
+        assert pixels(options, vq, device, 10**6) >= scores
+    chosen = SamplingOptions(pixel_precision="tf32", pixel_compile=True)
+    assert chosen.for_scores() == chosen and pixels(chosen, vq, gpu, 1) >= vars(chosen).items()
+    monkeypatch.setattr(pixel_decoder, "launcher_fault", lambda device: "Triton needs a C compiler")
+    assert pixels(auto, vq, gpu, 10**6) >= few
+
+
+def test_a_compiled_decoder_takes_complete_blocks(pipeline, monkeypatch):
+    """Another batch size would be compiled once more."""
+    sizes, decode = [], pipeline.tokenizer.decode
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(pipeline.tokenizer, "decode", lambda codes: sizes.append(len(codes)) or decode(codes))
+    images = [pipeline.generate(LABELS, batch_size=3, pixel_compile=is_compiled) for is_compiled in (False, True)]
+    assert sizes == [3, 2, 3, 3] and images[0].shape == images[1].shape
+    assert (images[0].int() - images[1].int()).abs().max() <= 1
 
 
 def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
@@ -161,7 +221,7 @@ def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     record = lambda codes: settings.append(torch.backends.cudnn.allow_tf32) or decode(codes)  # noqa: E731
     monkeypatch.setattr(pipeline.tokenizer, "decode", record)
-    PixelDecoder(pipeline.tokenizer, torch.device("cpu"), "float32").start(torch.zeros(1, 4, dtype=torch.int64))
+    PixelDecoder(pipeline.tokenizer, torch.device("cpu"), "float32").start(torch.zeros(1, 4, dtype=torch.int64), 1)
     assert settings == [False] and torch.backends.cudnn.allow_tf32
     with pytest.raises(UserError, match="pixel_precision tf32 needs an NVIDIA GPU; use float32 here"):
         pipeline.resolve(SamplingOptions(pixel_precision="tf32"))

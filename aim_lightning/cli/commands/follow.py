@@ -45,7 +45,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     device = setup.start(config)
     scorer = setup.make_scorer(config, options, device)
     ranks = scorer.ranks
-    protocol = {"sampling": asdict(sampling), "raw": options.raw, **scorer.protocol(options.num)}
+    protocol = {"sampling": asdict(sampling.for_scores()), "raw": options.raw, **scorer.protocol(options.num)}
     curves = directory.path / DIRECTORY / short_key(protocol)  # one directory per protocol
     steps = read_json(curves / "steps.json", "list of steps") if (curves / "steps.json").is_file() else []
     if ranks.is_rank_zero:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.backends import launcher_fault
 from aim_lightning.sampling.fast.buffers import bytes_needed
 from aim_lightning.sampling.fast.decoder import FastDecoder
 from aim_lightning.utils.errors import UserError
@@ -24,10 +25,10 @@ def obstacle(config: AiMConfig, device: torch.device) -> str | None:
         return "it has no MLP (d_intermediate)"
     if device.type == "cpu":
         return None
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or torch.version.hip or importlib.util.find_spec("triton") is None:
         return f"it needs Triton on an NVIDIA GPU, or a CPU, not {device.type}"
     odd = [name for name in ("headdim", "d_state") if getattr(config, name) not in (16, 32, 64, 128, 256)]
-    return f"its kernels need {odd[0]} to be a power of two from 16 to 256" if odd else None
+    return f"its kernels need {odd[0]} to be a power of two from 16 to 256" if odd else launcher_fault(device)
 
 
 def decoder_for(model: AiM, images: int, guided: bool, dtype: torch.dtype, pixel_bytes: int = 0) -> FastDecoder:

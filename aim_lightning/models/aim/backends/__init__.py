@@ -1,5 +1,5 @@
 """Where AiM's arithmetic runs: plain PyTorch everywhere, mamba-ssm's kernels on NVIDIA GPUs; same parameters."""
 
-from aim_lightning.models.aim.backends.choose import BACKENDS, Backend, choose_backend, require_backend
+from aim_lightning.models.aim.backends.choose import BACKENDS, Backend, choose_backend, launcher_fault, require_backend
 
-__all__ = ["BACKENDS", "Backend", "choose_backend", "require_backend"]
+__all__ = ["BACKENDS", "Backend", "choose_backend", "launcher_fault", "require_backend"]

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import logging
 import os
 from typing import Protocol
 
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log_once
 
 BACKENDS = ("auto", "torch", "mamba_ssm", "triton")
 INSTALL = "install it with `make install-cuda`, or choose backend: torch"
 ELSEWHERE = "use it on an NVIDIA GPU in float32, bfloat16 or float16, or choose backend: torch"
-log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -141,9 +140,3 @@ def _mamba(config: AiMConfig) -> Backend:
     from aim_lightning.models.aim.backends.mamba import MambaBackend
 
     return MambaBackend(config)
-
-
-@functools.cache
-def log_once(message: str) -> None:
-    """Log a message once per process."""
-    log.info(message)

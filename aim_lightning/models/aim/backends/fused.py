@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.models.aim.aim_config import AiMConfig
-from aim_lightning.models.aim.backends.choose import log_once
 from aim_lightning.models.aim.fused.loss import fused_cross_entropy
 from aim_lightning.models.aim.fused.stack import compute_dtype, forward_stack, modulations
+from aim_lightning.utils.logging import log_once
 
 
 class TritonBackend:
