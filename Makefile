@@ -29,7 +29,7 @@ DRY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate sweep \
-	follow reproduce table sample tokenize shards dataset stages config tensorboard slurm slurm-status slurm-cancel \
+	follow reproduce table sample tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
 
@@ -170,6 +170,12 @@ slurm-status: install ## Show the jobs and the progress of RUN (EXP, RUN, CLUSTE
 
 slurm-cancel: install ## Cancel the jobs of RUN; checkpoints stay (EXP, RUN, CLUSTER as for make slurm)
 	@$(call experiment,slurm cancel) $(site)
+
+runs: install ## List runs with step, state and best metrics (EXP for one experiment, ARGS="--sort val/loss")
+	@$(AIM) runs $(EXP) $(ARGS)
+
+runs-diff: install ## Print the options and metrics that differ between two runs (A=EXP/RUN, B=EXP/RUN)
+	@$(AIM) runs diff '$(or $(A),$(error set A to EXP/RUN))' '$(or $(B),$(error set B to EXP/RUN))'
 
 tensorboard: install ## Show curves and images of all runs (PORT)
 	$(BIN)/tensorboard --logdir runs --port $(PORT)

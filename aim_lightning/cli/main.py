@@ -75,7 +75,8 @@ def run(argv: list[str]) -> int:
     if (command := commands().get(name)) is None:
         hint = errors.suggest(name, commands()) or f"; use one of {', '.join(commands())}"
         raise UserError(f"there is no command {name!r}{hint}")
-    if command.actions:
+    # `runs` is a command by itself; the others with actions need one.
+    if command.actions and (command.run is None or (rest[:1] and rest[0] in command.actions)):
         if not rest or rest[0] in HELP:
             print(actions_help(name, command))
             return 0

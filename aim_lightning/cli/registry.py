@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 NAMES = ("fit", "validate", "sample", "tokenize", "evaluate", "sweep", "follow", "reproduce", "table", "weights")
-NAMES += ("download", "shards", "dataset", "plan", "profile", "slurm", "config", "doctor")
+NAMES += ("download", "shards", "dataset", "plan", "profile", "runs", "slurm", "config", "doctor")
 # The names of a command's module that become the fields of its `Command`.
 FIELDS = ("HELP", "run", "add_options", "NEEDS_CONFIG", "WITHOUT_RUN", "UNUSED", "ACTIONS")
 
@@ -23,7 +23,7 @@ class Command:
         needs_config: True if the command takes --config.
         without_run: names of options, any of which makes an experiment unnecessary.
         unused: sections that may be missing.
-        actions: second words of the command line; a command with actions has no `run`.
+        actions: second words of the command line; most commands with actions have no `run`.
     """
 
     help: str

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from aim_lightning.cluster.requeue import USER_ERROR
 from aim_lightning.cluster.slurm_api import Job
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, tolerate_disk_errors, write_json
@@ -77,6 +78,12 @@ def recorded_exit(run_dir: Path, job: Job) -> int | None:
     """Return the exit code that this start of the job recorded; None without one."""
     record = _read(run_dir, OUTCOME, {})
     return record["code"] if (record.get("job"), record.get("starts")) == (job.id, job.starts) else None
+
+
+def was_refused(run_dir: Path, since: float) -> bool:
+    """Return True if the last exit code is that of a user error, recorded after a time in seconds since 1970."""
+    record = _read(run_dir, OUTCOME, {})
+    return record.get("code") == USER_ERROR and (run_dir / OUTCOME).stat().st_mtime > since
 
 
 def read_timings(*run_dirs: Path | str) -> dict[str, float]:

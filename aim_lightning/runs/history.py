@@ -15,6 +15,8 @@ from aim_lightning.runs.resume_policy import Decision, Progress, RunContent
 from aim_lightning.utils.files import make_directory, tolerate_disk_errors
 from aim_lightning.utils.process import beat
 
+VALIDATED_BY = "ResumeState"  # callback whose state in a checkpoint contains the last validation
+
 
 def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = True) -> RunContent:
     """Find the newest undamaged checkpoint of a run, for the decision of `resume_policy.decide`.
@@ -41,8 +43,9 @@ def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = Tr
             continue
         trainer = content["trainer"]
         progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"])
-        imported = trainer.get("imported_from")
-        return RunContent(progress, damaged, content["configuration"], now, imported, content["data"])
+        imported, callbacks = trainer.get("imported_from"), trainer.get("callbacks") or {}
+        validation = callbacks.get(VALIDATED_BY, {}).get("validation", {})  # absent from older checkpoints
+        return RunContent(progress, damaged, content["configuration"], now, imported, content["data"], validation)
     return RunContent(None, damaged, {}, now)
 
 

@@ -40,18 +40,31 @@ class LeaseState(NamedTuple):
         """Return the seconds since the last heartbeat."""
         return time.time() - self.heartbeat
 
+    def is_dead(self, stale_seconds: float = STALE_SECONDS) -> bool:
+        """Return True if the holder's process is gone from this host, or its last heartbeat is too old."""
+        process = self.holder.get("pid", 0)
+        if self.holder.get("host") == socket.gethostname() and not (process > 0 and is_running(process)):
+            return True
+        return self.age > stale_seconds
+
 
 def read_lease(path: Path) -> LeaseState | None:
     """Read a lease file; None where there is no such file."""
     holder = {}
     try:
         with path.open() as file:
-            with contextlib.suppress(ValueError):
-                holder = json.load(file)
+            with contextlib.suppress(ValueError, TypeError):  # not written yet, or a foreign file
+                holder = dict(json.load(file))
             # fstat after open: NFS revalidates attributes on open, while stat may return a cached time.
             return LeaseState(holder, os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None
+
+
+def is_held(path: Path) -> bool:
+    """Return True if a live process holds a lease file."""
+    state = read_lease(path)
+    return state is not None and not state.is_dead()
 
 
 def _exit(message: str, code: int) -> None:
@@ -167,10 +180,7 @@ class Lease:
         holder = state.holder
         if holder.get("job") and holder["job"] == self.owner["job"] and holder.get("starts", 0) < self.owner["starts"]:
             return True  # SLURM ends a job before it starts it again
-        process = holder.get("pid", 0)
-        if holder.get("host") == self.owner["host"] and not (process > 0 and is_running(process)):
-            return True
-        return state.age > self.stale_seconds
+        return state.is_dead(self.stale_seconds)
 
     def _is_mine(self, holder: dict) -> bool:
         return (holder.get("host"), holder.get("pid")) == (self.owner["host"], self.owner["pid"])

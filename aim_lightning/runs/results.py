@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 
 FORMAT = "aim_lightning.results/1"
@@ -59,15 +60,27 @@ def _without(entries: dict[str, dict[str, Any]], names: set[str]) -> dict[str, d
     return {source: {**entries[source], "metrics": metrics} for source, metrics in kept.items() if metrics}
 
 
+def read_results(directory: RunDirectory) -> dict[str, Any]:
+    """Return the content of results.json; empty `protocol` and `metrics` without the file.
+
+    Raises:
+        UserError: the file is not JSON, or has other content.
+    """
+    if not directory.results.exists():
+        return {"protocol": {}, "metrics": {}}
+    content = read_json(directory.results, "results")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("protocol", "metrics")):
+        raise UserError(f"{directory.results} was not written by this project; move it away")
+    return content
+
+
 def recorded_step(directory: RunDirectory) -> int | None:
     """Return the optimizer steps of the metrics in results.json; None without the file.
 
     Raises:
-        UserError: results.json is not JSON.
+        UserError: as `read_results`.
     """
-    if not directory.results.exists():
-        return None
-    return read_json(directory.results, "results").get("protocol", {}).get("step")
+    return read_results(directory)["protocol"].get("step")
 
 
 def commit() -> str:

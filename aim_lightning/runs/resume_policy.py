@@ -33,6 +33,7 @@ class RunContent:
         now: requested configuration.
         imported_from: source of the newest checkpoint's weights, if they were imported.
         data: rows and fingerprint of the training set in that checkpoint; None for imported weights.
+        validation: metrics of the last validation before that checkpoint; empty without one.
     """
 
     newest: Progress | None
@@ -41,6 +42,7 @@ class RunContent:
     now: dict[str, Any]
     imported_from: str | None = None
     data: dict[str, Any] | None = None
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class ResumeState(Callback):
         self.seed = seed
         self.configuration = configuration
         self.validated_step: int | None = None  # optimizer steps at the latest validation of this process
+        self.validation: dict[str, float] = {}  # metrics of the latest validation, also of earlier starts
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
         data = trainer.datamodule
@@ -54,6 +55,14 @@ class ResumeState(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self.validated_step = trainer.global_step
+            metrics = trainer.callback_metrics.items()
+            self.validation = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def state_dict(self) -> dict:
+        return {"validation": self.validation}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.validation = state["validation"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         # A collective: Lightning calls this hook on every rank, and rank 0 writes the states of all.
