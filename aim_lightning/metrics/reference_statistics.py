@@ -16,7 +16,7 @@ from aim_lightning.utils.npz import NpzFile
 from aim_lightning.utils.random import hash_int64
 
 Gaussians = dict[str, tuple[Tensor, Tensor]]  # output of the network -> mean (F,) and covariance (F, F), float64
-NEIGHBOUR_IMAGES = 10_000  # kept for neighbours and kernel distances, as in ADM's reference files
+NEIGHBOUR_IMAGES = 10_000  # kept for neighbours, kernel distances and MIND, as in ADM's reference files
 PROBE_IMAGES = 50_000
 _PARTS, _PROBE = ("mean", "covariance"), ("probe_weight", "probe_bias")
 # ADM's reference files, VIRTUAL_imagenet256_labeled.npz and similar (github.com/openai/guided-diffusion):

@@ -12,6 +12,7 @@ from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, Neighb
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.inception_score import InceptionScore
+from aim_lightning.metrics.mind import MongeInceptionDistance
 from aim_lightning.metrics.probe import SETTINGS, ClassAgreement
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
@@ -21,7 +22,7 @@ def least_images(compare: bool) -> int:
     """Return the smallest number of images on either side.
 
     Args:
-        compare: True with the kernel distance and the metrics of neighbours.
+        compare: True with the metrics of single images' features.
     """
     return NEIGHBOUR + 1 if compare else 2
 
@@ -30,8 +31,8 @@ class Scores(nn.Module):
     """All metrics that network and reference allow.
 
     Fréchet distances always; on Inception also sFID and Inception Score; with features of single reference images also
-    kernel distance, precision, recall, density and coverage; with labels also class agreement. Each rank adds its own
-    images with their indices in the set; `compute` combines all ranks.
+    kernel distance, MIND, precision, recall, density and coverage; with labels also class agreement. Each rank adds its
+    own images with their indices in the set; `compute` combines all ranks.
 
     Args:
         network: loaded feature network.
@@ -69,6 +70,7 @@ class Scores(nn.Module):
                 raise UserError(f"there are {count} images {role}; these metrics need {least} or more")
         self.kernel = KernelDistance(real.features) if compare else None
         self.neighbours = NeighbourMetrics(real.features, memo=real.memo) if compare else None
+        self.mind = MongeInceptionDistance(real.features) if compare else None
         self.agreement = ClassAgreement(*real.probe) if real.probe else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
@@ -89,7 +91,7 @@ class Scores(nn.Module):
             distance.update_features(outputs[output], real=False)
         if self.inception is not None:
             self.inception.update(outputs[LOGITS], indices)
-        for metric in (self.kernel, self.neighbours):  # both store the same tensors, without a copy
+        for metric in (self.kernel, self.neighbours, self.mind):  # all store the same tensors, without a copy
             if metric is not None:
                 metric.update(outputs[FEATURES], indices)
         if self.agreement is not None:
@@ -140,6 +142,7 @@ class Scores(nn.Module):
         if self.kernel is not None:
             values["kernel_distance"] = self.kernel.protocol(count)
             values["neighbours"] = self.neighbours.protocol()
+            values["mind"] = self.mind.protocol(count)
         return values | ({"class_agreement": SETTINGS} if self.agreement is not None else {})
 
     def _named_metrics(self) -> Iterator[tuple[Metric, list[str]]]:
@@ -156,5 +159,6 @@ class Scores(nn.Module):
         if self.kernel is not None:
             yield self.kernel, [f"kd{ending}"] if ending else ["kid", "kid_std"]
             yield self.neighbours, [f"{name}{ending}" for name in ("precision", "recall", "density", "coverage")]
+            yield self.mind, [f"mind{ending or '_inception'}"]
         if self.agreement is not None:
             yield self.agreement, ["class_agreement"]

@@ -78,7 +78,9 @@ def test_training_is_the_same_to_the_bit(experiment, run):
 def test_curves_grid_and_best_checkpoints(run):
     values = scalars(run)[TAG]
     assert [step for step, _ in values] == [6, 12, 18, 22]
-    assert {"metrics/precision_effnet_lite0_40", "metrics/class_agreement_40"} <= set(scalars(run))
+    assert {f"metrics/{name}_40" for name in ("precision_effnet_lite0", "mind_effnet_lite0", "class_agreement")} <= set(
+        scalars(run)
+    )
     assert (run / "samples" / "evaluation.png").is_file()
     ranked = sorted((value, step) for step, value in values)[:2]
     kept = sorted((run / "best").iterdir())

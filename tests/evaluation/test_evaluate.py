@@ -62,8 +62,9 @@ def test_files_and_record(scored, workspace):
     directory, record = scored
     assert {path.name for path in directory.iterdir()} == {"samples.npz", "preview.png", "scores.json"}
     assert directory.name.startswith("step=00000007-ema-100-cfg1.5-seed0-")
-    bases = ("fd", "kd", "precision", "recall", "density", "coverage")
+    bases = ("fd", "kd", "mind", "precision", "recall", "density", "coverage")
     assert set(record["metrics"]) == {f"{base}_effnet_lite0_100" for base in bases} | {"class_agreement_100"}
+    assert record["protocol"]["mind"]["projections"] == 1000 and record["protocol"]["mind"]["seed"] == 2020
     assert all(np.isfinite(value) for value in record["metrics"].values())
     protocol = record["protocol"]
     labels = protocol["labels"]
@@ -141,7 +142,7 @@ def test_a_checkpoint_needs_no_run(workspace, config, capsys, tmp_path):
 
 def test_existing_images_have_the_same_scores(scored, archive, config, tmp_path):
     """The archive, and the same images as a directory of PNGs, through the same code."""
-    sources = {archive: 5, loose_images(archive, tmp_path / "loose"): 4}  # a directory has no labels, so no agreement
+    sources = {archive: 8, loose_images(archive, tmp_path / "loose"): 7}  # a directory has no labels, so no agreement
     for source, count in sources.items():
         out = tmp_path / f"scores-{source.name}"
         assert call("evaluate", config, "--samples", source, "--out", out) == 0

@@ -316,8 +316,8 @@ def test_the_table_shows_recorded_results_only(tmp_path):
     (row,) = (line for line in text.splitlines() if line.startswith("| one |"))
     record = read_record(tmp_path / "results" / "one.json")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:10] == ["one", "fashion", "ref.npz", "10,000", "9.88", "–", "100.50", "–", "–", "0.0000"]
-    assert cells[10:] == ["2, temperature 0.9, top_k 600", "–", record["hardware"], record["commit"]]
+    assert cells[:11] == ["one", "fashion", "ref.npz", "10,000", "9.88", "–", "100.50", "–", "–", "0.0000", "–"]
+    assert cells[11:] == ["2, temperature 0.9, top_k 600", "–", record["hardware"], record["commit"]]
     assert "| three | fashion | ref.npz | 10,000 | 9.88 ± 0.25 |" in text
     assert "reference: 10,000 images of ref.npz (sha256 cdcdcdcdcdcd…)" in text
     assert text.index("Stand-ins") < text.index("| two |") and "abababababab" in text

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from aim_lightning.metrics.features import EfficientNetLite0Features, InceptionFeatures
 from aim_lightning.metrics.fid import FrechetDistance
+from aim_lightning.metrics.mind import MongeInceptionDistance
 from aim_lightning.utils.errors import UserError
 
 torch.set_num_threads(1)
@@ -55,25 +56,26 @@ def test_stand_in_equals_the_package_with_its_batch_norms(small):
 
 
 @pytest.mark.slow
-def test_stand_in_ranks_damage(small):
+def test_distances_on_the_stand_in_rank_damage(small):
     real, _ = embedded_images("train", 120)
     images, labels = embedded_images("val", 300)
-    clean = small(images)
-    distance = FrechetDistance(small.num_features)
-    distance.update_features(small(real), real=True)
+    clean, reference = small(images), small(real)
+    frechet, mind = FrechetDistance(small.num_features), MongeInceptionDistance(reference)
+    frechet.update_features(reference, real=True)
 
-    def distance_of(features):
-        distance.reset()
-        distance.update_features(features[:80], real=False)
-        return float(distance.compute())
+    def distances_of(features):
+        frechet.reset(), mind.reset()
+        frechet.update_features(features[:80], real=False)
+        mind.update(features[:80], torch.arange(80))
+        return torch.stack([frechet.compute(), mind.compute()])
 
     with pytest.warns(UserWarning, match="80 generated images for 1280 features"):
-        base = distance_of(clean)
-    blurred = [distance_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
-    noised = [distance_of(small(noisy(images[:80], scale))) for scale in (8, 32)]
-    missing = [distance_of(clean[labels < classes]) for classes in (6, 3)]
+        base = distances_of(clean)
+    blurred = [distances_of(small(gaussian_blur(images[:80], 5, sigma))) for sigma in (0.6, 1.2)]
+    noised = [distances_of(small(noisy(images[:80], scale))) for scale in (8, 32)]
+    missing = [distances_of(clean[labels < classes]) for classes in (6, 3)]
     for worse in (blurred, noised, missing):
-        assert base < worse[0] < worse[1]
+        assert (base < worse[0]).all() and (worse[0] < worse[1]).all()
 
 
 def test_training_and_autocast_around_it_change_nothing(small):

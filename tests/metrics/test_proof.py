@@ -87,7 +87,7 @@ class Replay:
 @pytest.mark.slow
 def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatch):
     random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
-    bases = ("fd", "sfd", "is", "is_std", "kd", "precision", "recall", "density", "coverage")
+    bases = ("fd", "sfd", "is", "is_std", "kd", "precision", "recall", "density", "coverage", "mind")
     assert set(random) == {f"{base}{end}" for base in bases}  # of random weights: nothing is called as in papers
     monkeypatch.setattr(InceptionFeatures, "SHA256", network.weights_hash)
     values = scored(network, outputs, "torch_fidelity")
@@ -96,18 +96,8 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatc
     assert values["is_std"] == pytest.approx(published["inception_score_std"], rel=1e-3)
     assert values["kid"] == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-4)
     assert values["kid_std"] == pytest.approx(published["kernel_inception_distance_std"], rel=1e-3)
-    assert set(values) == {
-        "fid",
-        "sfid",
-        "is",
-        "is_std",
-        "kid",
-        "kid_std",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-    }
+    neighbours = {"precision", "recall", "density", "coverage"}
+    assert set(values) == {"fid", "sfid", "is", "is_std", "kid", "kid_std", "mind_inception"} | neighbours
     assert sorted(values.values()) == pytest.approx(sorted({**random, "": values["kid_std"]}.values()))
 
 

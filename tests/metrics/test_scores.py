@@ -47,7 +47,7 @@ def test_three_processes_equal_one(network, tmp_path):
         share = (slice(0, 70), slice(70, None), slice(0, 0))[rank]  # the last rank has no images at all
         return score(network, statistics, images, share, batch=11)
 
-    assert len(alone) == 11
+    assert len(alone) == 12
     for values in on_ranks(work, tmp_path, 3):
         assert values == pytest.approx(alone, rel=1e-6)
 
@@ -194,8 +194,9 @@ def test_fewer_images_than_features_names_the_bias(network):
             score(network, ReferenceImages.from_tensors(kept, {}), random_images(fake))
 
 
-PUBLISHED = ["fid", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage"]
-STAND_IN = [f"{name}_means" for name in ("fd", "kd", "precision", "recall", "density", "coverage")]
+PUBLISHED = ["fid", "sfid", "is", "is_std", "kid", "kid_std"]
+PUBLISHED += ["precision", "recall", "density", "coverage", "mind_inception"]
+STAND_IN = [f"{name}_means" for name in ("fd", "kd", "precision", "recall", "density", "coverage", "mind")]
 
 
 @pytest.mark.parametrize(("network", "names", "distances"), [(Complete, PUBLISHED, 4), (Means, STAND_IN, 1)])
@@ -213,6 +214,7 @@ def test_names_are_known_before_scoring_and_differ_from_those_of_papers(network,
 def test_the_protocol_of_an_early_end_is_that_of_fewer_images(network, real):
     scores, few = (Scores(network, real, count) for count in (30, 12))
     kernel = {"subsets": 100, "subset_size": 30, "seed": 2020, "kernel": "(x.y / F + 1)^3"}
+    mind = {"projections": 1000, "seed": 2020, "scale": "3 x 6"}
     assert scores.protocol() == {
         "features": network.protocol(),
         "reference": {"kind": "test"},
@@ -220,6 +222,7 @@ def test_the_protocol_of_an_early_end_is_that_of_fewer_images(network, real):
         "inception_score": {"splitting": "adm", "classes": 1008},
         "kernel_distance": kernel | {"reference_pictures": 40},
         "neighbours": {"k": 3, "reference_pictures": 40, "distances": "squared Euclidean, float64"},
+        "mind": mind | {"images_per_side": 30, "reference_images": 40},
     }
     assert scores.protocol(12) == few.protocol() and few.protocol()["kernel_distance"]["subset_size"] == 12
 

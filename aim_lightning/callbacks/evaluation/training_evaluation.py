@@ -56,7 +56,7 @@ class TrainingEvaluation(Callback):
         budget_seconds: for sampling and features. The first evaluation that exceeds it determines the number of images
             of all later ones, so that values stay comparable.
         reference: as in `evaluate --reference`; null = the training images.
-        compare: also kernel distance, precision, recall, density and coverage, which keep the features of every image.
+        compare: also kernel distance, MIND, precision, recall, density and coverage, which keep every image's features.
         monitor: plain name of the metric that ranks checkpoints; null = the distance.
         mode: whether lower (min) or higher (max) is better.
         keep_best: number of best checkpoints in RUN/best; 0 = none.

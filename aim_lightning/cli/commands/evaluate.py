@@ -10,7 +10,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log, log_next
 
-HELP = "generate samples (or read existing ones) and score them: FID, IS, KID, precision, recall, coverage, …"
+HELP = "generate samples (or read existing ones) and score them: FID, IS, KID, MIND, precision, recall, coverage, …"
 WITHOUT_RUN = ("samples", "weights")
 
 

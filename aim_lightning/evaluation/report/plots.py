@@ -9,7 +9,7 @@ from aim_lightning.evaluation.report.sweep import label, number_or_text, text
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import atomic_path
 
-LOWER_IS_BETTER = ("fid", "sfid", "fd_", "kid", "kd_", "rfid", "rfd", "lpips")  # starts of names
+LOWER_IS_BETTER = ("fid", "sfid", "fd_", "kid", "kd_", "mind_", "rfid", "rfd", "lpips")  # starts of names
 Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 
 

@@ -10,7 +10,7 @@ from aim_lightning.sampling.filters import Filters
 
 SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
 PAPER = {"FID": "fid", "IS": "is", "precision": "precision", "recall": "recall"}  # column -> metric
-OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
+OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "mind_inception")
 MISSING = "–"
 
 
