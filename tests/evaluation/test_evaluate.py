@@ -455,7 +455,7 @@ MISTAKES = [
     (["--record", "a/b"], "--record is 'a/b'"),
     (["--weights", "no/where/at/all"], "does not exist"),
     (["--images.image_size", "8", "--images.resize", "8"], "4x4 pixels, those of the reference 8x8"),
-    (["--trainer.devices", "0"], "trainer:"),
+    (["--trainer.devices", "0"], "trainer.devices is 0"),
 ]
 
 
