@@ -99,6 +99,8 @@ SHARED = {
     "on_error": option("error stops at an unreadable image, skip lists it", "error", choices=("error", "skip")),
     "num": option("images to generate", 50000, type=number(int, 1)),
     "reference": option(_REFERENCES, metavar="PATH"),
+    "fdr": option("held-out real images for FDr: `val` (of the experiment), or as --reference", metavar="PATH"),
+    "more_features": option("YAML files with further feature networks", nargs="+", metavar="FILE"),
     "splitting": option("splits of the Inception Score", "adm", choices=("adm", "torch_fidelity")),
     "feature_batch": option("batch size of the feature network, images", 250, type=number(int, 1)),
     "cache": option("directory that caches reference statistics", ".cache/reference", metavar="DIR"),
@@ -110,7 +112,7 @@ SHARED = {
     "labels": option("file with one class number per line, one line per image; also sets --num", metavar="FILE"),
 }
 # Options of every command that scores samples, and of those that take any checkpoint or published weights.
-SCORING = ("num", "reference", "splitting", "feature_batch", "cache")
+SCORING = ("num", "reference", "fdr", "more_features", "splitting", "feature_batch", "cache")
 GENERATING = (*SCORING, "raw", "allow_untrained_guidance", "checkpoint", "weights", "classes", "labels", "seeds")
 
 

@@ -124,11 +124,22 @@ def tokenizer_source(text: str) -> str | dict[str, Any]:
     Raises:
         UserError: the file has no such key, or its class does not exist.
     """
-    if Path(text).suffix not in (".yaml", ".yml"):
-        return text
-    config = read(Arguments([Path(text)]))
-    source = config.values["tokenizer"]
-    if source is None:
-        raise UserError(f"--tokenizer: {text} does not set the key tokenizer")
-    check(Config({"tokenizer": source}, config.origins), {"tokenizer": SECTIONS["tokenizer"]})
-    return source
+    return read_section(text, "tokenizer", "--tokenizer") if Path(text).suffix in (".yaml", ".yml") else text
+
+
+def read_section(path: str | Path, name: str, option: str) -> Any:
+    """Return one checked section of a YAML file.
+
+    Args:
+        path: of the file.
+        name: of the section.
+        option: that names the file, for errors.
+
+    Raises:
+        UserError: the file does not set the section, or its class does not exist.
+    """
+    config = read(Arguments([Path(path)]))
+    if (section := config.values[name]) is None:
+        raise UserError(f"{option}: {path} does not set the key {name}")
+    check(Config({name: section}, config.origins), {name: SECTIONS[name]})
+    return section

@@ -39,14 +39,18 @@ class Reference:
         images: the experiment's images; their geometry (image_size, resize, pad, crop) also applies to a `path` of
             class directories, shards or an archive.
         split: of `images`, used without a path.
+        option: name of the option in errors.
 
     Raises:
         UserError: both are None, or the path is missing or unsupported.
     """
 
-    def __init__(self, path: str | Path | None, images: Images | None, split: str = "train") -> None:
+    def __init__(
+        self, path: str | Path | None, images: Images | None, split: str = "train", option: str = "--reference"
+    ) -> None:
+        self.option = option
         if path is None and images is None:
-            raise UserError("no reference images; give --reference, or an experiment with images")
+            raise UserError(f"no images for {option}; give a path, or an experiment with images")
         self.file = NpzFile(path) if path is not None and Path(path).suffix == ".npz" else None
         self.images = self._open(path, images, split)  # None: an .npz with statistics only
         self.performance: dict[str, float] = {}  # of computing the statistics, empty where the cache had them
@@ -58,13 +62,13 @@ class Reference:
             return image_sets.NpzImages(path) if IMAGES in self.file else None
         path = Path(path)
         if not path.exists():
-            raise UserError(f"--reference {path} does not exist; {FORMS}")
+            raise UserError(f"{self.option} {path} does not exist; {FORMS}")
         if path.is_file() and path.suffix != ".tar":
-            raise UserError(f"--reference {path} is not supported; {FORMS}")
+            raise UserError(f"{self.option} {path} is not supported; {FORMS}")
         if path.is_dir() and any(file.suffix.lower() in image_sets.SUFFIXES for file in path.iterdir()):
             return image_sets.DirectoryImages(path)
         if images is None:
-            raise UserError(f"--reference {path} needs a geometry; give an experiment with images, or flat images")
+            raise UserError(f"{self.option} {path} needs a geometry; give an experiment with images, or flat images")
         return image_sets.ExperimentImages(replace(images, train=str(path)).open("train"), path.name)
 
     def identity(self) -> dict[str, Any]:

@@ -119,6 +119,11 @@ def short_reference(reference: dict[str, Any]) -> str:
     return f"{reference['name']}-{reference[_hash_name(reference)][:8]}"
 
 
+def same_images(reference: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return True if two references of protocols have one hash."""
+    return reference[_hash_name(reference)] == other[_hash_name(other)]
+
+
 def _hash_name(reference: dict[str, Any]) -> str:
     return next(name for name in ("sha256", "pixels_sha256", "fingerprint") if name in reference)
 

@@ -15,6 +15,7 @@ from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, g
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics import count_suffix
+from aim_lightning.metrics.fdr import mean_of_ratios, network_label
 from aim_lightning.metrics.features import FeatureNetwork
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.metrics.scores import Scores
@@ -41,6 +42,8 @@ class Scorer:
         splitting: of the Inception Score, ``adm`` or ``torch_fidelity``.
         batch_size: images per step and device.
         compare: also the metrics on features of single images, such as precision and density.
+        heldout: statistics of held-out real images on the same network; with them also FDr.
+        more: scorers with other feature networks, whose values are added; with FDr also its mean over all networks.
         performance: of computing the reference, for the record.
     """
 
@@ -51,6 +54,8 @@ class Scorer:
     splitting: str = "adm"
     batch_size: int = BATCH
     compare: bool = True
+    heldout: ReferenceImages | None = None
+    more: list["Scorer"] = field(default_factory=list)
     performance: dict[str, Any] = field(default_factory=dict)
     _scores: Scores | None = field(default=None, init=False, repr=False)
 
@@ -61,7 +66,8 @@ class Scorer:
             UserError: there are too few images, or too few reference images.
         """
         if self._scores is None or self._scores.num_images != num_images:
-            self._scores = Scores(self.network, self.reference, num_images, self.splitting, self.compare)
+            options = self.splitting, self.compare, self.heldout
+            self._scores = Scores(self.network, self.reference, num_images, *options)
         self._scores.reset()
         return self._scores
 
@@ -71,7 +77,9 @@ class Scorer:
 
     def protocol(self, num_images: int) -> dict[str, Any]:
         """Return everything except the images that values of this many images depend on."""
-        return (self._scores or self.prepare(num_images)).protocol(num_images)
+        protocol = (self._scores or self.prepare(num_images)).protocol(num_images)
+        others = {network_label(other.network): other.protocol(num_images) for other in self.more}
+        return protocol | ({"more_features": others} if others else {})
 
     def score(self, image_set: ImageSet, between: Between = iter) -> tuple[dict[str, float], dict[str, Any]]:
         """Score an image set. Every rank must call it.
@@ -102,7 +110,12 @@ class Scorer:
         values = scores.compute()
         seconds = round(time.perf_counter() - start, 2)
         scores.reset()
-        return values, {"features": meter.performance(), "metrics_s": seconds}
+        performance = {"features": meter.performance(), "metrics_s": seconds}
+        for other in self.more:
+            added, speed = other.score(image_set, between)
+            values |= added
+            performance |= {f"{name}_{network_label(other.network)}": value for name, value in speed.items()}
+        return values | mean_of_ratios(values), performance
 
 
 @dataclass

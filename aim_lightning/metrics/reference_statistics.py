@@ -46,6 +46,24 @@ class ReferenceImages:
     count: int | None = None
     memo: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
+    def gaussian_of(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return mean (F,) and covariance (F, F) of the features of `count` images, float64.
+
+        All images, or those of smallest hash among the stored features.
+
+        Raises:
+            UserError: there are fewer images, or fewer stored features.
+        """
+        if count == self.count:
+            return self.gaussians[FEATURES]
+        limit = 0 if self.count is None or self.features is None else len(self.features)
+        if count > limit:
+            total = f"{limit} of {self.count} images" if self.count else "published statistics without their images"
+            raise UserError(f"FDr needs {count} held-out images; there are {total}. Set --num, or give others to --fdr")
+        stored = chosen_rows(self.count, limit)
+        rows = self.features[chosen_rows(self.count, count)[stored]].double()
+        return rows.mean(0), rows.T.cov()
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the content of a cache file; inverse of `from_tensors`."""
         pairs = self.gaussians.items()

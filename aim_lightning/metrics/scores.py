@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from aim_lightning.metrics.fdr import FrechetRatio
 from aim_lightning.metrics.feature_sets import NEIGHBOUR, KernelDistance, NeighbourMetrics
 from aim_lightning.metrics.features import FEATURES, LOGITS, FeatureNetwork
 from aim_lightning.metrics.fid import FrechetDistance
@@ -40,6 +41,7 @@ class Scores(nn.Module):
         num_images: in the set.
         splitting: of the Inception Score.
         compare: False skips the metrics on features of single images and saves their memory and time.
+        heldout: statistics of held-out real images; with them also FDr.
 
     Raises:
         UserError: too few images on either side.
@@ -52,6 +54,7 @@ class Scores(nn.Module):
         num_images: int,
         splitting: str = "adm",
         compare: bool = True,
+        heldout: ReferenceImages | None = None,
     ) -> None:
         super().__init__()
         self.real, self.num_images, self.splitting = real, num_images, splitting
@@ -72,6 +75,7 @@ class Scores(nn.Module):
         self.neighbours = NeighbourMetrics(real.features, memo=real.memo) if compare else None
         self.mind = MongeInceptionDistance(real.features) if compare else None
         self.agreement = ClassAgreement(*real.probe) if real.probe else None
+        self.ratio = FrechetRatio(network, real, heldout, num_images) if heldout else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
 
@@ -113,12 +117,15 @@ class Scores(nn.Module):
             values = result.values() if isinstance(result, dict) else [result]
             # Not strict: only the published kernel distance reports its deviation.
             named |= dict(zip(names, map(float, values), strict=False))
+        if self.ratio is not None:
+            named[self.ratio.name] = named[self.network.metric_name] / self.ratio.divisor
         # NaN without labels.
         return {name: value for name, value in named.items() if name != "class_agreement" or not math.isnan(value)}
 
     def names(self) -> list[str]:
         """Return the names of the values; class agreement is dropped without labels."""
-        return [name for _, names in self._named_metrics() for name in names]
+        names = [name for _, names in self._named_metrics() for name in names]
+        return names + ([] if self.ratio is None else [self.ratio.name])
 
     def reset(self) -> None:
         """Remove the added images and keep the reference.
@@ -143,6 +150,8 @@ class Scores(nn.Module):
             values["kernel_distance"] = self.kernel.protocol(count)
             values["neighbours"] = self.neighbours.protocol()
             values["mind"] = self.mind.protocol(count)
+        if self.ratio is not None:
+            values["fdr"] = self.ratio.protocol()
         return values | ({"class_agreement": SETTINGS} if self.agreement is not None else {})
 
     def _named_metrics(self) -> Iterator[tuple[Metric, list[str]]]:

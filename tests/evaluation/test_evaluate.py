@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import ROOT, python, start_python
 from evaluation.small import call, config, last_error, networks, refused, words, workspace, write_step  # noqa: F401
 from helpers import assert_user_error
@@ -32,6 +33,15 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
+
+
+SQUEEZE = """
+features:
+  class_path: aim_lightning.metrics.features.TorchFeatures
+  init_args: {{factory: torchvision.models.squeezenet1_1, weights: {weights}, layer: features, name: squeeze,
+    num_features: 512, input_size: 32}}
+"""
+CLUSTER = ROOT / "configs/cluster/cpu.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +186,28 @@ def test_an_archive_needs_no_experiment_and_its_reference_is_printed(archive, wo
     assert metrics["fd_effnet_lite0"] == pytest.approx(0, abs=1e-3) and metrics["precision_effnet_lite0"] == 1
     assert main(["evaluate", *options]) == 2
     assert "run `aim-lightning download inception` or make weights-inception" in last_error(capsys)
+
+
+def test_two_networks_and_held_out_images_give_fdr_and_its_mean(archive, config, workspace, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "net.pth")
+    features = tmp_path / "squeeze.yaml"
+    features.write_text(SQUEEZE.format(weights=tmp_path / "net.pth"))
+    samples, heldout = loose_images(archive, tmp_path / "samples", 40), loose_images(archive, tmp_path / "real", 50)
+    options = ("--samples", samples, "--out", tmp_path / "out", "--more_features", features)
+    assert call("evaluate", config, *options, "--reference", archive, "--fdr", heldout) == 0
+    record = read_record(tmp_path / "out" / "scores.json")
+    metrics, protocol = plain_metrics(record), record["protocol"]
+    ratios = metrics["fdr_effnet_lite0"], metrics["fdr_squeeze"]
+    assert metrics["fdr_effnet_lite0+squeeze"] == pytest.approx(sum(ratios) / 2) and min(ratios) > 0
+    assert {"fd_squeeze", "coverage_squeeze"} < set(metrics)
+    other = protocol["more_features"]["squeeze"]
+    assert other["features"]["network"] == "squeeze" and other["reference"] == protocol["reference"]
+    assert protocol["fdr"]["heldout"]["name"] == "real" and protocol["fdr"]["num_heldout"] == 40
+    assert "--fdr: these are the reference images" in refused(capsys, "evaluate", config, "--fdr", "val")
+    twice = refused(capsys, "evaluate", config, "--more_features", ROOT / "configs/features/effnet_lite0.yaml")
+    assert "effnet_lite0 is used twice" in twice
+    assert "does not set the key features" in refused(capsys, "evaluate", config, "--more_features", CLUSTER)
 
 
 def test_features_that_are_not_finite_are_one_line(archive, config, tmp_path, monkeypatch, capsys):

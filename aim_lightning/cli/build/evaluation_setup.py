@@ -11,13 +11,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from aim_lightning.cli.build.trainer_cli import quiet
 from aim_lightning.cli.common_options import choose_classes
-from aim_lightning.cli.config import Config
+from aim_lightning.cli.config import Config, read_section
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
+from aim_lightning.evaluation.image_sets import check_size
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels, read_labels, resolve_options
-from aim_lightning.evaluation.score_record import describe_reference, over_seeds
+from aim_lightning.evaluation.score_record import describe_reference, over_seeds, same_images
 from aim_lightning.evaluation.scorer import Evaluation, Scorer
+from aim_lightning.metrics.fdr import network_label
 from aim_lightning.metrics.features import FeatureNetwork, InceptionFeatures
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.runs.directory import RunDirectory
@@ -80,16 +82,41 @@ def run_seeds(
 
 
 def make_scorer(config: Config, options: argparse.Namespace, device: torch.device) -> Scorer:
-    """Load the feature network and the statistics of the reference. Every rank must call it."""
-    ranks, images, features = ProcessGroup(), config.values["images"], config.values["features"]
-    network = build_object(features, FeatureNetwork, "features") if features else InceptionFeatures()
-    network.weights_path()  # missing weights are reported before images are read
-    reference = Reference(options.reference, Images(**images) if images else None)
-    network.load(device)
+    """Load the feature networks and the statistics of the reference. Every rank must call it.
+
+    Raises:
+        UserError: weights or images are missing, two networks have one name, or the held-out images are the reference.
+    """
+    features = config.values["features"]
+    networks = [build_object(features, FeatureNetwork, "features") if features else InceptionFeatures()]
+    for path in options.more_features or []:
+        section = read_section(path, "features", "--more_features")
+        networks.append(build_object(section, FeatureNetwork, "features"))
+    for network in networks:
+        network.weights_path()  # missing weights are reported before images are read
+    labels = [network_label(network) for network in networks]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(f"--more_features: {twice[0]} is used twice; give every feature network once")
+    scorer, *others = [_scorer(config, options, network.load(device)) for network in networks]
+    # Without the probe of other networks: the name of class agreement does not contain the network.
+    scorer.more = [replace(other, reference=replace(other.reference, probe=None)) for other in others]
+    return scorer
+
+
+def _scorer(config: Config, options: argparse.Namespace, network: FeatureNetwork) -> Scorer:
+    ranks, images = ProcessGroup(), config.values["images"]
+    images = Images(**images) if images else None
+    reference, heldout = Reference(options.reference, images), None
     statistics = reference.statistics(network, ranks, options.cache, options.feature_batch)
+    if options.fdr:
+        others = Reference(None if options.fdr == "val" else options.fdr, images, "val", option="--fdr")
+        check_size(others.image_size(), reference.image_size())
+        heldout = others.statistics(network, ranks, options.cache, options.feature_batch, probe=False)
+        if same_images(heldout.source, statistics.source):
+            raise UserError("--fdr: these are the reference images; give held-out images")
     performance = {"reference": reference.performance} if reference.performance else {}
     how = reference.image_size(), ranks, options.splitting, options.feature_batch
-    return Scorer(network, statistics, *how, performance=performance)
+    return Scorer(network, statistics, *how, performance=performance, heldout=heldout)
 
 
 def load_model(config: Config, options: argparse.Namespace, device: torch.device) -> EvaluatedModel:
