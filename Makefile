@@ -29,7 +29,7 @@ DRY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate sweep \
-	follow reproduce table sample tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
+	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
 
@@ -100,7 +100,7 @@ format: install ## Format the source and fix what can be fixed
 
 # $(call experiment,command); EXP is checked before anything is installed.
 experiment = $(AIM) $(1) --config experiments/$(EXP).yaml --run $(RUN) $(ARGS)
-NEED_EXP := train plan profile validate sample evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
+NEED_EXP := train plan profile validate sample app evaluate sweep follow tokenize config slurm slurm-status slurm-cancel
 ifneq (,$(filter $(NEED_EXP),$(MAKECMDGOALS)))
 ifeq (,$(wildcard experiments/$(EXP).yaml))
 $(error $(if $(EXP),there is no experiment $(EXP); )set EXP to one of: $(basename $(notdir $(wildcard experiments/*.yaml))))
@@ -121,6 +121,9 @@ validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 
 sample: install ## Generate images with RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
 	@$(call experiment,sample)
+
+app: install ## Serve a page in the browser that generates images with RUN (EXP, RUN, ARGS="--port 7860")
+	@$(call experiment,app)
 
 evaluate: install ## Generate samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
 	@$(call experiment,evaluate)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,13 @@ def skip_without(program: str) -> None:
     """Skip a test on a machine without the program; CI (AIM_CI) fails instead."""
     if not shutil.which(program) and "AIM_CI" not in os.environ:
         pytest.skip(f"needs {program}")
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that is not in use."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def write_program(path: Path, text: str, interpreter: str = "/bin/sh") -> Path:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from helpers import free_port
 
 
 @dataclass
@@ -31,9 +32,7 @@ class Start:
     codes: dict[int, int] = field(default_factory=dict)
 
     def launch(self) -> "Start":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         for rank in range(self.ranks):
             pid = os.fork()
             if pid == 0:

@@ -22,7 +22,7 @@ def check_files(command: str, values: dict[str, Any], checkpoint: str | None = N
     run = RunDirectory(values["experiment"], values["run"], values["runs_root"])
     if checkpoint and not Path(checkpoint).exists():
         raise UserError(f"--checkpoint {checkpoint} does not exist")
-    if command in ("validate", "sample", "evaluate", "sweep") and not checkpoint:
+    if command in ("validate", "sample", "app", "evaluate", "sweep") and not checkpoint:
         newest_checkpoint(run.path)
     if command == "follow" and not run.path.is_dir():  # without a checkpoint yet it waits for one
         train = f"make train EXP={run.experiment} RUN={run.run}"

@@ -1,0 +1,48 @@
+"""`app`: the page of a run as a process, compared with `sample`."""
+
+import numpy as np
+import pytest
+from conftest import start_python
+from evaluation.small import config, workspace  # noqa: F401
+from helpers import free_port
+from PIL import Image
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_path, succeed):  # noqa: F811
+    from gradio_client import Client
+
+    options = ["--sampling.seed", "5", "--sampling.temperature", "0.9"]
+    succeed("sample", "--config", config, "--classes", "blue", "--num", 2, "--out", tmp_path, *options)
+    expected = [pixels(path) for path in sorted(tmp_path.glob("blue-*.png"))]
+    port = free_port()
+    command = ["app", "--config", config, "--port", port, *options]
+    server = start_python("-m", "aim_lightning", *command, GRADIO_TEMP_DIR=str(tmp_path / "gradio"))
+    try:
+        lines = []
+        while not lines or not lines[-1].startswith("page: "):
+            lines.append(server.stdout.readline())
+            assert lines[-1], lines
+        assert lines[-1] == f"page: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+        page = Client(f"http://127.0.0.1:{port}", verbose=False)
+        values = {"images": 2, "seed": 5, "cfg_scale": 1.5, "temperature": 0.9, "top_k": 0, "top_p": 1}
+        grid = pixels(page.predict(name="blue", **values, api_name="/generate"))
+        # The grid enlarges images of 4 pixels to 64, with 2 pixels between them.
+        assert np.array_equal(grid[:64:16, :64:16], expected[0]) and np.array_equal(
+            grid[:64:16, 66:130:16], expected[1]
+        )
+    finally:
+        server.terminate()
+        rest = server.communicate(timeout=30)[0]
+    assert "Traceback" not in rest
+
+
+def test_mistakes_are_named_before_the_page_starts(config, fail):  # noqa: F811
+    assert "--port is 70000" in fail("app", "--config", config, "--port", 70000)
+    assert "no checkpoint" in fail("app", "--config", config, "--run", "absent")
+    assert "cannot be combined" in fail("app", "--config", config, "--weights", "x", "--raw")
