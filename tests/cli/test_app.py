@@ -7,6 +7,8 @@ from evaluation.small import config, workspace  # noqa: F401
 from helpers import free_port
 from PIL import Image
 
+from aim_lightning.utils.errors import UserError
+
 
 def pixels(path) -> np.ndarray:
     with Image.open(path) as image:
@@ -46,3 +48,11 @@ def test_mistakes_are_named_before_the_page_starts(config, fail):  # noqa: F811
     assert "--port is 70000" in fail("app", "--config", config, "--port", 70000)
     assert "no checkpoint" in fail("app", "--config", config, "--run", "absent")
     assert "cannot be combined" in fail("app", "--config", config, "--weights", "x", "--raw")
+
+
+def test_published_weights_have_a_page_without_an_experiment(workspace, monkeypatch, fail):  # noqa: F811
+    def serve(page, host, port):
+        raise UserError(f"{page.title} {host} {port}; stop here")
+
+    monkeypatch.setattr("aim_lightning.pipeline.page.serve", serve)
+    assert "published 0.0.0.0 7860" in fail("app", "--weights", workspace / "published", "--host", "0.0.0.0")
