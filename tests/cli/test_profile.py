@@ -3,13 +3,15 @@
 import csv
 import gzip
 import json
+import re
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from integration.tiny import Experiment, write_experiment
 
-from aim_lightning.cli.commands.profile import COLUMNS, kernel_table
+from aim_lightning.cli.commands.profile import COLUMNS, LISTED, kernel_table
 
 
 @pytest.mark.slow
@@ -17,7 +19,8 @@ def test_trace_and_table_of_a_training(tmp_path):
     experiment = Experiment(write_experiment(tmp_path))
     result = experiment.process("profile", "main", "--steps", 3)  # 8 steps in epochs of 7
     assert result.returncode == 0, result.stdout
-    assert "3 steps of 8 images on one CPU\n" in result.stdout and "  aten::" in result.stdout, result.stdout
+    total = re.search(r"3 steps of 8 images on one CPU\n.* step with the profiler, ([\d.]+) ms in", result.stdout)
+    assert total, result.stdout
     assert [path.name for path in (experiment.runs / "main").iterdir()] == ["profile"]
     directory = experiment.runs / "main" / "profile"
     (trace,) = directory.glob("*.pt.trace.json.gz")
@@ -25,10 +28,15 @@ def test_trace_and_table_of_a_training(tmp_path):
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert len({event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}) == 3
     header, *rows = csv.reader((directory / "kernels.csv").open(encoding="utf-8"))
-    assert header == list(COLUMNS) and len(rows) == 20
+    assert header == list(COLUMNS) and len(rows) == LISTED
     times, shares = ([float(row[column]) for row in rows] for column in (2, 3))
-    assert times == sorted(times, reverse=True) and 0.2 < sum(shares) < 1
-    assert all(float(row[1]) > 0 for row in rows)
+    # A busy machine interrupts any operator, so which ones are the most expensive is not fixed.
+    assert times == sorted(times, reverse=True)
+    assert shares == pytest.approx([time / float(total[1]) for time in times], rel=0.05)
+    launches = Counter(event["name"] for event in events if event.get("cat") == "cpu_op")
+    assert LISTED / len(launches) <= sum(shares) < 1
+    # The table counts an operator that only calls its own overload once.
+    assert all(0 < float(row[1]) * 3 <= launches[row[0]] + 0.01 for row in rows)
 
 
 def test_on_a_gpu_only_kernels_count():
