@@ -104,9 +104,9 @@ def script_output(script: str, *paths: str, timeout: float = 400, **environment:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the norm of the difference over the norm of the reference."""
-    return ((value - reference).norm() / reference.norm()).item()
+def relative(value: torch.Tensor, reference: torch.Tensor, smallest: float = 0.0) -> float:
+    """Return the norm of the difference over the norm of the reference, or over `smallest` where that is larger."""
+    return ((value - reference).norm() / reference.norm().clamp(min=smallest)).item()
 
 
 def fixture(name: str) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -50,23 +50,30 @@ def extreme(model: AiM) -> AiM:
     return model
 
 
-def compare(model: AiM) -> dict[str, float]:
-    """Return the relative differences of loss and gradients from the plain network in float64."""
+def compare(model: AiM, images: int = 2, floor: float = 0.0) -> dict[str, float]:
+    """Return the relative differences of loss and gradients from the plain network in float64.
+
+    Args:
+        model: its weights and sizes are compared.
+        images: of the batch; the last one has the null class.
+        floor: smallest norm that a gradient is compared with, as a share of the norm of all gradients.
+    """
     exact = AiM(model.config, "torch")
     exact.load_state_dict(model.state_dict())
     exact.double()
     fused = AiM(model.config, "triton")
     fused.load_state_dict(model.state_dict())
-    codes = torch.randint(model.config.vocab_size, (2, model.config.num_tokens))
-    labels = torch.tensor([0, model.config.num_classes])
+    codes = torch.randint(model.config.vocab_size, (images, model.config.num_tokens))
+    labels = torch.tensor([0, 1, model.config.num_classes])[-images:]
     losses = [model.loss(codes, labels) for model in (exact, fused)]
     for loss in losses:
         loss.backward()
-    expected = dict(exact.named_parameters())
+    expected = {name: parameter.grad for name, parameter in exact.named_parameters()}
+    smallest = floor * torch.nn.utils.get_total_norm(expected.values()).item()
     differences = {
-        name: relative(parameter.grad.double(), expected[name].grad)
+        name: relative(parameter.grad.double(), expected[name], smallest)
         for name, parameter in fused.named_parameters()
-        if expected[name].grad.norm() > 1e-12
+        if expected[name].norm() > 1e-12
     }
     decay = [value for name, value in differences.items() if name.endswith(("A_log", "dt_bias"))]
     return {

@@ -41,6 +41,12 @@ def test_loss_and_gradients_equal_float64(differences, case):
 
 
 @pytest.mark.slow
+def test_random_sizes_equal_float64():
+    lengths = script_output("models/fused_sizes_on_cpu.py", timeout=600)["lengths"]
+    assert len(lengths) == 7 and max(lengths) > 64, lengths  # longer than a block
+
+
+@pytest.mark.slow
 def test_gradient_is_the_slope_of_the_loss(differences):
     assert differences["directional"] <= 1e-3
 
