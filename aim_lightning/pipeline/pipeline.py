@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aim_lightning.models import AiM
-from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, resolve_pixels
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, resolve_pixels, weights_version
 from aim_lightning.sampling import (
     SamplingOptions,
     generate,
@@ -313,10 +313,13 @@ class AiMPipeline:
         raise out_of_memory(self.aim, sampling.batch_size, image_bytes(self.aim, sampling) + pixels.image_bytes())
 
     def _pixel_decoder(self, sampling: SamplingOptions) -> PixelDecoder:
-        key = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
-        if key not in self._pixels:
-            self._pixels[key] = PixelDecoder(self.tokenizer, *key)
-        return self._pixels[key]
+        options = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
+        version = weights_version(self.tokenizer)
+        if (version, options) not in self._pixels:
+            # Decoders with other weights are released.
+            self._pixels = {key: decoder for key, decoder in self._pixels.items() if key[0] == version}
+            self._pixels[version, options] = PixelDecoder(self.tokenizer, *options)
+        return self._pixels[version, options]
 
 
 def check_guidance(sampling: SamplingOptions, label_dropout: float | None, num_tokens: int) -> None:

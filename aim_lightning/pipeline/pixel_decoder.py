@@ -1,6 +1,7 @@
 """From codes to images: the tokenizer's decoder, on a GPU concurrently with the sampling of the next batch."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -77,30 +78,43 @@ class Pixels:
 class PixelDecoder:
     """Decode batches of codes, on a GPU on a separate stream, concurrently with what follows.
 
+    On a GPU, bfloat16 and compiled decoders are copies: the tokenizer is shared and keeps its layout and type. A copy
+    keeps the weights that it was made with (`weights_version`).
+
     Args:
         tokenizer: with `decode` and `grid`.
         device: where it is and the codes will be.
-        precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16`` by autocast, which keeps the norms in float32.
-        fused: compile the decoder. On a GPU this compiles a copy in channels-last layout: the tokenizer itself is
-            shared and keeps its layout, and the copy keeps the weights that it was made with. Uncompiled, PyTorch's
-            group norm takes the plain layout only, and would copy before and after every convolution.
+        precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16``. On a GPU, bfloat16 of a VQ tokenizer uses the
+            kernels of `aim_lightning.models.vq.fused`, others autocast, which keeps the norms in float32.
+        compiled: compile the decoder with torch.compile instead, in channels-last layout.
 
     Raises:
         UserError: TF32 without an NVIDIA GPU.
     """
 
     def __init__(
-        self, tokenizer: nn.Module, device: torch.device, precision: str = "float32", fused: bool = False
+        self, tokenizer: nn.Module, device: torch.device, precision: str = "float32", compiled: bool = False
     ) -> None:
         if precision == "tf32" and device.type != "cuda":
             raise UserError("sampling.pixel_precision tf32 needs an NVIDIA GPU; use float32 here")
-        if fused and device.type == "cuda":
-            tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
-        self.tokenizer, self.device, self.precision, self.fused = tokenizer, device, precision, fused
-        # Static shapes: kernels for any batch size would be slower.
-        self.decode = torch.compile(tokenizer.decode, dynamic=False) if fused else tokenizer.decode
+        self.tokenizer, self.device, self.precision, self.compiled = tokenizer, device, precision, compiled
+        self.decode = self._decoder()
         self._stream: torch.cuda.Stream | None = None
         self._largest: int | None = None
+
+    def _decoder(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from codes to images."""
+        tokenizer, on_gpu = self.tokenizer, self.device.type == "cuda"
+        if self.compiled:
+            if on_gpu:
+                tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
+            # Static shapes: kernels for any batch size would be slower.
+            return torch.compile(tokenizer.decode, dynamic=False)
+        if on_gpu and self.precision == "bfloat16" and _obstacle(tokenizer, self.device) is None:
+            from aim_lightning.models.vq.fused import FusedDecoder  # needs Triton
+
+            return FusedDecoder(tokenizer).decode
+        return tokenizer.decode
 
     @property
     def behind(self) -> int:
@@ -127,7 +141,7 @@ class PixelDecoder:
             products = exact_products(self.precision == "tf32")
         with products:
             # A compiled decoder takes complete blocks: a short one would be compiled once more.
-            images_BCHW = self.decode(codes_BL if self.fused else codes_BL[:count])[:count]
+            images_BCHW = self.decode(codes_BL if self.compiled else codes_BL[:count])[:count]
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
 
     def image_bytes(self) -> int:
@@ -137,6 +151,23 @@ class PixelDecoder:
         if self._largest is None:
             self._largest = largest_output(self.tokenizer, self.device)
         return AT_ONCE * self._largest * (2 if self.precision == "bfloat16" else 4)
+
+
+def weights_version(tokenizer: nn.Module) -> int:
+    """Return a number that changes when a parameter is replaced or written to."""
+    # Tensors created in inference mode have no version.
+    versions = ((value.data_ptr(), 0 if value.is_inference() else value._version) for value in tokenizer.parameters())
+    return hash(tuple(versions))
+
+
+def _obstacle(tokenizer: nn.Module, device: torch.device) -> str | None:
+    """Return why the kernels cannot decode with a tokenizer on a GPU; None when they can."""
+    if not isinstance(tokenizer, VQModel):
+        return "they are for VQ tokenizers"
+    sizes = (*tokenizer.config.widths, tokenizer.config.norm_groups)
+    if any(size & (size - 1) for size in sizes):
+        return "they need powers of two as widths and norm_groups"
+    return launcher_fault(device)
 
 
 @torch.no_grad()

@@ -5,9 +5,12 @@ import gc
 import pytest
 import torch
 from gpu.test_fast_gpu import network
+from helpers import relative
 
 from aim_lightning.models import VQConfig, VQModel
+from aim_lightning.models.vq.fused import FusedDecoder
 from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.pipeline.pixel_decoder import PixelDecoder
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.utils.precision import exact_products
@@ -25,16 +28,40 @@ def pipeline() -> AiMPipeline:
 def test_decoding_concurrently_with_the_next_batch_equals_decoding_in_series(precision):
     made, labels = pipeline(), torch.arange(22) % 10
     options = {"batch_size": 4, "cfg_scale": 2.0, "decoder": "fast", "seed": 2, "pixel_precision": precision}
+    decoder = PixelDecoder(made.tokenizer, torch.device("cuda"), precision)
     codes, last = [], made.aim.config.num_tokens - 1
     keep = lambda step, sofar: codes.append(sofar.clone()) if step == last else None  # noqa: E731
     images = list(made.batches(labels, on_step=keep, **options))
     assert [len(batch) for batch in images] == [4, 4, 4, 4, 4, 2]
     for batch, sampled in zip(images, codes, strict=True):
-        narrow = torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16")
-        with narrow, exact_products(precision == "tf32"):
-            serial = to_uint8(made.tokenizer.decode(sampled))
+        with exact_products(precision == "tf32"):
+            serial = to_uint8(decoder.decode(sampled))
         assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
     assert all(map(torch.equal, images, made.batches(labels, **options)))
+
+
+@pytest.mark.parametrize("images", [1, 16])
+def test_the_fused_decoder_is_as_accurate_as_autocast(images):
+    """With the published sizes; and again with other weights in place."""
+    torch.manual_seed(0)
+    tokenizer = VQModel(VQConfig()).cuda().eval().requires_grad_(False)
+    codes = torch.randint(0, tokenizer.codebook_size, (images, 256), device="cuda")
+    with exact_products():
+        expected = tokenizer.decode(codes)
+    with torch.autocast("cuda", torch.bfloat16):
+        autocast = relative(tokenizer.decode(codes).float(), expected)
+    decode = PixelDecoder(tokenizer, torch.device("cuda"), "bfloat16").decode
+    assert isinstance(decode.__self__, FusedDecoder)
+    fused = [relative(decode(codes).float(), expected) for _ in range(2)]
+    assert fused[0] == fused[1] and fused[0] <= 1.2 * autocast
+
+
+def test_pixels_follow_the_weights_of_the_tokenizer():
+    made, options = pipeline(), {"batch_size": 4, "seed": 2}
+    before = made.generate([1, 2], **options)
+    with torch.no_grad():
+        made.tokenizer.decoder.conv_out.bias += 1
+    assert (made.generate([1, 2], **options).float() - before.float()).mean() > 20
 
 
 def test_a_compiled_decoder_gives_nearly_the_same_images():

@@ -11,10 +11,12 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import forms
 import kernels
+import pixels
 import record
 import sampling
 import torch
@@ -25,6 +27,8 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 CPU = torch.device("cpu")
+# A compiled decoder, faster by 1 ms and slower than the other one.
+RATES = [({"first_s": 20.0, "images_per_s": rate}, {"images_per_s": 500.0}) for rate in (1000.0, 400.0)]
 
 
 def searched(directory: Path) -> dict:
@@ -81,6 +85,14 @@ def same() -> list:
     ]
 
 
+def pixel_rows() -> list[dict]:
+    """Return the rows of the benchmark of pixels with 4x4 codes."""
+    rows, options = [], SimpleNamespace(batches=[2], together=[2], compiled=[2])
+    with mock.patch.dict(pixels.SMALL_VQ, image_size=16), mock.patch.dict(pixels.SMALL_AIM, num_tokens=16):
+        pixels.measure(options, CPU, rows.append)
+    return rows
+
+
 class Compiling:
     """Pool and result in one object that records the requests."""
 
@@ -118,10 +130,12 @@ def main() -> None:
         measured = forms.measure(tiny, 2, CPU, 1)
         with mock.patch.object(sampling, "network", lambda name, device: network("group")):
             row = sampling.codes("AiM-B", 2, CPU, 1, False, 1e9)
+        decoding = pixel_rows()
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
     report |= {"proposed": proposed(), "searched": searched(directory), "same": same(), "forms": measured, "row": row}
+    report |= {"pixels": decoding, "saves_from": [pixels.saves_from(*rows) for rows in RATES]}
     print(json.dumps(report))
 
 

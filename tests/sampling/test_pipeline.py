@@ -227,11 +227,13 @@ def test_float32_pixels_are_no_tf32_ones(pipeline, monkeypatch):
         pipeline.resolve(SamplingOptions(pixel_precision="tf32"))
 
 
-def test_a_fused_decoder_leaves_the_tokenizer_as_it_is(pipeline):
-    """Other code uses the tokenizer too; on a GPU the fused copy has another layout."""
+def test_a_compiled_decoder_leaves_the_tokenizer_as_it_is(pipeline, monkeypatch):
+    """Other code uses the tokenizer too; on a GPU the compiled copy has another layout."""
     weight = pipeline.tokenizer.decoder.conv_in.weight
-    fused_weight = PixelDecoder(pipeline.tokenizer, torch.device("cuda"), fused=True).tokenizer.decoder.conv_in.weight
-    assert fused_weight.is_contiguous(memory_format=torch.channels_last) and torch.equal(fused_weight, weight)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    decode = PixelDecoder(pipeline.tokenizer, torch.device("cuda"), compiled=True).decode
+    copied = decode.__self__.decoder.conv_in.weight
+    assert copied.is_contiguous(memory_format=torch.channels_last) and torch.equal(copied, weight)
     assert weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -66,6 +66,15 @@ def test_a_row_separates_the_first_calls(report):
     assert row["capture_s"] > 0 and row["compile_s"] > 0 and row["fast_s"] > 0
 
 
+def test_pixels_are_measured_alone_and_with_codes(report):
+    kinds = [(row["what"], row["batch"], row.get("variant"), row.get("mode")) for row in report["pixels"]]
+    alone = [("decoder", 2, "float32", None), ("decoder", 2, "autocast", None)]
+    assert kinds == [*alone, ("codes", 2, None, None), ("codes and pixels", 2, None, "in series")]
+    assert all(row["images_per_s"] > 0 for row in report["pixels"])
+    assert report["pixels"][0]["difference"] == 0 < report["pixels"][1]["difference"] < 0.05
+    assert report["saves_from"] == [20_000, None]
+
+
 def test_proposals_of_the_search_fit_the_presets(monkeypatch):
     """No trial is reduced to the sizes of a network."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

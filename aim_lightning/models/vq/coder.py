@@ -11,9 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from aim_lightning.models.vq.vq_config import VQConfig
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Build a GroupNorm with the published epsilon."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class NormSiLU(nn.GroupNorm):
+    """GroupNorm with the published epsilon, then SiLU."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
 
 
 class ResidualBlock(nn.Module):
@@ -21,9 +26,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, groups)
+        self.norm1 = NormSiLU(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = NormSiLU(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         # Only where needed: the published checkpoints have no shortcut elsewhere.
@@ -31,8 +36,8 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -41,7 +46,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -125,12 +130,12 @@ class Encoder(Coder):
                 level.downsample = downsample(width)
             self.conv_blocks.append(level)
         self.mid = middle(widths[-1], config.norm_groups, config.dropout)
-        self.norm_out = group_norm(widths[-1], config.norm_groups)
+        self.norm_out = NormSiLU(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.run_blocks([*self.conv_blocks, *self.mid], self.conv_in(x))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class Decoder(Coder):
@@ -148,9 +153,9 @@ class Decoder(Coder):
             if i < last:
                 level.upsample = upsample(width)
             self.conv_blocks.append(level)
-        self.norm_out = group_norm(widths[-1], config.norm_groups)
+        self.norm_out = NormSiLU(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.run_blocks([*self.mid, *self.conv_blocks], self.conv_in(z))
-        return self.conv_out(F.silu(self.norm_out(z)))
+        return self.conv_out(self.norm_out(z))
