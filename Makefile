@@ -30,7 +30,7 @@ DRY ?=
 .DEFAULT_GOAL := help
 .PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate sweep \
 	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
-	data-fashion-mnist weights-aim weights-vq weights-inception weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
+	data-fashion-mnist weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
 
 help: ## List the targets and their variables
@@ -194,6 +194,9 @@ weights-vq: install ## Download LlamaGen's published tokenizer into weights/ (MO
 
 weights-inception: install ## Download the Inception of FID into weights/
 	@$(AIM) download inception
+
+weights-dinov2: install ## Download the DINOv2 ViT-L/14 of FD-DINOv2 into weights/ (1.2 GB)
+	@$(AIM) download dinov2
 
 weights-vgg: install ## Download VGG16 for LPIPS into weights/
 	@$(AIM) download vgg

@@ -119,7 +119,7 @@ def test_missing_package_and_wrong_weights_are_one_line(weights, tmp_path, monke
     for other in (SIZE | {"depth": 3}, SIZE | {"embed_dim": 64}):
         assert_user_error("holds other weights than this DINOv2", DINOv2Features(str(weights), **other).load)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    assert_user_error("holds other weights than this DINOv2", DINOv2Features(str(tmp_path / "other.pth")).load)
+    assert_user_error("holds other weights than this DINOv2", DINOv2Features(str(tmp_path / "other.pth"), **SIZE).load)
     assert_user_error("aim-lightning download dinov2", DINOv2Features(str(tmp_path / "none.pth")).load)
     monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
     message = r"needs the package timm; run pip install 'aim-lightning\[dinov2\]'"
