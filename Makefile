@@ -224,7 +224,7 @@ record-gpu: install ## Write the records that need a GPU (PARTS="tests sampling"
 docs: install ## Build the site with the API reference into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@rm -rf .cache/docs && mkdir -p .cache/docs
-	@git ls-files '*.md' '*.png' LICENSE 'data/*/LICENSE' benchmarks/results experiments | tar -cf - -T - | tar -xf - -C .cache/docs
+	@git ls-files '*.md' '*.png' '*.ipynb' LICENSE 'data/*/LICENSE' benchmarks/results experiments | tar -cf - -T - | tar -xf - -C .cache/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'site: site/README.html'
 

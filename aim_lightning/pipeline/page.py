@@ -2,18 +2,12 @@
 
 import math
 import os
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
-from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
-
+from aim_lightning.pipeline.frames import frames
 from aim_lightning.pipeline.pipeline import AiMPipeline
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
@@ -39,46 +33,6 @@ def import_gradio() -> ModuleType:
     except ImportError as error:
         raise UserError(f"app needs gradio ({error}); install it with pip install 'aim-lightning[app]'") from None
     return gradio
-
-
-def frames(pipeline: AiMPipeline, labels: list[int], **options: Any) -> Iterator[Tensor]:
-    """Yield the images after each row of codes, missing codes in grey; the last ones are those of `generate`.
-
-    A closed iterator stops the sampling at the next code.
-
-    Args:
-        pipeline: the networks.
-        labels: one class per image; all images are one batch.
-        **options: fields of `SamplingOptions`.
-
-    Yields:
-        uint8 (B, 3, H, W), once per row of the grid of codes.
-
-    Raises:
-        UserError: as `AiMPipeline.generate`.
-    """
-    rows, parts, closed = pipeline.tokenizer.grid[0], SimpleQueue(), threading.Event()
-    preview = pipeline.preview(parts.put)
-
-    def on_step(step: int, codes_BT: Tensor) -> None:
-        if closed.is_set():
-            raise InterruptedError
-        preview(step, codes_BT)
-
-    def generate() -> Tensor:
-        try:
-            return pipeline.generate(labels, on_step=on_step, **options | {"batch_size": len(labels)})
-        finally:
-            parts.put(None)
-
-    # The pool waits for its thread, so two callers never use the fast decoder's memory at the same time.
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(generate)
-        try:
-            yield from islice(iter(parts.get, None), rows - 1)
-            yield result.result()
-        finally:
-            closed.set()
 
 
 def build_page(pipeline: AiMPipeline, sampling: SamplingOptions, title: str) -> Any:

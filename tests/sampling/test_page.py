@@ -13,8 +13,9 @@ from helpers import assert_user_error, free_port, skip_without, wait_for
 from PIL import Image
 from sampling.test_pipeline import LABELS, pipeline  # noqa: F401
 
+from aim_lightning.pipeline import frames
 from aim_lightning.pipeline import page as page_module
-from aim_lightning.pipeline.page import build_page, frames, import_gradio, serve
+from aim_lightning.pipeline.page import build_page, import_gradio, serve
 from aim_lightning.sampling import SamplingOptions
 
 ROWS, GREY = 2, 128
