@@ -2,7 +2,7 @@
 # Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
 #   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100 (* estimated):
 #     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
-#     backends (12 *)  forms (2 *)
+#     backends (12 *)  forms (2 *)  pixels (2 *)  quality (3 *, after evaluate)
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for images and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
@@ -20,6 +20,8 @@ aim() { "$PYTHON" -m aim_lightning "$@"; }
 tests() { PYTHONPATH="$PYTHONPATH:tests" "$PYTHON" -m pytest -m gpu -rP -n 4 --dist worksteal tests/gpu | tee "$OUT/gpu_tests.txt"; }
 sampling() { "$PYTHON" benchmarks/sampling.py; }
 forms() { "$PYTHON" benchmarks/forms.py; }
+pixels() { "$PYTHON" benchmarks/pixels.py --seconds 300; }
+quality() { "$PYTHON" benchmarks/quality.py --run "$WORK/fashion_mnist_aim/main"; }
 backends() { "$PYTHON" benchmarks/training.py --models AiM-B,AiM-L,AiM-XL,AiM-1B --batches 64,128,256; }
 metrics() { "$PYTHON" benchmarks/evaluate.py; }
 interruptions() { "$PYTHON" benchmarks/interruptions.py --devices "$DEVICES"; }
@@ -42,7 +44,7 @@ evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a s
 [ $# -gt 0 ] || { sed -n '2,10p' "$0" | cut -c3-; exit 2; }
 for part in "$@"; do
   case $part in
-    tests | sampling | tokenizer | tokenizing | evaluate | metrics | interruptions | backends | forms) echo "== $part" && $part ;;
+    tests | sampling | tokenizer | tokenizing | evaluate | metrics | interruptions | backends | forms | pixels | quality) echo "== $part" && $part ;;
     *) echo "error: there is no part $part; bash experiments/record_gpu.sh lists them" >&2 && exit 2 ;;
   esac
 done
