@@ -95,11 +95,12 @@ def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
     options = ("--rows", 1281167, "--devices", devices, "--steps", 0, "--data.max_device_batch_size", micro_batch)
     code, lines, err = plan(root / "experiments" / "imagenet256_aim_b.yaml", *options)
     assert code == 0, err
-    rates = yaml.safe_load((root / "aim_lightning/cli/plan/rates.yaml").read_text())["measured"]["H200"]["AiM-B"]
+    table = yaml.safe_load((root / "aim_lightning/cli/plan/rates.yaml").read_text())
     size = max(micro_batch, 64)
+    # Several GPUs train without a CUDA graph, which matters at 64 images.
+    rates = table["without_graph" if size == 64 and devices > 1 else "measured"]["H200"]["AiM-B"]
     h200, h100 = rates[size] * devices, rates[size] * devices * 0.83
     assert lines["images/s, H200"].startswith(f"{h200:,.1f} (measured on one H200 with {size} images")
-    assert ("CUDA graph, which several GPUs lack" in lines["images/s, H200"]) == (size == 64 and devices > 1)
     assert lines["images/s, H100"].startswith(f"{h100:,.1f} (estimated as 0.83 of H200")
     for gpu, rate in (("H200", h200), ("H100", h100)):
         assert lines[f"time, {gpu}"].startswith(f"{187500 * 2048 / rate / 3600:,.1f} h without validation")

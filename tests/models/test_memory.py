@@ -26,14 +26,26 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("backend", "images", "measured"),
-    [("triton", 64, 8.6), ("triton", 256, 27.3), ("mamba_ssm", 256, 42), ("torch", 64, 50)],
-)
-def test_measured_peaks_of_aim_b(backend, images, measured):
-    config = AiMConfig.preset("AiM-B")
-    estimate = images * bytes_per_image(config, backend) + WITHOUT_EMA * PARAMETERS["AiM-B"]
-    assert estimate / 2**30 == pytest.approx(measured, rel=0.03)
+# GiB on an H200: the kernels alone, without EMA.
+PEAKS = [
+    ("AiM-B", "triton", 64, 8.6),
+    ("AiM-B", "triton", 256, 27.3),
+    ("AiM-L", "triton", 64, 21.1),
+    ("AiM-XL", "triton", 64, 34.1),
+    ("AiM-1B", "triton", 64, 49.3),
+    ("AiM-B", "mamba_ssm", 256, 42),
+    ("AiM-L", "mamba_ssm", 64, 26.5),
+    ("AiM-XL", "mamba_ssm", 64, 41.0),
+    ("AiM-1B", "mamba_ssm", 64, 57.6),
+    ("AiM-B", "torch", 64, 50),
+]
+
+
+@pytest.mark.parametrize(("preset", "backend", "images", "measured"), PEAKS)
+def test_measured_peaks(preset, backend, images, measured):
+    """The estimate exceeds the peaks of the larger sizes, to which it was not fitted, by up to 5 %."""
+    estimate = images * bytes_per_image(AiMConfig.preset(preset), backend) + WITHOUT_EMA * PARAMETERS[preset]
+    assert 0.97 * measured <= estimate / 2**30 <= 1.05 * measured
 
 
 @pytest.mark.parametrize(("backend", "checkpointing"), TABLE)

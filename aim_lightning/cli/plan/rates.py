@@ -9,7 +9,6 @@ from torch import nn
 from aim_lightning.cli.config import Config
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.models.aim.aim_config import PRESETS, AiMConfig
-from aim_lightning.modules.graphed_loss import LARGEST
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("rates.yaml").read_text(encoding="utf-8"))
 GPU = ("gpu", "cuda")  # values of trainer.accelerator
@@ -33,10 +32,10 @@ def stored_rates(config: Config, network: nn.Module, batch: BatchPlan) -> dict[s
     rates = {}
     for gpu, presets in _TABLE["measured"].items():
         sizes = presets[preset]
+        if batch.world_size > 1:  # the host launches each kernel, which limits small micro-batches
+            sizes = sizes | _TABLE["without_graph"].get(gpu, {}).get(preset, {})
         size = max((size for size in sizes if size <= batch.micro_batch_size), default=min(sizes))
-        graph = " and a CUDA graph, which several GPUs lack" if size <= LARGEST and batch.world_size > 1 else ""
-        source = f"measured on one {gpu} with {size} images{graph}: {_TABLE['record']}"
-        rates[gpu] = sizes[size] * batch.world_size, source
+        rates[gpu] = sizes[size] * batch.world_size, f"measured on one {gpu} with {size} images: {_TABLE['record']}"
     for gpu, (reference, ratio) in _TABLE["estimated"].items():
         rates[gpu] = rates[reference][0] * ratio, f"estimated as {ratio} of {reference}"
     return rates
