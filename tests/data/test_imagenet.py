@@ -95,6 +95,13 @@ def test_incomplete_or_foreign_archives_are_named(root):
     ):
         (root / name).write_bytes(tar_of(members))
         assert_user_error(match, open_source, root / name)
+    for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE):
+        entry = tarfile.TarInfo("n99999999.tar")
+        entry.type, entry.linkname = kind, "n01440764.tar"
+        (root / TRAIN).write_bytes(tar_of(full))
+        with tarfile.open(root / TRAIN, "a") as tar:
+            tar.addfile(entry)
+        assert_user_error("n99999999.tar, which is not the archive of a class", open_source, root / TRAIN)
     content = tar_of(full)
     (root / TRAIN).write_bytes(content[: len(content) // 2])
     assert_user_error("img_train.tar.* is truncated or damaged", open_source, root / TRAIN)

@@ -106,6 +106,8 @@ def _first_member(path: Path) -> str:
 def _train_members(path: Path, names: dict[str, tuple[str, ...]]) -> list[Member]:
     members, wnids = [], set()
     for tar, outer in _read(path):
+        if not outer.isreg():
+            raise UserError(f"{path} holds {outer.name}, which is not the archive of a class; download it again")
         wnid = outer.name.removesuffix(".tar")
         wnids.add(wnid)
         with tar.extractfile(outer) as file:
