@@ -23,13 +23,13 @@ def frames(pipeline: AiMPipeline, labels: list[int | str], **options: Any) -> It
         **options: fields of `SamplingOptions`.
 
     Yields:
-        uint8 (B, 3, H, W), once per row of the grid of codes.
+        uint8 (B, 3, H, W) on the CPU, once per row of the grid of codes.
 
     Raises:
         UserError: as `AiMPipeline.generate`.
     """
     rows, parts, closed = pipeline.tokenizer.grid[0], SimpleQueue(), threading.Event()
-    preview = pipeline.preview(parts.put)
+    preview = pipeline.preview(lambda images: parts.put(images.cpu()))
 
     def on_step(step: int, codes_BT: Tensor) -> None:
         if closed.is_set():
