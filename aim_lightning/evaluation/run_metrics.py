@@ -37,7 +37,7 @@ def best_metrics(directory: RunDirectory) -> dict[str, float]:
     for record in records:
         groups.setdefault(_without_seed(record), []).append(record)
     result: dict[str, float] = {}
-    for metrics in (read_results(directory)["metrics"], *map(_named, groups.values())):
+    for metrics in (read_results(directory.results)["metrics"], *map(_named, groups.values())):
         for name, value in metrics.items():
             if not NO_SCORES.search(name):
                 result[name] = best(name, [value, result.get(name, value)])

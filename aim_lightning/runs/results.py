@@ -60,17 +60,17 @@ def _without(entries: dict[str, dict[str, Any]], names: set[str]) -> dict[str, d
     return {source: {**entries[source], "metrics": metrics} for source, metrics in kept.items() if metrics}
 
 
-def read_results(directory: RunDirectory) -> dict[str, Any]:
-    """Return the content of results.json; empty `protocol` and `metrics` without the file.
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a results.json; empty `protocol` and `metrics` without the file.
 
     Raises:
         UserError: the file is not JSON, or has other content.
     """
-    if not directory.results.exists():
+    if not path.exists():
         return {"protocol": {}, "metrics": {}}
-    content = read_json(directory.results, "results")
+    content = read_json(path, "results")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("protocol", "metrics")):
-        raise UserError(f"{directory.results} was not written by this project; move it away")
+        raise UserError(f"{path} was not written by this project; move it away")
     return content
 
 
@@ -80,7 +80,7 @@ def recorded_step(directory: RunDirectory) -> int | None:
     Raises:
         UserError: as `read_results`.
     """
-    return read_results(directory)["protocol"].get("step")
+    return read_results(directory.results)["protocol"].get("step")
 
 
 def commit() -> str:

@@ -84,7 +84,7 @@ def summarise(directory: RunDirectory, was_refused: bool = False) -> RunSummary:
     is_training = is_held(directory.lease)
     content = read_content(directory, {}, verify=False)
     step = content.newest.step if content.newest else 0
-    results = read_results(directory)
+    results = read_results(directory.results)
     # `validate` scores the newest checkpoint again; results of an earlier step are older than the checkpoint's.
     metrics = results["metrics"] if results["protocol"].get("step") == step else content.validation
     validation = {name: value for name, value in metrics.items() if name.startswith("val/")}

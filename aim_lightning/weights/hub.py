@@ -64,7 +64,7 @@ def _mistake(repository: str, error: Exception) -> str:
     if reason := _disk_error(error):
         fact = f"the files of {repository} could not be written here ({reason})"
         return f"{fact}; free disk space or give another directory"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = first_line(error)
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return f"there is no {repository} here, and the hub has no such repository ({first})"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -72,6 +72,11 @@ def _mistake(repository: str, error: Exception) -> str:
     if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"the hub refused {repository} ({first})"
     return f"{repository} is not on this machine and the hub cannot be reached ({first}); try again with a connection"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where the message is empty."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -1,5 +1,6 @@
 """Write weights: in the published layout (config.json and model.safetensors), or as a run of this project."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from aim_lightning.checkpoint.io import load_weights, write_checkpoint
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import atomic_directory, write_json, writing
+from aim_lightning.utils.files import atomic_directory, write_bytes, write_json, writing
 from aim_lightning.weights.hf_config import to_published
 from aim_lightning.weights.infer_config import AIM, TOKENIZER, check_same
 from aim_lightning.weights.key_mapping import AIM_PREFIX, HEAD, VQ_PREFIX, WORDS, split
@@ -26,6 +27,7 @@ def export_aim(
     tokenizer: VQModel | None = None,
     class_names: list[str] | None = None,
     label_dropout: float | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write AiM, and its tokenizer where given, in the layout of the published checkpoints.
 
@@ -38,6 +40,7 @@ def export_aim(
         tokenizer: a VQModel; other tokenizers have no published layout.
         class_names: by label; written unless they are the numbers of the labels.
         label_dropout: share of training images without their class; written where it rules out guidance (0 or 1).
+        files: further files by name, such as a model card.
 
     Returns:
         the directory.
@@ -53,16 +56,16 @@ def export_aim(
         tensors |= {f"{VQ_PREFIX}.{name}": value for name, value in _weights(tokenizer).items()}
     config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names, label_dropout)
     # One metadata entry only: safetensors writes several in random order, so that equal exports would differ.
-    return _write(directory, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"})
+    return _write(directory, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"}, files)
 
 
-def export_vq(tokenizer: VQModel, directory: str | Path) -> Path:
-    """Write a tokenizer alone, under LlamaGen's names without a prefix.
+def export_vq(tokenizer: VQModel, directory: str | Path, files: Mapping[str, bytes] | None = None) -> Path:
+    """Write a tokenizer alone, under LlamaGen's names without a prefix, and further files by name.
 
     Raises:
         UserError: the directory has other content or cannot be written.
     """
-    return _write(directory, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"})
+    return _write(directory, _weights(tokenizer), to_published(vq=tokenizer.config), {"format": "pt"}, files)
 
 
 def _weights(network: nn.Module) -> dict:
@@ -71,9 +74,13 @@ def _weights(network: nn.Module) -> dict:
     return {name: value.detach().cpu().contiguous() for name, value in {**parts.aim, **parts.vq}.items()}
 
 
-def _write(directory: str | Path, tensors: dict, config: dict, metadata: dict[str, str]) -> Path:
+def _write(
+    directory: str | Path, tensors: dict, config: dict, metadata: dict[str, str], files: Mapping[str, bytes] | None
+) -> Path:
     with writing(directory), atomic_directory(directory) as temporary:
         write_json(temporary / CONFIG, config)
+        for name, content in (files or {}).items():
+            write_bytes(temporary / name, content)
         try:
             save_file(tensors, temporary / SAFETENSORS, metadata=metadata)
         except SafetensorError as error:  # raised for a full disk

@@ -39,7 +39,7 @@ def listed(root, succeed):
 
 
 def make_run(root, name, step=8, max_steps=8, cursor=None, **trainer):
-    """Write a run with one checkpoint at a step, and return it."""
+    """Write a run with the checkpoint of one step; return the run."""
     content = run_content(aim(), trainer={"global_step": step, **trainer})
     content["configuration"] |= {"trainer": {"max_steps": max_steps}}
     directory = root / name

@@ -155,7 +155,7 @@ def test_export_of_runs(tmp_path, monkeypatch, succeed, fail):
 
 
 MISTAKES = [
-    (["weights", "fly"], "use one of import, export, inspect"),
+    (["weights", "fly"], "use one of import, export, push, inspect"),
     (["weights", "inspect"], "SOURCE"),
     (["weights", "inspect", "nothing.pt"], "nothing.pt does not exist"),
     (["weights", "import", "nothing.pt"], "--config"),
