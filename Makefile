@@ -28,7 +28,7 @@ SWEEP ?=
 DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate sweep \
+.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep \
 	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
@@ -127,6 +127,9 @@ app: install ## Serve a page in the browser that generates images with RUN (EXP,
 
 evaluate: install ## Generate samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
 	@$(call experiment,evaluate)
+
+compare: install ## One table and plot of several results (OF="demo_aim/main AiM-B samples.npz", ARGS="--config experiments/EXP.yaml")
+	@set -f; $(AIM) evaluate --compare $(or $(OF),$(error set OF, for example OF="demo_aim/main AiM-B")) $(ARGS)
 
 sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.5,2 top_k=0,600", ARGS)
 	@$(call experiment,sweep --grid "$(or $(GRID),$(error set GRID, for example GRID="cfg_scale=1,1.5,2,3 top_k=0,600"))")

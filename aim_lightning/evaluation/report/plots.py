@@ -1,15 +1,18 @@
-"""Plots of a sweep: metrics against guidance, precision against recall."""
+"""Plots of a sweep (metrics against guidance, precision against recall) and of a comparison."""
 
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aim_lightning.evaluation.report.comparison import Row, titles
 from aim_lightning.evaluation.report.sweep import label, number_or_text, text
+from aim_lightning.evaluation.run_metrics import HIGHER
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import atomic_path
 
-LOWER_IS_BETTER = ("fid", "sfid", "fd_", "kid", "kd_", "mind_", "rfid", "rfd", "lpips")  # starts of names
+NAME = 30  # letters of a name in a plot; the end of a path differs most
 Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 
 
@@ -30,20 +33,43 @@ def write_plots(
 
 
 def _plot_metrics(path: Path, metrics: list[str], axis: str, lines: Lines) -> Path:
-    columns = min(3, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
-    for number, metric in enumerate(metrics, 1):
-        plot = figure.add_subplot(rows, columns, number)
+    figure, panels = _panels(metrics, 3)
+    for metric, plot in zip(metrics, panels, strict=True):
         for name, line in lines.items():
             error = [record.get("std", {}).get(metric, 0) for _, record in line]
             values = [record["metrics"][metric] for _, record in line]
             x = [number_or_text(point, axis) for point, _ in line]
             plot.errorbar(x, values, error, marker="o", label=name or None)
         plot.set_xlabel(axis)
-        arrow = "↓" if metric.startswith(LOWER_IS_BETTER) else "↑"
-        plot.set_title(f"{metric} ({arrow} better)", fontsize=9)
     return _save(figure, lines, path)
+
+
+def write_comparison(path: Path, rows: list[Row]) -> None:
+    """Write one panel per column of the table, with a point and its deviation for every row that has a value."""
+    columns = titles(rows)
+    figure, panels = _panels(list(columns.values()), 1 + 0.25 * len(rows))
+    names = [row.name if len(row.name) <= NAME else f"…{row.name[1 - NAME :]}" for row in rows]
+    for column, plot in zip(columns, panels, strict=True):
+        for place, row in enumerate(rows):
+            if value := row.values.get(column):
+                plot.errorbar(value.mean, place, xerr=value.std, marker="o", capsize=3, color=f"C{place % 10}")
+        named = plot.get_subplotspec().is_first_col()
+        plot.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7)
+        plot.locator_params(axis="x", nbins=4)
+        plot.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
+        plot.grid(axis="x", alpha=0.3)
+    _save(figure, {}, path)
+
+
+def _panels(names: list[str], height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one panel per metric, `height` inches each, whose title names the better direction."""
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, height * rows), layout="constrained")
+    panels = [figure.add_subplot(rows, columns, number) for number in range(1, len(names) + 1)]
+    for name, panel in zip(names, panels, strict=True):
+        panel.set_title(f"{name} ({'↑' if HIGHER.match(name) else '↓'} better)", fontsize=9)
+    return figure, panels
 
 
 def _plot_pair(path: Path, across: str, up: str, axis: str, lines: Lines) -> Path:

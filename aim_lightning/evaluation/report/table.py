@@ -7,11 +7,11 @@ from typing import Any
 from aim_lightning.config.yaml import parse
 from aim_lightning.evaluation.score_record import chosen_classes, describe_reference, plain_metrics, read_record
 from aim_lightning.sampling.filters import Filters
+from aim_lightning.utils.table import MISSING
 
 SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
 PAPER = {"FID": "fid", "IS": "is", "precision": "precision", "recall": "recall"}  # column -> metric
 OUR_METRICS = ("fid", "sfid", "is", "precision", "recall", "kid", "mind_inception")
-MISSING = "–"
 
 
 def paper_results() -> dict[str, list[dict[str, Any]]]:
@@ -29,7 +29,7 @@ def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]
     page, papers = Path(__file__).with_name("results_page.md").read_text(encoding="utf-8"), paper_results()
     rows = [[row["model"], row["parameters"], *_paper_cells(row)] for row in papers["aim"] + papers["others"]]
     lists = [_results(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
-    return page.format(results="\n".join(lists), paper=_markdown(("model", "parameters", *PAPER), rows))
+    return page.format(results="\n".join(lists), paper=markdown(("model", "parameters", *PAPER), rows))
 
 
 def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
@@ -44,9 +44,9 @@ def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
 def compare_with_paper(record: dict[str, Any], row: dict[str, Any]) -> str:
     """Return a table of two rows: the record's values and the paper's."""
     values = plain_metrics(record)
-    cells = [_number(values.get(metric)) for metric in PAPER.values()]
+    cells = [number(values.get(metric)) for metric in PAPER.values()]
     rows = [[f"{row['model']}, here", *cells], [f"{row['model']}, paper", *_paper_cells(row)]]
-    return _markdown(("", *PAPER), rows)
+    return markdown(("", *PAPER), rows)
 
 
 def _results(records: dict[str, dict[str, Any]]) -> str:
@@ -64,7 +64,7 @@ def _results(records: dict[str, dict[str, Any]]) -> str:
 
 def _table(records: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> str:
     head = ("record", "data", "reference", "images", *metrics, "guidance", "seeds", "hardware", "commit")
-    return _markdown(head, [_row(name, record, metrics) for name, record in records.items()])
+    return markdown(head, [_row(name, record, metrics) for name, record in records.items()])
 
 
 def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[str]:
@@ -75,15 +75,16 @@ def _row(name: str, record: dict[str, Any], metrics: tuple[str, ...]) -> list[st
         record["data"].get("pictures") or record["model"].get("name") or MISSING,
         record["protocol"]["reference"]["name"],
         f"{record['num_images']:,}" + ("" if chosen is None else f" of {len(chosen)} classes"),
-        *(_number(values.get(metric), spread.get(metric) if len(seeds) > 1 else None) for metric in metrics),
-        _guidance(record["protocol"].get("sampling") or {}),
+        *(number(values.get(metric), spread.get(metric) if len(seeds) > 1 else None) for metric in metrics),
+        guidance(record["protocol"].get("sampling") or {}),
         ", ".join(map(str, seeds)) or MISSING,
         record["hardware"],
         record["commit"],
     ]
 
 
-def _guidance(sampling: dict[str, Any]) -> str:
+def guidance(sampling: dict[str, Any]) -> str:
+    """Return scale, schedule and filters of sampling options, a dash without options."""
     if not sampling:
         return MISSING
     schedule = sampling.get("cfg_schedule", "constant")
@@ -92,7 +93,8 @@ def _guidance(sampling: dict[str, Any]) -> str:
     return ", ".join([f"{sampling['cfg_scale']:g}" + ("" if schedule == "constant" else f" {schedule}"), *more])
 
 
-def _number(value: float | None, spread: float | None = None) -> str:
+def number(value: float | None, spread: float | None = None) -> str:
+    """Return a value with its deviation, a dash for None."""
     if value is None:
         return MISSING
     digits = 4 if abs(value) < 1 else 2
@@ -128,6 +130,7 @@ def _paper_cells(row: dict[str, Any]) -> list[str]:
     return [str(row.get(metric, MISSING)) for metric in PAPER.values()]
 
 
-def _markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
