@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from helpers import assert_user_error, write_program
 
 from aim_lightning.cluster.job_plan import JobPlan, Task, array_indices, check, requeue_window, seconds
@@ -50,11 +51,12 @@ def test_torchrun_is_one_task_per_node_with_the_processors_of_its_ranks():
     assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM" in text
 
 
-def run_job(tmp_path, **programs):
-    """Run job.sbatch with small shell programs in place of those that it calls."""
+def run_job(tmp_path, site=None, **programs):
+    """Run job.sbatch with small shell programs in place of those that it calls; `site` holds options of the cluster."""
     for name, body in programs.items():
         write_program(tmp_path / name, body)
-    (tmp_path / "job.sbatch").write_text(render(plan(working_directory=tmp_path, python=str(tmp_path / "python"))))
+    script = render(plan(**{"working_directory": tmp_path, "python": str(tmp_path / "python"), **(site or {})}))
+    (tmp_path / "job.sbatch").write_text(script)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41"}
     return subprocess.run(["bash", tmp_path / "job.sbatch"], env=env, capture_output=True, text=True, timeout=60)
 
@@ -95,6 +97,20 @@ def test_only_a_refusal_prevents_training(tmp_path, code, trains):
     done = run_job(tmp_path, python=python, srun="echo srun; exit 7")
     assert ("srun" in done.stdout, "ended" in done.stdout) == (trains, trains)
     assert done.returncode == (7 if trains else code)
+
+
+def test_srun_gets_the_container_of_pyxis_and_starts_python_in_it(tmp_path):
+    """docs/slurm.md has these options; the python of the image does not exist on the host."""
+    options = ["--container-image=REGISTRY#aim-lightning:latest", "--container-mounts=$PWD:$PWD"]
+    options += ["--container-workdir=$PWD"]
+    site = {"srun": options, "python": "/opt/aim/bin/python"}
+    assert all(option in (ROOT / "docs/slurm.md").read_text() for option in (*options, "/opt/aim/bin/python"))
+    done = run_job(tmp_path, site, srun='printf "%s\\n" "$@"; exit 5')
+    words = done.stdout.splitlines()
+    expected = [word.replace("$PWD", str(tmp_path)) for word in options]
+    assert words[words.index(options[0]) :][:4] == [*expected, "sh"]
+    assert words[words.index("-") + 1 :][:4] == ["/opt/aim/bin/python", "-m", "aim_lightning", "fit"]
+    assert done.returncode == 5 and "slurm ended gave no answer (exit code 127)" in done.stdout
 
 
 def test_an_array_has_one_configuration_and_one_log_per_task():
