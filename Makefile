@@ -183,7 +183,10 @@ runs: install ## List runs with step, state and best metrics (EXP for one experi
 runs-diff: install ## Print the options and metrics that differ between two runs (A=EXP/RUN, B=EXP/RUN)
 	@$(AIM) runs diff '$(or $(A),$(error set A to EXP/RUN))' '$(or $(B),$(error set B to EXP/RUN))'
 
+# Pins loss, PSNR and bits per code to the top of the page.
+PINNED := %5B%7B%22plugin%22:%22scalars%22,%22tag%22:%22train%2Floss%22%7D,%7B%22plugin%22:%22scalars%22,%22tag%22:%22val%2Floss%22%7D,%7B%22plugin%22:%22scalars%22,%22tag%22:%22val%2Fpsnr%22%7D,%7B%22plugin%22:%22scalars%22,%22tag%22:%22val%2Fbits_per_code%22%7D%5D
 tensorboard: install ## Show curves and images of all runs (PORT)
+	@echo 'open http://localhost:$(PORT)/?pinnedCards=$(PINNED)#timeseries'
 	$(BIN)/tensorboard --logdir runs --port $(PORT)
 
 data-fashion-mnist: install ## Write the full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)

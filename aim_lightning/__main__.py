@@ -15,9 +15,11 @@ from aim_lightning.cli.main import main  # imports no torch
 
 
 def report_unraisable(fault, default=sys.unraisablehook) -> None:
-    """Report an exception of a destructor, except torch's for a killed loader process, which the command reports."""
+    """Report an exception of a destructor or at exit, except those that the command has reported already."""
     # Torch raises from its handler of SIGCHLD, which may run while a loader of the previous epoch is deleted.
-    if killed_worker(fault.exc_value) is None:
+    # W&B raises at exit if its service was killed.
+    from_wandb = str(getattr(fault.object, "__module__", "")).startswith("wandb.")
+    if killed_worker(fault.exc_value) is None and not from_wandb:
         default(fault)
 
 

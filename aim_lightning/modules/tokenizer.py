@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
 from aim_lightning.losses import LossTerms, TokenizerLoss
@@ -184,8 +185,12 @@ class TokenizerModule(LightningModule):
         terms = self._terms(images, result)
         adversarial = self.adversary is not None and self.global_step >= self.adversary.config.start_step
         logs = self._backward(images, result, terms, accumulate, adversarial)
-        for name, mean in self.means.add({"loss": terms.loss, **terms.each, **logs}, is_last).items():
-            self.log(f"train/{name}", mean)
+        squared_error = mse_loss(result.images_BCHW.detach().float().clamp(-1, 1), images)
+        values = {"loss": terms.loss, **terms.each, **logs, "psnr": squared_error}
+        if means := self.means.add(values, is_last):
+            # As in validation, of the mean error over all images; 4 is the square of the range.
+            means["psnr"] = 10 * (4 / means["psnr"]).log10()
+            self.log_dict({f"train/{name}": mean for name, mean in means.items()})
         if is_last:
             self._steps(result, adversarial)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aim_lightning.utils.files import atomic_path, write_bytes
 
-SMALLEST_TILE = 64  # pixels; smaller images are enlarged by integer factors
+TILE = 128  # pixels; images up to half as wide are enlarged by integer factors
+WIDEST_NAME = 2.5  # image widths; longer row names are cut
 CAPTIONED_TILE = 96  # pixels; wide enough for a class name
 GAP = 2  # pixels between images
 LINE = 18  # pixels; height of a caption
@@ -23,18 +24,20 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
     Args:
         images_BCHW: uint8, row by row.
         columns: images per row.
-        row_names: text left of each row; no margin if empty.
+        row_names: text left of each row, cut to 2.5 image widths; no margin if empty.
 
     Returns:
         uint8 (3, H, W).
     """
-    images = _enlarged(images_BCHW, SMALLEST_TILE)
+    images = _enlarged(images_BCHW, TILE)
     height = images.shape[-2] + GAP
-    font = ImageFont.load_default(max(12, height // 6))
-    margin = 10 + max((int(font.getlength(name)) for name in row_names), default=-10)
+    # TensorBoard shrinks a grid to a few hundred pixels: the text has to be large in comparison to the images.
+    font = ImageFont.load_default(max(12, height // 3))
+    names = [_shortened(name, font, WIDEST_NAME * images.shape[-1]) for name in row_names]
+    margin = 10 + max((int(font.getlength(name)) for name in names), default=-10)
     canvas = _paste(images, columns, margin)
     draw = ImageDraw.Draw(canvas)
-    for row, name in enumerate(row_names[: canvas.height // height]):
+    for row, name in enumerate(names[: canvas.height // height]):
         draw.text((4, row * height + height // 2), name, fill="black", font=font, anchor="lm")
     return _tensor(canvas)
 
@@ -54,11 +57,15 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str]) -> Tensor:
     canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
     draw = ImageDraw.Draw(canvas)
     for i, (_, caption) in enumerate(zip(images, captions, strict=True)):
-        while caption and font.getlength(caption) > width - 4:
-            caption = caption[:-1]
         position = (i % columns * width + 2, (i // columns + 1) * height - GAP - LINE // 2)
-        draw.text(position, caption, fill="black", font=font, anchor="lm")
+        draw.text(position, _shortened(caption, font, width - 4), fill="black", font=font, anchor="lm")
     return _tensor(canvas)
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
 
 
 def _paste(images_BCHW: Tensor, columns: int, margin: int = 0, line: int = 0) -> Image.Image:

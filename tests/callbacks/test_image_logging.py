@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from helpers import TINY_VQ
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from aim_lightning.callbacks.logging.image_logging import Reconstructions, log_image
+from aim_lightning.callbacks.logging.image_logging import Reconstructions, alternate_rows, log_image
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.models import VQModel
 
@@ -17,14 +19,25 @@ def trainer_with(*loggers, rank: int = 0) -> SimpleNamespace:
     return SimpleNamespace(sanity_checking=False, is_global_zero=rank == 0, loggers=loggers, fit_loop=loop, state=state)
 
 
-def test_an_image_reaches_every_logger_that_supports_images():
+def test_an_image_reaches_every_logger(tmp_path, capsys):
     calls = []
     wandb = SimpleNamespace(log_image=lambda key, images, step: calls.append((key, images[0].shape, step)))
-    image = torch.zeros(3, 4, 6, dtype=torch.uint8)
-    log_image(trainer_with(wandb, SimpleNamespace(name="csv")), "samples", image)
-    assert calls == [("samples", (4, 6, 3), 7)]
-    log_image(trainer_with(wandb, rank=1), "samples", image)
-    assert len(calls) == 1
+    loggers = (wandb, CSVLogger(tmp_path, name="csv"), SimpleNamespace())
+    image = torch.arange(72, dtype=torch.uint8).view(3, 4, 6)
+    for _ in range(2):
+        log_image(trainer_with(*loggers), "samples", image)
+    assert calls == [("samples", (4, 6, 3), 7)] * 2
+    file = tmp_path / "csv" / "version_0" / "images" / "samples-step=00000007.png"
+    assert torch.equal(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1), image)
+    assert capsys.readouterr().err.count("SimpleNamespace logs no images") == 1
+    log_image(trainer_with(*loggers, rank=1), "samples", image)
+    assert len(calls) == 2
+
+
+def test_rows_of_originals_and_reconstructions_alternate():
+    first = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
+    rows = alternate_rows(first, first + 100, columns=3).flatten().tolist()
+    assert rows == [0, 1, 2, 100, 101, 102, 3, 4, 255, 103, 104, 255]
 
 
 def test_fewer_validation_images_than_columns(tmp_path):

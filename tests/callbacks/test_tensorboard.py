@@ -77,7 +77,8 @@ def test_text_and_layout_appear_once_per_run(tmp_path, monkeypatch):
 def log_page(configuration):
     page = tensorboard.TensorBoardPage()
     page.configuration = configuration
-    page.on_fit_start(SimpleNamespace(global_step=0), SimpleNamespace(network=torch.nn.Linear(4, 2)))
+    module = SimpleNamespace(network=torch.nn.Linear(4, 2), device=torch.device("cpu"))
+    page.on_fit_start(SimpleNamespace(global_step=0, callbacks=[]), module)
 
 
 def test_the_hparams_tab_shows_options_and_last_validation_metrics_of_runs_of_both_stages(tmp_path, monkeypatch):
@@ -100,14 +101,29 @@ def test_the_hparams_tab_shows_options_and_last_validation_metrics_of_runs_of_bo
     assert sessions["vq/a"] == ({"parameters": 10, "codebook_size": 256}, {"val/psnr": 22})
 
 
+class Everything:
+    """A part that a run has, and all parts of it."""
+
+    def __getattr__(self, name):
+        return self
+
+
 def test_every_chart_selects_its_tags_only():
-    tags = {
-        tag for charts in tensorboard.CHARTS.values() for names in charts.values() for tag in names if "*" not in tag
-    }
-    for page, charts in tensorboard._layout().items():
-        for name, (_, expressions) in charts.items():
-            selected = {tag for tag in tags for expression in expressions if re.match(expression, tag)}
-            assert selected == tags.intersection(tensorboard.CHARTS[page][name]), name
+    charts = {name: chart for charts in tensorboard.CHARTS.values() for name, chart in charts.items()}
+    tags = {tag for chart in charts.values() for tag in chart["tags"] if "*" not in tag}
+    layout = {name: chart for page in tensorboard._layout(Everything()).values() for name, chart in page.items()}
+    assert layout.keys() == charts.keys()
+    for name, (_, expressions) in layout.items():
+        selected = {tag for tag in tags for expression in expressions if re.match(expression, tag)}
+        assert selected == tags.intersection(charts[name]["tags"]), name
+
+
+def test_a_chart_needs_one_of_its_parts():
+    adversary = SimpleNamespace(config=SimpleNamespace(adaptive=False))
+    layout = tensorboard._layout(SimpleNamespace(model=SimpleNamespace(adversary=adversary), callbacks=None))
+    assert set(layout) == {"training", "adversarial"} and set(layout["training"]) == {"loss", "gradient norm"}
+    parts = SimpleNamespace(callbacks=SimpleNamespace(TrainingEvaluation=SimpleNamespace(compare=True)))
+    assert {"Fréchet distance of samples", "precision and recall"} < set(tensorboard._layout(parts)["scores"])
 
 
 def test_nearest_cosine_is_that_of_another_code(monkeypatch):

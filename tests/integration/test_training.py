@@ -77,17 +77,6 @@ def wait_for(process, condition):
         time.sleep(0.002)
 
 
-def test_a_csv_logger_works_by_its_class_path_alone(experiment):
-    config = experiment.file.with_name("csv.yaml")
-    logger = {"tensorboard": None, "csv": {"class_path": "lightning.pytorch.loggers.CSVLogger"}}
-    config.write_text(json.dumps({"include": ["tiny.yaml"], "logger": logger}))
-    Processes(config).fit("csv", "--trainer.max_steps", 6)
-    run_dir = experiment.runs / "csv"
-    lines = (run_dir / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
-    assert {"step", "train/loss", "val/loss"} <= set(lines[0].split(",")) and len(lines) > 6
-    assert not list(run_dir.glob("events.out.tfevents.*"))
-
-
 def test_checkpoint_has_explicit_keys_and_plain_names(reference):
     content = final(reference)
     keys = "format network ema optimizers schedulers cursor data random_state configuration class_names tokenizer_hash"

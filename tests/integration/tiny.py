@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.api_pb2 import ListSessionGroupsRequest
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
@@ -94,6 +95,13 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Read all TensorBoard scalars of a run as (step, value) by tag."""
     accumulator = events(run_dir)
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def charts(run_dir: Path) -> dict[str, dict[str, list[str]]]:
+    """Read TensorBoard's custom-scalars page as page -> chart -> regular expressions of its curves."""
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(events(run_dir).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    return {page.title: {chart.title: list(chart.multiline.tag) for chart in page.chart} for page in layout.category}
 
 
 def hparam_sessions(logdir: Path) -> dict[str, tuple[dict[str, float], dict[str, float]]]:

@@ -74,14 +74,25 @@ def test_reading_json_names_role_and_file(tmp_path):
 def test_grid_arranges_images_in_rows_and_enlarges_small_ones(tmp_path):
     images = torch.stack([torch.full((3, 8, 8), 40 * i, dtype=torch.uint8) for i in range(6)])
     grid = labelled_grid(images, 3, ["bag", "ankle boot"])
-    assert grid.dtype == torch.uint8 and grid.shape[1] == 2 * 66
-    width = grid.shape[2] - 3 * 66
-    assert width > 20  # the margin with the names
+    assert grid.dtype == torch.uint8 and grid.shape[1] == 2 * 130
+    width = grid.shape[2] - 3 * 130
     for i in range(6):
-        assert (grid[:, i // 3 * 66 + 30, width + i % 3 * 66 + 30] == 40 * i).all()
-    assert labelled_grid(images, 3, []).shape[2] == 3 * 66
+        assert (grid[:, i // 3 * 130 + 60, width + i % 3 * 130 + 60] == 40 * i).all()
+    assert labelled_grid(images, 3, []).shape[2] == 3 * 130
     save_png(grid, tmp_path / "x" / "grid.png")
     assert Image.open(tmp_path / "x" / "grid.png").size == (grid.shape[2], grid.shape[1])
+
+
+def test_row_names_are_a_quarter_of_a_row_high_and_cut_to_the_margin():
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    margins = {}
+    for name in ("Hg", "great white shark, white shark, man-eater"):
+        grid = labelled_grid(images, 1, [name, ""])
+        margins[name] = grid[0, :130, : grid.shape[2] - 130]
+    rows = (margins["Hg"] < 128).any(1).nonzero().flatten()
+    assert 130 / 4 <= rows[-1] - rows[0] + 1 <= 130 / 2
+    assert [margin.shape[1] > 2 * 128 for margin in margins.values()] == [False, True]
+    assert all(margin.shape[1] <= 2.5 * 128 + 10 for margin in margins.values())
 
 
 def test_temporary_files_of_dead_processes_and_old_ones_are_removed(tmp_path):

@@ -4,45 +4,54 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.lightning_private import logged_step
+from aim_lightning.utils.logging import warn_once
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
 
 def log_image(trainer: Trainer, tag: str, image_CHW: Tensor) -> None:
-    """Add an image at the current step to every logger that supports images; does nothing on other ranks than 0.
+    """Add an image at the current step to every logger; does nothing on other ranks than 0.
+
+    A CSVLogger gets a PNG file next to its table. Loggers without images are reported once.
 
     Args:
-        trainer: its loggers: TensorBoard, and those with a method `log_image`, such as WandbLogger.
+        trainer: its loggers: TensorBoard, CSVLogger, and those with a method `log_image`, such as WandbLogger.
         tag: name of the image.
         image_CHW: uint8 (3, H, W).
     """
     if not trainer.is_global_zero:
         return
+    step = logged_step(trainer)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # TensorBoard takes (3, H, W), loggers such as Weights & Biases take (H, W, 3).
-            logger.experiment.add_image(tag, image_CHW, logged_step(trainer))
+            logger.experiment.add_image(tag, image_CHW, step)
+        elif isinstance(logger, CSVLogger):
+            _save(image_CHW, Path(logger.log_dir) / "images" / f"{tag}-step={step:08d}.png")
         elif hasattr(logger, "log_image"):
-            logger.log_image(tag, [image_CHW.permute(1, 2, 0).numpy()], step=logged_step(trainer))
+            logger.log_image(tag, [image_CHW.permute(1, 2, 0).numpy()], step=step)
+        else:
+            warn_once(f"{type(logger).__name__} logs no images; they are in the run directory, in samples/")
 
 
 class Reconstructions(Callback):
-    """Log originals above their reconstructions by the (EMA) tokenizer after each validation.
+    """Log rows of originals above their reconstructions by the (EMA) tokenizer after each validation.
 
     Args:
         num_images: the first N validation images; all if there are fewer.
+        columns: images per row.
     """
 
     needs = ("images", "run_dir")
 
-    def __init__(self, num_images: int = 16) -> None:
-        self.num_images = num_images
+    def __init__(self, num_images: int = 16, columns: int = 8) -> None:
+        self.num_images, self.columns = num_images, columns
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -51,10 +60,18 @@ class Reconstructions(Callback):
         originals, _ = images.batch(range(min(self.num_images, len(images))))
         # Through the codes, as in sampling: a reconstruction by the latent would look better.
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
-        both = torch.cat((originals, to_uint8(pl_module.network.decode(codes)).cpu()))
-        grid = labelled_grid(both, len(originals), ["original", "reconstruction"])
+        columns = min(self.columns, len(originals))
+        rows = alternate_rows(originals, to_uint8(pl_module.network.decode(codes)).cpu(), columns)
+        grid = labelled_grid(rows, columns, ["original", "reconstruction"] * (len(rows) // columns // 2))
         log_image(trainer, "reconstructions", grid)
         _save(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
+
+
+def alternate_rows(first_BCHW: Tensor, second_BCHW: Tensor, columns: int) -> Tensor:
+    """Return a row of the first images, a row of the second ones, and so on; white images fill the last rows."""
+    white = torch.full_like(first_BCHW[:1], 255).expand(-len(first_BCHW) % columns, -1, -1, -1)
+    rows = [torch.cat((images, white)).unflatten(0, (-1, columns)) for images in (first_BCHW, second_BCHW)]
+    return torch.stack(rows, 1).flatten(0, 2)
 
 
 class SampleGrid(Callback):

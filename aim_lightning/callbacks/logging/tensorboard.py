@@ -4,6 +4,7 @@ import os
 import re
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from aim_lightning.callbacks.logging.throughput import peak_tflops_of
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import logged_step
 
@@ -34,6 +36,9 @@ def writer(trainer: Trainer) -> SummaryWriter | None:
 
 def flush(trainer: Trainer) -> None:
     """Write everything logged so far to disk, so that a crash of the machine cannot lose it."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            logger.save()
     experiment = writer(trainer)
     if experiment is None:
         return
@@ -60,7 +65,7 @@ class TensorBoardPage(Callback):
             experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
             for summary in _hparams(self.configuration, sum(p.numel() for p in pl_module.network.parameters())):
                 experiment.file_writer.add_summary(summary)
-            experiment.add_custom_scalars(_layout())
+            experiment.add_custom_scalars(_layout(_parts(trainer, pl_module)))
 
 
 def _has_page(directory: Path) -> bool:
@@ -85,15 +90,35 @@ def _hparams(configuration: dict, parameters: int) -> list:
     return [columns, hparams(values, {})[1]]
 
 
-def _layout() -> dict[str, dict[str, list]]:
+def _parts(trainer: Trainer, pl_module: LightningModule) -> SimpleNamespace:
+    """Return what `needs` of a chart refers to."""
+    callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
+    return SimpleNamespace(
+        model=pl_module, callbacks=SimpleNamespace(**callbacks), peak_tflops=peak_tflops_of(pl_module.device)
+    )
+
+
+def _layout(parts: SimpleNamespace) -> dict[str, dict[str, list]]:
+    """Return page -> chart -> type and regular expressions of its curves, for the parts that the run has."""
+    pages = {
+        page: {name: chart["tags"] for name, chart in charts.items() if _is_present(parts, chart)}
+        for page, charts in CHARTS.items()
+    }
     # TensorBoard matches the start of a tag: train/codebook alone would also select train/codebook_usage.
     return {
         page: {
-            chart: ["Multiline", [tag if "*" in tag else f"{re.escape(tag)}$" for tag in tags]]
-            for chart, tags in charts.items()
+            name: ["Multiline", [tag if "*" in tag else f"{re.escape(tag)}$" for tag in tags]]
+            for name, tags in charts.items()
         }
-        for page, charts in CHARTS.items()
+        for page, charts in pages.items()
+        if charts
     }
+
+
+def _is_present(parts: SimpleNamespace, chart: dict[str, list[str]]) -> bool:
+    """Return True if the run has one of the parts that a chart needs, none of which is null, 0 or False."""
+    keys = [key.split(".") for key in chart.get("needs", [])]
+    return not keys or any(reduce(lambda part, name: getattr(part, name, None), key, parts) for key in keys)
 
 
 class CodebookHistograms(Callback):

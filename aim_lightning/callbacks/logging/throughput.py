@@ -27,6 +27,11 @@ def peak_tflops(name: str) -> float | None:
     return next((peak for key, peak in PEAK_TFLOPS.items() if set(key.split()) <= words), None)
 
 
+def peak_tflops_of(device: torch.device) -> float | None:
+    """Return the dense bf16 peak of a torch device in TFLOP/s; None for a CPU and unknown GPUs."""
+    return peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
 class Throughput(Callback):
     """Log perf/images_per_s, perf/tokens_per_s, perf/model_tflops_per_s, perf/mfu and train/learning_rate.
 
@@ -75,7 +80,6 @@ class Throughput(Callback):
         values["train/learning_rate"] = self.learning_rate
         if hasattr(pl_module.network, "flops_per_image"):
             tflops = values["perf/model_tflops_per_s"] = rate * pl_module.network.flops_per_image() / TERA
-            device = pl_module.device
-            if device.type == "cuda" and (peak := peak_tflops(torch.cuda.get_device_name(device))):
+            if peak := peak_tflops_of(pl_module.device):
                 values["perf/mfu"] = tflops / (peak * trainer.world_size)
         self.log_dict(values)

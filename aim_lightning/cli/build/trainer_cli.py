@@ -1,9 +1,8 @@
 """Build and connect everything that a configuration names: module, data, callbacks, loggers and trainer."""
 
 import copy
-import inspect
 import logging
-import pkgutil
+import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -24,11 +23,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from aim_lightning.callbacks.logging.configuration import ConfigurationLog
 from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
 from aim_lightning.cli.build.callback_resources import CallbackResources
+from aim_lightning.cli.build.loggers import set_arguments
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.value_ranges import STRATEGIES
@@ -43,8 +44,6 @@ from aim_lightning.utils.lightning_private import log_steps_done, set_writer
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.tensor_hash import hash_tensors
 
-# Of loggers that create subdirectories: TensorBoard writes to the run directory, CSV files get one per start.
-LOGGER_NAMES = {"TensorBoardLogger": {"name": "", "version": ""}, "CSVLogger": {"name": "csv"}}
 # Advice of Lightning for beginners. Metrics are the same on all ranks here, and the data resumes from its cursor.
 IGNORED_WARNINGS = (
     "does not have many workers|IterableDataset.*__len__|sync_dist=True|your dataloader is not resumable"
@@ -85,11 +84,7 @@ class AimCLI(LightningCLI):
         """Return the configuration with loggers that write to the run directory."""
         values = copy.deepcopy(self.composed.values)
         values.pop("tokenize", None)  # of another command
-        for logger in filter(None, values["logger"].values()):
-            accepted = inspect.signature(pkgutil.resolve_name(logger["class_path"])).parameters
-            defaults = {"save_dir": str(self.directory.path)} if "save_dir" in accepted else {}
-            defaults |= LOGGER_NAMES.get(logger["class_path"].rpartition(".")[2], {})
-            logger["init_args"] = defaults | (logger.get("init_args") or {})
+        set_arguments(values["logger"], self.directory)
         return values
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -112,6 +107,15 @@ class AimCLI(LightningCLI):
             origin = self.composed.origins[max(keys, key=len)] if keys else "configuration"
             raise UserError(f"{origin}: {text}") from None
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse's; the words are Lightning's
+            if missing := re.search(r"Requirement '(.+?)' not met", str(error)):
+                fault = f"the package {missing[1]} of a configured class is missing; pip install '{missing[1]}'"
+                raise UserError(f"configuration: {fault}") from None
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         built, options = self.config_init, self.config_init["trainer"]
         self.named_callbacks = {name: callback for name, callback in built["callbacks"].items() if callback is not None}
@@ -119,10 +123,11 @@ class AimCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         shows_bar = options.get("enable_progress_bar") is not False
         bars = [RunProgressBar()] if shows_bar and not has_bar else []
+        configuration = ConfigurationLog(self.composed.values)
         options = {
             **options,
             "enable_progress_bar": has_bar and shows_bar,  # Lightning's bar; `RunProgressBar` is a plain callback
-            "callbacks": [self.resume_state, CorruptRecords(), *self.guards, *callbacks, *bars],
+            "callbacks": [self.resume_state, CorruptRecords(), *self.guards, configuration, *callbacks, *bars],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
             "plugins": [*(options.get("plugins") or []), RunCheckpointIO(), *environment()],

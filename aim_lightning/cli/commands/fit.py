@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Train, and return 0 once training is complete; docs/slurm.md lists the other exit codes."""
+    from aim_lightning.cli.build.loggers import connect
     from aim_lightning.cli.build.trainer_cli import build
     from aim_lightning.cli.fit_lifecycle import FitLifecycle
     from aim_lightning.cli.fit_summary import score_finished, summarise
@@ -27,6 +28,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         # TensorBoard drops what earlier processes logged after the checkpoint.
         cli = build(config, decision.step + 1, lifecycle.callbacks, lifecycle.micro_batch_size)
         lifecycle.prepare(cli)
+        connect(cli.trainer.loggers)
         with signals.graceful_interrupt():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=decision.checkpoint)
         if cli.trainer.is_global_zero:

@@ -39,6 +39,7 @@ def score(config: Config) -> int:
     """
     from aim_lightning.callbacks.training.stop_request import ValidationStop
     from aim_lightning.checkpoint.io import read_checkpoint
+    from aim_lightning.cli.build.loggers import connect
     from aim_lightning.cli.build.trainer_cli import build, hardware_of, scored_weights
     from aim_lightning.runs.results import record
 
@@ -51,6 +52,7 @@ def score(config: Config) -> int:
     cli = build(config, purge_step=None, guards=[ValidationStop(step)])
     disable_signal_handlers(cli.trainer)
     set_logged_step(cli.trainer, step)
+    connect(cli.trainer.loggers)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name.removeprefix("metrics/"): float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
