@@ -1,12 +1,16 @@
 """Test what the Makefile prints itself; nothing is installed for it."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from conftest import ROOT
+
+from aim_lightning.callbacks.logging.tensorboard import CHARTS
 
 
 def make(*words, **more):
@@ -83,3 +87,10 @@ def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc
     step = "compiling causal-conv1d==1.7.0" if has_nvcc else "no nvcc on PATH: causal-conv1d is left"
     assert lines[2].startswith(step)
     assert (lines[-2].startswith("-m pip install") and lines[-2].endswith("causal-conv1d==1.7.0")) == has_nvcc
+
+
+def test_tensorboard_prints_an_address_that_pins_known_curves():
+    address = re.search(r"http://localhost:6006/\S+", make("-n", "tensorboard").stdout)[0].rstrip("'")
+    pins = json.loads(parse_qs(urlsplit(address).query)["pinnedCards"][0])
+    tags = {tag for charts in CHARTS.values() for chart in charts.values() for tag in chart["tags"]}
+    assert {"val/loss", "val/psnr"} < {pin["tag"] for pin in pins} < tags and urlsplit(address).fragment == "timeseries"
