@@ -78,7 +78,7 @@ def log_page(configuration):
     page = tensorboard.TensorBoardPage()
     page.configuration = configuration
     module = SimpleNamespace(network=torch.nn.Linear(4, 2), device=torch.device("cpu"))
-    page.on_fit_start(SimpleNamespace(global_step=0, callbacks=[]), module)
+    page.on_fit_start(SimpleNamespace(global_step=0, callbacks=[], state=SimpleNamespace(fn="fit")), module)
 
 
 def test_the_hparams_tab_shows_options_and_last_validation_metrics_of_runs_of_both_stages(tmp_path, monkeypatch):

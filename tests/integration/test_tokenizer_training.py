@@ -85,8 +85,7 @@ def test_curves(reference):
     pages = charts(reference)
     expressions = [expression for page in pages.values() for tags in page.values() for expression in tags]
     assert not [tag for tag in curves if tag != "epoch" and not any(re.match(text, tag) for text in expressions)]
-    # Scores of reconstructions appear in `validate` only.
-    shown = [tags for page in pages.values() for tags in page.values() if "metrics" not in tags[0]]
+    shown = [tags for page in pages.values() for tags in page.values()]
     assert not [tags for tags in shown if not any(re.match(text, tag) for text in tags for tag in curves)]
     assert list(pages["training"])[:2] == ["loss", "PSNR"] and "LPIPS" not in pages["training"]
     assert [step for step, rate in curves["perf/model_tflops_per_s"] if rate > 0] == list(range(1, STEPS + 1))
@@ -186,6 +185,7 @@ def test_validate_scores_reconstructions(experiment, reference, succeed):
     assert "pad=0" in protocol["reconstruction_scores"]["reference"]
     assert metrics["rfd_effnet_lite0_2k"] > 0
     assert protocol["reconstruction_metrics"]["features"]["input_size"] == 32
+    assert list(charts(reference)["scores"]) == ["Fréchet distance of reconstructions"]
     assert len(list((experiment.file.parent / "cache").glob("*.safetensors"))) == 1
     assert "next: make tokenize EXP=tiny_tokenizer RUN=reference" in text
 
@@ -269,7 +269,7 @@ def test_without_the_adversarial_loss(experiment, reference, assert_resumed, cap
     assert "discriminator" not in content and len(content["optimizers"]) == 1
     assert not any(tag.startswith(("train/generator", "train/discriminator")) for tag in series(run_dir))
     pages = charts(run_dir)
-    assert set(pages) == {"training", "codebook", "scores", "speed"} and "adaptive weight" not in pages["training"]
+    assert set(pages) == {"training", "codebook", "speed"} and "adaptive weight" not in pages["training"]
     assert_resumed("plain", 4, *PLAIN)
     assert main(experiment.words("validate", "reference", *PLAIN)) == 2
     assert "has a discriminator, model.adversarial is null" in capsys.readouterr().err

@@ -51,7 +51,10 @@ def flush(trainer: Trainer) -> None:
 
 
 class TensorBoardPage(Callback):
-    """Log the configuration as text, the main options as hparams, and a custom-scalars page, once per run."""
+    """Log the configuration as text, the main options as hparams, and a custom-scalars page, once per run.
+
+    In `validate` the page is logged again with the charts of its scores.
+    """
 
     needs = ("configuration",)
 
@@ -65,6 +68,12 @@ class TensorBoardPage(Callback):
             experiment.add_text("configuration", f"```yaml\n{text}```", trainer.global_step)
             for summary in _hparams(self.configuration, sum(p.numel() for p in pl_module.network.parameters())):
                 experiment.file_writer.add_summary(summary)
+            experiment.add_custom_scalars(_layout(_parts(trainer, pl_module)))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the charts of scores that only `validate` computes; TensorBoard shows the last page."""
+        experiment = writer(trainer)
+        if experiment is not None and trainer.state.fn == "validate":
             experiment.add_custom_scalars(_layout(_parts(trainer, pl_module)))
 
 
@@ -92,10 +101,10 @@ def _hparams(configuration: dict, parameters: int) -> list:
 
 def _parts(trainer: Trainer, pl_module: LightningModule) -> SimpleNamespace:
     """Return what `needs` of a chart refers to."""
-    callbacks = {type(callback).__name__: callback for callback in trainer.callbacks}
-    return SimpleNamespace(
-        model=pl_module, callbacks=SimpleNamespace(**callbacks), peak_tflops=peak_tflops_of(pl_module.device)
-    )
+    callbacks = SimpleNamespace(**{type(callback).__name__: callback for callback in trainer.callbacks})
+    validated = callbacks if trainer.state.fn == "validate" else None
+    peak = peak_tflops_of(pl_module.device)
+    return SimpleNamespace(model=pl_module, callbacks=callbacks, validated=validated, peak_tflops=peak)
 
 
 def _layout(parts: SimpleNamespace) -> dict[str, dict[str, list]]:
