@@ -9,6 +9,7 @@ import torch
 from helpers import TINY_VQ, assert_user_error
 from torch import Tensor
 from torch.amp import GradScaler
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from aim_lightning.losses import TokenizerLoss
 from aim_lightning.models import PatchGANConfig
@@ -124,7 +125,10 @@ def test_both_networks_take_their_steps_after_the_last_micro_batch(batch, monkey
             ("log_dict", lambda values, logged=logged: logged.update(values)),
         ):
             monkeypatch.setattr(module, name, function)
-        weights = parameters(module)
+        weights, pairs = parameters(module), []
+        module.network.register_forward_hook(
+            lambda _, images, result, pairs=pairs: pairs.append((images[0], result.images_BCHW))
+        )
         for number, changed in ((0, set()), (1, {"network"}), (2, set()), (3, {"network", "discriminator"})):
             logged.clear()
             module.training_step(batch, number)
@@ -140,6 +144,9 @@ def test_both_networks_take_their_steps_after_the_last_micro_batch(batch, monkey
         assert logged["train/grad_norm"] > 0 and not any(
             p.grad is not None and p.grad.any() for p in module.parameters()
         )
+        images, reconstructions = (torch.cat(parts) for parts in zip(*pairs[-2:], strict=True))
+        expected = peak_signal_noise_ratio(reconstructions.clamp(-1, 1), images, data_range=2.0)
+        assert logged["train/psnr"] == pytest.approx(float(expected), rel=1e-5)
         norms.append(logged["train/grad_norm_discriminator"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)  # fp16's gradients are unscaled before their norm is taken
 
