@@ -16,4 +16,4 @@ aim fit --config experiments/demo_aim.yaml
 echo '[4/4] 2,000 samples against reference images'
 table() { "$PYTHON" experiments/demo_table.py --num 2000; }
 table 2>/dev/null || { aim validate --config experiments/demo_aim.yaml && table; }
-echo "made in $((SECONDS - started)) s; next: make tensorboard, or make sample EXP=demo_aim ARGS='--classes \"sneaker,bag\"'"
+echo "made in $((SECONDS - started)) s; next: make tensorboard, make app EXP=demo_aim, or make sample EXP=demo_aim ARGS='--classes \"sneaker,bag\"'"

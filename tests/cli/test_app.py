@@ -5,20 +5,15 @@ import pytest
 from conftest import start_python
 from evaluation.small import config, workspace  # noqa: F401
 from helpers import free_port
-from PIL import Image
+from huggingface_hub import constants
+from sampling.test_page import client, pixels
 
 from aim_lightning.utils.errors import UserError
 
 
-def pixels(path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
 @pytest.mark.slow
-def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_path, succeed):  # noqa: F811
-    from gradio_client import Client
-
+def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_path, succeed, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # of Gradio's client
     options = ["--sampling.seed", "5", "--sampling.temperature", "0.9"]
     succeed("sample", "--config", config, "--classes", "blue", "--num", 2, "--out", tmp_path, *options)
     expected = [pixels(path) for path in sorted(tmp_path.glob("blue-*.png"))]
@@ -31,7 +26,7 @@ def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_pat
             lines.append(server.stdout.readline())
             assert lines[-1], lines
         assert lines[-1] == f"page: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
-        page = Client(f"http://127.0.0.1:{port}", verbose=False)
+        page = client(f"http://127.0.0.1:{port}")
         values = {"images": 2, "seed": 5, "cfg_scale": 1.5, "temperature": 0.9, "top_k": 0, "top_p": 1}
         grid = pixels(page.predict(name="blue", **values, api_name="/generate"))
         # The grid enlarges images of 4 pixels to 64, with 2 pixels between them.

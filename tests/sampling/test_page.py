@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_user_error, free_port, skip_without, wait_for
+from huggingface_hub import constants
 from PIL import Image
 from sampling.test_pipeline import LABELS, pipeline  # noqa: F401
 
@@ -55,16 +57,22 @@ def test_sampling_stops_when_the_frames_are_closed(pipeline, monkeypatch):  # no
 def address(pipeline, monkeypatch, tmp_path):  # noqa: F811
     """Serve the page of a small network and yield its address."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # of Gradio's client
+    hosts, resolve = set(), socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: hosts.add(host) or resolve(host, *rest, **more)
+    )
     pipeline.class_names = NAMES
     page = build_page(pipeline, SamplingOptions(cfg_scale=1.5, batch_size=9), "small")
     yield serve(page, "127.0.0.1", free_port())
     page.close(verbose=False)
+    assert hosts <= {"127.0.0.1", "localhost"}  # server, clients and driver look for no other host
 
 
 def client(address):
     from gradio_client import Client
 
-    return Client(address, verbose=False)
+    return Client(address, verbose=False, analytics_enabled=False)
 
 
 def pixels(path) -> np.ndarray:
@@ -83,7 +91,7 @@ def test_rows_arrive_over_the_network_and_the_options_take_effect(address, pipel
 
 
 WRONG = [({"name": "cow"}, "cow"), ({"images": 10}, "10"), ({"temperature": 9}, "9"), ({"name": "cat"}, "cat")]
-WRONG += [({"seed": -1}, "-1"), ({"top_p": 0}, "0")]
+WRONG += [({"seed": -1}, "-1"), ({"top_p": 0}, "0"), ({"seed": None}, "seed is None")]
 
 
 def test_values_out_of_range_are_refused_by_the_server(address):
