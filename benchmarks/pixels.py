@@ -34,6 +34,7 @@ from aim_lightning.sampling import SamplingOptions, generate, release_decoders
 from aim_lightning.utils.precision import exact_products
 
 BLOCKS = 4  # of a measurement of codes and pixels
+MODES = ("in series", "concurrent", "priority")
 SMALL_VQ = {
     "image_size": 64,
     "codebook_size": 256,
@@ -125,11 +126,11 @@ def codes_alone(model: AiM, batch: int, device: torch.device) -> Row:
     return {"what": "codes", "batch": batch, "images_per_s": batch / seconds, **peak(device)}
 
 
-def together(pipeline: AiMPipeline, batch: int, is_compiled: bool, mode: str, device: torch.device) -> Row:
-    """Measure labels to images; on a GPU bfloat16 pixels."""
+def together(pipeline: AiMPipeline, batch: int, pixels: str, mode: str, device: torch.device) -> Row:
+    """Measure labels to images; `pixels` is fused, compiled, or a precision."""
     on_gpu = device.type == "cuda"
-    precision = "bfloat16" if on_gpu else "float32"
-    how = {"decoder": "fast", "batch_size": batch, "pixel_precision": precision, "pixel_compile": is_compiled}
+    precision = "bfloat16" if pixels in ("fused", "compiled") else pixels
+    how = {"batch_size": batch, "pixel_precision": precision, "pixel_compile": pixels == "compiled"}
     # Pixels on the stream of the codes follow them in series.
     pipeline._pixel_decoder(pipeline.resolve(SamplingOptions(**how)))._stream = (
         torch.cuda.current_stream() if mode == "in series" and on_gpu else None
@@ -139,13 +140,12 @@ def together(pipeline: AiMPipeline, batch: int, is_compiled: bool, mode: str, de
     def work(blocks: int) -> None:
         labels = torch.arange(batch * blocks) % pipeline.aim.config.num_classes
         with stream:
-            for _ in pipeline.batches(labels, **OPTIONS, **how):
+            for _ in pipeline.batches(labels, decoder="fast", **OPTIONS, **how):
                 pass
 
     work(1)
     reset_peak(device)
     (seconds,) = timed(lambda: work(BLOCKS), device, 1, warm_up=0)
-    pixels = "compiled" if is_compiled else "fused" if on_gpu else "plain"
     row = {"what": "codes and pixels", "batch": batch, "pixels": pixels, "mode": mode}
     return row | {"images_per_s": batch * BLOCKS / seconds, **peak(device)}
 
@@ -163,12 +163,16 @@ def measure(options: argparse.Namespace, device: torch.device, keep: Callable[[R
         for name, decode in ways.items():
             # float32 needs four times as long as bfloat16.
             if batch <= 64 or name not in ("float32", "tf32"):
-                keep(row := alone(name, decode, ways["float32"], sequence(batch), flops))
+                try:
+                    row = alone(name, decode, ways["float32"], sequence(batch), flops)
+                except RuntimeError as error:  # some kernels of PyTorch take at most 2^31 values
+                    row = {"what": "decoder", "variant": name, "batch": batch, "error": str(error).splitlines()[0]}
+                keep(row)
                 fused |= {batch: row} if name == "fused" else {}
     for batch in options.together:
         keep(codes_alone(model, batch, device))
-        for mode in ("in series", "concurrent", "priority") if on_gpu else ("in series",):
-            keep(together(pipeline, batch, False, mode, device))
+        for mode in MODES if on_gpu else MODES[:1]:
+            keep(together(pipeline, batch, "fused" if on_gpu else "float32", mode, device))
         release_decoders(model)
     for batch in options.compiled if on_gpu else ():
         for name, decode in compiled_decoders(tokenizer, device).items():
@@ -177,8 +181,8 @@ def measure(options: argparse.Namespace, device: torch.device, keep: Callable[[R
             again = alone(name, decode, ways["float32"], sequence(batch), flops)
             row |= {"what": "compiled", "first_with_caches_s": again["first_s"]}
             keep(row | {"saves_from_images": saves_from(row, fused[batch]) if batch in fused else None})
-        for mode in ("in series", "concurrent", "priority"):
-            keep(together(pipeline, batch, True, mode, device))
+        for pixels, mode in [*(("compiled", mode) for mode in MODES), ("tf32", MODES[1]), ("float32", MODES[1])]:
+            keep(together(pipeline, batch, pixels, mode, device))
 
 
 def main() -> None:

@@ -1,10 +1,15 @@
-"""Seconds for 256 codes with guidance: the fast decoder, the plain one, and the memory-bandwidth bound.
+"""Seconds for the codes of images with guidance: the fast decoder, the plain one, and the memory-bandwidth bound.
 
-python benchmarks/sampling.py [--models AiM-B,AiM-B] [--batches 1,16] [--repeats 5] [--no_plain] [--no_pixels]
-Medians after warm-up; top_k 600, top_p 0.98, random weights. On a CPU: AiM-B batch 4. Then codes and pixels together,
-AiM-B with VQ-16. Writes benchmarks/results/sampling_HARDWARE_DATE.json and a table of the same name, after each row.
-Kernels and the pixels' decoder are compiled into empty caches: compile_s is the first call of a row, capture_s the
-first one of a new decoder (a kernel that an earlier row has compiled is not compiled again).
+python benchmarks/sampling.py [--cases AiM-B:16,AiM-B:16:1024] [--repeats 5] [--no_plain] [--seconds 600]
+A case is MODEL:IMAGES or MODEL:IMAGES:CODES, 256 codes by default. Medians after warm-up; top_k 600, top_p 0.98, random
+weights. On a CPU: AiM-B with 4 images. Writes benchmarks/results/sampling_HARDWARE_DATE.json and a table of the same
+name, after each row. Cases that would start after --seconds are left out.
+
+- fast_s, plain_s: of each decoder; compile_s: first call, with kernels compiled into empty caches (a kernel that an
+  earlier row has compiled is not compiled again); capture_s: first call of a new decoder.
+- floor_s: time of the bytes alone, in the better of dual and recurrent form; times_floor: fast_s over floor_s.
+- published_s: of the published code on the same kind of GPU, else published_h100_s; ratio: published over fast_s.
+- goal_s, stretch_s: to reach on one H200.
 """
 
 import argparse
@@ -19,47 +24,52 @@ from typing import Any
 import torch
 from record import hardware, save
 
-from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
-from aim_lightning.pipeline import AiMPipeline
+from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.sampling import generate, release_decoders
 
-# Seconds on one H100 80GB: (published code with torch 2.11, to reach, stretch).
+# Seconds for 256 codes: published code with torch 2.11 on an H100 and on an H200; to reach and stretch on an H200.
 GOALS = {
-    ("AiM-B", 1): (0.681, 0.075, 0.050),
-    ("AiM-B", 16): (0.899, 0.110, 0.080),
-    ("AiM-B", 64): (1.200, 0.280, 0.190),
-    ("AiM-L", 16): (1.438, 0.280, 0.190),
-    ("AiM-L", 64): (2.220, 0.700, 0.500),
-    ("AiM-XL", 16): (1.810, 0.420, 0.330),
+    ("AiM-B", 1): (0.681, 0.659, 0.056, 0.045),
+    ("AiM-B", 16): (0.899, 0.749, 0.088, 0.075),
+    ("AiM-B", 64): (1.200, 1.105, 0.190, 0.160),
+    ("AiM-L", 16): (1.438, None, 0.205, 0.170),
+    ("AiM-L", 64): (2.220, None, 0.460, 0.400),
+    ("AiM-XL", 16): (1.810, None, 0.290, 0.250),
 }
-PIXEL_GOALS = (160, 250)  # images/s on an H100, AiM-B batch 64: to reach, stretch
-H200 = 0.75  # its times over an H100's, by their bandwidths
+# Further cases (model, images, codes). The goal of those with 16 images is FLOORS times the time of the bytes.
+OTHERS = [("AiM-1B", 16, 256), ("AiM-B", 16, 576), ("AiM-B", 16, 1024), ("AiM-B", 128, 256), ("AiM-B", 256, 256)]
+FLOORS = 2.5
 OPTIONS = {"cfg_scale": 2.0, "top_k": 600, "top_p": 0.98}
-BLOCKS = 5  # of the measurement with pixels on a GPU, where they overlap
 Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", help="presets, with commas (default: all that the device is meant for)")
-    parser.add_argument("--batches", help="images, one for each model")
+    parser.add_argument("--cases", help="MODEL:IMAGES[:CODES], with commas (default: all that the device is meant for)")
     parser.add_argument("--repeats", type=int, default=5, help="calls behind each median")
     parser.add_argument("--no_plain", action="store_true", help="leave the plain decoder out")
-    parser.add_argument("--no_pixels", action="store_true", help="leave codes and pixels together out")
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=600, help="after which no case starts")
+    options, start = parser.parse_args(), time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = list(GOALS) if device.type == "cuda" else [("AiM-B", 4)]
-    if options.models:
-        cases = list(zip(options.models.split(","), map(int, options.batches.split(",")), strict=True))
+    everything = [(*case, 256) for case in GOALS] + OTHERS
+    cases = everything if device.type == "cuda" else [("AiM-B", 4, 256)]
+    if options.cases:
+        cases = [parse_case(text) for text in options.cases.split(",")]
     empty = tempfile.TemporaryDirectory(prefix="compiled_")
     os.environ |= {"TRITON_CACHE_DIR": f"{empty.name}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{empty.name}/inductor"}
     rate, rows = bandwidth(device), []
-    print(f"{hardware()}: copies {rate / 1e12:.3f} TB/s; seconds for 256 codes, guidance on", flush=True)
-    for name, batch in cases:
-        keep(rows, codes(name, batch, device, options.repeats, not options.no_plain, rate))
-    if not options.no_pixels:
-        for how in pixel_options(device):
-            keep(rows, pixels(64 if device.type == "cuda" else 4, device, how))
+    print(f"{hardware()}: copies {rate / 1e12:.3f} TB/s; seconds for all codes, guidance on", flush=True)
+    for number, case in enumerate(cases):
+        if time.monotonic() - start > options.seconds:
+            print(f"stopped after {options.seconds:g} s; not measured: {cases[number:]}")
+            break
+        keep(rows, codes(*case, device, options.repeats, not options.no_plain, rate))
+
+
+def parse_case(text: str) -> tuple[str, int, int]:
+    """Return model, images and codes of MODEL:IMAGES[:CODES]."""
+    name, images, *codes = text.split(":")
+    return name, int(images), int(codes[0]) if codes else 256
 
 
 def keep(rows: list[Row], row: Row) -> None:
@@ -71,75 +81,46 @@ def keep(rows: list[Row], row: Row) -> None:
     print(f"written to {path} and {path.with_suffix('.md').name}", flush=True)
 
 
-def codes(name: str, batch: int, device: torch.device, repeats: int, plain: bool, rate: float) -> Row:
-    """Measure sampling of codes.
-
-    compile_s: first call; capture_s: first call of a second decoder; peak_gib: the fast decoder's.
-    """
-    model, labels = network(name, device), torch.arange(batch)
+def codes(name: str, batch: int, num_tokens: int, device: torch.device, repeats: int, plain: bool, rate: float) -> Row:
+    """Measure sampling of codes; `rate` is the bandwidth in bytes per second, peak_gib the fast decoder's."""
+    model, labels = network(name, device, num_tokens), torch.arange(batch)
     draw = lambda decoder: lambda: generate(model, labels, decoder=decoder, **OPTIONS)  # noqa: E731
     reset_peak(device)
-    row: Row = {"what": "codes", "model": name, "batch": batch, **load(device)}
+    row: Row = {"what": "codes", "model": name, "batch": batch, "codes": num_tokens, **load(device)}
     for first in ("compile_s", "capture_s"):
         release_decoders(model)
         (row[first],) = timed(draw("fast"), device, 1, warm_up=0)
     row["fast_s"] = statistics.median(timed(draw("fast"), device, repeats))
-    row |= peak(device)
+    row |= {"images_per_s": batch / row["fast_s"], **peak(device)}
     if plain:
         row["plain_s"] = statistics.median(timed(draw("plain"), device, max(1, repeats // 3)))
-    size = 2 if device.type == "cuda" else 4
-    recurrent, dual = traffic(model.config, batch, size)
-    row |= {"dual_bytes_s": dual / rate, "recurrent_bytes_s": recurrent / rate, "images_per_s": batch / row["fast_s"]}
+    row["floor_s"] = min(traffic(model.config, batch, 2 if device.type == "cuda" else 4)) / rate
+    row["times_floor"] = row["fast_s"] / row["floor_s"]
     release_decoders(model)
-    return row | goals(name, batch)
+    return row | goals(name, batch, num_tokens, row)
 
 
-def pixels(batch: int, device: torch.device, how: dict) -> Row:
-    """Measure labels to images with VQ-16, in several blocks on a GPU, where decoding overlaps with sampling."""
-    model = network("AiM-B", device)
-    torch.manual_seed(0)
-    pipeline = AiMPipeline(model, VQModel(VQConfig()).requires_grad_(False))
-    labels = torch.arange(batch * (BLOCKS if device.type == "cuda" else 1)) % 1000
-
-    def work() -> None:
-        for _ in pipeline.batches(labels, batch_size=batch, decoder="fast", **OPTIONS, **how):
-            pass
-
-    reset_peak(device)
-    first, *rest = timed(work, device, 4 if device.type == "cuda" else 2, warm_up=0)
-    seconds = statistics.median(rest)
-    row = {"what": "codes and pixels", "model": "AiM-B", "batch": batch, **load(device), **how, "fast_s": seconds}
-    row |= {"compile_s": max(0.0, first - seconds)} if how.get("pixel_compile") else {}
-    row |= {"images_per_s": len(labels) / seconds, **peak(device)}
-    if gpu_factor() is not None and batch == 64:
-        row["goal_images_per_s"], row["stretch_images_per_s"] = (goal / gpu_factor() for goal in PIXEL_GOALS)
-    return row
-
-
-def pixel_options(device: torch.device) -> list[dict]:
-    """Return the pixel options to measure."""
-    plain, tf32, narrow = ({"pixel_precision": name} for name in ("float32", "tf32", "bfloat16"))
-    return [plain, tf32, narrow, narrow | {"pixel_compile": True}] if device.type == "cuda" else [plain]
-
-
-def network(name: str, device: torch.device) -> AiM:
+def network(name: str, device: torch.device, num_tokens: int = 256) -> AiM:
     """Build a preset with random weights."""
     torch.manual_seed(0)
-    return AiM(AiMConfig.preset(name)).to(device).eval()
+    # On the device itself: a CPU initialises a billion weights in half a minute.
+    with device:
+        return AiM(AiMConfig.preset(name, num_tokens=num_tokens)).eval()
 
 
-def gpu_factor() -> float | None:
-    """Return the factor from the goals' hardware to this machine; None on other hardware."""
-    name = hardware()
-    return 1.0 if "H100" in name else H200 if "H200" in name else None
-
-
-def goals(name: str, batch: int) -> Row:
-    """Return the published code's time on an H100, and the goals for this machine."""
-    result, factor = GOALS.get((name, batch)), gpu_factor()
-    if result is None or factor is None:
+def goals(name: str, batch: int, num_tokens: int, row: Row) -> Row:
+    """Return the published code's time and the goals of a row; nothing on other hardware than H100 and H200."""
+    machine = hardware()
+    if "H100" not in machine and "H200" not in machine:
         return {}
-    return {"published_h100_s": result[0], "goal_s": result[1] * factor, "stretch_s": result[2] * factor}
+    if (name, batch, num_tokens) in OTHERS:
+        return {"goal_s": FLOORS * row["floor_s"]} if batch == 16 else {}
+    if num_tokens != 256 or (name, batch) not in GOALS:
+        return {}
+    on_h100, on_h200, goal, stretch = GOALS[name, batch]
+    published = on_h200 if "H200" in machine else on_h100
+    result = {"published_s": published} if published else {"published_h100_s": on_h100}
+    return result | {"ratio": (published or on_h100) / row["fast_s"], "goal_s": goal, "stretch_s": stretch}
 
 
 def bandwidth(device: torch.device) -> float:

@@ -18,6 +18,8 @@ from aim_lightning.utils.precision import exact_products
 # Tensors of the largest size that are held at once: a block's input, its normed and its convolved values, and one
 # temporary.
 AT_ONCE = 4
+# Images that a GPU decodes at a time: enough to keep it busy, and tensors stay below 2^31 values.
+DECODED_AT_ONCE = 64
 # Images from which compiling saves more time than it takes.
 COMPILE_FROM = 512
 
@@ -141,7 +143,9 @@ class PixelDecoder:
             products = exact_products(self.precision == "tf32")
         with products:
             # A compiled decoder takes complete blocks: a short one would be compiled once more.
-            images_BCHW = self.decode(codes_BL if self.compiled else codes_BL[:count])[:count]
+            codes_BL = codes_BL if self.compiled else codes_BL[:count]
+            parts = codes_BL.split(DECODED_AT_ONCE if self.device.type == "cuda" else len(codes_BL))
+            images_BCHW = torch.cat([self.decode(part) for part in parts])[:count]
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
 
     def image_bytes(self) -> int:

@@ -10,7 +10,7 @@ from helpers import relative
 from aim_lightning.models import VQConfig, VQModel
 from aim_lightning.models.vq.fused import FusedDecoder
 from aim_lightning.pipeline import AiMPipeline
-from aim_lightning.pipeline.pixel_decoder import PixelDecoder
+from aim_lightning.pipeline.pixel_decoder import DECODED_AT_ONCE, PixelDecoder
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.utils.precision import exact_products
@@ -54,6 +54,14 @@ def test_the_fused_decoder_is_as_accurate_as_autocast(images):
     assert isinstance(decode.__self__, FusedDecoder)
     fused = [relative(decode(codes).float(), expected) for _ in range(2)]
     assert fused[0] == fused[1] and fused[0] <= 1.2 * autocast
+
+
+def test_large_batches_are_decoded_in_parts():
+    tokenizer = VQModel(VQConfig(image_size=32, base_channels=32, codebook_size=100)).cuda().eval()
+    decoder = PixelDecoder(tokenizer, torch.device("cuda"), "bfloat16")
+    codes = torch.randint(0, 100, (2 * DECODED_AT_ONCE + 3, 4), device="cuda")
+    parts = [decoder.start(part, len(part)).images() for part in codes.split(DECODED_AT_ONCE)]
+    assert torch.equal(decoder.start(codes, len(codes)).images(), torch.cat(parts))
 
 
 def test_pixels_follow_the_weights_of_the_tokenizer():

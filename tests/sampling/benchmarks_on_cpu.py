@@ -128,8 +128,8 @@ def main() -> None:
     tiny = AiMConfig(d_model=32, n_layer=1, headdim=16, d_state=16, num_tokens=16, num_classes=3)
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         measured = forms.measure(tiny, 2, CPU, 1)
-        with mock.patch.object(sampling, "network", lambda name, device: network("group")):
-            row = sampling.codes("AiM-B", 2, CPU, 1, False, 1e9)
+        with mock.patch.object(sampling, "network", lambda name, device, num_tokens: network("group")):
+            row = sampling.codes("AiM-B", 2, 256, CPU, 1, False, 1e9)
         decoding = pixel_rows()
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
