@@ -8,7 +8,9 @@ import subprocess
 import time
 
 import pytest
+import torch
 from conftest import ROOT, python
+from PIL import Image
 
 RUN = "experiments/fashion_mnist_tokenizer/run.sh"
 # Replaces the interpreter and records the call; `fit` creates the run's directory and lasts until `slow` is removed.
@@ -130,3 +132,23 @@ def test_ratios_of_the_training_benchmark_are_to_kernels_of_the_same_micro_batch
     training.add_ratios(rows)
     ratios = [(row.get("ratio_to_mamba_ssm"), row.get("ratio_to_kernels")) for row in rows]
     assert ratios == [(1.8, 0.9), (2.0, None), (None, None), (None, None)]
+
+
+@pytest.mark.filterwarnings("ignore:FrechetDistance")
+def test_the_benchmark_of_metrics_separates_shifted_samples(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import metric_spread
+
+    features = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    pools = {"complete": features[:500], "without_class": features[:500] + 1}
+    rows = metric_spread.measure(pools, features[500:], [50, 400], 3)
+    assert [(row["metric"], row["images"]) for row in rows] == [
+        (name, count) for name in ("fd_effnet_lite0", "mind_effnet_lite0") for count in (50, 400)
+    ]
+    assert all(row["mean_without_class"] > row["mean"] > 0 and row["separation"] > 3 for row in rows)
+    metric_spread.plot(rows, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.size[0] > 1000
+    assert metric_spread.summary({"complete": [1.0, 3.0], "without_class": [6.0, 6.0]}) == pytest.approx(
+        {"mean": 2.0, "deviation": 0.5**0.5, "mean_without_class": 6.0, "separation": 4 / 2**0.5}
+    )
