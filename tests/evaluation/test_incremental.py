@@ -2,6 +2,7 @@
 
 import gc
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,19 @@ def test_the_images_and_values_are_those_of_evaluate(scorer, tmp_path):
     assert torch.equal(scores.first_images, pipeline.generate(plan.labels[:16], **SAMPLING.options()))
     protocol = incremental.protocol(40)
     assert protocol == {name: record["protocol"][name] for name in protocol} | {"sampling": protocol["sampling"]}
+
+
+def test_both_ask_for_float32_pixels_unless_told_otherwise(scorer, tmp_path, monkeypatch):
+    """On a GPU the pipeline alone would take bfloat16, and compile for many images."""
+    pipeline, plan, asked = networks(), SamplePlan(balanced_labels(16, range(3)), 16), []
+    resolve = pipeline.resolve
+    monkeypatch.setattr(pipeline, "resolve", lambda options, *count: asked.append(options) or resolve(options, *count))
+    for options in (SAMPLING, replace(SAMPLING, pixel_precision="bfloat16")):
+        evaluation = Evaluation(EvaluatedModel(pipeline, "x"), scorer, tmp_path, {})
+        evaluation.directory(plan, options)
+        IncrementalScorer(scorer, options).score(pipeline, 4, lambda phase: 1)
+    pixels = [(options.pixel_precision, options.pixel_compile) for options in asked]
+    assert pixels == [("float32", False)] * 2 + [("bfloat16", False)] * 2
 
 
 def test_a_signal_stops_it_before_the_next_round_without_values(scorer):
