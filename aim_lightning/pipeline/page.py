@@ -105,8 +105,9 @@ def serve(page: Any, host: str, port: int) -> str:
     options = {"share": False, "ssr_mode": False, "footer_links": [], "run_history": False, "theme": theme, "css": CSS}
     try:
         address = page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, **options)[1]
-    except OSError as error:
-        raise UserError(f"app: {host}:{port} cannot be used ({error}); set another --port or --host") from None
+    except OSError:
+        fact = f"{host}:{port} is in use, or is not an address of this machine"
+        raise UserError(f"app: {fact}; set another --port or --host") from None
     return address
 
 

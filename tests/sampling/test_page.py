@@ -124,7 +124,7 @@ def test_users_wait_in_one_queue(address, monkeypatch):
 def test_a_port_in_use_is_named(address, pipeline):  # noqa: F811
     port = int(address.rstrip("/").rpartition(":")[2])
     page = build_page(pipeline, SamplingOptions(), "second")
-    assert_user_error(f"app: 127.0.0.1:{port} cannot be used .* set another --port", serve, page, "127.0.0.1", port)
+    assert_user_error(f"app: 127.0.0.1:{port} is in use, .* set another --port", serve, page, "127.0.0.1", port)
 
 
 @pytest.fixture
