@@ -59,7 +59,7 @@ class ReferenceImages:
         limit = 0 if self.count is None or self.features is None else len(self.features)
         if count > limit:
             total = f"{limit} of {self.count} images" if self.count else "published statistics without their images"
-            raise UserError(f"FDr needs {count} held-out images; there are {total}. Set --num, or give others to --fdr")
+            raise UserError(f"FDr needs {count} held-out images; there are {total}; give others to --fdr")
         stored = chosen_rows(self.count, limit)
         rows = self.features[chosen_rows(self.count, count)[stored]].double()
         return rows.mean(0), rows.T.cov()

@@ -8,7 +8,6 @@ from aim_lightning.evaluation.report.comparison import Row, combine, record_valu
 from aim_lightning.evaluation.report.table import PAPER, guidance, paper_results
 from aim_lightning.evaluation.score_record import read_record
 from aim_lightning.evaluation.scorer import RECORD
-from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import read_results
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.table import MISSING
@@ -53,10 +52,9 @@ def _matches(pattern: str, runs_root: Path) -> list[Path]:
 
 
 def _read_path(name: str, path: Path, score: Score) -> Row:
-    path = path.parent if path.name == "results.json" else path
-    if (path / "results.json").is_file():
-        absolute = path.resolve()
-        return _run_row(name, RunDirectory(absolute.parent.name, absolute.name, absolute.parents[1]))
+    results = path if path.name == "results.json" else path / "results.json"
+    if results.is_file():
+        return _run_row(name, results)
     if (path / "checkpoints").is_dir():
         raise UserError(f"--compare: {name} holds no scores; run validate or evaluate first")
     if any(path.glob("*/checkpoints")):
@@ -66,9 +64,9 @@ def _read_path(name: str, path: Path, score: Score) -> Row:
     return Row(name, record_values(record), guidance(record["protocol"].get("sampling") or {}))
 
 
-def _run_row(name: str, directory: RunDirectory) -> Row:
+def _run_row(name: str, path: Path) -> Row:
     """Return the row of results.json, without values whose protocol it does not contain, such as val/loss."""
-    results, values, scales = read_results(directory), {}, {}
+    results, values, scales = read_results(path), {}, {}
     entries = [entry for entry in results["protocol"].values() if isinstance(entry, dict)]
     for metric, entry in ((metric, each) for each in entries for metric in each["metrics"]):
         if (protocol := _protocol(metric, entry)) is not None:
@@ -76,7 +74,7 @@ def _run_row(name: str, directory: RunDirectory) -> Row:
             values |= record_values({**entry, **one})
             scales[guidance(protocol.get("sampling") or {})] = None
     if not values:
-        raise UserError(f"--compare: {directory.results} holds no metrics of images; run validate or evaluate first")
+        raise UserError(f"--compare: {path} holds no metrics of images; run validate or evaluate first")
     return Row(name, values, "; ".join(scale for scale in scales if scale != MISSING) or MISSING)
 
 
