@@ -228,7 +228,7 @@ class ExperimentImages(DecodedImages):
     def identity(self) -> dict[str, Any]:
         """Return the fingerprint: of the shards' content with a manifest, else of file names and sizes."""
         values = {"kind": "pictures", "name": self.name, "fingerprint": self.source.fingerprint}
-        return values | {"pictures": len(self), "geometry": repr(self.dataset.transform)}
+        return values | {"pictures": len(self), "geometry": self.dataset.geometry}
 
 
 def open_images(path: str | Path) -> ImageSet:

@@ -36,8 +36,8 @@ class Reference:
     Args:
         path: .npz (ADM's, or arr_0 alone), directory of images, of class directories, or of image shards, or one of
             ImageNet's archives (.tar); None = images of the experiment.
-        images: the experiment's images; their geometry (image_size, resize, pad, crop) also applies to a `path` of
-            class directories, shards or an archive.
+        images: the experiment's images; their geometry (image_size, resize, pad, crop, background) also applies to a
+            `path` of class directories, shards or an archive.
         split: of `images`, used without a path.
         option: name of the option in errors.
 

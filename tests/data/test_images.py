@@ -25,6 +25,7 @@ from aim_lightning.data.images.decode import UnreadableImage, background_rgb, co
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
+from aim_lightning.evaluation.image_sets import ExperimentImages
 from aim_lightning.utils.files import read_json, sha256_file, write_json
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
@@ -130,12 +131,16 @@ def test_an_unknown_background_is_refused_before_the_images_are_listed(color):
 
 def test_the_background_is_part_of_the_fingerprint_and_white_is_the_previous_one(tree):
     """Token shards and cached statistics of versions without this option stay valid."""
-    fingerprints = {
-        color: Images(str(tree), str(tree), image_size=7, background=color).open("train").fingerprint
+    sets = {
+        color: Images(str(tree), str(tree), image_size=7, background=color).open("train")
         for color in ("white", "#FFFFFF", "black", "#000")
     }
+    fingerprints = {color: images.fingerprint for color, images in sets.items()}
     assert fingerprints["white"] == fingerprints["#FFFFFF"] and fingerprints["black"] == fingerprints["#000"]
     assert fingerprints["black"] == fingerprints["white"] + "/#000000"
+    geometries = {color: ExperimentImages(images, "tree").identity()["geometry"] for color, images in sets.items()}
+    assert geometries["white"] == repr(sets["white"].transform)
+    assert geometries["black"] == geometries["white"] + "/#000000"
 
 
 def test_an_image_set_composites_on_its_background_and_counts(tree):

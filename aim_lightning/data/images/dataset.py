@@ -87,10 +87,15 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """Return a text that identifies images, transform and background, for cache keys."""
+        return f"{self.source.fingerprint}/{self.geometry}"
+
+    @property
+    def geometry(self) -> str:
+        """Return a text that identifies transform and background, for cache keys and protocols."""
         red, green, blue = self.source.background
         # White is left out: shards and statistics of earlier versions, which knew no other colour, stay valid.
         background = "" if self.source.background == background_rgb(BACKGROUND) else f"/#{red:02x}{green:02x}{blue:02x}"
-        return f"{self.source.fingerprint}/{self.transform!r}{background}"
+        return f"{self.transform!r}{background}"
 
     def key(self, row: int) -> str:
         """Return the key of an image in its source."""
