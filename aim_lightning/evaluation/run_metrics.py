@@ -17,7 +17,7 @@ HIGHER = re.compile(r"(val/)?(is|precision|recall|density|coverage|class_agreeme
 # Values of other images, for comparison, and deviations.
 NO_SCORES = re.compile(r"_(real|untrained|std)\b")
 # Short lists show these first.
-HEADLINE = ("fid_", "fd_", "rfid_", "rfd_", "mind_", "is_", "class_agreement_", "val/psnr")
+HEADLINE = ("fid_", "fd_", "fdr_", "rfid_", "rfd_", "mind_", "is_", "class_agreement_", "val/psnr")
 
 
 def best_metrics(directory: RunDirectory) -> dict[str, float]:
