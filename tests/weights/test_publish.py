@@ -1,9 +1,11 @@
 """Model cards of `weights export`, and `weights push` with the real client and a hub on this machine."""
 
+import contextlib
 import io
 import json
 import subprocess
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from helpers import TINY, assert_contains
 from huggingface_hub import ModelCard
 from PIL import Image
 from weights.makers import aim, published, run_content, vq, write_run
-from weights.upload_server import COMMIT, TOKEN, upload_hub
+from weights.upload_server import COMMIT, TOKEN, UploadHub, upload_hub
 
 from aim_lightning import AiMPipeline
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
@@ -136,10 +138,10 @@ def test_the_published_code_is_named_where_it_can_read_the_weights():
 def push(tmp_path):
     """Return the function that runs `weights push` as a process, with the hub at `endpoint`."""
 
-    def call(endpoint: str, *arguments, token: str = TOKEN) -> subprocess.CompletedProcess:
+    def call(endpoint: str, *arguments) -> subprocess.CompletedProcess:
         settings = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
         words = ("-m", "aim_lightning", "weights", "push", *arguments)
-        return python(*words, HF_ENDPOINT=endpoint, HF_TOKEN=token, **settings)
+        return python(*words, HF_ENDPOINT=endpoint, HF_TOKEN=TOKEN, **settings)
 
     return call
 
@@ -158,27 +160,39 @@ def test_push_uploads_an_export_in_one_commit(exported, push):
     assert f"model.safetensors  {len(expected['model.safetensors']):,} bytes" in done.stdout
 
 
-def test_private_repositories(exported, push):
-    with upload_hub() as hub:
-        assert push(hub.endpoint, exported, "me/secret", "--private").returncode == 0
-        assert hub.private == {"me/secret": True} and len(hub.commits) == 1
-        hub.private["me/open"] = False
-        done = push(hub.endpoint, exported, "me/open", "--private")
-        assert_one_line(done, "me/open exists and is public; make it private in its settings")
-        assert push(hub.endpoint, exported, "me/open").returncode == 0  # a new version in an existing repository
-        assert [repository for repository, _ in hub.commits] == ["me/secret", "me/open"]
+@pytest.fixture
+def serve(monkeypatch):
+    """Return the function that serves a hub to the client in this process."""
+    with contextlib.ExitStack() as hubs:
+
+        def start(refuse: str | None = None, token: str = TOKEN) -> UploadHub:
+            hub = hubs.enter_context(upload_hub(refuse))
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+            monkeypatch.setenv("HF_TOKEN", token)
+            return hub
+
+        huggingface_hub.utils.disable_progress_bars()
+        yield start
+        huggingface_hub.utils.enable_progress_bars()
 
 
-def assert_one_line(done, *words):
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") and all(word in done.stderr for word in words), done.stderr
+def test_private_repositories(exported, serve, succeed, fail):
+    hub = serve()
+    succeed("weights", "push", exported, "me/secret", "--private")
+    assert hub.private == {"me/secret": True} and len(hub.commits) == 1
+    hub.private["me/open"] = False
+    error = fail("weights", "push", exported, "me/open", "--private")
+    assert "me/open exists and is public; make it private in its settings" in error
+    succeed("weights", "push", exported, "me/open")  # a new version in an existing repository
+    assert [repository for repository, _ in hub.commits] == ["me/secret", "me/open"]
 
 
-def test_a_refused_token_is_one_line_and_publishes_nothing(exported, push):
-    with upload_hub() as hub:
-        done = push(hub.endpoint, exported, "me/birds", token="hf_other")
-        assert_one_line(done, "me/birds: the Hub refused the upload", "401", "set HF_TOKEN to one with write access")
-        assert not hub.commits and not hub.private
+def test_a_refused_token_is_one_line_and_publishes_nothing(exported, serve, fail):
+    hub = serve(token="hf_other")
+    error = fail("weights", "push", exported, "me/birds")
+    assert_contains(error, ["me/birds: the Hub refused the upload", "401", "set HF_TOKEN to one with write access"])
+    assert not hub.commits and not hub.private
 
 
 def test_a_missing_token_is_one_line(exported, fail, monkeypatch):
@@ -187,14 +201,18 @@ def test_a_missing_token_is_one_line(exported, fail, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["/commit/", "/objects/"])
-def test_a_refused_upload_is_one_line_and_publishes_nothing(exported, push, part):
-    with upload_hub(refuse=part) as hub:
-        assert_one_line(push(hub.endpoint, exported, "me/birds"), "me/birds: the Hub refused the upload", "403")
-    assert not hub.commits
+def test_a_refused_upload_is_one_line_and_publishes_nothing(exported, serve, fail, part):
+    hub = serve(refuse=part)
+    assert_contains(fail("weights", "push", exported, "me/birds"), ["me/birds: the Hub refused the upload", "403"])
+    assert not hub.commits and any(part in request for request in hub.requests)
 
 
 def test_without_a_network(exported, push):
-    assert_one_line(push(NOWHERE, exported, "me/birds"), f"me/birds: the upload to {NOWHERE} failed", "try again")
+    done = push(NOWHERE, exported, "me/birds")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert_contains(
+        done.stderr, [f"error: me/birds: the upload to {NOWHERE} failed", "nothing was published, try again"]
+    )
 
 
 def test_incomplete_directories_are_refused_before_any_request(exported, tmp_path, fail):
