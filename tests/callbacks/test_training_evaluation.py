@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT
 from evaluation.small import last_error, networks
 from helpers import TINY, assert_user_error, write_tokens
-from integration.tiny import Experiment, scalars, write_config
+from integration.tiny import Experiment, assert_charts_match_curves, scalars, write_config
 
 from aim_lightning.callbacks.evaluation import training_evaluation
 from aim_lightning.callbacks.evaluation.training_evaluation import TrainingEvaluation
@@ -81,6 +81,7 @@ def test_curves_grid_and_best_checkpoints(run):
     assert {f"metrics/{name}_40" for name in ("precision_effnet_lite0", "mind_effnet_lite0", "class_agreement")} <= set(
         scalars(run)
     )
+    assert_charts_match_curves(run)
     assert (run / "samples" / "evaluation.png").is_file()
     ranked = sorted((value, step) for step, value in values)[:2]
     kept = sorted((run / "best").iterdir())

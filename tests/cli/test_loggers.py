@@ -53,10 +53,14 @@ def test_a_csv_logger_works_by_its_class_path_alone(tmp_path):
 def test_several_loggers_in_one_configuration(tmp_path):
     pytest.importorskip("wandb")
     files = [*DEMO, ROOT / "configs" / "logger" / "csv.yaml"]
-    options = (("logger.wandb.project", "clothes"), ("logger.wandb.offline", "true"), ("runs_root", str(tmp_path)))
-    loggers = {type(logger).__name__: logger for logger in build(files, *options).trainer.loggers}
+    options = {"project": "clothes", "offline": "true", "entity": "team", "tags": "[a, b]"}
+    overrides = [(f"logger.wandb.{name}", value) for name, value in options.items()]
+    trainer = build(files, *overrides, ("runs_root", str(tmp_path))).trainer
+    loggers = {type(logger).__name__: logger for logger in trainer.loggers}
     assert set(loggers) == {"TensorBoardLogger", "WandbLogger", "CSVLogger"}
     assert loggers["WandbLogger"].name == "clothes"  # Lightning's name of the project
+    passed_on = loggers["WandbLogger"]._wandb_init
+    assert (passed_on["entity"], passed_on["tags"], passed_on["name"]) == ("team", ["a", "b"], "demo_aim/main")
     assert loggers["WandbLogger"].version == (tmp_path / "demo_aim" / "main" / "wandb_id.txt").read_text().strip()
 
 

@@ -1,5 +1,6 @@
 """Experiments that are small enough to be trained many times, and their runs."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,18 @@ def charts(run_dir: Path) -> dict[str, dict[str, list[str]]]:
     layout = layout_pb2.Layout()
     layout.ParseFromString(events(run_dir).Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     return {page.title: {chart.title: list(chart.multiline.tag) for chart in page.chart} for page in layout.category}
+
+
+def assert_charts_match_curves(run_dir: Path) -> None:
+    """Check that every curve but the epoch is in a chart, and that no chart is empty."""
+    tags, pages = set(scalars(run_dir)) - {"epoch"}, charts(run_dir)
+    selected = {
+        f"{page}/{chart}": {tag for tag in tags if any(re.match(text, tag) for text in expressions)}
+        for page, content in pages.items()
+        for chart, expressions in content.items()
+    }
+    assert not [name for name, curves in selected.items() if not curves]
+    assert set().union(*selected.values()) == tags
 
 
 def hparam_sessions(logdir: Path) -> dict[str, tuple[dict[str, float], dict[str, float]]]:

@@ -63,7 +63,7 @@ def connect(loggers: list[Logger]) -> None:
     for logger in loggers:
         name = type(logger).__name__
         try:
-            _ = logger.experiment
+            getattr(logger, "experiment", None)  # the connection, of loggers that have one
         except Exception as error:
             # CommError is W&B's.
             is_transient = isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ == "CommError"
