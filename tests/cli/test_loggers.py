@@ -83,19 +83,19 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "reason"),
+    ("fault", "error_type", "reason"),
     [
         (CommError("no route to host.\nConsider more"), TransientError, "no route to host"),
         (ConnectionRefusedError(), TransientError, "ConnectionRefusedError"),
         (ValueError("No API key configured."), UserError, "No API key configured"),
     ],
 )
-def test_a_logger_that_cannot_start(tmp_path, fault, kind, reason):
+def test_a_logger_that_cannot_start(tmp_path, fault, error_type, reason):
     logger = Broken(tmp_path)
     logger.fault = fault
     with pytest.raises(UserError, match=rf"^logger: Broken cannot start \({reason}\); correct") as raised:
         connect([logger])
-    assert raised.type is kind
+    assert raised.type is error_type
 
 
 def test_a_later_failure_is_one_warning(tmp_path, capsys):

@@ -30,10 +30,10 @@ def records(directory: Path):
         if (room := BLOCK - position % BLOCK) < HEADER:
             position += room
             continue
-        length, kind = struct.unpack_from("<4xHB", data, position)
+        length, record_type = struct.unpack_from("<4xHB", data, position)
         position += HEADER + length
         content += data[position - length : position]
-        if kind in LAST_OF_RECORD:
+        if record_type in LAST_OF_RECORD:
             record, content = pb.Record.FromString(content), b""
             yield record
 

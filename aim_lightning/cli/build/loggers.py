@@ -32,11 +32,11 @@ def set_arguments(loggers: dict[str, dict[str, Any] | None], directory: RunDirec
         accepted = inspect.signature(pkgutil.resolve_name(logger["class_path"])).parameters
         defaults = {"save_dir": str(directory.path)} if "save_dir" in accepted else {}
         defaults |= NAMES.get(class_name, {})
-        given = logger.get("init_args") or {}
+        options = logger.get("init_args") or {}
         # `version` is Lightning's other name of the id. Only rank 0 connects to W&B.
-        if class_name == "WandbLogger" and is_rank_zero() and not {"id", "version"} & given.keys():
+        if class_name == "WandbLogger" and is_rank_zero() and not {"id", "version"} & options.keys():
             defaults["id"] = wandb_id(directory)
-        logger["init_args"] = defaults | given
+        logger["init_args"] = defaults | options
 
 
 def wandb_id(directory: RunDirectory) -> str:
