@@ -4,8 +4,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from aim_lightning.metrics.features import FEATURES, FeatureNetwork
-from aim_lightning.metrics.fid import frechet_distance
+from aim_lightning.metrics.features import FeatureNetwork
+from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
 
@@ -23,7 +23,7 @@ class FrechetRatio:
 
     Args:
         network: feature network of both sides.
-        real: statistics of the reference images.
+        distance: with the statistics of the reference images.
         heldout: statistics of the held-out images; of more than `count` images those of smallest hash are used.
         count: number of samples.
 
@@ -31,8 +31,10 @@ class FrechetRatio:
         UserError: `heldout` has fewer than `count` images, or too few of them are stored.
     """
 
-    def __init__(self, network: FeatureNetwork, real: ReferenceImages, heldout: ReferenceImages, count: int) -> None:
-        self.network, self.real, self.heldout, self.count = network, real, heldout, count
+    def __init__(
+        self, network: FeatureNetwork, distance: FrechetDistance, heldout: ReferenceImages, count: int
+    ) -> None:
+        self.network, self.distance, self.heldout, self.count = network, distance, heldout, count
         self.gaussian = heldout.gaussian_of(count)
 
     @property
@@ -51,8 +53,7 @@ class FrechetRatio:
         Raises:
             UserError: the distance is 0 up to rounding.
         """
-        sides = (*self.real.gaussians[FEATURES], *self.gaussian)
-        if (distance := float(frechet_distance(*(value.to(self.network.device) for value in sides)))) <= 0:
+        if (distance := float(self.distance.distance_from_reference(*self.gaussian))) <= 0:
             raise UserError("FDr: the held-out images have no distance to the reference; give images outside of it")
         return distance
 

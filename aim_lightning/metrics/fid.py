@@ -74,10 +74,7 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         fake = mean_and_covariance(self.fake_features_sum, self.fake_features_cov_sum, self.fake_features_num_samples)
         if self._gaussian is None:
             return frechet_distance(*mean_and_covariance(*self._real_sums()), *fake)
-        real = [value.to(self.device) for value in self._gaussian]
-        if self._root is None:
-            self._root = covariance_root(real[1])  # loaded statistics do not change: once for all evaluations
-        return frechet_distance(*real, *fake, self._root.to(self.device))
+        return self.distance_from_reference(*fake)
 
     def load_gaussian(self, mean: Tensor, covariance: Tensor, count: int | None = None) -> None:
         """Set the reference side from statistics.
@@ -90,6 +87,18 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
         self._gaussian = mean.detach().double().clone(), covariance.detach().double().clone()
         self._root, self._gaussian_count = None, count
         drop_cached_result(self)  # `compute` may have run with the previous reference
+
+    def distance_from_reference(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Return the distance between the loaded statistics and others, a float64 scalar.
+
+        Args:
+            mean: of the features, (F,).
+            covariance: of the features, (F, F).
+        """
+        mean_1, covariance_1, mean_2, covariance_2 = (x.to(self.device) for x in (*self._gaussian, mean, covariance))
+        if self._root is None:
+            self._root = covariance_root(covariance_1)  # loaded statistics do not change: once for all evaluations
+        return frechet_distance(mean_1, covariance_1, mean_2, covariance_2, self._root.to(self.device))
 
     def reference_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the arguments of `mean_and_covariance` for the reference images of all ranks; a collective.

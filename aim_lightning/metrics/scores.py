@@ -75,7 +75,7 @@ class Scores(nn.Module):
         self.neighbours = NeighbourMetrics(real.features, memo=real.memo) if compare else None
         self.mind = MongeInceptionDistance(real.features) if compare else None
         self.agreement = ClassAgreement(*real.probe) if real.probe else None
-        self.ratio = FrechetRatio(network, real, heldout, num_images) if heldout else None
+        self.ratio = FrechetRatio(network, self.distances[FEATURES], heldout, num_images) if heldout else None
         # The states of all metrics follow the network, which computes the features.
         self.to(network.device)
 

@@ -58,8 +58,8 @@ def test_the_mean_over_networks_is_named_after_all_of_them():
 
 def test_unusable_held_out_images_are_refused(network, real):
     few, published = reference_of(network, random_images(20)), ReferenceImages(real.gaussians, None, None)
-    assert_user_error("needs 30 held-out images; there are 20 of 20 images", FrechetRatio, network, real, few, 30)
-    assert_user_error("published statistics without", FrechetRatio, network, real, published, 30)
-    flat = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
-    same = FrechetRatio(network, *[reference_of(network, flat)] * 2, 60)
-    assert_user_error("no distance to the reference", lambda: same.divisor)
+    assert_user_error("needs 30 held-out images; there are 20 of 20 images", FrechetRatio, network, None, few, 30)
+    assert_user_error("published statistics without", FrechetRatio, network, None, published, 30)
+    flat = reference_of(network, torch.zeros(60, 3, 8, 8, dtype=torch.uint8))
+    scores = Scores(network, flat, 60, compare=False, heldout=flat)
+    assert_user_error("no distance to the reference", lambda: scores.ratio.divisor)

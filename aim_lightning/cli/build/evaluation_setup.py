@@ -111,9 +111,9 @@ def _scorer(config: Config, options: argparse.Namespace, network: FeatureNetwork
     if options.fdr:
         others = Reference(None if options.fdr == "val" else options.fdr, images, "val", option="--fdr")
         check_size(others.image_size(), reference.image_size())
-        heldout = others.statistics(network, ranks, options.cache, options.feature_batch, probe=False)
-        if same_images(heldout.source, statistics.source):
+        if ranks.on_rank0(lambda: same_images(others.identity(), reference.identity())):
             raise UserError("--fdr: these are the reference images; give held-out images")
+        heldout = others.statistics(network, ranks, options.cache, options.feature_batch, probe=False)
     performance = {"reference": reference.performance} if reference.performance else {}
     how = reference.image_size(), ranks, options.splitting, options.feature_batch
     return Scorer(network, statistics, *how, performance=performance, heldout=heldout)
