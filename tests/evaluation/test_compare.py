@@ -82,7 +82,10 @@ def test_a_mean_over_matches_has_the_deviation_of_its_values(tmp_path):
 
 
 def test_missing_values_are_dashes_and_published_rows_have_columns_of_their_own(tmp_path):
-    seeds = record({"fid_50k": 2.0, "is_50k": 200.0}) | {"std": {"fid_50k": 0.25, "is_50k": 3.0}, "seeds": [0, 1, 2]}
+    seeds = record({"fid_50k": 2.0, "is_50k": 200.0, "is_std_50k": 9.0}) | {
+        "std": {"fid_50k": 0.25, "is_50k": 3.0},
+        "seeds": [0, 1, 2],
+    }
     sources = [write(tmp_path / "seeds.json", seeds), write(tmp_path / "one.json", record())]
     rows = [*map(row, sources), read_row("aim-b", tmp_path, None), read_row("VAR-d16", tmp_path, None)]
     names = list(titles(rows).values())

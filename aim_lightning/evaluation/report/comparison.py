@@ -81,7 +81,7 @@ def values_by_column(
         count: number of seeds behind each value.
     """
     result = {}
-    for name in (name for name in metrics if not NO_SCORES.search(name) and "_std_" not in name):
+    for name in (name for name in metrics if not NO_SCORES.search(name)):
         shared = protocol(name)
         # Without the reference after "@", which the protocol contains.
         column = Column(name.partition("@")[0], json.dumps(shared, sort_keys=True), _legend(shared))
