@@ -116,6 +116,10 @@ def test_names_are_never_those_of_inception_or_of_the_published_weights(network)
 
 
 def test_missing_package_and_wrong_weights_are_one_line(weights, tmp_path, monkeypatch):
+    assert_user_error("embed_dim is 0; it must be a whole number, 1 or more", DINOv2Features, embed_dim=0)
+    assert_user_error(
+        "embed_dim is 30; it must be a multiple of num_heads, 4", DINOv2Features, embed_dim=30, num_heads=4
+    )
     for other in (SIZE | {"depth": 3}, SIZE | {"embed_dim": 64}):
         assert_user_error("holds other weights than this DINOv2", DINOv2Features(str(weights), **other).load)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")

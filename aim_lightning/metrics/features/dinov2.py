@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from aim_lightning.metrics.features.network import FeatureNetwork, read_weights
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 PATCH, GRID = 14, 37  # pixels per patch; patches per side of the published positions (518 pixels)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -25,6 +26,9 @@ class DINOv2Features(FeatureNetwork):
         embed_dim: features; with another size of the network, distances carry the start of the weights' hash.
         depth: number of blocks.
         num_heads: attention heads per block.
+
+    Raises:
+        UserError: a size below 1, or features that are no multiple of the heads.
     """
 
     name = "dinov2_vitl14"
@@ -41,6 +45,9 @@ class DINOv2Features(FeatureNetwork):
         super().__init__()
         self.weights, self.num_features = weights, embed_dim
         self.size: dict[str, Any] = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        check_arguments("DINOv2Features.", type(self).__init__, self.size, Range(low=1))
+        if embed_dim % num_heads:
+            raise UserError(f"DINOv2Features.embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}")
         if self.size != VIT_LARGE:
             self.name = f"dinov2_vit_{embed_dim}x{depth}"
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
