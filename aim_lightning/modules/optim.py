@@ -130,7 +130,7 @@ def build_optimizer(
     Raises:
         UserError: a decaying schedule without an end.
     """
-    if config.schedule != "constant" and total_steps < 1:
+    if config.schedule != "constant" and total_steps < 0:
         raise UserError(
             f"the {config.schedule} schedule needs an end: set trainer.max_steps or trainer.max_epochs, "
             "or model.optimizer.schedule constant"

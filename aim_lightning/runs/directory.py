@@ -9,7 +9,7 @@ from aim_lightning.utils.errors import TransientError, UserError
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.process import node_name
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # file systems take up to 255 bytes
 STEP = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -28,7 +28,7 @@ class RunDirectory:
     def __post_init__(self) -> None:
         for key, name in (("experiment", self.experiment), ("run", self.run)):
             if not NAME.fullmatch(name):
-                raise UserError(f"{key} is {name!r}; use letters, digits, '.', '_' and '-'")
+                raise UserError(f"{key} is {name!r}; use letters, digits, '.', '_' and '-', at most 200")
 
     path = property(lambda self: Path(self.root) / self.experiment / self.run)
     config = property(lambda self: self.path / "config.yaml")

@@ -130,7 +130,9 @@ class Lease:
             state = read_lease(self.path)
             if state and self._is_mine(state.holder):  # another process may have taken it
                 self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # fails unless empty: training that failed before any write leaves no directory
+            # Both fail unless empty: training that failed before any write leaves no directory.
+            self.path.parent.rmdir()
+            self.path.parent.parent.rmdir()
 
     def _create(self, path: Path) -> bool:
         """Create the file exclusively and write the owner; False where it exists already."""

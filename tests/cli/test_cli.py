@@ -61,6 +61,7 @@ def test_later_mistakes_are_one_line_too(tmp_path, own_signals, capsys, options,
     assert main(["fit", *experiment, *options.split()]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert_contains(error, texts)
+    assert not list((tmp_path / "runs").rglob("*"))
 
 
 def test_config_prints_a_configuration_that_can_be_used_again(aim_cli, tmp_path):

@@ -195,6 +195,8 @@ SWEEP_LINES = [
     ("--trainer.devices 2 --trainer.strategy ddp", "main-1: trainer.devices was 1, is 2, but the tasks of an array"),
     ("--trainer.num_nodes 2 --trainer.strategy ddp", "trainer.num_nodes was 1, is 2, but the tasks of an array"),
     ("--data.num_workers 3", "data.num_workers was 0, is 3, but the tasks of an array share"),
+    ("--model.label_dropout '0.1", "sweep:2: No closing quotation; quote values as in a shell"),
+    ("\x00--model \udcff", "sweep:2: write options such as"),
     ("--cluster.signal_lead 60", "cluster.signal_lead was 120, is 60, but the tasks of an array share"),
 ]
 CASES = [("", *case) for case in WRONG_OPTIONS] + [(line, "--sweep sweep", message) for line, message in SWEEP_LINES]
@@ -203,7 +205,7 @@ CASES = [("", *case) for case in WRONG_OPTIONS] + [(line, "--sweep sweep", messa
 @pytest.mark.parametrize(("line", "options", "message"), CASES)
 def test_mistakes_are_reported_before_anything_is_written(slurm, line, options, message):
     if line:
-        Path("sweep").write_text(f"--model.label_dropout 0.5\n{line}\n")
+        Path("sweep").write_bytes(f"--model.label_dropout 0.5\n{line}\n".encode("utf-8", "surrogateescape"))
     done = slurm("submit", *options.split())
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not Path("runs").exists() and not Path("calls").exists()

@@ -124,7 +124,7 @@ def test_the_limit_stops_at_the_same_step_after_a_resume(directory, tmp_path):
         data = module(directory, batch=4, window=1000, start=start, fetch={**SKIP, "skip_limit": 3})
         trainer = data.trainer
         trainer.datamodule, trainer.log_every_n_steps = data, 1
-        trainer.strategy = type("Strategy", (), {"reduce": staticmethod(lambda value, reduce_op: value)})
+        trainer.strategy.reduce = lambda value, reduce_op: value
         callback.log = lambda *_: None
         for batch in data.train_dataloader():
             if data.cursor.batch == until:

@@ -149,6 +149,7 @@ BAD_MANIFESTS = [
     (lambda m: m["shards"][0].pop("sha256"), "damaged"),
     (lambda m: m["shards"][0].update(rows="a"), "manifest.json: shards.rows is 'a'; it must be a whole number"),
     (lambda m: m.update(codebook_size=None), "manifest.json: codebook_size is None; it must be a whole number"),
+    (lambda m: m.update(views=0), "manifest.json: views is 0; it must be a whole number, 1 or more"),
 ]
 
 
@@ -159,6 +160,11 @@ def test_bad_manifests(directory, change, word):
     change(values)
     path.write_text(json.dumps(values))
     assert_user_error(word, TokenManifest.load, directory / "train")
+
+
+def test_a_manifest_that_is_no_text(directory):
+    (directory / "train" / "manifest.json").write_bytes(bytes(range(256)))
+    assert_user_error("manifest.json is not readable JSON", TokenManifest.load, directory / "train")
 
 
 def test_unfinished_directory_and_different_tokenizers(directory, tmp_path):

@@ -267,5 +267,5 @@ def test_run_directory_names_and_newest(run):
     steps = ("step=00000010.ckpt", "step=00000002.ckpt")
     touch(run, *steps, ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt")
     assert newest_checkpoint(run.path).name == steps[0] and tuple(p.name for p in run.checkpoints()) == steps
-    for name in ("", "../up", "a b", "a/b"):
+    for name in ("", "../up", "a b", "a/b", 201 * "a"):
         assert_user_error("use letters", RunDirectory, "exp", name)

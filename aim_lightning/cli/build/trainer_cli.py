@@ -136,7 +136,7 @@ class AimCLI(LightningCLI):
         }
         try:
             return self.trainer_class(**options)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError, ImportError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from None
         except RuntimeError as error:  # two callbacks of one class cannot be told apart in a checkpoint
             if "stateful callback" not in str(error):
@@ -213,6 +213,12 @@ def _check_trainer(cli: AimCLI) -> None:
     if trainer.gradient_clip_val is not None and not cli.model.automatic_optimization:
         raise UserError(
             "trainer.gradient_clip_val is not for a tokenizer, which has two optimizers; set model.gradient_clip"
+        )
+    ema = next((name for name, callback in cli.named_callbacks.items() if isinstance(callback, EMA)), None)
+    if ema and trainer.precision.endswith("-true") and trainer.precision != "32-true":
+        raise UserError(
+            f"trainer.precision is {trainer.precision}, whose weights callbacks.{ema} cannot average; "
+            "set trainer.precision 32-true, bf16-mixed or 16-mixed"
         )
     emulated = strategy.root_device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if trainer.precision.startswith("bf16") and emulated:

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     classes = 'classes by name or number, "sneaker,bag" (default: the first 10)'
     parser.add_argument("--classes", metavar="NAMES", help=classes)
-    parser.add_argument("--num", **option("images per class", 8, type=number(int, 1)))
+    parser.add_argument("--num", **option("images per class", 8, type=number(int, 1, 100_000)))
     parser.add_argument("--out", help="directory for the images (default: runs/EXPERIMENT/RUN/samples)")
     add_shared(parser, "raw", "allow_untrained_guidance")
     parser.add_argument("--animate", **flag("also write an animation (GIF), in which the images appear row by row"))

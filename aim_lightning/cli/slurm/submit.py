@@ -70,10 +70,13 @@ def _lines(path: Path) -> list[list[tuple[str, str]]]:
     if not path.is_file():
         raise UserError(f"--sweep {path} does not exist; it contains one line of options per task")
     result = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        arguments = split(shlex.split(line), plain=SECTIONS)
+        try:
+            arguments = split(shlex.split(line), plain=SECTIONS)
+        except ValueError as error:  # an open quotation
+            raise UserError(f"{path}:{number}: {error}; quote values as in a shell") from None
         if arguments.rest or arguments.configs or not arguments.overrides:
             raise UserError(f"{path}:{number}: write options such as --model.optimizer.base_learning_rate 1e-3")
         result.append(arguments.overrides)

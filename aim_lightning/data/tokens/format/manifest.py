@@ -12,7 +12,7 @@ import numpy as np
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import require_regular, write_json
-from aim_lightning.utils.ranges import check_arguments
+from aim_lightning.utils.ranges import Range, check_arguments
 
 FORMAT = "aim_lightning.tokens/1"
 MANIFEST = "manifest.json"
@@ -139,7 +139,7 @@ class TokenManifest:
             fact = f"{path} does not exist: {directory} is no finished directory of token shards"
             raise UserError(f"{fact}; make it with `make tokenize EXP=…` or set data.path")
         require_regular(path)
-        return cls.parse(path.read_text(encoding="utf-8"), path)
+        return cls.parse(path.read_text(encoding="utf-8", errors="replace"), path)
 
     @classmethod
     def parse(cls, text: str, where: str | Path) -> "TokenManifest":
@@ -165,7 +165,7 @@ class TokenManifest:
             arguments |= {name: [item(**entry) for entry in arguments[name]] for name, item in items.items()}
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is damaged ({error}); tokenize the images again") from None
-        check_arguments(f"{where}: ", cls, arguments)
+        check_arguments(f"{where}: ", cls, arguments, views=Range(1), codebook_size=Range(1))
         for shard in arguments["shards"]:
             check_arguments(f"{where}: shards.", TokenShard, vars(shard))
         manifest = cls(**arguments)
