@@ -1,21 +1,16 @@
-"""Measure the tokenizer's decoder alone, torch.compile's break-even, and codes and pixels with and without overlap.
+"""Measure the tokenizer's decoder alone, and codes and pixels with and without overlap.
 
-python benchmarks/pixels.py [--batches 16,64,256] [--compiled 64] [--together 64,128,256] [--seconds 100]
+python benchmarks/pixels.py [--batches 16,64,256] [--together 64,128,256] [--seconds 100]
 VQ-16 and AiM-B with random weights; a CPU takes small networks. Writes benchmarks/results/pixels_HARDWARE_DATE.json
 after each row. Measurements that would start after --seconds are left out.
 
 - decoder: images/s of each variant, and how far its pixels are from float32 ones (norm over norm).
-- compiled: the same with torch.compile; seconds of the first call with empty and with filled caches. saves_from_images:
-  number of images from which compiling saves time over the variant `fused`; null = never.
 - codes: images/s without pixels.
 - codes and pixels: `in series`; `concurrent`, pixels on another stream during the next codes, as the pipeline does; or
   `priority`, concurrent with codes on a stream of high priority.
 """
 
 import argparse
-import copy
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,28 +43,14 @@ Row = dict[str, Any]
 
 
 def decoders(tokenizer: VQModel, device: torch.device) -> dict[str, Decode]:
-    """Return functions from codes to images by name; none of them is compiled."""
+    """Return functions from codes to images by name."""
     result = {"float32": within(exact_products, tokenizer.decode), "autocast": autocast(tokenizer.decode, device)}
     if device.type == "cuda":
         from aim_lightning.models.vq.fused import FusedDecoder
 
-        fused = FusedDecoder(tokenizer).decode
         result["tf32"] = within(lambda: exact_products(True), tokenizer.decode)
-        result["autocast, channels-last"] = autocast(channels_last(tokenizer).decode, device)
-        result |= {"fused": fused, "fused, upsampling not folded": FusedDecoder(tokenizer, fold=False).decode}
-        result["fused, cuDNN benchmark"] = within(lambda: torch.backends.cudnn.flags(benchmark=True), fused)
+        result["fused"] = FusedDecoder(tokenizer).decode
     return result
-
-
-def compiled_decoders(tokenizer: VQModel, device: torch.device) -> dict[str, Decode]:
-    """Return functions that torch.compile compiles at their first call, by name."""
-    from aim_lightning.models.vq.fused import fold_upsampling
-
-    folded = channels_last(tokenizer)
-    for level in folded.decoder.conv_blocks[:-1]:
-        level.upsample = fold_upsampling(level.upsample.conv).to(memory_format=torch.channels_last)
-    models = {"compiled": channels_last(tokenizer), "compiled, upsampling folded": folded}
-    return {name: autocast(torch.compile(model.decode, dynamic=False), device) for name, model in models.items()}
 
 
 def within(context: Callable, decode: Decode) -> Decode:
@@ -85,11 +66,6 @@ def within(context: Callable, decode: Decode) -> Decode:
 def autocast(decode: Decode, device: torch.device) -> Decode:
     """Return the function under bfloat16 autocast."""
     return within(lambda: torch.autocast(device.type, torch.bfloat16), decode)
-
-
-def channels_last(tokenizer: VQModel) -> VQModel:
-    """Return a copy in channels-last layout."""
-    return copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
 
 
 def alone(name: str, decode: Decode, reference: Decode, codes: Tensor, flops: int) -> Row:
@@ -112,12 +88,6 @@ def decoder_flops(tokenizer: VQModel) -> int:
     return counter.get_total_flops()
 
 
-def saves_from(row: Row, other: Row) -> int | None:
-    """Return the number of images from which compiling saves time over another variant; None if it never does."""
-    gain = 1 / other["images_per_s"] - 1 / row["images_per_s"]
-    return None if gain <= 0 else round(row["first_s"] / gain)
-
-
 def codes_alone(model: AiM, batch: int, device: torch.device) -> Row:
     """Measure sampling of codes."""
     labels = torch.arange(batch) % model.config.num_classes
@@ -127,10 +97,9 @@ def codes_alone(model: AiM, batch: int, device: torch.device) -> Row:
 
 
 def together(pipeline: AiMPipeline, batch: int, pixels: str, mode: str, device: torch.device) -> Row:
-    """Measure labels to images; `pixels` is fused, compiled, or a precision."""
+    """Measure labels to images; `pixels` is fused or a precision."""
     on_gpu = device.type == "cuda"
-    precision = "bfloat16" if pixels in ("fused", "compiled") else pixels
-    how = {"batch_size": batch, "pixel_precision": precision, "pixel_compile": pixels == "compiled"}
+    how = {"batch_size": batch, "pixel_precision": "bfloat16" if pixels == "fused" else pixels}
     # Pixels on the stream of the codes follow them in series.
     pipeline._pixel_decoder(pipeline.resolve(SamplingOptions(**how)))._stream = (
         torch.cuda.current_stream() if mode == "in series" and on_gpu else None
@@ -158,7 +127,7 @@ def measure(options: argparse.Namespace, device: torch.device, keep: Callable[[R
     model = network("AiM-B", device) if on_gpu else AiM(AiMConfig(**SMALL_AIM)).eval()
     pipeline, flops = AiMPipeline(model, tokenizer), decoder_flops(tokenizer)
     sequence = lambda batch: torch.randint(tokenizer.codebook_size, (batch, model.config.num_tokens), device=device)  # noqa: E731
-    ways, fused = decoders(tokenizer, device), {}
+    ways = decoders(tokenizer, device)
     for batch in options.batches:
         for name, decode in ways.items():
             # float32 needs four times as long as bfloat16.
@@ -168,21 +137,11 @@ def measure(options: argparse.Namespace, device: torch.device, keep: Callable[[R
                 except RuntimeError as error:  # some kernels of PyTorch take at most 2^31 values
                     row = {"what": "decoder", "variant": name, "batch": batch, "error": str(error).splitlines()[0]}
                 keep(row)
-                fused |= {batch: row} if name == "fused" else {}
     for batch in options.together:
         keep(codes_alone(model, batch, device))
         for mode in MODES if on_gpu else MODES[:1]:
             keep(together(pipeline, batch, "fused" if on_gpu else "float32", mode, device))
         release_decoders(model)
-    for batch in options.compiled if on_gpu else ():
-        for name, decode in compiled_decoders(tokenizer, device).items():
-            row = alone(name, decode, ways["float32"], sequence(batch), flops)
-            torch._dynamo.reset()  # the next call compiles again, with the caches on the disk
-            again = alone(name, decode, ways["float32"], sequence(batch), flops)
-            row |= {"what": "compiled", "first_with_caches_s": again["first_s"]}
-            keep(row | {"saves_from_images": saves_from(row, fused[batch]) if batch in fused else None})
-        for pixels, mode in [*(("compiled", mode) for mode in MODES), ("tf32", MODES[1]), ("float32", MODES[1])]:
-            keep(together(pipeline, batch, pixels, mode, device))
 
 
 def main() -> None:
@@ -190,13 +149,10 @@ def main() -> None:
     numbers = lambda text: [int(word) for word in words(text)]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=numbers, default="16,64,256", help="of the decoder alone")
-    parser.add_argument("--compiled", type=numbers, default="64", help="batches with torch.compile; empty = none")
     parser.add_argument("--together", type=numbers, default="64,128,256", help="batches of codes and pixels")
     parser.add_argument("--seconds", type=float, default=100, help="after which no measurement starts")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    empty = tempfile.TemporaryDirectory(prefix="compiled_")
-    os.environ |= {"TRITON_CACHE_DIR": f"{empty.name}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{empty.name}/inductor"}
     rows, deadline = [], time.monotonic() + options.seconds
 
     def keep(row: Row) -> None:

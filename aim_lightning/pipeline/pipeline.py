@@ -159,12 +159,11 @@ class AiMPipeline:
         self.tokenizer.to(device)
         return self
 
-    def resolve(self, sampling: SamplingOptions, num_images: int = 1) -> SamplingOptions:
+    def resolve(self, sampling: SamplingOptions) -> SamplingOptions:
         """Return the options without `auto`, for this network and device; a block size of `auto` is chosen once.
 
         Args:
             sampling: as configured.
-            num_images: images that will be requested together; many are worth compiling the tokenizer's decoder.
 
         Raises:
             UserError: not even one image fits into the GPU's free memory, TF32 without a GPU, the fast decoder where
@@ -172,7 +171,7 @@ class AiMPipeline:
         """
         dropout = None if self.allow_untrained_guidance else self.label_dropout
         check_guidance(sampling, dropout, self.aim.config.num_tokens)
-        sampling = resolve_pixels(sampling, self.tokenizer, self.aim.lm_head.weight.device, num_images)
+        sampling = resolve_pixels(sampling, self.aim.lm_head.weight.device)
         pixels = self._pixel_decoder(sampling)
         if sampling.batch_size != "auto":
             return resolve(sampling, self.aim)
@@ -216,7 +215,7 @@ class AiMPipeline:
         indices_B = torch.arange(len(labels_B)) if indices is None else torch.as_tensor(indices)
         if indices_B.shape != labels_B.shape or indices_B.is_floating_point():
             raise UserError(f"indices are {tuple(indices_B.shape)} of {indices_B.dtype}; give one integer per label")
-        sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options), len(labels_B))
+        sampling = self.resolve(SamplingOptions.named(batch_size=batch_size, **options))
         if batch_size == "auto":
             sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels_B)))
         # On a GPU one batch waits: its pixels are computed while the next one is sampled.
@@ -313,7 +312,7 @@ class AiMPipeline:
         raise out_of_memory(self.aim, sampling.batch_size, image_bytes(self.aim, sampling) + pixels.image_bytes())
 
     def _pixel_decoder(self, sampling: SamplingOptions) -> PixelDecoder:
-        options = self.aim.lm_head.weight.device, sampling.pixel_precision, sampling.pixel_compile
+        options = self.aim.lm_head.weight.device, sampling.pixel_precision
         version = weights_version(self.tokenizer)
         if (version, options) not in self._pixels:
             # Decoders with other weights are released.

@@ -1,6 +1,5 @@
 """From codes to images: the tokenizer's decoder, on a GPU concurrently with the sampling of the next batch."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from aim_lightning.models import VQModel
 from aim_lightning.models.aim.backends import launcher_fault
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.logging import log_once
 from aim_lightning.utils.pixels import round_pixels
 from aim_lightning.utils.precision import exact_products
 
@@ -20,31 +18,14 @@ from aim_lightning.utils.precision import exact_products
 AT_ONCE = 4
 # Images that a GPU decodes at a time: enough to keep it busy, and tensors stay below 2^31 values.
 DECODED_AT_ONCE = 64
-# Images from which compiling saves more time than it takes.
-COMPILE_FROM = 512
 
 
-def resolve_pixels(
-    options: SamplingOptions, tokenizer: nn.Module, device: torch.device, num_images: int
-) -> SamplingOptions:
-    """Return the options without `auto` for pixels: on a GPU bfloat16, and compiled for many images.
-
-    Args:
-        options: as configured.
-        tokenizer: VQ tokenizers are compiled; of other classes it is unknown whether they can be.
-        device: where the codes are decoded.
-        num_images: images that are requested together.
-    """
-    precision, is_compiled, on_gpu = options.pixel_precision, options.pixel_compile, device.type == "cuda"
-    if precision == "auto":
-        has_type = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if has_type else "float32"
-    if is_compiled == "auto":
-        is_compiled = on_gpu and num_images >= COMPILE_FROM and isinstance(tokenizer, VQModel)
-        is_compiled = is_compiled and launcher_fault(device) is None
-        if is_compiled:
-            log_once(f"sampling.pixel_compile auto: {COMPILE_FROM} images or more; compiling the tokenizer's decoder")
-    return replace(options, pixel_precision=precision, pixel_compile=is_compiled)
+def resolve_pixels(options: SamplingOptions, device: torch.device) -> SamplingOptions:
+    """Return the options without `auto` for pixels that are decoded on a device: bfloat16 on a GPU that has it."""
+    if options.pixel_precision != "auto":
+        return options
+    has_type = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(options, pixel_precision="bfloat16" if has_type else "float32")
 
 
 class Pixels:
@@ -80,43 +61,35 @@ class Pixels:
 class PixelDecoder:
     """Decode batches of codes, on a GPU on a separate stream, concurrently with what follows.
 
-    On a GPU, bfloat16 and compiled decoders are copies: the tokenizer is shared and keeps its layout and type. A copy
-    keeps the weights that it was made with (`weights_version`).
+    On a GPU, the bfloat16 decoder of a VQ tokenizer is a copy: the tokenizer is shared and keeps its layout and type.
+    A copy keeps the weights that it was made with (`weights_version`).
 
     Args:
         tokenizer: with `decode` and `grid`.
         device: where it is and the codes will be.
         precision: ``float32``, ``tf32`` on NVIDIA GPUs, or ``bfloat16``. On a GPU, bfloat16 of a VQ tokenizer uses the
             kernels of `aim_lightning.models.vq.fused`, others autocast, which keeps the norms in float32.
-        compiled: compile the decoder with torch.compile instead, in channels-last layout.
 
     Raises:
         UserError: TF32 without an NVIDIA GPU.
     """
 
-    def __init__(
-        self, tokenizer: nn.Module, device: torch.device, precision: str = "float32", compiled: bool = False
-    ) -> None:
+    def __init__(self, tokenizer: nn.Module, device: torch.device, precision: str = "float32") -> None:
         if precision == "tf32" and device.type != "cuda":
             raise UserError("sampling.pixel_precision tf32 needs an NVIDIA GPU; use float32 here")
-        self.tokenizer, self.device, self.precision, self.compiled = tokenizer, device, precision, compiled
+        self.tokenizer, self.device, self.precision = tokenizer, device, precision
         self.decode = self._decoder()
         self._stream: torch.cuda.Stream | None = None
         self._largest: int | None = None
 
     def _decoder(self) -> Callable[[Tensor], Tensor]:
         """Return the function from codes to images."""
-        tokenizer, on_gpu = self.tokenizer, self.device.type == "cuda"
-        if self.compiled:
-            if on_gpu:
-                tokenizer = copy.deepcopy(tokenizer).to(memory_format=torch.channels_last)
-            # Static shapes: kernels for any batch size would be slower.
-            return torch.compile(tokenizer.decode, dynamic=False)
-        if on_gpu and self.precision == "bfloat16" and _obstacle(tokenizer, self.device) is None:
+        is_fused = self.device.type == "cuda" and self.precision == "bfloat16"
+        if is_fused and _obstacle(self.tokenizer, self.device) is None:
             from aim_lightning.models.vq.fused import FusedDecoder  # needs Triton
 
-            return FusedDecoder(tokenizer).decode
-        return tokenizer.decode
+            return FusedDecoder(self.tokenizer).decode
+        return self.tokenizer.decode
 
     @property
     def behind(self) -> int:
@@ -142,10 +115,8 @@ class PixelDecoder:
         else:
             products = exact_products(self.precision == "tf32")
         with products:
-            # A compiled decoder takes complete blocks: a short one would be compiled once more.
-            codes_BL = codes_BL if self.compiled else codes_BL[:count]
-            parts = codes_BL.split(DECODED_AT_ONCE if self.device.type == "cuda" else len(codes_BL))
-            images_BCHW = torch.cat([self.decode(part) for part in parts])[:count]
+            parts = codes_BL[:count].split(DECODED_AT_ONCE if self.device.type == "cuda" else count)
+            images_BCHW = torch.cat([self.decode(part) for part in parts])
         return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
 
     def image_bytes(self) -> int:

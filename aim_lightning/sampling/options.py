@@ -19,7 +19,7 @@ from aim_lightning.utils.logging import log_once
 from aim_lightning.utils.ranges import Range, check_arguments
 
 # Options of batches and pixels, which `generate` does not take: it samples codes.
-PIPELINE_OPTIONS = ("batch_size", "pixel_precision", "pixel_compile")
+PIPELINE_OPTIONS = ("batch_size", "pixel_precision")
 # `batch_size: auto` is constant on a CPU. On a GPU it is a power of two, so that small differences of free memory give
 # the same number, and not larger than what keeps a GPU busy.
 AUTO_ON_CPU, AUTO_AT_MOST = 64, 256
@@ -46,8 +46,6 @@ class SamplingOptions:
             The plain decoder keeps the network's own, which may also be ``float16`` or ``float64``.
         pixel_precision: in which the tokenizer turns codes into pixels; ``tf32`` needs an NVIDIA GPU. ``auto`` is
             bfloat16 on a GPU, and float32 on a CPU and for scores.
-        pixel_compile: fuse the tokenizer's decoder with torch.compile, up to a minute at the start. ``auto`` does so
-            on a GPU for many images (`aim_lightning.pipeline.pixel_decoder.COMPILE_FROM`), and never for scores.
 
     Raises:
         UserError: a value of another type or out of range.
@@ -66,7 +64,6 @@ class SamplingOptions:
     decoder: Literal["auto", "plain", "fast"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     pixel_precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    pixel_compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         ranges = {"batch_size": Range(1), "seed": Range(0, 2**63 - 1)}
@@ -109,9 +106,8 @@ class SamplingOptions:
         return any(scale != 1 for scale in self.scales(num_tokens))
 
     def for_scores(self) -> "SamplingOptions":
-        """Return the options with float32 pixels, not compiled, in place of `auto`: values stay comparable."""
-        precision = "float32" if self.pixel_precision == "auto" else self.pixel_precision
-        return replace(self, pixel_precision=precision, pixel_compile=self.pixel_compile is True)
+        """Return the options with float32 pixels in place of `auto`, so that values stay comparable."""
+        return replace(self, pixel_precision="float32") if self.pixel_precision == "auto" else self
 
     def options(self) -> dict:
         """Return the keyword arguments of `AiMPipeline.generate`."""

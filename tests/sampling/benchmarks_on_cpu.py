@@ -27,8 +27,6 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 CPU = torch.device("cpu")
-# A compiled decoder, faster by 1 ms and slower than the other one.
-RATES = [({"first_s": 20.0, "images_per_s": rate}, {"images_per_s": 500.0}) for rate in (1000.0, 400.0)]
 
 
 def searched(directory: Path) -> dict:
@@ -87,7 +85,7 @@ def same() -> list:
 
 def pixel_rows() -> list[dict]:
     """Return the rows of the benchmark of pixels with 4x4 codes."""
-    rows, options = [], SimpleNamespace(batches=[2], together=[2], compiled=[2])
+    rows, options = [], SimpleNamespace(batches=[2], together=[2])
     with mock.patch.dict(pixels.SMALL_VQ, image_size=16), mock.patch.dict(pixels.SMALL_AIM, num_tokens=16):
         pixels.measure(options, CPU, rows.append)
     return rows
@@ -135,7 +133,7 @@ def main() -> None:
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
     report |= {"proposed": proposed(), "searched": searched(directory), "same": same(), "forms": measured, "row": row}
-    report |= {"pixels": decoding, "saves_from": [pixels.saves_from(*rows) for rows in RATES]}
+    report |= {"pixels": decoding}
     print(json.dumps(report))
 
 

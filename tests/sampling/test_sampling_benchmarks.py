@@ -72,7 +72,6 @@ def test_pixels_are_measured_alone_and_with_codes(report):
     assert kinds == [*alone, ("codes", 2, None, None), ("codes and pixels", 2, None, "in series")]
     assert all(row["images_per_s"] > 0 for row in report["pixels"])
     assert report["pixels"][0]["difference"] == 0 < report["pixels"][1]["difference"] < 0.05
-    assert report["saves_from"] == [20_000, None]
 
 
 def test_proposals_of_the_search_fit_the_presets(monkeypatch):

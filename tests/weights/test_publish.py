@@ -75,8 +75,8 @@ def test_a_card_has_the_hub_s_metadata_and_what_the_run_records(exported):
 def test_the_grid_has_the_samples_of_the_exported_weights(exported):
     grid = Image.open(io.BytesIO((exported / "samples.png").read_bytes()))
     images = AiMPipeline.from_pretrained(exported).generate([0, 0, 1, 1, 2, 2], seed=0)
-    left = grid.width - 2 * (64 + 2)  # each image is enlarged to 64 pixels, next to a gap of 2
-    pixels = np.asarray(grid.crop((left, 0, left + 64, 64)).resize((4, 4), Image.NEAREST))
+    left = grid.width - 2 * (128 + 2)  # each image is enlarged to 128 pixels, next to a gap of 2
+    pixels = np.asarray(grid.crop((left, 0, left + 128, 128)).resize((4, 4), Image.NEAREST))
     assert np.array_equal(pixels, images[0].permute(1, 2, 0).numpy())
 
 
@@ -97,7 +97,8 @@ def test_paths_of_this_machine_stay_here(tmp_path, succeed):
     configuration["model"]["init_args"]["label_dropout"] = 0
     configuration |= {"experiment": "birds", "tokenizer": str(tmp_path / "vq"), "seed_everything": 0}
     configuration |= {"images": {"train": f"{tmp_path}/birds/train", "val": "data/val"}}
-    run, _ = make_run(tmp_path, configuration=configuration | {"sampling": {"cfg_scale": 3.0, "top_k": 5}})
+    configuration |= {"sampling": {"cfg_scale": 3.0, "top_k": 5, "pixel_compile": "auto"}}  # of an earlier version
+    run, _ = make_run(tmp_path, configuration=configuration)
     succeed("weights", "export", run, "--out", tmp_path / "out", "--samples", 1)
     text = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in text

@@ -1,7 +1,7 @@
 """Export weights with a model card and, for an AiM of a run, with a sample grid."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def _export_pipeline(source: Source, options: argparse.Namespace, stated: dict[s
 
 def _sampling(source: Source) -> SamplingOptions:
     """Return the sampling options of a run, for any device, without guidance where that was not trained."""
-    sampling = SamplingOptions.named(**(source.run["configuration"].get("sampling") or {}))
-    portable = {"decoder": "plain", "precision": "auto", "pixel_precision": "float32", "pixel_compile": False}
+    recorded = source.run["configuration"].get("sampling") or {}
+    # Runs of earlier versions may name options that no longer exist, such as pixel_compile.
+    names = {field.name for field in fields(SamplingOptions)}
+    sampling = SamplingOptions(**{name: value for name, value in recorded.items() if name in names})
+    portable = {"decoder": "plain", "precision": "auto", "pixel_precision": "float32"}
     portable |= {"cfg_scale": 1.0} if source.label_dropout in (0, 1) else {}
     return replace(sampling, batch_size="auto", **portable)
 

@@ -84,7 +84,7 @@ def _generate(
     pipeline: AiMPipeline, labels: Tensor, sampling: SamplingOptions, preview: Callable[[int, Tensor], None] | None
 ) -> Tensor:
     """Generate all images with a progress bar over codes, since all images may be one batch."""
-    sampling = pipeline.resolve(sampling, len(labels))
+    sampling = pipeline.resolve(sampling)
     sampling = replace(sampling, batch_size=min(sampling.batch_size, len(labels)))
     batches = -(-len(labels) // sampling.batch_size)
     with ProgressBar("sampling", batches * pipeline.aim.config.num_tokens, "steps") as bar:

@@ -25,15 +25,14 @@ class FusedDecoder(nn.Module):
 
     Args:
         tokenizer: on its GPU, with powers of two as widths and norm_groups; stays as it is.
-        fold: replace upsampling and convolution by one transposed convolution, with 4/9 of the products.
     """
 
-    def __init__(self, tokenizer: VQModel, fold: bool = True) -> None:
+    def __init__(self, tokenizer: VQModel) -> None:
         super().__init__()
         self.quantize, self.grid = tokenizer.quantize, tokenizer.grid
         self.post_quant_conv = copy.deepcopy(tokenizer.post_quant_conv).to(torch.bfloat16)
         self.decoder = copy.deepcopy(tokenizer.decoder).requires_grad_(False)
-        _fuse(self.decoder, fold)
+        _fuse(self.decoder)
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor) -> Tensor:
@@ -129,17 +128,16 @@ def norm_silu(
         tl.store(result + values, (y * tl.sigmoid(y)).to(result.dtype.element_ty), mask=inside)
 
 
-def _fuse(decoder: Decoder, fold: bool) -> None:
+def _fuse(decoder: Decoder) -> None:
     """Replace norms with SiLU, upsampling and types of a decoder in place."""
     shifts = {}
     for block in decoder.modules():
         if isinstance(block, ResidualBlock):
             shifts[block.norm2], block.conv1.bias = block.conv1.bias, None
     norms = {norm: FusedNormSiLU(norm, shifts.get(norm)) for norm in decoder.modules() if isinstance(norm, NormSiLU)}
-    if fold:
-        for level in decoder.conv_blocks:
-            if hasattr(level, "upsample"):
-                level.upsample = fold_upsampling(level.upsample.conv)
+    for level in decoder.conv_blocks:
+        if hasattr(level, "upsample"):
+            level.upsample = fold_upsampling(level.upsample.conv)  # 4/9 of the products
     decoder.to(torch.bfloat16, memory_format=torch.channels_last)
     for module in list(decoder.modules()):
         for name, child in module.named_children():
