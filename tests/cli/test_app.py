@@ -29,10 +29,9 @@ def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_pat
         page = client(f"http://127.0.0.1:{port}")
         values = {"images": 2, "seed": 5, "cfg_scale": 1.5, "temperature": 0.9, "top_k": 0, "top_p": 1}
         grid = pixels(page.predict(name="blue", **values, api_name="/generate"))
-        # The grid enlarges images of 4 pixels to 64, with 2 pixels between them.
-        assert np.array_equal(grid[:64:16, :64:16], expected[0]) and np.array_equal(
-            grid[:64:16, 66:130:16], expected[1]
-        )
+        # The grid enlarges images of 4 pixels to 128, with 2 pixels between them.
+        assert np.array_equal(grid[:128:32, :128:32], expected[0])
+        assert np.array_equal(grid[:128:32, 130:258:32], expected[1])
     finally:
         server.terminate()
         rest = server.communicate(timeout=30)[0]
