@@ -34,11 +34,11 @@ class Pixels:
     Args:
         rounded: uint8 (b, 3, H, W).
         bad: bool on the device: is any pixel NaN.
-        stream: where they are computed; None = in order with everything else.
+        done: recorded on that stream after them; None = in order with everything else.
     """
 
-    def __init__(self, rounded: Tensor, bad: Tensor, stream: "torch.cuda.Stream | None") -> None:
-        self._rounded, self._bad, self._stream = rounded, bad, stream
+    def __init__(self, rounded: Tensor, bad: Tensor, done: "torch.cuda.Event | None") -> None:
+        self._rounded, self._bad, self._done = rounded, bad, done
 
     def images(self) -> Tensor:
         """Return uint8 (b, 3, H, W) on the device, for the current stream.
@@ -46,9 +46,10 @@ class Pixels:
         Raises:
             UserError: the tokenizer's decoder gave NaN.
         """
-        if self._stream is not None:
+        if self._done is not None:
             current = torch.cuda.current_stream(self._rounded.device)
-            current.wait_stream(self._stream)
+            # Not for the whole stream, which may decode the next batch already.
+            current.wait_event(self._done)
             # The allocator must not reuse this memory before the current stream has read it.
             for tensor in (self._rounded, self._bad):
                 tensor.record_stream(current)
@@ -117,7 +118,8 @@ class PixelDecoder:
         with products:
             parts = codes_BL[:count].split(DECODED_AT_ONCE if self.device.type == "cuda" else count)
             images_BCHW = torch.cat([self.decode(part) for part in parts])
-        return Pixels(round_pixels(images_BCHW), images_BCHW.isnan().any(), stream)
+        rounded, bad = round_pixels(images_BCHW), images_BCHW.isnan().any()
+        return Pixels(rounded, bad, stream and stream.record_event())
 
     def image_bytes(self) -> int:
         """Return the GPU memory per image while it is decoded, from the largest output of the tokenizer's modules."""

@@ -1,6 +1,7 @@
 """Codes to pixels on an NVIDIA GPU: concurrently with sampling of the next batch, and what remains afterwards."""
 
 import gc
+import math
 
 import pytest
 import torch
@@ -62,6 +63,19 @@ def test_large_batches_are_decoded_in_parts():
     codes = torch.randint(0, 100, (2 * DECODED_AT_ONCE + 3, 4), device="cuda")
     parts = [decoder.start(part, len(part)).images() for part in codes.split(DECODED_AT_ONCE)]
     assert torch.equal(decoder.start(codes, len(codes)).images(), torch.cat(parts))
+
+
+def test_reading_a_batch_does_not_wait_for_the_next_one():
+    """Otherwise no batch would be decoded while another one is sampled."""
+    decoder = PixelDecoder(pipeline().tokenizer, torch.device("cuda"), "bfloat16")
+    codes = torch.randint(0, 2000, (4, math.prod(decoder.tokenizer.grid)), device="cuda")
+    decoder.start(codes, 4).images()  # compiles the kernels
+    first = decoder.start(codes, 4)
+    with torch.cuda.stream(decoder._stream):
+        torch.cuda._sleep(2_000_000_000)  # cycles, about one second, in place of the next batch
+    images = first.images()
+    assert not decoder._stream.query()
+    assert torch.equal(images, decoder.start(codes, 4).images())
 
 
 def test_pixels_follow_the_weights_of_the_tokenizer():
