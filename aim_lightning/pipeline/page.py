@@ -100,6 +100,7 @@ def serve(page: Any, host: str, port: int) -> str:
         UserError: the port is in use, or the host is not an address of this machine.
     """
     gr = import_gradio()
+    _bypass_proxy(host)
     # Fonts of the system: the default theme loads fonts from the internet.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     options = {"share": False, "ssr_mode": False, "footer_links": [], "run_history": False, "theme": theme, "css": CSS}
@@ -109,6 +110,12 @@ def serve(page: Any, host: str, port: int) -> str:
         fact = f"{host}:{port} is in use, or is not an address of this machine"
         raise UserError(f"app: {fact}; set another --port or --host") from None
     return address
+
+
+def _bypass_proxy(host: str) -> None:
+    """Exclude this machine from HTTP proxies: Gradio sends requests to its own server at the start."""
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, (listed, "127.0.0.1", "localhost", host)))
 
 
 def _labels_by_name(class_names: list[str]) -> dict[str, int]:

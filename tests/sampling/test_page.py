@@ -19,6 +19,7 @@ from aim_lightning.pipeline import frames
 from aim_lightning.pipeline import page as page_module
 from aim_lightning.pipeline.page import build_page, import_gradio, serve
 from aim_lightning.sampling import SamplingOptions
+from aim_lightning.utils.grid import TILE
 
 ROWS, GREY = 2, 128
 NAMES = ["cat", "dog", "cat"]
@@ -55,8 +56,9 @@ def test_sampling_stops_when_the_frames_are_closed(pipeline, monkeypatch):  # no
 
 @pytest.fixture
 def address(pipeline, monkeypatch, tmp_path):  # noqa: F811
-    """Serve the page of a small network and yield its address."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    """Serve the page of a small network behind a proxy that refuses everything, and yield its address."""
+    for name, value in {"GRADIO_TEMP_DIR": str(tmp_path), "http_proxy": "http://127.0.0.1:9", "no_proxy": "x"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # of Gradio's client
     hosts, resolve = set(), socket.getaddrinfo
     monkeypatch.setattr(
@@ -87,7 +89,8 @@ def test_rows_arrive_over_the_network_and_the_options_take_effect(address, pipel
     options = {name: value for name, value in CALL.items() if name not in ("name", "images")}
     images = pipeline.generate([1] * 4, batch_size=4, **options)
     assert len(shown) == ROWS and np.array_equal(shown[-1], np.asarray(pipeline.grid(images, 2)))
-    assert (shown[0][32:64, :64] == GREY).all() and not (shown[1][32:64, :64] == GREY).all()
+    lower = slice(TILE // 2, TILE), slice(TILE)
+    assert (shown[0][lower] == GREY).all() and not (shown[1][lower] == GREY).all()
 
 
 WRONG = [({"name": "cow"}, "cow"), ({"images": 10}, "10"), ({"temperature": 9}, "9"), ({"name": "cat"}, "cat")]

@@ -21,6 +21,7 @@ from aim_lightning import AiMPipeline
 from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import record
+from aim_lightning.utils.grid import GAP, TILE
 from aim_lightning.utils.tensor_hash import hash_tensors
 from aim_lightning.weights import export_aim, export_vq, import_vq
 from aim_lightning.weights.model_card import Card
@@ -75,8 +76,8 @@ def test_a_card_has_the_hub_s_metadata_and_what_the_run_records(exported):
 def test_the_grid_has_the_samples_of_the_exported_weights(exported):
     grid = Image.open(io.BytesIO((exported / "samples.png").read_bytes()))
     images = AiMPipeline.from_pretrained(exported).generate([0, 0, 1, 1, 2, 2], seed=0)
-    left = grid.width - 2 * (128 + 2)  # each image is enlarged to 128 pixels, next to a gap of 2
-    pixels = np.asarray(grid.crop((left, 0, left + 128, 128)).resize((4, 4), Image.NEAREST))
+    left = grid.width - 2 * (TILE + GAP)
+    pixels = np.asarray(grid.crop((left, 0, left + TILE, TILE)).resize((4, 4), Image.NEAREST))
     assert np.array_equal(pixels, images[0].permute(1, 2, 0).numpy())
 
 
