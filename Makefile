@@ -28,7 +28,7 @@ SWEEP ?=
 DRY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep \
+.PHONY: help install install-dev install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep \
 	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
@@ -48,18 +48,26 @@ CAUSAL_CONV1D := causal-conv1d==1.7.0
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NO_BUILD := MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE
 
-# mamba-reference holds mamba-ssm's source for the tests alone.
 # Installed again when pyproject.toml changes; the stamp appears only after everything is installed.
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo 'there is no Python from 3.11 on with venv; install one,' \
 		'for example with: apt-get install python3-venv; or set PYTHON' >&2; exit 2; }
 	@test -x $(BIN)/python || { echo 'creating $(VENV) with $(PYTHON)'; $(PYTHON) -m venv $(VENV); }
 	@echo 'installing into $(VENV) (several GB, some minutes the first time)'
-	@$(PIP) -e '.[dev]'
-	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference $(MAMBA_SSM)
+	@$(PIP) -e .
+	@touch $@
+
+# An extra of pyproject.toml on top; mamba-reference holds mamba-ssm's source for the tests alone.
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo 'installing the extra $* into $(VENV)'
+	@$(PIP) -e '.[$*]'
+	@test $* != dev || \
+		$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference $(MAMBA_SSM)
 	@touch $@
 
 install: $(VENV)/.installed ## Install everything that CPUs and NVIDIA GPUs need at full speed
+
+install-dev: $(VENV)/.installed-dev ## Add the optional packages, and what tests and notebooks need
 
 install-cuda: install ## Add the published kernels as backend mamba_ssm; nvcc on PATH also compiles causal-conv1d
 	@echo 'installing $(MAMBA_SSM): Triton operators only, nothing is compiled'
@@ -73,18 +81,18 @@ demo: install ## Train both stages on the embedded images, sample and score, on 
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
 # The tests of a file run in one process: they share fixtures.
-test: install ## Run the tests that need no GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
+test: install-dev ## Run the tests that need no GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not long" $(TEST_ARGS)
 
-test-long: install ## Run the long tests: faults on a real SLURM cluster (root and its packages), long trainings
+test-long: install-dev ## Run the long tests: faults on a real SLURM cluster (root and its packages), long trainings
 	$(BIN)/python -m pytest -m "long and not gpu" $(TEST_ARGS)
 
 test-all: test test-long ## Run all tests that need no GPU, the long ones too
 
-torture: install ## Disturb a training N times and compare it with an undisturbed one bit by bit (N, ARGS="--seed 1")
+torture: install-dev ## Disturb a training N times and compare it with an undisturbed one bit by bit (N, ARGS="--seed 1")
 	@OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m torture --faults $(N) $(ARGS)
 
-mutation: install ## Measure the share of code changes that the tests notice (PATHS="FILE …", SAMPLE=100, SEED=0); see CONTRIBUTING.md
+mutation: install-dev ## Measure the share of code changes that the tests notice (PATHS="FILE …", SAMPLE=100, SEED=0); see CONTRIBUTING.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(PATHS) --sample $(SAMPLE) --seed $(SEED)
 
@@ -92,10 +100,10 @@ mutation: install ## Measure the share of code changes that the tests notice (PA
 test-gpu: ## Run the tests that need an NVIDIA GPU, in the environment of PYTHON=… (GPU_JOBS processes, 4)
 	$(PYTHON) -m pytest -n $(GPU_JOBS) --dist worksteal -m gpu tests/gpu $(TEST_ARGS)
 
-lint: install ## Check style and formatting
+lint: install-dev ## Check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: install ## Format the source and fix what can be fixed
+format: install-dev ## Format the source and fix what can be fixed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # $(call experiment,command); EXP is checked before anything is installed.
@@ -122,7 +130,7 @@ validate: install ## Score the newest checkpoint of RUN (EXP, RUN, ARGS)
 sample: install ## Generate images with RUN (EXP, RUN, ARGS='--classes "sneaker,bag"')
 	@$(call experiment,sample)
 
-app: install ## Serve a page in the browser that generates images with RUN (EXP, RUN, ARGS="--port 7860")
+app: $(VENV)/.installed-app ## Serve a page in the browser that generates images with RUN (EXP, RUN, ARGS="--port 7860")
 	@$(call experiment,app)
 
 evaluate: install ## Generate samples and score them: FID, IS, precision, recall (EXP, RUN, ARGS="--num 10000 --seeds 3")
@@ -201,7 +209,7 @@ weights-vq: install ## Download LlamaGen's published tokenizer into weights/ (MO
 weights-inception: install ## Download the Inception of FID into weights/
 	@$(AIM) download inception
 
-weights-dinov2: install ## Download the DINOv2 ViT-L/14 of FD-DINOv2 into weights/ (1.2 GB)
+weights-dinov2: $(VENV)/.installed-dinov2 ## Download the DINOv2 ViT-L/14 of FD-DINOv2 into weights/ (1.2 GB)
 	@$(AIM) download dinov2
 
 weights-vgg: install ## Download VGG16 for LPIPS into weights/

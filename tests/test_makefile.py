@@ -70,6 +70,15 @@ def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
     assert not (ROOT / "venv").exists()
 
 
+EXTRAS = [(["install"], ""), (["demo"], ""), (["test"], "dev"), (["lint"], "dev"), (["weights-dinov2"], "dinov2")]
+
+
+@pytest.mark.parametrize(("words", "extra"), [*EXTRAS, (["app", "EXP=demo_aim"], "app")])
+def test_only_the_targets_that_need_optional_packages_install_them(tmp_path, words, extra):
+    steps = make("-n", *words, f"VENV={tmp_path / 'venv'}").stdout
+    assert re.findall(r"-e '?\.(?:\[(.+)\])?'?\n", steps) == ["", extra][: 1 + bool(extra)]
+
+
 @pytest.mark.parametrize("has_nvcc", [False, True])
 def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc):
     bin_ = tmp_path / "venv/bin"

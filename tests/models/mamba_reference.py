@@ -1,6 +1,6 @@
 """mamba-ssm's code on a CPU: its PyTorch references, and its Triton kernels through Triton's interpreter.
 
-`make install` unpacks mamba-ssm and einops into .venv/mamba-reference, apart from the environment: no backend must
+`make install-dev` unpacks mamba-ssm and einops into .venv/mamba-reference, apart from the environment: no backend must
 import them from there by accident.
 """
 
@@ -19,7 +19,7 @@ DIRECTORY = Path(sys.prefix) / "mamba-reference"
 
 
 def available() -> bool:
-    """Return True if `make install` has unpacked the package."""
+    """Return True if `make install-dev` has unpacked the package."""
     return (DIRECTORY / "mamba_ssm").is_dir()
 
 

@@ -27,7 +27,7 @@ CODES, LABELS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch
 def differences() -> dict:
     """Return the relative differences from mamba-ssm's code."""
     if not mamba_reference.available():
-        pytest.skip("mamba-ssm's source is not unpacked: make install")
+        pytest.skip("mamba-ssm's source is not unpacked: make install-dev")
     return script_output("models/mamba_on_cpu.py", timeout=300)
 
 
