@@ -9,6 +9,8 @@ from aim_lightning.metrics.fid import FrechetDistance
 from aim_lightning.metrics.reference_statistics import ReferenceImages
 from aim_lightning.utils.errors import UserError
 
+SAME = 1e-6  # relative to the variance of the features: below it, a distance is rounding of 0
+
 
 class FrechetRatio:
     """Divide the Fréchet distance of samples by that of as many held-out real images.
@@ -53,7 +55,10 @@ class FrechetRatio:
         Raises:
             UserError: the distance is 0 up to rounding.
         """
-        if (distance := float(self.distance.distance_from_reference(*self.gaussian))) <= 0:
+        mean, covariance = self.gaussian
+        distance = float(self.distance.distance_from_reference(mean, covariance))
+        # The root of the covariances amplifies rounding: equal sets have distances up to 1e-8 of the variance.
+        if distance <= SAME * float(covariance.trace()):
             raise UserError("FDr: the held-out images have no distance to the reference; give images outside of it")
         return distance
 

@@ -61,11 +61,16 @@ def test_several_loggers_in_one_configuration(tmp_path):
     assert loggers["WandbLogger"].name == "clothes"  # Lightning's name of the project
     passed_on = loggers["WandbLogger"]._wandb_init
     assert (passed_on["entity"], passed_on["tags"], passed_on["name"]) == ("team", ["a", "b"], "demo_aim/main")
-    assert loggers["WandbLogger"].version == (tmp_path / "demo_aim" / "main" / "wandb_id.txt").read_text().strip()
+    assert not list(tmp_path.iterdir()), "a configuration that is refused later leaves no file"
 
 
 def test_every_start_of_a_run_has_the_same_wandb_id(tmp_path):
-    first, second = (arguments(tmp_path, wandb=dict(WANDB))["wandb"]["id"] for _ in range(2))
+    class WandbLogger(CSVLogger):
+        experiment, version = None, arguments(tmp_path, wandb=dict(WANDB))["wandb"]["id"]
+
+    assert not list(tmp_path.iterdir())
+    connect([WandbLogger(tmp_path / "files")], RunDirectory("e", "a", tmp_path))
+    first, second = WandbLogger.version, arguments(tmp_path, wandb=dict(WANDB))["wandb"]["id"]
     assert first == second and arguments(tmp_path, run="b", wandb=dict(WANDB))["wandb"]["id"] != first
     assert arguments(tmp_path, wandb={**WANDB, "init_args": {"id": "mine"}})["wandb"]["id"] == "mine"
     assert "id" not in arguments(tmp_path, wandb={**WANDB, "init_args": {"version": "mine"}})["wandb"]
@@ -94,13 +99,13 @@ def test_a_logger_that_cannot_start(tmp_path, fault, error_type, reason):
     logger = Broken(tmp_path)
     logger.fault = fault
     with pytest.raises(UserError, match=rf"^logger: Broken cannot start \({reason}\); correct") as raised:
-        connect([logger])
+        connect([logger], RunDirectory("e", "a", tmp_path))
     assert raised.type is error_type
 
 
 def test_a_later_failure_is_one_warning(tmp_path, capsys):
     logger = Broken(tmp_path)
-    connect([logger])
+    connect([logger], RunDirectory("e", "a", tmp_path))
     for step in range(3):
         logger.log_metrics({"loss": 1.0}, step)
     assert capsys.readouterr().err == "warning: Broken failed (ConnectionResetError: lost); training continues\n"

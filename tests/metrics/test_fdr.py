@@ -10,6 +10,7 @@ from scipy.linalg import sqrtm
 from aim_lightning.metrics.fdr import FrechetRatio, mean_of_ratios
 from aim_lightning.metrics.reference_statistics import ReferenceImages, chosen_rows
 from aim_lightning.metrics.scores import Scores
+from aim_lightning.utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance")
 
@@ -60,6 +61,9 @@ def test_unusable_held_out_images_are_refused(network, real):
     few, published = reference_of(network, random_images(20)), ReferenceImages(real.gaussians, None, None)
     assert_user_error("needs 30 held-out images; there are 20 of 20 images", FrechetRatio, network, None, few, 30)
     assert_user_error("published statistics without", FrechetRatio, network, None, published, 30)
-    flat = reference_of(network, torch.zeros(60, 3, 8, 8, dtype=torch.uint8))
-    scores = Scores(network, flat, 60, compare=False, heldout=flat)
-    assert_user_error("no distance to the reference", lambda: scores.ratio.divisor)
+    flat = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
+    for images in (flat, *(random_images(60, seed) for seed in range(4))):  # rounding of either sign
+        same = reference_of(network, images)
+        scores = Scores(network, same, 60, compare=False, heldout=same)
+        with pytest.raises(UserError, match="no distance to the reference"):
+            _ = scores.ratio.divisor

@@ -40,21 +40,20 @@ def set_arguments(loggers: dict[str, dict[str, Any] | None], directory: RunDirec
 
 
 def wandb_id(directory: RunDirectory) -> str:
-    """Return the id of the run on W&B, which a file of the run directory keeps over requeues and continuations."""
+    """Return the id of the run on W&B, which `connect` keeps in a file over requeues and continuations."""
     # Random instead of derived from the names: equal names in one project would share a run.
     path = directory.path / WANDB_ID
-    if not path.is_file():
-        write_text(path, f"{secrets.token_hex(4)}\n")
-    return path.read_text(encoding="utf-8").strip()
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else secrets.token_hex(4)
 
 
-def connect(loggers: list[Logger]) -> None:
-    """Start the loggers, and make their later failures warnings.
+def connect(loggers: list[Logger], directory: RunDirectory) -> None:
+    """Start the loggers, store the id of the run on W&B, and make later failures warnings.
 
     A SIGTERM to all processes of a job also ends W&B's service. The training must still write its checkpoint.
 
     Args:
         loggers: of the trainer; changed in place.
+        directory: of the run.
 
     Raises:
         UserError: a logger cannot start, for example without an account.
@@ -70,6 +69,8 @@ def connect(loggers: list[Logger]) -> None:
             fault = TransientError if is_transient else UserError
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise fault(f"logger: {name} cannot start ({reason}); correct its options or switch it off") from error
+        if name == "WandbLogger" and is_rank_zero():  # only now: a start that failed leaves no file
+            write_text(directory.path / WANDB_ID, f"{logger.version}\n")
         for method in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
             if hasattr(logger, method):
                 setattr(logger, method, _tolerant(getattr(logger, method), name))

@@ -52,7 +52,7 @@ def score(config: Config) -> int:
     cli = build(config, purge_step=None, guards=[ValidationStop(step)])
     disable_signal_handlers(cli.trainer)
     set_logged_step(cli.trainer, step)
-    connect(cli.trainer.loggers)
+    connect(cli.trainer.loggers, config.run_directory)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), verbose=False)
     metrics = {name.removeprefix("metrics/"): float(value) for name, value in cli.trainer.callback_metrics.items()}
     if is_rank_zero():
