@@ -30,6 +30,7 @@ from aim_lightning.config.yaml import dump
 from aim_lightning.modules.optim import total_steps
 from aim_lightning.runs.history import append_start, read_content
 from aim_lightning.runs.lease import Lease
+from aim_lightning.runs.results import read_results
 from aim_lightning.runs.resume_policy import Decision, decide, decide_on_data, refusal
 from aim_lightning.utils.errors import TransientError, UserError, killed_worker, one_line
 from aim_lightning.utils.files import tolerate_disk_errors, write_text
@@ -67,13 +68,16 @@ class FitLifecycle:
         """Take the lease and decide whether to train from the start, continue, or score a finished run.
 
         Raises:
-            UserError: wrong processes, another training holds the lease, or the run must not continue.
+            UserError: wrong processes, another training holds the lease, or the run must not continue or is damaged.
             TransientError: the disk fails now.
         """
         _check_processes(self.config)
         if is_rank_zero():
             self.resources.enter_context(Lease(self.directory.lease))
         self.resources.enter_context(Watchdog(self.config.cluster.hang_seconds, rank()))
+        # Training adds to these records: damaged ones must not end it after hours.
+        read_results(self.directory.results)
+        job_registry.read_timings(self.directory.path)
         beat("reading checkpoints")
         self.content = read_content(self.directory, self.config.values)
         self._follow(decide(self.content, self.options.allow_changes))

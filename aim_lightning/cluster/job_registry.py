@@ -110,7 +110,10 @@ def record_timings(run_dir: Path | str, **values: float) -> None:
 
 def _read(run_dir: Path | str, name: str, default: Any) -> Any:
     path = Path(run_dir) / name
-    return read_json(path, "job record") if path.exists() else default
+    content = read_json(path, "job record") if path.exists() else default
+    if not isinstance(content, type(default)):
+        raise UserError(f"{path} was not written by this project; move it away")
+    return content
 
 
 def _write(run_dir: Path | str, name: str, content: Any) -> None:

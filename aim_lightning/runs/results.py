@@ -36,11 +36,11 @@ def record(
         the new content of results.json.
 
     Raises:
-        UserError: results.json is not JSON.
+        UserError: results.json is not JSON, or has other content.
     """
-    before = read_json(directory.results, "results") if directory.results.exists() else {}
+    before = read_results(directory.results)
     # Metrics of another step must not stand next to those of this one.
-    before = before if before.get("protocol", {}).get("step") == step else {}
+    before = before if before["protocol"].get("step") == step else {}
     origin = {"commit": commit(), "hardware": hardware}
     entries = {name: entry for name, entry in before.get("protocol", {}).items() if name != "step"}
     # What this source wrote earlier is replaced as a whole, so that no metric of an old protocol remains.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import assert_user_error
 
+from aim_lightning.cluster import job_registry
 from aim_lightning.runs import results
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.history import append_start
@@ -138,3 +139,12 @@ def test_time():
     both = replace(AIM_B, every_n_minutes=15)
     assert both.lost_seconds(1024) == 900 and both.lost_seconds(1e6) < 900
     assert replace(both, every_n_steps=None).lost_seconds(1e9) == 900
+
+
+@pytest.mark.parametrize("content", ["[]", '{"protocol": 1, "metrics": {}}'])
+def test_records_of_others_are_refused(directory, content):
+    directory.path.mkdir(parents=True)
+    directory.results.write_text(content)
+    assert_user_error("results.json was not written by this project", write, directory, "fit", 1, {})
+    (directory.path / "timings.json").write_text("[1]")
+    assert_user_error("timings.json was not written by this project", job_registry.read_timings, directory.path)
