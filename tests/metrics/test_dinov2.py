@@ -104,15 +104,20 @@ def test_the_default_network_has_the_names_and_shapes_of_the_published_file():
     expected = published_shapes(1024, 24)
     del expected["mask_token"]
     assert {name: tuple(value.shape) for name, value in shapes.items()} == expected
-    assert network.weights == DOWNLOADS["dinov2"].path and network.metric_name == "fd_dinov2"
-    assert (network.num_features, network.name_ending) == (1024, "_dinov2")
+    assert (network.weights, network.SHA256) == (DOWNLOADS["dinov2"].path, DOWNLOADS["dinov2"].sha256)
+    assert network.num_features == 1024
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
-def test_names_are_never_those_of_inception_or_of_the_published_weights(network):
+def test_only_the_published_weights_give_the_plain_name(network, monkeypatch):
     images, _ = embedded_images("val", 12)
     end = f"dinov2_{network.weights_hash[:8]}"
     assert set(score(network, reference_of(network, images[:6]), images[6:])) >= {f"fd_{end}", f"mind_{end}"}
+    monkeypatch.setattr(DINOv2Features, "SHA256", network.weights_hash)
+    assert network.name_ending == f"_{end}"  # another size
+    monkeypatch.setattr(network, "size", DINOv2Features().size)
+    assert (network.metric_name, network.name_ending) == ("fd_dinov2", "_dinov2")
+    assert network.protocol()["size"] == "32 features, 2 blocks, 4 heads"
 
 
 def test_missing_package_and_wrong_weights_are_one_line(weights, tmp_path, monkeypatch):

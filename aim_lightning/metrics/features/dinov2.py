@@ -18,12 +18,11 @@ class DINOv2Features(FeatureNetwork):
     """The class token of DINOv2 ViT-L/14 after the last norm (arXiv 2304.07193), 1,024 features.
 
     Images are prepared as in dgm-eval (arXiv 2306.04675): resized to 224 pixels with Pillow's bicubic filter, rounded
-    to integers and normalized by ImageNet's mean and deviation. The distance is called `fd_dinov2`. timm has the
-    network; it needs the extra `dinov2`.
+    to integers and normalized by ImageNet's mean and deviation. The network is timm's, from the extra `dinov2`.
 
     Args:
         weights: file of Meta's state_dict; nothing is downloaded.
-        embed_dim: features; with another size of the network, distances carry the start of the weights' hash.
+        embed_dim: features.
         depth: number of blocks.
         num_heads: attention heads per block.
 
@@ -31,7 +30,10 @@ class DINOv2Features(FeatureNetwork):
         UserError: a size below 1, or features that are no multiple of the heads.
     """
 
-    name = "dinov2_vitl14"
+    # Of dinov2_vitl14_pretrain.pth, as mirrors on the Hugging Face hub state it. Meta publishes none.
+    SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+
+    name = "dinov2_vit14"
     input_size = 224
     hint = "run `aim-lightning download dinov2`, or set features.init_args.weights"
 
@@ -48,11 +50,11 @@ class DINOv2Features(FeatureNetwork):
         check_arguments("DINOv2Features.", type(self).__init__, self.size, Range(low=1))
         if embed_dim % num_heads:
             raise UserError(f"DINOv2Features.embed_dim is {embed_dim}; it must be a multiple of num_heads, {num_heads}")
-        if self.size != VIT_LARGE:
-            self.name = f"dinov2_vit_{embed_dim}x{depth}"
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
         self.recipe = {
+            # The file's hash does not contain the number of heads.
+            "size": f"{embed_dim} features, {depth} blocks, {num_heads} heads",
             "resizing": "bicubic as Pillow",
             "rounding": "to integers after each axis",
             "scaling": f"(x / 255 - {list(MEAN)}) / {list(STD)}",
@@ -61,12 +63,13 @@ class DINOv2Features(FeatureNetwork):
 
     @property
     def metric_name(self) -> str:
-        """Return ``fd_dinov2``, or for another size of the network ``fd_dinov2_`` and the start of the hash.
+        """Return ``fd_dinov2``, or for other weights or sizes ``fd_dinov2_`` and the start of the file's hash.
 
         Raises:
-            UserError: the weights file of another size is missing.
+            UserError: the weights file is missing.
         """
-        return "fd_dinov2" if self.size == VIT_LARGE else f"fd_dinov2_{self.weights_hash[:8]}"
+        is_published = (self.weights_hash, self.size) == (self.SHA256, VIT_LARGE)
+        return "fd_dinov2" if is_published else f"fd_dinov2_{self.weights_hash[:8]}"
 
     def _build(self) -> nn.Module:
         path = self.weights_path()
