@@ -60,8 +60,8 @@ class MongeInceptionDistance(SampleFeatures):
         directions = torch.nn.functional.normalize(directions, dim=1).to(features.device).double()
         total = torch.zeros((), dtype=torch.float64, device=features.device)
         for block in directions.split(BLOCK):
-            one, other = ((side @ block.T).sort(dim=0).values for side in sides)
-            total += (one - other).square().mean(0).sum()
+            sorted_x, sorted_y = ((side @ block.T).sort(dim=0).values for side in sides)
+            total += (sorted_x - sorted_y).square().mean(0).sum()
         return 3 * self.num_features * total / self.projections
 
 

@@ -208,8 +208,8 @@ def _fast_obstacle(options: SamplingOptions, model: AiM) -> str | None:
 
 def _type_obstacle(options: SamplingOptions, weight: torch.Tensor) -> str | None:
     """Return the type that autocast or the weights set, if the fast decoder lacks it."""
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if options.precision != "auto" or dtype not in (torch.float16, torch.float64):
         return None
     return f"it has no {_name(dtype)}, the type of autocast or of the weights"

@@ -117,10 +117,10 @@ def test_a_run_has_the_values_of_all_its_entries_but_losses_and_baselines(tmp_pa
     evaluate["metrics"] = ["kd_effnet_lite0_100@x-1"]
     protocol = {"step": 5, "validate": validate, "evaluate_kd": evaluate}
     write(tmp_path / "small" / "main" / "results.json", {"protocol": protocol, "metrics": metrics})
-    found = read_row("small/main", tmp_path, None)
-    values = {column.metric: value for column, value in found.values.items()}
+    result = read_row("small/main", tmp_path, None)
+    values = {column.metric: value for column, value in result.values.items()}
     assert values.keys() == {*METRICS, *psnr} and values["kd_effnet_lite0_100"] == (0.5, 0.1, 2)
-    assert found.guidance == "1.5" and found.values.keys() >= record_values(record()).keys()
+    assert result.guidance == "1.5" and result.values.keys() >= record_values(record()).keys()
 
 
 def test_combining_one_row_changes_no_value():
@@ -146,6 +146,12 @@ def test_wrong_sources_are_one_line(config, workspace, capsys):
     )
 
 
+def test_faults_of_later_sources_are_reported_before_an_image_set_is_scored(config, workspace, tmp_path, capsys):
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((8, 4, 4, 3), np.uint8))
+    error = refused(capsys, "evaluate", config, "--compare", tmp_path / "samples.npz", "nothing-*")
+    assert "nothing-* matches nothing" in error and not list((workspace / "runs").glob("given/samples-*"))
+
+
 def test_one_process_compares_runs_records_published_rows_and_image_sets(config, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     images = np.random.default_rng(0).integers(0, 256, (3, 24, 4, 4, 3), dtype=np.uint8)
@@ -164,8 +170,8 @@ def test_one_process_compares_runs_records_published_rows_and_image_sets(config,
     assert [line["name"] for line in rows] == list(map(str, sources))
     distance = [line["fd_effnet_lite0_24"] for line in rows]
     assert distance[1] == "" and rows[2]["fd_effnet_lite0_24_count"] == "2" and rows[1]["fid_50k"] == "3.52"
-    given = sorted((workspace / "runs/given").glob("seed*/scores.json"))
-    scores = [json.loads(path.read_text())["metrics"]["fd_effnet_lite0_24"] for path in given]
+    records = sorted((workspace / "runs/given").glob("seed*/scores.json"))
+    scores = [json.loads(path.read_text())["metrics"]["fd_effnet_lite0_24"] for path in records]
     assert float(distance[3]) == scores[0] and float(distance[2]) == pytest.approx(np.mean(scores))
     assert float(rows[2]["fd_effnet_lite0_24_std"]) == pytest.approx(np.std(scores, ddof=1))
     with Image.open(files[2]) as plot:

@@ -152,6 +152,12 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     def score(path: Path) -> dict[str, Any]:
         return _score_images(open_images(path), path, scorer(), config, reuse=True)[0]
 
+    def check(path: Path) -> dict[str, Any]:
+        open_images(path)
+        return {"metrics": {}, "protocol": {}}
+
+    for source in options.compare:  # faults of the last source are reported before the first image set is scored
+        sources.read_row(source, runs_root, check)
     rows = [sources.read_row(source, runs_root, score) for source in options.compare]
     if is_rank_zero():
         directory = Path(options.out or runs_root / "comparisons" / short_key(options.compare))

@@ -24,6 +24,8 @@ SETTINGS |= dict.fromkeys(("precision", "recall", "density", "coverage"), ("neig
 
 INCEPTION = re.compile(r"(s?fid|is|kid|precision|recall|density|coverage)_(std_)?\d")  # names without a network
 
+NAME = 30  # letters of a row's name in a terminal and in a plot
+
 
 @dataclass(frozen=True)
 class Column:
@@ -98,7 +100,7 @@ def measurement(metric: str, protocol: dict[str, Any]) -> dict[str, Any]:
     """
     if "+" in metric:  # a mean over networks, in any order
         networks = [protocol, *protocol["more_features"].values()]
-        return {"networks": {one["features"]["network"]: measurement("fdr", one) for one in networks}}
+        return {"networks": {part["features"]["network"]: measurement("fdr", part) for part in networks}}
     protocol = _of_network(metric, protocol)
     shared = {name: protocol[name] for name in ("features", "reference", "precision") if name in protocol}
     settings = [protocol[name] for name in SETTINGS.get(metric.partition("_")[0], ()) if name in protocol]
@@ -175,8 +177,13 @@ def write_tables(directory: Path, rows: list[Row]) -> str:
         values = [row.values.get(column) for column in columns]
         writer.writerow([row.name, *(cell for value in values for cell in _csv_cells(value))])
     write_text(directory / "comparison.csv", file.getvalue())
-    first, *lines = zip(*[head, *cells], strict=True)
+    first, *lines = zip(head, *([short_name(name), *row] for name, *row in cells), strict=True)
     return aligned(first, lines)
+
+
+def short_name(name: str) -> str:
+    """Return the end of a long name, in which paths differ most."""
+    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
 
 
 def _cell(value: Value | None) -> str:

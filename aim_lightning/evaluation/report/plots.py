@@ -6,13 +6,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aim_lightning.evaluation.report.comparison import Row, titles
+from aim_lightning.evaluation.report.comparison import Row, short_name, titles
 from aim_lightning.evaluation.report.sweep import label, number_or_text, text
 from aim_lightning.evaluation.run_metrics import HIGHER
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import atomic_path
 
-NAME = 30  # letters of a name in a plot; the end of a path differs most
 Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
 
 
@@ -48,13 +47,13 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
     """Write one panel per column of the table, with a point and its deviation for every row that has a value."""
     columns = titles(rows)
     figure, panels = _panels(list(columns.values()), 1 + 0.25 * len(rows))
-    names = [row.name if len(row.name) <= NAME else f"…{row.name[1 - NAME :]}" for row in rows]
     for column, plot in zip(columns, panels, strict=True):
-        for place, row in enumerate(rows):
+        for height, row in enumerate(rows):
             if value := row.values.get(column):
-                plot.errorbar(value.mean, place, xerr=value.std, marker="o", capsize=3, color=f"C{place % 10}")
-        named = plot.get_subplotspec().is_first_col()
-        plot.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7)
+                plot.errorbar(value.mean, height, xerr=value.std, marker="o", capsize=3, color=f"C{height % 10}")
+        is_named = plot.get_subplotspec().is_first_col()
+        names = [short_name(row.name) if is_named else "" for row in rows]
+        plot.set_yticks(range(len(rows)), names, fontsize=7)
         plot.locator_params(axis="x", nbins=4)
         plot.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         plot.grid(axis="x", alpha=0.3)

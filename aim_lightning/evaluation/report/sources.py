@@ -70,8 +70,8 @@ def _run_row(name: str, path: Path) -> Row:
     entries = [entry for entry in results["protocol"].values() if isinstance(entry, dict)]
     for metric, entry in ((metric, each) for each in entries for metric in each["metrics"]):
         if (protocol := _protocol(metric, entry)) is not None:
-            one = {"metrics": {metric: results["metrics"][metric]}, "protocol": protocol}
-            values |= record_values({**entry, **one})
+            record = {**entry, "metrics": {metric: results["metrics"][metric]}, "protocol": protocol}
+            values |= record_values(record)
             scales[guidance(protocol.get("sampling") or {})] = None
     if not values:
         raise UserError(f"--compare: {path} holds no metrics of images; run validate or evaluate first")
