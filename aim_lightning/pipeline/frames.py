@@ -11,6 +11,9 @@ from torch import Tensor
 
 from aim_lightning.pipeline.pipeline import AiMPipeline
 
+# The fast decoder's memory serves one batch, and a request that Gradio cancels samples for some steps after that.
+SAMPLING = threading.Lock()
+
 
 def frames(pipeline: AiMPipeline, labels: list[int | str], **options: Any) -> Iterator[Tensor]:
     """Yield the images after each row of codes, missing codes in grey; the last ones are those of `generate`.
@@ -38,11 +41,11 @@ def frames(pipeline: AiMPipeline, labels: list[int | str], **options: Any) -> It
 
     def generate() -> Tensor:
         try:
-            return pipeline.generate(labels, on_step=on_step, **options | {"batch_size": len(labels)})
+            with SAMPLING:
+                return pipeline.generate(labels, on_step=on_step, **options | {"batch_size": len(labels)})
         finally:
             parts.put(None)
 
-    # The pool waits for its thread, so two callers never use the fast decoder's memory at the same time.
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(generate)
         try:

@@ -54,6 +54,26 @@ def test_sampling_stops_when_the_frames_are_closed(pipeline, monkeypatch):  # no
     assert len(steps) < 4 and threading.active_count() == threads
 
 
+def test_samplings_never_overlap(pipeline, monkeypatch):  # noqa: F811
+    running, most, preview, generate = set(), [], pipeline.preview, pipeline.generate
+
+    def recorded(show):
+        on_step = preview(show)
+        return lambda step, codes: (running.add(threading.get_ident()), on_step(step, codes), time.sleep(0.02))
+
+    monkeypatch.setattr(pipeline, "preview", recorded)
+
+    def alone(*arguments, **options):
+        images = generate(*arguments, **options)
+        most.append(len(running))
+        running.clear()
+        return images
+
+    monkeypatch.setattr(pipeline, "generate", alone)
+    pairs = list(zip(frames(pipeline, [1], seed=1), frames(pipeline, [1], seed=2), strict=True))
+    assert most == [1, 1] and len(pairs) == ROWS
+
+
 @pytest.fixture
 def address(pipeline, monkeypatch, tmp_path):  # noqa: F811
     """Serve the page of a small network behind a proxy that refuses everything, and yield its address."""
