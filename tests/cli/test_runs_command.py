@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -105,6 +106,15 @@ def test_best_metrics_name_their_protocol(root, listed, succeed):
     assert table[0].index("best metrics") == table[1].index("fid_2k")
     rows = list(csv.DictReader(io.StringIO(succeed("runs", "a", "--runs_root", root, "--csv"))))
     assert (rows[0]["val/loss"], rows[1]["val/loss"], rows[1]["fid_50k"]) == ("2.0", "", "4.5")
+
+
+def test_a_diverged_run_is_the_last_one_and_null_in_json(root, listed, succeed):
+    for name, loss in (("a/bad", math.nan), ("a/good", 2.0), ("b/none", None), ("b/worse", 3.0)):
+        run = make_run(root, name)
+        record(run, "fit", 8, {}, {"val/loss": loss} if loss else {}, "CPU")
+    table = succeed("runs", "--runs_root", root, "--sort", "val/loss").splitlines()
+    assert [line.split()[1] for line in table] == ["run", "good", "worse", "bad", "none"]
+    assert listed()["a/bad"]["loss"] is None and listed()["a/bad"]["metrics"] == {"val/loss": None}
 
 
 def test_results_of_an_earlier_step_are_not_the_validation_loss(root, listed):

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,7 @@ def run(config: None, options: argparse.Namespace) -> int:
         shown = ", ".join(map(str, others[:SHOWN])) + (f" and {len(others) - SHOWN} more" if others[SHOWN:] else "")
         warn(f"directories that are not runs are left out: {shown}")
     if options.json:
-        print(json.dumps([row._asdict() for row in rows], indent=2))
+        print(json.dumps([_plain(row) for row in rows], indent=2))
     elif options.csv:
         _print_csv(rows)
     elif rows:
@@ -128,7 +129,19 @@ def _sorted(rows: list[Row], column: str) -> list[Row]:
         hint = suggest(column, [*COLUMNS, *metrics]) or f"; use one of {', '.join((*COLUMNS, *metrics))}"
         raise UserError(f"--sort: no run has the metric {column!r}{hint}")
     sign = -1 if HIGHER.match(column) else 1
-    return sorted(rows, key=lambda row: (column not in row.metrics, sign * row.metrics.get(column, 0), row[:2]))
+
+    def cost(row: Row) -> float:
+        value = sign * row.metrics.get(column, math.nan)
+        return value if math.isfinite(value) else math.inf
+
+    return sorted(rows, key=lambda row: (cost(row), row[:2]))
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """Return a row for JSON, which has no NaN: null."""
+    finite = lambda value: value if value is not None and math.isfinite(value) else None  # noqa: E731
+    metrics = {name: finite(value) for name, value in row.metrics.items()}
+    return row._asdict() | {"loss": finite(row.loss), "metrics": metrics}
 
 
 def _cells(row: Row) -> list[str]:
@@ -168,7 +181,7 @@ def _find(text: str, root: Path) -> RunDirectory:
     path = Path(text) if Path(text).is_dir() else root / text
     if not path.is_dir() or path.resolve() == root.resolve():
         raise UserError(f"{text} is not a run; give EXPERIMENT/RUN or a run directory (`runs` lists them)")
-    path = path.resolve() if len(path.parts) < 2 else path
+    path = path.resolve()
     return RunDirectory(path.parent.name, path.name, path.parent.parent)
 
 
