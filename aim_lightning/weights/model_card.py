@@ -3,6 +3,7 @@
 What is not recorded is left out. Names and paths of this machine do not appear.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -173,9 +174,16 @@ def _details(title: str, values: dict[str, Any]) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """Return plain values in which absolute paths are reduced to their last part."""
+    """Return plain values without what only this machine and its user have."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return _without_access(value) if isinstance(value, str) else value
+
+
+def _without_access(text: str) -> str:
+    """Return a text without absolute paths, commands, and names and passwords in URLs."""
+    if text.startswith("pipe:"):
+        return "pipe:"
+    return Path(text).name if Path(text).is_absolute() else re.sub(r"(?<=://)[^/@]*@", "", text)

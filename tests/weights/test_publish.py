@@ -48,7 +48,7 @@ def make_run(root, **extra):
 @pytest.fixture
 def exported(tmp_path, succeed):
     run, tokenizer = make_run(tmp_path)
-    options = ("--samples", 2, "--license", "mit", "--datasets", "me/birds, me/more")
+    options = ("--samples", 2, "--license", "mit", "--datasets", "me/birds, me/more,")
     succeed("weights", "export", run, "--out", tmp_path / "out", "--tokenizer", tokenizer, *options)
     return tmp_path / "out"
 
@@ -98,12 +98,14 @@ def test_paths_of_this_machine_stay_here(tmp_path, succeed):
     configuration["model"]["init_args"]["label_dropout"] = 0
     configuration |= {"experiment": "birds", "tokenizer": str(tmp_path / "vq"), "seed_everything": 0}
     configuration |= {"images": {"train": f"{tmp_path}/birds/train", "val": "data/val"}}
+    configuration["data"] = {"path": "pipe:ssh me@host cat {}", "mirror": "https://me:secret@host/tokens"}
     configuration |= {"sampling": {"cfg_scale": 3.0, "top_k": 5, "pixel_compile": "auto"}}  # of an earlier version
     run, _ = make_run(tmp_path, configuration=configuration)
     succeed("weights", "export", run, "--out", tmp_path / "out", "--samples", 1)
     text = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in text
-    assert_contains(text, ["seed_everything: 0", "train: train", "val: data/val"])
+    assert_contains(text, ["seed_everything: 0", "train: train", "val: data/val", "mirror: https://host/tokens"])
+    assert "ssh" not in text and "secret" not in text
     # Without label dropout the null class is untrained, so the samples have no guidance.
     assert "cfg_scale 1.0, top_k 5, seed 0" in text and "cfg_scale=1.0, top_k=5, seed=1" in text
 

@@ -33,7 +33,7 @@ def export(options: argparse.Namespace) -> tuple[str, str]:
         UserError: the source cannot be read, has no tokenizer, or the directory cannot be written.
     """
     source = read_source(options.source, raw=options.raw)
-    datasets = [name.strip() for name in options.datasets.split(",")] if options.datasets else []
+    datasets = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
     stated = {"raw": options.raw, "license": options.license, "datasets": datasets}
     if source.parts.aim:
         _export_pipeline(source, options, stated)
