@@ -175,8 +175,9 @@ def test_follow_scores_each_checkpoint_once(config, workspace, capsys):
     (other,) = set((run_dir / "follow").iterdir()) - {directory}
     other_values = scalars(other)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in other_values] == [5, 10, 15] and other_values != values
-    scales = [read_json(path / "protocol.json", "protocol")["sampling"]["cfg_scale"] for path in (directory, other)]
-    assert scales == [1.5, 3]
+    options = [read_json(path / "protocol.json", "protocol")["sampling"] for path in (directory, other)]
+    assert [values["cfg_scale"] for values in options] == [1.5, 3]
+    assert {(values["decoder"], values["precision"]) for values in options} == {("plain", "float32")}, "no auto"
 
 
 def test_follow_needs_a_run_and_a_checkpoint(config, workspace, capsys):

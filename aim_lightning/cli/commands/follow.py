@@ -46,10 +46,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
     scorer = setup.make_scorer(config, options, device)
     ranks = scorer.ranks
     protocol = {"sampling": asdict(sampling.for_scores()), "raw": options.raw, **scorer.protocol(options.num)}
-    curves = directory.path / DIRECTORY / short_key(protocol)  # one directory per protocol
+    # One directory per protocol and type of device, which determines what `auto` becomes.
+    curves = directory.path / DIRECTORY / short_key([protocol, device.type])
     steps = read_json(curves / "steps.json", "list of steps") if (curves / "steps.json").is_file() else []
-    if ranks.is_rank_zero:
-        write_json(curves / "protocol.json", protocol)
     for step, path in new_checkpoints(directory, set(steps), options.every, options.patience, ranks):
         options.checkpoint = path
         model = load_together(path, ranks, lambda: setup.load_model(config, options, device))
@@ -60,6 +59,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
         log(path.name)
         setup.show(record, options)
         if ranks.is_rank_zero:
+            # The record's options contain no `auto`.
+            write_json(curves / "protocol.json", protocol | {"sampling": record["protocol"]["sampling"]})
             with SummaryWriter(str(curves)) as writer:
                 for name, value in record["metrics"].items():
                     writer.add_scalar(f"metrics/{name}", value, step)
