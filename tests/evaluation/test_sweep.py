@@ -167,6 +167,7 @@ def test_follow_scores_each_checkpoint_once(config, workspace, capsys):
     (directory,) = (run_dir / "follow").iterdir()
     values = scalars(directory)["metrics/fd_effnet_lite0_24"]
     assert [step for step, _ in values] == [5, 10, 15] and len({value for _, value in values}) == 3
+    assert len(scalars(directory)["metrics/mind_effnet_lite0_24"]) == 3
     capsys.readouterr()
     assert follow(config) == 0
     assert "step=" not in capsys.readouterr().out
