@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIRECTORY", help=layout)
     parser.add_argument("name", metavar="NAME", help="name of the data set and of its experiments")
     size = "height and width of the networks' input, pixels, a multiple of 4"
-    parser.add_argument("--image_size", **option(size, 64, type=number(int, 2 * DOWNSAMPLING)))
+    parser.add_argument("--image_size", **option(size, 64, type=number(int, 2 * DOWNSAMPLING, 4096)))
     share = "share of the images, by a hash of their file names, kept for validation"
     parser.add_argument("--val_fraction", **option(share, 0.1, type=number(float, 0, 1, above=True, below=True)))
     limit = "largest image to accept, pixels; the default is Pillow's protection"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -88,7 +89,7 @@ class ImageDataModule(StreamDataModule):
         global_batch_size: int = 128,
         max_device_batch_size: int | None = None,
         val_batch_size: int = 64,
-        train_crop: str = "center",
+        train_crop: Literal["center", "random", "adm_random", "adm_center", "none"] = "center",
         flip: bool = True,
         num_workers: int = 0,
         seed: int = 0,
