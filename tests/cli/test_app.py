@@ -1,5 +1,8 @@
 """`app`: the page of a run as a process, compared with `sample`."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,7 @@ def test_the_page_of_a_run_gives_the_images_of_sample(workspace, config, tmp_pat
     expected = [pixels(path) for path in sorted(tmp_path.glob("blue-*.png"))]
     port = free_port()
     command = ["app", "--config", config, "--port", port, *options]
-    server = start_python("-m", "aim_lightning", *command, GRADIO_TEMP_DIR=str(tmp_path / "gradio"))
+    server = start_python("-m", "aim_lightning", *command, TMPDIR=str(tmp_path))
     try:
         lines = []
         while not lines or not lines[-1].startswith("page: "):
@@ -46,8 +49,14 @@ def test_mistakes_are_named_before_the_page_starts(config, fail):  # noqa: F811
 
 
 def test_published_weights_have_a_page_without_an_experiment(workspace, monkeypatch, fail):  # noqa: F811
+    directories = []
+
     def serve(page, host, port):
+        directories.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        assert directories[0].stat().st_mode & 0o77 == 0
         raise UserError(f"{page.title} {host} {port}; stop here")
 
     monkeypatch.setattr("aim_lightning.pipeline.page.serve", serve)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/tmp/gradio")  # restored after the test
     assert "published 0.0.0.0 7860" in fail("app", "--weights", workspace / "published", "--host", "0.0.0.0")
+    assert not directories[0].exists()

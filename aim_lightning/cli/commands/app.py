@@ -1,6 +1,8 @@
 """`aim-lightning app`: serve a page in the browser that generates images with a trained run."""
 
 import argparse
+import os
+import tempfile
 
 from aim_lightning.cli.common_options import add_shared, number, option
 from aim_lightning.cli.config import Config
@@ -30,8 +32,11 @@ def run(config: Config, options: argparse.Namespace) -> int:
     sampling = config.sampling
     model = setup.load_model(config, options, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     run = () if options.weights else (config.values["experiment"], config.values["run"])
-    page = build_page(model.pipeline, sampling, ", ".join((*run, model.name)))
-    address = serve(page, options.host, options.port)
-    print(f"page: {address} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    # Gradio's own directory, /tmp/gradio, may belong to another user, and its images stay there.
+    with tempfile.TemporaryDirectory(prefix="aim_app_") as directory:
+        os.environ["GRADIO_TEMP_DIR"] = directory
+        page = build_page(model.pipeline, sampling, ", ".join((*run, model.name)))
+        address = serve(page, options.host, options.port)
+        print(f"page: {address} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
     return 0
