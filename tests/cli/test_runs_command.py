@@ -15,6 +15,7 @@ from integration.tiny import Experiment, write_experiment
 from weights.makers import aim, run_content, write_run
 
 from aim_lightning.checkpoint.io import write_checkpoint
+from aim_lightning.cli.main import main
 from aim_lightning.evaluation.score_record import score_record
 from aim_lightning.runs.directory import RunDirectory, newest_checkpoint
 from aim_lightning.runs.history import read_content
@@ -125,7 +126,7 @@ def test_results_of_an_earlier_step_are_not_the_validation_loss(root, listed):
     assert row["loss"] == 1.5 and row["metrics"] == {"val/loss": 1.5, "val/psnr": 25.0}
 
 
-def test_damaged_and_foreign_directories_cause_one_line_each(root):
+def test_damaged_and_foreign_directories_cause_one_line_each(root, capsys):
     make_run(root, "a/main")
     foreign = {"a/json/results.json": "[1", "a/list/results.json": "[]", "a/outcome/outcome.json": "[]"}
     foreign |= {"a/scores/evaluations/x/scores.json": "{}", "a/outcome/config.yaml": "", "a/scores/config.yaml": ""}
@@ -136,12 +137,11 @@ def test_damaged_and_foreign_directories_cause_one_line_each(root):
     for name, text in {**foreign, "given/set/scores.json": "{}", "notes.txt": ""}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    done = python("-m", "aim_lightning", "runs", "--runs_root", root)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 0 and "a           main     8  finished" in done.stdout and "\n\n" not in done.stdout
-    assert (
-        len(done.stdout.splitlines()) == 2 and len(lines) == 6 and all(line.startswith("warning: ") for line in lines)
-    )
+    assert main(["runs", "--runs_root", str(root)]) == 0
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert "a           main     8  finished" in out and len(out.splitlines()) == 2
+    assert len(lines) == 6 and all(line.startswith("warning: ") for line in lines)
     assert f"directories that are not runs are left out: {root}/given/set" in lines[-1]
     for name in ("json", "list", "outcome", "scores", "lines"):
         assert sum(f"{root}/a/{name}" in line for line in lines) == 1

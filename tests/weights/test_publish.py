@@ -211,12 +211,11 @@ def test_a_refused_upload_is_one_line_and_publishes_nothing(exported, serve, fai
     assert not hub.commits and any(part in request for request in hub.requests)
 
 
-def test_without_a_network(exported, push):
-    done = push(NOWHERE, exported, "me/birds")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stdout + done.stderr
-    assert_contains(
-        done.stderr, [f"error: me/birds: the upload to {NOWHERE} failed", "nothing was published, try again"]
-    )
+def test_without_a_network(exported, fail, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    error = fail("weights", "push", exported, "me/birds")
+    assert_contains(error, [f"error: me/birds: the upload to {NOWHERE} failed", "nothing was published, try again"])
 
 
 def test_incomplete_directories_are_refused_before_any_request(exported, tmp_path, fail):
