@@ -167,6 +167,10 @@ def test_too_many_images_name_the_batch_that_fits(pipeline, monkeypatch):
     with pytest.raises(UserError, match=r"a batch of 36 would fit \(sampling.batch_size\)"):
         pipeline.generate(LABELS, batch_size=37, **options)
     assert_user_error("a batch of 18 would fit", decoder_for, pipeline.aim, 19, True, torch.float32, pixel_bytes=each)
+    # Also where `auto` took the fast decoder, which needs more memory for long sequences than the plain one.
+    fast = lambda options, model: replace(options, decoder="fast", precision="float32")  # noqa: E731
+    monkeypatch.setattr(OPTIONS_MODULE, "_with_decoder", fast)
+    assert_user_error("a batch of 36 would fit", pipeline.generate, LABELS, batch_size=37, cfg_scale=2.0)
 
 
 @pytest.mark.parametrize("step", ["codes", "pixels"])
