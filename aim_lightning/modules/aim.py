@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models import AiM, AiMConfig, AutoregressiveNetwork
 from aim_lightning.models.aim.recompute import Checkpointing
 from aim_lightning.modules.finite_steps import FiniteSteps
 from aim_lightning.modules.graphed_loss import GraphedLoss, refusal
@@ -55,6 +55,8 @@ class AiMModule(LightningModule):
         UserError: a value out of range.
     """
 
+    network_class: type[AutoregressiveNetwork] = AiM
+
     def __init__(
         self,
         network: AiMConfig,
@@ -71,7 +73,7 @@ class AiMModule(LightningModule):
         super().__init__()
         ranges = {"global_batch_size": Range(1), "label_dropout": Range(0, 1)}
         check_arguments("model.", AiMModule.__init__, locals(), **ranges)
-        self.network = AiM(network, backend, gradient_checkpointing)
+        self.network = self.network_class(network, backend, gradient_checkpointing)
         self.init_from = init_from
         self.optimizer_config, self.global_batch_size = optimizer, global_batch_size
         self.label_dropout, self.seed, self.compile_network = label_dropout, seed, compile

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, AutoregressiveNetwork
 from aim_lightning.models.aim.memory import bytes_per_image
 
 WARM_UP = 3
@@ -14,7 +14,7 @@ LARGEST = 64
 MEMORY_SHARE = 0.25  # of the GPU's memory that a graph may keep
 
 
-def refusal(network: AiM, images: int, is_alone: bool, precision: str) -> str | None:
+def refusal(network: AutoregressiveNetwork, images: int, is_alone: bool, precision: str) -> str | None:
     """Return why a micro-step cannot be a CUDA graph; None when it can.
 
     Args:

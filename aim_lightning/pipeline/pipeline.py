@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.pipeline.pixel_decoder import PixelDecoder, Pixels, resolve_pixels, weights_version
 from aim_lightning.sampling import (
     SamplingOptions,
@@ -54,7 +54,7 @@ class AiMPipeline:
 
     def __init__(
         self,
-        aim: AiM,
+        aim: AutoregressiveNetwork,
         tokenizer,
         class_names: list[str] | None = None,
         label_dropout: float | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.sampling.fast import decoder_for, release_decoders
 from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large
 from aim_lightning.sampling.options import (
@@ -25,7 +25,7 @@ from aim_lightning.utils.random import hash_uniform
 @torch.no_grad()
 @partial(with_sampling_options, without=PIPELINE_OPTIONS)
 def generate(
-    model: AiM,
+    model: AutoregressiveNetwork,
     labels_B: Tensor,
     *,
     indices_B: Tensor | None = None,
@@ -84,7 +84,7 @@ def generate(
     raise out_of_memory(model, count, image_bytes(model, options) + pixel_bytes)
 
 
-def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
+def out_of_memory(model: AutoregressiveNetwork, images: int, image_bytes: int) -> UserError:
     """Return the error for a batch that did not fit, and release the memory of the model's decoders."""
     release_decoders(model)
     free = free_bytes(model.lm_head.weight.device)
@@ -92,7 +92,7 @@ def out_of_memory(model: AiM, images: int, image_bytes: int) -> UserError:
     return too_large(images, min(fitting_batch(free, image_bytes), images // 2), images * image_bytes, free)
 
 
-def _check(model: AiM, labels_B: Tensor) -> None:
+def _check(model: AutoregressiveNetwork, labels_B: Tensor) -> None:
     if model.training:
         raise UserError("sampling needs the network in evaluation mode: call model.eval() first")
     if labels_B.dim() != 1 or labels_B.dtype != torch.int64:

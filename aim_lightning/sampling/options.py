@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, AutoregressiveNetwork
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
 from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large, weight_bytes
 from aim_lightning.sampling.filters import Filters
@@ -135,7 +135,9 @@ def with_sampling_options(function: Callable, without: tuple[str, ...] = ()) -> 
     return function
 
 
-def resolve(options: SamplingOptions, model: AiM, pixel_bytes: Callable[[], int] = int) -> SamplingOptions:
+def resolve(
+    options: SamplingOptions, model: AutoregressiveNetwork, pixel_bytes: Callable[[], int] = int
+) -> SamplingOptions:
     """Return the options without `auto`, for the network's device; those of pixels stay as they are.
 
     Args:
@@ -173,7 +175,7 @@ def auto_batch(free: int, image_bytes: int) -> int:
     return 1 << (fits.bit_length() - 1)
 
 
-def _with_decoder(options: SamplingOptions, model: AiM) -> SamplingOptions:
+def _with_decoder(options: SamplingOptions, model: AutoregressiveNetwork) -> SamplingOptions:
     """Return the options with the decoder and the type in which it samples; log once what `auto` took on a GPU.
 
     Raises:
@@ -197,8 +199,10 @@ def _with_decoder(options: SamplingOptions, model: AiM) -> SamplingOptions:
     return replace(options, decoder=decoder, precision=precision)
 
 
-def _fast_obstacle(options: SamplingOptions, model: AiM) -> str | None:
+def _fast_obstacle(options: SamplingOptions, model: AutoregressiveNetwork) -> str | None:
     """Return why the fast decoder cannot sample from this network with these options; None when it can."""
+    if not isinstance(model, AiM):
+        return f"it supports AiM only, not {type(model).__name__}"
     if options.precision in ("float16", "float64"):
         return f"it has no {options.precision}"
     if any(isinstance(module, nn.Dropout) and module.training and module.p for module in model.modules()):
@@ -219,9 +223,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def image_bytes(model: AiM, options: SamplingOptions) -> int:
+def image_bytes(model: AutoregressiveNetwork, options: SamplingOptions) -> int:
     """Return the bytes of one image's decoding state; the options are resolved."""
     guided = options.is_guided(model.config.num_tokens)
     if options.decoder == "plain":
-        return state_bytes(model.config, guided)
+        return state_bytes(model, guided)
     return bytes_needed(model.config, 1, guided, getattr(torch, options.precision))

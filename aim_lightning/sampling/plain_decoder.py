@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.sampling.filters import Filters, diverged, guide, refuse_diverged, sample_codes
 
 
@@ -20,13 +20,15 @@ class PlainDecoder:
     sequence.
     """
 
-    def __init__(self, model: AiM, labels_B: Tensor, scales_L: list[float], position_offset: int) -> None:
+    def __init__(
+        self, model: AutoregressiveNetwork, labels_B: Tensor, scales_L: list[float], position_offset: int
+    ) -> None:
         self.model, self.scales_L, self.position_offset = model, scales_L, position_offset
         self.branches = 1 if all(scale == 1 for scale in scales_L) else 2
         if self.branches == 2:
             # Both branches in one batch: conditional rows first, then those of the null class.
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
-        self.condition = model.backbone.condition(labels_B)
+        self.condition = model.condition(labels_B)
         self.states = model.new_states(labels_B.shape[0])
 
     def logits(self, codes_B: Tensor | None, index: int) -> Tensor:
@@ -43,7 +45,7 @@ class PlainDecoder:
 
 
 def run_plain(
-    model: AiM,
+    model: AutoregressiveNetwork,
     labels_B: Tensor,
     uniform_BL: Tensor,
     *,
@@ -66,7 +68,6 @@ def run_plain(
     return codes_BL
 
 
-def state_bytes(config: AiMConfig, guided: bool) -> int:
+def state_bytes(model: AutoregressiveNetwork, guided: bool) -> int:
     """Return the bytes of one image's states and logits, nearly all that grows with the batch."""
-    state = config.nheads * config.headdim * config.d_state + config.conv_dim * (config.d_conv - 1)
-    return (2 if guided else 1) * 4 * (config.n_layer * state + config.vocab_size)
+    return (2 if guided else 1) * (model.state_bytes() + 4 * model.config.vocab_size)

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from aim_lightning.models import AiMConfig, VQConfig
+from aim_lightning.models import NETWORKS, AiMConfig, VQConfig
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.hf_config import aim_options
-from aim_lightning.weights.source import Source
+from aim_lightning.weights.source import MODULES, Source, module_path
 
-AIM, TOKENIZER = "aim_lightning.modules.aim.AiMModule", "aim_lightning.modules.tokenizer.TokenizerModule"
+AIM, TOKENIZER = MODULES[AiMConfig], MODULES[VQConfig]
 LAYER = r"backbone\.layers\.\d+\."
 POSITIONS = "backbone.embeddings.position_embeddings.weight"
 # Options that do not change the weights, so the configuration decides.
@@ -128,8 +128,14 @@ def infer_vq(shapes: Shapes) -> dict[str, Any]:
     return options
 
 
-def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
-    """Return the configuration of the source's AiM.
+def network_class(source: Source) -> type:
+    """Return the class of the configuration of the source's network of stage 2; only runs contain others than AiM."""
+    path = module_path(source.run) if source.run is not None else None
+    return next((config for config in NETWORKS if MODULES[config] == path), AiMConfig)
+
+
+def aim_config(source: Source, num_tokens: int | None = None) -> Any:
+    """Return the configuration of the source's AiM, or of the network of stage 2 that its run trained.
 
     Args:
         source: of `read_source`.
@@ -138,10 +144,11 @@ def aim_config(source: Source, num_tokens: int | None = None) -> AiMConfig:
     Raises:
         UserError: it contains no AiM, or weights, config.json and argument contradict each other.
     """
-    options = _complete(_options(source, AiMConfig), source.name, num_tokens=num_tokens)
+    config_class = network_class(source)
+    options = _complete(_options(source, config_class), source.name, num_tokens=num_tokens)
     if "num_tokens" not in options:
         raise UserError(f"{source.name} has no position embedding, so its shapes do not contain num_tokens; give it")
-    return _build(AiMConfig, options, source.name)
+    return _build(config_class, options, source.name)
 
 
 def vq_config(source: Source, image_size: int | None = None, norm_groups: int | None = None) -> VQConfig:
@@ -160,7 +167,7 @@ def vq_config(source: Source, image_size: int | None = None, norm_groups: int | 
     return _build(VQConfig, options | ({} if image_size is None else {"image_size": image_size}), source.name)
 
 
-def check_same(source: Source, expected: AiMConfig | VQConfig, may_differ: Collection[str] = ()) -> None:
+def check_same(source: Source, expected: Any, may_differ: Collection[str] = ()) -> None:
     """Check that a source contains the network of a configuration.
 
     Args:
@@ -184,10 +191,12 @@ def _options(source: Source, config_class: type) -> dict[str, Any]:
     """Return the options of a network in the source: all of them for a run, else those that are known."""
     is_aim, name, published = config_class is AiMConfig, source.name, source.published or {}
     if source.run is not None:
-        model, class_path = source.run["configuration"].get("model") or {}, AIM if is_aim else TOKENIZER
-        if model.get("class_path") != class_path:
-            raise UserError(f"{name} is a checkpoint of {model.get('class_path')}, expected {class_path}")
-        return asdict(_build(config_class, model["init_args"]["network"], name))
+        actual, class_path = module_path(source.run), MODULES[config_class]
+        if actual != class_path:
+            raise UserError(f"{name} is a checkpoint of {actual}, expected {class_path}")
+        return asdict(_build(config_class, source.run["configuration"]["model"]["init_args"]["network"], name))
+    if config_class not in (AiMConfig, VQConfig):
+        raise UserError(f"{name} is not a run of {MODULES[config_class]}; only such a run contains its weights")
     if is_aim:
         if not source.parts.aim:
             raise UserError(f"{name} holds no AiM, only a tokenizer")

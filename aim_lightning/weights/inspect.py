@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from aim_lightning.checkpoint.io import incompatible
-from aim_lightning.models import AiM, VQModel
+from aim_lightning.models import NETWORKS, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import sha256_file
-from aim_lightning.weights.infer_config import aim_config, vq_config
+from aim_lightning.weights.infer_config import aim_config, network_class, vq_config
 from aim_lightning.weights.key_mapping import HEAD
 from aim_lightning.weights.load import aim_weights, vq_weights
 from aim_lightning.weights.source import Source, find_file, read_source, weight_files
@@ -62,7 +62,8 @@ def inspect(path: str | Path, *, raw: bool = False) -> Report:
 
 def _parts(source: Source) -> Iterator[Part]:
     if source.parts.aim:
-        yield _part("AiM", source.parts.aim, lambda: (AiM(aim_config(source)), aim_weights(source)))
+        network = NETWORKS[network_class(source)]
+        yield _part(network.__name__, source.parts.aim, lambda: (network(aim_config(source)), aim_weights(source)))
     if source.parts.vq:
         yield _part("VQ tokenizer", source.parts.vq, lambda: _tokenizer(source))
 

@@ -23,7 +23,7 @@ GROUPS = ("ema", "model", "state_dict")
 
 @dataclass
 class Parts:
-    """Weights of AiM and of the tokenizer by name; `other` belongs to neither."""
+    """Weights of stage 2 (AiM) and of the tokenizer by name; `other` belongs to neither."""
 
     aim: dict[str, Tensor] = field(default_factory=dict)
     vq: dict[str, Tensor] = field(default_factory=dict)
@@ -58,8 +58,13 @@ def unwrap(content: Any, raw: bool, source: str) -> tuple[Mapping[str, Any], lis
     return {name: value for name, value in content.items() if not (raw and name == "ema")}, []
 
 
-def split(content: Mapping[str, Any], source: str) -> Parts:
+def split(content: Mapping[str, Any], source: str, tied: bool = True) -> Parts:
     """Remove wrappers and prefixes, split the weights by network, and complete the tied head.
+
+    Args:
+        content: weights by name.
+        source: path for errors.
+        tied: False for a network whose head may differ from its word embedding.
 
     Raises:
         UserError: two names become equal, so that one would be lost; a head that differs from the word embedding.
@@ -71,7 +76,8 @@ def split(content: Mapping[str, Any], source: str) -> Parts:
         if short in part:
             raise UserError(f"{source} holds {short} twice, under different prefixes (once as {name})")
         part[short] = value
-    _tie_head(parts.aim, source)
+    if tied:
+        _tie_head(parts.aim, source)
     return parts
 
 

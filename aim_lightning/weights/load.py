@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aim_lightning.checkpoint.io import load_weights
-from aim_lightning.models import AiM, VQConfig, VQModel
+from aim_lightning.models import NETWORKS, AutoregressiveNetwork, VQConfig, VQModel
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.weights.infer_config import POSITIONS, aim_config, vq_config
@@ -16,8 +16,10 @@ from aim_lightning.weights.source import AnySource, Source, read_source
 CLASSES = "backbone.cls_embed.embedding_table.weight"
 
 
-def import_aim(source: AnySource, *, raw: bool = False, num_tokens: int | None = None, backend: str = "auto") -> AiM:
-    """Load the AiM of any source, in evaluation mode, float32 and on the CPU.
+def import_aim(
+    source: AnySource, *, raw: bool = False, num_tokens: int | None = None, backend: str = "auto"
+) -> AutoregressiveNetwork:
+    """Load the AiM of any source, or another network of stage 2 from its run; evaluation mode, float32, on the CPU.
 
     Args:
         source: see `aim_lightning.weights.read_source`; a tokenizer in it is ignored.
@@ -32,7 +34,8 @@ def import_aim(source: AnySource, *, raw: bool = False, num_tokens: int | None =
     """
     source = read_source(source, raw=raw)
     # Built from the inferred configuration, then loaded strictly: no weight stays at its initial value.
-    model = AiM(aim_config(source, num_tokens), backend)
+    config = aim_config(source, num_tokens)
+    model = NETWORKS[type(config)](config, backend)
     load_weights(model, aim_weights(source), source.name)
     return model.eval()
 
@@ -70,7 +73,7 @@ def vq_weights(source: Source, config: VQConfig) -> dict[str, Tensor]:
     return {**source.parts.vq, **source.parts.other, USAGE_RECORD: record.float()}
 
 
-def adapt_weights(model: AiM, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def adapt_weights(model: AutoregressiveNetwork, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Resize the class table and the position table for `model`; other weights stay as they are, for strict loading.
 
     With another number of classes the new classes start as the model's freshly initialised rows, and the null class

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aim_lightning.checkpoint.io import load_weights, write_checkpoint
-from aim_lightning.models import AiM, AiMConfig, VQConfig, VQModel
+from aim_lightning.models import NETWORKS, AiM, AiMConfig, VQConfig, VQModel
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_directory, write_bytes, write_json, writing
@@ -46,8 +46,10 @@ def export_aim(
         the directory.
 
     Raises:
-        UserError: another type of tokenizer, or a directory that has other content or cannot be written.
+        UserError: another network than AiM, another type of tokenizer, or a directory that has other content or
+            cannot be written.
     """
+    check_published(type(aim.config))
     if tokenizer is not None and not isinstance(tokenizer, VQModel):
         raise UserError(f"the published layout needs a VQModel as tokenizer, not a {type(tokenizer).__name__}")
     # The head shares the memory of the word embedding, which safetensors refuses to write twice.
@@ -57,6 +59,16 @@ def export_aim(
     config = to_published(aim.config, tokenizer.config if tokenizer is not None else None, class_names, label_dropout)
     # One metadata entry only: safetensors writes several in random order, so that equal exports would differ.
     return _write(directory, tensors, config, {f"{AIM_PREFIX}.{HEAD}": f"{AIM_PREFIX}.{WORDS}"}, files)
+
+
+def check_published(config_class: type) -> None:
+    """Check that networks of a configuration class have a published layout.
+
+    Raises:
+        UserError: it is another class than AiMConfig.
+    """
+    if config_class is not AiMConfig:
+        raise UserError(f"a {NETWORKS[config_class].__name__} has no published layout; share its run directory instead")
 
 
 def export_vq(tokenizer: VQModel, directory: str | Path, files: Mapping[str, bytes] | None = None) -> Path:

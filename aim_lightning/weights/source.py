@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from aim_lightning.checkpoint.format import check_content, is_checkpoint
 from aim_lightning.checkpoint.torch_load import read_pickle
+from aim_lightning.models import AiMConfig, GPTConfig, VQConfig
 from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
 from aim_lightning.utils.errors import UserError
@@ -22,6 +23,17 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX_ENDING = ".index.json"
 INDEX, PICKLED_INDEX = SAFETENSORS + INDEX_ENDING, PICKLED + INDEX_ENDING
 MAIN = (SAFETENSORS, INDEX, PICKLED, PICKLED_INDEX)  # of a model directory, in order of preference
+# Class path of the LightningModule by the configuration of its network; names only, since weights need no Lightning.
+MODULES = {
+    AiMConfig: "aim_lightning.modules.aim.AiMModule",
+    GPTConfig: "aim_lightning.modules.gpt.GPTModule",
+    VQConfig: "aim_lightning.modules.tokenizer.TokenizerModule",
+}
+
+
+def module_path(run: Mapping[str, Any]) -> str | None:
+    """Return the class path of the LightningModule that wrote a checkpoint's content."""
+    return (run["configuration"].get("model") or {}).get("class_path")
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Source:
 
     Args:
         name: path for messages.
-        parts: weights of AiM, of the tokenizer and of neither, named as in our networks.
+        parts: weights of stage 2 (AiM), of the tokenizer and of neither, named as in our networks.
         published: checked config.json of a model directory; None without one.
         run: content of a checkpoint of this project (configuration, class_names, tokenizer_hash, …); None for others.
         unread: other keys of a larger checkpoint, such as an optimizer.
@@ -194,7 +206,8 @@ def _from_content(content: Any, name: str, raw: bool, published: dict[str, Any] 
         averaged = content.get("ema")
         run, content = dict(content), content["network"] if raw or not averaged else averaged["network"]
     weights, unread = unwrap(content, raw, name)
-    parts = split(weights, name)
+    # Only AiM's files omit the tied head; runs of other networks contain all names.
+    parts = split(weights, name, tied=run is None or module_path(run) == MODULES[AiMConfig])
     if not parts.aim and not parts.vq:
         examples = ", ".join(sorted(parts.other)[:3]) or "nothing"
         raise UserError(f"{name} holds no weights of AiM or of a VQ tokenizer (it has {examples})")

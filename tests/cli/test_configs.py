@@ -60,7 +60,14 @@ def test_every_component_fits_an_experiment(path):
     assert path.parent.name in config.values
 
 
-OPTIONAL = ["callbacks/training_evaluation", "cluster/gpu", "cluster/cpu", "data/tokens", "trainer/gpu"]
+OPTIONAL = [
+    "callbacks/training_evaluation",
+    "cluster/gpu",
+    "cluster/cpu",
+    "data/tokens",
+    "trainer/gpu",
+    "model/gpt_tiny",
+]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -69,6 +76,8 @@ def test_optional_components_are_built_too(name):
     cli = build([ROOT / "experiments/demo_aim.yaml", CONFIGS / f"{name}.yaml"], ("data.path", "data/tokens/x"))
     if name.startswith("callbacks"):
         assert "TrainingEvaluation" in [type(callback).__name__ for callback in cli.trainer.callbacks]
+    if name.startswith("model"):
+        assert sum(p.numel() for p in cli.model.network.parameters()) == 302_784  # aim_tiny has 297,339
     if name.startswith("cluster"):
         assert type(cli.config_init["cluster"]).__name__ == "ClusterOptions"
 

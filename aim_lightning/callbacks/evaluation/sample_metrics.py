@@ -14,7 +14,7 @@ from aim_lightning.evaluation.image_sets import ExperimentImages
 from aim_lightning.evaluation.incremental import IncrementalScorer
 from aim_lightning.evaluation.scorer import Scorer
 from aim_lightning.metrics import metric_name
-from aim_lightning.models import AiM
+from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.pipeline import AiMPipeline
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.random import hash_seed
@@ -62,7 +62,7 @@ class SampleMetrics(Scoring):
         values = {"num_samples": self.num_samples, "tokenizer": self.tokenizer.weights_hash}
         return values | self.scorer.protocol(self.num_samples)
 
-    def _samples(self, trainer: Trainer, network: AiM) -> dict[str, float]:
+    def _samples(self, trainer: Trainer, network: AutoregressiveNetwork) -> dict[str, float]:
         pipeline = AiMPipeline(network, self.tokenizer)
         return self.scorer.score(pipeline, self.num_samples, partial(self.stop, trainer)).values
 
@@ -71,8 +71,9 @@ class SampleMetrics(Scoring):
             self.log(f"metrics/{metric_name(name, num_images, raw)}{suffix}", value, rank_zero_only=False)
 
 
-def _untrained(network: AiM) -> AiM:
+def _untrained(network: AutoregressiveNetwork) -> AutoregressiveNetwork:
     """Return a new network of the same sizes; its weights are the same in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hash_seed("untrained"))
-        return AiM(network.config, network.backend_option).to(network.lm_head.weight.device).eval()
+        untrained = type(network)(network.config, network.backend_option)
+        return untrained.to(network.lm_head.weight.device).eval()

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule
 
 from aim_lightning.cli.config import Config
 from aim_lightning.data.stream_datamodule import StreamDataModule
-from aim_lightning.models import AiM, VQModel
+from aim_lightning.models import AutoregressiveNetwork, VQModel
 from aim_lightning.pipeline import load_tokenizer
 from aim_lightning.pipeline.pipeline import check_guidance
 from aim_lightning.utils.errors import UserError
@@ -67,7 +67,7 @@ class CallbackResources:
             size, expected = images.image_size, network.config.image_size
             if size != expected:
                 raise UserError(f"images.image_size is {size}, model.network.image_size {expected}; set one size")
-        if manifest is None or not isinstance(network, AiM):
+        if manifest is None or not isinstance(network, AutoregressiveNetwork):
             return
         shards = f"the token shards in {self.data.path}"
         facts = {

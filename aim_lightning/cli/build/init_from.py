@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule
 
 from aim_lightning.checkpoint.io import load_weights
 from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.models import AiM
+from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.models.vq.model import USAGE_RECORD
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
@@ -17,7 +17,7 @@ REPLACED = ("num_classes", "num_tokens")
 
 
 def start_from(module: LightningModule, source: str, manifest: TokenManifest | None = None) -> None:
-    """Load `source` into the module's network and print what had to be replaced (AiM's classes and positions).
+    """Load `source` into the module's network and print what had to be replaced (tables of classes and positions).
 
     Args:
         module: with a network that nothing was trained in yet.
@@ -25,11 +25,11 @@ def start_from(module: LightningModule, source: str, manifest: TokenManifest | N
         manifest: of the token shards that it will be trained on; None for a tokenizer.
 
     Raises:
-        UserError: no such source, weights that do not fit, or an AiM of another tokenizer's codes.
+        UserError: no such source, weights that do not fit, or a network of another tokenizer's codes.
     """
     weights_source, network = read_source(source), module.network
     check_same(weights_source, network.config, REPLACED)
-    if isinstance(network, AiM):
+    if isinstance(network, AutoregressiveNetwork):
         if manifest is not None:
             _check_tokenizer(weights_source, manifest)
         weights, notes = adapt_weights(network, aim_weights(weights_source))

@@ -14,7 +14,9 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.grid import labelled_grid, png_bytes
 from aim_lightning.utils.progress import ProgressBar
 from aim_lightning.weights import Source, export_aim, export_vq, import_aim, import_vq, read_source
+from aim_lightning.weights.infer_config import network_class
 from aim_lightning.weights.model_card import CARD, SAMPLES, Card
+from aim_lightning.weights.save import check_published
 
 GRID_CLASSES = 8
 # Options that choose devices and speed; the card does not list them.
@@ -30,12 +32,14 @@ def export(options: argparse.Namespace) -> tuple[str, str]:
         options: of `weights export`.
 
     Raises:
-        UserError: the source cannot be read, has no tokenizer, or the directory cannot be written.
+        UserError: the source cannot be read, contains another network than AiM, has no tokenizer, or the directory
+            cannot be written.
     """
     source = read_source(options.source, raw=options.raw)
     datasets = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
     stated = {"raw": options.raw, "license": options.license, "datasets": datasets}
     if source.parts.aim:
+        check_published(network_class(source))  # before the samples of the card are generated
         _export_pipeline(source, options, stated)
         return "AiM and its tokenizer", f'AiMPipeline.from_pretrained("{options.out}")'
     if options.tokenizer:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cli.build.trainer_cli import AimCLI
 from aim_lightning.cli.config import Config
+from aim_lightning.config.signature import dataclass_of, find_class, parameters
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import TokenManifest, TokenShard
 from aim_lightning.data.tokens.format.record_format import write_shard
-from aim_lightning.models import AiMConfig
 from aim_lightning.utils.files import sha256_file
 
 WARM_UP = 3  # steps that compile, tune and allocate
@@ -83,7 +84,9 @@ def train_briefly(config: Config, batch: BatchPlan, steps: int, simulate: bool, 
             values["model"]["init_args"]["cuda_graph"] = False  # several devices train without it
         if simulate:
             values["data"]["init_args"]["path"] = str(directory / "tokens")
-            network = AiMConfig(**values["model"]["init_args"]["network"])
+            model = values["model"]
+            option = parameters(find_class(model["class_path"], "model"))["network"]
+            network = dataclass_of(option.annotation)(**model["init_args"]["network"])
             for split in ("train", "val"):
                 _simulate(directory / "tokens" / split, network, batch.micro_batch_size * (steps + 1))
         cli = AimCLI(dataclasses.replace(config, values=values))
@@ -107,7 +110,7 @@ def _shrink(values: dict, rows: int, steps: int, directory: Path) -> None:
     trainer |= dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
 
 
-def _simulate(directory: Path, network: AiMConfig, rows: int) -> None:
+def _simulate(directory: Path, network: Any, rows: int) -> None:
     """Write token shards of random codes that fit the network."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, network.vocab_size, (rows, 1, network.num_tokens)).astype(np.uint16)

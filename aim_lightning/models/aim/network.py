@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend, choose_backend, require_backend
@@ -16,6 +15,7 @@ from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.models.aim.block import Block, ClassEmbedding, CodeEmbeddings, FinalLayer, modulation_head
 from aim_lightning.models.aim.mixer import Mamba2Mixer, RMSNorm
 from aim_lightning.models.aim.recompute import Checkpointing, apply_layers
+from aim_lightning.models.autoregressive import AutoregressiveNetwork
 
 
 @dataclass
@@ -76,12 +76,10 @@ class Backbone(nn.Module):
         return self.final_layer(h, condition.final_B2D).to(x.dtype)
 
 
-class AiM(nn.Module):
+class AiM(AutoregressiveNetwork):
     """Autoregressive network from codes and labels to logits, without tokenizer and Lightning.
 
-    ``AiM(config)(codes_BL, labels_B)`` takes a prefix of 0 <= L <= num_tokens codes (int64, 0 to V - 1) and
-    labels 0 to num_classes (num_classes = the null class) and gives logits (B, L + 1, V): position t predicts
-    code t from the class and codes 0 to t - 1.
+    ``AiM(config)(codes_BL, labels_B)`` gives logits (B, L + 1, V); see `AutoregressiveNetwork`.
 
     Args:
         config: sizes.
@@ -144,11 +142,6 @@ class AiM(nn.Module):
         self._settle()  # not in forward, which may be compiled: nothing is logged there
         return super().__call__(*args, **options)
 
-    @property
-    def null_class(self) -> int:
-        """Return the label of the null class."""
-        return self.config.num_classes
-
     def forward(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
         return self.lm_head(self._hidden(codes_BL, labels_B))
 
@@ -164,8 +157,7 @@ class AiM(nn.Module):
             # In chunks of rows, so that no float32 logits are in memory.
             hidden_BLD = self._hidden(codes_BL[:, :-1], labels_B)
             return self.backbone.backend.cross_entropy(hidden_BLD, self.lm_head.weight, codes_BL)
-        logits_BLV = self(codes_BL[:, :-1], labels_B)
-        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), codes_BL.flatten())
+        return super().loss(codes_BL, labels_B)
 
     def _hidden(self, codes_BL: Tensor, labels_B: Tensor) -> Tensor:
         """Return the inputs of the head (B, L + 1, D)."""
@@ -197,6 +189,10 @@ class AiM(nn.Module):
         is_replaced = backend.name == "triton" and not backend.trains(self.config, dtype)
         return backend.other.name if is_replaced else backend.name
 
+    def condition(self, labels_B: Tensor) -> Conditioning:
+        """Compute the class embedding and the modulation of every layer."""
+        return self.backbone.condition(labels_B)
+
     def new_states(self, batch_size: int) -> list[MixerState]:
         """Return empty decoding states, one per layer, on the network's device, in float32 or wider."""
         weight = self.lm_head.weight
@@ -204,20 +200,18 @@ class AiM(nn.Module):
         return [MixerState.empty(self.config, batch_size, weight.device, dtype) for _ in self.backbone.layers]
 
     def step(self, codes_B: Tensor | None, position: int, condition: Conditioning, states: list[MixerState]) -> Tensor:
-        """Compute one decoding step; `states` are updated in place.
-
-        Args:
-            codes_B: the code just sampled, or None at the start.
-            position: index of that code's position embedding (its own index, as in training).
-
-        Returns:
-            logits_BV of the next code.
-        """
+        """Compute one decoding step; arguments as `AutoregressiveNetwork.step`."""
         self._settle()
         x_BD = condition.start_BD
         if codes_B is not None:
             x_BD = self.backbone.embeddings(codes_B, torch.tensor(position, device=codes_B.device))
         return self.lm_head(self.backbone(x_BD, condition, states))
+
+    def state_bytes(self) -> int:
+        """Return the bytes of one sequence's decoding states."""
+        config = self.config
+        state = config.nheads * config.headdim * config.d_state + config.conv_dim * (config.d_conv - 1)
+        return 4 * config.n_layer * state
 
     def flops_per_image(self) -> int:
         """Return the floating-point operations of one image, forward and backward.
