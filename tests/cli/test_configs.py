@@ -67,6 +67,7 @@ OPTIONAL = [
     "data/tokens",
     "trainer/gpu",
     "model/gpt_tiny",
+    "features/dinov2",
 ]
 
 
