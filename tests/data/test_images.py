@@ -25,7 +25,7 @@ from aim_lightning.data.images.decode import UnreadableImage, background_rgb, co
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
-from aim_lightning.evaluation.image_sets import ExperimentImages
+from aim_lightning.evaluation.image_sets import ExperimentImages, open_images
 from aim_lightning.utils.files import read_json, sha256_file, write_json
 from aim_lightning.utils.pixels import to_uint8, to_unit_range
 
@@ -291,6 +291,11 @@ def test_missing_or_empty_directories(tmp_path, tree):
     assert_user_error("no .tar shards", ShardSource, tmp_path / "empty")
     (tmp_path / "empty" / "a").mkdir()
     assert_user_error("empty/a holds no images", open_source, tmp_path / "empty")
+
+
+def test_a_directory_that_disappears_during_the_search_is_one_line(tree, monkeypatch):
+    monkeypatch.setattr(os, "walk", lambda path, **options: [(str(path), ["gone"], [])])
+    assert_user_error("gone cannot be read", open_images, tree)
 
 
 def test_unreadable_images_are_named(tree, shards):

@@ -191,10 +191,13 @@ def image_files(
 def identity(directory: Path) -> tuple[int, int]:
     """Return device and inode of a directory.
 
-    Args:
-        directory: an existing directory.
+    Raises:
+        UserError: the directory cannot be read.
     """
-    return (status := directory.stat()).st_dev, status.st_ino
+    try:
+        return (status := directory.stat()).st_dev, status.st_ino
+    except OSError as error:  # removed since it was listed
+        _raise(error)
 
 
 def split_directories(root: Path) -> dict[str, Path]:
