@@ -147,6 +147,16 @@ def test_damaged_and_foreign_directories_cause_one_line_each(root, capsys):
         assert sum(f"{root}/a/{name}" in line for line in lines) == 1
 
 
+def test_without_runs_the_searched_directories_are_named(root, succeed, capsys):
+    (root / "a").mkdir(parents=True)
+    for words, place in (([], root), (["a"], root / "a")):
+        assert f"no runs in {place}\nnext: make demo" in succeed("runs", *words, "--runs_root", root)
+    make_run(root, "a/odd").results.write_text("[]")
+    assert main(["runs", "--runs_root", str(root)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "a/odd cannot be read" in err and "remove" not in err
+
+
 MISTAKES = [
     (["dem"], "runs/dem does not exist; did you mean demo?"),
     (["--sort", "val/los"], "no run has the metric 'val/los'; did you mean val/loss?"),

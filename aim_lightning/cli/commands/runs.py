@@ -80,8 +80,9 @@ def run(config: None, options: argparse.Namespace) -> int:
         _print_csv(rows)
     elif rows:
         print(aligned((*COLUMNS, LOSS, "best metrics"), [_cells(row) for row in rows]))
-    else:
-        print(f"{options.runs_root} holds no runs")
+    elif not directories:
+        places = [Path(options.runs_root, name) for name in options.experiments] or [options.runs_root]
+        print(f"no runs in {', '.join(map(str, places))}")
         log_next("make demo, or make train EXP=…")
     return 0
 
@@ -103,7 +104,9 @@ def _read(directory: RunDirectory) -> tuple["RunSummary", dict[str, float]]:
             metrics[name] = best(name, [value, metrics.get(name, value)])
     except UNREADABLE as error:
         reason = str(error) or type(error).__name__
-        raise UserError(f"{directory.path} cannot be read ({reason}); remove it, or move it away") from error
+        # Never the advice to remove it: its checkpoints may be intact.
+        fix = "move the damaged file away, or the directory if it is not a run"
+        raise UserError(f"{directory.path} cannot be read ({reason}); {fix}") from error
     return summary, metrics
 
 
@@ -138,10 +141,10 @@ def _sorted(rows: list[Row], column: str) -> list[Row]:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    """Return a row for JSON, which has no NaN: null."""
-    finite = lambda value: value if value is not None and math.isfinite(value) else None  # noqa: E731
-    metrics = {name: finite(value) for name, value in row.metrics.items()}
-    return row._asdict() | {"loss": finite(row.loss), "metrics": metrics}
+    """Return a row for JSON, which has null instead of NaN."""
+    metrics = {name: value if math.isfinite(value) else None for name, value in row.metrics.items()}
+    loss = row.loss if row.loss is not None and math.isfinite(row.loss) else None
+    return row._asdict() | {"loss": loss, "metrics": metrics}
 
 
 def _cells(row: Row) -> list[str]:
