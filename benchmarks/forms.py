@@ -67,23 +67,27 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
             )
 
 
-def dual(config: AiMConfig, rows: int, device: torch.device) -> tuple[int, Callable[[int], list[Work]]]:
-    """Return (mean bytes per step, a function from step number to the step on each copy)."""
+def decoders(
+    config: AiMConfig, rows: int, device: torch.device, recurrent: bool
+) -> tuple[int, Callable[[int], list[Work]]]:
+    """Return (mean bytes per step, a function from step number to the fast decoder's step on each copy)."""
     T, dtype = config.num_tokens, torch.bfloat16
     code = (config.d_inner + config.d_state) * dtype.itemsize + config.nheads * exponent_type(config, dtype).itemsize
-    count = copies(rows * T // 2 * code, device)
+    size = 2 * rows * config.d_inner * config.d_state * 4 if recurrent else rows * T // 2 * code
+    count = copies(size, device)
     with torch.device(device):
         model = AiM(replace(config, n_layer=1, vocab_size=64), backend="torch").eval()
     many = SimpleNamespace(config=replace(model.config, n_layer=count), lm_head=model.lm_head)
-    buffers, weights = Buffers(many, rows, False, dtype), StaticWeights(model, dtype)
+    buffers, weights = Buffers(many, rows, False, dtype, recurrent), StaticWeights(model, dtype)
     weights.refresh(model)
     weights.layers = weights.layers * count
     for layer in buffers.layers:
-        for values in (layer.x_MTI, layer.b_MTN, layer.g_MHT, layer.decay_MH):
-            values.fill_(0.01)
+        for values in (layer.x_MTI, layer.b_MTN, layer.g_MHT, layer.decay_MH, layer.state_MIN):
+            if values is not None:
+                values.fill_(0.01)
     for values in (buffers.gate_MI, buffers.c_MN, buffers.dt_MH):
         values.fill_(0.5)
-    return rows * T // 2 * code, lambda step: _steps(many.config, weights, buffers, step)
+    return size, lambda step: _steps(many.config, weights, buffers, step)
 
 
 def _steps(config: AiMConfig, weights: StaticWeights, buffers: Buffers, step: int) -> list[Work]:
@@ -128,10 +132,13 @@ def measure(config: AiMConfig, rows: int, device: torch.device, repeats: int, re
     records = []
     for form, size, work in recurrences(config, rows, device) if recurrent else ():
         records.append({"form": form, "rows": rows, "tokens": "any", "bytes": size, "us": microseconds(work, repeats)})
-    size, steps_at = dual(config, rows, device)
-    T = config.num_tokens
-    times = [microseconds(steps_at(T * part // 8), repeats) for part in (1, 3, 5, 7)]
-    records.append({"form": "dual", "rows": rows, "tokens": T, "bytes": size, "us": statistics.mean(times)})
+    T, forms = config.num_tokens, {"dual": False}
+    if device.type == "cuda" and recurrent:
+        forms["recurrence, fused"] = True
+    for form, states in forms.items():
+        size, steps_at = decoders(config, rows, device, states)
+        times = [microseconds(steps_at(T * part // 8), repeats) for part in (1, 3, 5, 7)]
+        records.append({"form": form, "rows": rows, "tokens": T, "bytes": size, "us": statistics.mean(times)})
     for row in records:
         row |= {"us": round(row["us"], 2), "gb_per_s": round(row["bytes"] / row["us"] / 1e3, 1)}
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)

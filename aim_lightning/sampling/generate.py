@@ -19,7 +19,6 @@ from aim_lightning.sampling.options import (
 )
 from aim_lightning.sampling.plain_decoder import run_plain
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.random import hash_uniform
 
 
 @torch.no_grad()
@@ -67,20 +66,20 @@ def generate(
         raise TypeError(f"generate() takes no {', '.join(sorted(unexpected))}; AiMPipeline.generate does")
     options, labels_B = resolve(SamplingOptions.named(**options), model), torch.as_tensor(labels_B)
     _check(model, labels_B)
-    count, device, num_tokens, run = len(labels_B), model.lm_head.weight.device, model.config.num_tokens, run_plain
+    count, device, num_tokens = len(labels_B), model.lm_head.weight.device, model.config.num_tokens
     if not count:
         return torch.zeros(0, num_tokens, dtype=torch.int64, device=device)
+    indices_B = torch.arange(count) if indices_B is None else indices_B
     settings = {"filters": options.filters(), "position_offset": options.position_offset, "on_step": on_step}
+    settings |= {"seed": options.seed, "scales": options.scales(num_tokens)}
     try:
-        indices_B1 = (torch.arange(count) if indices_B is None else indices_B).to(device)[:, None]
-        # A hash of (seed, image, step) instead of a generator: no number depends on batch sizes or on other images.
-        uniform_BL = hash_uniform("sample", options.seed, indices_B1, torch.arange(num_tokens, device=device))
-        if options.decoder == "fast":
-            dtype = getattr(torch, options.precision)
-            run = decoder_for(model, count, options.is_guided(num_tokens), dtype, pixel_bytes).run
-        return run(model, labels_B.to(device), uniform_BL, scales=options.scales(num_tokens), **settings)
+        if options.decoder == "plain":
+            return run_plain(model, labels_B.to(device), indices_B.to(device), **settings)
+        dtype = getattr(torch, options.precision)
+        decoder = decoder_for(model, count, options.is_guided(num_tokens), dtype, pixel_bytes)
+        return decoder.run(model, labels_B, indices_B, **settings)
     except torch.OutOfMemoryError:
-        run = None  # the failed attempt's tensors are free only after this block
+        decoder = None  # the failed attempt's tensors are free only after this block
     raise out_of_memory(model, count, image_bytes(model, options) + pixel_bytes)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aim_lightning.models import AutoregressiveNetwork
 from aim_lightning.sampling.filters import Filters, diverged, guide, refuse_diverged, sample_codes
+from aim_lightning.utils.random import hash_uniform
 
 
 class PlainDecoder:
@@ -47,8 +48,9 @@ class PlainDecoder:
 def run_plain(
     model: AutoregressiveNetwork,
     labels_B: Tensor,
-    uniform_BL: Tensor,
+    indices_B: Tensor,
     *,
+    seed: int,
     scales: list[float],
     filters: Filters,
     position_offset: int,
@@ -56,7 +58,10 @@ def run_plain(
 ) -> Tensor:
     """Return codes_BL by the network's own steps; arguments as `FastDecoder.run`."""
     decoder = PlainDecoder(model, labels_B, scales, position_offset)
-    codes_BL = torch.zeros(uniform_BL.shape, dtype=torch.int64, device=uniform_BL.device)
+    # A hash of (seed, image, step) instead of a generator: no number depends on batch sizes or on other images.
+    steps = torch.arange(model.config.num_tokens, device=labels_B.device)
+    uniform_BL = hash_uniform("sample", seed, indices_B[:, None], steps)
+    codes_BL = torch.zeros_like(uniform_BL, dtype=torch.int64)
     bad = torch.zeros((), dtype=torch.bool, device=uniform_BL.device)
     for step in range(model.config.num_tokens):
         logits_BV = decoder.logits(codes_BL[:, step - 1] if step else None, step)

@@ -118,6 +118,19 @@ def test_bf16_in_all_shapes_of_the_table(d_model, rows):
     assert bf16_distance(model, torch.arange(rows // 2) % 10, 2.0) <= STEP_LOGITS[4]
 
 
+@pytest.mark.parametrize("columns", [8, 64])
+def test_the_recurrence(columns, monkeypatch):
+    state = kernel_configs.StateKernelConfig(columns, 4)
+    measured = replace(table()[768, 32], state=state, dual=0)
+    monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): measured})
+    model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)
+    labels = torch.arange(16) % 10
+    assert bf16_distance(model, labels, 2.0) <= STEP_LOGITS[4]
+    assert decoder_for(model, 16, True, torch.bfloat16).buffers.recurrent
+    assert_patient_kernels_draw_the_same(model, 16, monkeypatch)
+    assert_same(model, labels, cfg_scale=2.0, top_k=600, top_p=0.98)
+
+
 def test_float32_codes_at_the_widths_of_aim_b_and_batch_64():
     model = network("layer", num_tokens=40, d_model=768, n_layer=3, vocab_size=16384)
     assert_same(model, torch.arange(64) % 10, cfg_scale=2.0, top_k=600, top_p=0.98)
@@ -165,10 +178,17 @@ def test_averaged_weights_swapped_in_and_out():
     first, expected = generate(model, LABELS, **options), generate(average, LABELS, **options)
     for parameter, other in zip(model.parameters(), average.parameters(), strict=True):
         parameter.data = other.data
-    assert torch.equal(generate(model, LABELS, **options), expected)
+    for _ in range(3):  # the work before the first step: by itself, captured, replayed
+        assert torch.equal(generate(model, LABELS, **options), expected)
     for parameter, before in zip(model.parameters(), own, strict=True):
         parameter.data = before
-    assert torch.equal(generate(model, LABELS, **options), first)
+    for _ in range(3):
+        assert torch.equal(generate(model, LABELS, **options), first)
+    for parameter, other in zip(model.parameters(), average.parameters(), strict=True):
+        parameter.data.copy_(other.data)  # in place: no address changes
+    assert torch.equal(generate(model, LABELS, **options), expected)
+    assert_same(model, cfg_scale=2.0)
+    assert_same(model, LABELS.flip(0), cfg_scale=1.5, top_k=50)
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 19])
@@ -224,8 +244,10 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
 
 MIXES = {
     "sums": kernel_configs.MixerKernelConfig(2, 16, 3, 4, products=False),
-    "products": kernel_configs.MixerKernelConfig(4, 32, 3, 4),
-    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8, first=True),
+    "sums_two_ahead": kernel_configs.MixerKernelConfig(2, 16, 3, 4, products=False, first=2),
+    "products": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=0),
+    "products_two_ahead": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=2),
+    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8),
     "six_heads_sums": kernel_configs.MixerKernelConfig(6, 8, 3, 4, products=False),
 }
 
@@ -234,7 +256,8 @@ MIXES = {
 def test_other_launch_options(mix, monkeypatch):
     """Read weights early and fetch B and vectors: the codes are right, also where the table does not use it."""
     product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
-    expected = replace(table()[768, 32], project=product, out=product, split=4, mix=mix, choose_warps=16)
+    groups = kernel_configs.MatmulConfig(16, 16, 256, 3, 4, groups=4)
+    expected = replace(table()[768, 32], project=product, out=groups, mix=mix, choose_warps=16)
     expected = replace(expected, ahead=64, ahead_b=64, vectors=True, line=16)
     monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): expected})
     model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)

@@ -29,21 +29,23 @@ def network(adaln: str, seed: int = 0, **sizes) -> AiM:
 
 
 @torch.no_grad()
-def codes_equal(adaln: str, guided: bool) -> bool:
+def codes_equal(adaln: str, guided: bool, recurrent: bool = False) -> bool:
     """Return True if complete sequences of the kernels equal those of plain PyTorch."""
+    from aim_lightning.sampling.fast.buffers import Buffers
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.fast.triton_step import TritonStep
     from aim_lightning.sampling.filters import Filters
 
-    model, labels = network(adaln, num_tokens=5), torch.tensor([1])
-    uniform = torch.rand(1, 5, dtype=torch.float64)
-    options = {"scales": [2.0] * 5, "filters": Filters(top_k=10, top_p=0.9)}
+    model, labels, indices = network(adaln, num_tokens=5), torch.tensor([1]), torch.tensor([3])
+    options = {"seed": 1, "scales": [2.0] * 5, "filters": Filters(top_k=10, top_p=0.9)}
     decoder = FastDecoder(model, 1, guided, torch.float32)
-    expected = decoder.run(model, labels, uniform, **options)
+    expected = decoder.run(model, labels, indices, **options)
+    decoder.buffers = Buffers(model, 1, guided, torch.float32, recurrent)  # the second run computes everything again
     for value in (*vars(decoder.buffers.layers[0]).values(), decoder.buffers.codes_BT):
-        value.fill_(-1)  # the second run must compute everything again
+        if value is not None:
+            value.fill_(-1)
     decoder._step = TritonStep(model.config, decoder.weights, decoder.buffers)
-    return torch.equal(decoder.run(model, labels, uniform, **options), expected)
+    return torch.equal(decoder.run(model, labels, indices, **options), expected)
 
 
 def products() -> dict[str, float]:
@@ -54,31 +56,32 @@ def products() -> dict[str, float]:
     from aim_lightning.sampling.fast.triton_step import linear
 
     result = {}
-    for rows, inner, cols, split, early in [
-        (3, 192, 40, 1, False),
-        (70, 96, 33, 1, False),
-        (5, 1536, 48, 4, False),
-        (66, 600, 20, 4, False),
-        (2, 7, 5, 4, False),
-        (5, 1536, 48, 4, True),
-        (70, 384, 33, 1, True),
+    for rows, inner, cols, early, groups in [
+        (3, 192, 40, False, 1),
+        (70, 96, 33, False, 4),
+        (66, 600, 20, False, 1),
+        (2, 7, 5, False, 2),
+        (5, 1536, 48, True, 1),
+        (70, 384, 33, True, 4),
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
-        out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out if split > 1 else out[0], MatmulConfig(16, 32, 128, 3, 4, early), {"CHAINED": False})
+        out = torch.full((rows, cols), torch.nan)
+        linear(x, weight, out, MatmulConfig(16, 32, 128, 3, 4, early, groups), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
-        result[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
+        result[f"{rows}x{inner}x{cols}/{early}/{groups}"] = relative(out.double(), exact)
     return result
 
 
 @torch.no_grad()
 def logits_in_bf16(
-    d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: bool = False
-) -> float:
+    d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: int = 0,
+    columns: int = 0, groups: int = 1,
+) -> float:  # fmt: skip
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
-    long: tokens beyond which exponents are float64. first: the first block is read before the kernel's turn.
+    long: tokens beyond which exponents are float64. first: blocks read before the kernel's turn. columns:
+    those of the recurrence per program. groups: of warps in a product.
     """
     from unittest import mock
 
@@ -89,27 +92,29 @@ def logits_in_bf16(
     from aim_lightning.sampling.filters import Filters
 
     model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
-    labels, uniform = torch.arange(2), torch.rand(2, tokens, dtype=torch.float64)
+    labels = torch.arange(2)
     # Rounding selects no other code at this temperature.
-    options = {"scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
+    options = {"seed": 2, "scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
     with mock.patch.object(buffers, "LONG", long):
         decoder = FastDecoder(model, 2, True, torch.bfloat16)
     assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)
     plain, draw = [], decoder._step._sample
     decoder._step._sample = lambda logits, step: (plain.append(logits), draw(logits, step))
-    decoder.run(model, labels, uniform, **options)
+    decoder.run(model, labels, labels, **options)
     small = replace(
         kernel_configs.table()[768, 32],
-        mix=kernel_configs.MixerKernelConfig(heads, 16, 2, 2, 0, products, first),
-        split=1,
+        mix=kernel_configs.MixerKernelConfig(heads, 16, 2, 2, 0, products, first or int(not products)),
+        state=kernel_configs.StateKernelConfig(columns or 16, 4),
     )
     if deep:
-        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, early=True)
+        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True, groups)
         small = replace(small, project=early, out=early)
+    if columns:
+        decoder.buffers = buffers.Buffers(model, 2, True, torch.bfloat16, recurrent=True)
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     assert decoder._step.configs.out.early == bool(deep) and decoder._step.configs.mix.heads == heads
-    decoder.run(model, labels, uniform, **options)
+    decoder.run(model, labels, labels, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
 
@@ -133,7 +138,7 @@ def far_row() -> bool:
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mixer_kernel[(2, 1)](
         gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, y, y, y, T,
-        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=False,
+        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=1,
         AHEAD=0, AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
@@ -162,7 +167,7 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
             T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,
-            FIRST=False, AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
+            FIRST=int(not products), AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
         )  # fmt: skip
     result, past = [], set()
     for values in (xs, bs):
@@ -205,7 +210,7 @@ def main() -> None:
     multiply_bfloat16()
     torch.set_num_threads(1)
     report = {
-        "codes": [codes_equal("group", True), codes_equal("none", False)],
+        "codes": [codes_equal("group", True), codes_equal("none", False), codes_equal("layer", True, recurrent=True)],
         "products": products(),
         "bf16": [
             logits_in_bf16(48, 1, True),
@@ -218,9 +223,11 @@ def main() -> None:
             logits_in_bf16(16, 2, True, tokens=19, long=18),
             logits_in_bf16(16, 2, False, tokens=19, long=18),
             logits_in_bf16(48, 3, True),
-            logits_in_bf16(48, 3, False, tokens=19),
-            logits_in_bf16(48, 6, True, tokens=19, first=True),
-            logits_in_bf16(16, 2, True, tokens=35, first=True),
+            logits_in_bf16(48, 3, False, tokens=19, first=2),
+            logits_in_bf16(48, 6, True, tokens=19, first=1),
+            logits_in_bf16(16, 2, True, tokens=35, first=2),
+            logits_in_bf16(48, 1, True, tokens=19, columns=8),
+            logits_in_bf16(32, 2, True, deep=16, columns=16, groups=2),
         ],
         "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
         "far_row": far_row(),

@@ -8,9 +8,10 @@ from helpers import TINY, assert_user_error, script_output, skip_without
 from sampling.kernels_on_cpu import OPTIONS, network
 
 from aim_lightning.sampling import generate, release_decoders
-from aim_lightning.sampling.fast import FastDecoder, cache, decoder_for, kept_bytes
+from aim_lightning.sampling.fast import FastDecoder, cache, decoder, decoder_for, kept_bytes
 from aim_lightning.sampling.fast.buffers import exponent_type
 from aim_lightning.sampling.fast.cache import fitting_batch
+from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.utils.errors import UserError
 
 LABELS = torch.tensor([0, 2, 3])
@@ -62,6 +63,43 @@ def test_averaged_weights_swapped_in_and_out():
         assert torch.equal(both(model)[1], expected)
 
 
+def test_captured_work_before_the_first_step_follows_the_weights(monkeypatch):
+    """A stand-in for a graph reads the tensors that were the parameters' when it was captured."""
+    model, average, captured = network("group"), network("group", seed=1), []
+    trained, parameters = [parameter.data for parameter in model.parameters()], list(model.parameters())
+
+    def assign(values):
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value.data
+
+    def graph(work):
+        captured.append(read := [parameter.data for parameter in parameters])
+
+        def replay():
+            now = [parameter.data for parameter in parameters]
+            assign(read)
+            work()
+            assign(now)
+
+        return replay
+
+    monkeypatch.setattr(decoder, "_captured", graph)
+    monkeypatch.setattr(FastDecoder, "_capture", lambda self, steps: lambda: [self._step() for _ in range(steps)])
+    decoder_for(model, 3, False, torch.float32)._capturing = True
+    for values in (trained, average.parameters(), trained):
+        assign(values)
+        for labels in (LABELS, LABELS, LABELS.flip(0)):
+            assert torch.equal(*both(model, labels, top_k=20))
+        torch._foreach_mul_(trained, 1.1)  # in place: the addresses stay
+        assert torch.equal(*both(model))
+    assert len(captured) == 3
+    torch.set_float32_matmul_precision("high")  # it would be part of the graph too
+    try:
+        assert torch.equal(*both(model)) and len(captured) == 3
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_one_decoder_per_shape_and_few_are_kept():
     model = network("group")
     decoders = [decoder_for(model, images, True, torch.float32) for images in (1, 2, 1, 3, 2)]
@@ -104,16 +142,15 @@ def test_kept_decoders_are_released_for_a_new_one(monkeypatch):
     assert_user_error(r"a batch of \d\d would fit", decoder_for, model, 100, True, dtype)
 
 
-def test_float32_uses_no_tf32_under_any_setting_of_the_process():
+def test_float32_uses_no_tf32_under_any_setting_of_the_process(monkeypatch):
     """A captured graph would keep the setting."""
-    model, seen = network("none"), []
+    model, seen, compute = network("none"), [], TorchStep.__call__
+    seeing = lambda self: (seen.append(torch.get_float32_matmul_precision()), compute(self))  # noqa: E731
+    monkeypatch.setattr(TorchStep, "__call__", seeing)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         for dtype in (torch.float32, torch.bfloat16):
-            decoder = decoder_for(model, 3, False, dtype)
-            step = decoder._step
-            decoder._step = lambda step=step: (seen.append(torch.get_float32_matmul_precision()), step())
             generate(model, LABELS, decoder="fast", precision=str(dtype).removeprefix("torch."))
             assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -139,7 +176,7 @@ def test_memory_is_estimated():
     model = network("group")
     buffers = decoder_for(model, 3, True, torch.bfloat16).buffers
     held = [value for value in vars(buffers).values() if isinstance(value, torch.Tensor)]
-    held += [value for layer in buffers.layers for value in vars(layer).values()]
+    held += [value for layer in buffers.layers for value in vars(layer).values() if value is not None]
     counted = cache.bytes_needed(model.config, 3, True, torch.bfloat16)
     assert counted <= sum(value.numel() * value.element_size() for value in held) <= 2 * counted
     big = replace(TINY, num_tokens=256, d_model=768, n_layer=24)
@@ -154,12 +191,12 @@ def interpreted() -> dict:
 
 
 def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
-    assert interpreted["codes"] == [True, True]
+    assert interpreted["codes"] == [True, True, True]
 
 
 def test_products_of_any_width(interpreted):
-    """Parts, odd widths and several row tiles, in bfloat16 with sums in float32."""
-    assert len(interpreted["products"]) == 7
+    """Groups of warps, odd widths and several row tiles, in bfloat16 with sums in float32."""
+    assert len(interpreted["products"]) == 6
     assert max(interpreted["products"].values()) < 1e-6
 
 
@@ -183,10 +220,10 @@ def test_logits_that_are_not_finite_end_in_one_line():
     model = network("group")
     with torch.no_grad():
         model.backbone.norm_f.weight[0] = torch.nan
-    for decoder in ("plain", "fast"):
+    for name in ("plain", "fast"):
         for options in ({}, {"top_k": 1}, {"top_k": 5, "top_p": 0.9, "cfg_scale": 2.0}):
             with pytest.raises(UserError, match="logits are not finite: the network's weights have diverged"):
-                generate(model, LABELS, decoder=decoder, **options)
+                generate(model, LABELS, decoder=name, **options)
     with torch.no_grad():
         model.backbone.norm_f.weight[0] = 1
     assert torch.equal(*both(model))  # the flag is reset
@@ -205,7 +242,10 @@ def test_guidance_uses_logits_in_float32():
 
 
 def test_steps_are_captured_in_graphs_of_eight_and_of_one(monkeypatch):
-    """Without a GPU the graphs are plain calls. Every shape is captured once; previews use single steps."""
+    """Without a GPU the graphs are plain calls. Every shape is captured once; previews use single steps.
+
+    The work before the first step is captured when it is the same for the second time.
+    """
     captured, model = [], network("group", num_tokens=19)
 
     def capture(self, steps):
@@ -213,11 +253,12 @@ def test_steps_are_captured_in_graphs_of_eight_and_of_one(monkeypatch):
         return lambda: [self._step() for _ in range(steps)]
 
     monkeypatch.setattr(FastDecoder, "_capture", capture)
+    monkeypatch.setattr(decoder, "_captured", lambda work: (captured.append("start"), work)[1])
     decoder_for(model, 3, False, torch.float32)._capturing = True
     for _ in range(2):
         assert torch.equal(*both(model))
-    assert captured == [8, 1]
+    assert captured == [8, 1, "start"]
     seen = []
     fast = generate(model, LABELS, seed=5, decoder="fast", on_step=lambda t, codes: seen.append(codes.shape[1]))
-    assert seen == list(range(1, 20)) and captured == [8, 1]
+    assert seen == list(range(1, 20)) and len(captured) == 3
     assert torch.equal(fast, both(model)[0])

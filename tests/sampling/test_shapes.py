@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import PARTS
-from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, kernel_configs_for, table
+from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS
+from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, kernel_configs_for, recurrent, table
 
 SHARED = 227 * 1024  # bytes that a program may have on an H100
 
@@ -36,10 +36,10 @@ def test_products_fit_into_a_gpus_shared_memory(key, shared):
 
 def test_every_row_of_the_table_can_run():
     for configs in table().values():
-        assert configs.split <= PARTS
+        assert min(configs.out.block_n, configs.state.columns) >= LEAST_COLUMNS
         for matmul in (configs.project, configs.out, configs.head):
             assert (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= SHARED
-            assert matmul.block_m >= 16
+            assert matmul.block_m >= 16 and matmul.block_k >= 16 * matmul.groups
         assert not configs.mix.products or configs.mix.heads <= 16 <= configs.mix.steps
 
 
@@ -57,9 +57,13 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
     assert configs == kernel_configs_for(config, rows, dtype)
     assert config.nheads % configs.mix.heads == 0
     assert configs.project.block_m <= max(16, 2 * rows)
-    parts = [n for n in (2, 3, 4) if config.d_inner % (n * configs.out.block_k) == 0 and dtype == torch.bfloat16]
-    assert configs.split in parts or (configs.split == 1 and not parts)
+    assert config.headdim % configs.state.columns == 0
     mix = configs.mix
     block = mix.steps * (mix.heads * headdim + config.d_state) * dtype.itemsize * (mix.stages - 1)
     assert block <= BUFFER_BYTES or mix.heads == 1
-    assert dtype == torch.bfloat16 or configs.split == 1
+
+
+def test_one_image_and_long_sequences_take_the_recurrence():
+    preset = lambda tokens: AiMConfig.preset("AiM-B", num_tokens=tokens)  # noqa: E731
+    assert [recurrent(preset(256), rows, torch.bfloat16) for rows in (2, 32, 128)] == [True, False, False]
+    assert [recurrent(preset(tokens), 32, torch.bfloat16) for tokens in (576, 1024)] == [False, True]

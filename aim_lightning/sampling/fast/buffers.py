@@ -11,7 +11,7 @@ LONG = 256  # codes up to which a running sum in float32 is accurate enough
 CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are gathered for the filters
 CHUNK = 1024  # at least: logits per part
 SLOTS = 128  # at most: entries gathered per part
-PARTS = 4  # at most: parts of out_proj's sum
+LEAST_COLUMNS = 8  # of a program: their sums of squares are parts of a row's
 VECTORS = ("norm", "conv_bias", "dt_bias", "a_log", "d", "gated_norm")  # of a layer, kept in float32
 
 
@@ -20,14 +20,16 @@ class LayerCache:
     """The inputs of one layer for the codes so far; M rows, T codes.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
-    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read.
+    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. With the
+    recurrence T = 1, and state_MIN, float32, takes the place of g and L.
     """
 
     ring: Tensor
     x_MTI: Tensor
     b_MTN: Tensor
-    g_MHT: Tensor
-    decay_MH: Tensor
+    g_MHT: Tensor | None = None
+    decay_MH: Tensor | None = None
+    state_MIN: Tensor | None = None
 
 
 class Buffers:
@@ -39,11 +41,12 @@ class Buffers:
         guided: whether the null-class branch runs alongside the conditional one.
         dtype: type of weights, stored inputs and tensors between kernels; the exponents of the decay have
             `exponent_type`.
+        recurrent: whether layers keep a state instead of the inputs of all codes.
     """
 
-    def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype) -> None:
+    def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype, recurrent: bool = False) -> None:
         config, device = model.config, model.lm_head.weight.device
-        self.images, self.guided, self.dtype = images, guided, dtype
+        self.images, self.guided, self.dtype, self.recurrent = images, guided, dtype, recurrent
         self.rows = images * (2 if guided else 1)
         exponent = exponent_type(config, dtype)
         empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
@@ -54,7 +57,7 @@ class Buffers:
         self.done = torch.zeros((), dtype=torch.int32, device=device)
         self.offset = torch.zeros((), dtype=torch.int32, device=device)
         self.diverged = torch.zeros((), dtype=torch.int32, device=device)
-        # Options of a call.
+        # Options of a call, and its random numbers.
         self.uniform_BT = empty(images, T, dtype=torch.float64)
         self.scale_T = empty(T, dtype=torch.float32)
         self.temperature, self.top_p = empty(1, dtype=torch.float32), empty(1, dtype=torch.float32)
@@ -66,13 +69,17 @@ class Buffers:
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         columns = config.d_inner + config.conv_dim + config.nheads
-        self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
+        self.h_squares = empty(M, config.d_model // LEAST_COLUMNS + 1, dtype=torch.float32)
+        # In bfloat16 in_proj's result is not stored, and its product with the modulation's shift is a constant.
+        exact, constant = dtype == torch.float32, dtype != torch.float32 and self.layer_rows is not None
+        self.zxbcdt = empty(M, columns) if exact else None
+        self.shifted_LMC = empty(config.n_layer, M, columns, dtype=torch.float32) if constant else None
         self.gate_MI = empty(M, config.d_inner)
         self.c_MN = empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
-        self.squares = empty(M, config.nheads, dtype=torch.float32)
-        self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
+        self.squares = empty(M, config.d_inner // LEAST_COLUMNS, dtype=torch.float32)
+        self.out_MD = empty(M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies rounding
         self.chunk, slots, chunks = sifting(config.vocab_size)
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
@@ -80,9 +87,14 @@ class Buffers:
         self.bounds_B3C = no_bounds(images, chunks, device)
         self.layers = []
         for _ in range(config.n_layer):
-            ring, g = empty(config.d_conv, M, config.conv_dim), empty(M, config.nheads, T, dtype=exponent)
-            x, b = empty(M, T, config.d_inner), empty(M, T, config.d_state)
-            self.layers.append(LayerCache(ring, x, b, g, decay_MH=empty(M, config.nheads, dtype=exponent)))
+            ring, stored = empty(config.d_conv, M, config.conv_dim), 1 if recurrent else T
+            inputs = ring, empty(M, stored, config.d_inner), empty(M, stored, config.d_state)
+            if recurrent:
+                state = empty(M, config.d_inner, config.d_state, dtype=torch.float32)
+                self.layers.append(LayerCache(*inputs, state_MIN=state))
+            else:
+                g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
+                self.layers.append(LayerCache(*inputs, g, decay))
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The fast decoder: static memory, one captured graph per shape, options as tensors."""
+"""The fast decoder: static memory, captured graphs per shape, options as tensors."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast.buffers import Buffers, StaticWeights
+from aim_lightning.sampling.fast.kernel_configs import recurrent
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.filters import Filters, refuse_diverged
 from aim_lightning.utils.precision import exact_products
+from aim_lightning.utils.random import hash_uniform
 
 # Between two graphs the GPU waits for Python; longer graphs take longer to capture.
 STEPS_PER_GRAPH = 8
@@ -30,21 +32,26 @@ class FastDecoder:
     def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype, graph: bool = True) -> None:
         self.config = model.config
         self.weights = StaticWeights(model, dtype)
-        self.buffers = Buffers(model, images, guided, dtype)
-        step = TorchStep
-        if self.buffers.codes_BT.is_cuda:
+        step, on_gpu = TorchStep, model.lm_head.weight.is_cuda
+        if on_gpu:
             from aim_lightning.sampling.fast.triton_step import TritonStep as step  # triton may lack on a CPU
-        self._step: Callable[[], None] = step(self.config, self.weights, self.buffers)
+        states = on_gpu and recurrent(self.config, images * (2 if guided else 1), dtype)
+        self.buffers = Buffers(model, images, guided, dtype, states)
+        self._step = step(self.config, self.weights, self.buffers)
+        self._call = Call(images, self.config.num_tokens, self.buffers.codes_BT.device)
         self._replays: dict[int, Callable[[], None]] = {}
-        self._capturing = graph and self.buffers.codes_BT.is_cuda
+        self._capturing = graph and on_gpu
+        self._begin: Callable[[], None] | None = None  # the captured work before the first step
+        self._sources: tuple | None = None  # what that work read
 
     @torch.no_grad()
     def run(
         self,
         model: AiM,
         labels_B: Tensor,
-        uniform_BT: Tensor,
+        indices_B: Tensor,
         *,
+        seed: int,
         scales: Sequence[float],
         filters: Filters,
         position_offset: int = 0,
@@ -54,8 +61,9 @@ class FastDecoder:
 
         Args:
             model: a network of the sizes that the decoder was built for.
-            labels_B: int64 classes on the network's device.
-            uniform_BT: one random number in [0, 1) per code, float64.
+            labels_B: int64 classes.
+            indices_B: int64 numbers of the images, which with the seed determine the random choices.
+            seed: of the random choices, 0 to 2**63 - 1.
             scales: guidance of each step; unused without guidance.
             filters: options of each random choice, those of FAST_FILTERS.
             position_offset: 1 = positions of the published decoder.
@@ -67,40 +75,50 @@ class FastDecoder:
         codes_BT = self.buffers.codes_BT
         # Kernels start on the current device, which may be another than the network's.
         with torch.cuda.device(codes_BT.device) if codes_BT.is_cuda else nullcontext():
-            self.weights.refresh(model)
-            with _products(self.buffers.dtype):
-                self._condition(model, labels_B)
-            self._set_options(uniform_BT, scales, filters, position_offset)
+            top_k = min(filters.top_k, self.config.vocab_size)
+            reals = [filters.temperature, filters.top_p, *scales]
+            self._call.set(labels_B, indices_B, [seed, top_k, position_offset], reals)
+            self._prepare(model)
             done = 0
             for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_PER_GRAPH):
                 self._advance(steps)
                 done += steps
                 if on_step is not None:
                     on_step(done - 1, codes_BT[:, :done].clone())  # the next call overwrites the memory
+            codes_BT = codes_BT.clone()
             refuse_diverged(self.buffers.diverged)
-            return codes_BT.clone()
+            return codes_BT
 
-    def _condition(self, model: AiM, labels_B: Tensor) -> None:
-        """Compute the class embedding and the modulation of every layer, once per sequence."""
-        if self.buffers.guided:
+    def _prepare(self, model: AiM) -> None:
+        """Do all work before the first step: its graph is captured when the same tensors are read a second time.
+
+        The graph contains the addresses of the network's parameters and the precision of products. A change of these
+        (an EMA swap) ends its use.
+        """
+        parameters = [(parameter.data_ptr(), parameter.dtype) for parameter in model.parameters()]
+        sources = (torch.get_float32_matmul_precision(), *parameters)
+        with _products(self.buffers.dtype), torch.autocast(self.buffers.codes_BT.device.type, enabled=False):
+            if not self._capturing or sources != self._sources:
+                self._begin, self._sources = None, sources
+                self._start(model)
+                return
+            if self._begin is None:
+                self._begin = _captured(lambda: self._start(model))
+        self._begin()
+
+    def _start(self, model: AiM) -> None:
+        """Copy options and weights, and compute what stays the same for a sequence."""
+        buffers, call = self.buffers, self._call
+        labels_B = call.to(buffers)
+        self.weights.refresh(model)
+        if buffers.guided:
             labels_B = torch.cat((labels_B, torch.full_like(labels_B, model.null_class)))
         condition = model.backbone.condition(labels_B)
-        self.buffers.start_MD.copy_(condition.start_BD)
-        if self.buffers.layer_rows is not None:
-            self.buffers.layer_rows.copy_(torch.stack(condition.layers))
-            self.buffers.final_rows[0].copy_(condition.final_B2D)
-
-    def _set_options(self, uniform_BT, scales, filters: Filters, position_offset: int) -> None:
-        buffers = self.buffers
-        # Values go into tensors that a graph reads: no option is part of the graph.
-        buffers.uniform_BT.copy_(uniform_BT)
-        buffers.scale_T.copy_(torch.tensor(scales, dtype=torch.float32))
-        buffers.temperature.fill_(filters.temperature)
-        buffers.top_k.fill_(min(filters.top_k, self.config.vocab_size))
-        buffers.top_p.fill_(filters.top_p)
-        buffers.offset.fill_(position_offset)
-        buffers.step.zero_()
-        buffers.diverged.zero_()
+        buffers.start_MD.copy_(condition.start_BD)
+        if buffers.layer_rows is not None:
+            buffers.layer_rows.copy_(torch.stack(condition.layers))
+            buffers.final_rows[0].copy_(condition.final_B2D)
+        self._step.prepare()
 
     def _advance(self, steps: int) -> None:
         """Sample the codes of the next steps."""
@@ -118,12 +136,7 @@ class FastDecoder:
         """Capture a number of steps as a graph; it reads from memory which steps they are."""
         if not self._replays:
             self._warm_up()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as a loader's that pins memory, may call CUDA meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for _ in range(steps):
-                self._step()
-        return graph.replay
+        return _captured(lambda: [self._step() for _ in range(steps)])
 
     def _warm_up(self) -> None:
         """Run the first step outside the capture to compile the kernels and set up cuBLAS; it is then run again."""
@@ -134,6 +147,51 @@ class FastDecoder:
                 self._step()
                 self.buffers.step.zero_()
         torch.cuda.current_stream().wait_stream(stream)
+
+
+class Call:
+    """Labels, image numbers and options of a call, which go to the device in one copy.
+
+    Args:
+        images: labels per call.
+        tokens: codes per image.
+        device: of the decoder.
+    """
+
+    def __init__(self, images: int, tokens: int, device: torch.device) -> None:
+        self.tokens, count = tokens, 2 * images + 5 + tokens
+        self.host = torch.zeros(count, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.packed = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def set(self, labels_B: Tensor, indices_B: Tensor, integers: list[int], reals: list[float]) -> None:
+        """Store the values of the next call; reals are float64 in the same memory."""
+        values = torch.tensor(reals, dtype=torch.float64).view(torch.int64)
+        torch.cat((labels_B.cpu(), indices_B.cpu(), torch.tensor(integers), values), out=self.host)
+
+    def to(self, buffers: Buffers) -> Tensor:
+        """Copy the values to the buffers, reset their counters, derive the random numbers; return the labels."""
+        self.packed.copy_(self.host, non_blocking=True)
+        images = buffers.images
+        labels_B, indices_B, integers, reals = self.packed.split([images, images, 3, 2 + self.tokens])
+        seed, top_k, offset = integers.unbind()
+        temperature, top_p, scale_T = reals.view(torch.float64).split([1, 1, self.tokens])
+        targets = [buffers.top_k, buffers.offset, buffers.temperature, buffers.top_p, buffers.scale_T]
+        for target, value in zip(targets, (top_k, offset, temperature, top_p, scale_T), strict=True):
+            target.copy_(value)
+        buffers.step.zero_()
+        buffers.diverged.zero_()
+        steps = torch.arange(self.tokens, device=seed.device)
+        buffers.uniform_BT.copy_(hash_uniform("sample", seed, indices_B[:, None], steps))
+        return labels_B
+
+
+def _captured(work: Callable[[], object]) -> Callable[[], None]:
+    """Capture work that ran once before as a graph, and return its replay."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as a loader's that pins memory, may call CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
 
 
 def _products(dtype: torch.dtype) -> AbstractContextManager:

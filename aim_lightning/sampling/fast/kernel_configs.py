@@ -12,7 +12,6 @@ from importlib.resources import files
 import torch
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import PARTS
 
 SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's early weights and its x
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
@@ -23,8 +22,9 @@ BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 
 class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
-    early: all of a program's weights are read before the previous kernel ends, where its part is a multiple of blocks
-    that fit into shared memory; else they are prefetched into the cache and read block by block.
+    early: all of a program's weights are read before the previous kernel ends, where they are a multiple of blocks
+    that fit into shared memory; else they are prefetched into the cache and read block by block. groups: parts of a
+    block's inner values that different warps multiply at the same time.
     """
 
     block_m: int
@@ -33,6 +33,7 @@ class MatmulConfig:
     stages: int
     warps: int
     early: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
     heads: per program; steps: past codes per block; registers: at most per thread (0: any number). products: sums on
-    tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding. first: with products, the
-    first block is read before the previous kernel ends (without products it always is).
+    tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding. first: blocks that are read
+    before the previous kernel ends, and without products also those on the way at any time (at least 1).
     """
 
     heads: int
@@ -50,7 +51,15 @@ class MixerKernelConfig:
     warps: int
     registers: int = 0
     products: bool = True
-    first: bool = False
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class StateKernelConfig:
+    """Launch configuration of the recurrence's kernel: columns of one head per program, and warps."""
+
+    columns: int
+    warps: int
 
 
 FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4, products=False)  # tensor cores would round float32 to TF32
@@ -60,16 +69,18 @@ FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4, products=False)  # tensor cores w
 class KernelConfigs:
     """Launch configurations of all kernels of a step; the fields are the keys of kernel_configs.json.
 
-    split: programs that share the inner dimension of out_proj. ahead: past codes whose x the mixer kernel prefetches
-    before the previous kernel ends; ahead_b: those whose B it prefetches; vectors: whether it also prefetches the
-    factors of the following norm and modulation. line: values between two prefetched addresses.
+    dual: codes up to which the mixer has its dual form (`mix`); more codes take the recurrence (`state`). ahead: past
+    codes whose x the mixer kernel prefetches before the previous kernel ends; ahead_b: those whose B it prefetches;
+    vectors: whether it also prefetches the factors of the following norm and modulation. line: values between two
+    prefetched addresses.
     """
 
     project: MatmulConfig
     out: MatmulConfig
-    split: int
     head: MatmulConfig
     mix: MixerKernelConfig
+    state: StateKernelConfig
+    dual: int
     ahead: int
     choose_warps: int
     ahead_b: int = 0
@@ -86,7 +97,8 @@ def table() -> dict[tuple[int, int], KernelConfigs]:
 def decode(value: dict) -> KernelConfigs:
     """Build the configurations from a row of the JSON file."""
     matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
-    return KernelConfigs(**{**value, **matmuls, "mix": MixerKernelConfig(*value["mix"])})
+    mixers = {"mix": MixerKernelConfig(*value["mix"]), "state": StateKernelConfig(*value["state"])}
+    return KernelConfigs(**{**value, **matmuls, **mixers})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -104,34 +116,30 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
     nearest = measured[min(measured, key=distance)]
     block_m = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
-    split = 1 if exact else _fitting_split(nearest, config)
     return replace(
         nearest,
         project=_fitting_matmul(nearest.project, block_m, config.d_model, shared),
-        out=_fitting_matmul(nearest.out, block_m, config.d_inner / split, shared),
+        out=_fitting_matmul(nearest.out, block_m, config.d_inner, shared),
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
-        split=split,
+        state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
         mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config, dtype.itemsize),
         choose_warps=nearest.choose_warps if config.vocab_size > 4096 else 4,
     )
 
 
-def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
-    """Reduce rows to those that exist and stages to those that fit; read weights early only where a part fits."""
+def recurrent(config: AiMConfig, rows: int, dtype: torch.dtype) -> bool:
+    """Return whether the measured configurations have the recurrence for this number of codes."""
+    return config.num_tokens > kernel_configs_for(config, rows, dtype).dual
+
+
+def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: int, shared: int) -> MatmulConfig:
+    """Reduce rows to those that exist and stages to those that fit; read weights early only where they fit."""
     matmul = replace(matmul, block_m=min(matmul.block_m, block_m))
     bytes_per_k = 2 * (matmul.block_m + matmul.block_n)
     early = matmul.early and inner % matmul.block_k == 0 and bytes_per_k * inner <= shared
     # All stages but one are buffers in shared memory; a pipeline has at least two.
     fitting = matmul.stages if early else max(2, 1 + int(shared // (bytes_per_k * matmul.block_k)))
     return replace(matmul, stages=min(matmul.stages, fitting), early=early)
-
-
-def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
-    """Return the measured number of parts of out_proj's sum, or the largest that divides this network's blocks."""
-    for split in (configs.split, *range(PARTS, 1, -1)):
-        if config.d_inner % (split * configs.out.block_k) == 0:
-            return split
-    return 1
 
 
 def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:
@@ -145,4 +153,4 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> Mi
 def _buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
     """Return the bytes of the blocks of x and B that are loaded at a time; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return (mixer.stages - 1) * mixer.steps * (columns + config.d_state) * size
+    return max(mixer.stages - 1, mixer.first) * mixer.steps * (columns + config.d_state) * size

@@ -1,4 +1,4 @@
-"""The mixer at one step, in its dual form: a sum over the stored inputs of past codes.
+"""The mixer at one step: in its dual form, a sum over the stored inputs of past codes, or by the recurrence.
 
 The sum either multiplies and adds, or takes products on tensor cores.
 """
@@ -48,21 +48,22 @@ def _block(
 
 @triton.jit
 def _past_by_sums(
-    x_SW, b_SN, g_SH, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
-    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+    blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Sum over past codes block by block; the next block is loaded while one is summed."""
-    past, states = tl.arange(0, STEPS), tl.arange(0, N)
+    """Sum over past codes block by block; the next FIRST blocks are loaded while one is summed."""
+    past, states = (FIRST - 1) * STEPS + tl.arange(0, STEPS), tl.arange(0, N)
     HEADS: tl.constexpr = cols.shape[0] // P
     past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
     for _ in range(0, step, STEPS):
         past += STEPS
         # Loaded before the arithmetic on the current block, so that memory and arithmetic overlap.
-        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+        after = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+        x_SW, b_SN, g_SH = blocks[0], blocks[1], blocks[2]
         scores_S = tl.sum(b_SN.to(tl.float32) * c[None, :], axis=1)
         weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
         past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P)).to(tl.float32)
-        x_SW, b_SN, g_SH = next_x, next_b, next_g
+        blocks = blocks[3:] + after
     return tl.reshape(tl.sum(past_SHP, axis=0), (HEADS * P,))
 
 
@@ -89,10 +90,10 @@ def _products(x_SW, b_NS, g_RS, c_RN, decay):
 
 @triton.jit
 def _past_by_products(
-    x_SW, b_NS, g_RS, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
-    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
+    blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Sum over past codes by two products per block; with FIRST the first block is loaded already.
+    """Sum over past codes by two products per block; the first FIRST blocks are loaded already.
 
     A product has 16 rows, one per head; of a head's row only the head's columns count.
     """
@@ -100,9 +101,9 @@ def _past_by_products(
     states = tl.arange(0, N)
     c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(xs_ptr.dtype.element_ty)
     sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
-    if FIRST:
-        sums_RW += _products(x_SW, b_NS, g_RS, c_RN, decay)
-    for first in range(STEPS if FIRST else 0, step, STEPS):
+    for i in tl.static_range(FIRST):
+        sums_RW += _products(blocks[3 * i], blocks[3 * i + 1], blocks[3 * i + 2], c_RN, decay)
+    for first in range(FIRST * STEPS, step, STEPS):
         past = first + tl.arange(0, STEPS)
         more_x, more_b, more_g = _block_of_products(
             xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W
@@ -158,7 +159,7 @@ def mixer_kernel(
     (by `in_proj_kernel`, this step's too), and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is
     never formed. PRODUCTS: on tensor cores. Before the previous kernel has ended, x of the last AHEAD codes and B of
     the last AHEAD_B (a share per program of a row) are prefetched into the cache; VECTORS: the factors of
-    `advance_kernel` too. Without PRODUCTS, and with FIRST, the inputs of the first STEPS codes are loaded by then.
+    `advance_kernel` too. The inputs of the first FIRST blocks of STEPS codes are loaded by then.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
@@ -170,12 +171,14 @@ def mixer_kernel(
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + row * T * INNER, bs_ptr + row * T * N, gs_ptr + row * H * T
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
-    past = tl.arange(0, STEPS)
-    if PRODUCTS and FIRST:
-        x_SW, b, g = _block_of_products(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
-    if not PRODUCTS:
-        x_SW, b, g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
-    LOADED: tl.constexpr = STEPS if FIRST or not PRODUCTS else 0  # codes that are in registers already
+    blocks = ()
+    for i in tl.static_range(FIRST):
+        past = i * STEPS + tl.arange(0, STEPS)
+        if PRODUCTS:
+            blocks += _block_of_products(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+        else:
+            blocks += _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+    LOADED: tl.constexpr = FIRST * STEPS  # codes that are in registers already
     if CHAINED and AHEAD > 0:
         _fetch_ahead(xs_ptr, tl.maximum(step - AHEAD, LOADED), step, part * W, INNER, W, STEPS, LINE)
     if CHAINED and VECTORS:
@@ -200,14 +203,12 @@ def mixer_kernel(
     newest_W = _load_columns(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
     y_W = newest_W * _load_columns(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
     if PRODUCTS:
-        if not FIRST:
-            x_SW, b, g = 0, 0, 0
         y_W += _past_by_products(
-            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
+            blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
         )
     else:
         y_W += _past_by_sums(
-            x_SW, b, g, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+            blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
         )
     # Without the division by the rms, which needs the other programs of the row.
     gated_W = y_W * gate_W
@@ -216,3 +217,33 @@ def mixer_kernel(
     once = tl.arange(0, ROWS) < HEADS
     tl.store(decay_ptr + heads, decay, once)
     tl.store(gs_ptr + heads * T + step, tl.log(dt).to(decay_ptr.dtype.element_ty) - decay, once)
+
+
+@triton.jit
+def state_kernel(
+    gate_ptr, states_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr, step_ptr,
+    INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """Compute one step by the recurrence, then skip, gate and norm weight; outputs as `mixer_kernel`.
+
+    One program per row and COLUMNS of one head. The state (rows, INNER, N) is read before the previous kernel ends; it
+    is updated in float32.
+    """
+    row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
+    cols, states, head = part * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, N), part * COLUMNS // P
+    places = states_ptr + row * INNER * N + cols[:, None] * N + states[None, :]
+    state = tl.load(places, (step > 0) & (cols[:, None] >= 0), 0.0).to(tl.float32)  # zero before the first code
+    a, skip = tl.exp(tl.load(a_log_ptr + head)), tl.load(d_ptr + head)
+    norm = tl.load(norm_ptr + cols).to(tl.float32)
+    _wait(CHAINED)
+    _start_next(CHAINED)
+
+    dt, c = tl.load(dt_ptr + row * H + head), tl.load(c_ptr + row * N + states)
+    x, b = tl.load(x_ptr + row * INNER + cols).to(tl.float32), tl.load(b_ptr + row * N + states).to(tl.float32)
+    gate = tl.load(gate_ptr + row * INNER + cols).to(tl.float32)
+    state = state * tl.exp(-dt * a) + (dt * x)[:, None] * b[None, :]
+    gated = (tl.sum(state * c[None, :], axis=1) + skip * x) * gate
+    tl.store(y_ptr + row * INNER + cols, (gated * norm).to(y_ptr.dtype.element_ty))
+    tl.store(squares_ptr + row * (INNER // COLUMNS) + part, tl.sum(gated * gated, axis=0))
+    tl.store(places, state.to(states_ptr.dtype.element_ty))
