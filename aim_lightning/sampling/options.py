@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from aim_lightning.models import AiM, AutoregressiveNetwork
+from aim_lightning.models import AiMConfig, AutoregressiveNetwork
 from aim_lightning.sampling.fast import bytes_needed, kept_bytes, obstacle, release_decoders
 from aim_lightning.sampling.fast.cache import fitting_batch, free_bytes, too_large, weight_bytes
 from aim_lightning.sampling.filters import Filters
@@ -201,7 +201,7 @@ def _with_decoder(options: SamplingOptions, model: AutoregressiveNetwork) -> Sam
 
 def _fast_obstacle(options: SamplingOptions, model: AutoregressiveNetwork) -> str | None:
     """Return why the fast decoder cannot sample from this network with these options; None when it can."""
-    if not isinstance(model, AiM):
+    if not isinstance(model.config, AiMConfig):
         return f"it supports AiM only, not {type(model).__name__}"
     if options.precision in ("float16", "float64"):
         return f"it has no {options.precision}"
