@@ -30,6 +30,7 @@ def test_decoding_concurrently_with_the_next_batch_equals_decoding_in_series(pre
     made, labels = pipeline(), torch.arange(22) % 10
     options = {"batch_size": 4, "cfg_scale": 2.0, "decoder": "fast", "seed": 2, "pixel_precision": precision}
     decoder = PixelDecoder(made.tokenizer, torch.device("cuda"), precision)
+    exact = PixelDecoder(made.tokenizer, torch.device("cuda"), "float32")
     codes, last = [], made.aim.config.num_tokens - 1
     keep = lambda step, sofar: codes.append(sofar.clone()) if step == last else None  # noqa: E731
     images = list(made.batches(labels, on_step=keep, **options))
@@ -37,7 +38,12 @@ def test_decoding_concurrently_with_the_next_batch_equals_decoding_in_series(pre
     for batch, sampled in zip(images, codes, strict=True):
         with exact_products(precision == "tf32"):
             serial = to_uint8(decoder.decode(sampled))
-        assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
+        if precision == "bfloat16":  # another algorithm of cuDNN rounds differently: both are as near to float32
+            with exact_products():
+                expected = to_uint8(exact.decode(sampled)).float()
+            assert (batch - expected).abs().mean() <= 1.2 * (serial - expected).abs().mean()
+        else:
+            assert (serial.int() - batch.int()).abs().max() <= 1  # cuDNN may take another algorithm
     assert all(map(torch.equal, images, made.batches(labels, **options)))
 
 
