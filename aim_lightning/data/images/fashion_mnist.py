@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import auto_cli
 from PIL import Image
 
 from aim_lightning.data.images.decode import read_image
+from aim_lightning.data.images.script import run_script
 from aim_lightning.data.images.shard_writer import EncodedImage, write_image_shards
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.progress import progress
@@ -119,12 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: command-line arguments; None = sys.argv.
     """
-    try:
-        auto_cli(make, args=arguments, as_positional=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(make, arguments)
 
 
 if __name__ == "__main__":
