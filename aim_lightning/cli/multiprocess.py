@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -39,10 +40,10 @@ def local_processes(trainer: dict[str, Any]) -> int:
     """Return the number of devices of this machine that the trainer section asks for.
 
     Raises:
-        UserError: the number exceeds the GPUs of this machine.
+        UserError: it is not a number, or exceeds the GPUs of this machine.
     """
     devices, gpus = trainer.get("devices", "auto"), torch.cuda.device_count() if on_gpu(trainer) else 0
-    if isinstance(devices, list):
+    if not re.fullmatch(r"auto|-1|[1-9]\d*", str(devices)):  # also a list such as 0,1
         raise UserError(f"trainer.devices is {devices}; give a number here, and choose GPUs with CUDA_VISIBLE_DEVICES")
     count = max(gpus, 1) if devices in ("auto", -1, "-1") else int(devices)
     if gpus and count > gpus:

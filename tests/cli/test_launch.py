@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 from helpers import assert_user_error, wait_for, write_program
 
+from aim_lightning.cli.build.evaluation_setup import start
 from aim_lightning.cli.multiprocess import local_processes, rank_or_launch
 from aim_lightning.utils.process import RANKS, ProcessRank
 
@@ -37,6 +39,8 @@ def test_one_process_needs_no_launch_and_a_launcher_sets_the_rank(monkeypatch):
 
 CASES = [
     ({**CPU, "devices": [0, 1]}, "CUDA_VISIBLE_DEVICES"),
+    ({**CPU, "devices": "0,1"}, "CUDA_VISIBLE_DEVICES"),
+    ({**CPU, "devices": "two"}, "devices is two; give a number"),
     ({**CPU, "devices": 1, "num_nodes": 2}, "torchrun or srun, or set NODE_RANK"),
 ]
 
@@ -44,6 +48,10 @@ CASES = [
 @pytest.mark.parametrize(("trainer", "word"), CASES)
 def test_devices_that_cannot_be_launched_are_refused(trainer, word):
     assert_user_error(word, rank_or_launch, trainer)
+
+
+def test_devices_that_an_evaluation_cannot_use_are_one_line():
+    assert_user_error("trainer: .* should be an int > 0", start, SimpleNamespace(trainer={**CPU, "devices": "two"}))
 
 
 def test_when_one_process_fails_the_launch_fails_with_its_code(monkeypatch):

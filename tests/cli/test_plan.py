@@ -51,6 +51,12 @@ def test_the_cuda_graph_is_measured_only_if_the_training_uses_it(plan, experimen
     assert measured == [devices == 1]
 
 
+@pytest.mark.parametrize(("devices", "count"), [("2", 2), ("0,1", 2), ("[0, 1, 2, 3]", 4), ("3,", 1)])
+def test_devices_are_counted_as_lightning_reads_them(plan, experiment, devices, count):
+    code, lines, err = plan(experiment, "--steps", 0, "--trainer.devices", f"'{devices}'" if count == 2 else devices)
+    assert code == 0 and f"= {count} devices x" in lines["global batch"], err
+
+
 def test_missing_data_are_simulated(plan, experiment, tmp_path):
     options = ("--data.path", tmp_path / "none", "--steps", 2)
     code, _, err = plan(experiment, *options)

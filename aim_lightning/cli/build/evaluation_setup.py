@@ -44,7 +44,7 @@ def start(config: Config) -> torch.device:
     try:
         fabric = Fabric(**options)
         fabric.launch()
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from None
     return fabric.device
 

@@ -89,11 +89,17 @@ def lacks_codes(config: Config) -> bool:
 
 
 def _devices(trainer: dict) -> int:
-    per_node = trainer.get("devices", "auto")
-    if isinstance(per_node, list):
-        per_node = len(per_node)
-    elif not isinstance(per_node, int) or per_node < 1:
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, str) and "," in devices:  # the numbers of GPUs, as Lightning reads them
+        devices = [word for word in devices.split(",") if word.strip()]
+    if isinstance(devices, list):
+        per_node = len(devices)
+    elif devices in ("auto", -1, "-1"):
         per_node = max(torch.cuda.device_count(), 1)
+    else:
+        per_node = int(devices) if str(devices).isdecimal() else 0
+    if per_node < 1:
+        raise UserError(f"trainer.devices is {devices}; give the number of devices, or auto")
     return per_node * trainer.get("num_nodes", 1)
 
 

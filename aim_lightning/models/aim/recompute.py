@@ -1,4 +1,4 @@
-"""The loop over the blocks of AiM, with optional activation checkpointing."""
+"""The loop over the blocks of a network of stage 2, with optional activation checkpointing."""
 
 import math
 from collections.abc import Callable, Iterable
