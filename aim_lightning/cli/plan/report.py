@@ -1,6 +1,7 @@
 """Make the lines that `aim-lightning plan` prints: pairs (name, text)."""
 
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +34,50 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     Raises:
         UserError: the number of images or the end of the training is unknown.
     """
+    plan = estimate(config, options)
+    training = plan.training
+    memory = ("memory per device", _memory(training, plan.measured))
+    lines = [*_size_lines(training, plan.batch), *plan.notes, memory, *_time_lines(training, plan.rates)]
+    lines += _disk_lines(training, plan.module.network, _token_manifest(config), options.views)
+    return [*lines, ("requeue window", _window(config, training, plan.rate))]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimated training of a configuration.
+
+    Args:
+        training: its sizes.
+        module: on the meta device.
+        batch: division of the global batch.
+        notes: lines about it.
+        measured: result of the measured steps; None without them.
+        rates: images/s over all devices and their source by kind of GPU.
+    """
+
+    training: Training
+    module: LightningModule
+    batch: BatchPlan
+    notes: Lines
+    measured: Measurement | None
+    rates: dict[str, tuple[float, str]]
+
+    @property
+    def rate(self) -> float | None:
+        """Return the images/s of the slowest kind of GPU, for which times are longest; None if it is unknown."""
+        return min((rate for rate, _ in self.rates.values()), default=None)
+
+
+def estimate(config: Config, options: Namespace) -> Estimate:
+    """Estimate sizes and speed of a training from its configuration and a few measured steps.
+
+    Args:
+        config: of the training.
+        options: of the command `plan`.
+
+    Raises:
+        UserError: the number of images or the end of the training is unknown.
+    """
     tokens, module = _token_manifest(config), meta_module(config)
     batch, notes = batch_plan(config, module, options.devices)
     training = _training(config, module, batch, options.rows or (tokens.rows if tokens else _num_images(config)))
@@ -47,12 +92,7 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
         rates = {"": (speed * batch.world_size, f"{speed:,.1f} measured on one {measured.device}")}
     else:
         rates = stored_rates(config, module.network, batch)
-    memory = ("memory per device", _memory(training, measured))
-    lines = [*_size_lines(training, batch), *notes, memory, *_time_lines(training, rates)]
-    lines += _disk_lines(training, module.network, tokens, options.views)
-    # The slowest kind of GPU needs the longest window.
-    slowest = min((rate for rate, _ in rates.values()), default=None)
-    return [*lines, ("requeue window", _window(config, training, slowest))]
+    return Estimate(training, module, batch, notes, measured, rates)
 
 
 def batch_plan(config: Config, module: LightningModule, devices: int | None = None) -> tuple[BatchPlan, Lines]:

@@ -154,12 +154,13 @@ def titles(rows: list[Row]) -> dict[Column, str]:
     }
 
 
-def write_tables(directory: Path, rows: list[Row]) -> str:
-    """Write comparison.md and comparison.csv; return the table as text with a line per metric, for a terminal.
+def write_tables(directory: Path, rows: list[Row], files: tuple[str, str] = ("comparison.md", "comparison.csv")) -> str:
+    """Write both tables; return the table as text with a line per metric, for a terminal.
 
     Args:
         directory: for the files.
         rows: at least one.
+        files: names of the tables in Markdown and CSV.
     """
     columns = titles(rows)
     head = ("", *columns.values(), "guidance")
@@ -169,14 +170,14 @@ def write_tables(directory: Path, rows: list[Row]) -> str:
         legend.setdefault(column.legend, []).append(title)
     notes = "".join(f"- {', '.join(names)}: {text}\n" for text, names in legend.items())
     note = "±: sample deviation over seeds or matching sources, their number in parentheses.\n"
-    write_text(directory / "comparison.md", f"{markdown(head, cells)}\n{note}\n{notes}")
+    write_text(directory / files[0], f"{markdown(head, cells)}\n{note}\n{notes}")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["name", *(f"{title}{end}" for title in columns.values() for end in ("", "_std", "_count"))])
     for row in rows:
         values = [row.values.get(column) for column in columns]
         writer.writerow([row.name, *(cell for value in values for cell in _csv_cells(value))])
-    write_text(directory / "comparison.csv", file.getvalue())
+    write_text(directory / files[1], file.getvalue())
     first, *lines = zip(head, *([short_name(name), *row] for name, *row in cells), strict=True)
     return aligned(first, lines)
 

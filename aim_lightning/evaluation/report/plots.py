@@ -1,8 +1,9 @@
-"""Plots of a sweep (metrics against guidance, precision against recall) and of a comparison."""
+"""Plots of a sweep (metrics against guidance, precision against recall), of a comparison and of a suite."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,6 +59,24 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         plot.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
         plot.grid(axis="x", alpha=0.3)
     _save(figure, {}, path)
+
+
+def write_curves(path: Path, curves: dict[str, dict[str, list[tuple[int, float, float]]]]) -> None:
+    """Write one panel per tag with a line per variation, its deviation over seeds as a band.
+
+    Args:
+        path: of the image.
+        curves: (step, mean, deviation) by tag, by variation.
+    """
+    tags = list(dict.fromkeys(tag for lines in curves.values() for tag in lines))
+    figure, panels = _panels(tags, 3)
+    for tag, plot in zip(tags, panels, strict=True):
+        for name, points in ((name, lines[tag]) for name, lines in curves.items() if lines.get(tag)):
+            steps, mean, deviation = map(np.array, zip(*points, strict=True))
+            plot.plot(steps, mean, label=name)
+            plot.fill_between(steps, mean - deviation, mean + deviation, alpha=0.25)
+        plot.set_xlabel("optimizer step")
+    _save(figure, {name: [] for name in curves}, path)
 
 
 def _panels(names: list[str], height: float) -> tuple[Figure, list[Axes]]:

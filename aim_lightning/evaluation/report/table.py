@@ -19,16 +19,22 @@ def paper_results() -> dict[str, list[dict[str, Any]]]:
     return parse(Path(__file__).with_name("paper_results.yaml").read_text(encoding="utf-8"))
 
 
-def render(records: dict[str, dict[str, Any]], sweeps: dict[str, dict[str, Any]]) -> str:
+def render(
+    records: dict[str, dict[str, Any]],
+    sweeps: dict[str, dict[str, Any]],
+    suites: dict[str, tuple[str, bool]] | None = None,
+) -> str:
     """Return the text of the file.
 
     Args:
         records: by name.
         sweeps: protocols by name.
+        suites: description, and whether results are recorded, by name.
     """
     page, papers = Path(__file__).with_name("results_page.md").read_text(encoding="utf-8"), paper_results()
     rows = [[row["model"], row["parameters"], *_paper_cells(row)] for row in papers["aim"] + papers["others"]]
     lists = [_results(records), *(["## Sweeps\n", *(_sweep(*item) for item in sweeps.items()), ""] if sweeps else [])]
+    lists += ["## Suites\n", *(_suite(*item) for item in suites.items()), ""] if suites else []
     return page.format(results="\n".join(lists), paper=markdown(("model", "parameters", *PAPER), rows))
 
 
@@ -39,6 +45,13 @@ def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
         UserError: a file that is no record.
     """
     return {path.stem: read_record(path) for path in sorted(Path(directory).glob("*.json"))}
+
+
+def read_suites(directory: str | Path) -> dict[str, tuple[str, bool]]:
+    """Return the first comment of each suite's file, and whether its table is recorded, by name in order."""
+    files = sorted(Path(directory).glob("*.yaml"))
+    first = {file: file.read_text(encoding="utf-8").partition("\n")[0] for file in files}
+    return {file.stem: (first[file].removeprefix("# "), file.with_suffix("").is_dir()) for file in files}
 
 
 def compare_with_paper(record: dict[str, Any], row: dict[str, Any]) -> str:
@@ -119,6 +132,13 @@ def _sweep(name: str, sweep: dict[str, Any]) -> str:
         f"{describe_reference(sweep['protocol']['reference'])}; {', '.join(sweep['hardware'])}, commit "
         f"{', '.join(sweep['commit'])}: {files}"
     )
+
+
+def _suite(name: str, suite: tuple[str, bool]) -> str:
+    description, is_recorded = suite
+    files = ("table.md", "results.csv", "curves.png")
+    results = ", ".join(f"[{file}](suites/{name}/{file})" for file in files) if is_recorded else "not run yet"
+    return f"- **{name}**: {description} ([suites/{name}.yaml](suites/{name}.yaml)): {results}"
 
 
 def _model(model: dict[str, Any]) -> str:

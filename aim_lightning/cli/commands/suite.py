@@ -1,0 +1,140 @@
+"""`aim-lightning suite`: train and evaluate the variations of an experiment, and tabulate them."""
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from aim_lightning.cli.build.input_checks import check_files
+from aim_lightning.cli.commands import plan
+from aim_lightning.cli.common_options import flag, number
+from aim_lightning.cli.suite import Suite, SuiteRun, command_line, read_suite
+from aim_lightning.utils.errors import UserError, suggest
+from aim_lightning.utils.logging import log
+from aim_lightning.utils.table import aligned
+
+HELP = "train and evaluate variations of an experiment, with a table and curves"
+NEEDS_CONFIG = False
+SUITES = Path("experiments/suites")
+LOG = "suite.log"  # in the directory of a run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("name", metavar="NAME", help=f"file of {SUITES} without .yaml, or a path")
+    jobs = "processes at a time, also several per GPU (default: one per visible GPU)"
+    parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=jobs)
+    parser.add_argument("--dry", **flag("show runs, steps and estimated hours, and train nothing"))
+    parser.add_argument("--slurm", **flag("submit one SLURM array of seeds per variation instead of training here"))
+    plan.add_options(parser)  # of --dry
+
+
+def run(config: None, options: argparse.Namespace) -> int:
+    """Train what is missing, evaluate, and write results.csv, table.md and curves.png."""
+    suite = read_suite(_path(options.name), options.arguments)
+    runs = suite.runs()
+    if options.dry:
+        return _show(runs, options)
+    for item in runs:
+        check_files("fit", item.config.values)
+    todo = {item.directory.run: item for item in runs if not _is_complete(item)}
+    log(f"{suite.path}: {len(runs)} runs, {len(runs) - len(todo)} complete")
+    if options.slurm:
+        return _submit(suite, {item.variation for item in todo.values()})
+    _train(suite, runs, todo, options.jobs)
+    _report(suite, runs)
+    return 0
+
+
+def _path(name: str) -> Path:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(file.stem for file in SUITES.glob("*.yaml"))
+        hint = suggest(name, names) or f"; use one of {', '.join(names)}"
+        raise UserError(f"{path} does not exist{hint}")
+    return path
+
+
+def _is_complete(item: SuiteRun) -> bool:
+    """Return True if nothing is left to train.
+
+    Raises:
+        UserError: the run must not continue, because its configuration changed or its checkpoints are damaged.
+    """
+    from aim_lightning.runs.history import read_content
+    from aim_lightning.runs.results import recorded_step
+    from aim_lightning.runs.resume_policy import decide, refusal
+
+    decision = decide(read_content(item.directory, item.config.values, verify=False))
+    if decision.action == "refuse":
+        raise UserError(refusal(item.directory, decision))
+    return decision.action == "finished" and recorded_step(item.directory) == decision.step
+
+
+def _train(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], jobs: int | None) -> None:
+    """Train and evaluate; finished evaluations are found by `evaluate` itself.
+
+    Raises:
+        UserError: a process failed.
+    """
+    from aim_lightning.cli.processes import run_tasks, visible_gpus
+
+    scoring = [f"--{name}={value}" for name, value in suite.evaluate.items()]
+    tasks = {}
+    for item in runs:
+        commands = [item.words("fit")] if item.directory.run in todo else []
+        tasks[item.directory.run] = commands + ([item.words("evaluate", *scoring)] if suite.evaluate else [])
+    jobs = jobs or max(1, len(visible_gpus()))
+    logs = {item.directory.run: item.directory.path / LOG for item in runs} if jobs > 1 else {}
+    if failed := run_tasks({name: commands for name, commands in tasks.items() if commands}, jobs, logs):
+        codes = ", ".join(f"{name} (exit code {code})" for name, code in failed.items())
+        where = f"see {LOG} in the run directories" if logs else "see the errors above"
+        raise UserError(f"{suite.path}: {len(failed)} of {len(runs)} runs failed: {codes}; {where}")
+
+
+def _report(suite: Suite, runs: list[SuiteRun]) -> None:
+    from aim_lightning.cli.plan.report import meta_module
+    from aim_lightning.evaluation.report.suite import write_report
+
+    groups = {name: [item for item in runs if item.variation == name] for name in suite.variations}
+    directories = {name: [item.directory for item in group] for name, group in groups.items()}
+    sizes = {
+        name: sum(p.numel() for p in meta_module(group[0].config).network.parameters())
+        for name, group in groups.items()
+    }
+    directory = suite.path.with_suffix("")
+    log(write_report(directory, directories, sizes, bool(suite.evaluate)))
+    log(f"results: {', '.join(str(directory / name) for name in ('results.csv', 'table.md', 'curves.png'))}")
+
+
+def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
+    """Print state, steps and estimated hours of every run; one run per variation is measured."""
+    from aim_lightning.cli.build.trainer_cli import quiet
+    from aim_lightning.cli.plan.report import estimate
+
+    quiet()
+    plans, rows, total = {}, [], 0.0
+    for item in runs:
+        if item.variation not in plans:
+            plans[item.variation] = estimate(item.config, options)
+        training, rate = plans[item.variation].training, plans[item.variation].rate
+        step = training.steps if _is_complete(item) else min(item.directory.latest_step, training.steps)
+        hours = replace(training, steps=training.steps - step).hours(rate) * training.devices if rate else math.nan
+        total += hours
+        rows.append([str(item.directory.path), str(training.steps), str(step), f"{hours:.3f}"])
+    print(aligned(("run", "steps", "done", "device hours"), rows))
+    left = f"{total:.3f} device hours left, without validation and evaluation"
+    unknown = "hours are unknown; give --images_per_s, or run this where the devices are"
+    print(f"{len(runs)} runs: {unknown if math.isnan(total) else left}")
+    return 0
+
+
+def _submit(suite: Suite, names: set[str]) -> int:
+    """Submit one array per variation that has an incomplete run."""
+    from aim_lightning.cli.main import run as run_command
+
+    for name in (name for name in suite.variations if name in names):
+        seeds = ",".join(map(str, suite.seeds))
+        run_command(["slurm", "submit", *command_line(suite.variations[name]), f"--seeds={seeds}"])
+    log("after the jobs, the same command without --slurm evaluates and writes the table")
+    return 0

@@ -1,0 +1,166 @@
+"""Read a suite: variations of one experiment, each trained with the same seeds."""
+
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.config import TEXTS, Config, read_and_check
+from aim_lightning.config.compose import PREFIX
+from aim_lightning.config.yaml import inline, read_mapping
+from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError, suggest
+
+# Key of a suite -> type and default; None = required.
+KEYS: dict[str, tuple[type, Any]] = {
+    "experiment": (str, None),
+    "variations": (dict, {"base": {}}),
+    "grid": (dict, {}),
+    "overrides": (dict, {}),
+    "seeds": (list, [0]),
+    "evaluate": (dict, {}),
+}
+WORDS = {str: "a text", dict: "a mapping", list: "a list"}
+INCLUDE = "include"  # of a variation: files that follow the experiment's
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One training of a suite.
+
+    Args:
+        variation: its name.
+        arguments: files and overrides that every command on this run takes.
+        config: composed from them.
+        directory: of the run.
+    """
+
+    variation: str
+    arguments: Arguments
+    config: Config
+    directory: RunDirectory
+
+    def words(self, command: str, *options: str) -> list[str]:
+        """Return the arguments of `aim-lightning` for a command on this run."""
+        return [command, *command_line(self.arguments), *options]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A file of experiments/suites/.
+
+    Args:
+        path: of the file.
+        variations: files and overrides by name, with the name of the run without its seed.
+        seeds: values of seed_everything.
+        evaluate: options of the command `evaluate`; without any, runs are not evaluated.
+    """
+
+    path: Path
+    variations: dict[str, Arguments]
+    seeds: list[int]
+    evaluate: dict[str, Any]
+
+    def runs(self) -> list[SuiteRun]:
+        """Compose and check the configuration of every run, named SUITE-VARIATION-SEED as in a SLURM array of seeds.
+
+        Raises:
+            UserError: an option is unknown or has a wrong value.
+        """
+        return [self._run(name, seed) for name in self.variations for seed in self.seeds]
+
+    def _run(self, name: str, seed: int) -> SuiteRun:
+        common = self.variations[name]
+        changes = [("seed_everything", str(seed)), ("run", f"{dict(common.overrides)['run']}-{seed}")]
+        arguments = Arguments(common.configs, [*common.overrides, *changes])
+        try:
+            config = read_and_check(arguments)
+            return SuiteRun(name, arguments, config, config.run_directory)
+        except UserError as error:
+            raise UserError(f"{self.path}: variation {name}: {str(error).removeprefix('command line: ')}") from None
+
+
+def command_line(arguments: Arguments) -> list[str]:
+    """Return configuration files and overrides as words of a command line."""
+    configs = [word for path in arguments.configs for word in ("--config", str(path))]
+    return [*configs, *(f"--{key}={text}" for key, text in arguments.overrides)]
+
+
+def read_suite(path: Path, common: Arguments) -> Suite:
+    """Read a suite's file; its experiment and `include` are relative to it, as in an experiment.
+
+    Args:
+        path: of the file.
+        common: files and overrides of the command line, which follow those of every variation.
+
+    Raises:
+        UserError: a key is unknown or has another type, or two variations have one name.
+    """
+    values = read_mapping(path, str(path))
+    if unknown := next((key for key in values if key not in KEYS), None):
+        hint = suggest(unknown, KEYS) or f"; use {', '.join(KEYS)}"
+        raise UserError(f"{path}: {unknown}: unknown key{hint}")
+    parts = {key: _part(path, values, key) for key in KEYS}
+    seeds = parts["seeds"]
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
+    variations: dict[str, Arguments] = {}
+    for name, changes in parts["variations"].items():
+        for suffix, point in _points(path, parts["grid"]):
+            full = name + suffix
+            if full in variations:
+                raise UserError(f"{path}: variation {full} occurs twice; rename one, or remove a value of the grid")
+            merged = {**parts["overrides"], **_changes(path, name, changes), **point}
+            files = [_locate(path, entry) for entry in (parts["experiment"], *merged.pop(INCLUDE, []))]
+            run = [("run", f"{path.stem}-{full}")]
+            overrides = [(key, _text(key, value)) for key, value in merged.items()]
+            variations[full] = Arguments([*files, *common.configs], [*overrides, *common.overrides, *run])
+    return Suite(path, variations, seeds, parts["evaluate"])
+
+
+def _part(path: Path, values: dict[str, Any], key: str) -> Any:
+    kind, default = KEYS[key]
+    value = default if values.get(key) is None else values[key]
+    if value is None:
+        raise UserError(f"{path}: {key} is missing; give the path of an experiment, such as ../demo_aim.yaml")
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: {key} is {inline(value)}; it must be {WORDS[kind]}")
+    return value
+
+
+def _changes(path: Path, name: str, changes: Any) -> dict[str, Any]:
+    """Return the overrides of a variation; null has none."""
+    if not isinstance(changes, dict | None):
+        raise UserError(f"{path}: variation {name} is {inline(changes)}; it must be a mapping of overrides")
+    if reserved := next((key for key in changes or {} if key in ("run", "seed_everything")), None):
+        raise UserError(f"{path}: variation {name}: {reserved} is set by the suite; remove it")
+    return changes or {}
+
+
+def _points(path: Path, grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return suffix of the name and overrides for every combination of the grid, the last key varying fastest."""
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{path}: grid: {key} is {inline(values)}; it must be a list of values")
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [
+        ("".join(f"-{key.rpartition('.')[2]}{_plain(value)}" for key, value in point.items()), point)
+        for point in points
+    ]
+
+
+def _plain(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", str(value))
+
+
+def _locate(path: Path, entry: str) -> Path:
+    return Path(entry if entry.startswith(PREFIX) else os.path.normpath(path.parent / entry))
+
+
+def _text(key: str, value: Any) -> str:
+    """Return an override's value as on the command line: JSON is YAML, and texts of TEXTS have no quotes there."""
+    return value if key in TEXTS and isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,164 @@
+"""`suite`: variations and seeds of an experiment, resume after a kill, and the table."""
+
+import csv
+import os
+import signal
+import statistics
+import time
+
+import pytest
+from conftest import ROOT, start_python
+from integration.tiny import scalars, write_experiment
+
+from aim_lightning.cli import processes
+from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.suite import read_suite
+from aim_lightning.evaluation.report.suite import mean_curves
+from aim_lightning.runs.directory import list_checkpoints, step_of
+from aim_lightning.runs.results import read_results
+
+PROGRAMS = ROOT / "tests/cli/slurm_programs"
+SUITE = """
+experiment: ../tiny.yaml
+variations:
+  one: {model.label_dropout: 0.1}
+  two: {include: [wide.yaml]}
+overrides: {trainer.max_steps: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return the directory with the tiny experiment."""
+    return write_experiment(tmp_path_factory.mktemp("suite")).parent
+
+
+@pytest.fixture
+def write(tiny):
+    """Return the function that writes a suite and returns its path."""
+
+    def call(text, name):
+        (tiny / "suites").mkdir(exist_ok=True)
+        (tiny / "suites/wide.yaml").write_text("model: {init_args: {network: {d_model: 48}}}\n")
+        path = tiny / "suites" / f"{name}.yaml"
+        path.write_text(text)
+        return path
+
+    return call
+
+
+def test_variations_grids_and_seeds_are_combined(write):
+    grid = "grid: {model.network.n_layer: [1, 3], model.optimizer.schedule: [constant]}\nseeds: [3, 5]\n"
+    path = write(SUITE + grid, "s")
+    suite = read_suite(path, Arguments(overrides=[("trainer.max_steps", "9")]))
+    runs = {item.directory.run: item for item in suite.runs()}
+    points = [(name, layers, seed) for name in ("one", "two") for layers in (1, 3) for seed in (3, 5)]
+    assert list(runs) == [f"s-{name}-n_layer{layers}-scheduleconstant-{seed}" for name, layers, seed in points]
+    values = runs["s-two-n_layer3-scheduleconstant-5"].config.values
+    model = values["model"]["init_args"]
+    assert (model["network"]["d_model"], model["network"]["n_layer"], model["label_dropout"]) == (48, 3, 0.3)
+    assert (model["seed"], values["experiment"]) == (5, "tiny")
+    assert values["trainer"]["max_steps"] == 9, "the command line wins"
+    assert runs["s-one-n_layer1-scheduleconstant-3"].config.values["model"]["init_args"]["label_dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("experiment: ../none.yaml", "none.yaml does not exist"),
+        ("variations: {a: {}}", "experiment is missing"),
+        (SUITE + "seed: [1]", "seed: unknown key; did you mean seeds?"),
+        (SUITE + "seeds: [1, 1]", "seeds is [1, 1]; give different whole numbers"),
+        (SUITE + "grid: {model.label_dropout: 0.1}", "it must be a list of values"),
+        (SUITE + "grid: {model.label_dropout: [0.1, 0.1]}", "variation one-label_dropout0.1 occurs twice"),
+        (SUITE.replace("two:", "one:"), "key one occurs twice"),
+        (
+            SUITE.replace("label_dropout", "label_dropot"),
+            "variation one: model.init_args.label_dropot is not an option of",
+        ),
+        (SUITE.replace("one: {model.label_dropout: 0.1}", "one: {run: x}"), "variation one: run is set by the suite"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_trains(write, fail, tiny, text, error):
+    path = write(text, "wrong")
+    message = fail("suite", path)
+    assert error in message and "wrong.yaml" in message
+    assert not (tiny / "runs/tiny").exists() or not list((tiny / "runs/tiny").glob("wrong-*"))
+
+
+def test_an_unknown_suite_is_named(fail):
+    assert "experiments/suites/dmo.yaml does not exist; did you mean demo?" in fail("suite", "dmo")
+
+
+def test_the_plan_shows_steps_and_hours_without_training(write, succeed, tiny):
+    path = write(SUITE + "seeds: [0, 1]", "plan")
+    text = succeed("suite", path, "--dry", "--images_per_s", 8 * 8 / 3600)
+    assert text.count("8     0         1.000") == 4 and "4 runs: 4.000 device hours left" in text
+    assert not list((tiny / "runs").glob("tiny/plan-*"))
+
+
+def test_a_killed_suite_continues_and_tabulates_seeds(write, tiny, succeed):
+    """Kill the suite during its second run: the first run is kept as it is, and the curves are those without a kill."""
+    path = write(SUITE.replace("  two: {include: [wide.yaml]}\n", "") + "seeds: [0, 1]\n", "s")
+    slow = ["--callbacks.checkpoints.every_n_steps", "2", "--trainer.val_check_interval", "4"]
+    process = start_python("-m", "aim_lightning", "suite", path, *slow)
+    second, runs = tiny / "runs/tiny/s-one-1", tiny / "runs/tiny"
+    while not list_checkpoints(second) and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert not (path.parent / "s").exists(), "no table of an incomplete suite"
+    first = {file: file.stat().st_mtime_ns for file in (runs / "s-one-0").rglob("*") if file.is_file()}
+    assert first
+    out = succeed("suite", path, *slow)
+    assert "2 runs, 1 complete" in out
+    assert {file: file.stat().st_mtime_ns for file in first} == first, "a complete run is not touched"
+    assert step_of(list_checkpoints(second)[0]) == 8
+    assert [step for step, _ in scalars(second)["val/loss"]] == [4, 8]
+    rows = list(csv.DictReader((path.parent / "s/results.csv").open()))
+    losses = [read_results(runs / f"s-one-{seed}/results.json")["metrics"]["val/loss"] for seed in (0, 1)]
+    assert [row["name"] for row in rows] == ["one"] and rows[0]["val/loss_count"] == "2"
+    assert float(rows[0]["val/loss"]) == pytest.approx(statistics.fmean(losses))
+    assert float(rows[0]["val/loss_std"]) == pytest.approx(statistics.stdev(losses)) and losses[0] != losses[1]
+    assert 0.01 < float(rows[0]["parameters_in_millions"]) < 0.1
+    table = (path.parent / "s/table.md").read_text()
+    assert "(2)" in table and "Runs: one (2). Steps: 8." in table
+    assert (path.parent / "s/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slurm_gets_one_array_of_seeds_per_variation(write, tiny, succeed, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{PROGRAMS}:{os.environ['PATH']}")
+    monkeypatch.setenv("STATE", "")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    out = succeed("suite", write(SUITE + "seeds: [4, 7]\n", "array"), "--slurm")
+    assert "runs array-one-4 … array-one-7" in out and "runs array-two-4 … array-two-7" in out
+    assert (tmp_path / "calls").read_text().count("--parsable") == 2
+    frozen = (tiny / "runs/tiny/array-two/job-7.yaml").read_text()
+    assert "run: array-two-7" in frozen and "d_model: 48" in frozen and "seed_everything: 7" in frozen
+
+
+def test_runs_are_trained_then_evaluated_and_failures_are_named(write, fail, monkeypatch):
+    calls = []
+    monkeypatch.setattr(processes, "run_tasks", lambda *words: calls.append(words) or {"s2-two-0": 3})
+    message = fail("suite", write(SUITE + "evaluate: {num: 50, keep_images: false}", "s2"), "--jobs", 2)
+    assert "1 of 2 runs failed: s2-two-0 (exit code 3); see suite.log in the run directories" in message
+    ((tasks, jobs, logs),) = calls
+    assert jobs == 2 and logs["s2-one-0"].parts[-2:] == ("s2-one-0", "suite.log")
+    fit, evaluate = tasks["s2-one-0"]
+    assert fit[0] == "fit" and evaluate == ["evaluate", *fit[1:], "--num=50", "--keep_images=False"]
+
+
+def test_tasks_run_concurrently_and_a_failure_stops_its_own_task(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["3", "5"])
+    logs = {name: tmp_path / name / "suite.log" for name in "abc"}
+    tasks = {"a": [["--version"], ["nonsense"], ["--version"]], "b": [["--version"]], "c": [["--version"]]}
+    assert processes.run_tasks(tasks, 2, logs) == {"a": 2}
+    assert "there is no command 'nonsense'" in logs["a"].read_text().splitlines()[-1]
+    assert all(logs[name].read_text().startswith("aim-lightning ") for name in "abc")
+
+
+def test_curves_are_means_at_common_steps():
+    runs = [{"val/loss": [(1, 2.0), (2, 4.0)], "train/loss": [(1, 1.0)]}, {"val/loss": [(1, 4.0)]}]
+    assert mean_curves(runs) == {"val/loss": [(1, 3.0, pytest.approx(2**0.5))]}
+    assert mean_curves(runs[:1])["val/loss"] == [(1, 2.0, 0.0), (2, 4.0, 0.0)]
