@@ -127,15 +127,32 @@ def test_a_killed_suite_continues_and_tabulates_seeds(write, tiny, succeed):
     assert (path.parent / "s/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_slurm_gets_one_array_of_seeds_per_variation(write, tiny, succeed, monkeypatch, tmp_path):
+def test_slurm_gets_one_array_of_the_incomplete_runs(write, tiny, succeed, fail, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{PROGRAMS}:{os.environ['PATH']}")
     monkeypatch.setenv("STATE", "")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    out = succeed("suite", write(SUITE + "seeds: [4, 7]\n", "array"), "--slurm")
-    assert "runs array-one-4 … array-one-7" in out and "runs array-two-4 … array-two-7" in out
-    assert (tmp_path / "calls").read_text().count("--parsable") == 2
-    frozen = (tiny / "runs/tiny/array-two/job-7.yaml").read_text()
+    path, runs = write(SUITE + "seeds: [4, 7]\n", "array"), tiny / "runs/tiny"
+    assert "#SBATCH --array=0,1,2,3%2" in succeed("suite", path, "--slurm", "--dry", "--jobs", 2)
+    assert not list(runs.glob("array*"))
+    text = f"--config {tiny}/tiny.yaml --run array-one-4 --trainer.max_steps 8 --model.label_dropout 0.1"
+    succeed("fit", *text.split(), "--seed_everything", 4)  # the first run is complete
+    assert "runs array-one-7 … array-two-7" in succeed("suite", path, "--slurm")
+    assert "#SBATCH --array=1,2,3\n" in (runs / "array/job.sbatch").read_text()
+    assert (tmp_path / "calls").read_text().count("--parsable") == 1
+    frozen = (runs / "array/job-3.yaml").read_text()
     assert "run: array-two-7" in frozen and "d_model: 48" in frozen and "seed_everything: 7" in frozen
+    monkeypatch.setenv("STATE", "PENDING")
+    monkeypatch.setenv("ARRAY", "ArrayJobId=41 ArrayTaskId=1-3")
+    run = ["--config", tiny / "tiny.yaml", "--run", "array-two-7"]
+    assert f"job 41_3 (a task of the array of {runs}/array): PENDING" in succeed("slurm", "status", *run)
+    assert "array has job 41_1-3 already (PENDING)" in fail("suite", path, "--slurm")
+    succeed("slurm", "cancel", *run)
+    assert "scancel 41_3\n" in (tmp_path / "calls").read_text()
+
+
+def test_an_array_has_one_experiment(write, fail, monkeypatch):
+    message = fail("suite", write(SUITE.replace("0.1}", "0.1, experiment: x}"), "mixed"), "--slurm")
+    assert "mixed-two-0: experiment was 'x', is 'tiny', but the tasks of an array share one job script" in message
 
 
 def test_runs_are_trained_then_evaluated_and_failures_are_named(write, fail, monkeypatch):

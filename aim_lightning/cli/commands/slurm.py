@@ -1,7 +1,6 @@
 """`aim-lightning slurm`: submit a run, show its jobs, cancel them; `started` and `ended` are for job.sbatch."""
 
 import argparse
-import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,7 +10,7 @@ from aim_lightning.cli.common_options import add_shared, flag, number
 from aim_lightning.cli.config import Config
 from aim_lightning.cli.registry import Command
 from aim_lightning.cli.slurm.in_job import ended, started
-from aim_lightning.cli.slurm.submit import make_plan
+from aim_lightning.cli.slurm.submit import make_plan, task_configs
 from aim_lightning.cluster import job_registry
 from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
@@ -74,20 +73,44 @@ def jobs_of(directory: RunDirectory) -> list[RunJob]:
 
 
 def _tasks(directory: RunDirectory) -> list[RunJob]:
-    """Return the jobs of a run RUN-N that is task N of an array submitted as RUN."""
-    match = re.fullmatch(r"(.+)-(\d+)", directory.run)
-    array = directory.path.with_name(match[1]) if match else None
-    if array is None or not (array / f"job-{int(match[2])}.yaml").exists():
-        return []
-    numbers = [f"{number}_{match[2]}" for number in job_registry.jobs(array) if "_" not in number]
-    # SLURM shows waiting tasks as one record of the array, so that the whole array is read.
-    records = [(number, info) for number in numbers for info in show(number.partition("_")[0])]
-    return [RunJob(info, number, array) for number, info in records if info.holds(int(match[2]))]
+    """Return the jobs of a run that is a task of an array."""
+    result = []
+    for array, index in _array_tasks(directory):
+        numbers = [f"{number}_{index}" for number in job_registry.jobs(array) if "_" not in number]
+        # SLURM shows waiting tasks as one record of the array, so that the whole array is read.
+        records = [(number, info) for number in numbers for info in show(number.partition("_")[0])]
+        result += [RunJob(info, number, array) for number, info in records if info.holds(index)]
+    return result
+
+
+def _array_tasks(directory: RunDirectory) -> list[tuple[Path, int]]:
+    """Return directory and index of the arrays with this run: RUN-INDEX of RUN, or SUITE-VARIATION-SEED of SUITE."""
+    parts = directory.run.split("-")
+    arrays = [directory.path.with_name("-".join(parts[:count])) for count in range(len(parts) - 1, 0, -1)]
+    # Only suites give their tasks other numbers than those in the names: arrays may have thousands of files.
+    files = [path for array in arrays[:1] for path in array.glob(f"job-{parts[-1]}.yaml")]
+    files += [path for array in arrays[1:] for path in array.glob("job-*.yaml")]
+    line = f"\n{dump({'run': directory.run})}"
+    tasks = [path for path in files if line in "\n" + path.read_text(encoding="utf-8")]
+    return [(path.parent, int(path.stem.removeprefix("job-"))) for path in tasks]
 
 
 def _submit(config: Config, options: argparse.Namespace) -> int:
-    directory = config.run_directory
-    plan, configs = make_plan(config, options)
+    return submit(config, task_configs(config, options), options)
+
+
+def submit(config: Config, configs: dict[int | None, Config], options: argparse.Namespace) -> int:
+    """Submit a job, or print its script.
+
+    Args:
+        config: of the run, or of the array, whose directory is that of its run.
+        configs: of the tasks by index of the array; the index is None without an array.
+        options: dry, parallel, allow_changes and arguments of the command line.
+
+    Raises:
+        UserError: the job could not work, or one of its runs has a job already.
+    """
+    directory, plan = config.run_directory, make_plan(config, configs, options)
     notes, script = check(plan), render(plan)
     if options.dry:
         print(script, end="")
@@ -96,8 +119,8 @@ def _submit(config: Config, options: argparse.Namespace) -> int:
     print(*notes, sep="\n")
     for run in dict.fromkeys([directory.run, *(task.run for task in plan.tasks)]):
         _refuse_second_job(replace(directory, run=str(run)))
-    for task, task_config in zip(plan.tasks, configs, strict=True):  # later edits must not change a waiting job
-        write_text(plan.directory / task.file, dump(task_config.values))
+    for task in plan.tasks:  # later edits must not change a waiting job
+        write_text(plan.directory / task.file, dump(configs[task.index].values))
     path = plan.directory / "job.sbatch"
     write_text(path, script)
     # --parsable prints NUMBER, or NUMBER;CLUSTER on a federation.

@@ -8,7 +8,7 @@ from pathlib import Path
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.commands import plan
 from aim_lightning.cli.common_options import flag, number
-from aim_lightning.cli.suite import Suite, SuiteRun, command_line, read_suite
+from aim_lightning.cli.suite import Suite, SuiteRun, read_suite
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.table import aligned
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     jobs = "processes at a time, also several per GPU (default: one per visible GPU)"
     parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=jobs)
     parser.add_argument("--dry", **flag("show runs, steps and estimated hours, and train nothing"))
-    parser.add_argument("--slurm", **flag("submit one SLURM array of seeds per variation instead of training here"))
+    parser.add_argument("--slurm", **flag("submit one SLURM array of the incomplete runs; with --dry print its script"))
     plan.add_options(parser)  # of --dry
 
 
@@ -33,14 +33,14 @@ def run(config: None, options: argparse.Namespace) -> int:
     """Train what is missing, evaluate, and write results.csv, table.md and curves.png."""
     suite = read_suite(_path(options.name), options.arguments)
     runs = suite.runs()
-    if options.dry:
+    if options.dry and not options.slurm:
         return _show(runs, options)
     for item in runs:
         check_files("fit", item.config.values)
     todo = {item.directory.run: item for item in runs if not _is_complete(item)}
     log(f"{suite.path}: {len(runs)} runs, {len(runs) - len(todo)} complete")
     if options.slurm:
-        return _submit(suite, {item.variation for item in todo.values()})
+        return _submit(suite, runs, todo, options)
     _train(suite, runs, todo, options.jobs)
     _report(suite, runs)
     return 0
@@ -129,12 +129,14 @@ def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
     return 0
 
 
-def _submit(suite: Suite, names: set[str]) -> int:
-    """Submit one array per variation that has an incomplete run."""
-    from aim_lightning.cli.main import run as run_command
+def _submit(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], options: argparse.Namespace) -> int:
+    """Submit one array with a task per incomplete run, numbered in the order of all runs."""
+    from aim_lightning.cli.commands.slurm import submit
 
-    for name in (name for name in suite.variations if name in names):
-        seeds = ",".join(map(str, suite.seeds))
-        run_command(["slurm", "submit", *command_line(suite.variations[name]), f"--seeds={seeds}"])
-    log("after the jobs, the same command without --slurm evaluates and writes the table")
+    configs = {index: item.config for index, item in enumerate(runs) if item.directory.run in todo}
+    if configs:
+        array = replace(runs[0].config, values={**runs[0].config.values, "run": suite.path.stem})
+        submit(array, configs, argparse.Namespace(**vars(options), parallel=options.jobs, allow_changes=False))
+    if not options.dry:
+        log("after the jobs, the same command without --slurm evaluates and writes the table")
     return 0

@@ -124,9 +124,14 @@ def _job() -> Job:
 
 def script_of(arguments: Arguments) -> Path | None:
     """Return the job script that started this process: it is next to the configuration written with it."""
-    frozen = [Path(path) for path in arguments.configs if re.fullmatch(r"job(-\d+)?\.yaml", Path(path).name)]
-    scripts = [path.with_name("job.sbatch") for path in frozen if path.with_name("job.sbatch").exists()]
-    return scripts[-1] if scripts else None
+    frozen = _frozen(arguments)
+    return frozen and frozen.with_name("job.sbatch")
+
+
+def _frozen(arguments: Arguments) -> Path | None:
+    """Return the configuration that was written with a job script."""
+    paths = [Path(path) for path in arguments.configs if re.fullmatch(r"job(-\d+)?\.yaml", Path(path).name)]
+    return next((path for path in reversed(paths) if path.with_name("job.sbatch").exists()), None)
 
 
 def resubmission(directory: RunDirectory, arguments: Arguments) -> str:
@@ -136,8 +141,8 @@ def resubmission(directory: RunDirectory, arguments: Arguments) -> str:
         directory: of the run.
         arguments: the command line of this process.
     """
-    script = script_of(arguments)
-    if script is None:
+    frozen = _frozen(arguments)
+    if frozen is None:
         return f"make slurm {directory.variables}"
-    task = re.fullmatch(rf"{re.escape(script.parent.name)}-(\d+)", directory.run)
-    return f"sbatch {f'--array={task[1]} ' if task else ''}{script}"
+    index = frozen.stem.partition("-")[2]
+    return f"sbatch {f'--array={index} ' if index else ''}{frozen.with_name('job.sbatch')}"

@@ -15,23 +15,24 @@ from aim_lightning.runs.resume_policy import decide, differences, refusal
 from aim_lightning.utils.errors import UserError
 
 
-def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, list[Config]]:
-    """Return the plan of the job and the configuration of each task.
+def make_plan(config: Config, configs: dict[int | None, Config], options: argparse.Namespace) -> JobPlan:
+    """Return the plan of the job.
 
     Args:
-        config: of the run, or of all runs of an array.
+        config: of the run, or of the array, whose directory is that of its run.
+        configs: of the tasks, as `task_configs` returns them.
         options: of the command line.
 
     Raises:
         UserError: an error that would otherwise appear in the job.
     """
-    directory, trainer, configs = config.run_directory, config.trainer, _configs(config, options)
+    directory, trainer = config.run_directory, config.trainer
     for task in configs.values():
         check_files("fit", task.values)
         _check_ranks(task, options)
         _check_shared(config, task)
         _check_unchanged(task, options.allow_changes)
-    plan = JobPlan(
+    return JobPlan(
         name=f"{directory.experiment}/{directory.run}",
         directory=directory.path,
         tasks=[Task(index, task.run_directory.run) for index, task in configs.items()],
@@ -44,11 +45,10 @@ def make_plan(config: Config, options: argparse.Namespace) -> tuple[JobPlan, lis
         timings=read_timings(directory.path, *(task.run_directory.path for task in configs.values())),
         fit_options=["--allow_changes", "true"] if options.allow_changes else [],
     )
-    return plan, list(configs.values())
 
 
-def _configs(config: Config, options: argparse.Namespace) -> dict[int | None, Config]:
-    """Return the configurations by index in the array; the index is None without an array."""
+def task_configs(config: Config, options: argparse.Namespace) -> dict[int | None, Config]:
+    """Return the configurations of the tasks by index in the array; the index is None without an array."""
     if options.seeds and options.sweep:
         raise UserError("--seeds and --sweep exclude each other; put --seed_everything into the lines of --sweep")
     if options.seeds:
@@ -119,9 +119,10 @@ def _check_shared(config: Config, task: Config) -> None:
 
 
 def _script_options(config: Config) -> dict:
-    """Return the options that the job script depends on."""
+    """Return the options that the job script and the records of its jobs depend on."""
     defaults, trainer = {"devices": "auto", "num_nodes": 1, "accelerator": "auto"}, config.trainer
     return {
+        "experiment": config.values["experiment"],  # its directory records which jobs are cancelled
         "trainer": {name: trainer.get(name, default) for name, default in defaults.items()},
         "data": {"num_workers": config.init_args("data").get("num_workers", 0)},
         "cluster": asdict(config.cluster),
