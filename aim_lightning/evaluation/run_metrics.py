@@ -14,8 +14,8 @@ from aim_lightning.utils.errors import UserError
 
 # Metrics of which the highest value is best; of all others the lowest is.
 HIGHER = re.compile(r"(val/)?(is|precision|recall|density|coverage|class_agreement|psnr|ssim|codebook\w*)(_|$)")
-# Values of other images, for comparison, and deviations.
-NO_SCORES = re.compile(r"_(real|untrained|std)(_|\b)")
+# Values of other images, for comparison, deviations, and distances that are neither good nor bad.
+NO_SCORES = re.compile(r"^nearest_|_(real|untrained|std)(_|\b)")
 # Short lists show these first.
 HEADLINE = ("fid_", "fd_", "fdr_", "rfid_", "rfd_", "mind_", "is_", "class_agreement_", "val/psnr")
 

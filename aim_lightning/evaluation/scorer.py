@@ -10,6 +10,7 @@ from typing import Any
 
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel
 from aim_lightning.evaluation.image_sets import Between, ImageSet, NpzImages, check_size, decoded_size, on_device
+from aim_lightning.evaluation.nearest import NearestImages
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, generate_missing
 from aim_lightning.evaluation.score_record import read_record, score_record, short_key
@@ -27,7 +28,7 @@ from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.pixels import ROUNDING
 
-ARCHIVE, PREVIEW, RECORD, LEASE = "samples.npz", "preview.png", "scores.json", "lease.json"
+ARCHIVE, PREVIEW, NEAREST, RECORD, LEASE = "samples.npz", "preview.png", "nearest.png", "scores.json", "lease.json"
 
 
 @dataclass
@@ -128,6 +129,7 @@ class Evaluation:
         root: directory of all evaluations of the model's run.
         data: facts about the training data, for the record.
         keep_images: write samples.npz.
+        nearest: compares the samples with the training images, for the record and nearest.png.
     """
 
     model: EvaluatedModel
@@ -135,6 +137,7 @@ class Evaluation:
     root: Path
     data: dict[str, Any]
     keep_images: bool = True
+    nearest: NearestImages | None = None
 
     def directory(self, plan: SamplePlan, sampling: SamplingOptions) -> Path:
         """Return the directory of a set; its name contains a hash of everything that the images depend on."""
@@ -175,6 +178,7 @@ class Evaluation:
             "chosen": None if len(classes) == len(self.model.pipeline.class_names) else classes,
         }
         values = {"sampling": asdict(sampling), "uint8": ROUNDING, "labels": labels, **self.scorer.protocol(len(plan))}
+        values |= {"nearest": self.nearest.protocol()} if self.nearest else {}
         return json.loads(json.dumps(values))  # tuples become lists, as in a record that is read from a file
 
     def _finished(self, directory: Path, protocol: dict[str, Any]) -> dict[str, Any] | None:
@@ -196,9 +200,12 @@ class Evaluation:
         images, speed = self._images(directory, blocks, sampling)
         ranks.on_rank0(images.identity)  # compares an archive with its checksums
         values, scoring = self.scorer.score(images)
+        distances, pairs = self.nearest.compare(images, self.model.pipeline.tokenizer) if self.nearest else ({}, [])
+        values |= distances
         performance = {"sampling": speed, **self.scorer.performance, **scoring, "processes": ranks.world_size}
         values_of = self.model.facts, self.data, values, len(plan), protocol, performance
         record = score_record(*values_of, self.scorer.hardware(), self.model.raw)
+        record |= {"nearest": pairs} if self.nearest else {}
         return ranks.on_rank0(lambda: self._write(directory, blocks, images, record))
 
     def _images(self, directory: Path, blocks: BlockDirectory, sampling: SamplingOptions) -> tuple[ImageSet, dict]:
@@ -215,7 +222,10 @@ class Evaluation:
     def _write(self, directory: Path, blocks: BlockDirectory, images: ImageSet, record: dict) -> dict[str, Any]:
         if self.keep_images and not (directory / ARCHIVE).is_file():
             blocks.write_archive(directory / ARCHIVE)
-        write_bytes(directory / PREVIEW, images.preview(self.model.pipeline.class_names))
+        names = self.model.pipeline.class_names
+        write_bytes(directory / PREVIEW, images.preview(names))
+        if self.nearest:
+            write_bytes(directory / NEAREST, self.nearest.grid(images, record["nearest"], names))
         # The record comes last: with it, the set counts as finished.
         write_json(directory / RECORD, record)
         blocks.remove()

@@ -230,6 +230,17 @@ def radii(x: Tensor, k: int) -> Tensor:
     return torch.cat([block.topk(k + 1, dim=1, largest=False).values[:, -1] for block in _distances(x, x)])
 
 
+def nearest_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared distance of each row of x to its nearest row of y, and that row's number, (N,) each.
+
+    Args:
+        x: features (N, F), float64.
+        y: features (M, F), float64.
+    """
+    blocks = [block.min(1) for block in _distances(x, y)]
+    return torch.cat([block.values for block in blocks]), torch.cat([block.indices for block in blocks])
+
+
 def _count_balls(x: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """Return the number of balls that contain each row of x, (N,), and which balls contain any, bool (M,)."""
     counts, occupied = [], torch.zeros(len(centres), dtype=torch.bool, device=x.device)

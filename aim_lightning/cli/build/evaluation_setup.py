@@ -14,7 +14,8 @@ from aim_lightning.cli.common_options import choose_classes
 from aim_lightning.cli.config import Config, read_section
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.evaluation.evaluated_model import EvaluatedModel, from_published, from_run
-from aim_lightning.evaluation.image_sets import check_size
+from aim_lightning.evaluation.image_sets import check_size, decoded_size
+from aim_lightning.evaluation.nearest import NearestImages
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.evaluation.sample_blocks import SamplePlan, balanced_labels, read_labels, resolve_options
 from aim_lightning.evaluation.score_record import describe_reference, over_seeds, same_images
@@ -143,7 +144,20 @@ def make_evaluation(
         root = RunDirectory("published", model.name, config.values["runs_root"]).path / "evaluations"
     else:
         root = config.run_directory.path / "evaluations"
-    return Evaluation(model, scorer, root, data, keep_images)
+    nearest = _nearest(config, options, model, scorer) if getattr(options, "nearest", None) else None
+    return Evaluation(model, scorer, root, data, keep_images, nearest)
+
+
+def _nearest(config: Config, options: argparse.Namespace, model: EvaluatedModel, scorer: Scorer) -> NearestImages:
+    if not config.values["images"]:
+        raise UserError("--nearest: the training images are unknown; give --config of an experiment with images")
+    images = Images(**config.values["images"])
+    train, heldout = (Reference(None, images, split, "--nearest") for split in ("train", "val"))
+    check_size(decoded_size(model.pipeline.tokenizer), train.image_size())
+    if scorer.ranks.on_rank0(lambda: same_images(train.identity(), heldout.identity())):
+        raise UserError("--nearest: images.val are the training images; give held-out images")
+    how = scorer.network, scorer.ranks, scorer.batch_size, options.nearest
+    return NearestImages(train.images, heldout.images, *how)
 
 
 def make_plan(options: argparse.Namespace, model: EvaluatedModel, sampling: SamplingOptions) -> SamplePlan:

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aim_lightning.cli.common_options import GENERATING, add_shared, flag
+from aim_lightning.cli.common_options import GENERATING, add_shared, flag, number, option
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_bytes, write_json
@@ -29,18 +29,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compare", nargs="+", metavar="SOURCE", help=f"{sources} matches")
     parser.add_argument("--keep_images", **flag("write samples.npz", True))
+    nearest = "show N samples next to their nearest training images, and compare all distances with held-out images"
+    parser.add_argument("--nearest", **option(nearest, metavar="N", type=number(int, 1)))
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: inside the run)")
 
 
 # Options without effect next to --samples, --weights, and --compare.
 OF_SAMPLING = ("--weights", "--checkpoint", "--raw", "--seeds", "--labels", "--classes", "--num", "--keep_images")
-OF_SAMPLING += ("--allow_untrained_guidance",)
+OF_SAMPLING += ("--allow_untrained_guidance", "--nearest")
 OF_RUN = ("--checkpoint", "--raw")
 OF_SETS = ("--samples", "--record", *OF_SAMPLING)
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Write scores.json, samples.npz and preview.png, one more record for several seeds; or compare sources."""
+    """Write record, archive and images of a set, one more record for several seeds; or compare sources."""
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.scorer import RECORD
 
