@@ -5,11 +5,14 @@ import resource
 import signal
 import subprocess
 import sys
+import unittest.mock
+import urllib.request
 from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+from PIL import Image
 
 # For `make mutation`: a mutant is killed by any failing example, so that the smallest one is not searched for.
 settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], database=None)
@@ -18,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One configuration per kernel of mamba-ssm: autotuning takes minutes per width, dtype and process.
 os.environ.setdefault("MAMBA_DETERMINISTIC", "1")
 ROOT = Path(__file__).resolve().parents[1]
+PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS  # Pillow's own
 
 
 def python(*words, cwd: Path = ROOT, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
@@ -58,6 +62,15 @@ def _exact_products_on_a_gpu(request):
 @pytest.fixture(autouse=True)
 def _start_in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _process_state(monkeypatch):
+    """Keep changes of environment, pixel limit and proxy from later tests of the process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXEL_LIMIT)
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    with unittest.mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -80,7 +79,6 @@ def address(pipeline, monkeypatch, tmp_path):  # noqa: F811
     """Serve the page of a small network behind a proxy that refuses everything, and yield its address."""
     for name, value in {"GRADIO_TEMP_DIR": str(tmp_path), "http_proxy": "http://127.0.0.1:9", "no_proxy": "x"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps the proxy of its first call in the process
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # of Gradio's client
     hosts, resolve = set(), socket.getaddrinfo
     monkeypatch.setattr(
