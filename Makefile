@@ -74,9 +74,10 @@ install-dev: $(VENV)/.installed-dev ## Add the optional packages, and what tests
 
 install-cuda: install ## Add the published kernels as backend mamba_ssm; nvcc on PATH also compiles causal-conv1d
 	@echo 'installing $(MAMBA_SSM): Triton operators only, nothing is compiled'
-	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps $(MAMBA_SSM)
+	@$(PIP) setuptools wheel ninja
+	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --no-cache-dir $(MAMBA_SSM)
 	@if command -v nvcc >/dev/null; then echo 'compiling $(CAUSAL_CONV1D) with nvcc (minutes)' && \
-		$(PIP) setuptools wheel ninja && $(PIP) --no-build-isolation --no-deps $(CAUSAL_CONV1D); \
+		CAUSAL_CONV1D_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps --no-cache-dir $(CAUSAL_CONV1D); \
 	else echo 'no nvcc on PATH: causal-conv1d is left out, so that mamba_ssm uses its unfused scan'; fi
 	@$(AIM) doctor
 
