@@ -72,12 +72,12 @@ def parse_case(text: str) -> tuple[str, int, int]:
     return name, int(images), int(codes[0]) if codes else 256
 
 
-def keep(rows: list[Row], row: Row) -> None:
+def keep(rows: list[Row], row: Row, benchmark: str = "sampling") -> None:
     """Print one more row and write all so far."""
     rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    path = save("sampling", rows)
-    write_table(path.with_suffix(".md"), rows)
+    path = save(benchmark, rows)
+    write_table(path.with_suffix(".md"), rows, benchmark)
     print(f"written to {path} and {path.with_suffix('.md').name}", flush=True)
 
 
@@ -177,12 +177,12 @@ def traffic(config: AiMConfig, batch: int, size: int) -> tuple[float, float]:
     return fixed + 2 * rows * state * steps * size, fixed + rows * stored * steps * steps / 2 * size
 
 
-def write_table(path: Path, rows: list[Row]) -> None:
+def write_table(path: Path, rows: list[Row], benchmark: str) -> None:
     """Write the rows as Markdown, one table per kind; missing values are empty cells."""
     lines = [
-        f"# Sampling on {hardware()}",
+        f"# {benchmark.capitalize()} on {hardware()}",
         "",
-        "Made by benchmarks/sampling.py; its .json has command and versions.",
+        f"Made by benchmarks/{benchmark}.py; its .json has command and versions.",
         "",
     ]
     for title in dict.fromkeys(row["what"] for row in rows):

@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from aim_lightning.callbacks.logging.throughput import peak_tflops
 from aim_lightning.cli.commands.profile import kernel_table
 from aim_lightning.cli.main import main as aim_lightning
-from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models import AiM, AiMConfig, AutoregressiveNetwork
 from aim_lightning.models.aim.backends.choose import missing
 
 ROOT = Path(__file__).parents[1]
@@ -44,15 +44,16 @@ COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", 
 COLUMNS += ("tflops", "mfu", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
 
 
-def training_step(model: str, backend: str, batch: int, num_tokens: int) -> tuple[AiM, Callable[[], float]]:
-    """Return a network and a function that trains one step and gives the seconds that the host spent on it."""
-    network = AiM(AiMConfig.preset(model, num_tokens=num_tokens), backend=backend).cuda()
+def training_step(network: AutoregressiveNetwork, batch: int) -> Callable[[], float]:
+    """Return a function that trains one step and gives the seconds that the host spent on it."""
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, betas=(0.9, 0.95), fused=True)
-    codes, labels = torch.randint(16384, (batch, num_tokens)).cuda(), torch.randint(1000, (batch,)).cuda()
+    config, device = network.config, network.lm_head.weight.device
+    codes = torch.randint(config.vocab_size, (batch, config.num_tokens)).to(device)
+    labels = torch.randint(config.num_classes, (batch,)).to(device)
 
     def step() -> float:
         start = time.perf_counter()
-        with torch.autocast("cuda", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = network.loss(codes, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -60,24 +61,30 @@ def training_step(model: str, backend: str, batch: int, num_tokens: int) -> tupl
         optimizer.zero_grad()
         return time.perf_counter() - start
 
-    return network, step
+    return step
+
+
+def time_steps(network: AutoregressiveNetwork, step: Callable[[], float], batch: int, steps: int) -> dict:
+    """Time some steps after a warm-up that compiles and tunes kernels."""
+    synchronize = torch.cuda.synchronize if network.lm_head.weight.is_cuda else lambda: None
+    for _ in range(WARM_UP):
+        step()
+    synchronize()
+    start = time.perf_counter()
+    host = [step() for _ in range(steps)]
+    synchronize()
+    seconds = (time.perf_counter() - start) / steps
+    return figures(batch, seconds, statistics.median(host), network.flops_per_image())
 
 
 def measure(model: str, backend: str, batch: int, steps: int, num_tokens: int, profiled: bool) -> dict:
-    """Time some steps after a warm-up that compiles and tunes kernels."""
+    """Time training of a preset on random codes."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    network, step = training_step(model, backend, batch, num_tokens)
-    for _ in range(WARM_UP):
-        step()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    host = [step() for _ in range(steps)]
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / steps
-    row = figures(batch, seconds, statistics.median(host), network.flops_per_image())
-    row["num_tokens"] = num_tokens
+    network = AiM(AiMConfig.preset(model, num_tokens=num_tokens), backend=backend).cuda()
+    step = training_step(network, batch)
+    row = time_steps(network, step, batch, steps) | {"num_tokens": num_tokens}
     return row | ({"kernels": kernels(step)} if profiled else {})
 
 

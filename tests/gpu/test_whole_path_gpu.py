@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from gpu.tolerances import LOGITS
-from helpers import fixture, published_aim, published_vq8, relative
+from helpers import FIXTURES, fixture, published_aim, published_vq8, relative
 from integration.tiny import Experiment, scalars, write_config, write_experiment
 from PIL import Image
 
@@ -24,6 +24,7 @@ from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.process import ProcessRank
 
 pytestmark = pytest.mark.gpu
+GPT = ("--config", FIXTURES / "tiny_gpt.yaml")
 
 
 @pytest.mark.parametrize("dtype", LOGITS)
@@ -57,9 +58,12 @@ def test_tokenizer_codes():
     assert torch.equal(model.encode(data["image"].cuda()).cpu()[clear], data["indices"][clear])
 
 
-def test_training_in_bf16_is_continued(tmp_path, capsys, own_signals):
+@pytest.mark.parametrize(
+    "options", [(), (*GPT,), (*GPT, "--model.compile", "true")], ids=["AiM", "GPT", "compiled GPT"]
+)
+def test_training_in_bf16_is_continued(tmp_path, capsys, own_signals, options):
     experiment = Experiment(write_experiment(tmp_path))
-    options = ("--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
+    options = (*options, "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed")
     complete = experiment.fit("whole", *options)
     cut = experiment.copy("whole", "cut", 20)
     experiment.fit("cut", *options)

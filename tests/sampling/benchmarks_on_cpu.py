@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import baseline
 import forms
 import kernels
 import pixels
@@ -21,9 +22,12 @@ import record
 import sampling
 import torch
 import tune_sampling as tune
+from captured import CapturedSequence
+from helpers import random_weights
 from kernels_on_cpu import network
 
-from aim_lightning.models import AiMConfig
+from aim_lightning.models import GPT, AiMConfig, GPTConfig
+from aim_lightning.sampling import SamplingOptions, generate
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
 CPU = torch.device("cpu")
@@ -91,6 +95,23 @@ def pixel_rows() -> list[dict]:
     return rows
 
 
+def baseline_rows() -> list[dict]:
+    """Return the rows of the comparison with the transformer for 4x4 codes, without compilation."""
+    options = SimpleNamespace(model="tiny", codes=["16"], batches=["2"], train_codes=64, repeats=1, steps=1)
+    options.no_plain, options.no_compile = False, True
+    return [row | work() for row, work in baseline.jobs(options, CPU)]
+
+
+def captured() -> list[bool]:
+    """Return whether sequences for two seeds are those of the plain decoder, and whether the first is repeated."""
+    config = GPTConfig(d_model=16, n_layer=2, n_head=2, vocab_size=40, num_classes=3, num_tokens=9)
+    model, labels = random_weights(GPT(config).eval()), torch.tensor([0, 2])
+    sequence = CapturedSequence(model, labels, SamplingOptions(cfg_scale=2.0, top_k=20))
+    codes = [sequence(seed) for seed in (5, 6, 5)]
+    plain = [generate(model, labels, cfg_scale=2.0, top_k=20, decoder="plain", seed=seed) for seed in (5, 6)]
+    return [torch.equal(codes[0], plain[0]), torch.equal(codes[1], plain[1]), torch.equal(codes[2], codes[0])]
+
+
 class Compiling:
     """Pool and result in one object that records the requests."""
 
@@ -132,11 +153,15 @@ def main() -> None:
         with mock.patch.object(sampling, "network", lambda name, device, num_tokens: network("group")):
             row = sampling.codes("AiM-B", 2, 256, CPU, 1, False, 1e9)
         decoding = pixel_rows()
+    with contextlib.redirect_stdout(io.StringIO()):
+        compared = baseline_rows()
     # Two steps of two kernels that overlap, a pause between them, and something once before and after.
     events = [("copy", 0, 5), ("a", 4, 9), ("b", 8, 11), ("b", 11, 15), ("a", 995, 1004), ("b", 1003, 1006)]
     report = {"kernels": kernels.by_kernel([*events, ("b", 1006, 1010), ("copy", 1010, 1011)], 2)}
     report |= {"proposed": proposed(), "searched": searched(directory), "same": same(), "forms": measured, "row": row}
-    report |= {"pixels": decoding}
+    report |= {"pixels": decoding, "baseline": compared, "captured": captured()}
+    sizes = [baseline.configs(name, 256) for name in ("AiM-B", "AiM-L")]
+    report["sizes"] = [[baseline.count(config) for config in pair] for pair in sizes]
     print(json.dumps(report))
 
 

@@ -73,6 +73,22 @@ def test_pixels_are_measured_alone_and_with_codes(report):
     assert report["pixels"][0]["difference"] == 0 < report["pixels"][1]["difference"] < 0.05
 
 
+def test_the_transformer_is_compared_at_equal_parameters(report):
+    rows = [(row["what"], row["network"], row["method"], row["batch"]) for row in report["baseline"]]
+    assert rows == [
+        ("training", "AiM", "eager", 4), ("training", "GPT", "eager", 4),
+        ("sampling", "AiM", "fast", 2), ("sampling", "GPT", "captured", 2),
+        ("sampling", "AiM", "plain", 2), ("sampling", "GPT", "plain", 2),
+    ]  # fmt: skip
+    assert all(row["codes"] == 16 and row["images_per_s"] > 0 for row in report["baseline"])
+    assert all(row["seconds_per_image"] == row["seconds"] / 2 for row in report["baseline"][2:])
+    assert all(gpt == pytest.approx(aim, rel=0.01) for aim, gpt in report["sizes"])
+
+
+def test_captured_sequences_are_those_of_the_plain_decoder(report):
+    assert report["captured"] == [True, True, True]
+
+
 def test_proposals_of_the_search_fit_the_presets(monkeypatch):
     """No trial is reduced to the sizes of a network."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

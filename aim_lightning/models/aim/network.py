@@ -204,7 +204,8 @@ class AiM(AutoregressiveNetwork):
         self._settle()
         x_BD = condition.start_BD
         if codes_B is not None:
-            x_BD = self.backbone.embeddings(codes_B, torch.tensor(position, device=codes_B.device))
+            # Filled on the device: a copy from the host would wait for all of its work.
+            x_BD = self.backbone.embeddings(codes_B, torch.full((), position, device=codes_B.device))
         return self.lm_head(self.backbone(x_BD, condition, states))
 
     def state_bytes(self) -> int:

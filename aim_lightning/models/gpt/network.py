@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aim_lightning.models.aim.block import ClassEmbedding
 from aim_lightning.models.aim.recompute import Checkpointing, apply_layers
 from aim_lightning.models.autoregressive import AutoregressiveNetwork
 from aim_lightning.models.gpt.block import Block, KeyValueCache, rotary_table
 from aim_lightning.models.gpt.gpt_config import GPTConfig
+
+# Without cuDNN's attention, which PyTorch prefers on H100 and later: it would build a plan for each number of keys.
+STEP_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -89,7 +93,8 @@ class GPT(AutoregressiveNetwork):
         x_BD, index = condition.start_BD, 0
         if codes_B is not None:
             x_BD, index = self.backbone.embeddings(codes_B), position + 1  # the class token comes first
-        hidden_B1D = self.backbone(x_BD[:, None], condition.table_LP2[index : index + 1], states)
+        with sdpa_kernel(STEP_KERNELS):
+            hidden_B1D = self.backbone(x_BD[:, None], condition.table_LP2[index : index + 1], states)
         return self.lm_head(hidden_B1D[:, 0])
 
     def state_bytes(self) -> int:
