@@ -2,7 +2,7 @@
 # Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
 #   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100 (* estimated):
 #     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
-#     backends (12 *)  forms (2 *)  pixels (2 *)  quality (3 *, after evaluate)
+#     backends (12 *)  forms (2 *)  pixels (2 *)  quality (3 *, after evaluate)  emoji (5 *, after make data-emoji)
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for images and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
@@ -41,10 +41,28 @@ evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a s
   if [ "$OUT" != benchmarks/results ]; then cp -r experiments/results experiments/sweeps "$OUT"; fi
 }
 
+emoji() { # both stages in colour; samples in the proportions of the classes, of the last and of the best checkpoint
+  local one=(--config experiments/emoji_tokenizer.yaml "${device[@]}")
+  local two=(--config experiments/emoji_aim.yaml "${device[@]}")
+  local main=$WORK/emoji_aim/main images=$OUT/emoji
+  if [ "$OUT" = benchmarks/results ]; then images=experiments/emoji; fi
+  local score=(evaluate "${two[@]}" --labels data/emoji/labels.txt --keep_images false --nearest 12)
+  aim fit "${one[@]}"
+  aim validate "${one[@]}"
+  aim tokenize "${one[@]}"
+  aim fit "${two[@]}"
+  best=$(find "$main/checkpoints" -name 'step=*.ckpt' | sort | head -n 1) # the only other one is the last
+  aim "${score[@]}" --out "$images/best" --checkpoint "$best" --record emoji_aim_best
+  aim "${score[@]}" --out "$images/last" --record emoji_aim_last
+  cp "$WORK/emoji_tokenizer/main/samples/reconstructions.png" "$main/samples/grid.png" "$images"
+  cp "$WORK/emoji_tokenizer/main/results.json" "$images/tokenizer.json"
+  if [ "$OUT" != benchmarks/results ]; then cp experiments/results/emoji_aim_*.json "$OUT"; fi
+}
+
 [ $# -gt 0 ] || { sed -n '2,10p' "$0" | cut -c3-; exit 2; }
 for part in "$@"; do
   case $part in
-    tests | sampling | tokenizer | tokenizing | evaluate | metrics | interruptions | backends | forms | pixels | quality) echo "== $part" && $part ;;
+    tests | sampling | tokenizer | tokenizing | emoji | evaluate | metrics | interruptions | backends | forms | pixels | quality) echo "== $part" && $part ;;
     *) echo "error: there is no part $part; bash experiments/record_gpu.sh lists them" >&2 && exit 2 ;;
   esac
 done

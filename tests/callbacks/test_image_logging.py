@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from helpers import TINY_VQ
 from lightning.pytorch.loggers import CSVLogger
@@ -40,13 +41,20 @@ def test_rows_of_originals_and_reconstructions_alternate():
     assert rows == [0, 1, 2, 100, 101, 102, 3, 4, 255, 103, 104, 255]
 
 
-def test_fewer_validation_images_than_columns(tmp_path):
-    (tmp_path / "val" / "cat").mkdir(parents=True)
-    for i in range(3):
-        Image.new("RGB", (16, 16)).save(tmp_path / "val" / "cat" / f"{i}.png")
-    callback = Reconstructions(num_images=16)
+@pytest.mark.parametrize(("limit", "shown"), [(16, range(9)), (3, (0, 4, 8)), (1, (0,))])
+def test_reconstructed_images_are_evenly_spaced(tmp_path, limit, shown):
+    """A validation set of class directories is sorted by class, and all classes are shown."""
+    for i in range(9):
+        path = tmp_path / "val" / f"class{i // 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(path)
+    callback = Reconstructions(num_images=limit)
     callback.images, callback.run_dir = Images("", str(tmp_path / "val"), image_size=16), str(tmp_path / "run")
     trainer = trainer_with()
     module = SimpleNamespace(network=VQModel(TINY_VQ).eval(), device=torch.device("cpu"))
     callback.on_validation_epoch_end(trainer, module)
-    assert Image.open(tmp_path / "run" / "samples" / "reconstructions.png").height > 2 * 16
+    with Image.open(tmp_path / "run" / "samples" / "reconstructions.png") as grid:
+        columns, rows = min(8, len(shown)), -(-len(shown) // 8)
+        height, left = grid.height // (2 * rows), grid.width - columns * (16 * 8 + 2)
+        tiles = [(left + 64 + i % 8 * 130, (i // 8 * 2) * height + 64) for i in range(len(shown))]
+        assert [grid.getpixel(tile) for tile in tiles] == [(20 * i, 0, 0) for i in shown]

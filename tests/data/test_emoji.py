@@ -73,6 +73,9 @@ def test_real_command_writes_categories_and_keeps_variants_in_one_split(tmp_path
     assert done.stdout.splitlines() == [f"wrote 19 images to {tmp_path}/emoji/{split}" for split in ("train", "val")]
     for split, base in (("train", IN_TRAIN), ("val", IN_VAL)):
         source = open_source(tmp_path / "emoji" / split)
+        if split == "train":
+            labels = (tmp_path / "emoji" / "labels.txt").read_text().split()
+            assert [int(label) for label in labels] == source.labels.tolist()
         assert source.class_names == ["flags", "people_and_body"]
         people = [key for key in keys(source) if key.startswith("people")]
         assert len(people) == 18 and all(key.startswith(f"people_and_body/{base.lower()}") for key in people)

@@ -44,7 +44,7 @@ class Reconstructions(Callback):
     """Log rows of originals above their reconstructions by the (EMA) tokenizer after each validation.
 
     Args:
-        num_images: the first N validation images; all if there are fewer.
+        num_images: evenly spaced validation images; all if there are fewer.
         columns: images per row.
     """
 
@@ -57,12 +57,13 @@ class Reconstructions(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         images = self.images.open("val")
-        originals, _ = images.batch(range(min(self.num_images, len(images))))
+        rows = torch.linspace(0, len(images) - 1, min(self.num_images, len(images))).round().long()
+        originals, _ = images.batch(rows.tolist())
         # Through the codes, as in sampling: a reconstruction by the latent would look better.
         codes = pl_module.network.encode(to_unit_range(originals.to(pl_module.device)))
         columns = min(self.columns, len(originals))
-        rows = alternate_rows(originals, to_uint8(pl_module.network.decode(codes)).cpu(), columns)
-        grid = labelled_grid(rows, columns, ["original", "reconstruction"] * (len(rows) // columns // 2))
+        pairs = alternate_rows(originals, to_uint8(pl_module.network.decode(codes)).cpu(), columns)
+        grid = labelled_grid(pairs, columns, ["original", "reconstruction"] * (len(pairs) // columns // 2))
         log_image(trainer, "reconstructions", grid)
         _save(grid, Path(self.run_dir) / "samples" / "reconstructions.png")
 

@@ -26,6 +26,8 @@ VARIANT = re.compile(r"-200D-(2640|2642|27A1)-FE0F|^(1F468|1F469|1F9D1)(?=-)")
 def make(package: Path, out: Path, sha256: str = SHA256) -> None:
     """Unpack the images to out/train/CATEGORY and out/val/CATEGORY; identical images are written once.
 
+    out/labels.txt contains the class number of each training image, for `evaluate --labels`.
+
     Args:
         package: file that `npm pack` wrote.
         out: directory, created if missing; an earlier version in it is replaced.
@@ -39,17 +41,20 @@ def make(package: Path, out: Path, sha256: str = SHA256) -> None:
     if sha256_file(package) != sha256:
         raise UserError(f"{package} is not {PACKAGE} (sha256 differs); remove it and download again")
     written: set[bytes] = set()
-    counts = {"train": 0, "val": 0}
+    categories: dict[str, list[str]] = {"train": [], "val": []}
     with atomic_directory(out) as temporary:
         for split, category, name, content in _images(package):
             if content not in written:
                 written.add(content)
-                counts[split] += 1
+                categories[split].append(category)
                 path = temporary / split / category / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-    for split, count in counts.items():
-        print(f"wrote {count:,} images to {out}/{split}")
+        names = sorted(set(categories["train"]))
+        labels = [f"{names.index(category)}\n" for category in sorted(categories["train"])]
+        (temporary / "labels.txt").write_text("".join(labels))
+    for split, members in categories.items():
+        print(f"wrote {len(members):,} images to {out}/{split}")
 
 
 def _images(package: Path) -> Iterator[tuple[str, str, str, bytes]]:
