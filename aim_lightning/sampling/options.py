@@ -146,9 +146,12 @@ def resolve(
         pixel_bytes: returns the bytes per image of decoding to pixels; called on a GPU only.
 
     Raises:
-        UserError: not even one image fits into the GPU's free memory, or the fast decoder cannot be used.
+        UserError: not even one image fits into the GPU's free memory, the fast decoder cannot be used, or the network
+            has no published decoder, whose positions are configured.
     """
     device = model.lm_head.weight.device
+    if options.position_offset and not isinstance(model.config, AiMConfig):
+        raise UserError(f"sampling.position_offset is 1, but a {type(model).__name__} has no published decoder; use 0")
     options = _with_decoder(options, model)
     if options.batch_size != "auto":
         return options

@@ -20,7 +20,8 @@ from aim_lightning.weights.load import adapt_weights
 from aim_lightning.weights.source import MODULES
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
-NETWORK = """{{d_model: 32, n_layer: 2, n_head: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, d_intermediate: 64}}
+NETWORK = """{{d_model: 32, n_layer: 2, n_head: 2, vocab_size: 16, num_classes: 3, num_tokens: 4, d_intermediate: 64,
+      tie_embeddings: true}}
     optimizer"""
 TRAINING = """
   max_steps: 6
@@ -70,6 +71,8 @@ def test_every_network_is_registered_with_its_module(config_class):
 def test_training_resumes_to_the_bit(experiment, run_dir, own_signals):
     content = read_checkpoint(newest_checkpoint(run_dir))
     assert {"backbone.embeddings.weight", "lm_head.weight"} <= set(content["network"])
+    for network in (content["network"], content["ema"]["network"]):  # tied
+        assert torch.equal(network["lm_head.weight"], network["backbone.embeddings.weight"])
     assert {"perf/model_tflops_per_s", "train/bits_per_code", "val/bits_per_code"} <= set(scalars(run_dir))
     killed = experiment.copy("main", "killed", step=4)
     experiment.fit("killed", "--trainer.devices", 1)
@@ -91,6 +94,8 @@ def test_what_a_gpt_lacks_is_refused_in_one_line(experiment, run_dir, fail, tmp_
     assert not (tmp_path / "out").exists()
     fast = experiment.words("sample", "main", "--sampling.decoder", "fast", "--out", tmp_path / "images")
     assert "the fast decoder cannot be used: it supports AiM only, not GPT" in fail(*fast)
+    offset = experiment.words("sample", "main", "--sampling.position_offset", 1, "--out", tmp_path / "images")
+    assert "position_offset is 1, but a GPT has no published decoder; use 0" in fail(*offset)
     foreign = experiment.words("fit", "other", "--model.init_from", experiment.file.parent / "published")
     assert "is not a run of aim_lightning.modules.gpt.GPTModule" in fail(*foreign)
 
