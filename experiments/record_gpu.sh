@@ -41,21 +41,25 @@ evaluate() { # a stage 2 on the codes of the part tokenizer: 10,000 samples, a s
   if [ "$OUT" != benchmarks/results ]; then cp -r experiments/results experiments/sweeps "$OUT"; fi
 }
 
-emoji() { # both stages in colour; samples in the proportions of the classes, of the last and of the best checkpoint
-  local one=(--config experiments/emoji_tokenizer.yaml "${device[@]}")
-  local two=(--config experiments/emoji_aim.yaml "${device[@]}")
-  local main=$WORK/emoji_aim/main images=$OUT/emoji
-  if [ "$OUT" = benchmarks/results ]; then images=experiments/emoji; fi
-  local score=(evaluate "${two[@]}" --labels data/emoji/labels.txt --keep_images false --nearest 12)
+emoji() { # both stages in colour; samples of the checkpoint with the lowest val/loss and of the last one
+  local one=(--config experiments/emoji_tokenizer.yaml "${device[@]}") two=(--config experiments/emoji_aim.yaml "${device[@]}")
+  local stage1=$WORK/emoji_tokenizer/main stage2=$WORK/emoji_aim/main out=$OUT checkpoints name
+  if [ "$OUT" = benchmarks/results ]; then out=experiments/emoji; fi
+  mkdir -p "$out"
   aim fit "${one[@]}"
   aim validate "${one[@]}"
   aim tokenize "${one[@]}"
   aim fit "${two[@]}"
-  best=$(find "$main/checkpoints" -name 'step=*.ckpt' | sort | head -n 1) # the only other one is the last
-  aim "${score[@]}" --out "$images/best" --checkpoint "$best" --record emoji_aim_best
-  aim "${score[@]}" --out "$images/last" --record emoji_aim_last
-  cp "$WORK/emoji_tokenizer/main/samples/reconstructions.png" "$main/samples/grid.png" "$images"
-  cp "$WORK/emoji_tokenizer/main/results.json" "$images/tokenizer.json"
+  checkpoints=("$stage2"/checkpoints/step=*.ckpt) # the best and the last one
+  for name in best last; do
+    if [ "$name" = last ]; then checkpoints=("${checkpoints[-1]}"); fi
+    aim evaluate "${two[@]}" --checkpoint "${checkpoints[0]}" --labels data/emoji/labels.txt --keep_images false \
+      --nearest 12 --out "$WORK/emoji_scores/$name" --record "emoji_aim_$name"
+    cp "$WORK/emoji_scores/$name"/*/nearest.png "$out/nearest_$name.png"
+  done
+  cp "$stage1/samples/reconstructions.png" "$out"
+  cp "$stage2/samples/grid.png" "$out/samples.png"
+  cp "$stage1/results.json" "$out/tokenizer.json"
   if [ "$OUT" != benchmarks/results ]; then cp experiments/results/emoji_aim_*.json "$OUT"; fi
 }
 

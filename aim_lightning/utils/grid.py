@@ -11,7 +11,6 @@ from aim_lightning.utils.files import atomic_path, write_bytes
 
 TILE = 128  # pixels; images up to half as wide are enlarged by integer factors
 WIDEST_NAME = 2.5  # image widths; longer row names are cut
-CAPTIONED_TILE = 96  # pixels; wide enough for a class name
 GAP = 2  # pixels between images
 LINE = 18  # pixels; height of a caption
 COLUMNS = 8  # of captioned images
@@ -29,7 +28,7 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
     Returns:
         uint8 (3, H, W).
     """
-    images = _enlarged(images_BCHW, TILE)
+    images = _enlarged(images_BCHW)
     height = images.shape[-2] + GAP
     # TensorBoard shrinks a grid to a few hundred pixels: the text has to be large in comparison to the images.
     font = ImageFont.load_default(max(12, height // 3))
@@ -52,7 +51,7 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str]) -> Tensor:
     Returns:
         uint8 (3, H, W).
     """
-    images, columns = _enlarged(images_BCHW, CAPTIONED_TILE), min(COLUMNS, len(images_BCHW))
+    images, columns = _enlarged(images_BCHW), min(COLUMNS, len(images_BCHW))
     height, width = images.shape[-2] + LINE + GAP, images.shape[-1] + GAP
     canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
     draw = ImageDraw.Draw(canvas)
@@ -77,8 +76,8 @@ def _paste(images_BCHW: Tensor, columns: int, margin: int = 0, line: int = 0) ->
     return canvas
 
 
-def _enlarged(images_BCHW: Tensor, smallest: int) -> Tensor:
-    factor = max(1, smallest // images_BCHW.shape[-1])
+def _enlarged(images_BCHW: Tensor) -> Tensor:
+    factor = max(1, TILE // images_BCHW.shape[-1])
     return images_BCHW.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 

@@ -76,9 +76,9 @@ def test_real_command_writes_categories_and_keeps_variants_in_one_split(tmp_path
         if split == "train":
             labels = (tmp_path / "emoji" / "labels.txt").read_text().split()
             assert [int(label) for label in labels] == source.labels.tolist()
-        assert source.class_names == ["flags", "people_and_body"]
+        assert source.class_names == ["flags", "people"]
         people = [key for key in keys(source) if key.startswith("people")]
-        assert len(people) == 18 and all(key.startswith(f"people_and_body/{base.lower()}") for key in people)
+        assert len(people) == 18 and all(key.startswith(f"people/{base.lower()}") for key in people)
         image = source[0]
         assert image.size == (64, 64) and image.getpixel((0, 0)) == (255, 255, 255) != image.getpixel((63, 0))
     assert not list(tmp_path.rglob("1f1fa.png")) and not list(tmp_path.rglob("1f3fb.png"))

@@ -75,8 +75,8 @@ def test_a_planted_copy_has_the_distance_zero_and_is_shown_first(splits, tmp_pat
     assert pairs[1]["distance"] > 0 and (values, pairs) == nearest.compare(images, Coarse())
     png = nearest.grid(images, pairs, ["red", "green", "blue"])
     (tmp_path / "nearest.png").write_bytes(png)
-    shown = np.asarray(Image.open(tmp_path / "nearest.png"))[:96]
-    tiles = [shown[:, start : start + 96][::12, ::12] for start in (0, 98)]
+    shown = np.asarray(Image.open(tmp_path / "nearest.png"))[:128]
+    tiles = [shown[:, start : start + 128][::16, ::16] for start in (0, 130)]
     np.testing.assert_array_equal(tiles, [samples[13], splits[1][41]])
 
 
@@ -120,7 +120,7 @@ def test_the_command_adds_values_and_an_image(config, workspace, options, tmp_pa
     run = workspace / "runs" / "small" / tmp_path.name
     (directory,) = (run / "evaluations").iterdir()
     record, results = (json.loads(file.read_text()) for file in (directory / "scores.json", run / "results.json"))
-    assert Image.open(directory / "nearest.png").size == (8 * 98, 2 * 116)
+    assert Image.open(directory / "nearest.png").size == (8 * 130, 2 * 148)
     assert len(record["nearest"]) == 6 and results["metrics"]["nearest_samples_effnet_lite0_12"] > 0
     protocol = results["protocol"]["evaluate_fd_effnet_lite0_12"]["nearest"]
     assert protocol == record["protocol"]["nearest"] and protocol["heldout"]["pictures"] == 20

@@ -81,6 +81,6 @@ def check_shards(aim_cli, shards, tokenizer):
     result = aim_cli("shards", "verify", shards, "--tokenizer", tokenizer)
     assert result.stdout.count("2,000 rows, no faults") == 2, result.stderr
     assert aim_cli("shards", "preview", shards / "train", "--tokenizer", tokenizer, "--num", 12).returncode == 0
-    assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 98
+    assert Image.open(shards / "train" / "preview.png").size[0] == 8 * 130
     manifest = json.loads((shards / "train" / "manifest.json").read_text())
     assert (manifest["rows"], manifest["views"], manifest["grid"], len(manifest["shards"])) == (2000, 2, [8, 8], 2)

@@ -65,7 +65,7 @@ def _images(package: Path) -> Iterator[tuple[str, str, str, bytes]]:
         for emoji in json.loads(contents["package/emoji.json"]):
             # The five members of Component are samples of skin tones.
             if emoji["category"] != "Component":
-                category = emoji["category"].lower().replace("&", "and").replace(" ", "_")
+                category = emoji["category"].partition(" ")[0].lower()  # "People & Body" is people
                 split = "val" if name_hash(VARIANT.sub("", emoji["unified"])) < VAL_FRACTION else "train"
                 for image in (emoji, *emoji.get("skin_variations", {}).values()):
                     yield split, category, image["image"], contents[f"package/img/twitter/64/{image['image']}"]
