@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import torch
 from aim_lightning.utils.logging import log
 
 POLL = 0.2  # seconds
+MOST_PER_GPU = 4
+# Of the CUDA context, samples and features: `evaluate` with blocks of 500 images needed 2 GiB on an H100.
+PROCESS_BYTES = 4 * 10**9
+USABLE = 0.9  # share of the free memory
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -22,6 +27,35 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
     return list(names)[: torch.cuda.device_count()]
+
+
+def processes_per_gpu(training_bytes: int | None, free_bytes: int | None) -> tuple[int, str]:
+    """Return the number of processes that share a GPU, and the reason.
+
+    Args:
+        training_bytes: of the largest training; None = unknown.
+        free_bytes: of the GPU with the least free memory; None = unknown.
+    """
+    if training_bytes is None or free_bytes is None:
+        return 1, f"the {'free memory of the GPUs' if free_bytes is None else 'memory of a network'} is unknown"
+    needed = training_bytes + PROCESS_BYTES
+    number = max(1, min(MOST_PER_GPU, int(USABLE * free_bytes / needed)))
+    return (
+        number,
+        f"the largest needs about {needed / 1e9:.1f} of {free_bytes / 1e9:.1f} GB, and {MOST_PER_GPU} is the most",
+    )
+
+
+def free_memory(gpus: list[str]) -> int | None:
+    """Return the free bytes of the fullest GPU; None if they are unknown or a GPU takes one process only."""
+    words = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.free,compute_mode"]
+    # PyTorch would open a context on each GPU for the same numbers.
+    try:
+        done = subprocess.run([*words, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    free = [int(number) for number in re.findall(r"^(\d+), Default$", done.stdout, re.MULTILINE)]
+    return min(free) << 20 if len(free) == len(gpus) else None
 
 
 def run_tasks(tasks: dict[str, list[list[str]]], jobs: int, logs: dict[str, Path]) -> dict[str, int]:

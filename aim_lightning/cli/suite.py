@@ -23,6 +23,8 @@ KEYS: dict[str, tuple[type, Any]] = {
     "overrides": (dict, {}),
     "seeds": (list, [0]),
     "evaluate": (dict, {}),
+    "guidance": (list, []),
+    "power_law": (dict, {}),
 }
 WORDS = {str: "a text", dict: "a mapping", list: "a list"}
 INCLUDE = "include"  # of a variation: files that follow the experiment's
@@ -44,6 +46,15 @@ class SuiteRun:
     config: Config
     directory: RunDirectory
 
+    def scales(self, guidance: list[float]) -> list[float]:
+        """Return the scales that this run is evaluated with: 1 alone where the null class or all classes are untrained.
+
+        Args:
+            guidance: scales of the suite.
+        """
+        is_guided = self.config.init_args("model").get("label_dropout") not in (0, 1)
+        return guidance if is_guided else [1.0 for _ in guidance[:1]]
+
     def words(self, command: str, *options: str) -> list[str]:
         """Return the arguments of `aim-lightning` for a command on this run."""
         return [command, *command_line(self.arguments), *options]
@@ -58,12 +69,16 @@ class Suite:
         variations: files and overrides by name, with the name of the run without its seed.
         seeds: values of seed_everything.
         evaluate: options of the command `evaluate`; without any, runs are not evaluated.
+        guidance: values of sampling.cfg_scale that every run is evaluated with; empty = as configured.
+        power_law: columns of the fits, a list `x` and a name `y`; empty = no fit.
     """
 
     path: Path
     variations: dict[str, Arguments]
     seeds: list[int]
     evaluate: dict[str, Any]
+    guidance: list[float]
+    power_law: dict[str, Any]
 
     def runs(self) -> list[SuiteRun]:
         """Compose and check the configuration of every run, named SUITE-VARIATION-SEED as in a SLURM array of seeds.
@@ -108,6 +123,7 @@ def read_suite(path: Path, common: Arguments) -> Suite:
     seeds = parts["seeds"]
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
+    _check_results(path, parts)
     variations: dict[str, Arguments] = {}
     for name, changes in parts["variations"].items():
         for suffix, point in _points(path, parts["grid"]):
@@ -119,7 +135,19 @@ def read_suite(path: Path, common: Arguments) -> Suite:
             run = [("run", f"{path.stem}-{full}")]
             overrides = [(key, _text(key, value)) for key, value in merged.items()]
             variations[full] = Arguments([*files, *common.configs], [*overrides, *common.overrides, *run])
-    return Suite(path, variations, seeds, parts["evaluate"])
+    return Suite(path, variations, seeds, *(parts[key] for key in ("evaluate", "guidance", "power_law")))
+
+
+def _check_results(path: Path, parts: dict[str, Any]) -> None:
+    """Check the keys that describe the table and the charts."""
+    scales, law = parts["guidance"], parts["power_law"]
+    if not all(type(scale) in (int, float) and scale > 0 for scale in scales) or len(set(scales)) < len(scales):
+        raise UserError(f"{path}: guidance is {inline(scales)}; give different positive numbers")
+    if scales and not parts["evaluate"]:
+        raise UserError(f"{path}: guidance has no effect without evaluate; add evaluate: {{num: 10000}}")
+    if law and (law.keys() != {"x", "y"} or not isinstance(law["x"], list) or not isinstance(law["y"], str)):
+        fix = "write {x: [parameters_in_millions], y: val/loss}"
+        raise UserError(f"{path}: power_law is {inline(law)}; {fix}")
 
 
 def _part(path: Path, values: dict[str, Any], key: str) -> Any:

@@ -71,6 +71,9 @@ def test_variations_grids_and_seeds_are_combined(write):
         (SUITE + "seeds: [1, 1]", "seeds is [1, 1]; give different whole numbers"),
         (SUITE + "grid: {model.label_dropout: 0.1}", "it must be a list of values"),
         (SUITE + "grid: {model.label_dropout: [0.1, 0.1]}", "variation one-label_dropout0.1 occurs twice"),
+        (SUITE + "guidance: [1, 1]\nevaluate: {num: 50}", "guidance is [1, 1]; give different positive numbers"),
+        (SUITE + "guidance: [1]", "guidance has no effect without evaluate"),
+        (SUITE + "power_law: {x: val/loss}", "power_law is {'x': 'val/loss'}; write {x: [parameters_in_millions]"),
         (SUITE.replace("two:", "one:"), "key one occurs twice"),
         (
             SUITE.replace("label_dropout", "label_dropot"),
@@ -173,6 +176,41 @@ def test_tasks_run_concurrently_and_a_failure_stops_its_own_task(tmp_path, monke
     assert processes.run_tasks(tasks, 2, logs) == {"a": 2}
     assert "there is no command 'nonsense'" in logs["a"].read_text().splitlines()[-1]
     assert all(logs[name].read_text().startswith("aim-lightning ") for name in "abc")
+
+
+def test_processes_share_a_gpu_where_memory_allows():
+    def number(training, free):
+        return processes.processes_per_gpu(training and training * 10**9, free and free * 10**9)
+
+    assert [number(6, free)[0] for free in (9, 12, 25, 34, 140)] == [1, 1, 2, 3, 4]
+    assert "the largest needs about 10.0 of 25.0 GB" in number(6, 25)[1]
+    assert number(None, 140) == (1, "the memory of a network is unknown")
+    assert number(6, None) == (1, "the free memory of the GPUs is unknown")
+
+
+def test_free_memory_is_that_of_the_fullest_gpu(tmp_path, monkeypatch):
+    def report(text):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n[ $1 = --id=0,3 ] && printf '{text}'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        return processes.free_memory(["0", "3"])
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert report(r"1000, Default\n900, Default\n") == 900 << 20
+    assert report(r"1000, Default\n900, Exclusive_Process\n") is None
+    assert report(r"[N/A], Default\n900, Default\n") is None
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert processes.free_memory(["0"]) is None
+
+
+def test_the_largest_training_limits_the_default(write, fail, monkeypatch):
+    calls = []
+    monkeypatch.setattr(processes, "run_tasks", lambda *words: calls.append(words[1]) or {"x": 3})
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(processes, "free_memory", lambda gpus: 9 * 10**9)
+    wide = SUITE.replace("include: [wide.yaml]", "model.network.d_model: 4096")  # 0.1 GB of weights per layer
+    for text in (SUITE, wide):
+        fail("suite", write(text, "memory"))
+    assert calls == [4, 2]
 
 
 def test_curves_are_means_at_common_steps():

@@ -4,7 +4,13 @@ import torch
 from lightning.pytorch import LightningModule
 
 from aim_lightning.models import AiM
-from aim_lightning.models.aim.memory import BYTES_PER_PARAMETER, bytes_per_image, fitting_micro_batch, largest_divisor
+from aim_lightning.models.aim.memory import (
+    BYTES_PER_PARAMETER,
+    LARGEST,
+    bytes_per_image,
+    fitting_micro_batch,
+    largest_divisor,
+)
 
 ASSUMED_BYTES = 80 * 10**9  # of a GPU that the present machine lacks
 
@@ -24,7 +30,7 @@ def automatic_micro_batch(
     size, reason = share, "the whole share of a rank"
     network = getattr(module, "network", None)
     if device.type == "cuda" and isinstance(network, AiM):
-        size, reason = _fitting(network, str(precision), device, share)
+        size, reason = _fitting(network, precision, device, share)
     if previous is None:
         return size, f"micro-batch: {size} images per device (auto: {reason})"
     kept = largest_divisor(share, previous)
@@ -32,9 +38,34 @@ def automatic_micro_batch(
     return kept, f"micro-batch: {kept} images per device (auto: kept from the checkpoint{other})"
 
 
-def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> tuple[int, str]:
+def training_bytes(module: LightningModule, precision: str | int, limit: int | str | None) -> int | None:
+    """Estimate the bytes of a training on one GPU, which is not queried; None for networks other than AiM.
+
+    Args:
+        module: its network has the sizes; weights may be on another device.
+        precision: `trainer.precision`.
+        limit: `data.max_device_batch_size`.
+    """
+    network = getattr(module, "network", None)
+    if not isinstance(network, AiM):
+        return None
+    images = min(module.global_batch_size, LARGEST if limit == "auto" else limit or module.global_batch_size)
+    option, config = network.backend_option, network.config
+    # The kernels of triton have no dropout; of the other backends, torch needs more memory.
+    replacement = "torch" if config.mixer_dropout or config.mlp_dropout else "triton"
+    backend = replacement if option in ("auto", "triton") else option
+    item_size = _dtype(precision).itemsize
+    image_bytes = bytes_per_image(config, backend, network.backbone.gradient_checkpointing, item_size)
+    return images * image_bytes + BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
+
+
+def _dtype(precision: str | int) -> torch.dtype:
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
-    dtype = dtypes.get(precision.partition("-")[0], torch.float32)
+    return dtypes.get(str(precision).partition("-")[0], torch.float32)
+
+
+def _fitting(network: AiM, precision: str | int, device: torch.device, share: int) -> tuple[int, str]:
+    dtype = _dtype(precision)
     name, memory = f"an assumed GPU of {ASSUMED_BYTES / 1e9:.0f} GB", ASSUMED_BYTES
     backend = "triton" if network.backend_option == "auto" else network.backend_option
     if torch.cuda.is_available():

@@ -4,6 +4,7 @@ import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.commands import plan
@@ -12,6 +13,9 @@ from aim_lightning.cli.suite import Suite, SuiteRun, read_suite
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.table import aligned
+
+if TYPE_CHECKING:
+    from aim_lightning.evaluation.report.suite import Variation
 
 HELP = "train and evaluate variations of an experiment, with a table and curves"
 NEEDS_CONFIG = False
@@ -22,7 +26,7 @@ LOG = "suite.log"  # in the directory of a run
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     parser.add_argument("name", metavar="NAME", help=f"file of {SUITES} without .yaml, or a path")
-    jobs = "processes at a time, also several per GPU (default: one per visible GPU)"
+    jobs = "processes or array tasks at a time (default: up to 4 per visible GPU where memory allows)"
     parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=jobs)
     parser.add_argument("--dry", **flag("show runs, steps and estimated hours, and train nothing"))
     parser.add_argument("--slurm", **flag("submit one SLURM array of the incomplete runs; with --dry print its script"))
@@ -30,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: None, options: argparse.Namespace) -> int:
-    """Train what is missing, evaluate, and write results.csv, table.md and curves.png."""
+    """Train what is missing, evaluate, and write results.csv, table.md and charts."""
     suite = read_suite(_path(options.name), options.arguments)
     runs = suite.runs()
     if options.dry and not options.slurm:
@@ -77,14 +81,13 @@ def _train(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], jobs: 
     Raises:
         UserError: a process failed.
     """
-    from aim_lightning.cli.processes import run_tasks, visible_gpus
+    from aim_lightning.cli.processes import run_tasks
 
-    scoring = [f"--{name}={value}" for name, value in suite.evaluate.items()]
     tasks = {}
     for item in runs:
         commands = [item.words("fit")] if item.directory.run in todo else []
-        tasks[item.directory.run] = commands + ([item.words("evaluate", *scoring)] if suite.evaluate else [])
-    jobs = jobs or max(1, len(visible_gpus()))
+        tasks[item.directory.run] = commands + _evaluation(suite, item)
+    jobs = jobs or _default_jobs(runs)
     logs = {item.directory.run: item.directory.path / LOG for item in runs} if jobs > 1 else {}
     if failed := run_tasks({name: commands for name, commands in tasks.items() if commands}, jobs, logs):
         codes = ", ".join(f"{name} (exit code {code})" for name, code in failed.items())
@@ -92,19 +95,54 @@ def _train(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], jobs: 
         raise UserError(f"{suite.path}: {len(failed)} of {len(runs)} runs failed: {codes}; {where}")
 
 
-def _report(suite: Suite, runs: list[SuiteRun]) -> None:
+def _default_jobs(runs: list[SuiteRun]) -> int:
+    """Return the number of processes at a time: several per GPU where memory allows, one without a GPU."""
+    from aim_lightning.cli.build.micro_batch import training_bytes
     from aim_lightning.cli.plan.report import meta_module
+    from aim_lightning.cli.processes import free_memory, processes_per_gpu, visible_gpus
+
+    if not (gpus := visible_gpus()):
+        return 1
+    configs = {item.variation: item.config for item in runs}.values()
+    limits = [config.init_args("data").get("max_device_batch_size") for config in configs]
+    precisions = [config.trainer.get("precision") or "32-true" for config in configs]
+    estimates = list(map(training_bytes, map(meta_module, configs), precisions, limits))
+    largest = None if None in estimates else max(estimates)
+    per_gpu, reason = processes_per_gpu(largest, free_memory(gpus))
+    log(f"{per_gpu * len(gpus)} processes at a time, {per_gpu} per GPU: {reason}; --jobs sets another number")
+    return per_gpu * len(gpus)
+
+
+def _evaluation(suite: Suite, item: SuiteRun) -> list[list[str]]:
+    """Return the command that scores a run, none without `evaluate`."""
+    options = [f"--{name}={value}" for name, value in suite.evaluate.items()]
+    if not options:
+        return []
+    if not (scales := item.scales(suite.guidance)):
+        return [item.words("evaluate", *options)]
+    grid = f"--grid=cfg_scale={','.join(f'{scale:g}' for scale in scales)}"
+    # The configured scale is checked too, and may need the null class.
+    return [item.words("sweep", grid, f"--sampling.cfg_scale={scales[0]:g}", f"--name={suite.path.stem}", *options)]
+
+
+def _report(suite: Suite, runs: list[SuiteRun]) -> None:
     from aim_lightning.evaluation.report.suite import write_report
 
     groups = {name: [item for item in runs if item.variation == name] for name in suite.variations}
-    directories = {name: [item.directory for item in group] for name, group in groups.items()}
-    sizes = {
-        name: sum(p.numel() for p in meta_module(group[0].config).network.parameters())
-        for name, group in groups.items()
-    }
+    variations = {name: _variation(group, suite.guidance) for name, group in groups.items()}
     directory = suite.path.with_suffix("")
-    log(write_report(directory, directories, sizes, bool(suite.evaluate)))
-    log(f"results: {', '.join(str(directory / name) for name in ('results.csv', 'table.md', 'curves.png'))}")
+    log(write_report(directory, variations, bool(suite.evaluate), suite.power_law))
+    log(f"results: {', '.join(str(path) for path in sorted(directory.iterdir()))}")
+
+
+def _variation(group: list[SuiteRun], guidance: list[float]) -> "Variation":
+    from aim_lightning.cli.plan.report import meta_module
+    from aim_lightning.evaluation.report.suite import Variation
+
+    module = meta_module(group[0].config)
+    parameters = sum(p.numel() for p in module.network.parameters())
+    step_flops = module.network.flops_per_image() * module.global_batch_size
+    return Variation([item.directory for item in group], parameters, step_flops, group[0].scales(guidance))
 
 
 def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:

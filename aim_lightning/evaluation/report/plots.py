@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aim_lightning.evaluation.report.comparison import Row, short_name, titles
+from aim_lightning.evaluation.report.power_law import PowerLaw
 from aim_lightning.evaluation.report.sweep import label, number_or_text, text
 from aim_lightning.evaluation.run_metrics import HIGHER
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.files import atomic_path
 
 Lines = dict[str, list[tuple[SamplingOptions, dict[str, Any]]]]
+Curves = dict[str, dict[str, list[tuple[float, float, float]]]]
 
 
 def write_plots(
@@ -61,22 +63,42 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
     _save(figure, {}, path)
 
 
-def write_curves(path: Path, curves: dict[str, dict[str, list[tuple[int, float, float]]]]) -> None:
+def write_curves(path: Path, curves: Curves, axis: str = "optimizer step", marker: str = "") -> None:
     """Write one panel per tag with a line per variation, its deviation over seeds as a band.
 
     Args:
         path: of the image.
         curves: (step, mean, deviation) by tag, by variation.
+        axis: name of the first number, if it is not a step.
+        marker: of single points.
     """
     tags = list(dict.fromkeys(tag for lines in curves.values() for tag in lines))
     figure, panels = _panels(tags, 3)
     for tag, plot in zip(tags, panels, strict=True):
         for name, points in ((name, lines[tag]) for name, lines in curves.items() if lines.get(tag)):
             steps, mean, deviation = map(np.array, zip(*points, strict=True))
-            plot.plot(steps, mean, label=name)
+            plot.plot(steps, mean, label=name, marker=marker)
             plot.fill_between(steps, mean - deviation, mean + deviation, alpha=0.25)
-        plot.set_xlabel("optimizer step")
+        plot.set_xlabel(axis)
     _save(figure, {name: [] for name in curves}, path)
+
+
+def write_power_laws(path: Path, laws: list[PowerLaw]) -> None:
+    """Write one panel per law with its points and its line on logarithmic axes."""
+    figure, panels = _panels([law.y for law in laws], 3)
+    for law, plot in zip(laws, panels, strict=True):
+        ends = np.array(sorted(x for x, _ in law.points.values()))[[0, -1]]
+        plot.plot(ends, np.exp(law.intercept) * ends**law.exponent, color="0.6", label=f"exponent {law.exponent:.4f}")
+        for name, (x, y) in law.points.items():
+            plot.plot(x, y, marker="o", color="C0")
+            plot.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        plot.set(xlabel=law.x, xscale="log", yscale="log")
+        # A loss varies within one decade, where the usual format shows powers of ten only.
+        plot.yaxis.set_minor_formatter("{x:.3g}")
+        plot.yaxis.set_major_formatter("{x:.3g}")
+        plot.tick_params(which="both", labelsize=7)
+        plot.legend(fontsize=7)
+    _save(figure, {}, path)
 
 
 def _panels(names: list[str], height: float) -> tuple[Figure, list[Axes]]:

@@ -1,53 +1,90 @@
-"""Results of a suite: a table over the seeds of each variation, and its curves."""
+"""Results of a suite: a table over the seeds of each variation, its curves and its fits."""
 
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aim_lightning.evaluation.report.comparison import Column, Row, Value, combine, write_tables
-from aim_lightning.evaluation.report.plots import write_curves
+from aim_lightning.evaluation.report.comparison import Column, Row, Value, combine, record_values, write_tables
+from aim_lightning.evaluation.report.plots import write_curves, write_power_laws
+from aim_lightning.evaluation.report.power_law import fit
 from aim_lightning.evaluation.report.sources import read_row
-from aim_lightning.evaluation.run_metrics import NO_SCORES
+from aim_lightning.evaluation.report.sweep import read_points
+from aim_lightning.evaluation.report.table import guidance
+from aim_lightning.evaluation.run_metrics import HEADLINE, NO_SCORES
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import read_results
 from aim_lightning.utils.files import write_text
 
 SPEED = "perf/images_per_s"
 CURVES = ("train/loss", "val/loss", "val/bits_per_code", "val/psnr")
+SIZE = Column("parameters_in_millions", "", "trained network")
+FLOPS = Column("training_flops", "", "floating-point operations of the training, mean over seeds")
+SCALE = Column("cfg_scale", "", "guidance of the samples")
 VALIDATION = "last validation of the training"
 MEDIAN = "median over the training, at equal load of the machine only"
 Scalars = dict[str, list[tuple[int, float]]]
 
 
-def write_report(
-    directory: Path, runs: dict[str, list[RunDirectory]], parameters: dict[str, int], evaluated: bool
-) -> str:
-    """Write results.csv, table.md and curves.png; return the table as text for a terminal.
+@dataclass(frozen=True)
+class Variation:
+    """The finished runs of a variation, with the sizes of its training.
 
     Args:
-        directory: for the files.
-        runs: finished runs by variation, one per seed.
-        parameters: of the network, by variation.
-        evaluated: the runs have scores of `evaluate`.
+        runs: one per seed.
+        parameters: of the network.
+        step_flops: floating-point operations of an optimizer step.
+        scales: of guidance in the suite's sweep; empty = scored by `evaluate`, or not at all.
     """
-    curves = {name: [read_scalars(run.path) for run in several] for name, several in runs.items()}
-    rows = []
-    for name, several in runs.items():
-        size = Column("parameters_in_millions", "", "trained network")
-        seeds = [_run_row(*pair, evaluated) for pair in zip(several, curves[name], strict=True)]
-        row = combine(name, seeds)
-        rows.append(Row(name, {size: Value(parameters[name] / 1e6), **row.values}, row.guidance))
-    text = write_tables(directory, rows, files=("table.md", "results.csv"))
-    page = directory / "table.md"
-    write_text(page, f"{page.read_text(encoding='utf-8')}\n{_origin(runs)}")
+
+    runs: list[RunDirectory]
+    parameters: int
+    step_flops: int
+    scales: list[float]
+
+
+def write_report(directory: Path, variations: dict[str, Variation], evaluated: bool, power_law: dict[str, Any]) -> str:
+    """Write results.csv, table.md and the charts; return the table as text for a terminal.
+
+    Args:
+        directory: for the files; its name is that of the suite.
+        variations: by name.
+        evaluated: the runs have scores of images.
+        power_law: columns of the fits, a list `x` and a name `y`; empty = no fit.
+
+    Raises:
+        UserError: a column of `power_law` does not fit.
+    """
+    curves = {name: [read_scalars(run.path) for run in item.runs] for name, item in variations.items()}
+    rows = {name: _rows(name, item, curves[name], evaluated, directory.name) for name, item in variations.items()}
+    text = write_tables(directory, [row for several in rows.values() for row in several], ("table.md", "results.csv"))
     write_curves(directory / "curves.png", {name: mean_curves(several) for name, several in curves.items()})
-    return text
+    laws = [fit(x, power_law["y"], [several[0] for several in rows.values()]) for x in power_law.get("x", [])]
+    lines = [f"- {law}\n" for law in laws]
+    page = directory / "table.md"
+    write_text(page, "\n".join([page.read_text(encoding="utf-8"), *lines, _origin(variations)]))
+    if laws:
+        write_power_laws(directory / "scaling.png", laws)
+    if guided := {name: _guidance_curves(several) for name, several in rows.items() if SCALE in several[0].values}:
+        write_curves(directory / "guidance.png", guided, SCALE.metric, "o")
+    return "".join([text, *(f"\n{line.strip()}" for line in lines)])
 
 
-def _run_row(run: RunDirectory, scalars: Scalars, evaluated: bool) -> Row:
-    """Return validation metrics, speed, and the scores of images of a run."""
+def _rows(name: str, item: Variation, scalars: list[Scalars], evaluated: bool, sweep: str) -> list[Row]:
+    """Return the row of a variation, or one per guidance scale."""
+    steps = statistics.fmean(read_results(run.results)["protocol"]["step"] for run in item.runs)
+    size = {SIZE: Value(item.parameters / 1e6), FLOPS: Value(steps * item.step_flops)}
+    seeds = [_run_rows(*pair, evaluated, item.scales and sweep) for pair in zip(item.runs, scalars, strict=True)]
+    rows = [combine(name, list(several)) for several in zip(*seeds, strict=True)]
+    scales = [{SCALE: Value(scale)} for scale in item.scales] or [{}]
+    return [Row(name, size | scale | row.values, row.guidance) for scale, row in zip(scales, rows, strict=True)]
+
+
+def _run_rows(run: RunDirectory, scalars: Scalars, evaluated: bool, sweep: str | None) -> list[Row]:
+    """Return validation metrics, speed, and the scores of images of a run, a row per point of its sweep."""
     metrics = read_results(run.results)["metrics"]
     validation = {
         name: value for name, value in metrics.items() if name.startswith("val/") and not NO_SCORES.search(name)
@@ -56,9 +93,22 @@ def _run_row(run: RunDirectory, scalars: Scalars, evaluated: bool) -> Row:
     if SPEED in scalars:
         values[Column(SPEED, "", MEDIAN)] = Value(statistics.median(value for _, value in scalars[SPEED]))
     if not evaluated:
-        return Row(run.run, values)
+        return [Row(run.run, values)]
+    if sweep:
+        points = read_points(run.path / "sweeps" / sweep)
+        return [Row(run.run, values | record_values(x), guidance(x["protocol"]["sampling"])) for x in points]
     row = read_row(str(run.path), run.root, _no_images)
-    return Row(run.run, values | row.values, row.guidance)
+    return [Row(run.run, values | row.values, row.guidance)]
+
+
+def _guidance_curves(rows: list[Row]) -> dict[str, list[tuple[float, float, float]]]:
+    """Return (scale, mean, deviation) by headline metric of images."""
+    result = {}
+    for row in rows:
+        for column, value in row.values.items():
+            if column.metric.startswith(HEADLINE) and not column.metric.startswith("val/"):
+                result.setdefault(column.metric, []).append((row.values[SCALE].mean, value.mean, value.std))
+    return result
 
 
 def _no_images(path: Path) -> dict:
@@ -87,14 +137,14 @@ def _spread(values: Iterable[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _origin(runs: dict[str, list[RunDirectory]]) -> str:
+def _origin(variations: dict[str, Variation]) -> str:
     """Return lines with the steps, commits and hardware of all runs."""
-    results = [read_results(run.results) for several in runs.values() for run in several]
+    results = [read_results(run.results) for item in variations.values() for run in item.runs]
 
     def several(value: Callable[[dict], object]) -> str:
         return ", ".join(sorted({str(value(result)) for result in results}))
 
-    names = ", ".join(f"{name} ({len(group)})" for name, group in runs.items())
+    names = ", ".join(f"{name} ({len(item.runs)})" for name, item in variations.items())
     steps = several(lambda result: f"{result['protocol']['step']:,}")
     commits, hardware = (several(lambda result, key=key: result[key]) for key in ("commit", "hardware"))
     return f"Runs: {names}. Steps: {steps}. Commit: {commits}. Hardware: {hardware}.\n"

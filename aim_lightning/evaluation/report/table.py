@@ -22,14 +22,14 @@ def paper_results() -> dict[str, list[dict[str, Any]]]:
 def render(
     records: dict[str, dict[str, Any]],
     sweeps: dict[str, dict[str, Any]],
-    suites: dict[str, tuple[str, bool]] | None = None,
+    suites: dict[str, tuple[str, list[str]]] | None = None,
 ) -> str:
     """Return the text of the file.
 
     Args:
         records: by name.
         sweeps: protocols by name.
-        suites: description, and whether results are recorded, by name.
+        suites: description, and the names of recorded results, by name.
     """
     page, papers = Path(__file__).with_name("results_page.md").read_text(encoding="utf-8"), paper_results()
     rows = [[row["model"], row["parameters"], *_paper_cells(row)] for row in papers["aim"] + papers["others"]]
@@ -47,11 +47,11 @@ def read_records(directory: str | Path) -> dict[str, dict[str, Any]]:
     return {path.stem: read_record(path) for path in sorted(Path(directory).glob("*.json"))}
 
 
-def read_suites(directory: str | Path) -> dict[str, tuple[str, bool]]:
-    """Return the first comment of each suite's file, and whether its table is recorded, by name in order."""
+def read_suites(directory: str | Path) -> dict[str, tuple[str, list[str]]]:
+    """Return the first comment of each suite's file, and the names of its recorded results, by name in order."""
     files = sorted(Path(directory).glob("*.yaml"))
-    first = {file: file.read_text(encoding="utf-8").partition("\n")[0] for file in files}
-    return {file.stem: (first[file].removeprefix("# "), file.with_suffix("").is_dir()) for file in files}
+    first = {file: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files}
+    return {file.stem: (first[file], sorted(path.name for path in file.with_suffix("").glob("*"))) for file in files}
 
 
 def compare_with_paper(record: dict[str, Any], row: dict[str, Any]) -> str:
@@ -110,6 +110,8 @@ def number(value: float | None, spread: float | None = None) -> str:
     """Return a value with its deviation, a dash for None."""
     if value is None:
         return MISSING
+    if abs(value) >= 1e6:
+        return f"{value:.3g}"
     digits = 4 if abs(value) < 1 else 2
     # `z`: a small negative distance is printed as 0.0000, not as -0.0000.
     return f"{value:z.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
@@ -134,10 +136,9 @@ def _sweep(name: str, sweep: dict[str, Any]) -> str:
     )
 
 
-def _suite(name: str, suite: tuple[str, bool]) -> str:
-    description, is_recorded = suite
-    files = ("table.md", "results.csv", "curves.png")
-    results = ", ".join(f"[{file}](suites/{name}/{file})" for file in files) if is_recorded else "not run yet"
+def _suite(name: str, suite: tuple[str, list[str]]) -> str:
+    description, files = suite
+    results = ", ".join(f"[{file}](suites/{name}/{file})" for file in files) or "not run yet"
     return f"- **{name}**: {description} ([suites/{name}.yaml](suites/{name}.yaml)): {results}"
 
 

@@ -1,0 +1,103 @@
+"""Tables and charts of suites: guidance per row, sizes, and fitted power laws."""
+
+import csv
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from evaluation.small import CONFIG, networks
+from helpers import TINY, assert_user_error, write_tokens
+
+from aim_lightning.cli import processes
+from aim_lightning.cli.main import main
+from aim_lightning.evaluation.report.comparison import Column, Row, Value
+from aim_lightning.evaluation.report.power_law import fit
+from aim_lightning.models import AiM, AiMConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
+TRAINING = """
+  max_steps: 5
+  max_epochs: -1
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+callbacks:
+  checkpoints: {class_path: aim_lightning.callbacks.training.checkpoints.Checkpoints, init_args: {every_n_steps: 5}}
+logger:
+  tensorboard: {class_path: lightning.pytorch.loggers.TensorBoardLogger}
+"""
+SUITE = """
+experiment: small.yaml
+variations:
+  guided: {}
+  wide: {model.network.d_model: 64, model.label_dropout: 0}
+evaluate: {num: 24, keep_images: false, cache: CACHE}
+guidance: [1, 2.5]
+power_law: {x: [parameters_in_millions, training_flops], y: val/loss}
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """Return the path of a finished suite, whose commands ran in this process."""
+    root, pipeline = tmp_path_factory.mktemp("report"), networks()
+    pipeline.save_pretrained(root / "published")
+    for split in ("train", "val"):
+        write_tokens(root / "tokens" / split, [40], config=TINY, tokenizer_hash=pipeline.tokenizer.weights_hash)
+    text = CONFIG.format(root=root).replace("trainer: {accelerator: cpu, devices: 1}", "trainer:\n  accelerator: cpu")
+    (root / "small.yaml").write_text(text.rstrip() + "\n  devices: 1" + TRAINING)
+    path = root / "s.yaml"
+    path.write_text(SUITE.replace("CACHE", str(root / "cache")))
+
+    def run_tasks(tasks, *_):
+        return {name: 1 for name, commands in tasks.items() if any(main(command) for command in commands)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(processes, "run_tasks", run_tasks)
+        assert main(["suite", str(path)]) == 0
+    return path
+
+
+def test_rows_are_variations_and_guidance_scales(suite):
+    rows = list(csv.DictReader((suite.parent / "s/results.csv").open()))
+    points = [(row["name"], float(row["cfg_scale"])) for row in rows]
+    assert points == [("guided", 1), ("guided", 2.5), ("wide", 1)], "an untrained null class cannot guide"
+    distances = [float(row["fd_effnet_lite0_24_raw"]) for row in rows]
+    assert len(set(distances)) == 3
+    assert rows[0]["val/loss"] == rows[1]["val/loss"] != rows[2]["val/loss"]
+    assert (suite.parent / "s/guidance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_training_flops_and_the_fits(suite):
+    rows = {row["name"]: row for row in csv.DictReader((suite.parent / "s/results.csv").open())}
+    config = AiMConfig(
+        32, 2, vocab_size=16, num_classes=3, num_tokens=4, adaln="group", num_groups=2, d_state=8, headdim=16
+    )
+    steps, images = 5, 8
+    assert float(rows["guided"]["training_flops"]) == steps * images * AiM(config).flops_per_image()
+    text = (suite.parent / "s/table.md").read_text()
+    assert text.count("- val/loss = ") == 2 and "training_flops^" in text
+    assert (suite.parent / "s/scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def rows_of(points):
+    return [Row(f"r{x}", {Column("size", "", ""): Value(x), Column("loss", "", ""): Value(y)}) for x, y in points]
+
+
+def test_a_power_law_is_found_exactly():
+    law = fit("size", "loss", rows_of([(x, 3 * x**-0.25) for x in (0.5, 2, 7)]))
+    assert (law.exponent, law.intercept) == (pytest.approx(-0.25), pytest.approx(np.log(3)))
+    assert law.residual < 1e-9 and str(law).startswith("loss = 3 * size^-0.2500: exponent -0.2500, intercept 1.0986")
+
+
+@pytest.mark.parametrize(
+    ("x", "points", "error"),
+    [
+        ("width", [(1, 1), (2, 1)], "r1 has no column width; use one of size, loss"),
+        ("size", [(1, 1), (2, 0)], "loss is not positive everywhere"),
+        ("size", [(1, 1), (1, 2)], "size is equal for all variations"),
+    ],
+)
+def test_columns_without_a_power_law_are_refused(x, points, error):
+    assert_user_error(error, fit, x, "loss", rows_of(points))
