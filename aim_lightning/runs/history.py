@@ -16,6 +16,7 @@ from aim_lightning.utils.files import make_directory, tolerate_disk_errors
 from aim_lightning.utils.process import beat
 
 VALIDATED_BY = "ResumeState"  # callback whose state in a checkpoint contains the last validation
+TIMED_BY = "Timer"  # Lightning's callback of trainer.max_time
 
 
 def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = True) -> RunContent:
@@ -42,8 +43,9 @@ def read_content(directory: RunDirectory, now: dict[str, Any], verify: bool = Tr
             damaged[path] = str(error)
             continue
         trainer = content["trainer"]
-        progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"])
         imported, callbacks = trainer.get("imported_from"), trainer.get("callbacks") or {}
+        seconds = callbacks.get(TIMED_BY, {}).get("time_elapsed", {}).get("train", 0.0)
+        progress = Progress(path, trainer["global_step"], content["cursor"]["epoch"], seconds)
         validation = callbacks.get(VALIDATED_BY, {}).get("validation", {})  # absent from older checkpoints
         return RunContent(progress, damaged, content["configuration"], now, imported, content["data"], validation)
     return RunContent(None, damaged, {}, now)

@@ -1,6 +1,9 @@
 """Decide what `fit` does with a run directory, as a pure function of its content."""
 
+import math
+import re
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +18,12 @@ ADVICE = "use another RUN, or --allow_changes true to continue anyway"
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a checkpoint: optimizer steps and finished epochs."""
+    """Progress of a checkpoint: optimizer steps, finished epochs, and the seconds that max_time limits."""
 
     path: Path
     step: int
     epoch: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,17 @@ def _is_harmless(key: str, content: RunContent) -> bool:
 
 
 def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:
-    """Return True once max_steps or max_epochs is reached."""
+    """Return True once max_steps, max_epochs or max_time is reached."""
     max_steps, max_epochs = trainer.get("max_steps"), trainer.get("max_epochs")
     # -1 means no limit.
     steps_done = max_steps is not None and 0 <= max_steps <= newest.step
     epochs_done = max_epochs is not None and 0 <= max_epochs <= newest.epoch
-    return steps_done or epochs_done
+    return steps_done or epochs_done or newest.seconds >= max_seconds(trainer)
+
+
+def max_seconds(trainer: dict[str, Any]) -> float:
+    """Return the seconds of max_time, DD:HH:MM:SS or a mapping of units; infinite without it."""
+    limit = trainer.get("max_time")
+    if isinstance(limit, str) and (match := re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", limit.strip())):
+        limit = dict(zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True))
+    return timedelta(**limit).total_seconds() if isinstance(limit, dict) else math.inf

@@ -67,6 +67,7 @@ OPTIONAL = [
     "data/tokens",
     "trainer/gpu",
     "model/gpt_tiny",
+    "model/gpt_4m",
     "features/dinov2",
 ]
 
@@ -78,7 +79,9 @@ def test_optional_components_are_built_too(name):
     if name.startswith("callbacks"):
         assert "TrainingEvaluation" in [type(callback).__name__ for callback in cli.trainer.callbacks]
     if name.startswith("model"):
-        assert sum(p.numel() for p in cli.model.network.parameters()) == 302_784  # aim_tiny has 297,339
+        # aim_tiny has 297,339 and fashion_mnist_aim 4,270,784.
+        parameters = {"model/gpt_tiny": 302_784, "model/gpt_4m": 4_283_392}[name]
+        assert sum(p.numel() for p in cli.model.network.parameters()) == parameters
     if name.startswith("cluster"):
         assert type(cli.config_init["cluster"]).__name__ == "ClusterOptions"
 

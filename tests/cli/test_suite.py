@@ -5,6 +5,7 @@ import os
 import signal
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, start_python
@@ -12,12 +13,14 @@ from integration.tiny import scalars, write_experiment
 
 from aim_lightning.cli import processes
 from aim_lightning.cli.arguments import Arguments
+from aim_lightning.cli.plan.report import meta_module
 from aim_lightning.cli.suite import read_suite
 from aim_lightning.evaluation.report.suite import mean_curves
 from aim_lightning.runs.directory import list_checkpoints, step_of
 from aim_lightning.runs.results import read_results
 
 PROGRAMS = ROOT / "tests/cli/slurm_programs"
+SUITES = sorted((ROOT / "experiments/suites").glob("*.yaml"))
 SUITE = """
 experiment: ../tiny.yaml
 variations:
@@ -89,6 +92,22 @@ def test_mistakes_are_one_line_before_anything_trains(write, fail, tiny, text, e
     assert not (tiny / "runs/tiny").exists() or not list((tiny / "runs/tiny").glob("wrong-*"))
 
 
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_recorded_suites_are_valid_and_end_with_a_validation(path):
+    for item in replace(read_suite(path, Arguments()), seeds=[0]).runs():
+        trainer = item.config.trainer
+        assert "max_time" in trainer or trainer["max_steps"] % trainer["val_check_interval"] == 0
+
+
+def test_sizes_of_the_scaling_suite_have_equal_compute():
+    runs = read_suite(ROOT / "experiments/suites/scaling_compute.yaml", Arguments()).runs()
+    networks = [meta_module(item.config).network for item in runs]
+    flops = [n.flops_per_image() * item.config.trainer["max_steps"] for n, item in zip(networks, runs, strict=True)]
+    assert len(flops) == 5 and max(flops) < 1.03 * min(flops)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert sizes[0] < 0.5e6 and sizes[-1] > 30e6 and sizes == sorted(sizes)
+
+
 def test_an_unknown_suite_is_named(fail):
     assert "experiments/suites/dmo.yaml does not exist; did you mean demo?" in fail("suite", "dmo")
 
@@ -97,6 +116,8 @@ def test_the_plan_shows_steps_and_hours_without_training(write, succeed, tiny):
     path = write(SUITE + "seeds: [0, 1]", "plan")
     text = succeed("suite", path, "--dry", "--images_per_s", 8 * 8 / 3600)
     assert text.count("8     0         1.000") == 4 and "4 runs: 4.000 device hours left" in text
+    limited = succeed("suite", path, "--dry", "--steps", 0, "--trainer.max_time", "00:00:30:00")
+    assert "4 runs: 2.000 device hours left" in limited, "the time limit is known without a rate"
     assert not list((tiny / "runs").glob("tiny/plan-*"))
 
 

@@ -245,6 +245,17 @@ callbacks:
 """
 
 
+def test_a_run_that_max_time_ended_is_finished_until_it_gets_more(experiment, capsys):
+    limited = [*CONSTANT, "--trainer.max_steps", 10**6, "--trainer.max_time"]
+    run_dir = experiment.fit("timed", *limited, "{milliseconds: 500}")
+    step = step_of(newest_checkpoint(run_dir))
+    assert 0 < step < 10**6
+    experiment.fit("timed", *limited, "{milliseconds: 500}")
+    assert f"timed is finished (step {step})" in capsys.readouterr().out
+    experiment.fit("timed", *limited, "{milliseconds: 900}")
+    assert step_of(newest_checkpoint(run_dir)) > step
+
+
 def test_training_that_ends_before_its_last_step_logs_it_and_continues(experiment, reference, capsys):
     experiment.fit("early", "--trainer.max_time", "00:00:00:00")
     out = capsys.readouterr().out

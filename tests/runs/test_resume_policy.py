@@ -37,6 +37,14 @@ def test_fresh_continue_finished():
     assert decide(content(epochs, before=epochs)).action == "finished"
 
 
+@pytest.mark.parametrize("limit", ["00:01:00:05", {"hours": 1, "seconds": 5}])
+def test_max_time_counts_all_starts(limit):
+    timed = content(changed("trainer.max_time", limit))
+    for seconds, action in ((3604.9, "continue"), (3605.0, "finished")):
+        newest = dataclasses.replace(timed.newest, seconds=seconds)
+        assert decide(dataclasses.replace(timed, newest=newest)).action == action
+
+
 @pytest.mark.parametrize(("path", "value"), CHANGES["harmless"].items())
 def test_harmless_changes_continue_and_are_reported(path, value):
     decision = decide(content(changed(path, value)))

@@ -149,6 +149,7 @@ def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
     """Print state, steps and estimated hours of every run; one run per variation is measured."""
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.cli.plan.report import estimate
+    from aim_lightning.runs.resume_policy import max_seconds
 
     quiet()
     plans, rows, total = {}, [], 0.0
@@ -156,14 +157,16 @@ def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
         if item.variation not in plans:
             plans[item.variation] = estimate(item.config, options)
         training, rate = plans[item.variation].training, plans[item.variation].rate
-        step = training.steps if _is_complete(item) else min(item.directory.latest_step, training.steps)
-        hours = replace(training, steps=training.steps - step).hours(rate) * training.devices if rate else math.nan
+        is_complete = _is_complete(item)
+        step = item.directory.latest_step if is_complete else min(item.directory.latest_step, training.steps)
+        hours = replace(training, steps=training.steps - step).hours(rate) if rate else math.inf
+        hours = 0.0 if is_complete else min(hours, max_seconds(item.config.trainer) / 3600) * training.devices
         total += hours
         rows.append([str(item.directory.path), str(training.steps), str(step), f"{hours:.3f}"])
     print(aligned(("run", "steps", "done", "device hours"), rows))
     left = f"{total:.3f} device hours left, without validation and evaluation"
     unknown = "hours are unknown; give --images_per_s, or run this where the devices are"
-    print(f"{len(runs)} runs: {unknown if math.isnan(total) else left}")
+    print(f"{len(runs)} runs: {unknown if math.isinf(total) else left}")
     return 0
 
 
