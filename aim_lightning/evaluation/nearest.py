@@ -97,7 +97,12 @@ class NearestImages:
     def _all_features(self, images: ImageSet, tokenizer: Any = None) -> Tensor:
         """Return the features (N, F) of all images on every rank; of their reconstructions with a tokenizer."""
         rows = SampleFeatures(self.network.num_features).to(self.network.device)
-        self.ranks.run_on_all(lambda: [rows.update(*batch) for batch in self._features(images, tokenizer)])
+
+        def add() -> None:
+            for features, numbers in self._features(images, tokenizer):
+                rows.update(features, numbers)
+
+        self.ranks.run_on_all(add)
         return rows.compute()
 
     def _features(self, images: ImageSet, tokenizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
