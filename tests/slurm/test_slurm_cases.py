@@ -235,6 +235,31 @@ def test_an_array_of_seeds(case):
     assert any(not weights[name].equal(expected[name]) for name in weights)
 
 
+SUITE = """
+experiment: tiny.yaml
+variations: {changed: {model.label_dropout: 0.5}, same: {}}
+seeds: [3]
+"""
+
+
+def case_an_array_of_a_suite(cluster):
+    path = cluster.workspace / "suite.yaml"
+    path.write_text(SUITE)
+    options = ["--slurm", "--config", cluster.workspace / "cluster.yaml", "--trainer.num_nodes", 1]
+    text = cluster.sh(sys.executable, "-m", "aim_lightning", "suite", path, *options)
+    number = re.search(r"^job (\d+)", text, re.M)[1]
+    names = enumerate(("changed", "same"))
+    changed, same = (Run(cluster, f"suite-{name}-3", f"{number}_{i}", logs="suite") for i, name in names)
+    return same.interrupt("batch", 4), changed.ends()
+
+
+def test_an_array_of_a_suite(case):
+    same, changed = case
+    same.assert_equals_uninterrupted()  # it is the experiment itself
+    weights, expected = (run.result()[0] for run in (changed, same))
+    assert changed.restarts == 0 and any(not weights[name].equal(expected[name]) for name in weights)
+
+
 def case_a_container_without_scontrol(cluster):
     return cluster.submit("contained", "--cluster.container", "env PATH=/nowhere").interrupt("batch", 5)
 

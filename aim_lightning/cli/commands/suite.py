@@ -131,7 +131,8 @@ def _report(suite: Suite, runs: list[SuiteRun]) -> None:
     groups = {name: [item for item in runs if item.variation == name] for name in suite.variations}
     variations = {name: _variation(group, suite.guidance) for name, group in groups.items()}
     directory = suite.path.with_suffix("")
-    log(write_report(directory, variations, bool(suite.evaluate), suite.power_law))
+    if text := write_report(directory, variations, bool(suite.evaluate), suite.power_law):
+        log(text)
     log(f"results: {', '.join(str(path) for path in sorted(directory.iterdir()))}")
 
 

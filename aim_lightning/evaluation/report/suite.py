@@ -26,6 +26,7 @@ FLOPS = Column("training_flops", "", "floating-point operations of the training,
 SCALE = Column("cfg_scale", "", "guidance of the samples")
 VALIDATION = "last validation of the training"
 MEDIAN = "median over the training, at equal load of the machine only"
+SHOWN = 8  # rows that fit next to each other in a terminal
 Scalars = dict[str, list[tuple[int, float]]]
 
 
@@ -47,7 +48,7 @@ class Variation:
 
 
 def write_report(directory: Path, variations: dict[str, Variation], evaluated: bool, power_law: dict[str, Any]) -> str:
-    """Write results.csv, table.md and the charts; return the table as text for a terminal.
+    """Write results.csv, table.md and the charts; return the fits, and a table of up to 8 rows, as text for a terminal.
 
     Args:
         directory: for the files; its name is that of the suite.
@@ -60,17 +61,18 @@ def write_report(directory: Path, variations: dict[str, Variation], evaluated: b
     """
     curves = {name: [read_scalars(run.path) for run in item.runs] for name, item in variations.items()}
     rows = {name: _rows(name, item, curves[name], evaluated, directory.name) for name, item in variations.items()}
-    text = write_tables(directory, [row for several in rows.values() for row in several], ("table.md", "results.csv"))
+    all_rows = [row for several in rows.values() for row in several]
+    text = write_tables(directory, all_rows, ("table.md", "results.csv"))
     write_curves(directory / "curves.png", {name: mean_curves(several) for name, several in curves.items()})
     laws = [fit(x, power_law["y"], [several[0] for several in rows.values()]) for x in power_law.get("x", [])]
-    lines = [f"- {law}\n" for law in laws]
+    fits = "".join(f"- {law}\n" for law in laws)
     page = directory / "table.md"
-    write_text(page, "\n".join([page.read_text(encoding="utf-8"), *lines, _origin(variations)]))
+    write_text(page, "\n".join([page.read_text(encoding="utf-8"), *([fits] if fits else []), _origin(variations)]))
     if laws:
         write_power_laws(directory / "scaling.png", laws)
     if guided := {name: _guidance_curves(several) for name, several in rows.items() if SCALE in several[0].values}:
         write_curves(directory / "guidance.png", guided, SCALE.metric, "o")
-    return "".join([text, *(f"\n{line.strip()}" for line in lines)])
+    return "\n".join([*([text] if len(all_rows) <= SHOWN else []), *map(str, laws)])
 
 
 def _rows(name: str, item: Variation, scalars: list[Scalars], evaluated: bool, sweep: str) -> list[Row]:
