@@ -47,13 +47,8 @@ class SuiteRun:
     directory: RunDirectory
 
     def scales(self, guidance: list[float]) -> list[float]:
-        """Return the scales that this run is evaluated with: 1 alone where the null class or all classes are untrained.
-
-        Args:
-            guidance: scales of the suite.
-        """
-        is_guided = self.config.init_args("model").get("label_dropout") not in (0, 1)
-        return guidance if is_guided else [1.0 for _ in guidance[:1]]
+        """Return the suite's guidance of this run: 1 alone where the null class or all classes are untrained."""
+        return [1.0] if guidance and self.config.init_args("model").get("label_dropout") in (0, 1) else guidance
 
     def words(self, command: str, *options: str) -> list[str]:
         """Return the arguments of `aim-lightning` for a command on this run."""
@@ -123,7 +118,8 @@ def read_suite(path: Path, common: Arguments) -> Suite:
     seeds = parts["seeds"]
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
-    _check_results(path, parts)
+    results = [parts[key] for key in ("evaluate", "guidance", "power_law")]
+    _check_results(path, *results)
     variations: dict[str, Arguments] = {}
     for name, changes in parts["variations"].items():
         for suffix, point in _points(path, parts["grid"]):
@@ -135,19 +131,16 @@ def read_suite(path: Path, common: Arguments) -> Suite:
             run = [("run", f"{path.stem}-{full}")]
             overrides = [(key, _text(key, value)) for key, value in merged.items()]
             variations[full] = Arguments([*files, *common.configs], [*overrides, *common.overrides, *run])
-    return Suite(path, variations, seeds, *(parts[key] for key in ("evaluate", "guidance", "power_law")))
+    return Suite(path, variations, seeds, *results)
 
 
-def _check_results(path: Path, parts: dict[str, Any]) -> None:
-    """Check the keys that describe the table and the charts."""
-    scales, law = parts["guidance"], parts["power_law"]
+def _check_results(path: Path, evaluate: dict[str, Any], scales: list[Any], law: dict[str, Any]) -> None:
     if not all(type(scale) in (int, float) and scale > 0 for scale in scales) or len(set(scales)) < len(scales):
         raise UserError(f"{path}: guidance is {inline(scales)}; give different positive numbers")
-    if scales and not parts["evaluate"]:
+    if scales and not evaluate:
         raise UserError(f"{path}: guidance has no effect without evaluate; add evaluate: {{num: 10000}}")
     if law and (law.keys() != {"x", "y"} or not isinstance(law["x"], list) or not isinstance(law["y"], str)):
-        fix = "write {x: [parameters_in_millions], y: val/loss}"
-        raise UserError(f"{path}: power_law is {inline(law)}; {fix}")
+        raise UserError(f"{path}: power_law is {inline(law)}; write {{x: [parameters_in_millions], y: val/loss}}")
 
 
 def _part(path: Path, values: dict[str, Any], key: str) -> Any:

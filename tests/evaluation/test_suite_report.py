@@ -88,14 +88,14 @@ def rows_of(points):
 def test_a_power_law_is_found_exactly():
     law = fit("size", "loss", rows_of([(x, 3 * x**-0.25) for x in (0.5, 2, 7)]))
     assert (law.exponent, law.intercept) == (pytest.approx(-0.25), pytest.approx(np.log(3)))
-    assert law.residual < 1e-9 and str(law).startswith("loss = 3 * size^-0.2500: exponent -0.2500, intercept 1.0986")
+    assert str(law).startswith("loss = 3 * size^-0.2500: exponent -0.2500, intercept 1.0986")
 
 
 @pytest.mark.parametrize(
     ("x", "points", "error"),
     [
-        ("width", [(1, 1), (2, 1)], "r1 has no column width; use one of size, loss"),
-        ("size", [(1, 1), (2, 0)], "loss is not positive everywhere"),
+        ("width", [(1, 1), (2, 1)], "r1 has no positive width; use columns of size, loss"),
+        ("size", [(1, 1), (2, 0)], "r2 has no positive loss"),
         ("size", [(1, 1), (1, 2)], "size is equal for all variations"),
     ],
 )

@@ -30,7 +30,7 @@ def automatic_micro_batch(
     size, reason = share, "the whole share of a rank"
     network = getattr(module, "network", None)
     if device.type == "cuda" and isinstance(network, AiM):
-        size, reason = _fitting(network, precision, device, share)
+        size, reason = _fitting(network, str(precision), device, share)
     if previous is None:
         return size, f"micro-batch: {size} images per device (auto: {reason})"
     kept = largest_divisor(share, previous)
@@ -38,34 +38,24 @@ def automatic_micro_batch(
     return kept, f"micro-batch: {kept} images per device (auto: kept from the checkpoint{other})"
 
 
-def training_bytes(module: LightningModule, precision: str | int, limit: int | str | None) -> int | None:
-    """Estimate the bytes of a training on one GPU, which is not queried; None for networks other than AiM.
+def training_bytes(module: LightningModule, limit: int | str | None) -> int | None:
+    """Estimate the bytes of a bf16 training on one GPU with the backend that needs most; None without an AiM.
 
     Args:
         module: its network has the sizes; weights may be on another device.
-        precision: `trainer.precision`.
         limit: `data.max_device_batch_size`.
     """
-    network = getattr(module, "network", None)
+    network, share = getattr(module, "network", None), module.global_batch_size
     if not isinstance(network, AiM):
         return None
-    images = min(module.global_batch_size, LARGEST if limit == "auto" else limit or module.global_batch_size)
-    option, config = network.backend_option, network.config
-    # The kernels of triton have no dropout; of the other backends, torch needs more memory.
-    replacement = "torch" if config.mixer_dropout or config.mlp_dropout else "triton"
-    backend = replacement if option in ("auto", "triton") else option
-    item_size = _dtype(precision).itemsize
-    image_bytes = bytes_per_image(config, backend, network.backbone.gradient_checkpointing, item_size)
+    image_bytes = bytes_per_image(network.config, "torch", network.backbone.gradient_checkpointing)
+    images = min(share, LARGEST if limit == "auto" else limit or share)
     return images * image_bytes + BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
 
 
-def _dtype(precision: str | int) -> torch.dtype:
+def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> tuple[int, str]:
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
-    return dtypes.get(str(precision).partition("-")[0], torch.float32)
-
-
-def _fitting(network: AiM, precision: str | int, device: torch.device, share: int) -> tuple[int, str]:
-    dtype = _dtype(precision)
+    dtype = dtypes.get(precision.partition("-")[0], torch.float32)
     name, memory = f"an assumed GPU of {ASSUMED_BYTES / 1e9:.0f} GB", ASSUMED_BYTES
     backend = "triton" if network.backend_option == "auto" else network.backend_option
     if torch.cuda.is_available():

@@ -4,7 +4,6 @@ import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aim_lightning.cli.build.input_checks import check_files
 from aim_lightning.cli.commands import plan
@@ -13,9 +12,6 @@ from aim_lightning.cli.suite import Suite, SuiteRun, read_suite
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.table import aligned
-
-if TYPE_CHECKING:
-    from aim_lightning.evaluation.report.suite import Variation
 
 HELP = "train and evaluate variations of an experiment, with a table and curves"
 NEEDS_CONFIG = False
@@ -105,10 +101,8 @@ def _default_jobs(runs: list[SuiteRun]) -> int:
         return 1
     configs = {item.variation: item.config for item in runs}.values()
     limits = [config.init_args("data").get("max_device_batch_size") for config in configs]
-    precisions = [config.trainer.get("precision") or "32-true" for config in configs]
-    estimates = list(map(training_bytes, map(meta_module, configs), precisions, limits))
-    largest = None if None in estimates else max(estimates)
-    per_gpu, reason = processes_per_gpu(largest, free_memory(gpus))
+    estimates = list(map(training_bytes, map(meta_module, configs), limits))
+    per_gpu, reason = processes_per_gpu(None if None in estimates else max(estimates), free_memory(gpus))
     log(f"{per_gpu * len(gpus)} processes at a time, {per_gpu} per GPU: {reason}; --jobs sets another number")
     return per_gpu * len(gpus)
 
@@ -126,24 +120,20 @@ def _evaluation(suite: Suite, item: SuiteRun) -> list[list[str]]:
 
 
 def _report(suite: Suite, runs: list[SuiteRun]) -> None:
-    from aim_lightning.evaluation.report.suite import write_report
+    from aim_lightning.cli.plan.report import meta_module
+    from aim_lightning.evaluation.report.suite import Variation, write_report
 
-    groups = {name: [item for item in runs if item.variation == name] for name in suite.variations}
-    variations = {name: _variation(group, suite.guidance) for name, group in groups.items()}
+    variations = {}
+    for name in suite.variations:
+        first, *others = (item for item in runs if item.variation == name)
+        module, directories = meta_module(first.config), [item.directory for item in (first, *others)]
+        parameters = sum(p.numel() for p in module.network.parameters())
+        step_flops = module.network.flops_per_image() * module.global_batch_size
+        variations[name] = Variation(directories, parameters, step_flops, first.scales(suite.guidance))
     directory = suite.path.with_suffix("")
     if text := write_report(directory, variations, bool(suite.evaluate), suite.power_law):
         log(text)
     log(f"results: {', '.join(str(path) for path in sorted(directory.iterdir()))}")
-
-
-def _variation(group: list[SuiteRun], guidance: list[float]) -> "Variation":
-    from aim_lightning.cli.plan.report import meta_module
-    from aim_lightning.evaluation.report.suite import Variation
-
-    module = meta_module(group[0].config)
-    parameters = sum(p.numel() for p in module.network.parameters())
-    step_flops = module.network.flops_per_image() * module.global_batch_size
-    return Variation([item.directory for item in group], parameters, step_flops, group[0].scales(guidance))
 
 
 def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:

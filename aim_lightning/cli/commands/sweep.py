@@ -50,6 +50,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         if ranks.is_rank_zero:
             sweep.write_csv(directory / sweep.TABLE, names, points[:number], records)
             write_json(directory / sweep.PROTOCOL, sweep.sweep_protocol(names, points, records))
+            write_json(directory / sweep.POINTS, records)
     if not ranks.is_rank_zero:
         return 0
     files = [directory / sweep.TABLE, directory / sweep.PROTOCOL]

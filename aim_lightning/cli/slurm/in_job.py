@@ -33,10 +33,10 @@ def started(config: Config, options: argparse.Namespace) -> int:
     if job_registry.is_cancelled(directory.path.parent, job.id):
         print(f"job {job.id} was cancelled; it does not train again")
         return requeue.REFUSED
-    script, number = script_of(options.arguments), job.id.split("_")[0]
-    if script and number not in job_registry.jobs(script.parent):  # sbatch was called by hand
-        with tolerate_disk_errors(script.parent / job_registry.JOBS):
-            job_registry.add(script.parent, number)
+    frozen, number = frozen_config(options.arguments), job.id.split("_")[0]
+    if frozen and number not in job_registry.jobs(frozen.parent):  # sbatch was called by hand
+        with tolerate_disk_errors(frozen.parent / job_registry.JOBS):
+            job_registry.add(frozen.parent, number)
     limit = config.cluster.max_starts_without_progress
     step = directory.latest_step
     starts = job_registry.register_start(directory.path, job, step, limit)
@@ -122,14 +122,8 @@ def _job() -> Job:
     return job
 
 
-def script_of(arguments: Arguments) -> Path | None:
-    """Return the job script that started this process: it is next to the configuration written with it."""
-    frozen = _frozen(arguments)
-    return frozen and frozen.with_name("job.sbatch")
-
-
-def _frozen(arguments: Arguments) -> Path | None:
-    """Return the configuration that was written with a job script."""
+def frozen_config(arguments: Arguments) -> Path | None:
+    """Return the configuration next to the job script that started this process, which was written with it."""
     paths = [Path(path) for path in arguments.configs if re.fullmatch(r"job(-\d+)?\.yaml", Path(path).name)]
     return next((path for path in reversed(paths) if path.with_name("job.sbatch").exists()), None)
 
@@ -141,7 +135,7 @@ def resubmission(directory: RunDirectory, arguments: Arguments) -> str:
         directory: of the run.
         arguments: the command line of this process.
     """
-    frozen = _frozen(arguments)
+    frozen = frozen_config(arguments)
     if frozen is None:
         return f"make slurm {directory.variables}"
     index = frozen.stem.partition("-")[2]

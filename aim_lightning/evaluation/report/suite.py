@@ -12,12 +12,12 @@ from aim_lightning.evaluation.report.comparison import Column, Row, Value, combi
 from aim_lightning.evaluation.report.plots import write_curves, write_power_laws
 from aim_lightning.evaluation.report.power_law import fit
 from aim_lightning.evaluation.report.sources import read_row
-from aim_lightning.evaluation.report.sweep import read_points
+from aim_lightning.evaluation.report.sweep import POINTS
 from aim_lightning.evaluation.report.table import guidance
 from aim_lightning.evaluation.run_metrics import HEADLINE, NO_SCORES
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import read_results
-from aim_lightning.utils.files import write_text
+from aim_lightning.utils.files import read_json, write_text
 
 SPEED = "perf/images_per_s"
 CURVES = ("train/loss", "val/loss", "val/bits_per_code", "val/psnr")
@@ -97,7 +97,7 @@ def _run_rows(run: RunDirectory, scalars: Scalars, evaluated: bool, sweep: str |
     if not evaluated:
         return [Row(run.run, values)]
     if sweep:
-        points = read_points(run.path / "sweeps" / sweep)
+        points = read_json(run.path / "sweeps" / sweep / POINTS, "list of scores")
         return [Row(run.run, values | record_values(x), guidance(x["protocol"]["sampling"])) for x in points]
     row = read_row(str(run.path), run.root, _no_images)
     return [Row(run.run, values | row.values, row.guidance)]

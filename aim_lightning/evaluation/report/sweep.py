@@ -16,7 +16,7 @@ from aim_lightning.utils.files import write_text
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
 FORMAT = "aim_lightning.sweep/1"
-TABLE, PROTOCOL = "results.csv", "protocol.json"
+TABLE, PROTOCOL, POINTS = "results.csv", "protocol.json", "points.json"
 VARIABLE = tuple(field.name for field in fields(SamplingOptions) if field.name != "batch_size")
 
 
@@ -122,28 +122,6 @@ def read_sweeps(directory: str | Path) -> dict[str, dict[str, Any]]:
     """
     paths = sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir())
     return {path.name: read_format(path / PROTOCOL, "protocol of a sweep", FORMAT) for path in paths}
-
-
-def read_points(directory: Path) -> list[dict[str, Any]]:
-    """Return metrics, std, seeds and protocol of each point of a sweep over cfg_scale, in its order.
-
-    Raises:
-        UserError: the directory has no such sweep.
-    """
-    common = read_format(directory / PROTOCOL, "protocol of a sweep", FORMAT)
-    end, protocol, records = "_std_over_seeds", common["protocol"], []
-    for row in csv.DictReader(io.StringIO((directory / TABLE).read_text(encoding="utf-8"))):
-        sampling = protocol["sampling"] | {"cfg_scale": float(row.pop("cfg_scale"))}
-        values = {name: float(value) for name, value in row.items()}
-        records.append(
-            {
-                "metrics": {name: value for name, value in values.items() if not name.endswith(end)},
-                "std": {name.removesuffix(end): value for name, value in values.items() if name.endswith(end)},
-                "seeds": list(range(common["seeds_a_point"])),
-                "protocol": protocol | {"sampling": sampling},
-            }
-        )
-    return records
 
 
 def lowest_points(records: list[dict[str, Any]], metric: str) -> list[int]:
