@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -118,29 +119,35 @@ def read_suite(path: Path, common: Arguments) -> Suite:
     seeds = parts["seeds"]
     if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
+    if not parts["variations"]:
+        raise UserError(f"{path}: variations is empty; name one, or remove the key")
     results = [parts[key] for key in ("evaluate", "guidance", "power_law")]
-    _check_results(path, *results)
     variations: dict[str, Arguments] = {}
     for name, changes in parts["variations"].items():
         for suffix, point in _points(path, parts["grid"]):
             full = name + suffix
             if full in variations:
                 raise UserError(f"{path}: variation {full} occurs twice; rename one, or remove a value of the grid")
-            merged = {**parts["overrides"], **_changes(path, name, changes), **point}
-            files = [_locate(path, entry) for entry in (parts["experiment"], *merged.pop(INCLUDE, []))]
+            included, merged = _merge(path, full, parts["overrides"], _changes(path, name, changes), point)
+            files = [_locate(path, entry) for entry in (parts["experiment"], *included)]
             run = [("run", f"{path.stem}-{full}")]
             overrides = [(key, _text(key, value)) for key, value in merged.items()]
             variations[full] = Arguments([*files, *common.configs], [*overrides, *common.overrides, *run])
+    _check_results(path, *results, len(variations))
     return Suite(path, variations, seeds, *results)
 
 
-def _check_results(path: Path, evaluate: dict[str, Any], scales: list[Any], law: dict[str, Any]) -> None:
-    if not all(type(scale) in (int, float) and scale > 0 for scale in scales) or len(set(scales)) < len(scales):
+def _check_results(path: Path, evaluate: dict[str, Any], scales: list[Any], law: dict[str, Any], count: int) -> None:
+    is_number = all(type(scale) in (int, float) and 0 < scale < math.inf for scale in scales)
+    if not is_number or len(set(scales)) < len(scales):
         raise UserError(f"{path}: guidance is {inline(scales)}; give different positive numbers")
     if scales and not evaluate:
         raise UserError(f"{path}: guidance has no effect without evaluate; add evaluate: {{num: 10000}}")
-    if law and (law.keys() != {"x", "y"} or not isinstance(law["x"], list) or not isinstance(law["y"], str)):
+    names = [law.get("y"), *law["x"]] if isinstance(law.get("x"), list) and law["x"] else [None]
+    if law and (law.keys() != {"x", "y"} or not all(isinstance(name, str) for name in names)):
         raise UserError(f"{path}: power_law is {inline(law)}; write {{x: [parameters_in_millions], y: val/loss}}")
+    if law and count == 1:
+        raise UserError(f"{path}: power_law needs several variations; add one, or remove the key")
 
 
 def _part(path: Path, values: dict[str, Any], key: str) -> Any:
@@ -157,9 +164,18 @@ def _changes(path: Path, name: str, changes: Any) -> dict[str, Any]:
     """Return the overrides of a variation; null has none."""
     if not isinstance(changes, dict | None):
         raise UserError(f"{path}: variation {name} is {inline(changes)}; it must be a mapping of overrides")
-    if reserved := next((key for key in changes or {} if key in ("run", "seed_everything")), None):
-        raise UserError(f"{path}: variation {name}: {reserved} is set by the suite; remove it")
     return changes or {}
+
+
+def _merge(path: Path, name: str, *parts: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the files that a variation includes, and its overrides."""
+    merged = {key: value for part in parts for key, value in part.items()}
+    if reserved := next((key for key in merged if key in ("run", "seed_everything")), None):
+        raise UserError(f"{path}: variation {name}: {reserved} is set by the suite; remove it")
+    files = merged.pop(INCLUDE, [])
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{path}: variation {name}: {INCLUDE} is {inline(files)}; it must be a list of files")
+    return files, merged
 
 
 def _points(path: Path, grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -83,6 +83,14 @@ def test_variations_grids_and_seeds_are_combined(write):
             "variation one: model.init_args.label_dropot is not an option of",
         ),
         (SUITE.replace("one: {model.label_dropout: 0.1}", "one: {run: x}"), "variation one: run is set by the suite"),
+        (SUITE.replace("max_steps: 8", "max_steps: 8, seed_everything: 3"), "seed_everything is set by the suite"),
+        (SUITE + "grid: {seed_everything: [1, 2]}", "seed_everything is set by the suite"),
+        (SUITE.replace("[wide.yaml]", "wide.yaml"), "variation two: include is 'wide.yaml'; it must be a list"),
+        ("experiment: ../tiny.yaml\nvariations: {}", "variations is empty"),
+        (SUITE + "power_law: {x: [[a]], y: val/loss}", "write {x: [parameters_in_millions], y: val/loss}"),
+        ("experiment: ../tiny.yaml\npower_law: {x: [a], y: b}", "power_law needs several variations"),
+        (SUITE + "evaluate: {nmu: 5}", "evaluate: unrecognized arguments: --nmu=5; did you mean --num?"),
+        (SUITE + "evaluate: {nearest: 3}\nguidance: [1]", "sweep: unrecognized arguments: --nearest=3"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_trains(write, fail, tiny, text, error):

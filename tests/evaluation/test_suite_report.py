@@ -12,7 +12,9 @@ from aim_lightning.cli import processes
 from aim_lightning.cli.main import main
 from aim_lightning.evaluation.report.comparison import Column, Row, Value
 from aim_lightning.evaluation.report.power_law import fit
+from aim_lightning.evaluation.report.suite import Variation, write_report
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:FrechetDistance", "ignore:.*Fabric.*")
 TRAINING = """
@@ -81,6 +83,18 @@ def test_the_table_has_training_flops_and_the_fits(suite):
     assert (suite.parent / "s/scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_error_writes_nothing_and_no_curves_are_no_error(suite, tmp_path):
+    for name in ("results.json", "checkpoints"):
+        (tmp_path / "small/s-wide-0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "small/s-wide-0" / name).symlink_to(suite.parent / "runs/small/s-wide-0" / name)
+    report = {"wide": Variation([RunDirectory("small", "s-wide-0", tmp_path)], 10, 10, [])}
+    law = {"x": ["width"], "y": "val/loss"}
+    assert_user_error("wide has no positive, finite width", write_report, tmp_path / "out", report, False, law)
+    assert not (tmp_path / "out").exists()
+    write_report(tmp_path / "out", report, False, {})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "table.md"]
+
+
 def rows_of(points):
     return [Row(f"r{x}", {Column("size", "", ""): Value(x), Column("loss", "", ""): Value(y)}) for x, y in points]
 
@@ -94,8 +108,9 @@ def test_a_power_law_is_found_exactly():
 @pytest.mark.parametrize(
     ("x", "points", "error"),
     [
-        ("width", [(1, 1), (2, 1)], "r1 has no positive width; use columns of size, loss"),
-        ("size", [(1, 1), (2, 0)], "r2 has no positive loss"),
+        ("width", [(1, 1), (2, 1)], "r1 has no positive, finite width; use columns of size, loss"),
+        ("size", [(1, 1), (2, 0)], "r2 has no positive, finite loss"),
+        ("size", [(1, 1), (2, float("nan"))], "r2 has no positive, finite loss"),
         ("size", [(1, 1), (1, 2)], "size is equal for all variations"),
     ],
 )

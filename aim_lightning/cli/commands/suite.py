@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from aim_lightning.cli.arguments import split
 from aim_lightning.cli.build.input_checks import check_files
-from aim_lightning.cli.commands import plan
-from aim_lightning.cli.common_options import flag, number
+from aim_lightning.cli.commands import evaluate, plan, sweep
+from aim_lightning.cli.common_options import Parser, flag, number
+from aim_lightning.cli.config import SECTIONS, read_and_check
 from aim_lightning.cli.suite import Suite, SuiteRun, read_suite
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.logging import log
@@ -33,6 +35,7 @@ def run(config: None, options: argparse.Namespace) -> int:
     """Train what is missing, evaluate, and write results.csv, table.md and charts."""
     suite = read_suite(_path(options.name), options.arguments)
     runs = suite.runs()
+    _check_evaluation(suite, runs)
     if options.dry and not options.slurm:
         return _show(runs, options)
     for item in runs:
@@ -109,14 +112,29 @@ def _default_jobs(runs: list[SuiteRun]) -> int:
 
 def _evaluation(suite: Suite, item: SuiteRun) -> list[list[str]]:
     """Return the command that scores a run, none without `evaluate`."""
-    options = [f"--{name}={value}" for name, value in suite.evaluate.items()]
+    options = []
+    for name, value in suite.evaluate.items():
+        options += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     if not options:
         return []
     if not (scales := item.scales(suite.guidance)):
         return [item.words("evaluate", *options)]
-    grid = f"--grid=cfg_scale={','.join(f'{scale:g}' for scale in scales)}"
+    grid = f"--grid=cfg_scale={','.join(map(str, scales))}"
     # The configured scale is checked too, and may need the null class.
-    return [item.words("sweep", grid, f"--sampling.cfg_scale={scales[0]:g}", f"--name={suite.path.stem}", *options)]
+    return [item.words("sweep", grid, f"--sampling.cfg_scale={scales[0]}", f"--name={suite.path.stem}", *options)]
+
+
+def _check_evaluation(suite: Suite, runs: list[SuiteRun]) -> None:
+    """Check the options of `evaluate`, which would otherwise fail after the training."""
+    for item in {item.variation: item for item in runs}.values():
+        for name, *words in _evaluation(suite, item):
+            arguments, parser = split(words, plain=SECTIONS), Parser(prog=f"aim-lightning {name}", allow_abbrev=False)
+            {"evaluate": evaluate, "sweep": sweep}[name].add_options(parser)
+            try:
+                parser.parse_args(arguments.rest)
+                read_and_check(arguments)
+            except UserError as error:
+                raise UserError(f"{suite.path}: {name}: {str(error).removeprefix('command line: ')}") from None
 
 
 def _report(suite: Suite, runs: list[SuiteRun]) -> None:

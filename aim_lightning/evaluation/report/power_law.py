@@ -28,13 +28,13 @@ def fit(x: str, y: str, rows: list[Row]) -> PowerLaw:
     """Fit a power law to the means of the columns `x` and `y`, with one row per variation.
 
     Raises:
-        UserError: a column does not exist or is not positive, or all x are equal.
+        UserError: a column does not exist or is not positive and finite, or all x are equal.
     """
     points = {}
     for row in rows:
         values = {column.metric: value.mean for column, value in row.values.items()}
-        if bad := next((name for name in (x, y) if values.get(name, 0) <= 0), None):
-            raise UserError(f"power_law: {row.name} has no positive {bad}; use columns of {', '.join(values)}")
+        if bad := next((name for name in (x, y) if not 0 < values.get(name, 0) < math.inf), None):
+            raise UserError(f"power_law: {row.name} has no positive, finite {bad}; use columns of {', '.join(values)}")
         points[row.name] = values[x], values[y]
     log_x, log_y = np.log(list(points.values())).T
     if np.ptp(log_x) < 1e-6:

@@ -62,9 +62,12 @@ def write_report(directory: Path, variations: dict[str, Variation], evaluated: b
     curves = {name: [read_scalars(run.path) for run in item.runs] for name, item in variations.items()}
     rows = {name: _rows(name, item, curves[name], evaluated, directory.name) for name, item in variations.items()}
     all_rows = [row for several in rows.values() for row in several]
-    text = write_tables(directory, all_rows, ("table.md", "results.csv"))
-    write_curves(directory / "curves.png", {name: mean_curves(several) for name, several in curves.items()})
+    # Before the files: an error leaves those of an earlier call as they are.
     laws = [fit(x, power_law["y"], [several[0] for several in rows.values()]) for x in power_law.get("x", [])]
+    text = write_tables(directory, all_rows, ("table.md", "results.csv"))
+    means = {name: mean_curves(several) for name, several in curves.items()}
+    if any(means.values()):  # none without TensorBoard files
+        write_curves(directory / "curves.png", means)
     fits = "".join(f"- {law}\n" for law in laws)
     page = directory / "table.md"
     write_text(page, "\n".join([page.read_text(encoding="utf-8"), *([fits] if fits else []), _origin(variations)]))
