@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.utils.errors import UserError
 
 # Changes that do not affect the training itself. Any other change refuses to continue the run.
 HARMLESS = tuple(yaml.safe_load(Path(__file__).with_name("harmless_changes.yaml").read_text(encoding="utf-8")))
@@ -141,8 +142,16 @@ def is_finished(newest: Progress, trainer: dict[str, Any]) -> bool:
 
 
 def max_seconds(trainer: dict[str, Any]) -> float:
-    """Return the seconds of max_time, DD:HH:MM:SS or a mapping of units; infinite without it."""
-    limit = trainer.get("max_time")
+    """Return the seconds of max_time, DD:HH:MM:SS or a mapping of units; infinite without it.
+
+    Raises:
+        UserError: neither of the two.
+    """
+    if (limit := trainer.get("max_time")) is None:
+        return math.inf
     if isinstance(limit, str) and (match := re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", limit.strip())):
         limit = dict(zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True))
-    return timedelta(**limit).total_seconds() if isinstance(limit, dict) else math.inf
+    try:
+        return timedelta(**limit).total_seconds()
+    except TypeError:  # another text, or unknown units
+        raise UserError(f"trainer.max_time is {limit!r}; write DD:HH:MM:SS, such as 00:01:30:00") from None

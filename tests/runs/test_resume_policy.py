@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers import assert_user_error
 from omegaconf import OmegaConf
 
 from aim_lightning.config.yaml import read_mapping
-from aim_lightning.runs.resume_policy import Progress, RunContent, decide, decide_on_data
+from aim_lightning.runs.resume_policy import Progress, RunContent, decide, decide_on_data, max_seconds
 
 CHANGES = read_mapping(ROOT / "tests/runs/changes.yaml", "changes.yaml")
 CONFIG = CHANGES["before"]
@@ -43,6 +44,11 @@ def test_max_time_counts_all_starts(limit):
     for seconds, action in ((3604.9, "continue"), (3605.0, "finished")):
         newest = dataclasses.replace(timed.newest, seconds=seconds)
         assert decide(dataclasses.replace(timed, newest=newest)).action == action
+
+
+@pytest.mark.parametrize("limit", ["1:30", {"hour": 1}])
+def test_an_unreadable_max_time_is_refused(limit):
+    assert_user_error("trainer.max_time is .*; write DD:HH:MM:SS", max_seconds, {"max_time": limit})
 
 
 @pytest.mark.parametrize(("path", "value"), CHANGES["harmless"].items())
