@@ -126,8 +126,8 @@ class NearestImages:
 
         self.ranks.run_on_all(search)
         parts = [torch.stack(values) for values in zip(*self.ranks.gather((best, nearest)), strict=True)]
-        rank = parts[0].argmin(0, keepdim=True)
-        return parts[0].gather(0, rank)[0], parts[1].gather(0, rank)[0]
+        best = parts[0].amin(0)
+        return best, parts[1].where(parts[0] == best, len(self.train)).amin(0)
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ def splits(tmp_path_factory):
     """Return images of a directory with 60 training and 30 held-out images, and the pixels of both."""
     root = tmp_path_factory.mktemp("splits")
     pixels = [random_images(count, count).permute(0, 2, 3, 1).numpy() for count in (60, 30)]
+    pixels[0][48] = pixels[0][41]  # in the batches of another rank
     paths = [write_images(root / name, images) for name, images in zip(("train", "val"), pixels, strict=True)]
     return Images(*paths, image_size=8), *pixels
 
@@ -95,8 +96,10 @@ def test_values_equal_an_independent_computation(splits, tmp_path):
 
 
 def test_two_ranks_find_the_same_images(splits, tmp_path):
-    images = samples_of(tmp_path, random_images(20, 5).permute(0, 2, 3, 1).numpy())
+    samples = random_images(20, 5).permute(0, 2, 3, 1).numpy()
+    images = samples_of(tmp_path, np.concatenate([samples, coarse(splits[1][[48]])]))
     alone = check(splits).compare(images, Coarse())
+    assert alone[1][0]["image"] == 41, "of equal images the first one counts"
     assert on_ranks(lambda rank: check(splits).compare(images, Coarse()), tmp_path) == [alone, alone]
 
 
