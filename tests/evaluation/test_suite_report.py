@@ -13,6 +13,7 @@ from aim_lightning.cli.main import main
 from aim_lightning.evaluation.report.comparison import Column, Row, Value
 from aim_lightning.evaluation.report.power_law import fit
 from aim_lightning.evaluation.report.suite import Variation, write_report
+from aim_lightning.evaluation.report.table import read_suites, render
 from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.runs.directory import RunDirectory
 
@@ -93,6 +94,15 @@ def test_an_error_writes_nothing_and_no_curves_are_no_error(suite, tmp_path):
     assert not (tmp_path / "out").exists()
     write_report(tmp_path / "out", report, False, {})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "table.md"]
+
+
+def test_the_page_shows_the_charts_of_recorded_suites(suite):
+    (suite.parent / "t.yaml").write_text("# Not run.\nexperiment: x.yaml\n")
+    suite.write_text(f"# A comparison.\n{suite.read_text()}")
+    suites = {name: item for name, item in read_suites(suite.parent).items() if name in "st"}
+    text = render({}, {}, suites)
+    assert "- **s**: A comparison. ([suites/s.yaml](suites/s.yaml)): [curves.png](suites/s/curves.png), " in text
+    assert text.count("![guidance.png](suites/s/guidance.png)") == 1 and "Not run. ([suites/t.yaml]" in text
 
 
 def rows_of(points):

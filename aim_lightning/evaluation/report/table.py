@@ -139,7 +139,8 @@ def _sweep(name: str, sweep: dict[str, Any]) -> str:
 def _suite(name: str, suite: tuple[str, list[str]]) -> str:
     description, files = suite
     results = ", ".join(f"[{file}](suites/{name}/{file})" for file in files) or "not run yet"
-    return f"- **{name}**: {description} ([suites/{name}.yaml](suites/{name}.yaml)): {results}"
+    charts = "".join(f"\n\n  ![{file}](suites/{name}/{file})" for file in files if file.endswith(".png"))
+    return f"- **{name}**: {description} ([suites/{name}.yaml](suites/{name}.yaml)): {results}{charts}"
 
 
 def _model(model: dict[str, Any]) -> str:
