@@ -168,6 +168,8 @@ def test_slurm_gets_one_array_of_the_incomplete_runs(write, tiny, succeed, fail,
     assert not list(runs.glob("array*"))
     text = f"--config {tiny}/tiny.yaml --run array-one-4 --trainer.max_steps 8 --model.label_dropout 0.1"
     succeed("fit", *text.split(), "--seed_everything", 4)  # the first run is complete
+    message = fail("suite", path, "--slurm", "--model.label_dropout", 0.4)
+    assert "label_dropout was 0.1, is 0.4; rename the suite, or move the run away" in message
     assert "runs array-one-7 … array-two-7" in succeed("suite", path, "--slurm")
     assert "#SBATCH --array=1,2,3\n" in (runs / "array/job.sbatch").read_text()
     assert (tmp_path / "calls").read_text().count("--parsable") == 1

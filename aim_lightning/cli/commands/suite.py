@@ -66,11 +66,11 @@ def _is_complete(item: SuiteRun) -> bool:
     """
     from aim_lightning.runs.history import read_content
     from aim_lightning.runs.results import recorded_step
-    from aim_lightning.runs.resume_policy import decide, refusal
+    from aim_lightning.runs.resume_policy import ADVICE, decide, refusal
 
     decision = decide(read_content(item.directory, item.config.values, verify=False))
     if decision.action == "refuse":
-        raise UserError(refusal(item.directory, decision))
+        raise UserError(refusal(item.directory, decision).replace(ADVICE, "rename the suite, or move the run away"))
     return decision.action == "finished" and recorded_step(item.directory) == decision.step
 
 
