@@ -92,6 +92,8 @@ def test_an_error_writes_nothing_and_no_curves_are_no_error(suite, tmp_path):
     law = {"x": ["width"], "y": "val/loss"}
     assert_user_error("wide has no positive, finite width", write_report, tmp_path / "out", report, False, law)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/guidance.png").touch()  # of an earlier call
     write_report(tmp_path / "out", report, False, {})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "table.md"]
 

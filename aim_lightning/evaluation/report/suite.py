@@ -65,6 +65,8 @@ def write_report(directory: Path, variations: dict[str, Variation], evaluated: b
     # Before the files: an error leaves those of an earlier call as they are.
     laws = [fit(x, power_law["y"], [several[0] for several in rows.values()]) for x in power_law.get("x", [])]
     text = write_tables(directory, all_rows, ("table.md", "results.csv"))
+    for chart in directory.glob("*.png"):  # of an earlier call, whose suite may have had other keys
+        chart.unlink()
     means = {name: mean_curves(several) for name, several in curves.items()}
     if any(means.values()):  # none without TensorBoard files
         write_curves(directory / "curves.png", means)
