@@ -93,9 +93,10 @@ def test_an_error_writes_nothing_and_no_curves_are_no_error(suite, tmp_path):
     assert_user_error("wide has no positive, finite width", write_report, tmp_path / "out", report, False, law)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/guidance.png").touch()  # of an earlier call
+    for name in ("guidance.png", "other.png"):  # of an earlier call, of the user
+        (tmp_path / "out" / name).touch()
     write_report(tmp_path / "out", report, False, {})
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.csv", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other.png", "results.csv", "table.md"]
 
 
 def test_the_page_shows_the_charts_of_recorded_suites(suite):

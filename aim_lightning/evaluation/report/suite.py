@@ -26,6 +26,7 @@ FLOPS = Column("training_flops", "", "floating-point operations of the training,
 SCALE = Column("cfg_scale", "", "guidance of the samples")
 VALIDATION = "last validation of the training"
 MEDIAN = "median over the training, at equal load of the machine only"
+CHART, LAWS, GUIDANCE = "curves.png", "scaling.png", "guidance.png"
 SHOWN = 8  # rows that fit next to each other in a terminal
 Scalars = dict[str, list[tuple[int, float]]]
 
@@ -65,18 +66,18 @@ def write_report(directory: Path, variations: dict[str, Variation], evaluated: b
     # Before the files: an error leaves those of an earlier call as they are.
     laws = [fit(x, power_law["y"], [several[0] for several in rows.values()]) for x in power_law.get("x", [])]
     text = write_tables(directory, all_rows, ("table.md", "results.csv"))
-    for chart in directory.glob("*.png"):  # of an earlier call, whose suite may have had other keys
-        chart.unlink()
+    for name in (CHART, LAWS, GUIDANCE):  # of an earlier call, whose suite may have had other keys
+        (directory / name).unlink(missing_ok=True)
     means = {name: mean_curves(several) for name, several in curves.items()}
     if any(means.values()):  # none without TensorBoard files
-        write_curves(directory / "curves.png", means)
+        write_curves(directory / CHART, means)
     fits = "".join(f"- {law}\n" for law in laws)
     page = directory / "table.md"
     write_text(page, "\n".join([page.read_text(encoding="utf-8"), *([fits] if fits else []), _origin(variations)]))
     if laws:
-        write_power_laws(directory / "scaling.png", laws)
+        write_power_laws(directory / LAWS, laws)
     if guided := {name: _guidance_curves(several) for name, several in rows.items() if SCALE in several[0].values}:
-        write_curves(directory / "guidance.png", guided, SCALE.metric, "o")
+        write_curves(directory / GUIDANCE, guided, SCALE.metric, "o")
     return "\n".join([*([text] if len(all_rows) <= SHOWN else []), *map(str, laws)])
 
 
