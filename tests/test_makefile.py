@@ -89,7 +89,8 @@ def test_only_the_targets_that_need_optional_packages_install_them(tmp_path, wor
 def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc):
     bin_ = tmp_path / "venv/bin"
     bin_.mkdir(parents=True)
-    stub = f"#!{shutil.which('sh')}\necho $MAMBA_SKIP_CUDA_BUILD $MAMBA_FORCE_BUILD $@\n"
+    variables = "$MAMBA_SKIP_CUDA_BUILD $MAMBA_FORCE_BUILD $CAUSAL_CONV1D_FORCE_BUILD"
+    stub = f"#!{shutil.which('sh')}\necho {variables} $@\n"
     for path in (bin_ / "python", bin_ / "aim-lightning", *([tmp_path / "nvcc"] if has_nvcc else [])):
         path.write_text(stub)
         path.chmod(0o755)
@@ -98,10 +99,12 @@ def test_causal_conv1d_is_compiled_only_where_nvcc_is_present(tmp_path, has_nvcc
     (tmp_path / "venv/.installed").touch()
     lines = make("install-cuda", f"VENV={tmp_path / 'venv'}", PATH=str(tmp_path)).stdout.splitlines()
     assert lines[0].startswith("installing mamba-ssm==2.3.1") and lines[-1] == "doctor"
-    assert lines[1].startswith("TRUE TRUE -m pip install") and "--no-deps mamba-ssm==2.3.1 einops" in lines[1]
+    assert lines[1].endswith("setuptools wheel ninja"), "tools of builds without isolation"
+    options = "-m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-cache-dir"
+    assert lines[2] == f"TRUE TRUE {options} mamba-ssm==2.3.1 einops==0.8.2"
     step = "compiling causal-conv1d==1.7.0" if has_nvcc else "no nvcc on PATH: causal-conv1d is left"
-    assert lines[2].startswith(step)
-    assert (lines[-2].startswith("-m pip install") and lines[-2].endswith("causal-conv1d==1.7.0")) == has_nvcc
+    assert lines[3].startswith(step)
+    assert lines[4:-1] == ([f"TRUE {options} causal-conv1d==1.7.0"] if has_nvcc else [])
 
 
 def test_tensorboard_prints_an_address_that_pins_known_curves():
