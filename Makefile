@@ -76,7 +76,7 @@ install-cuda: install ## Add the published kernels as backend mamba_ssm; nvcc on
 	@echo 'installing $(MAMBA_SSM): Triton operators only, nothing is compiled'
 	@$(PIP) setuptools wheel ninja
 	@$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --no-cache-dir $(MAMBA_SSM)
-	@if command -v nvcc >/dev/null; then echo 'compiling $(CAUSAL_CONV1D) with nvcc (minutes)' && \
+	@if command -v nvcc >/dev/null; then echo 'compiling $(CAUSAL_CONV1D) with nvcc (about 40 CPU minutes; MAX_JOBS limits its processes)' && \
 		CAUSAL_CONV1D_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps --no-cache-dir $(CAUSAL_CONV1D); \
 	else echo 'no nvcc on PATH: causal-conv1d is left out, so that mamba_ssm uses its unfused scan'; fi
 	@$(AIM) doctor
