@@ -65,7 +65,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	@echo 'installing the extra $* into $(VENV)'
 	@$(PIP) -e '.[$*]'
 	@test $* != dev || \
-		$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --upgrade --target $(VENV)/mamba-reference $(MAMBA_SSM)
+		$(NO_BUILD) $(PIP) --no-build-isolation --no-deps --no-cache-dir --upgrade --target $(VENV)/mamba-reference $(MAMBA_SSM)
 	@touch $@
 
 install: $(VENV)/.installed ## Install everything that CPUs and NVIDIA GPUs need at full speed
