@@ -67,7 +67,7 @@ def lose_a_rank(rank: int, directory: str) -> None:
         os._exit(0)
     exchanged.touch()
     cli.run = lambda argv: ProcessGroup().gather(rank)
-    assert cli.main([]) == 1
+    os._exit(0 if cli.main([]) == 1 else 1)  # without Python's end, at which a thread of gloo may abort the process
 
 
 @pytest.mark.slow
