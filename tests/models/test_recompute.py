@@ -58,7 +58,7 @@ def test_evaluation_recomputes_nothing(segments):
     assert segments == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["blocks", "all"])
 def test_it_works_under_torch_compile(mode):
     frames = torch._dynamo.utils.counters["frames"]
