@@ -17,6 +17,7 @@ from aim_lightning.cli.config import read_and_check
 from aim_lightning.data.images import emoji
 from aim_lightning.data.images.directory import open_source
 from aim_lightning.data.images.directory_split import name_hash
+from aim_lightning.data.images.script import run_script
 
 IN_VAL, *OTHERS = sorted((f"{code:X}" for code in range(0x1F600, 0x1F640)), key=name_hash)
 IN_TRAIN = OTHERS[-1]
@@ -90,7 +91,7 @@ def test_a_second_call_replaces_the_first_with_the_same_files(tmp_path, capsys):
     arguments = ["--package", f"{tmp_path}/package.tgz", "--out", f"{tmp_path}/out", "--sha256", sha256]
     fingerprints = set()
     for _ in range(2):
-        assert emoji.main(arguments) == 0
+        assert run_script(emoji.make, arguments) == 0
         fingerprints.add(open_source(tmp_path / "out/train").fingerprint)
     assert len(fingerprints) == 1 and "wrote 19 images" in capsys.readouterr().out
 
@@ -112,7 +113,7 @@ def test_a_bad_package_is_one_line_and_leaves_nothing(tmp_path, capsys, fault, w
     if "cut" in fault:
         path.write_bytes(path.read_bytes()[:-200])
     sha256 = fault.get("sha256") or (hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "")
-    assert emoji.main(["--package", str(path), "--out", f"{tmp_path}/out", "--sha256", sha256]) == 2
+    assert run_script(emoji.make, ["--package", str(path), "--out", f"{tmp_path}/out", "--sha256", sha256]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert_contains(error, [words])

@@ -23,6 +23,7 @@ from aim_lightning.data.images import decode, fashion_mnist
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.images.decode import UnreadableImage, background_rgb, composite, to_8_bit
 from aim_lightning.data.images.directory import DirectorySource, ShardSource, open_source
+from aim_lightning.data.images.script import run_script
 from aim_lightning.data.images.shard_writer import write_image_shards
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.evaluation.image_sets import ExperimentImages, open_images
@@ -635,7 +636,7 @@ def test_all_rows_keep_order_and_pixels(idx, tmp_path):
 
 def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
     arguments = ["--source", str(idx), "--out", str(tmp_path / "out"), "--train_rows", "20", "--val_rows", "10"]
-    assert fashion_mnist.main(arguments) == 0
+    assert run_script(fashion_mnist.make, arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"wrote 20 images to {tmp_path}/out/train", f"wrote 10 images to {tmp_path}/out/val"]
     source = open_source(tmp_path / "out" / "train")
@@ -644,7 +645,7 @@ def test_balanced_rows_are_the_first_of_each_class(idx, tmp_path, capsys):
 
 
 def test_command_line_prints_how_to_get_the_files(tmp_path, capsys):
-    assert fashion_mnist.main(["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
+    assert run_script(fashion_mnist.make, ["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert_contains(error, ["apt-get install dataset-fashion-mnist", "data/README.md"])

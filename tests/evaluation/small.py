@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers import random_aim
+from helpers import TINY, random_aim, write_tokens
 from weights.makers import SMALL_VQ, run_content
 
 from aim_lightning.checkpoint.io import write_checkpoint
@@ -38,6 +38,14 @@ def networks(seed: int = 0) -> AiMPipeline:
     for parameter in vq.decoder.parameters():
         parameter.data *= 1.5
     return AiMPipeline(aim, vq)
+
+
+def write_inputs(root: Path) -> None:
+    """Write published weights and token shards, which CONFIG names for a training."""
+    pipeline = networks()
+    pipeline.save_pretrained(root / "published")
+    for split in ("train", "val"):
+        write_tokens(root / "tokens" / split, [40], config=TINY, tokenizer_hash=pipeline.tokenizer.weights_hash)
 
 
 def write_step(

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 from conftest import ROOT
-from evaluation.small import CONFIG, networks
-from helpers import TINY, assert_user_error, write_tokens
+from evaluation.small import CONFIG, write_inputs
+from helpers import assert_user_error
 
 from aim_lightning.cli import processes
 from aim_lightning.cli.main import main
@@ -43,10 +43,8 @@ power_law: {x: [parameters_in_millions, training_flops], y: val/loss}
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     """Return the path of a finished suite, whose commands ran in this process."""
-    root, pipeline = tmp_path_factory.mktemp("report"), networks()
-    pipeline.save_pretrained(root / "published")
-    for split in ("train", "val"):
-        write_tokens(root / "tokens" / split, [40], config=TINY, tokenizer_hash=pipeline.tokenizer.weights_hash)
+    root = tmp_path_factory.mktemp("report")
+    write_inputs(root)
     text = CONFIG.format(root=root).replace("trainer: {accelerator: cpu, devices: 1}", "trainer:\n  accelerator: cpu")
     (root / "small.yaml").write_text(text.rstrip() + "\n  devices: 1" + TRAINING)
     path = root / "s.yaml"

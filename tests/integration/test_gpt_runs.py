@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from conftest import ROOT
-from evaluation.small import CONFIG, networks
-from helpers import TINY, assert_user_error, random_weights, write_tokens
+from evaluation.small import CONFIG, networks, write_inputs
+from helpers import assert_user_error, random_weights
 from integration.tiny import Experiment, assert_same, scalars
 
 import aim_lightning
@@ -41,10 +41,8 @@ logger:
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """Return the small experiment of the evaluation's tests with a GPT instead of its AiM, trained for six steps."""
-    root, pipeline = tmp_path_factory.mktemp("gpt"), networks()
-    pipeline.save_pretrained(root / "published")
-    for split in ("train", "val"):
-        write_tokens(root / "tokens" / split, [40], config=TINY, tokenizer_hash=pipeline.tokenizer.weights_hash)
+    root = tmp_path_factory.mktemp("gpt")
+    write_inputs(root)
     start, end = CONFIG.index("{{d_model"), CONFIG.index("optimizer")
     text = (CONFIG[:start] + NETWORK + CONFIG[end + len("optimizer") :]).replace("aim.AiMModule", "gpt.GPTModule")
     text = text.format(root=root).replace("trainer: {accelerator: cpu, devices: 1}", "trainer:\n  accelerator: cpu")

@@ -73,14 +73,5 @@ def _images(package: Path) -> Iterator[tuple[str, str, str, bytes]]:
         raise UserError(f"{package} has another layout than {PACKAGE} ({error}); set --package to its file") from None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 2 after a UserError.
-
-    Args:
-        arguments: command-line arguments; None = sys.argv.
-    """
-    return run_script(make, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(make))

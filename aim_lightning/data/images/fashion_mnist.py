@@ -113,14 +113,5 @@ def _records(images: np.ndarray, labels: np.ndarray, rows: Iterable[int], split:
         yield buffer.getvalue(), "png", int(labels[row]), f"{split}-{row:05d}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 2 after a UserError.
-
-    Args:
-        arguments: command-line arguments; None = sys.argv.
-    """
-    return run_script(make, arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(make))
