@@ -6,21 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-NAMES = (
-    "fit",
-    "validate",
-    "sample",
-    "app",
-    "tokenize",
-    "evaluate",
-    "sweep",
-    "suite",
-    "follow",
-    "reproduce",
-    "table",
-    "weights",
-)
-NAMES += ("download", "shards", "dataset", "plan", "profile", "runs", "slurm", "config", "doctor")
+NAMES = ("fit", "validate", "sample", "app", "tokenize", "evaluate", "sweep", "suite", "follow", "reproduce", "table")
+NAMES += ("weights", "download", "shards", "dataset", "plan", "profile", "runs", "slurm", "config", "doctor")
 # The names of a command's module that become the fields of its `Command`.
 FIELDS = ("HELP", "run", "add_options", "NEEDS_CONFIG", "WITHOUT_RUN", "UNUSED", "ACTIONS")
 
