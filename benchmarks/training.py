@@ -159,7 +159,7 @@ def measure_fit(model: str, backend: str, batch: int | str, steps: int, options:
                 "clock": {"class_path": "training.Clock", "init_args": clock},
                 "sample_grid": None,
                 "sample_metrics": None,
-                "checkpoints": {"init_args": {"every_n_steps": last}},
+                "checkpoints": None,
             },
             "data": {"init_args": {"path": str(directory / "tokens"), **sizes}},
             "model": {"init_args": {"backend": backend}},

@@ -160,7 +160,8 @@ def main() -> None:
         for number, row in enumerate(rows):
             print(f"{kernel if not number else '':22s}{row['microseconds']:8.1f} µs  {row['tile']}", flush=True)
         results += [row | {"model": options.model, "batch": options.batch} for row in rows]
-    print(f"{hardware()}; {len(jobs)} candidates; written to {save('tune_training', results)}")
+        path = save("tune_training", results)  # after each kernel, so that a search that is cut short keeps the others
+    print(f"{hardware()}; {len(jobs)} candidates; written to {path}")
 
 
 if __name__ == "__main__":
