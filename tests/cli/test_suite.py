@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import statistics
 import time
@@ -120,13 +121,34 @@ def test_an_unknown_suite_is_named(fail):
     assert "experiments/suites/dmo.yaml does not exist; did you mean demo?" in fail("suite", "dmo")
 
 
-def test_the_plan_shows_steps_and_hours_without_training(write, succeed, tiny):
+def plan_rows(text):
+    """Return name of the run, limit, progress and hours of every row that `suite --dry` prints."""
+    rows = [re.split(r" {2,}", line) for line in text.splitlines() if "/runs/" in line]
+    return [(path.rpartition("/")[2], *values) for path, *values in rows]
+
+
+def test_the_plan_shows_limits_and_hours_without_training(write, succeed, tiny):
     path = write(SUITE + "seeds: [0, 1]", "plan")
+    names = ["plan-one-0", "plan-one-1", "plan-two-0", "plan-two-1"]
     text = succeed("suite", path, "--dry", "--images_per_s", 8 * 8 / 3600)
-    assert text.count("8     0         1.000") == 4 and "4 runs: 4.000 device hours left" in text
-    limited = succeed("suite", path, "--dry", "--steps", 0, "--trainer.max_time", "00:00:30:00")
-    assert "4 runs: 2.000 device hours left" in limited, "the time limit is known without a rate"
+    assert plan_rows(text) == [(name, "8 steps", "0 steps", "1.000") for name in names]
+    assert "4 runs: 4.000 device hours left, without validation and evaluation" in text
+    limited = ["suite", path, "--dry", "--trainer.max_time", "00:00:30:00"]
+    text = succeed(*limited, "--images_per_s", 8 * 8 / 3600)
+    assert plan_rows(text) == [(name, "1800 s", "0 s", "0.500") for name in names], "the time ends before the steps"
+    assert "4 runs: 2.000 device hours left, without evaluation; seconds include validation" in text
+    text = succeed(*limited, "--images_per_s", 4 * 8 * 8 / 3600)
+    assert plan_rows(text)[0][1:] == ("8 steps", "0 steps", "0.250"), "the steps end before the time"
+    assert "4 runs: at most 2.000 device hours left" in succeed(*limited, "--steps", 0), "the time needs no rate"
     assert not list((tiny / "runs").glob("tiny/plan-*"))
+
+
+def test_the_plan_counts_the_seconds_of_a_stopped_run(write, succeed, tiny):
+    path = write(SUITE.replace("max_steps: 8", 'max_steps: 1000000, trainer.max_time: "00:00:00:02"'), "timed")
+    options = "--run timed-one-0 --seed_everything 0 --model.label_dropout 0.1 --trainer.max_steps 1000000"
+    succeed("fit", "--config", tiny / "tiny.yaml", *options.split(), "--trainer.max_time", "00:00:00:01")
+    rows = plan_rows(succeed("suite", path, "--dry", "--steps", 0))
+    assert rows == [("timed-one-0", "2 s", "1 s", "0.000"), ("timed-two-0", "2 s", "0 s", "0.001")]
 
 
 def test_a_killed_suite_continues_and_tabulates_seeds(write, tiny, succeed):

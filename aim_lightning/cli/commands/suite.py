@@ -4,6 +4,7 @@ import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aim_lightning.cli.arguments import split
 from aim_lightning.cli.build.input_checks import check_files
@@ -14,6 +15,9 @@ from aim_lightning.cli.suite import Suite, SuiteRun, read_suite
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.table import aligned
+
+if TYPE_CHECKING:
+    from aim_lightning.cli.plan.report import Estimate
 
 HELP = "train and evaluate variations of an experiment, with a table and curves"
 NEEDS_CONFIG = False
@@ -26,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help=f"file of {SUITES} without .yaml, or a path")
     jobs = "processes or array tasks at a time (default: up to 4 per visible GPU where memory allows)"
     parser.add_argument("--jobs", type=number(int, 1), metavar="N", help=jobs)
-    parser.add_argument("--dry", **flag("show runs, steps and estimated hours, and train nothing"))
+    parser.add_argument("--dry", **flag("show runs, their limits and estimated hours, and train nothing"))
     parser.add_argument("--slurm", **flag("submit one SLURM array of the incomplete runs; with --dry print its script"))
     plan.add_options(parser)  # of --dry
 
@@ -40,7 +44,7 @@ def run(config: None, options: argparse.Namespace) -> int:
         return _show(runs, options)
     for item in runs:
         check_files("fit", item.config.values)
-    todo = {item.directory.run: item for item in runs if not _is_complete(item)}
+    todo = {item.directory.run: item for item in runs if not _progress(item)[0]}
     log(f"{suite.path}: {len(runs)} runs, {len(runs) - len(todo)} complete")
     if options.slurm:
         return _submit(suite, runs, todo, options)
@@ -58,8 +62,8 @@ def _path(name: str) -> Path:
     return path
 
 
-def _is_complete(item: SuiteRun) -> bool:
-    """Return True if nothing is left to train.
+def _progress(item: SuiteRun) -> tuple[bool, int, float]:
+    """Return True if nothing is left to train, and the step and seconds of the newest checkpoint.
 
     Raises:
         UserError: the run must not continue, because its configuration changed or its checkpoints are damaged.
@@ -68,10 +72,12 @@ def _is_complete(item: SuiteRun) -> bool:
     from aim_lightning.runs.results import recorded_step
     from aim_lightning.runs.resume_policy import ADVICE, decide, refusal
 
-    decision = decide(read_content(item.directory, item.config.values, verify=False))
+    content = read_content(item.directory, item.config.values, verify=False)
+    decision = decide(content)
     if decision.action == "refuse":
         raise UserError(refusal(item.directory, decision).replace(ADVICE, "rename the suite, or move the run away"))
-    return decision.action == "finished" and recorded_step(item.directory) == decision.step
+    is_complete = decision.action == "finished" and recorded_step(item.directory) == decision.step
+    return is_complete, decision.step, content.newest.seconds if content.newest else 0.0
 
 
 def _train(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], jobs: int | None) -> None:
@@ -155,28 +161,40 @@ def _report(suite: Suite, runs: list[SuiteRun]) -> None:
 
 
 def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
-    """Print state, steps and estimated hours of every run; one run per variation is measured."""
+    """Print limit, progress and estimated hours of every run; one run per variation is measured."""
     from aim_lightning.cli.build.trainer_cli import quiet
     from aim_lightning.cli.plan.report import estimate
-    from aim_lightning.runs.resume_policy import max_seconds
 
     quiet()
-    plans, rows, total = {}, [], 0.0
+    plans, rows, total, units = {}, [], 0.0, set()
     for item in runs:
         if item.variation not in plans:
             plans[item.variation] = estimate(item.config, options)
-        training, rate = plans[item.variation].training, plans[item.variation].rate
-        is_complete = _is_complete(item)
-        step = item.directory.latest_step if is_complete else min(item.directory.latest_step, training.steps)
-        hours = replace(training, steps=training.steps - step).hours(rate) if rate else math.inf
-        hours = 0.0 if is_complete else min(hours, max_seconds(item.config.trainer) / 3600) * training.devices
+        hours, unit, limit, done = _remaining(item, plans[item.variation])
         total += hours
-        rows.append([str(item.directory.path), str(training.steps), str(step), f"{hours:.3f}"])
-    print(aligned(("run", "steps", "done", "device hours"), rows))
-    left = f"{total:.3f} device hours left, without validation and evaluation"
+        units.add(unit)
+        rows.append([str(item.directory.path), f"{limit:g} {unit}", f"{done:g} {unit}", f"{hours:.3f}"])
+    print(aligned(("run", "limit", "done", "device hours"), rows))
+    validation = (
+        "without evaluation; seconds include validation" if "s" in units else "without validation and evaluation"
+    )
+    most = "at most " if "s" in units and not all(plan.rate for plan in plans.values()) else ""
+    left = f"{most}{total:.3f} device hours left, {validation}"
     unknown = "hours are unknown; give --images_per_s, or run this where the devices are"
     print(f"{len(runs)} runs: {unknown if math.isinf(total) else left}")
     return 0
+
+
+def _remaining(item: SuiteRun, plan: "Estimate") -> tuple[float, str, float, float]:
+    """Return the device hours left, then unit, value and progress of the limit that ends the run first."""
+    from aim_lightning.runs.resume_policy import max_seconds
+
+    is_complete, step, seconds = _progress(item)
+    training, limit = plan.training, max_seconds(item.config.trainer)
+    by_steps = replace(training, steps=max(0, training.steps - step)).hours(plan.rate) if plan.rate else math.inf
+    by_time = max(0.0, limit - seconds) / 3600
+    hours = 0.0 if is_complete else min(by_steps, by_time) * training.devices
+    return (hours, "s", limit, round(seconds)) if by_time < by_steps else (hours, "steps", training.steps, step)
 
 
 def _submit(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], options: argparse.Namespace) -> int:
