@@ -15,7 +15,7 @@ TILING: dict[str, dict[str, int]] = {
     "scan_forward": {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
     "gate_backward": {"ROWS": 4, "COLUMNS": 512, "num_warps": 4},
     "scan_backward": {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
-    "scores_backward": {"num_warps": 8},
+    "scores_backward": {"num_warps": 4, "maxnreg": 168},
     "projections_backward": {"num_warps": 4, "num_stages": 1},
     "convolution_backward": {"ROWS": 8, "COLUMNS": 256, "num_warps": 4},
     "cross_entropy": {"num_warps": 16},
