@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS
+from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS, PARTS
 from aim_lightning.sampling.fast.kernel_configs import (
     BUFFER_BYTES,
     SHARED_BYTES,
@@ -20,7 +20,7 @@ from aim_lightning.sampling.fast.kernel_configs import (
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
 OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.13, "head": 0.08, "choose_warps": 0.02}
 PRODUCT = {"block_m": (16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
-PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True), "groups": (1, 2, 4, 8)}
+PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
 MIX = {
     "heads": (1, 2, 3, 4, 6, 8, 12, 16),
     "steps": (4, 8, 16, 32, 64),
@@ -30,6 +30,8 @@ MIX = {
 MIX |= {"registers": (0, 64, 80, 96, 112, 128, 144, 168, 192), "products": (False, True), "first": (0, 1, 2, 3, 4, 5)}
 STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
+SPLITS = 1, 2, 3, 4  # of out_proj
+RESPLIT = 0.3  # of the trials of out_proj change its split
 FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
 FIRST_VALUES = 320  # of x and B that a thread may hold, two in a register
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
@@ -46,10 +48,10 @@ def trial(rng: random.Random, configs: KernelConfigs, tokens: int = 256) -> Kern
         return _changed(rng, configs, FETCH)
     if kernel == "mix":
         return replace(configs, mix=_changed(rng, configs.mix, MIX))
-    product = _changed(rng, getattr(configs, kernel), PRODUCT)
-    if product.groups not in (1, product.warps):
-        product = replace(product, groups=rng.choice((1, product.warps)))
-    return replace(configs, **{kernel: product})
+    new = replace(configs, **{kernel: _changed(rng, getattr(configs, kernel), PRODUCT)})
+    if kernel == "out" and rng.random() < RESPLIT:
+        new = replace(new, split=_near(rng, SPLITS, configs.split))
+    return new
 
 
 def _changed(rng: random.Random, fields, choices: dict[str, Sequence]):
@@ -68,12 +70,14 @@ def _near(rng: random.Random, choices: Sequence, value):
 
 def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = SHARED_BYTES) -> bool:
     """Return if a GPU of `shared` bytes takes them unchanged, and a thread's values fit into registers."""
-    inner = (configs.out, config.d_inner), (configs.project, config.d_model), (configs.head, config.d_model)
+    part = config.d_inner / configs.split
+    inner = (configs.out, part), (configs.project, config.d_model), (configs.head, config.d_model)
     return (
         _mixer_allowed(configs.mix, config)
         and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
         and not configs.head.early
-        and min(configs.out.block_n, configs.state.columns) >= LEAST_COLUMNS
+        and configs.split <= PARTS
+        and configs.state.columns >= LEAST_COLUMNS
         and config.headdim % configs.state.columns == 0
     )
 
@@ -93,13 +97,11 @@ def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
 
 def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
     lines, threads = 2 * (matmul.block_m + matmul.block_n), matmul.warps * 32
-    sums = matmul.block_m * matmul.block_n * matmul.groups
+    sums = matmul.block_m * matmul.block_n
     return (
         matmul.block_m <= max(16, 1 << (rows - 1).bit_length())
         and inner % matmul.block_k == 0
         and lines * (inner if matmul.early else matmul.block_k * (matmul.stages - 1)) <= shared
         and sums <= THREAD_VALUES // 2 * threads
-        and matmul.groups in (1, matmul.warps)
-        and matmul.block_k >= 16 * matmul.groups
         and matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads
     )

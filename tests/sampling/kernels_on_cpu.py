@@ -56,32 +56,32 @@ def products() -> dict[str, float]:
     from aim_lightning.sampling.fast.triton_step import linear
 
     result = {}
-    for rows, inner, cols, early, groups in [
-        (3, 192, 40, False, 1),
-        (70, 96, 33, False, 4),
-        (66, 600, 20, False, 1),
-        (2, 7, 5, False, 2),
-        (5, 1536, 48, True, 1),
-        (70, 384, 33, True, 4),
+    for rows, inner, cols, split, early in [
+        (3, 192, 40, 1, False),
+        (70, 96, 33, 2, False),
+        (66, 600, 20, 4, False),
+        (2, 7, 5, 1, False),
+        (5, 1536, 48, 4, True),
+        (70, 384, 33, 1, True),
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
-        out = torch.full((rows, cols), torch.nan)
-        linear(x, weight, out, MatmulConfig(16, 32, 128, 3, 4, early, groups), {"CHAINED": False})
+        out = torch.full((split, rows, cols), torch.nan)
+        linear(x, weight, out, MatmulConfig(16, 32, 128, 3, 4, early), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
-        result[f"{rows}x{inner}x{cols}/{early}/{groups}"] = relative(out.double(), exact)
+        result[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
     return result
 
 
 @torch.no_grad()
 def logits_in_bf16(
     d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: int = 0,
-    columns: int = 0, groups: int = 1,
+    columns: int = 0,
 ) -> float:  # fmt: skip
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
     long: tokens beyond which exponents are float64. first: blocks read before the kernel's turn. columns:
-    those of the recurrence per program. groups: of warps in a product.
+    those of the recurrence per program.
     """
     from unittest import mock
 
@@ -107,7 +107,7 @@ def logits_in_bf16(
         state=kernel_configs.StateKernelConfig(columns or 16, 4),
     )
     if deep:
-        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True, groups)
+        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True)
         small = replace(small, project=early, out=early)
     if columns:
         decoder.buffers = buffers.Buffers(model, 2, True, torch.bfloat16, recurrent=True)
@@ -137,9 +137,8 @@ def far_row() -> bool:
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
     kernels.mixer_kernel[(2, 1)](
-        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, y, y, y, T,
-        INNER=inner, H=1, P=16, N=N, D=inner, GATE_ROWS=3, NEXT_ROWS=3, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=1,
-        AHEAD=0, AHEAD_B=0, VECTORS=False, LINE=64, CHAINED=False,
+        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, INNER=inner, H=1,
+        P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=1, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -153,37 +152,30 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
     """
     from unittest import mock
 
-    from aim_lightning.sampling.fast.kernels import mixer_step
+    from aim_lightning.sampling.fast.kernels import mixer_step, past
 
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
     xs, bs, gate, y = new(2, T, inner), new(2, T, N), new(2, inner), new(2, inner)
-    D, gate_rows, next_rows, norm = 40, new(2, 3, 40), new(2, 2, 40), torch.rand(40)
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
-    with mock.patch.multiple(mixer_step, _prefetch=note, _wait=nothing, _start_next=nothing):
+    waiting = mock.patch.multiple(mixer_step, _wait=nothing, _start_next=nothing)
+    with waiting, mock.patch.object(past, "_prefetch", note):
         mixer_step.mixer_kernel[(2, 2)](
             gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
-            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), gate_rows, next_rows, norm,
-            T, INNER=inner, H=4, P=16, N=N, D=D, GATE_ROWS=3, NEXT_ROWS=2, HEADS=2, STEPS=16, PRODUCTS=products,
-            FIRST=int(not products), AHEAD=20, AHEAD_B=30, VECTORS=True, LINE=line, CHAINED=True,
+            torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
+            N=N, HEADS=2, STEPS=16, PRODUCTS=products, FIRST=int(not products), AHEAD=20, AHEAD_B=30, LINE=line,
+            CHAINED=True,
         )  # fmt: skip
-    result, past = [], set()
+    result, stored = [], set()
     for values in (xs, bs):
         addresses = {values.data_ptr() + 2 * i for i in range(0, values.numel(), line)} & seen
-        past |= addresses
+        stored |= addresses
         width = values.shape[2]
         codes = [(address - values[1].data_ptr()) // (2 * width) for address in addresses]
         result.append(sorted(code for code in set(codes) if code >= 0 and codes.count(code) == width // line))
-    starts = [gate_rows.data_ptr() + 2 * D * row for row in (2, 5)]
-    starts += [next_rows.data_ptr() + 2 * D * row for row in range(4)]
-    vectors = {start + 2 * i for start in starts for i in range(0, D, line)}
-    vectors |= {norm.data_ptr() + 4 * i for i in range(0, D, line // 2)}
-    assert vectors <= seen
-    # Two programs take three of five addresses each: the last ones are read twice.
-    rest = {start + 2 * (D - 1) for start in starts} | {norm.data_ptr() + 4 * (D - 1)}
-    assert seen - vectors - rest <= past
+    assert seen == stored
     return result
 
 
@@ -227,7 +219,7 @@ def main() -> None:
             logits_in_bf16(48, 6, True, tokens=19, first=1),
             logits_in_bf16(16, 2, True, tokens=35, first=2),
             logits_in_bf16(48, 1, True, columns=8),
-            logits_in_bf16(32, 2, True, deep=16, columns=16, groups=2),
+            logits_in_bf16(32, 2, True, deep=16, columns=16),
         ],
         "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
         "far_row": far_row(),

@@ -8,29 +8,25 @@ INT32 = "step done offset top_k diverged places"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
-BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "GROUPS": 1, "EARLY": False, "LINE": 64, "CHAINED": True}
-PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "MODULATED": True, "PARTS": 48, "PARTS_BLOCK": 64, "BLOCK_N": 32}
-LINEAR = {**BLOCKS, "INNER": 1536}
-OUT = {**LINEAR, "D": 768, "GATE_ROWS": 3, "ROWS": 3, "MODULATED": True, "PARTS": 24, "PARTS_BLOCK": 32}
-MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "VECTORS": False, "LINE": 64, "CHAINED": True}
-AHEAD = {"AHEAD": 64, "AHEAD_B": 64, "VECTORS": True}
-MIX |= {"FIRST": 1, "D": 768, "GATE_ROWS": 3, "NEXT_ROWS": 3}
+BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
+PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
+LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
+MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "FIRST": 1, "LINE": 64, "CHAINED": True}
+AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
-ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32}
-ENTER = {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "PARTS": 48, "PARTS_BLOCK": 64, "BLOCK": 1024}
+ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
+ENTER = {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024}
 WARPS = "num_warps"  # 4 by default
 CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "BLOCK_M": 64, "BLOCK_N": 32}),
     ("linear_kernel", LINEAR),
-    ("linear_kernel", {**LINEAR, "INNER": 600, "GROUPS": 4}),
-    ("linear_kernel", {**LINEAR, "BLOCK_N": 32, "EARLY": True, "LINE": 8}),
+    ("linear_kernel", {**LINEAR, "INNER": 600, "SPLIT": 2}),
+    ("linear_kernel", {**LINEAR, "BLOCK_N": 32, "SPLIT": 4, "EARLY": True, "LINE": 8}),
     ("linear_kernel", {**LINEAR, "INNER": 1024, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 512, "EARLY": True, WARPS: 8}),
-    ("out_proj_kernel", {**OUT, "BLOCK_N": 8, "BLOCK_K": 512, "GROUPS": 8, "EARLY": True, WARPS: 8}),
-    ("out_proj_kernel", {**OUT, "BLOCK_M": 32, "BLOCK_K": 256, "GROUPS": 8, WARPS: 8}),
     ("in_proj_kernel", PROJECT),
     ("in_proj_kernel", {**PROJECT, "BLOCK_M": 64, WARPS: 8}),
-    ("in_proj_kernel", {**PROJECT, "BLOCK_K": 256, "GROUPS": 4, "EARLY": True}),
+    ("in_proj_kernel", {**PROJECT, "BLOCK_K": 256, "EARLY": True}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 32, "CHAINED": True}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 64, "CHAINED": True, WARPS: 8}),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}),

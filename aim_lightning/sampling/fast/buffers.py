@@ -11,6 +11,7 @@ LONG = 256  # codes up to which a running sum in float32 is accurate enough
 CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are gathered for the filters
 CHUNK = 1024  # at least: logits per part
 SLOTS = 128  # at most: entries gathered per part
+PARTS = 4  # at most: parts of out_proj's sum
 LEAST_COLUMNS = 8  # of a program: their sums of squares are parts of a row's
 VECTORS = ("norm", "conv_bias", "dt_bias", "a_log", "d", "gated_norm")  # of a layer, kept in float32
 
@@ -69,17 +70,13 @@ class Buffers:
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         columns = config.d_inner + config.conv_dim + config.nheads
-        self.h_squares = empty(M, config.d_model // LEAST_COLUMNS + 1, dtype=torch.float32)
-        # In bfloat16 in_proj's result is not stored, and its product with the modulation's shift is a constant.
-        exact, constant = dtype == torch.float32, dtype != torch.float32 and self.layer_rows is not None
-        self.zxbcdt = empty(M, columns) if exact else None
-        self.shifted_LMC = empty(config.n_layer, M, columns, dtype=torch.float32) if constant else None
+        self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
         self.gate_MI = empty(M, config.d_inner)
         self.c_MN = empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
         self.squares = empty(M, config.d_inner // LEAST_COLUMNS, dtype=torch.float32)
-        self.out_MD = empty(M, config.d_model, dtype=torch.float32)
+        self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies rounding
         self.chunk, slots, chunks = sifting(config.vocab_size)
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)

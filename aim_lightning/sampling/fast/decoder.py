@@ -118,7 +118,6 @@ class FastDecoder:
         if buffers.layer_rows is not None:
             buffers.layer_rows.copy_(torch.stack(condition.layers))
             buffers.final_rows[0].copy_(condition.final_B2D)
-        self._step.prepare()
 
     def _advance(self, steps: int) -> None:
         """Sample the codes of the next steps."""

@@ -12,6 +12,7 @@ from importlib.resources import files
 import torch
 
 from aim_lightning.models import AiMConfig
+from aim_lightning.sampling.fast.buffers import PARTS
 
 SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's early weights and its x
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
@@ -22,9 +23,8 @@ BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 
 class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
-    early: all of a program's weights are read before the previous kernel ends, where they are a multiple of blocks
-    that fit into shared memory; else they are prefetched into the cache and read block by block. groups: parts of a
-    block's inner values that different warps multiply at the same time.
+    early: all of a program's weights are read before the previous kernel ends, where its part is a multiple of blocks
+    that fit into shared memory; else they are prefetched into the cache and read block by block.
     """
 
     block_m: int
@@ -33,7 +33,6 @@ class MatmulConfig:
     stages: int
     warps: int
     early: bool = False
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4, products=False)  # tensor cores w
 class KernelConfigs:
     """Launch configurations of all kernels of a step; the fields are the keys of kernel_configs.json.
 
-    dual: codes up to which the mixer has its dual form (`mix`); more codes take the recurrence (`state`). ahead: past
-    codes whose x the mixer kernel prefetches before the previous kernel ends; ahead_b: those whose B it prefetches;
-    vectors: whether it also prefetches the factors of the following norm and modulation. line: values between two
-    prefetched addresses.
+    split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer has its dual form
+    (`mix`); more codes take the recurrence (`state`). ahead: past codes whose x the mixer kernel prefetches before the
+    previous kernel ends; ahead_b: those whose B it prefetches. line: values between two prefetched addresses.
     """
 
     project: MatmulConfig
     out: MatmulConfig
+    split: int
     head: MatmulConfig
     mix: MixerKernelConfig
     state: StateKernelConfig
@@ -85,7 +84,6 @@ class KernelConfigs:
     choose_warps: int
     ahead_b: int = 0
     line: int = 64
-    vectors: bool = False
 
 
 def table() -> dict[tuple[int, int], KernelConfigs]:
@@ -116,10 +114,12 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
     nearest = measured[min(measured, key=distance)]
     block_m = max(16, 1 << (rows - 1).bit_length())
     exact = dtype == torch.float32
+    split = 1 if exact else _fitting_split(nearest, config)
     return replace(
         nearest,
         project=_fitting_matmul(nearest.project, block_m, config.d_model, shared),
-        out=_fitting_matmul(nearest.out, block_m, config.d_inner, shared),
+        out=_fitting_matmul(nearest.out, block_m, config.d_inner / split, shared),
+        split=split,
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
         mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config, dtype.itemsize),
@@ -132,14 +132,22 @@ def recurrent(config: AiMConfig, rows: int, dtype: torch.dtype) -> bool:
     return config.num_tokens > kernel_configs_for(config, rows, dtype).dual
 
 
-def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: int, shared: int) -> MatmulConfig:
-    """Reduce rows to those that exist and stages to those that fit; read weights early only where they fit."""
+def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
+    """Reduce rows to those that exist and stages to those that fit; read weights early only where a part fits."""
     matmul = replace(matmul, block_m=min(matmul.block_m, block_m))
     bytes_per_k = 2 * (matmul.block_m + matmul.block_n)
     early = matmul.early and inner % matmul.block_k == 0 and bytes_per_k * inner <= shared
     # All stages but one are buffers in shared memory; a pipeline has at least two.
     fitting = matmul.stages if early else max(2, 1 + int(shared // (bytes_per_k * matmul.block_k)))
     return replace(matmul, stages=min(matmul.stages, fitting), early=early)
+
+
+def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
+    """Return the measured number of parts of out_proj's sum, or the largest that divides this network's blocks."""
+    for split in (configs.split, *range(PARTS, 1, -1)):
+        if config.d_inner % (split * configs.out.block_k) == 0:
+            return split
+    return 1
 
 
 def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:

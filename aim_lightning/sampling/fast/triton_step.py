@@ -21,38 +21,23 @@ class TritonStep:
         self.config, self.weights, self.buffers = config, weights, buffers
         self.block, device = triton.next_power_of_2(config.d_model), buffers.codes_BT.device
         self.configs = configs = kernel_configs_for(config, buffers.rows, buffers.dtype, shared_bytes(device))
-        # A norm needs a sum over the complete row: each program of a row leaves one part of it.
+        # The norm after the mixer needs a sum over the complete row: each program of a row leaves one part of it.
         self.parts = (
             config.d_inner // configs.state.columns if buffers.recurrent else config.nheads // configs.mix.heads
         )
-        self.h_parts = 0 if buffers.dtype == torch.float32 else triton.cdiv(config.d_model, configs.out.block_n)
-        self.squares, self.h_squares = (
-            values.flatten()[: buffers.rows * count].view(buffers.rows, count)
-            for values, count in ((buffers.squares, self.parts), (buffers.h_squares, self.h_parts))
-        )
+        self.out = buffers.out_SMD[: configs.split]
+        self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
         self.launch = launch_options(device, buffers.dtype)
 
-    def prepare(self) -> None:
-        """Compute in_proj of the modulation's shifts, once per sequence."""
-        buffers = self.buffers
-        if buffers.shifted_LMC is None:
-            return
-        for i, shift_MD in enumerate(buffers.layer_rows[:, :, 0].contiguous()):
-            weight = self.weights.layers[i].in_proj
-            linear(shift_MD, weight, buffers.shifted_LMC[i], self.configs.project, {"CHAINED": False})
-
     def __call__(self) -> None:
-        buffers, layers = self.buffers, self.weights.layers
+        buffers, weights = self.buffers, self.weights
         self._enter()
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(weights.layers):
             self._project(i)
             self._mix(i)
-            if self.h_parts and i + 1 < len(layers):
-                self._out(i)
-            else:
-                linear(buffers.y_MI, layer.out_proj, buffers.out_MD, self.configs.out, self.launch, self.configs.line)
-                self._advance(i)
-        linear(buffers.h_MD, self.weights.words, buffers.logits_MV, self.configs.head, self.launch, self.configs.line)
+            linear(buffers.y_MI, layer.out_proj, self.out, self.configs.out, self.launch, self.configs.line)
+            self._advance(i)
+        linear(buffers.h_MD, weights.words, buffers.logits_MV, self.configs.head, self.launch, self.configs.line)
         sample_codes(self.config, buffers, self.configs.choose_warps, self.launch)
 
     def _layer_rows(self, i: int) -> Tensor | None:
@@ -71,31 +56,19 @@ class TritonStep:
         kernels.enter_kernel[(buffers.rows,)](
             buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
             buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
-            self.h_squares, self.config.d_model, buffers.images, EPS, self.config.num_tokens,
-            ROWS=self.config.modulation_rows, MODULATED=rows is not None, POSITIONS=weights.positions is not None,
-            **_parts(self.h_parts), BLOCK=self.block, **self.launch,
+            self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
+            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
         kernels.advance_kernel[(buffers.rows,)](
-            buffers.out_MD, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
+            self.out, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
-            self.config.d_model, self.config.d_inner, EPS, GATE_ROWS=self.config.modulation_rows,
+            self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
-            **_parts(self.parts), BLOCK=self.block, **self.launch,
-        )  # fmt: skip
-
-    def _out(self, i: int) -> None:
-        """Enqueue out_proj with residual and the next norm's factors."""
-        buffers, gate, (norm, rows, _) = self.buffers, self._layer_rows(i), self._after(i)
-        matmul, D = self.configs.out, self.config.d_model
-        kernels.out_proj_kernel[self.h_parts, triton.cdiv(buffers.rows, matmul.block_m)](
-            buffers.y_MI, self.weights.layers[i].out_proj, self.squares, buffers.residual_MD,
-            buffers.h_MD if gate is None else gate, norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
-            self.h_squares, buffers.rows, EPS, D=D, INNER=self.config.d_inner, GATE_ROWS=self.config.modulation_rows,
-            ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, **_parts(self.parts),
-            **matmul_options(matmul), LINE=self.configs.line, **self.launch,
+            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.configs.split,
+            BLOCK=self.block, **self.launch,
         )  # fmt: skip
 
     def _project(self, i: int) -> None:
@@ -107,11 +80,10 @@ class TritonStep:
             grid = (triton.cdiv(cols, 512), buffers.rows)
             kernels.activate_kernel[grid](buffers.zxbcdt, *self._inner(i), **self._sizes(), BLOCK_N=512)
             return
-        matmul, shifted = self.configs.project, buffers.shifted_LMC
+        matmul = self.configs.project
         kernels.in_proj_kernel[triton.cdiv(cols, matmul.block_n), triton.cdiv(buffers.rows, matmul.block_m)](
-            buffers.h_MD, layer.in_proj, self.h_squares, self.h_squares if shifted is None else shifted[i],
-            *self._inner(i), EPS, D=config.d_model, **self._sizes(), MODULATED=shifted is not None,
-            **_parts(self.h_parts), **matmul_options(matmul), LINE=self.configs.line, **self.launch,
+            buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self._sizes(), **matmul_options(matmul),
+            LINE=self.configs.line, **self.launch,
         )  # fmt: skip
 
     def _inner(self, i: int) -> tuple:
@@ -128,24 +100,20 @@ class TritonStep:
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
+        outputs = layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step
+        sizes = {"INNER": config.d_inner, "H": config.nheads, "P": config.headdim, "N": config.d_state}
         if buffers.recurrent:
             state = self.configs.state
             kernels.state_kernel[buffers.rows, self.parts](
-                buffers.gate_MI, cache.state_MIN, cache.x_MTI, cache.b_MTN, buffers.c_MN, buffers.dt_MH, layer.a_log,
-                layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step, INNER=config.d_inner,
-                H=config.nheads, P=config.headdim, N=config.d_state, COLUMNS=state.columns, num_warps=state.warps,
-                **self.launch,
+                buffers.gate_MI, cache.state_MIN, cache.x_MTI, cache.b_MTN, buffers.c_MN, buffers.dt_MH, *outputs,
+                **sizes, COLUMNS=state.columns, num_warps=state.warps, **self.launch,
             )  # fmt: skip
             return
-        mixer, gate, (norm, rows, _) = self.configs.mix, self._layer_rows(i), self._after(i)
+        mixer = self.configs.mix
         kernels.mixer_kernel[(buffers.rows, self.parts)](
             buffers.gate_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN, buffers.dt_MH,
-            layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step,
-            buffers.h_MD if gate is None else gate, buffers.h_MD if rows is None else rows, norm, config.num_tokens,
-            INNER=config.d_inner, H=config.nheads, P=config.headdim, N=config.d_state, D=config.d_model,
-            GATE_ROWS=config.modulation_rows, NEXT_ROWS=1 if rows is None else rows.shape[1], HEADS=mixer.heads,
-            STEPS=mixer.steps, PRODUCTS=mixer.products, FIRST=mixer.first, AHEAD=self.configs.ahead,
-            AHEAD_B=self.configs.ahead_b, VECTORS=self.configs.vectors and gate is not None, LINE=self.configs.line,
+            *outputs, config.num_tokens, **sizes, HEADS=mixer.heads, STEPS=mixer.steps, PRODUCTS=mixer.products,
+            FIRST=mixer.first, AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, LINE=self.configs.line,
             num_stages=mixer.stages, num_warps=mixer.warps,
             **({"maxnreg": mixer.registers} if mixer.registers else {}), **self.launch,
         )  # fmt: skip
@@ -160,28 +128,25 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
 
 
-def _parts(count: int) -> dict[str, int]:
-    """Return the number of parts of a row's sum, and the block that holds them."""
-    return {"PARTS": count, "PARTS_BLOCK": triton.next_power_of_2(max(1, count))}
-
-
 def matmul_options(config: MatmulConfig) -> dict:
     """Return the keyword arguments of a matrix product's kernel."""
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "EARLY": config.early}
-    return {**blocks, "GROUPS": config.groups, "num_stages": config.stages, "num_warps": config.warps}
+    return {**blocks, "num_stages": config.stages, "num_warps": config.warps}
 
 
-def linear(x_MK: Tensor, weight_NK: Tensor, out_MN: Tensor, config: MatmulConfig, launch: dict, line: int = 64) -> None:
-    """Write x weight^T to `out_MN`.
+def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, launch: dict, line: int = 64) -> None:
+    """Write x weight^T to `out`: (M, N), or parts of the sum (S, M, N).
 
-    In bfloat16 by the kernel, whose sums leave in the type of `out_MN`; in float32 by cuBLAS, whose products are exact.
+    In bfloat16 by the kernel, whose sums leave in the type of `out`; in float32 by cuBLAS, whose products are exact.
     """
     (rows, inner), cols = x_MK.shape, weight_NK.shape[0]
+    split = out.shape[0] if out.dim() == 3 else 1
     if x_MK.dtype == torch.float32:
-        torch.mm(x_MK, weight_NK.t(), out=out_MN)
+        torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
-    kernels.linear_kernel[triton.cdiv(cols, config.block_n), triton.cdiv(rows, config.block_m)](
-        x_MK, weight_NK, out_MN, rows, cols, INNER=inner, **matmul_options(config), LINE=line, **launch
+    grid = (triton.cdiv(cols, config.block_n), split, triton.cdiv(rows, config.block_m))
+    kernels.linear_kernel[grid](
+        x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **matmul_options(config), LINE=line, **launch
     )  # fmt: skip
 
 

@@ -78,13 +78,10 @@ def _modulation(rows_ptr, D, cols, mask, MODULATED: tl.constexpr):
 @triton.jit
 def enter_kernel(
     codes_ptr, step_ptr, offset_ptr, words_ptr, positions_ptr, start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
-    squares_ptr, D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr,
-    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
+    D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Compute the step's input (class embedding, or the previous code with its position) and the first layer's norm.
-
-    PARTS > 0: only the norm's factors, and the sum of squares as the first of PARTS parts, as `out_proj_kernel`.
-    """
+    """Compute the step's input (class embedding, or the previous code with its position) and the first layer's norm."""
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
@@ -103,25 +100,18 @@ def enter_kernel(
             position = step - 1 + tl.load(offset_ptr)
             x += tl.load(positions_ptr + position * D + cols, mask, 0.0).to(tl.float32)
     tl.store(residual_ptr + row * D + cols, x, mask)
-    h = x * weight * (1 + scale)
-    if PARTS > 0:
-        parts = tl.arange(0, PARTS_BLOCK)
-        squares = tl.where(parts == 0, tl.sum(x * x, axis=0), 0.0)
-        tl.store(squares_ptr + row * PARTS + parts, squares, parts < PARTS)
-    else:
-        h = h * _rms(x, D, eps) + shift
+    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
     tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def advance_kernel(
     out_ptr, squares_ptr, residual_ptr, gate_ptr, weight_ptr, rows_ptr, final_weight_ptr, h_ptr, D, INNER, eps,
-    GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
-    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
+    M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
+    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Add gate * (mixer output / rms) to the residual, then apply the next norm; the squares are the mixer kernel's.
 
-    In bfloat16 it follows the last layer only: the others have `out_proj_kernel`.
     FINAL: norm_f first, then the final layer's norm.
     """
     _start_next(CHAINED)
@@ -137,6 +127,8 @@ def advance_kernel(
     parts = tl.arange(0, PARTS_BLOCK)
     squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
     x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
+    for part in tl.static_range(1, SPLIT):
+        x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
     # The gated norm's division, which commutes with out_proj: it is one number per row.
     x *= tl.rsqrt(squares / INNER + eps)
     if MODULATED:
