@@ -90,7 +90,7 @@ def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
         and (mixer.products or mixer.first >= 1)
         and (mixer.steps >= 16 or not mixer.products)
         and (mixer.products or (1 + mixer.first) * block <= FIRST_VALUES * mixer.warps * 32)
-        and max(mixer.stages - 1, mixer.first) * block * 2 <= BUFFER_BYTES
+        and (mixer.stages - 1 + mixer.first) * block * 2 <= BUFFER_BYTES
         and mixer.steps * columns <= THREAD_VALUES * mixer.warps * 32
     )
 

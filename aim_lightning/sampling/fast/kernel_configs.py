@@ -161,4 +161,4 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> Mi
 def _buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
     """Return the bytes of the blocks of x and B that are loaded at a time; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return max(mixer.stages - 1, mixer.first) * mixer.steps * (columns + config.d_state) * size
+    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + config.d_state) * size

@@ -68,19 +68,20 @@ def mixer_kernel(
     # L of this step; in float64 where a float32 running sum would lose digits (buffers.exponent_type).
     decay = before - (dt * a).to(decay_ptr.dtype.element_ty)
     gate_W = _load_columns(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
-    # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
-    newest_W = _load_columns(dt_ptr + wide // P, cols, W) * tl.sum(newest_b * c, axis=0) + skip_W
-    y_W = newest_W * _load_columns(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
+    dt_W = _load_columns(dt_ptr + wide // P, cols, W)
+    x_W = _load_columns(xs_ptr + step * INNER + wide, cols, W).to(tl.float32)
     if PRODUCTS:
-        y_W += _past_by_products(
+        past_W = _past_by_products(
             blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
         )
     else:
-        y_W += _past_by_sums(
+        past_W = _past_by_sums(
             blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
         )
+    # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
+    newest_W = (dt_W * tl.sum(newest_b * c, axis=0) + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.
-    gated_W = y_W * gate_W
+    gated_W = (past_W + newest_W) * gate_W
     _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
     once = tl.arange(0, ROWS) < HEADS

@@ -90,7 +90,7 @@ def _past_by_products(
     blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Sum over past codes by two products per block; the first FIRST blocks are loaded already.
+    """Sum over past codes by two products per block; the first FIRST blocks, which are loaded already, come last.
 
     A product has 16 rows, one per head; of a head's row only the head's columns count.
     """
@@ -98,14 +98,14 @@ def _past_by_products(
     states = tl.arange(0, N)
     c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(xs_ptr.dtype.element_ty)
     sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
-    for i in tl.static_range(FIRST):
-        sums_RW += _products(blocks[3 * i], blocks[3 * i + 1], blocks[3 * i + 2], c_RN, decay)
     for first in range(FIRST * STEPS, step, STEPS):
         past = first + tl.arange(0, STEPS)
         more_x, more_b, more_g = _block_of_products(
             xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W
         )
         sums_RW += _products(more_x, more_b, more_g, c_RN, decay)
+    for i in tl.static_range(FIRST):
+        sums_RW += _products(blocks[3 * i], blocks[3 * i + 1], blocks[3 * i + 2], c_RN, decay)
     head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
     return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)
 
