@@ -72,19 +72,21 @@ def decoders(
 ) -> tuple[int, Callable[[int], list[Work]]]:
     """Return (mean bytes per step, a function from step number to the fast decoder's step on each copy)."""
     T, dtype = config.num_tokens, torch.bfloat16
-    code = (config.d_inner + config.d_state) * dtype.itemsize + config.nheads * exponent_type(config, dtype).itemsize
+    x_size = 1 if device.type == "cuda" else dtype.itemsize  # packed
+    code = config.d_inner * x_size + config.d_state * dtype.itemsize
+    code += config.nheads * exponent_type(config, dtype).itemsize
     size = 2 * rows * config.d_inner * config.d_state * 4 if recurrent else rows * T // 2 * code
     count = copies(size, device)
     with torch.device(device):
         model = AiM(replace(config, n_layer=1, vocab_size=64), backend="torch").eval()
     many = SimpleNamespace(config=replace(model.config, n_layer=count), lm_head=model.lm_head)
-    buffers, weights = Buffers(many, rows, False, dtype, recurrent), StaticWeights(model, dtype)
+    buffers, weights = Buffers(many, rows, False, dtype, recurrent, x_size == 1), StaticWeights(model, dtype)
     weights.refresh(model)
     weights.layers = weights.layers * count
     for layer in buffers.layers:
         for values in (layer.x_MTI, layer.b_MTN, layer.g_MHT, layer.decay_MH, layer.state_MIN):
             if values is not None:
-                values.fill_(0.01)
+                values.fill_(0.01 if values.is_floating_point() else 0x4041)
     for values in (buffers.gate_MI, buffers.c_MN, buffers.dt_MH):
         values.fill_(0.5)
     return size, lambda step: _steps(many.config, weights, buffers, step)

@@ -15,25 +15,20 @@ from aim_lightning.sampling.fast.kernel_configs import (
     KernelConfigs,
     MatmulConfig,
     MixerKernelConfig,
+    buffer_bytes,
 )
 
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
 OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.13, "head": 0.08, "choose_warps": 0.02}
 PRODUCT = {"block_m": (16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
 PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
-MIX = {
-    "heads": (1, 2, 3, 4, 6, 8, 12, 16),
-    "steps": (4, 8, 16, 32, 64),
-    "stages": (2, 3, 4, 5, 6),
-    "warps": (1, 2, 4, 8),
-}
-MIX |= {"registers": (0, 64, 80, 96, 112, 128, 144, 168, 192), "products": (False, True), "first": (0, 1, 2, 3, 4, 5)}
+MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128), "stages": (2, 3, 4, 5, 6), "warps": (1, 2, 4, 8)}
+MIX |= {"registers": (0, 64, 80, 96, 112, 128, 144, 168, 192), "first": (0, 1, 2, 3, 4)}
 STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
 SPLITS = 1, 2, 3, 4  # of out_proj
 RESPLIT = 0.3  # of the trials of out_proj change its split
 FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
-FIRST_VALUES = 320  # of x and B that a thread may hold, two in a register
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
 
 
@@ -84,13 +79,9 @@ def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = 
 
 def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
     columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
-    block = mixer.steps * (columns + config.d_state)
     return (
         config.nheads % mixer.heads == 0
-        and (mixer.products or mixer.first >= 1)
-        and (mixer.steps >= 16 or not mixer.products)
-        and (mixer.products or (1 + mixer.first) * block <= FIRST_VALUES * mixer.warps * 32)
-        and (mixer.stages - 1 + mixer.first) * block * 2 <= BUFFER_BYTES
+        and buffer_bytes(mixer, mixer.heads, config) <= BUFFER_BYTES
         and mixer.steps * columns <= THREAD_VALUES * mixer.warps * 32
     )
 

@@ -243,12 +243,11 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
 
 
 MIXES = {
-    "sums": kernel_configs.MixerKernelConfig(2, 16, 3, 4, products=False),
-    "sums_two_ahead": kernel_configs.MixerKernelConfig(2, 16, 3, 4, products=False, first=2),
-    "products": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=0),
-    "products_two_ahead": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=2),
-    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8),
-    "six_heads_sums": kernel_configs.MixerKernelConfig(6, 8, 3, 4, products=False),
+    "two_heads": kernel_configs.MixerKernelConfig(2, 64, 3, 4),
+    "two_warps": kernel_configs.MixerKernelConfig(4, 32, 3, 2),
+    "two_ahead": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=2),
+    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8, first=1),
+    "all_ahead": kernel_configs.MixerKernelConfig(1, 64, 2, 4, first=4),
 }
 
 

@@ -74,12 +74,11 @@ def products() -> dict[str, float]:
 
 @torch.no_grad()
 def logits_in_bf16(
-    d_model: int, heads: int, products: bool, tokens: int = 4, deep: int = 0, long: int = 256, first: int = 0,
-    columns: int = 0,
+    d_model: int, heads: int, tokens: int = 4, deep: int = 0, long: int = 256, first: int = 0, columns: int = 0
 ) -> float:  # fmt: skip
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
-    Blocks of the past have 16 codes: more tokens make several. deep: inner values of a block of weights read early.
+    Blocks of the past have 32 codes: more tokens make several. deep: inner values of a block of weights read early.
     long: tokens beyond which exponents are float64. first: blocks read before the kernel's turn. columns:
     those of the recurrence per program.
     """
@@ -103,14 +102,14 @@ def logits_in_bf16(
     decoder.run(model, labels, labels, **options)
     small = replace(
         kernel_configs.table()[768, 32],
-        mix=kernel_configs.MixerKernelConfig(heads, 16, 2, 2, 0, products, first or int(not products)),
+        mix=kernel_configs.MixerKernelConfig(heads, 32, 2, 2, 0, first),
         state=kernel_configs.StateKernelConfig(columns or 16, 4),
     )
     if deep:
         early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True)
         small = replace(small, project=early, out=early)
-    if columns:
-        decoder.buffers = buffers.Buffers(model, 2, True, torch.bfloat16, recurrent=True)
+    with mock.patch.object(buffers, "LONG", long):
+        decoder.buffers = buffers.Buffers(model, 2, True, torch.bfloat16, recurrent=columns > 0, packed=True)
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     assert decoder._step.configs.out.early == bool(deep) and decoder._step.configs.mix.heads == heads
@@ -122,33 +121,38 @@ def far_row() -> bool:
     """Return True if the mixer is right for a row past 2^31 values; untouched pages use no memory."""
     from aim_lightning.sampling.fast import kernels
 
-    T, inner, N = 2**27, 16, 16
+    T, inner, N = 2**27, 32, 16
     new = lambda *shape, dtype=torch.float32: torch.randn(shape).to(dtype)  # noqa: E731
-    xs = torch.empty(T * inner + inner, dtype=torch.bfloat16)
+    xs = torch.empty(T // 2 * inner + inner, dtype=torch.int16)
     bs = torch.empty(T * N + N, dtype=torch.bfloat16)
     K = inner + 2 * N
-    zx, conv = new(2, inner + K + 1, dtype=torch.bfloat16), (new(4, K), new(K))
-    ring, gate = torch.empty(4, 2, K, dtype=torch.bfloat16), torch.empty(2, inner, dtype=torch.bfloat16)
-    c, dt = torch.empty(2, N), torch.empty(2, 1)
+    zx, conv = new(2, inner + K + 2, dtype=torch.bfloat16), (new(4, K), new(K))
+    ring = torch.empty(4, 2, K, dtype=torch.bfloat16)
+    gate, newest = (torch.empty(2, inner, dtype=torch.bfloat16) for _ in range(2))
+    c, dt = torch.empty(2, N), torch.empty(2, 2)
     step = torch.zeros((), dtype=torch.int32)
     xs[-inner:] = 0
     kernels.activate_kernel[(1, 2)](
-        zx, ring, *conv, new(1), gate, xs, bs, c, dt, step, 2, T, INNER=inner, H=1, N=N, TAPS=4, BLOCK_N=128
+        zx, ring, *conv, new(2), gate, newest, bs, c, dt, step, 2, T, INNER=inner, H=2, N=N, TAPS=4, BLOCK_N=128
     )
-    y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(T + 1)
+    y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(3 * T + 1)
     kernels.mixer_kernel[(2, 1)](
-        gate, xs, bs, gs, torch.empty(2, 1), c, dt, new(1), new(1), new(inner), y, squares, step, T, INNER=inner, H=1,
-        P=16, N=N, HEADS=1, STEPS=16, PRODUCTS=False, FIRST=1, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
+        gate, newest, xs, bs, gs, torch.empty(2, 2), c, dt, new(2), new(2), new(inner), y, squares, step, T,
+        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, FIRST=0, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
-    return torch.allclose(xs[-inner:].float(), x, rtol=1e-2, atol=1e-3)
+    heads = x.view(2, 16)
+    units = heads / torch.maximum(heads.amax(1) / 318, -heads.amin(1) / 64)[:, None]
+    values = (xs[-inner:].view(2, 16) | 0x4300).view(torch.bfloat16).float() - 192
+    # The interpreter truncates instead of rounding.
+    return bool(((values - units).abs() < 1.5 + units.abs() / 60).all())
 
 
-def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
-    """List the codes of row 1 whose x, and those whose B, the mixer kernel prefetches completely.
+def fetched(first: int, step: int = 40, line: int = 8) -> list[list[int]]:
+    """List the pairs of codes of row 1 whose x, and the codes whose B, the mixer kernel prefetches completely.
 
-    x of the last 20 codes, B of the last 30, in blocks of 16; two programs a row.
+    x of the last 20 codes, B of the last 30, without `first` blocks of 32; two programs a row.
     """
     from unittest import mock
 
@@ -156,17 +160,17 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
 
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
-    xs, bs, gate, y = new(2, T, inner), new(2, T, N), new(2, inner), new(2, inner)
+    xs, bs = torch.zeros(2, T // 2, inner, dtype=torch.int16), new(2, T, N)
+    gate, newest, y = new(2, inner), new(2, inner), new(2, inner)
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
     waiting = mock.patch.multiple(mixer_step, _wait=nothing, _start_next=nothing)
     with waiting, mock.patch.object(past, "_prefetch", note):
         mixer_step.mixer_kernel[(2, 2)](
-            gate, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
+            gate, newest, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
-            N=N, HEADS=2, STEPS=16, PRODUCTS=products, FIRST=int(not products), AHEAD=20, AHEAD_B=30, LINE=line,
-            CHAINED=True,
+            N=N, HEADS=2, STEPS=32, FIRST=first, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
         )  # fmt: skip
     result, stored = [], set()
     for values in (xs, bs):
@@ -180,10 +184,17 @@ def fetched(products: bool, step: int = 40, line: int = 8) -> list[list[int]]:
 
 
 def multiply_bfloat16() -> None:
-    """Fix bfloat16 products in Triton's interpreter, which stores and multiplies them as integers."""
+    """Fix bfloat16 products in Triton's interpreter, which stores and multiplies them as integers.
+
+    Packed values become bfloat16 by an instruction, which it lacks.
+    """
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter
+
+    from aim_lightning.sampling.fast.kernels import packed
+
+    packed._values = lambda pairs, odd: ((pairs >> 8 * odd & 0xFF) | 0x4300).to(tl.bfloat16, bitcast=True)
 
     def widened(handle):
         if handle.dtype.scalar != tl.bfloat16:
@@ -205,23 +216,18 @@ def main() -> None:
         "codes": [codes_equal("group", True), codes_equal("none", False), codes_equal("layer", True, recurrent=True)],
         "products": products(),
         "bf16": [
-            logits_in_bf16(48, 1, True),
-            logits_in_bf16(32, 2, True),
-            logits_in_bf16(48, 1, False),
-            logits_in_bf16(32, 2, False),
-            logits_in_bf16(16, 2, True, tokens=19),
-            logits_in_bf16(16, 2, False, tokens=19),
-            logits_in_bf16(32, 2, True, deep=16),
-            logits_in_bf16(16, 2, True, tokens=19, long=18),
-            logits_in_bf16(16, 2, False, tokens=19, long=18),
-            logits_in_bf16(48, 3, True),
-            logits_in_bf16(32, 2, False, tokens=35, first=2),
-            logits_in_bf16(48, 6, True, tokens=19, first=1),
-            logits_in_bf16(16, 2, True, tokens=35, first=2),
-            logits_in_bf16(48, 1, True, columns=8),
-            logits_in_bf16(32, 2, True, deep=16, columns=16),
+            logits_in_bf16(48, 1),
+            logits_in_bf16(32, 2, first=1),
+            logits_in_bf16(16, 2, tokens=19, long=18),
+            logits_in_bf16(32, 2, deep=16),
+            logits_in_bf16(48, 3),
+            logits_in_bf16(48, 6, tokens=9, first=1),
+            logits_in_bf16(16, 2, tokens=35),
+            logits_in_bf16(16, 2, tokens=67, first=1),
+            logits_in_bf16(48, 1, columns=8),
+            logits_in_bf16(32, 2, deep=16, columns=16),
         ],
-        "fetched": [fetched(True), fetched(False), fetched(False, step=10)],
+        "fetched": [fetched(0), fetched(1), fetched(1, step=10)],
         "far_row": far_row(),
     }
     print(json.dumps(report))

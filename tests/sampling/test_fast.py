@@ -205,11 +205,11 @@ def test_a_step_in_bf16_with_any_number_of_heads_per_program(interpreted):
 
 
 def test_past_codes_are_prefetched_from_their_addresses(interpreted):
-    """The path by sums has read the first 16 codes before."""
-    products, sums, early = interpreted["fetched"]
-    assert products == [list(range(20, 40)), list(range(10, 40))]
-    assert sums == [list(range(20, 40)), list(range(16, 40))]
-    assert early == [[], []]
+    """Two codes of x share a place. The second kernel has read the first 32 codes before, the third all of them."""
+    complete, rest, none = interpreted["fetched"]
+    assert complete == [list(range(10, 20)), list(range(10, 40))]
+    assert rest == [list(range(16, 20)), list(range(32, 40))]
+    assert none == [[], []]
 
 
 def test_rows_past_two_to_the_31st_value(interpreted):

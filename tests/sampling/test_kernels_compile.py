@@ -3,10 +3,10 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = "x weight zxbcdt ring xs bs b y gate rows gate_rows next_rows h words"
+BF16 = "x weight zxbcdt ring mixer_x bs b y gate rows gate_rows next_rows h words"
 INT32 = "step done offset top_k diverged places"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
-TYPES |= {"codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
+TYPES |= {"xs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
@@ -30,12 +30,12 @@ CASES = [
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 32, "CHAINED": True}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 64, "CHAINED": True, WARPS: 8}),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}),
-    ("mixer_kernel", {**MIX, "HEADS": 1, "STEPS": 128, "PRODUCTS": False, WARPS: 8}),
-    ("mixer_kernel", {**MIX, **AHEAD, "HEADS": 4, "STEPS": 8, "PRODUCTS": False, "FIRST": 2, WARPS: 2}),
-    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 16, "PRODUCTS": True, "FIRST": 0, "AHEAD": 128, WARPS: 8}),
+    ("mixer_kernel", {**MIX, "HEADS": 1, "STEPS": 128, WARPS: 8}),
+    ("mixer_kernel", {**MIX, **AHEAD, "HEADS": 4, "STEPS": 64, "FIRST": 2, WARPS: 2}),
+    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "FIRST": 0, "AHEAD": 128, WARPS: 8}),
     ("top_candidates_kernel", {**SIFT, WARPS: 8}),
     ("top_candidates_kernel", {**SIFT, WARPS: 2}),
-    ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "PRODUCTS": True, "FIRST": 2, "AHEAD": 32, WARPS: 8}),
+    ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "FIRST": 2, "AHEAD": 32, WARPS: 8}),
     ("sample_token_kernel", {**CHOOSE, WARPS: 8}),
     ("sample_token_kernel", {**CHOOSE, WARPS: 16}),
     ("enter_kernel", {**ENTER, "CHAINED": True}),

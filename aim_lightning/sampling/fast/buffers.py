@@ -21,13 +21,14 @@ class LayerCache:
     """The inputs of one layer for the codes so far; M rows, T codes.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
-    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. With the
-    recurrence T = 1, and state_MIN, float32, takes the place of g and L.
+    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. Packed x has
+    a byte, two codes in an int16 (M, T / 2, I), in units per row, code and head, whose logarithms are part of g. With
+    the recurrence T = 1, and state_MIN, float32, takes the place of x, g and L.
     """
 
     ring: Tensor
-    x_MTI: Tensor
     b_MTN: Tensor
+    x_MTI: Tensor | None = None
     g_MHT: Tensor | None = None
     decay_MH: Tensor | None = None
     state_MIN: Tensor | None = None
@@ -43,9 +44,12 @@ class Buffers:
         dtype: type of weights, stored inputs and tensors between kernels; the exponents of the decay have
             `exponent_type`.
         recurrent: whether layers keep a state instead of the inputs of all codes.
+        packed: whether x of past codes is packed, as the kernels read it in bfloat16.
     """
 
-    def __init__(self, model: AiM, images: int, guided: bool, dtype: torch.dtype, recurrent: bool = False) -> None:
+    def __init__(
+        self, model: AiM, images: int, guided: bool, dtype: torch.dtype, recurrent: bool = False, packed: bool = False
+    ) -> None:
         config, device = model.config, model.lm_head.weight.device
         self.images, self.guided, self.dtype, self.recurrent = images, guided, dtype, recurrent
         self.rows = images * (2 if guided else 1)
@@ -71,7 +75,7 @@ class Buffers:
         self.h_MD = empty(M, config.d_model)
         columns = config.d_inner + config.conv_dim + config.nheads
         self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
-        self.gate_MI = empty(M, config.d_inner)
+        self.gate_MI, self.x_MI = empty(M, config.d_inner), empty(M, config.d_inner)
         self.c_MN = empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
@@ -85,13 +89,15 @@ class Buffers:
         self.layers = []
         for _ in range(config.n_layer):
             ring, stored = empty(config.d_conv, M, config.conv_dim), 1 if recurrent else T
-            inputs = ring, empty(M, stored, config.d_inner), empty(M, stored, config.d_state)
+            b = empty(M, stored, config.d_state)
             if recurrent:
                 state = empty(M, config.d_inner, config.d_state, dtype=torch.float32)
-                self.layers.append(LayerCache(*inputs, state_MIN=state))
+                self.layers.append(LayerCache(ring, b, state_MIN=state))
             else:
+                pairs = empty(M, (T + 1) // 2, config.d_inner, dtype=torch.int16) if packed else None
+                x = empty(M, T, config.d_inner) if pairs is None else pairs
                 g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
-                self.layers.append(LayerCache(*inputs, g, decay))
+                self.layers.append(LayerCache(ring, b, x, g, decay))
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
@@ -123,8 +129,9 @@ def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
     """Return the device memory of `Buffers`, nearly all of it stored inputs, modulation and logits."""
     rows, size = images * (2 if guided else 1), dtype.itemsize
+    x_size = 1 if dtype == torch.bfloat16 else size
     stored = config.num_tokens * (
-        (config.d_inner + config.d_state) * size + config.nheads * exponent_type(config, dtype).itemsize
+        config.d_inner * x_size + config.d_state * size + config.nheads * exponent_type(config, dtype).itemsize
     )
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (

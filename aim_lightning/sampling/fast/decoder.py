@@ -36,7 +36,7 @@ class FastDecoder:
         if on_gpu:
             from aim_lightning.sampling.fast.triton_step import TritonStep as step  # triton may lack on a CPU
         states = on_gpu and recurrent(self.config, images * (2 if guided else 1), dtype)
-        self.buffers = Buffers(model, images, guided, dtype, states)
+        self.buffers = Buffers(model, images, guided, dtype, states, packed=on_gpu and dtype == torch.bfloat16)
         self._step = step(self.config, self.weights, self.buffers)
         self._call = Call(images, self.config.num_tokens, self.buffers.codes_BT.device)
         self._replays: dict[int, Callable[[], None]] = {}

@@ -39,9 +39,8 @@ class MatmulConfig:
 class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
-    heads: per program; steps: past codes per block; registers: at most per thread (0: any number). products: sums on
-    tensor cores, whose blocks are prefetched in `stages`; else by multiplying and adding. first: blocks that are read
-    before the previous kernel ends, and without products also those on the way at any time (at least 1).
+    heads: per program; steps: past codes per block, at least 32 of packed x; registers: at most per thread (0: any
+    number). first: blocks that are read before the previous kernel ends; the others are prefetched in `stages`.
     """
 
     heads: int
@@ -49,8 +48,7 @@ class MixerKernelConfig:
     stages: int
     warps: int
     registers: int = 0
-    products: bool = True
-    first: int = 1
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class StateKernelConfig:
     warps: int
 
 
-FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4, products=False)  # tensor cores would round float32 to TF32
+FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4)  # by sums: tensor cores would round float32 to TF32
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
         split=split,
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
-        mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config, dtype.itemsize),
+        mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config),
         choose_warps=nearest.choose_warps if config.vocab_size > 4096 else 4,
     )
 
@@ -150,15 +148,15 @@ def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
     return 1
 
 
-def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig, size: int) -> MixerKernelConfig:
+def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelConfig:
     """Reduce the heads per program until they divide the network's heads and fit into shared memory."""
     heads = mixer.heads
-    while heads > 1 and (config.nheads % heads or _buffer_bytes(mixer, heads, config, size) > BUFFER_BYTES):
+    while heads > 1 and (config.nheads % heads or buffer_bytes(mixer, heads, config) > BUFFER_BYTES):
         heads //= 2
     return replace(mixer, heads=heads)
 
 
-def _buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig, size: int) -> int:
-    """Return the bytes of the blocks of x and B that are loaded at a time; a block is padded to a power of two."""
+def buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig) -> int:
+    """Return the bytes of the blocks of packed x and of B that are loaded; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + config.d_state) * size
+    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + 2 * config.d_state)

@@ -1,4 +1,4 @@
-"""The sum over the stored inputs of past codes, by multiplying and adding or by products on tensor cores."""
+"""Stored inputs of past codes: reading and prefetching them, and their sum in float32."""
 
 import triton
 import triton.language as tl
@@ -45,73 +45,25 @@ def _block(
 
 @triton.jit
 def _past_by_sums(
-    blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
-    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
+    xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Sum over past codes block by block; the next FIRST blocks are loaded while one is summed."""
-    past, states = (FIRST - 1) * STEPS + tl.arange(0, STEPS), tl.arange(0, N)
+    """Sum over past codes in float32, block by block; the next block is loaded while one is summed."""
+    past, states = tl.arange(0, STEPS), tl.arange(0, N)
     HEADS: tl.constexpr = cols.shape[0] // P
     past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
+    x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
     for _ in range(0, step, STEPS):
         past += STEPS
-        # Loaded before the arithmetic on the current block, so that memory and arithmetic overlap.
-        after = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
-        x_SW, b_SN, g_SH = blocks[0], blocks[1], blocks[2]
-        scores_S = tl.sum(b_SN.to(tl.float32) * c[None, :], axis=1)
-        weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * scores_S[:, None]
-        past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P)).to(tl.float32)
-        blocks = blocks[3:] + after
+        next_x, next_b, next_g = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
+        weight_SH = tl.exp((decay[None, :] + g_SH).to(tl.float32)) * tl.sum(b_SN * c[None, :], axis=1)[:, None]
+        past_SHP += weight_SH[:, :, None] * tl.reshape(x_SW, (STEPS, HEADS, P))
+        x_SW, b_SN, g_SH = next_x, next_b, next_g
     return tl.reshape(tl.sum(past_SHP, axis=0), (HEADS * P,))
 
 
 @triton.jit
-def _block_of_products(
-    xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
-    W: tl.constexpr,
-):  # fmt: skip
-    """Load the stored inputs in the layout of products: x_SW, b_NS, g_RS."""
-    known = past < step
-    b_NS = tl.load(bs_ptr + past[None, :] * N + states[:, None], known[None, :], 0.0)
-    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], _mask(known, cols, W), 0.0)
-    g_RS = tl.load(gs_ptr + heads[:, None] * T + past[None, :], known[None, :], float("-inf"))
-    return x_SW, b_NS, g_RS
-
-
-@triton.jit
-def _products(x_SW, b_NS, g_RS, c_RN, decay):
-    """Return (C B^T * decay) x, in two products on tensor cores."""
-    weight_RS = tl.exp((decay[:, None] + g_RS).to(tl.float32))
-    weight_RS *= tl.dot(c_RN, b_NS, input_precision="ieee")
-    return tl.dot(weight_RS.to(x_SW.dtype), x_SW, input_precision="ieee")
-
-
-@triton.jit
-def _past_by_products(
-    blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
-    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
-):  # fmt: skip
-    """Sum over past codes by two products per block; the first FIRST blocks, which are loaded already, come last.
-
-    A product has 16 rows, one per head; of a head's row only the head's columns count.
-    """
-    ROWS: tl.constexpr = heads.shape[0]
-    states = tl.arange(0, N)
-    c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(xs_ptr.dtype.element_ty)
-    sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
-    for first in range(FIRST * STEPS, step, STEPS):
-        past = first + tl.arange(0, STEPS)
-        more_x, more_b, more_g = _block_of_products(
-            xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W
-        )
-        sums_RW += _products(more_x, more_b, more_g, c_RN, decay)
-    for i in tl.static_range(FIRST):
-        sums_RW += _products(blocks[3 * i], blocks[3 * i + 1], blocks[3 * i + 2], c_RN, decay)
-    head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
-    return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)
-
-
-@triton.jit
-def _fetch_ahead(
+def _fetch(
     values_ptr, begin, end, first_column, STRIDE: tl.constexpr, W: tl.constexpr, STEPS: tl.constexpr,
     LINE: tl.constexpr,
 ):  # fmt: skip
@@ -124,3 +76,29 @@ def _fetch_ahead(
     for first in range(begin, end, STEPS):
         past = tl.minimum(first + tl.arange(0, STEPS), end - 1)
         _prefetch(values_ptr + past[:, None] * STRIDE + lines[None, :])
+
+
+@triton.jit
+def _fetch_ahead(
+    xs_ptr, bs_ptr, loaded, step, part, PARTS: tl.constexpr, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
+    STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
+):  # fmt: skip
+    """Prefetch packed x of the last AHEAD codes and a share of B of the last AHEAD_B, but of none `loaded` before."""
+    if AHEAD > 0:
+        _fetch(xs_ptr, tl.maximum(step - AHEAD, loaded) // 2, (step + 1) // 2, part * W, INNER, W, STEPS // 2, LINE)
+    if AHEAD_B > 0:
+        SHARE: tl.constexpr = (AHEAD_B + PARTS - 1) // PARTS
+        begin = tl.maximum(step - AHEAD_B, loaded) + part * SHARE
+        _fetch(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
+
+
+@triton.jit
+def _decay_before(decay_ptr, a_log_ptr, heads, step):
+    """Return L of the previous code, zero before the first, and A of heads."""
+    return tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0), tl.exp(tl.load(a_log_ptr + heads))
+
+
+@triton.jit
+def _decay(before, loss):
+    """Return L of this code; in float64 where a float32 running sum would lose digits (buffers.exponent_type)."""
+    return before - loss.to(before.dtype)
