@@ -72,15 +72,15 @@ def decoders(
 ) -> tuple[int, Callable[[int], list[Work]]]:
     """Return (mean bytes per step, a function from step number to the fast decoder's step on each copy)."""
     T, dtype = config.num_tokens, torch.bfloat16
-    x_size = 1 if device.type == "cuda" else dtype.itemsize  # packed
-    code = config.d_inner * x_size + config.d_state * dtype.itemsize
+    packed = device.type == "cuda"
+    code = (config.d_inner + config.d_state) * (1 if packed else dtype.itemsize)
     code += config.nheads * exponent_type(config, dtype).itemsize
     size = 2 * rows * config.d_inner * config.d_state * 4 if recurrent else rows * T // 2 * code
     count = copies(size, device)
     with torch.device(device):
         model = AiM(replace(config, n_layer=1, vocab_size=64), backend="torch").eval()
     many = SimpleNamespace(config=replace(model.config, n_layer=count), lm_head=model.lm_head)
-    buffers, weights = Buffers(many, rows, False, dtype, recurrent, x_size == 1), StaticWeights(model, dtype)
+    buffers, weights = Buffers(many, rows, False, dtype, recurrent, packed), StaticWeights(model, dtype)
     weights.refresh(model)
     weights.layers = weights.layers * count
     for layer in buffers.layers:

@@ -124,20 +124,20 @@ def far_row() -> bool:
     T, inner, N = 2**27, 32, 16
     new = lambda *shape, dtype=torch.float32: torch.randn(shape).to(dtype)  # noqa: E731
     xs = torch.empty(T // 2 * inner + inner, dtype=torch.int16)
-    bs = torch.empty(T * N + N, dtype=torch.bfloat16)
+    bs = torch.empty(T // 2 * N + N, dtype=torch.int16)
     K = inner + 2 * N
     zx, conv = new(2, inner + K + 2, dtype=torch.bfloat16), (new(4, K), new(K))
     ring = torch.empty(4, 2, K, dtype=torch.bfloat16)
-    gate, newest = (torch.empty(2, inner, dtype=torch.bfloat16) for _ in range(2))
+    gate, newest, b = (torch.empty(2, count, dtype=torch.bfloat16) for count in (inner, inner, N))
     c, dt = torch.empty(2, N), torch.empty(2, 2)
     step = torch.zeros((), dtype=torch.int32)
     xs[-inner:] = 0
     kernels.activate_kernel[(1, 2)](
-        zx, ring, *conv, new(2), gate, newest, bs, c, dt, step, 2, T, INNER=inner, H=2, N=N, TAPS=4, BLOCK_N=128
+        zx, ring, *conv, new(2), gate, newest, b, c, dt, step, 2, INNER=inner, H=2, N=N, TAPS=4, BLOCK_N=128
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(3 * T + 1)
     kernels.mixer_kernel[(2, 1)](
-        gate, newest, xs, bs, gs, torch.empty(2, 2), c, dt, new(2), new(2), new(inner), y, squares, step, T,
+        gate, newest, b, c, dt, xs, bs, gs, torch.empty(2, 2), new(2), new(2), new(inner), y, squares, step, T,
         INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, FIRST=0, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
@@ -150,7 +150,7 @@ def far_row() -> bool:
 
 
 def fetched(first: int, step: int = 40, line: int = 8) -> list[list[int]]:
-    """List the pairs of codes of row 1 whose x, and the codes whose B, the mixer kernel prefetches completely.
+    """List the pairs of codes of row 1 whose x, and those whose B, the mixer kernel prefetches completely.
 
     x of the last 20 codes, B of the last 30, without `first` blocks of 32; two programs a row.
     """
@@ -160,15 +160,15 @@ def fetched(first: int, step: int = 40, line: int = 8) -> list[list[int]]:
 
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
-    xs, bs = torch.zeros(2, T // 2, inner, dtype=torch.int16), new(2, T, N)
-    gate, newest, y = new(2, inner), new(2, inner), new(2, inner)
+    xs, bs = (torch.zeros(2, T // 2, count, dtype=torch.int16) for count in (inner, N))
+    gate, newest, y, b, c = new(2, inner), new(2, inner), new(2, inner), new(2, N), torch.rand(2, N)
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
     waiting = mock.patch.multiple(mixer_step, _wait=nothing, _start_next=nothing)
     with waiting, mock.patch.object(past, "_prefetch", note):
         mixer_step.mixer_kernel[(2, 2)](
-            gate, newest, xs, bs, gs, per_head[0], torch.rand(2, N), per_head[1], torch.ones(4), torch.ones(4),
+            gate, newest, b, c, per_head[1], xs, bs, gs, per_head[0], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
             N=N, HEADS=2, STEPS=32, FIRST=first, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
         )  # fmt: skip

@@ -205,10 +205,10 @@ def test_a_step_in_bf16_with_any_number_of_heads_per_program(interpreted):
 
 
 def test_past_codes_are_prefetched_from_their_addresses(interpreted):
-    """Two codes of x share a place. The second kernel has read the first 32 codes before, the third all of them."""
+    """Two codes are a pair. The second kernel has read the first 32 codes before, the third all of them."""
     complete, rest, none = interpreted["fetched"]
-    assert complete == [list(range(10, 20)), list(range(10, 40))]
-    assert rest == [list(range(16, 20)), list(range(32, 40))]
+    assert complete == [list(range(10, 20)), list(range(5, 20))]
+    assert rest == [list(range(16, 20)), list(range(16, 20))]
     assert none == [[], []]
 
 

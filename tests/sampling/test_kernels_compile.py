@@ -3,10 +3,10 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = "x weight zxbcdt ring mixer_x bs b y gate rows gate_rows next_rows h words"
+BF16 = "x weight zxbcdt ring mixer_x b y gate rows gate_rows next_rows h words"
 INT32 = "step done offset top_k diverged places"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
-TYPES |= {"xs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
+TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}

@@ -21,14 +21,14 @@ class LayerCache:
     """The inputs of one layer for the codes so far; M rows, T codes.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
-    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. Packed x has
-    a byte, two codes in an int16 (M, T / 2, I), in units per row, code and head, whose logarithms are part of g. With
-    the recurrence T = 1, and state_MIN, float32, takes the place of x, g and L.
+    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. Packed x and
+    B are bytes, two codes in an int16 (M, T / 2, ...), in units of a row's code and head, whose logarithms are part of
+    g. The recurrence has state_MIN, float32, instead of all these.
     """
 
     ring: Tensor
-    b_MTN: Tensor
     x_MTI: Tensor | None = None
+    b_MTN: Tensor | None = None
     g_MHT: Tensor | None = None
     decay_MH: Tensor | None = None
     state_MIN: Tensor | None = None
@@ -44,7 +44,7 @@ class Buffers:
         dtype: type of weights, stored inputs and tensors between kernels; the exponents of the decay have
             `exponent_type`.
         recurrent: whether layers keep a state instead of the inputs of all codes.
-        packed: whether x of past codes is packed, as the kernels read it in bfloat16.
+        packed: whether x and B of past codes are packed, as the kernels read them in bfloat16.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Buffers:
         columns = config.d_inner + config.conv_dim + config.nheads
         self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
         self.gate_MI, self.x_MI = empty(M, config.d_inner), empty(M, config.d_inner)
-        self.c_MN = empty(M, config.d_state, dtype=torch.float32)
+        self.b_MN, self.c_MN = empty(M, config.d_state), empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
         self.squares = empty(M, config.d_inner // LEAST_COLUMNS, dtype=torch.float32)
@@ -88,16 +88,15 @@ class Buffers:
         self.bounds_B3C = no_bounds(images, chunks, device)
         self.layers = []
         for _ in range(config.n_layer):
-            ring, stored = empty(config.d_conv, M, config.conv_dim), 1 if recurrent else T
-            b = empty(M, stored, config.d_state)
+            ring = empty(config.d_conv, M, config.conv_dim)
             if recurrent:
                 state = empty(M, config.d_inner, config.d_state, dtype=torch.float32)
-                self.layers.append(LayerCache(ring, b, state_MIN=state))
+                self.layers.append(LayerCache(ring, state_MIN=state))
             else:
-                pairs = empty(M, (T + 1) // 2, config.d_inner, dtype=torch.int16) if packed else None
-                x = empty(M, T, config.d_inner) if pairs is None else pairs
+                places, stored = ((T + 1) // 2, torch.int16) if packed else (T, dtype)
+                x, b = (empty(M, places, count, dtype=stored) for count in (config.d_inner, config.d_state))
                 g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
-                self.layers.append(LayerCache(ring, b, x, g, decay))
+                self.layers.append(LayerCache(ring, x, b, g, decay))
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
@@ -129,9 +128,9 @@ def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
     """Return the device memory of `Buffers`, nearly all of it stored inputs, modulation and logits."""
     rows, size = images * (2 if guided else 1), dtype.itemsize
-    x_size = 1 if dtype == torch.bfloat16 else size
+    packed = 1 if dtype == torch.bfloat16 else size
     stored = config.num_tokens * (
-        config.d_inner * x_size + config.d_state * size + config.nheads * exponent_type(config, dtype).itemsize
+        (config.d_inner + config.d_state) * packed + config.nheads * exponent_type(config, dtype).itemsize
     )
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (

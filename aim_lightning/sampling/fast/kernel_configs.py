@@ -39,7 +39,7 @@ class MatmulConfig:
 class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
-    heads: per program; steps: past codes per block, at least 32 of packed x; registers: at most per thread (0: any
+    heads: per program; steps: past codes per block, at least 32 packed ones; registers: at most per thread (0: any
     number). first: blocks that are read before the previous kernel ends; the others are prefetched in `stages`.
     """
 
@@ -157,6 +157,6 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelCo
 
 
 def buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig) -> int:
-    """Return the bytes of the blocks of packed x and of B that are loaded; a block is padded to a power of two."""
+    """Return the bytes of the packed blocks of x and B that are loaded; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + 2 * config.d_state)
+    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + config.d_state)

@@ -90,8 +90,8 @@ class TritonStep:
         """Return the tensors of mixer i that its input kernels read and write, without the product."""
         buffers, layer, cache = self.buffers, self.weights.layers[i], self.buffers.layers[i]
         return (
-            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, buffers.x_MI, cache.b_MTN,
-            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows, cache.b_MTN.shape[1],
+            cache.ring, layer.conv_weight, layer.conv_bias, layer.dt_bias, buffers.gate_MI, buffers.x_MI, buffers.b_MN,
+            buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows,
         )  # fmt: skip
 
     def _sizes(self) -> dict:
@@ -100,21 +100,21 @@ class TritonStep:
 
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
+        inputs = buffers.gate_MI, buffers.x_MI, buffers.b_MN, buffers.c_MN, buffers.dt_MH
         outputs = layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step
         sizes = {"INNER": config.d_inner, "H": config.nheads, "P": config.headdim, "N": config.d_state}
         if buffers.recurrent:
             state = self.configs.state
             kernels.state_kernel[buffers.rows, self.parts](
-                buffers.gate_MI, cache.state_MIN, buffers.x_MI, cache.b_MTN, buffers.c_MN, buffers.dt_MH, *outputs,
-                **sizes, COLUMNS=state.columns, num_warps=state.warps, **self.launch,
+                *inputs, cache.state_MIN, *outputs, **sizes, COLUMNS=state.columns, num_warps=state.warps,
+                **self.launch,
             )  # fmt: skip
             return
         mixer = self.configs.mix
         kernels.mixer_kernel[(buffers.rows, self.parts)](
-            buffers.gate_MI, buffers.x_MI, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, buffers.c_MN,
-            buffers.dt_MH, *outputs, config.num_tokens, **sizes, HEADS=mixer.heads, STEPS=mixer.steps,
-            FIRST=mixer.first, AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, LINE=self.configs.line,
-            num_stages=mixer.stages, num_warps=mixer.warps,
+            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **sizes,
+            HEADS=mixer.heads, STEPS=mixer.steps, FIRST=mixer.first, AHEAD=self.configs.ahead,
+            AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps,
             **({"maxnreg": mixer.registers} if mixer.registers else {}), **self.launch,
         )  # fmt: skip
 

@@ -25,12 +25,12 @@ def _past_taps(ring_ptr, weight_ptr, bias_ptr, rows, channels, known, step, M, K
 
 @triton.jit
 def _activate(
-    raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows, first, step, M, T,
+    raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, first, step, M,
     INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Store BLOCK_N columns of in_proj's result (z, x, B, C, dt side by side) from `first` on in the mixer's buffers.
 
-    A program skips the buffers that none of its columns belong to. B is stored for T codes (1: the newest).
+    A program skips the buffers that none of its columns belong to.
     """
     K: tl.constexpr = INNER + 2 * N
     rows, cols = rows[:, None], (first + tl.arange(0, BLOCK_N))[None, :]
@@ -46,7 +46,7 @@ def _activate(
     if (last >= INNER) & (first < 2 * INNER):
         tl.store(mixer_x_ptr + rows * INNER + channels, values.to(dtype), known & (channels >= 0) & (channels < INNER))
     if (last >= 2 * INNER) & (first < INNER + K):
-        tl.store(bs_ptr + (rows * T + step % T) * N + states, values.to(dtype), known & (states >= 0) & (states < N))
+        tl.store(b_ptr + rows * N + states, values.to(dtype), known & (states >= 0) & (states < N))
         tl.store(c_ptr + rows * N + states - N, values, known & (states >= N) & (states < 2 * N))
     if last >= INNER + K:
         tl.store(dt_ptr + rows * H + heads, _softplus(raw + dt_bias[None, :]), known & (heads >= 0) & (heads < H))
@@ -54,8 +54,8 @@ def _activate(
 
 @triton.jit
 def in_proj_kernel(
-    x_ptr, weight_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, mixer_x_ptr, bs_ptr, c_ptr,
-    dt_ptr, step_ptr, M, T, D: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr,
+    x_ptr, weight_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, mixer_x_ptr, b_ptr, c_ptr,
+    dt_ptr, step_ptr, M, D: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr, LINE: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -83,15 +83,15 @@ def in_proj_kernel(
     else:
         raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, BLOCK_M, BLOCK_N, BLOCK_K)
     _activate(
-        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
-        tl.program_id(0) * BLOCK_N, step, M, T, INNER, H, N, TAPS, BLOCK_N,
+        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        tl.program_id(0) * BLOCK_N, step, M, INNER, H, N, TAPS, BLOCK_N,
     )  # fmt: skip
 
 
 @triton.jit
 def activate_kernel(
-    zxbcdt_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, mixer_x_ptr, bs_ptr, c_ptr, dt_ptr,
-    step_ptr, M, T, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    zxbcdt_ptr, ring_ptr, conv_weight_ptr, conv_bias_ptr, dt_bias_ptr, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr,
+    step_ptr, M, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Apply `_activate` to a product in memory (float32); one program per row and BLOCK_N columns."""
     K: tl.constexpr = INNER + 2 * N
@@ -104,6 +104,6 @@ def activate_kernel(
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     raw = tl.load(zxbcdt_ptr + rows[:, None] * COLS + cols[None, :], (cols < COLS)[None, :], 0.0).to(tl.float32)
     _activate(
-        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, bs_ptr, c_ptr, dt_ptr, ring_ptr, rows,
-        tl.program_id(0) * BLOCK_N, step, M, T, INNER, H, N, TAPS, BLOCK_N,
+        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        tl.program_id(0) * BLOCK_N, step, M, INNER, H, N, TAPS, BLOCK_N,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """The mixer at one step: in its dual form, a sum over the stored inputs of past codes, or by the recurrence.
 
 Dual form: y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, with L the running sum of dt A. Stored for each
-code: B (by `in_proj_kernel`), x, and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never
-formed. In bfloat16 x is packed to a byte (packed.py), in a unit per head, whose logarithm is part of g.
+code: x, B and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never formed. In bfloat16 x and B
+are packed to bytes (packed.py), in a unit per head and one for B, whose logarithms are part of g.
 """
 
 import triton
@@ -22,10 +22,10 @@ from aim_lightning.sampling.fast.kernels.past import (
 
 @triton.jit
 def mixer_kernel(
-    gate_ptr, x_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr,
-    step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, HEADS: tl.constexpr,
-    STEPS: tl.constexpr, FIRST: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
-    CHAINED: tl.constexpr,
+    gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr,
+    squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    HEADS: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
+    LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
@@ -46,8 +46,8 @@ def mixer_kernel(
     heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)
     stored = part * HEADS + tl.minimum(tl.arange(0, PADDED // P), HEADS - 1)
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
-    xs_ptr += row * ((T + PAIR - 1) // PAIR) * INNER
-    bs_ptr, gs_ptr = bs_ptr + row * T * N, gs_ptr + row * H * T
+    places = row * ((T + PAIR - 1) // PAIR)
+    xs_ptr, bs_ptr, gs_ptr = xs_ptr + places * INNER, bs_ptr + places * N, gs_ptr + row * H * T
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     blocks = ()
     for i in tl.static_range(FIRST):
@@ -58,13 +58,13 @@ def mixer_kernel(
         _fetch_ahead(xs_ptr, bs_ptr, FIRST * STEPS, step, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
     before, a = _decay_before(decay_ptr, a_log_ptr, heads, step)
     stored_before, stored_a = _decay_before(decay_ptr, a_log_ptr, stored, step)
-    newest_ptr = xs_ptr + step // PAIR * INNER + wide
-    before_W = _load_columns(newest_ptr, cols, W)
+    newest_x, newest_b = xs_ptr + step // PAIR * INNER + wide, bs_ptr + step // PAIR * N + states
+    pair_W, pair_N = _load_columns(newest_x, cols, W), tl.load(newest_b)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
 
-    c, newest_b = tl.load(c_ptr + row * N + states), tl.load(bs_ptr + step * N + states).to(tl.float32)
+    c, b = tl.load(c_ptr + row * N + states), tl.load(b_ptr + row * N + states).to(tl.float32)
     decay = _decay(before, tl.load(dt_ptr + heads) * a)
     gate_W = _load_columns(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
@@ -73,17 +73,20 @@ def mixer_kernel(
         past_W = _past_by_products(
             blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
         )
-        stored_W, unit = _pack(x_W, before_W, step % 2 == 1, P)
+        stored_W, unit = _pack(x_W, pair_W, step % 2 == 1, P)
+        stored_N, unit_b = _pack(b, pair_N, step % 2 == 1, N)
+        unit *= unit_b
     else:
         past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS)
-        stored_W, unit = x_W, 1.0
+        stored_W, stored_N, unit = x_W, b, 1.0
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
-    newest_W = (dt_W * tl.sum(newest_b * c, axis=0) + skip_W) * x_W
+    newest_W = (dt_W * tl.sum(b * c, axis=0) + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.
     gated_W = (past_W + newest_W) * gate_W
     _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
-    _store_columns(newest_ptr, stored_W.to(xs_ptr.dtype.element_ty), cols, W)
+    _store_columns(newest_x, stored_W.to(xs_ptr.dtype.element_ty), cols, W)
+    tl.store(newest_b, stored_N.to(bs_ptr.dtype.element_ty), mask=part + 0 * states == 0)
     dt, once = tl.load(dt_ptr + stored), tl.arange(0, PADDED // P) < HEADS
     stored_decay = _decay(stored_before, dt * stored_a)
     tl.store(decay_ptr + stored, stored_decay, once)
@@ -92,7 +95,7 @@ def mixer_kernel(
 
 @triton.jit
 def state_kernel(
-    gate_ptr, states_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr, step_ptr,
+    gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, states_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr, squares_ptr, step_ptr,
     INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip

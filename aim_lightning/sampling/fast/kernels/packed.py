@@ -1,21 +1,21 @@
-"""Packed x of past codes, and the sum over it by products on tensor cores (bfloat16)."""
+"""Packed x and B of past codes, and the sum over them by products on tensor cores (bfloat16)."""
 
 import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.past import _mask
 
-# Packed x: the low byte of the bfloat16 192 + x / unit, from 128 (step 1) to 510 (from 256 on step 2), where the high
-# byte is 0x43. SiLU makes x positive except for small values, so that most of the range is above 192. Codes 2 i and
-# 2 i + 1 share an int16. Products take 192 + x / unit, and 192 times the sum of the weights is subtracted in the end.
-# Bytes of codes to come are finite too, whatever they are, and their weight is zero.
+# Packed values: the low byte of the bfloat16 192 + value / unit, from 128 (step 1) to 510 (from 256 on step 2), where
+# the high byte is 0x43. SiLU makes values positive except for small ones, so that most of the range is above 192. Codes
+# 2 i and 2 i + 1 share an int16. Products take 192 + value / unit, and 192 times the sum of the other factor is
+# subtracted. Bytes of codes to come are finite too, whatever they are, and their weight is zero.
 OFFSET = tl.constexpr(192.0)
 BELOW, ABOVE = tl.constexpr(64.0), tl.constexpr(318.0)  # units
 
 
 @triton.jit
 def _pack(x_W, pairs_W, odd, P: tl.constexpr):
-    """Return x of a code in the int16 of its pair, which holds the even code already, and the unit of each head."""
+    """Return values of a code in the int16 of its pair, which holds the even code already, and a unit per P values."""
     x_HP = tl.reshape(x_W, (x_W.shape[0] // P, P))
     unit_H = tl.maximum(tl.maximum(tl.max(x_HP, axis=1) / ABOVE, tl.max(-x_HP, axis=1) / BELOW), 1e-30)
     values_W = tl.reshape(x_HP / unit_H[:, None] + OFFSET, x_W.shape).to(tl.bfloat16).to(tl.int16, bitcast=True) & 0xFF
@@ -24,7 +24,7 @@ def _pack(x_W, pairs_W, odd, P: tl.constexpr):
 
 @triton.jit
 def _values(pairs, ODD: tl.constexpr):
-    """Return 192 + x / unit of the even or the odd codes, bfloat16."""
+    """Return 192 + value / unit of the even or the odd codes, bfloat16."""
     # One instruction for two values: bytes 0 and 2, or 1 and 3, each followed by 0x43.
     select: tl.constexpr = "prmt.b32 $0, $1, 0x43434343, 0x4341;" if ODD else "prmt.b32 $0, $1, 0x43434343, 0x4240;"
     return tl.inline_asm_elementwise(select, "=r,r", [pairs], tl.bfloat16, is_pure=True, pack=2)
@@ -35,29 +35,22 @@ def _packed_block(
     xs_ptr, bs_ptr, gs_ptr, first, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Load the stored inputs of STEPS codes: x_SW of pairs; b_NS and g_RS of the even codes, then of the odd ones."""
+    """Load the stored inputs of STEPS codes: x_SW and b_NS of pairs, g_RS of the even codes and of the odd ones."""
     pairs = first // 2 + tl.arange(0, STEPS // 2)
     even, odd = 2 * pairs, 2 * pairs + 1
     x_SW = tl.load(xs_ptr + pairs[:, None] * INNER + wide[None, :], _mask(even < step, cols, W), 0)
-    even_b = tl.load(bs_ptr + even[None, :] * N + states[:, None], (even < step)[None, :], 0.0)
-    odd_b = tl.load(bs_ptr + odd[None, :] * N + states[:, None], (odd < step)[None, :], 0.0)
+    b_NS = tl.load(bs_ptr + pairs[None, :] * N + states[:, None], (even < step)[None, :], 0)
     even_g = tl.load(gs_ptr + heads[:, None] * T + even[None, :], (even < step)[None, :], float("-inf"))
     odd_g = tl.load(gs_ptr + heads[:, None] * T + odd[None, :], (odd < step)[None, :], float("-inf"))
-    return x_SW, even_b, even_g, odd_b, odd_g
+    return x_SW, b_NS, even_g, odd_g
 
 
 @triton.jit
-def _weights(b_NS, g_RS, c_RN, decay):
-    """Return C B^T * decay of a head per row, rounded for the product with x."""
-    weight_RS = tl.exp((decay[:, None] + g_RS).to(tl.float32)) * tl.dot(c_RN, b_NS)
-    return weight_RS.to(c_RN.dtype)
-
-
-@triton.jit
-def _add_block(sums_RW, weights_RS, block, c_RN, decay):
-    """Add a block to the sums of x and of its weights, by two products on tensor cores each for even and odd codes."""
+def _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay):
+    """Add a block to the sums of x and of its weights C B^T * decay, by two products each for even and odd codes."""
     for odd in tl.static_range(2):
-        weight_RS = _weights(block[1 + 2 * odd], block[2 + 2 * odd], c_RN, decay)
+        scores_RS = tl.dot(c_RN, _values(block[1], odd)) - c_sum * OFFSET
+        weight_RS = (tl.exp((decay[:, None] + block[2 + odd]).to(tl.float32)) * scores_RS).to(c_RN.dtype)
         sums_RW = tl.dot(weight_RS, _values(block[0], odd), sums_RW)
         weights_RS += weight_RS.to(tl.float32)
     return sums_RW, weights_RS
@@ -74,14 +67,15 @@ def _past_by_products(
     """
     ROWS: tl.constexpr = heads.shape[0]
     states = tl.arange(0, N)
-    c_RN = tl.broadcast_to(c[None, :], (ROWS, N)).to(bs_ptr.dtype.element_ty)
+    c = c.to(tl.bfloat16)
+    c_RN, c_sum = tl.broadcast_to(c[None, :], (ROWS, N)), tl.sum(c.to(tl.float32), axis=0)
     sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
     weights_RS = tl.zeros((ROWS, STEPS // 2), tl.float32)
     for first in range(FIRST * STEPS, step, STEPS):
         block = _packed_block(xs_ptr, bs_ptr, gs_ptr, first, step, heads, wide, cols, states, T, INNER, N, W, STEPS)
-        sums_RW, weights_RS = _add_block(sums_RW, weights_RS, block, c_RN, decay)
+        sums_RW, weights_RS = _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay)
     for i in tl.static_range(FIRST):
-        sums_RW, weights_RS = _add_block(sums_RW, weights_RS, blocks[5 * i : 5 * i + 5], c_RN, decay)
+        sums_RW, weights_RS = _add_block(sums_RW, weights_RS, blocks[4 * i : 4 * i + 4], c_RN, c_sum, decay)
     sums_RW -= tl.sum(weights_RS, axis=1)[:, None] * OFFSET
     head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
     return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)

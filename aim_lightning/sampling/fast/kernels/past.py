@@ -84,12 +84,13 @@ def _fetch_ahead(
     STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     """Prefetch packed x of the last AHEAD codes and a share of B of the last AHEAD_B, but of none `loaded` before."""
+    pairs = (step + 1) // 2
     if AHEAD > 0:
-        _fetch(xs_ptr, tl.maximum(step - AHEAD, loaded) // 2, (step + 1) // 2, part * W, INNER, W, STEPS // 2, LINE)
+        _fetch(xs_ptr, tl.maximum(step - AHEAD, loaded) // 2, pairs, part * W, INNER, W, STEPS // 2, LINE)
     if AHEAD_B > 0:
-        SHARE: tl.constexpr = (AHEAD_B + PARTS - 1) // PARTS
-        begin = tl.maximum(step - AHEAD_B, loaded) + part * SHARE
-        _fetch(bs_ptr, begin, tl.minimum(begin + SHARE, step), 0, N, N, STEPS, LINE)
+        SHARE: tl.constexpr = (AHEAD_B // 2 + PARTS - 1) // PARTS
+        begin = tl.maximum(step - AHEAD_B, loaded) // 2 + part * SHARE
+        _fetch(bs_ptr, begin, tl.minimum(begin + SHARE, pairs), 0, N, N, STEPS // 2, LINE)
 
 
 @triton.jit
