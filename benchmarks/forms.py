@@ -93,7 +93,7 @@ def decoders(
 
 
 def _steps(config: AiMConfig, weights: StaticWeights, buffers: Buffers, step: int) -> list[Work]:
-    buffers.step.fill_(step)
+    buffers.set_step(step)
     if buffers.codes_BT.is_cuda:
         from aim_lightning.sampling.fast.triton_step import TritonStep
 

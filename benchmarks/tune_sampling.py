@@ -91,12 +91,12 @@ class Sequence:
 
     def seconds(self) -> float:
         """Return the time of a sequence, estimated by some of its steps; earlier codes are those of the last sample."""
-        tokens, step = self.model.config.num_tokens, self.decoder.buffers.step
+        tokens = self.model.config.num_tokens
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(BEFORE)
         begin.record()
         for place in PLACES:
-            step.fill_(tokens * place // 8)
+            self.decoder.buffers.set_step(tokens * place // 8)
             self.decoder._advance(STEPS_PER_GRAPH)
         end.record()
         end.synchronize()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from sampling.kernels_on_cpu import OPTIONS
 
-IMAGES, STEPS, STEP, SCALE = 4, 3, 1, 2.0
+IMAGES, STEPS, STEP, SCALE, WIDTH = 4, 3, 1, 2.0, 16
 CHUNK, SLOTS = 16, 8
 LOGITS = "random", "tied", "equal", "neighbours", "skewed"
 MORE = [{"top_k": 3}, {"top_k": 7, "top_p": 0.9}, {"top_k": 16, "top_p": 0.3}, {"top_k": 10**6, "top_p": 0.6}]
@@ -25,7 +25,8 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
     return SimpleNamespace(
         images=images, guided=guided, chunk=CHUNK, logits_MV=logits.contiguous(),
         codes_BT=torch.full((images, STEPS), -1), uniform_BT=torch.rand(images, STEPS, dtype=torch.float64),
-        step=number(STEP, torch.int32), done=number(0, torch.int32), diverged=number(0, torch.int32),
+        step=number(STEP, torch.int32), sampled=number(STEP, torch.int32), offset=number(0, torch.int32),
+        done=number(0, torch.int32), diverged=number(0, torch.int32),
         scale_T=torch.full((STEPS,), SCALE), temperature=torch.tensor([temperature]), top_p=torch.tensor([top_p]),
         top_k=torch.tensor([min(top_k, vocabulary)], dtype=torch.int32),
         values_BCS=torch.full((images, chunks, SLOTS), -torch.inf),
@@ -38,11 +39,18 @@ def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperatur
     from aim_lightning.sampling.fast import triton_step
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
+    words, residual = torch.randn(logits.shape[1], WIDTH), torch.full((len(logits), WIDTH), torch.nan)
+    h = residual.clone()
     triton_step.sample_codes(
-        SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS), buffers, 4, {"CHAINED": False}
-    )
+        SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS, d_model=WIDTH), buffers, 4, {"CHAINED": False},
+        SimpleNamespace(words=words, positions=None), (residual, torch.ones(WIDTH), h, h),
+        {"ROWS": 3, "MODULATED": False, "BLOCK": WIDTH},
+    )  # fmt: skip
     codes = buffers.codes_BT[:, STEP]
-    assert codes.min() >= 0 and codes.max() < logits.shape[1] and int(buffers.step) == STEP + 1
+    assert codes.min() >= 0 and codes.max() < logits.shape[1]
+    assert int(buffers.step) == int(buffers.sampled) == STEP + 1
+    x = words[codes].repeat(len(logits) // len(codes), 1)
+    assert torch.equal(residual, x) and torch.allclose(h, torch.nn.functional.rms_norm(x, (WIDTH,), eps=1e-5))
     assert int(buffers.done) == 0 and (buffers.codes_BT[:, [0, 2]] == -1).all()
     return buffers
 
@@ -122,18 +130,13 @@ def sifted() -> list[str]:
 
 def large() -> bool:
     """Return True if a sample from a preset's number of codes, with its chunks, equals that of the filters."""
-    from aim_lightning.sampling.fast import buffers, triton_step
+    from unittest import mock
 
-    logits = torch.randn(2, 16384)
-    state = scratch(logits, True, 600, 0.98, 1.0)
-    state.chunk, slots, chunks = buffers.sifting(16384)
-    state.values_BCS, state.bounds_B3C = torch.full((1, chunks, slots), -torch.inf), buffers.no_bounds(1, chunks)
-    state.places_BCS = torch.zeros(1, chunks, slots, dtype=torch.int32)
-    triton_step.sample_codes(SimpleNamespace(vocab_size=16384, num_tokens=STEPS), state, 4, {"CHAINED": False})
-    from aim_lightning.sampling.filters import Filters, guide, sample_codes
+    from aim_lightning.sampling.fast.buffers import sifting
 
-    expected = sample_codes(guide(*logits.chunk(2), SCALE), state.uniform_BT[:, STEP], Filters(1.0, 600, 0.98))
-    return torch.equal(state.codes_BT[:, STEP], expected)
+    chunk, slots, _ = sifting(16384)
+    with mock.patch.multiple(__name__, CHUNK=chunk, SLOTS=slots, IMAGES=1):
+        return share_equal(torch.randn(2, 16384), True, 600, 0.98) == 1
 
 
 def diverging() -> list[int]:

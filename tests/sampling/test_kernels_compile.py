@@ -4,7 +4,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
 BF16 = "x weight zxbcdt ring mixer_x b y gate rows gate_rows next_rows h words"
-INT32 = "step done offset top_k diverged places"
+INT32 = "step sampled done offset top_k diverged places"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
@@ -15,8 +15,9 @@ MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "FIRST": 1, "LINE": 64, "CHAI
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
+CHOOSE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
 ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
-ENTER = {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK": 1024}
+ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK": 1024}
 WARPS = "num_warps"  # 4 by default
 CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "BLOCK_M": 64, "BLOCK_N": 32}),
@@ -38,7 +39,7 @@ CASES = [
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "FIRST": 2, "AHEAD": 32, WARPS: 8}),
     ("sample_token_kernel", {**CHOOSE, WARPS: 8}),
     ("sample_token_kernel", {**CHOOSE, WARPS: 16}),
-    ("enter_kernel", {**ENTER, "CHAINED": True}),
+    ("enter_kernel", ENTER),
     ("advance_kernel", {**ADVANCE, "BLOCK": 1024, "CHAINED": True}),
 ]
 

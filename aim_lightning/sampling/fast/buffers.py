@@ -56,9 +56,11 @@ class Buffers:
         exponent = exponent_type(config, dtype)
         empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
         M, T = self.rows, config.num_tokens
-        # State of a sequence. On the device, so that one graph serves every step: kernels read and increment `step`.
+        # State of a sequence. On the device, so that one graph serves every step: the layers' kernels read `step`, the
+        # sampling kernels `sampled`, the number of codes, and set both.
         self.codes_BT = torch.zeros(images, T, dtype=torch.int64, device=device)
         self.step = torch.zeros((), dtype=torch.int32, device=device)
+        self.sampled = torch.zeros((), dtype=torch.int32, device=device)
         self.done = torch.zeros((), dtype=torch.int32, device=device)
         self.offset = torch.zeros((), dtype=torch.int32, device=device)
         self.diverged = torch.zeros((), dtype=torch.int32, device=device)
@@ -97,6 +99,11 @@ class Buffers:
                 x, b = (empty(M, places, count, dtype=stored) for count in (config.d_inner, config.d_state))
                 g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
                 self.layers.append(LayerCache(ring, x, b, g, decay))
+
+    def set_step(self, step: int) -> None:
+        """Set the number of the next step; the codes before it are those in memory."""
+        self.step.fill_(step)
+        self.sampled.fill_(step)
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:

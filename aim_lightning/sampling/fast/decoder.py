@@ -118,6 +118,7 @@ class FastDecoder:
         if buffers.layer_rows is not None:
             buffers.layer_rows.copy_(torch.stack(condition.layers))
             buffers.final_rows[0].copy_(condition.final_B2D)
+        self._step.prepare()
 
     def _advance(self, steps: int) -> None:
         """Sample the codes of the next steps."""
@@ -144,7 +145,8 @@ class FastDecoder:
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self._step()
-                self.buffers.step.zero_()
+                self.buffers.set_step(0)
+                self._step.prepare()
         torch.cuda.current_stream().wait_stream(stream)
 
 
@@ -177,7 +179,7 @@ class Call:
         targets = [buffers.top_k, buffers.offset, buffers.temperature, buffers.top_p, buffers.scale_T]
         for target, value in zip(targets, (top_k, offset, temperature, top_p, scale_T), strict=True):
             target.copy_(value)
-        buffers.step.zero_()
+        buffers.set_step(0)
         buffers.diverged.zero_()
         steps = torch.arange(self.tokens, device=seed.device)
         buffers.uniform_BT.copy_(hash_uniform("sample", seed, indices_B[:, None], steps))

@@ -17,6 +17,9 @@ class TorchStep:
     def __init__(self, config: AiMConfig, weights: StaticWeights, buffers: Buffers) -> None:
         self.config, self.weights, self.buffers = config, weights, buffers
 
+    def prepare(self) -> None:
+        """Compute nothing ahead of the first step; the kernels compute its input."""
+
     def __call__(self) -> None:
         buffers, step = self.buffers, int(self.buffers.step)
         residual, x = self._enter(step), None

@@ -29,16 +29,20 @@ class TritonStep:
         self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
         self.launch = launch_options(device, buffers.dtype)
 
+    def prepare(self) -> None:
+        """Compute the first step's input."""
+        buffers, (tensors, sizes) = self.buffers, self._entrance()
+        kernels.enter_kernel[(buffers.rows,)](buffers.start_MD, *tensors, self.config.d_model, EPS, **sizes)
+
     def __call__(self) -> None:
         buffers, weights = self.buffers, self.weights
-        self._enter()
         for i, layer in enumerate(weights.layers):
             self._project(i)
             self._mix(i)
             linear(buffers.y_MI, layer.out_proj, self.out, self.configs.out, self.launch, self.configs.line)
             self._advance(i)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.configs.head, self.launch, self.configs.line)
-        sample_codes(self.config, buffers, self.configs.choose_warps, self.launch)
+        sample_codes(self.config, buffers, self.configs.choose_warps, self.launch, weights, *self._entrance())
 
     def _layer_rows(self, i: int) -> Tensor | None:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
@@ -50,15 +54,11 @@ class TritonStep:
             return weights.layers[i + 1].norm, self._layer_rows(i + 1), None
         return weights.norm_final, None if final is None else final[0], weights.norm_f
 
-    def _enter(self) -> None:
-        buffers, weights, rows = self.buffers, self.weights, self._layer_rows(0)
-        positions = weights.words if weights.positions is None else weights.positions
-        kernels.enter_kernel[(buffers.rows,)](
-            buffers.codes_BT, buffers.step, buffers.offset, weights.words, positions, buffers.start_MD,
-            buffers.residual_MD, weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD,
-            self.config.d_model, buffers.images, EPS, self.config.num_tokens, ROWS=self.config.modulation_rows,
-            MODULATED=rows is not None, POSITIONS=weights.positions is not None, BLOCK=self.block, **self.launch,
-        )  # fmt: skip
+    def _entrance(self) -> tuple[tuple, dict]:
+        """Return the tensors and constants with which a kernel stores a step's input."""
+        buffers, rows = self.buffers, self._layer_rows(0)
+        tensors = buffers.residual_MD, self.weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD
+        return tensors, {"ROWS": self.config.modulation_rows, "MODULATED": rows is not None, "BLOCK": self.block}
 
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
@@ -150,26 +150,33 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, l
     )  # fmt: skip
 
 
-def sample_codes(config: AiMConfig, buffers: Buffers, warps: int, launch: dict) -> None:
-    """Enqueue the kernels that sample one code per image and increment the step.
+def sample_codes(
+    config: AiMConfig, buffers: Buffers, warps: int, launch: dict, weights: StaticWeights, tensors: tuple, sizes: dict
+) -> None:
+    """Enqueue the kernels that sample one code per image, store the next step's input and increment the step.
 
     Args:
-        config: `vocab_size` and `num_tokens` are used.
+        config: `vocab_size`, `num_tokens` and `d_model` are used.
         buffers: logits, options, random numbers, and the memory for the code.
         warps: of the program that makes the choice.
         launch: launch options of kernels.
+        weights: `words` and `positions` are used.
+        tensors: memory for the input, of `TritonStep._entrance`.
+        sizes: constants, of `TritonStep._entrance`.
     """
     options = buffers.scale_T, buffers.temperature, buffers.top_k
     candidates = buffers.values_BCS, buffers.places_BCS, buffers.bounds_B3C
     _, chunks, slots = buffers.values_BCS.shape
     few = buffers.images * chunks <= FEW_PROGRAMS
-    sizes = {"SLOTS": slots, "CHUNKS": chunks, "GUIDED": buffers.guided}
+    parts = {"SLOTS": slots, "CHUNKS": chunks, "GUIDED": buffers.guided}
     kernels.top_candidates_kernel[buffers.images, triton.cdiv(config.vocab_size, buffers.chunk)](
-        buffers.logits_MV, buffers.step, *options, buffers.diverged, *candidates, config.vocab_size, buffers.images,
-        CHUNK=buffers.chunk, **sizes, num_warps=CANDIDATE_WARPS[0 if few else 1], **launch,
+        buffers.logits_MV, buffers.sampled, buffers.step, *options, buffers.diverged, *candidates, config.vocab_size,
+        buffers.images, CHUNK=buffers.chunk, **parts, num_warps=CANDIDATE_WARPS[0 if few else 1], **launch,
     )  # fmt: skip
     kernels.sample_token_kernel[(buffers.images,)](
-        buffers.logits_MV, buffers.codes_BT, buffers.step, buffers.done, buffers.uniform_BT, *options, buffers.top_p,
-        *candidates, config.vocab_size, config.num_tokens, buffers.images, BLOCK=buffers.chunk * chunks, **sizes,
-        num_warps=warps, **launch,
+        buffers.logits_MV, buffers.codes_BT, buffers.sampled, buffers.done, buffers.uniform_BT, *options, buffers.top_p,
+        *candidates, buffers.offset, weights.words, weights.words if weights.positions is None else weights.positions,
+        *tensors, config.vocab_size, config.num_tokens, buffers.images, config.d_model, EPS,
+        POSITIONS=weights.positions is not None, BLOCK_D=sizes["BLOCK"], **{**sizes, "BLOCK": buffers.chunk * chunks},
+        **parts, num_warps=warps, **launch,
     )  # fmt: skip

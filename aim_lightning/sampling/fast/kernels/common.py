@@ -15,10 +15,11 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # Programmatic dependent launch. A kernel may start once all programs of its predecessor have called `_start_next`.
 # `_wait` returns when the predecessor has ended; that one waited for its own predecessor, so all older kernels have
 # ended too. Before `_wait` a kernel writes nothing.
-# mixer_kernel (or state_kernel), sample_token_kernel and enter_kernel call `_start_next` after their own `_wait`, all
-# others immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`. For
-# top_candidates_kernel and sample_token_kernel the latest is a mixer's: they read ahead the options and the step,
-# which an older sample_token_kernel incremented.
+# mixer_kernel (or state_kernel) and sample_token_kernel call `_start_next` after their own `_wait`, all others
+# immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`. For
+# top_candidates_kernel and sample_token_kernel the latest is a mixer's: they read ahead the options and the number of
+# sampled codes, which an older sample_token_kernel incremented. For the first layer it is sample_token_kernel: the step
+# is of top_candidates_kernel, which comes before.
 
 
 @triton.jit
@@ -76,32 +77,26 @@ def _modulation(rows_ptr, D, cols, mask, MODULATED: tl.constexpr):
 
 
 @triton.jit
-def enter_kernel(
-    codes_ptr, step_ptr, offset_ptr, words_ptr, positions_ptr, start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
-    D, images, eps, T, ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr,
-):  # fmt: skip
-    """Compute the step's input (class embedding, or the previous code with its position) and the first layer's norm."""
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
-    mask = cols < D
+def _enter(
+    x, row, cols, mask, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS: tl.constexpr, MODULATED: tl.constexpr
+):
+    """Store a step's input of a row as residual, and the first layer's norm of it."""
     weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
     shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
-    # The next kernel starts after this wait only: older results may then be read ahead (see common.py).
-    _wait(CHAINED)
-    _start_next(CHAINED)
-    step = tl.load(step_ptr)
-    if step == 0:
-        x = tl.load(start_ptr + row * D + cols, mask, 0.0).to(tl.float32)
-    else:
-        code = tl.load(codes_ptr + (row % images) * T + step - 1)
-        x = tl.load(words_ptr + code * D + cols, mask, 0.0).to(tl.float32)
-        if POSITIONS:
-            position = step - 1 + tl.load(offset_ptr)
-            x += tl.load(positions_ptr + position * D + cols, mask, 0.0).to(tl.float32)
     tl.store(residual_ptr + row * D + cols, x, mask)
     h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
     tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def enter_kernel(
+    start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS: tl.constexpr, MODULATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute the first step's input, the class embedding, and the first layer's norm; one program per row."""
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    x = tl.load(start_ptr + row * D + cols, cols < D, 0.0).to(tl.float32)
+    _enter(x, row, cols, cols < D, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS, MODULATED)
 
 
 @triton.jit

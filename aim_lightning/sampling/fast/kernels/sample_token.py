@@ -1,85 +1,11 @@
-"""From logits to codes: the filters and random choice of `aim_lightning.sampling.filters`, without sorting.
-
-`top_candidates_kernel` gathers the largest logits of every part of the vocabulary, one program per part.
-"""
+"""From candidates to codes: the filters and random choice of `aim_lightning.sampling.filters`, without sorting."""
 
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
+from aim_lightning.sampling.fast.kernels.candidates import _guided, _options
+from aim_lightning.sampling.fast.kernels.common import _enter, _start_next, _wait
 from aim_lightning.sampling.fast.kernels.search import _beyond, _search, _stay
-
-
-@triton.jit
-def _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED: tl.constexpr):
-    """Load guidance, temperature and top_k of this step; argmax (top_k 1) ignores the temperature."""
-    top_k = tl.load(top_k_ptr)
-    scale = tl.load(scale_ptr + tl.load(step_ptr)) if GUIDED else 1.0
-    return scale, tl.where(top_k == 1, 1.0, tl.load(temperature_ptr)), top_k
-
-
-@triton.jit
-def _guided(logits_ptr, scale, temperature, image, images, V, cols, GUIDED: tl.constexpr):
-    """Load an image's logits after guidance and temperature, float32; those beyond the vocabulary are -inf."""
-    x = tl.load(logits_ptr + image * V + cols, cols < V, float("-inf")).to(tl.float32)
-    if GUIDED:
-        null = tl.load(logits_ptr + (image + images) * V + cols, cols < V, float("-inf")).to(tl.float32)
-        x = tl.where(cols < tl.where(scale == 1, 0, V), null + scale * (x - null), x)  # scale 1 is exact
-    return x / temperature
-
-
-@triton.jit
-def _least_and_most(a, b, c, d, e, f):
-    return tl.minimum(a, d), tl.maximum(b, e), tl.maximum(c, f)
-
-
-@triton.jit
-def _keep(x, cols, values_ptr, places_ptr, least, best, number, SLOTS: tl.constexpr):
-    """Store the largest entries in index order, and return the cutoff from which on all of them are stored."""
-    TARGET: tl.constexpr = SLOTS * 3 // 4
-    low, high, count, count_high, _ = _search(x, x, TARGET * 1.0, least, _beyond(best), number, SLOTS, True, False)
-    if count > SLOTS:  # too many are equal: those above them
-        low, count = high, count_high
-    slots, free = tl.cumsum((x >= low).to(tl.int32), axis=0) - 1, tl.arange(0, SLOTS)
-    kept = (x >= low) & (slots < SLOTS)  # there are never more, unless logits are not finite
-    tl.store(values_ptr + slots, x, kept)
-    tl.store(places_ptr + slots, cols, kept)
-    tl.store(values_ptr + free, float("-inf"), free >= count)
-    return low
-
-
-@triton.jit
-def top_candidates_kernel(
-    logits_ptr, step_ptr, scale_ptr, temperature_ptr, top_k_ptr, diverged_ptr, values_ptr, places_ptr, bounds_ptr, V,
-    images, GUIDED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
-    CHAINED: tl.constexpr,
-):  # fmt: skip
-    """Apply guidance and temperature, and store the largest of CHUNK logits for `sample_token_kernel`.
-
-    values_ptr, places_ptr: SLOTS per chunk and CHUNKS chunks per image, in index order; free ones hold -inf. They are
-    filled where top_k is small enough, and at least three quarters of them unless entries are equal. bounds_ptr: of
-    every image and chunk the cutoff from which on all entries are stored, the least and the largest entry, (images, 3,
-    CHUNKS). Logits that are not finite set the flag at diverged_ptr.
-    """
-    _start_next(CHAINED)
-    image, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    cols = chunk * CHUNK + tl.arange(0, CHUNK)
-    scale, temperature, top_k = _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED)
-    _wait(CHAINED)
-    x = _guided(logits_ptr, scale, temperature, image, images, V, cols, GUIDED)
-    bad = tl.where((cols < V) & ~(tl.abs(x) < float("inf")), 1, 0)
-    least, best, bad = tl.reduce((tl.where(cols < V, x, float("inf")), x, bad), 0, _least_and_most)
-    if bad > 0:
-        tl.store(diverged_ptr, 1)
-    cutoff = least
-    if (top_k > 0) & (top_k <= CHUNKS * SLOTS // 2):
-        slots = (image * CHUNKS + chunk) * SLOTS
-        number = tl.minimum(CHUNK, V - chunk * CHUNK) * 1.0
-        cutoff = _keep(x, cols, values_ptr + slots, places_ptr + slots, least, best, number, SLOTS)
-    bounds_ptr += image * 3 * CHUNKS + chunk
-    tl.store(bounds_ptr, cutoff)
-    tl.store(bounds_ptr + CHUNKS, least)
-    tl.store(bounds_ptr + 2 * CHUNKS, best)
 
 
 @triton.jit
@@ -122,19 +48,20 @@ def _sample_from_all(
 
 @triton.jit
 def sample_token_kernel(
-    logits_ptr, codes_ptr, step_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
-    values_ptr, places_ptr, bounds_ptr, V, T, images, GUIDED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-    CHUNKS: tl.constexpr, CHAINED: tl.constexpr,
+    logits_ptr, codes_ptr, sampled_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
+    values_ptr, places_ptr, bounds_ptr, offset_ptr, words_ptr, positions_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
+    V, T, images, D, eps, GUIDED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK_D: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Sample one code per image as `aim_lightning.sampling.filters`, without sorting: one program per image.
 
     Filters are thresholds, determined by search: among the candidates of `top_candidates_kernel`, CHUNKS times SLOTS
     per image, where those from the highest cutoff of all chunks on are at least top_k, so that no other entry can
-    count; else, and without top_k, among all logits. Of logits that are not finite the code is any valid one. The last
-    program increments the step.
+    count; else, and without top_k, among all logits. Of logits that are not finite the code is any valid one. The code
+    and its position are the next step's input. The last program increments the number of sampled codes.
     """
-    image, step = tl.program_id(0).to(tl.int64), tl.load(step_ptr)
-    scale, temperature, top_k = _options(step_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED)
+    image, step = tl.program_id(0).to(tl.int64), tl.load(sampled_ptr)
+    scale, temperature, top_k = _options(sampled_ptr, scale_ptr, temperature_ptr, top_k_ptr, GUIDED)
     top_p, uniform = tl.load(top_p_ptr), tl.load(uniform_ptr + image * T + step)
     FEW: tl.constexpr = CHUNKS * SLOTS
     few, bounds = image * FEW + tl.arange(0, FEW), bounds_ptr + image * 3 * CHUNKS + tl.arange(0, CHUNKS)
@@ -154,8 +81,17 @@ def sample_token_kernel(
         code = _sample_from_all(
             logits_ptr, scale, temperature, image, images, limited, top_k, top_p, uniform, least, best, V, GUIDED, BLOCK
         )
-    tl.store(codes_ptr + image * T + step, tl.minimum(code, V - 1).to(tl.int64))
-    # The atomic counts finished programs: the step must not change while another program still reads it.
+    code = tl.minimum(code, V - 1).to(tl.int64)
+    tl.store(codes_ptr + image * T + step, code)
+    if step + 1 < T:
+        cols = tl.arange(0, BLOCK_D)
+        word = tl.load(words_ptr + code * D + cols, cols < D, 0.0).to(tl.float32)
+        if POSITIONS:
+            word += tl.load(positions_ptr + (step + tl.load(offset_ptr)) * D + cols, cols < D, 0.0).to(tl.float32)
+        for branch in tl.static_range(2 if GUIDED else 1):
+            row = image + branch * images
+            _enter(word, row, cols, cols < D, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS, MODULATED)
+    # The atomic counts finished programs: the number must not change while another program still reads it.
     if tl.atomic_add(done_ptr, 1) == images - 1:
         tl.store(done_ptr, 0)
-        tl.store(step_ptr, step + 1)
+        tl.store(sampled_ptr, step + 1)
