@@ -21,7 +21,8 @@ from record import hardware, save
 from torch import Tensor
 
 from aim_lightning.models import AiM, AiMConfig
-from aim_lightning.sampling.fast.buffers import Buffers, StaticWeights, exponent_type
+from aim_lightning.sampling.fast.buffers import Buffers, exponent_type
+from aim_lightning.sampling.fast.static_weights import StaticWeights
 from aim_lightning.sampling.fast.torch_step import _dual
 
 BEYOND_CACHE = 160 * 2**20  # bytes of all copies on a GPU; an H100's L2 cache has 50 MiB

@@ -36,12 +36,12 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
 
 def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> SimpleNamespace:
     """Return the buffers after one step."""
-    from aim_lightning.sampling.fast import triton_step
+    from aim_lightning.sampling.fast.launches import sample_codes
 
     buffers = scratch(logits, guided, top_k, top_p, temperature)
     words, residual = torch.randn(logits.shape[1], WIDTH), torch.full((len(logits), WIDTH), torch.nan)
     h = residual.clone()
-    triton_step.sample_codes(
+    sample_codes(
         SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS, d_model=WIDTH), buffers, 4, {"CHAINED": False},
         SimpleNamespace(words=words, positions=None), (residual, torch.ones(WIDTH), h, h),
         {"ROWS": 3, "MODULATED": False, "BLOCK": WIDTH},

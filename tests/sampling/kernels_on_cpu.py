@@ -53,7 +53,7 @@ def products() -> dict[str, float]:
     from helpers import relative
 
     from aim_lightning.sampling.fast.kernel_configs import MatmulConfig
-    from aim_lightning.sampling.fast.triton_step import linear
+    from aim_lightning.sampling.fast.launches import linear
 
     result = {}
     for rows, inner, cols, split, early in [

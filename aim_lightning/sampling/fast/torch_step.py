@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import Buffers, LayerCache, LayerWeights, StaticWeights
+from aim_lightning.sampling.fast.buffers import Buffers, LayerCache
+from aim_lightning.sampling.fast.static_weights import LayerWeights, StaticWeights
 from aim_lightning.sampling.filters import Filters, diverged, guide, sample_codes
 
 EPS = 1e-5

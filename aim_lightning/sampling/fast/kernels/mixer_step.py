@@ -17,6 +17,7 @@ from aim_lightning.sampling.fast.kernels.past import (
     _load_columns,
     _past_by_sums,
     _store_columns,
+    _store_exponents,
 )
 
 
@@ -87,10 +88,8 @@ def mixer_kernel(
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
     _store_columns(newest_x, stored_W.to(xs_ptr.dtype.element_ty), cols, W)
     tl.store(newest_b, stored_N.to(bs_ptr.dtype.element_ty), mask=part + 0 * states == 0)
-    dt, once = tl.load(dt_ptr + stored), tl.arange(0, PADDED // P) < HEADS
-    stored_decay = _decay(stored_before, dt * stored_a)
-    tl.store(decay_ptr + stored, stored_decay, once)
-    tl.store(gs_ptr + stored * T + step, tl.log(dt * unit).to(stored_decay.dtype) - stored_decay, once)
+    newest_g, once = gs_ptr + stored * T + step, tl.arange(0, PADDED // P) < HEADS
+    _store_exponents(dt_ptr + stored, decay_ptr + stored, newest_g, stored_before, stored_a, unit, once)
 
 
 @triton.jit
