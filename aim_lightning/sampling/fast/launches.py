@@ -7,7 +7,7 @@ from torch import Tensor
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
-from aim_lightning.sampling.fast.kernel_configs import MatmulConfig
+from aim_lightning.sampling.fast.kernel_configs import KernelConfigs, MatmulConfig
 from aim_lightning.sampling.fast.static_weights import StaticWeights
 
 EPS = 1e-5
@@ -22,6 +22,11 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     """
     chained = device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
+
+
+def registers(most: int) -> dict[str, int]:
+    """Return the launch option that limits a thread's registers; 0 is no limit."""
+    return {"maxnreg": most} if most else {}
 
 
 def matmul_options(config: MatmulConfig) -> dict:
@@ -47,14 +52,20 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, l
 
 
 def sample_codes(
-    config: AiMConfig, buffers: Buffers, warps: int, launch: dict, weights: StaticWeights, tensors: tuple, sizes: dict
+    config: AiMConfig,
+    buffers: Buffers,
+    configs: KernelConfigs,
+    launch: dict,
+    weights: StaticWeights,
+    tensors: tuple,
+    sizes: dict,
 ) -> None:
     """Enqueue the kernels that sample one code per image, store the next step's input and increment the step.
 
     Args:
         config: `vocab_size`, `num_tokens` and `d_model` are used.
         buffers: logits, options, random numbers, and the memory for the code.
-        warps: of the program that makes the choice.
+        configs: `choose_warps` and `choose_registers` are used.
         launch: launch options of kernels.
         weights: `words` and `positions` are used.
         tensors: memory for the input, of `TritonStep._entrance`.
@@ -74,5 +85,5 @@ def sample_codes(
         *candidates, buffers.offset, weights.words, weights.words if weights.positions is None else weights.positions,
         *tensors, config.vocab_size, config.num_tokens, buffers.images, config.d_model, EPS,
         POSITIONS=weights.positions is not None, BLOCK_D=sizes["BLOCK"], **{**sizes, "BLOCK": buffers.chunk * chunks},
-        **parts, num_warps=warps, **launch,
+        **parts, num_warps=configs.choose_warps, **registers(configs.choose_registers), **launch,
     )  # fmt: skip

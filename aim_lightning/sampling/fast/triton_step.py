@@ -8,7 +8,7 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, shared_bytes
-from aim_lightning.sampling.fast.launches import EPS, launch_options, linear, matmul_options, sample_codes
+from aim_lightning.sampling.fast.launches import EPS, launch_options, linear, matmul_options, registers, sample_codes
 from aim_lightning.sampling.fast.static_weights import StaticWeights
 
 
@@ -40,7 +40,7 @@ class TritonStep:
             linear(buffers.y_MI, layer.out_proj, self.out, self.configs.out, self.launch, self.configs.line)
             self._advance(i)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.configs.head, self.launch, self.configs.line)
-        sample_codes(self.config, buffers, self.configs.choose_warps, self.launch, weights, *self._entrance())
+        sample_codes(self.config, buffers, self.configs, self.launch, weights, *self._entrance())
 
     def _layer_rows(self, i: int) -> Tensor | None:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
@@ -113,5 +113,5 @@ class TritonStep:
             *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **sizes,
             HEADS=mixer.heads, STEPS=mixer.steps, FIRST=mixer.first, AHEAD=self.configs.ahead,
             AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps,
-            **({"maxnreg": mixer.registers} if mixer.registers else {}), **self.launch,
+            **registers(mixer.registers), **self.launch,
         )  # fmt: skip
