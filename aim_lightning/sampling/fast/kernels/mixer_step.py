@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
-from aim_lightning.sampling.fast.kernels.packed import _pack, _packed_block, _past_by_products
+from aim_lightning.sampling.fast.kernels.packed import _packed_block, _packed_step
 from aim_lightning.sampling.fast.kernels.past import (
     _decay,
     _decay_before,
@@ -71,17 +71,15 @@ def mixer_kernel(
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
     if PACKED:
-        past_W = _past_by_products(
-            blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
-        )
-        stored_W, unit = _pack(x_W, pair_W, step % 2 == 1, P)
-        stored_N, unit_b = _pack(b, pair_N, step % 2 == 1, N)
-        unit *= unit_b
+        past_W, score, stored_W, stored_N, unit = _packed_step(
+            blocks, xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER, N, W,
+            P, STEPS, FIRST,
+        )  # fmt: skip
     else:
         past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS)
-        stored_W, stored_N, unit = x_W, b, 1.0
+        score, stored_N, stored_W, unit = tl.sum(b * c, axis=0), b, x_W, 1.0
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
-    newest_W = (dt_W * tl.sum(b * c, axis=0) + skip_W) * x_W
+    newest_W = (dt_W * score + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.
     gated_W = (past_W + newest_W) * gate_W
     _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)

@@ -14,12 +14,29 @@ BELOW, ABOVE = tl.constexpr(64.0), tl.constexpr(318.0)  # units
 
 
 @triton.jit
-def _pack(x_W, pairs_W, odd, P: tl.constexpr):
-    """Return values of a code in the int16 of its pair, which holds the even code already, and a unit per P values."""
+def _unit(values):
+    """Return the least unit for a value; the unit of several values is the largest."""
+    return tl.maximum(values * (1 / ABOVE), values * (-1 / BELOW))
+
+
+@triton.jit
+def _pack(values, pairs, odd):
+    """Return values in units of a code in the int16 of its pair, which holds the even code already."""
+    values = (values + OFFSET).to(tl.bfloat16).to(tl.int16, bitcast=True) & 0xFF
+    return tl.where(odd, (pairs & 0xFF) | (values << 8), values)
+
+
+@triton.jit
+def _pack_heads(x_W, pairs_W, odd, P: tl.constexpr):
+    """Return `_pack` of x, and the unit of each head."""
     x_HP = tl.reshape(x_W, (x_W.shape[0] // P, P))
-    unit_H = tl.maximum(tl.maximum(tl.max(x_HP, axis=1) / ABOVE, tl.max(-x_HP, axis=1) / BELOW), 1e-30)
-    values_W = tl.reshape(x_HP / unit_H[:, None] + OFFSET, x_W.shape).to(tl.bfloat16).to(tl.int16, bitcast=True) & 0xFF
-    return tl.where(odd, (pairs_W & 0xFF) | (values_W << 8), values_W), unit_H
+    unit_H = tl.maximum(tl.max(_unit(x_HP), axis=1), 1e-30)
+    return _pack(tl.reshape(x_HP / unit_H[:, None], x_W.shape), pairs_W, odd), unit_H
+
+
+@triton.jit
+def _sums_and_most(a, b, c, d, e, f):
+    return a + d, b + e, tl.maximum(c, f)
 
 
 @triton.jit
@@ -58,17 +75,16 @@ def _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay):
 
 @triton.jit
 def _past_by_products(
-    blocks, xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    blocks, xs_ptr, bs_ptr, gs_ptr, c, c_sum, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Sum over past codes block by block; the first FIRST blocks, which are loaded already, come last.
 
-    A product has 16 rows, one per head; of a head's row only the head's columns count.
+    A product has 16 rows, one per head; of a head's row only the head's columns count. c: bfloat16; c_sum: its sum.
     """
     ROWS: tl.constexpr = heads.shape[0]
     states = tl.arange(0, N)
-    c = c.to(tl.bfloat16)
-    c_RN, c_sum = tl.broadcast_to(c[None, :], (ROWS, N)), tl.sum(c.to(tl.float32), axis=0)
+    c_RN = tl.broadcast_to(c[None, :], (ROWS, N))
     sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
     weights_RS = tl.zeros((ROWS, STEPS // 2), tl.float32)
     for first in range(FIRST * STEPS, step, STEPS):
@@ -79,3 +95,20 @@ def _past_by_products(
     sums_RW -= tl.sum(weights_RS, axis=1)[:, None] * OFFSET
     head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
     return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)
+
+
+@triton.jit
+def _packed_step(
+    blocks, xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
+    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """Return the sum over past codes, C B^T of the newest code, its packed x and B, and the product of their units."""
+    rounded = c.to(tl.bfloat16)
+    # One reduction for three: each takes barriers of all warps.
+    score, c_sum, unit_b = tl.reduce((b * c, rounded.to(tl.float32), _unit(b)), 0, _sums_and_most)
+    past_W = _past_by_products(
+        blocks, xs_ptr, bs_ptr, gs_ptr, rounded, c_sum, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS, FIRST
+    )
+    unit_b = tl.maximum(unit_b, 1e-30)
+    stored_W, unit = _pack_heads(x_W, pair_W, step % 2 == 1, P)
+    return past_W, score, stored_W, _pack(b / unit_b, pair_N, step % 2 == 1), unit * unit_b
