@@ -7,7 +7,8 @@ name, after each row. Cases that would start after --seconds are left out.
 
 - fast_s, plain_s: of each decoder; compile_s: first call, with kernels compiled into empty caches (a kernel that an
   earlier row has compiled is not compiled again); capture_s: first call of a new decoder.
-- floor_s: time of the bytes alone, in the better of dual and recurrent form; times_floor: fast_s over floor_s.
+- floor_s: time of the bytes alone, in the better of dual and recurrent form; times_floor: fast_s over floor_s. All
+  values count as 2 bytes on a GPU, although the fast decoder packs inputs of past codes to one.
 - published_s: of the published code on the same kind of GPU, else published_h100_s; ratio: published over fast_s.
 - goal_s, stretch_s: to reach on one H200.
 """
