@@ -245,9 +245,9 @@ def test_kernels_that_start_early_read_nothing_too_soon(d_model, images, layers,
 MIXES = {
     "two_heads": kernel_configs.MixerKernelConfig(2, 64, 3, 4),
     "two_warps": kernel_configs.MixerKernelConfig(4, 32, 3, 2),
-    "two_ahead": kernel_configs.MixerKernelConfig(4, 32, 3, 4, first=2),
-    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8, first=1),
-    "all_ahead": kernel_configs.MixerKernelConfig(1, 64, 2, 4, first=4),
+    "two_ahead": kernel_configs.MixerKernelConfig(4, 32, 4, 4),
+    "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8),
+    "all_ahead": kernel_configs.MixerKernelConfig(1, 64, 6, 4),
 }
 
 

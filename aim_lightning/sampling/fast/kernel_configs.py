@@ -39,8 +39,8 @@ class MatmulConfig:
 class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
-    heads: per program; steps: past codes per block, at least 32 packed ones; registers: at most per thread (0: any
-    number). first: blocks that are read before the previous kernel ends; the others are prefetched in `stages`.
+    heads: per program; steps: past codes per block, at least 32 packed ones; stages: one more than the blocks that are
+    on the way, at first before the previous kernel ends; registers: at most per thread (0: any number).
     """
 
     heads: int
@@ -48,7 +48,6 @@ class MixerKernelConfig:
     stages: int
     warps: int
     registers: int = 0
-    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,4 +160,4 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelCo
 def buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig) -> int:
     """Return the bytes of the packed blocks of x and B that are loaded; a block is padded to a power of two."""
     columns = 1 << (heads * config.headdim - 1).bit_length()
-    return (mixer.stages - 1 + mixer.first) * mixer.steps * (columns + config.d_state)
+    return (mixer.stages - 1) * mixer.steps * (columns + config.d_state)

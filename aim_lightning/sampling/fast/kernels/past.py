@@ -45,11 +45,12 @@ def _block(
 
 @triton.jit
 def _past_by_sums(
-    xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
-    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+    xs_ptr, bs_ptr, gs_ptr, c_ptr, dt_ptr, before, a, heads, wide, cols, step, T, INNER: tl.constexpr,
+    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Sum over past codes in float32, block by block; the next block is loaded while one is summed."""
     past, states = tl.arange(0, STEPS), tl.arange(0, N)
+    c, decay = tl.load(c_ptr + states), _decay(before, tl.load(dt_ptr + heads) * a)
     HEADS: tl.constexpr = cols.shape[0] // P
     past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
     x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
