@@ -94,8 +94,8 @@ class Buffers:
                 state = empty(M, config.d_inner, config.d_state, dtype=torch.float32)
                 self.layers.append(LayerCache(ring, state_MIN=state))
             else:
-                places, stored = ((T + 1) // 2, torch.int16) if packed else (T, dtype)
-                x, b = (empty(M, places, count, dtype=stored) for count in (config.d_inner, config.d_state))
+                length, stored = ((T + 1) // 2, torch.int16) if packed else (T, dtype)
+                x, b = (empty(M, length, count, dtype=stored) for count in (config.d_inner, config.d_state))
                 g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
                 self.layers.append(LayerCache(ring, x, b, g, decay))
 

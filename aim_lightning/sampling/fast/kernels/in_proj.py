@@ -8,19 +8,19 @@ from aim_lightning.sampling.fast.kernels.products import _prefetch_weights, _pro
 
 
 @triton.jit
-def _past_taps(ring_ptr, weight_ptr, bias_ptr, rows, channels, known, step, M, K, TAPS: tl.constexpr):
+def _past_taps(ring_ptr, weight_ptr, bias_ptr, rows, channels, convolved, step, M, K, TAPS: tl.constexpr):
     """Return (the sum of bias and all taps of the causal convolution but the newest, the newest tap's weight).
 
-    Columns that are not `known` channels get (0, 1), so that one formula serves all columns.
+    Columns that are not `convolved` get (0, 1), so that one formula serves all columns.
     """
-    before = tl.load(bias_ptr + channels, known, 0.0)[None, :]
+    before = tl.load(bias_ptr + channels, convolved, 0.0)[None, :]
     for back in tl.static_range(1, TAPS):
         # The ring holds the last TAPS raw inputs; before the first code they count as zero.
         slot = (step - back + TAPS) % TAPS
-        valid = (rows[:, None] < M) & known[None, :] & (step >= back)
+        valid = (rows[:, None] < M) & convolved[None, :] & (step >= back)
         past = tl.load(ring_ptr + (slot * M + rows[:, None]) * K + channels[None, :], valid, 0.0)
-        before += past.to(tl.float32) * tl.load(weight_ptr + (TAPS - 1 - back) * K + channels, known, 0.0)[None, :]
-    return before, tl.load(weight_ptr + (TAPS - 1) * K + channels, known, 1.0)[None, :]
+        before += past.to(tl.float32) * tl.load(weight_ptr + (TAPS - 1 - back) * K + channels, convolved, 0.0)[None, :]
+    return before, tl.load(weight_ptr + (TAPS - 1) * K + channels, convolved, 1.0)[None, :]
 
 
 @triton.jit
@@ -34,22 +34,22 @@ def _activate(
     """
     K: tl.constexpr = INNER + 2 * N
     rows, cols = rows[:, None], (first + tl.arange(0, BLOCK_N))[None, :]
-    last, known = first + BLOCK_N - 1, rows < M
+    last, valid = first + BLOCK_N - 1, rows < M
     dtype = mixer_x_ptr.dtype.element_ty
     channels, states, heads = cols - INNER, cols - 2 * INNER, cols - INNER - K
     values = _silu(before + raw * newest)
     if first < INNER:
-        tl.store(gate_ptr + rows * INNER + cols, values.to(dtype), known & (cols < INNER))
+        tl.store(gate_ptr + rows * INNER + cols, values.to(dtype), valid & (cols < INNER))
     if (last >= INNER) & (first < INNER + K):
         ring = ring_ptr + ((step % TAPS) * M + rows) * K + channels
-        tl.store(ring, raw.to(dtype), known & (channels >= 0) & (channels < K))
+        tl.store(ring, raw.to(dtype), valid & (channels >= 0) & (channels < K))
     if (last >= INNER) & (first < 2 * INNER):
-        tl.store(mixer_x_ptr + rows * INNER + channels, values.to(dtype), known & (channels >= 0) & (channels < INNER))
+        tl.store(mixer_x_ptr + rows * INNER + channels, values.to(dtype), valid & (channels >= 0) & (channels < INNER))
     if (last >= 2 * INNER) & (first < INNER + K):
-        tl.store(b_ptr + rows * N + states, values.to(dtype), known & (states >= 0) & (states < N))
-        tl.store(c_ptr + rows * N + states - N, values, known & (states >= N) & (states < 2 * N))
+        tl.store(b_ptr + rows * N + states, values.to(dtype), valid & (states >= 0) & (states < N))
+        tl.store(c_ptr + rows * N + states - N, values, valid & (states >= N) & (states < 2 * N))
     if last >= INNER + K:
-        tl.store(dt_ptr + rows * H + heads, _softplus(raw + dt_bias[None, :]), known & (heads >= 0) & (heads < H))
+        tl.store(dt_ptr + rows * H + heads, _softplus(raw + dt_bias[None, :]), valid & (heads >= 0) & (heads < H))
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def in_proj_kernel(
         weights = _weights(weight_ptr, cols, 0, COLS, D, 1, BLOCK_K)
     elif CHAINED:
         _prefetch_weights(weight_ptr, cols, 0, COLS, D, 1, BLOCK_K, LINE)
-    known = (channels >= 0) & (channels < K)
-    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
+    convolved = (channels >= 0) & (channels < K)
+    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, convolved, step, M, K, TAPS)
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     _wait(CHAINED)
     if EARLY:
@@ -99,8 +99,8 @@ def activate_kernel(
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(1).to(tl.int64) + tl.arange(0, 1)
     step, channels = tl.load(step_ptr), cols - INNER
-    known = (channels >= 0) & (channels < K)
-    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, known, step, M, K, TAPS)
+    convolved = (channels >= 0) & (channels < K)
+    before, newest = _past_taps(ring_ptr, conv_weight_ptr, conv_bias_ptr, rows, channels, convolved, step, M, K, TAPS)
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     raw = tl.load(zxbcdt_ptr + rows[:, None] * COLS + cols[None, :], (cols < COLS)[None, :], 0.0).to(tl.float32)
     _activate(

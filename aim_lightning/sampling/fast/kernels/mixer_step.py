@@ -46,8 +46,8 @@ def mixer_kernel(
     heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)
     stored = part * HEADS + tl.minimum(tl.arange(0, PADDED // P), HEADS - 1)
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
-    places = row * ((T + PAIR - 1) // PAIR)
-    xs_ptr, bs_ptr, gs_ptr = xs_ptr + places * INNER, bs_ptr + places * N, gs_ptr + row * H * T
+    origin = row * ((T + PAIR - 1) // PAIR)
+    xs_ptr, bs_ptr, gs_ptr = xs_ptr + origin * INNER, bs_ptr + origin * N, gs_ptr + row * H * T
     decay_ptr, dt_ptr, c_ptr = decay_ptr + row * H, dt_ptr + row * H, c_ptr + row * N
     if CHAINED:
         LOADED: tl.constexpr = (STAGES - 1) * STEPS
@@ -101,8 +101,8 @@ def state_kernel(
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     cols, states, head = part * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, N), part * COLUMNS // P
-    places = states_ptr + row * INNER * N + cols[:, None] * N + states[None, :]
-    state = tl.load(places, (step > 0) & (cols[:, None] >= 0), 0.0).to(tl.float32)  # zero before the first code
+    pointers = states_ptr + row * INNER * N + cols[:, None] * N + states[None, :]
+    state = tl.load(pointers, (step > 0) & (cols[:, None] >= 0), 0.0).to(tl.float32)  # zero before the first code
     a, skip = tl.exp(tl.load(a_log_ptr + head)), tl.load(d_ptr + head)
     norm = tl.load(norm_ptr + cols).to(tl.float32)
     _wait(CHAINED)
@@ -115,4 +115,4 @@ def state_kernel(
     gated = (tl.sum(state * c[None, :], axis=1) + skip * x) * gate
     tl.store(y_ptr + row * INNER + cols, (gated * norm).to(y_ptr.dtype.element_ty))
     tl.store(squares_ptr + row * (INNER // COLUMNS) + part, tl.sum(gated * gated, axis=0))
-    tl.store(places, state.to(states_ptr.dtype.element_ty))
+    tl.store(pointers, state.to(states_ptr.dtype.element_ty))

@@ -7,9 +7,9 @@ from aim_lightning.sampling.fast.kernels.common import _prefetch
 
 
 @triton.jit
-def _mask(known, cols, W: tl.constexpr):
-    """Return the mask of known codes and of a program's columns, which are padded to a power of two."""
-    mask = known[:, None]
+def _mask(valid, cols, W: tl.constexpr):
+    """Return the mask of valid codes and of a program's columns, which are padded to a power of two."""
+    mask = valid[:, None]
     if W & (W - 1):
         mask = mask & (cols < W)[None, :]
     return mask
@@ -36,10 +36,10 @@ def _block(
     W: tl.constexpr,
 ):  # fmt: skip
     """Load the stored inputs of past codes, x_SW, b_SN, g_SH; g = -inf gives later codes the weight zero."""
-    known = past < step
-    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], _mask(known, cols, W), 0.0)
-    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], known[:, None], 0.0)
-    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], known[:, None], float("-inf"))
+    valid = past < step
+    x_SW = tl.load(xs_ptr + past[:, None] * INNER + wide[None, :], _mask(valid, cols, W), 0.0)
+    b_SN = tl.load(bs_ptr + past[:, None] * N + states[None, :], valid[:, None], 0.0)
+    g_SH = tl.load(gs_ptr + heads[None, :] * T + past[:, None], valid[:, None], float("-inf"))
     return x_SW, b_SN, g_SH
 
 
