@@ -45,7 +45,7 @@ def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperatur
         SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS, d_model=WIDTH), buffers,
         SimpleNamespace(choose_warps=4, choose_registers=0), {"CHAINED": False},
         SimpleNamespace(words=words, positions=None), (residual, torch.ones(WIDTH), h, h),
-        {"ROWS": 3, "MODULATED": False, "BLOCK": WIDTH},
+        {"ROWS": 3, "MODULATED": False, "BLOCK_D": WIDTH},
     )  # fmt: skip
     codes = buffers.codes_BT[:, STEP]
     assert codes.min() >= 0 and codes.max() < logits.shape[1]

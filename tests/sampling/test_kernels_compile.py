@@ -3,7 +3,7 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = "x weight zxbcdt ring mixer_x b y gate rows gate_rows next_rows h words"
+BF16 = "x weight zxbcdt ring mixer_x b y gate rows h words positions start"
 INT32 = "step sampled done offset top_k diverged places"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
@@ -17,7 +17,7 @@ SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": Tr
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
 ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
-ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK": 1024}
+ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK_D": 1024}
 WARPS = "num_warps"  # 4 by default
 CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "BLOCK_M": 64, "BLOCK_N": 32}),

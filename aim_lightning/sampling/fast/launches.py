@@ -84,6 +84,6 @@ def sample_codes(
         buffers.logits_MV, buffers.codes_BT, buffers.sampled, buffers.done, buffers.uniform_BT, *options, buffers.top_p,
         *candidates, buffers.offset, weights.words, weights.words if weights.positions is None else weights.positions,
         *tensors, config.vocab_size, config.num_tokens, buffers.images, config.d_model, EPS,
-        POSITIONS=weights.positions is not None, BLOCK_D=sizes["BLOCK"], **{**sizes, "BLOCK": buffers.chunk * chunks},
-        **parts, num_warps=configs.choose_warps, **registers(configs.choose_registers), **launch,
+        POSITIONS=weights.positions is not None, BLOCK=buffers.chunk * chunks, **sizes, **parts,
+        num_warps=configs.choose_warps, **registers(configs.choose_registers), **launch,
     )  # fmt: skip

@@ -56,7 +56,7 @@ class TritonStep:
         """Return the tensors and constants with which a kernel stores a step's input."""
         buffers, rows = self.buffers, self._layer_rows(0)
         tensors = buffers.residual_MD, self.weights.layers[0].norm, buffers.h_MD if rows is None else rows, buffers.h_MD
-        return tensors, {"ROWS": self.config.modulation_rows, "MODULATED": rows is not None, "BLOCK": self.block}
+        return tensors, {"ROWS": self.config.modulation_rows, "MODULATED": rows is not None, "BLOCK_D": self.block}
 
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)

@@ -91,10 +91,10 @@ def _enter(
 @triton.jit
 def enter_kernel(
     start_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS: tl.constexpr, MODULATED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute the first step's input, the class embedding, and the first layer's norm; one program per row."""
-    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     x = tl.load(start_ptr + row * D + cols, cols < D, 0.0).to(tl.float32)
     _enter(x, row, cols, cols < D, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS, MODULATED)
 
