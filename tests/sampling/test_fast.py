@@ -195,7 +195,7 @@ def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
 
 
 def test_products_of_any_width(interpreted):
-    """Groups of warps, odd widths and several row tiles, in bfloat16 with sums in float32."""
+    """Cover parts of the sum, odd widths and several row tiles, in bfloat16 with sums in float32."""
     assert len(interpreted["products"]) == 6
     assert max(interpreted["products"].values()) < 1e-6
 

@@ -39,8 +39,9 @@ class MatmulConfig:
 class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
-    heads: per program; steps: past codes per block, at least 32 packed ones; stages: one more than the blocks that are
-    on the way, at first before the previous kernel ends; registers: at most per thread (0: any number).
+    heads: per program; steps: past codes per block, at least 32 packed ones; stages: of the pipeline, which loads
+    stages - 1 blocks ahead, the first ones before the previous kernel ends; registers: at most per thread (0: any
+    number).
     """
 
     heads: int

@@ -19,7 +19,7 @@ class TorchStep:
         self.config, self.weights, self.buffers = config, weights, buffers
 
     def prepare(self) -> None:
-        """Compute nothing ahead of the first step; the kernels compute its input."""
+        """Do nothing: each step computes its own input."""
 
     def __call__(self) -> None:
         buffers, step = self.buffers, int(self.buffers.step)

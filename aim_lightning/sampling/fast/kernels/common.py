@@ -16,10 +16,12 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # `_wait` returns when the predecessor has ended; that one waited for its own predecessor, so all older kernels have
 # ended too. Before `_wait` a kernel writes nothing.
 # mixer_kernel (or state_kernel) and sample_token_kernel call `_start_next` after their own `_wait`, all others
-# immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`. For
-# top_candidates_kernel and sample_token_kernel the latest is a mixer's: they read ahead the options and the number of
-# sampled codes, which an older sample_token_kernel incremented. For the first layer it is sample_token_kernel: the step
-# is of top_candidates_kernel, which comes before.
+# immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`:
+# - top_candidates_kernel and sample_token_kernel follow a mixer. They read the options and the number of sampled codes,
+#   which the previous sample_token_kernel incremented.
+# - The first layer's in_proj_kernel and mixer follow sample_token_kernel. They read the step, which the
+#   top_candidates_kernel before it incremented.
+# enter_kernel is an ordinary launch: it starts when all older kernels have ended, and its successor when it has.
 
 
 @triton.jit

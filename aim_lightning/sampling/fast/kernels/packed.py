@@ -9,7 +9,7 @@ from aim_lightning.sampling.fast.kernels.past import _decay, _mask
 # Packed values: the low byte of the bfloat16 192 + value / unit, from 128 (step 1) to 510 (from 256 on step 2), where
 # the high byte is 0x43. SiLU makes values positive except for small ones, so that most of the range is above 192. Codes
 # 2 i and 2 i + 1 share an int16. Products take 192 + value / unit, and 192 times the sum of the other factor is
-# subtracted. Bytes of codes to come are finite too, whatever they are, and their weight is zero.
+# subtracted. Any byte is a finite value, also that of a code not yet sampled, whose weight is zero.
 OFFSET = tl.constexpr(192.0)
 BELOW, ABOVE = tl.constexpr(64.0), tl.constexpr(318.0)  # units
 
