@@ -52,7 +52,6 @@ class Buffers:
         config, device = model.config, model.lm_head.weight.device
         self.images, self.guided, self.dtype, self.recurrent = images, guided, dtype, recurrent
         self.rows = images * (2 if guided else 1)
-        exponent = exponent_type(config, dtype)
         empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
         M, T = self.rows, config.num_tokens
         # State of a sequence. On the device, so that one graph serves every step: the layers' kernels read `step`, the
@@ -87,22 +86,24 @@ class Buffers:
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
         self.places_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
         self.bounds_B3C = no_bounds(images, chunks, device)
-        self.layers = []
-        for _ in range(config.n_layer):
-            ring = empty(config.d_conv, M, config.conv_dim)
-            if recurrent:
-                state = empty(M, config.d_inner, config.d_state, dtype=torch.float32)
-                self.layers.append(LayerCache(ring, state_MIN=state))
-            else:
-                length, stored = ((T + 1) // 2, torch.int16) if packed else (T, dtype)
-                x, b = (empty(M, length, count, dtype=stored) for count in (config.d_inner, config.d_state))
-                g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
-                self.layers.append(LayerCache(ring, x, b, g, decay))
+        self.layers = [self._cache(empty, config, packed) for _ in range(config.n_layer)]
 
     def set_step(self, step: int) -> None:
         """Set the number of the next step; the codes before it are those in memory."""
         self.step.fill_(step)
         self.sampled.fill_(step)
+
+    def _cache(self, empty, config: AiMConfig, packed: bool) -> LayerCache:
+        """Allocate the memory of one layer."""
+        M, T = self.rows, config.num_tokens
+        ring = empty(config.d_conv, M, config.conv_dim)
+        if self.recurrent:
+            return LayerCache(ring, state_MIN=empty(M, config.d_inner, config.d_state, dtype=torch.float32))
+        length, stored = ((T + 1) // 2, torch.int16) if packed else (T, self.dtype)
+        x, b = (empty(M, length, count, dtype=stored) for count in (config.d_inner, config.d_state))
+        exponent = exponent_type(config, self.dtype)
+        g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
+        return LayerCache(ring, x, b, g, decay)
 
     @staticmethod
     def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
