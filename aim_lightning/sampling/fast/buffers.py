@@ -20,9 +20,9 @@ class LayerCache:
     """The inputs of one layer for the codes so far; M rows, T codes.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
-    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of steps to come are never read. Packed x and
-    B are bytes, two codes in an int16 (M, T / 2, ...), in units of a row's code and head, whose logarithms are part of
-    g. The recurrence has state_MIN, float32, instead of all these.
+    scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of later steps have no weight. Packed x and B
+    are bytes, two codes in an int16, (M, (T + 1) / 2, ...). Their units differ by row, code and, for x, head; the
+    logarithms of the units are part of g. The recurrence has only ring and state_MIN (float32).
     """
 
     ring: Tensor

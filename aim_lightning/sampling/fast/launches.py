@@ -38,7 +38,7 @@ def matmul_options(config: MatmulConfig) -> dict:
 def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, launch: dict, line: int = 64) -> None:
     """Write x weight^T to `out`: (M, N), or parts of the sum (S, M, N).
 
-    In bfloat16 by the kernel, whose sums leave in the type of `out`; in float32 by cuBLAS, whose products are exact.
+    The kernel computes products of bfloat16 values; its sums take the type of `out`. cuBLAS computes float32 exactly.
     """
     (rows, inner), cols = x_MK.shape, weight_NK.shape[0]
     split = out.shape[0] if out.dim() == 3 else 1

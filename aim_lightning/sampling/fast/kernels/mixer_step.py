@@ -2,7 +2,7 @@
 
 Dual form: y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, with L the running sum of dt A. Stored for each
 code: x, B and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never formed. In bfloat16 x and B
-are packed to bytes (packed.py), in a unit per head and one for B, whose logarithms are part of g.
+are packed to bytes (packed.py). Each head's x has a unit, and B has one; their logarithms are part of g.
 """
 
 import triton
@@ -30,9 +30,11 @@ def mixer_kernel(
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
     One program per row and HEADS heads, 16 at most. The norm itself needs the complete row: its sum of squares leaves
-    in parts, and `advance_kernel` divides by it. Packed x takes part in products on tensor cores. Before the previous
-    kernel has ended, x of the last AHEAD codes and B of the last AHEAD_B (a share per program of a row) are prefetched
-    into the cache, and the inputs of the first STAGES - 1 blocks of STEPS codes are copied to shared memory.
+    in parts, and `advance_kernel` divides by it. Packed x takes part in products on tensor cores.
+
+    Before the previous kernel has ended, the first STAGES - 1 blocks of STEPS codes are copied to shared memory. x of
+    the last AHEAD codes is prefetched into the cache, and each program of a row prefetches a share of the last AHEAD_B
+    codes' B.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
