@@ -53,17 +53,30 @@ def assert_same(model: AiM, labels: torch.Tensor = LABELS, **options) -> None:
 def draw_margin(
     model, label, codes_L, image, step, other, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, seed=3, **_
 ):
-    """Return the distance of the step's random number from the interval of the other code, in probability."""
+    """Return the distance of the step's random number from the interval of the other code, in probability.
+
+    Rounding may also exchange the last code that the filters keep and the next one, if their logits are equal up to it.
+    """
     null = torch.full_like(label, model.null_class)
     with torch.no_grad():
         logits = model(codes_L.expand(2, -1), torch.stack((label, null)).cuda())[:, -1].float()
     row = guide(logits[:1], logits[1:], cfg_scale) / temperature
     if top_k == 1:
         return float((row.max() - row[0, other]) / row.abs().max())
-    cumulative = keep_top_p(keep_top_k(row, top_k), top_p).double().softmax(-1).cumsum(-1)[0]
+    kept, order = keep_top_p(keep_top_k(row, top_k), top_p), row[0].argsort(descending=True)
     uniform = float(hash_uniform("sample", seed, torch.tensor(image), step))
-    below = float(cumulative[other - 1]) if other else 0.0
-    return max(below - uniform, uniform - float(cumulative[other]), 0.0)
+    margin, last = interval_distance(kept, other, uniform), int(kept.isfinite().sum())
+    if last < len(order) and row[0, order[last - 1]] - row[0, order[last]] <= EDGE:
+        kept[0, order[last - 1]], kept[0, order[last]] = float("-inf"), row[0, order[last]]
+        margin = min(margin, interval_distance(kept, other, uniform))
+    return margin
+
+
+def interval_distance(logits_1V: torch.Tensor, code: int, uniform: float) -> float:
+    """Return the distance of a random number from the interval of a code in the cumulative probability."""
+    cumulative = logits_1V.double().softmax(-1).cumsum(-1)[0]
+    below = float(cumulative[code - 1]) if code else 0.0
+    return max(below - uniform, uniform - float(cumulative[code]), 0.0)
 
 
 @pytest.mark.parametrize("adaln", ["none", "layer", "group"])

@@ -137,7 +137,7 @@ def far_row() -> bool:
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(3 * T + 1)
     kernels.mixer_kernel[(2, 1)](
         gate, newest, b, c, dt, xs, bs, gs, torch.empty(2, 2), new(2), new(2), new(inner), y, squares, step, T,
-        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, STAGES=1, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
+        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
@@ -148,14 +148,14 @@ def far_row() -> bool:
     return bool(((values - units).abs() < 1.5 + units.abs() / 60).all())
 
 
-def fetched(stages: int, step: int = 40, line: int = 8) -> list[list[int]]:
+def fetched(step: int = 40, line: int = 8) -> list[list[int]]:
     """List the pairs of codes of row 1 whose x, and those whose B, the mixer kernel prefetches completely.
 
-    x of the last 20 codes, B of the last 30, without `stages` - 1 blocks of 32; two programs a row.
+    x of the last 20 codes, B of the last 30; two programs a row.
     """
     from unittest import mock
 
-    from aim_lightning.sampling.fast.kernels import mixer_step, packed, past
+    from aim_lightning.sampling.fast.kernels import mixer_step, past
 
     T, N, inner, seen = 64, 32, 64, set()
     new = lambda *shape: torch.randn(shape).bfloat16()  # noqa: E731
@@ -164,12 +164,12 @@ def fetched(stages: int, step: int = 40, line: int = 8) -> list[list[int]]:
     gs, per_head = torch.zeros(2, 4, T), [torch.rand(2, 4) for _ in range(2)]
     note = lambda pointers: seen.update(pointers.handle.data.flatten().tolist())  # noqa: E731
     nothing = lambda chained: None  # noqa: E731
-    waiting = [mock.patch.multiple(module, _wait=nothing, _start_next=nothing) for module in (mixer_step, packed)]
-    with waiting[0], waiting[1], mock.patch.object(past, "_prefetch", note):
+    waiting = mock.patch.multiple(mixer_step, _wait=nothing, _start_next=nothing)
+    with waiting, mock.patch.object(past, "_prefetch", note):
         mixer_step.mixer_kernel[(2, 2)](
             gate, newest, b, c, per_head[1], xs, bs, gs, per_head[0], torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
-            N=N, HEADS=2, STEPS=32, STAGES=stages, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
+            N=N, HEADS=2, STEPS=32, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
         )  # fmt: skip
     result, stored = [], set()
     for values in (xs, bs):
@@ -226,7 +226,7 @@ def main() -> None:
             logits_in_bf16(48, 1, columns=8),
             logits_in_bf16(32, 2, deep=16, columns=16),
         ],
-        "fetched": [fetched(1), fetched(2), fetched(2, step=10)],
+        "fetched": [fetched(), fetched(step=10)],
         "far_row": far_row(),
     }
     print(json.dumps(report))

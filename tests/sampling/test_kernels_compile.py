@@ -11,7 +11,7 @@ AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
-MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "STAGES": 3, "LINE": 64, "CHAINED": True}
+MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
@@ -33,7 +33,7 @@ CASES = [
     ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}),
     ("mixer_kernel", {**MIX, "HEADS": 1, "STEPS": 128, WARPS: 8}),
     ("mixer_kernel", {**MIX, **AHEAD, "HEADS": 4, "STEPS": 64, WARPS: 2}),
-    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "STAGES": 4, "AHEAD": 128, WARPS: 8}),
+    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "AHEAD": 128, WARPS: 8}),
     ("top_candidates_kernel", {**SIFT, WARPS: 8}),
     ("top_candidates_kernel", {**SIFT, WARPS: 2}),
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "AHEAD": 32, WARPS: 8}),

@@ -1,4 +1,4 @@
-"""Launch configurations of the kernels: blocks, warps and buffers, as benchmarks/tune_sampling.py measured on an H100.
+"""Launch configurations of the kernels: blocks, warps and buffers, as benchmarks/tune_sampling.py measured on an H200.
 
 They determine speed, and rounding: in bfloat16 a random number at the edge of two codes depends on them, as it does on
 the size of a batch. They are therefore a table, and never measured when a decoder is built.
@@ -40,8 +40,7 @@ class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
     heads: per program; steps: past codes per block, at least 32 packed ones; stages: of the pipeline, which loads
-    stages - 1 blocks ahead, the first ones before the previous kernel ends; registers: at most per thread (0: any
-    number).
+    stages - 1 blocks ahead; registers: at most per thread (0: any number).
     """
 
     heads: int

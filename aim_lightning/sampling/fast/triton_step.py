@@ -111,7 +111,7 @@ class TritonStep:
         mixer = self.configs.mix
         kernels.mixer_kernel[(buffers.rows, self.parts)](
             *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **sizes,
-            HEADS=mixer.heads, STEPS=mixer.steps, STAGES=mixer.stages, AHEAD=self.configs.ahead,
-            AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_warps=mixer.warps,
-            **registers(mixer.registers), **self.launch,
+            HEADS=mixer.heads, STEPS=mixer.steps, AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b,
+            LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps, **registers(mixer.registers),
+            **self.launch,
         )  # fmt: skip

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
-from aim_lightning.sampling.fast.kernels.packed import _pack_all, _past_by_products
+from aim_lightning.sampling.fast.kernels.packed import _packed_step
 from aim_lightning.sampling.fast.kernels.past import (
+    _decay,
     _decay_before,
     _fetch_ahead,
     _load_columns,
@@ -24,7 +25,7 @@ from aim_lightning.sampling.fast.kernels.past import (
 def mixer_kernel(
     gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr,
     squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
+    HEADS: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
     LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
@@ -32,9 +33,8 @@ def mixer_kernel(
     One program per row and HEADS heads, 16 at most. The norm itself needs the complete row: its sum of squares leaves
     in parts, and `advance_kernel` divides by it. Packed x takes part in products on tensor cores.
 
-    Before the previous kernel has ended, the first STAGES - 1 blocks of STEPS codes are copied to shared memory. x of
-    the last AHEAD codes is prefetched into the cache, and each program of a row prefetches a share of the last AHEAD_B
-    codes' B.
+    Before the previous kernel has ended, x of the last AHEAD codes is prefetched into the cache, and each program of a
+    row prefetches a share of the last AHEAD_B codes' B.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     W: tl.constexpr = HEADS * P
@@ -50,33 +50,28 @@ def mixer_kernel(
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     origin = row * ((T + PAIR - 1) // PAIR)
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + origin * INNER, bs_ptr + origin * N, gs_ptr + row * H * T
-    decay_ptr, dt_ptr, c_ptr = decay_ptr + row * H, dt_ptr + row * H, c_ptr + row * N
+    decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if CHAINED:
-        LOADED: tl.constexpr = (STAGES - 1) * STEPS
-        _fetch_ahead(xs_ptr, bs_ptr, LOADED, step, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
+        _fetch_ahead(xs_ptr, bs_ptr, step, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
     before, a = _decay_before(decay_ptr, a_log_ptr, heads, step)
     stored_before, stored_a = _decay_before(decay_ptr, a_log_ptr, stored, step)
     newest_x, newest_b = xs_ptr + step // PAIR * INNER + wide, bs_ptr + step // PAIR * N + states
     pair_W, pair_N = _load_columns(newest_x, cols, W), tl.load(newest_b)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
-    if PACKED:
-        past_W = _past_by_products(
-            xs_ptr, bs_ptr, gs_ptr, c_ptr, dt_ptr, before, a, heads, wide, cols, step, T, INNER, N, W, P, STEPS, STAGES,
-            CHAINED,
-        )  # fmt: skip
-    else:
-        _wait(CHAINED)
-        _start_next(CHAINED)
-        past_W = _past_by_sums(
-            xs_ptr, bs_ptr, gs_ptr, c_ptr, dt_ptr, before, a, heads, wide, cols, step, T, INNER, N, W, P, STEPS
-        )
-    c, b = tl.load(c_ptr + states), tl.load(b_ptr + row * N + states).to(tl.float32)
+    _wait(CHAINED)
+    _start_next(CHAINED)
+
+    c, b = tl.load(c_ptr + row * N + states), tl.load(b_ptr + row * N + states).to(tl.float32)
+    decay = _decay(before, tl.load(dt_ptr + heads) * a)
     gate_W = _load_columns(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
     if PACKED:
-        score, stored_W, stored_N, unit = _pack_all(x_W, b, c, pair_W, pair_N, step % 2 == 1, P)
+        past_W, score, stored_W, stored_N, unit = _packed_step(
+            xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+        )
     else:
+        past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS)
         score, stored_W, stored_N, unit = tl.sum(b * c, axis=0), x_W, b, 1.0
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
     newest_W = (dt_W * score + skip_W) * x_W

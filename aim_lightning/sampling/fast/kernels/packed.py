@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
-from aim_lightning.sampling.fast.kernels.past import _decay, _mask
+from aim_lightning.sampling.fast.kernels.past import _mask
 
 # Packed values: the low byte of the bfloat16 192 + value / unit, from 128 (step 1) to 510 (from 256 on step 2), where
 # the high byte is 0x43. SiLU makes values positive except for small ones, so that most of the range is above 192. Codes
@@ -36,8 +35,8 @@ def _pack_heads(x_W, pairs_W, odd, P: tl.constexpr):
 
 
 @triton.jit
-def _sum_and_most(a, b, c, d):
-    return a + c, tl.maximum(b, d)
+def _sums_and_most(a, b, c, d, e, f):
+    return a + d, b + e, tl.maximum(c, f)
 
 
 @triton.jit
@@ -67,7 +66,7 @@ def _packed_block(
 def _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay):
     """Add a block to the sums of x and of its weights C B^T * decay, by two products each for even and odd codes."""
     for odd in tl.static_range(2):
-        scores_RS = tl.dot(c_RN, _values(block[1], odd)) - c_sum[:, None] * OFFSET
+        scores_RS = tl.dot(c_RN, _values(block[1], odd)) - c_sum * OFFSET
         weight_RS = (tl.exp((decay[:, None] + block[2 + odd]).to(tl.float32)) * scores_RS).to(c_RN.dtype)
         sums_RW = tl.dot(weight_RS, _values(block[0], odd), sums_RW)
         weights_RS += weight_RS.to(tl.float32)
@@ -76,25 +75,20 @@ def _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay):
 
 @triton.jit
 def _past_by_products(
-    xs_ptr, bs_ptr, gs_ptr, c_ptr, dt_ptr, before, a, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
-    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr, CHAINED: tl.constexpr,
+    xs_ptr, bs_ptr, gs_ptr, c, c_sum, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Wait for the previous kernel, and sum over past codes block by block.
+    """Sum over past codes block by block.
 
-    A product has 16 rows, one per head; of a head's row only the head's columns count.
+    A product has 16 rows, one per head; of a head's row only the head's columns count. c: bfloat16; c_sum: its sum.
     """
     ROWS: tl.constexpr = heads.shape[0]
     states = tl.arange(0, N)
+    c_RN = tl.broadcast_to(c[None, :], (ROWS, N))
     sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
     weights_RS = tl.zeros((ROWS, STEPS // 2), tl.float32)
-    c_RN, c_sum, decay = tl.zeros((ROWS, N), tl.bfloat16), tl.zeros((ROWS,), tl.float32), before
-    for first in tl.range(0, tl.maximum(step, 1), STEPS, num_stages=STAGES):
+    for first in range(0, step, STEPS):
         block = _packed_block(xs_ptr, bs_ptr, gs_ptr, first, step, heads, wide, cols, states, T, INNER, N, W, STEPS)
-        if first == 0:  # inside the loop, whose first STAGES - 1 blocks are on the way before it
-            _wait(CHAINED)
-            _start_next(CHAINED)
-            c_RN = tl.load(c_ptr + 0 * heads[:, None] + states[None, :]).to(tl.bfloat16)
-            c_sum, decay = tl.sum(c_RN.to(tl.float32), axis=1), _decay(before, tl.load(dt_ptr + heads) * a)
         sums_RW, weights_RS = _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay)
     sums_RW -= tl.sum(weights_RS, axis=1)[:, None] * OFFSET
     head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
@@ -102,10 +96,17 @@ def _past_by_products(
 
 
 @triton.jit
-def _pack_all(x_W, b, c, pair_W, pair_N, odd, P: tl.constexpr):
-    """Return C B^T of the newest code, its packed x and B, and the product of their units."""
-    # One reduction for both: each takes barriers of all warps.
-    score, unit_b = tl.reduce((b * c, _unit(b)), 0, _sum_and_most)
+def _packed_step(
+    xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
+    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Return the sum over past codes, C B^T of the newest code, its packed x and B, and the product of their units."""
+    rounded = c.to(tl.bfloat16)
+    # One reduction for three: each takes barriers of all warps.
+    score, c_sum, unit_b = tl.reduce((b * c, rounded.to(tl.float32), _unit(b)), 0, _sums_and_most)
+    past_W = _past_by_products(
+        xs_ptr, bs_ptr, gs_ptr, rounded, c_sum, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+    )
     unit_b = tl.maximum(unit_b, 1e-30)
-    stored_W, unit = _pack_heads(x_W, pair_W, odd, P)
-    return score, stored_W, _pack(b / unit_b, pair_N, odd), unit * unit_b
+    stored_W, unit = _pack_heads(x_W, pair_W, step % 2 == 1, P)
+    return past_W, score, stored_W, _pack(b / unit_b, pair_N, step % 2 == 1), unit * unit_b

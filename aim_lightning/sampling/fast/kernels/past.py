@@ -45,12 +45,11 @@ def _block(
 
 @triton.jit
 def _past_by_sums(
-    xs_ptr, bs_ptr, gs_ptr, c_ptr, dt_ptr, before, a, heads, wide, cols, step, T, INNER: tl.constexpr,
-    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+    xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Sum over past codes in float32, block by block; the next block is loaded while one is summed."""
     past, states = tl.arange(0, STEPS), tl.arange(0, N)
-    c, decay = tl.load(c_ptr + states), _decay(before, tl.load(dt_ptr + heads) * a)
     HEADS: tl.constexpr = cols.shape[0] // P
     past_SHP = tl.zeros((STEPS, HEADS, P), tl.float32)
     x_SW, b_SN, g_SH = _block(xs_ptr, bs_ptr, gs_ptr, past, step, heads, wide, cols, states, T, INNER, N, W)
@@ -81,16 +80,16 @@ def _fetch(
 
 @triton.jit
 def _fetch_ahead(
-    xs_ptr, bs_ptr, loaded, step, part, PARTS: tl.constexpr, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
+    xs_ptr, bs_ptr, step, part, PARTS: tl.constexpr, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
     STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
-    """Prefetch packed x of the last AHEAD codes and a share of B of the last AHEAD_B, but of none `loaded` before."""
+    """Prefetch packed x of the last AHEAD codes and a share of B of the last AHEAD_B."""
     pairs = (step + 1) // 2
     if AHEAD > 0:
-        _fetch(xs_ptr, tl.maximum(step - AHEAD, loaded) // 2, pairs, part * W, INNER, W, STEPS // 2, LINE)
+        _fetch(xs_ptr, tl.maximum(step - AHEAD, 0) // 2, pairs, part * W, INNER, W, STEPS // 2, LINE)
     if AHEAD_B > 0:
         SHARE: tl.constexpr = (AHEAD_B // 2 + PARTS - 1) // PARTS
-        begin = tl.maximum(step - AHEAD_B, loaded) // 2 + part * SHARE
+        begin = tl.maximum(step - AHEAD_B, 0) // 2 + part * SHARE
         _fetch(bs_ptr, begin, tl.minimum(begin + SHARE, pairs), 0, N, N, STEPS // 2, LINE)
 
 
