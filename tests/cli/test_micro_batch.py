@@ -9,8 +9,8 @@ from helpers import TINY
 from integration.tiny import Experiment, write_experiment
 
 from aim_lightning.checkpoint.io import read_checkpoint
-from aim_lightning.cli.build.micro_batch import automatic_micro_batch
-from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.cli.build.micro_batch import automatic_micro_batch, saved_bytes, training_bytes
+from aim_lightning.models import GPT, AiM, AiMConfig, GPTConfig
 from aim_lightning.models.aim.backends import choose as choose_module
 from aim_lightning.runs.directory import newest_checkpoint
 
@@ -83,3 +83,21 @@ def test_the_choice_is_printed_recorded_and_kept(tmp_path, capfd):
     assert read_checkpoint(newest_checkpoint(run_dir))["data"]["micro_batch_size"] == 2
     notes = [json.loads(text)["notes"] for text in (run_dir / "history.jsonl").read_text().splitlines()]
     assert notes[0] == [line] and notes[1] == [] and notes[2][0].startswith(kept)
+
+
+def gpt(n_layer: int, checkpointing: str = "none") -> GPT:
+    sizes = {"d_model": 64, "n_head": 4, "vocab_size": 32, "num_classes": 10, "num_tokens": 16}
+    with torch.device("meta"):
+        return GPT(GPTConfig(n_layer=n_layer, **sizes), "auto", checkpointing)
+
+
+def test_the_activations_of_any_network_are_counted():
+    per_layer = saved_bytes(gpt(2)) - saved_bytes(gpt(1))
+    residual = 4 * 16 * 64
+    assert saved_bytes(gpt(3)) == saved_bytes(gpt(2)) + per_layer and per_layer > 10 * residual
+    assert saved_bytes(gpt(3, "blocks")) - saved_bytes(gpt(2, "blocks")) == residual, "the input of the block alone"
+    module = SimpleNamespace(network=gpt(2), global_batch_size=64)
+    state = 20 * sum(parameter.numel() for parameter in module.network.parameters())
+    assert training_bytes(module, "auto") == 64 * saved_bytes(module.network) + state
+    assert training_bytes(module, 8) == 8 * saved_bytes(module.network) + state
+    assert training_bytes(SimpleNamespace(network=torch.nn.Linear(1, 1), global_batch_size=8), None) is None

@@ -261,9 +261,10 @@ def test_the_largest_training_limits_the_default(write, fail, monkeypatch):
     monkeypatch.setattr(processes, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr(processes, "free_memory", lambda gpus: 9 * 10**9)
     wide = SUITE.replace("include: [wide.yaml]", "model.network.d_model: 4096")  # 0.1 GB of weights per layer
-    for text in (SUITE, wide):
+    gpt = SUITE.replace("wide.yaml", f"{ROOT}/configs/model/gpt_tiny.yaml")
+    for text in (SUITE, wide, gpt):
         fail("suite", write(text, "memory"))
-    assert calls == [4, 2]
+    assert calls == [4, 2, 4]
 
 
 def test_curves_are_means_at_common_steps():

@@ -2,8 +2,9 @@
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
-from aim_lightning.models import AiM
+from aim_lightning.models import AiM, AutoregressiveNetwork
 from aim_lightning.models.aim.memory import (
     BYTES_PER_PARAMETER,
     LARGEST,
@@ -39,18 +40,47 @@ def automatic_micro_batch(
 
 
 def training_bytes(module: LightningModule, limit: int | str | None) -> int | None:
-    """Estimate the bytes of a bf16 training on one GPU with the backend that needs most; None without an AiM.
+    """Estimate the bytes of a bf16 training on one GPU, of AiM with the backend that needs most; None in stage 1.
 
     Args:
-        module: its network has the sizes; weights may be on another device.
+        module: on the meta device, with a network of stage 2.
         limit: `data.max_device_batch_size`.
     """
     network, share = getattr(module, "network", None), module.global_batch_size
-    if not isinstance(network, AiM):
+    if not isinstance(network, AutoregressiveNetwork):
         return None
-    image_bytes = bytes_per_image(network.config, "torch", network.backbone.gradient_checkpointing)
-    images = min(share, LARGEST if limit == "auto" else limit or share)
+    largest = share
+    if isinstance(network, AiM):
+        image_bytes = bytes_per_image(network.config, "torch", network.backbone.gradient_checkpointing)
+        largest = min(share, LARGEST)
+    else:
+        image_bytes = saved_bytes(network)
+    images = largest if limit == "auto" else min(share, limit or share)
     return images * image_bytes + BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
+
+
+def saved_bytes(network: AutoregressiveNetwork) -> int:
+    """Return the bytes that the loss of one image keeps for its backward pass, counted in float32 without memory.
+
+    Under bf16 autocast a training keeps about half of them. The rest is for the working memory of the backward pass.
+
+    Args:
+        network: on the meta device.
+    """
+    storages = {}
+
+    def add(tensor: Tensor) -> Tensor:
+        # Views share the storage of their base.
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    codes = torch.zeros(1, network.config.num_tokens, dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor):
+        loss = network.loss(codes, codes[:, 0])
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    total = sum(size for storage, size in storages.items() if storage not in weights)
+    del loss  # not earlier: a freed storage would give its identity to a new one
+    return total
 
 
 def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> tuple[int, str]:
