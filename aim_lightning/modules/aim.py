@@ -47,8 +47,7 @@ class AiMModule(LightningModule):
         gradient_checkpointing: recompute activations in the backward pass, with the same values: ``none``; ``blocks`` =
             keep the inputs of each block; ``all`` = keep the inputs of groups of about sqrt(n_layer) blocks.
         cuda_graph: replay forward and backward as a CUDA graph where that is possible: one GPU, backend triton,
-            micro-batches of up to 64 images, or more in small networks. The numbers are the same; the host no longer
-            limits the speed.
+            micro-batches of up to 64 images. The numbers are the same; the host no longer limits the speed.
         init_from: weights that a new run starts from: a run, a checkpoint, or a published file. The number of classes
             and the grid may differ; everything else must fit.
 

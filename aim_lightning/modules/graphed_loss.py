@@ -9,9 +9,8 @@ from aim_lightning.models import AiM, AutoregressiveNetwork
 from aim_lightning.models.aim.memory import bytes_per_image
 
 WARM_UP = 3
-# Larger micro-batches keep the GPU busy without a graph, whose memory validation could not use: more images than these,
-# and more operations per layer than 64 images of AiM-B. The time of the host grows with the layers only.
-LARGEST, LAYER_FLOPS = 64, 4.7e11
+# Images of a micro-batch. Larger ones keep the GPU busy without a graph, whose memory validation could not use.
+LARGEST = 64
 MEMORY_SHARE = 0.25  # of the GPU's memory that a graph may keep
 
 
@@ -33,8 +32,8 @@ def refusal(network: AutoregressiveNetwork, images: int, is_alone: bool, precisi
         return f"the backend is {network.backend}, not triton"
     if not is_alone:
         return "several processes average gradients during the backward"
-    if images > LARGEST and images * network.flops_per_image() > LAYER_FLOPS * config.n_layer:
-        return f"{images} images of this size keep the GPU busy without it"
+    if images > LARGEST:
+        return f"the micro-batch has more than {LARGEST} images"
     if config.token_dropout or config.mixer_dropout or config.mlp_dropout:
         return "dropout needs new random numbers in every step"
     if network.backbone.gradient_checkpointing != "none":

@@ -11,15 +11,15 @@ pytestmark = pytest.mark.gpu
 STEPS = 3
 
 
-def train(graphed: bool, accumulate: int, images: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def train(graphed: bool, accumulate: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return losses and weights of some steps of AdamW in bf16 autocast."""
     model = network("triton", adaln="group", num_groups=2)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     generator, graph, losses = torch.Generator().manual_seed(1), GraphedLoss(model, accumulate), []
     for _ in range(STEPS):
         for micro_batch in range(accumulate):
-            codes = torch.randint(512, (images, 256), generator=generator).cuda()
-            labels = torch.randint(11, (images,), generator=generator).cuda()
+            codes = torch.randint(512, (3, 256), generator=generator).cuda()
+            labels = torch.randint(11, (3,), generator=generator).cuda()
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = graph(codes, labels, micro_batch == 0) if graphed else model.loss(codes, labels)
             losses.append(loss.detach().clone())
@@ -30,9 +30,9 @@ def train(graphed: bool, accumulate: int, images: int) -> tuple[list[torch.Tenso
     return losses, list(model.parameters())
 
 
-@pytest.mark.parametrize(("accumulate", "images"), [(1, 3), (2, 3), (1, 256)])
-def test_losses_and_weights_are_those_of_the_eager_step(accumulate, images):
-    expected, result = train(False, accumulate, images), train(True, accumulate, images)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_losses_and_weights_are_those_of_the_eager_step(accumulate):
+    expected, result = train(False, accumulate), train(True, accumulate)
     for name, eager, graphed in zip(("losses", "weights"), expected, result, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(eager, graphed, strict=True)), name
 
@@ -50,7 +50,7 @@ def test_fit_gives_the_same_curve(tmp_path, capsys):
 def test_what_a_graph_cannot_take_is_refused():
     model = network("triton", adaln="layer")
     assert refusal(model, 64, True, "bf16-mixed") is None
-    assert "4096 images" in refusal(model, 4096, True, "bf16-mixed")
+    assert "64 images" in refusal(model, 65, True, "bf16-mixed")
     assert "several processes" in refusal(model, 64, False, "bf16-mixed")
     assert "fp16" in refusal(model, 64, True, "16-mixed")
     assert "not triton" in refusal(network("torch", adaln="layer"), 64, True, "bf16-mixed")

@@ -8,9 +8,7 @@ import torch
 from helpers import TINY, assert_user_error
 from torch.nn import functional as F
 
-from aim_lightning.models import AiM, AiMConfig
 from aim_lightning.modules.aim import AiMModule
-from aim_lightning.modules.graphed_loss import refusal
 from aim_lightning.modules.optim import OptimizerConfig
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.random import hash_uniform
@@ -124,22 +122,3 @@ def test_an_implausibly_low_loss_is_warned_about_once(make_module, monkeypatch, 
         module._check_plausible(loss)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "val/loss is below 5% of ln 16 = 2.77 nats" in error
-
-
-@pytest.mark.parametrize(
-    ("sizes", "images", "is_graphed"),
-    [
-        ("AiM-B", 64, True),
-        ("AiM-B", 128, False),
-        ("AiM-L", 64, True),
-        ({"d_model": 256, "n_layer": 8, "vocab_size": 1024, "num_tokens": 64}, 256, True),
-        ({"d_model": 256, "n_layer": 8, "vocab_size": 1024, "num_tokens": 1024}, 256, False),
-    ],
-)
-def test_a_graph_takes_micro_batches_that_do_not_keep_the_gpu_busy(sizes, images, is_graphed, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=140e9))
-    monkeypatch.setattr(AiM, "backend", "triton")
-    with torch.device("meta"):
-        network = AiM(AiMConfig.preset(sizes) if isinstance(sizes, str) else AiMConfig(**sizes))
-    expected = None if is_graphed else f"{images} images of this size keep the GPU busy without it"
-    assert refusal(network, images, True, "bf16-mixed") == expected
