@@ -28,7 +28,7 @@ STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
 SPLITS = 1, 2, 3, 4  # of out_proj
 RESPLIT = 0.3  # of the trials of out_proj change its split
-CHOOSE = {"choose_warps": (4, 8, 16, 32), "choose_registers": (0, 64, 96, 128, 168)}
+CHOOSE = {"choose_warps": (4, 8, 16, 32)}
 FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
 

@@ -50,13 +50,15 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
-def _exact_products_on_a_gpu(request):
+def _exact_products_on_a_gpu(request, monkeypatch):
     if request.node.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
             pytest.fail("no GPU that torch can use; these tests are for a machine that has one")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        # The backend mamba_ssm sets it when it is imported, for the process; here variables end with a test.
+        monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
 
 
 @pytest.fixture(autouse=True)

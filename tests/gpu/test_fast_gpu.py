@@ -155,8 +155,14 @@ def test_bf16_with_24_layers():
 
 
 def test_bf16_with_1024_codes():
-    # Exponents are float64 there. Fewer images would take the recurrence.
     model = network("group", num_tokens=1024, n_layer=2)
+    assert bf16_distance(model, torch.arange(8), 2.0) <= STEP_LOGITS[4]
+    assert decoder_for(model, 8, True, torch.bfloat16).buffers.recurrent
+
+
+def test_bf16_with_576_codes_in_the_dual_form():
+    # Exponents are float64 from 257 codes on.
+    model = network("group", num_tokens=576, n_layer=2)
     assert bf16_distance(model, torch.arange(8), 2.0) <= STEP_LOGITS[4]
     assert not decoder_for(model, 8, True, torch.bfloat16).buffers.recurrent
 

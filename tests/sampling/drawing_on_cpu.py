@@ -43,7 +43,7 @@ def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperatur
     h = residual.clone()
     sample_codes(
         SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS, d_model=WIDTH), buffers,
-        SimpleNamespace(choose_warps=4, choose_registers=0), {"CHAINED": False},
+        SimpleNamespace(choose_warps=4), {"CHAINED": False},
         SimpleNamespace(words=words, positions=None), (residual, torch.ones(WIDTH), h, h),
         {"ROWS": 3, "MODULATED": False, "BLOCK_D": WIDTH},
     )  # fmt: skip

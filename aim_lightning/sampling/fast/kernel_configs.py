@@ -68,7 +68,7 @@ class KernelConfigs:
     split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer has its dual form
     (`mix`); more codes take the recurrence (`state`). ahead: past codes whose x the mixer kernel prefetches before the
     previous kernel ends; ahead_b: those whose B it prefetches. line: values between two prefetched addresses.
-    choose_warps, choose_registers: of sample_token; with all registers of a multiprocessor it cannot start early.
+    choose_warps: of sample_token.
     """
 
     project: MatmulConfig
@@ -82,7 +82,6 @@ class KernelConfigs:
     choose_warps: int
     ahead_b: int = 0
     line: int = 64
-    choose_registers: int = 0
 
 
 def table() -> dict[tuple[int, int], KernelConfigs]:

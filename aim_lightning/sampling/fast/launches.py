@@ -65,7 +65,7 @@ def sample_codes(
     Args:
         config: `vocab_size`, `num_tokens` and `d_model` are used.
         buffers: logits, options, random numbers, and the memory for the code.
-        configs: `choose_warps` and `choose_registers` are used.
+        configs: `choose_warps` is used.
         launch: launch options of kernels.
         weights: `words` and `positions` are used.
         tensors: memory for the input, of `TritonStep._entrance`.
@@ -85,5 +85,5 @@ def sample_codes(
         *candidates, buffers.offset, weights.words, weights.words if weights.positions is None else weights.positions,
         *tensors, config.vocab_size, config.num_tokens, buffers.images, config.d_model, EPS,
         POSITIONS=weights.positions is not None, BLOCK=buffers.chunk * chunks, **sizes, **parts,
-        num_warps=configs.choose_warps, **registers(configs.choose_registers), **launch,
+        num_warps=configs.choose_warps, **launch,
     )  # fmt: skip
