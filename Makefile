@@ -256,7 +256,7 @@ docs: install ## Build the site with the API reference into site/
 	@rm -rf .cache/docs && mkdir -p .cache/docs
 	@git ls-files '*.md' '*.png' '*.ipynb' LICENSE 'data/*/LICENSE' benchmarks/results experiments | tar -cf - -T - | tar -xf - -C .cache/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo 'site: site/README.html'
+	@echo 'site: site/index.html'
 
 clean: ## Remove the virtual environment and caches; runs and data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache mutants
