@@ -19,7 +19,7 @@ from aim_lightning.sampling.fast.kernel_configs import (
 )
 
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
-OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.11, "head": 0.08, "choose": 0.04}
+OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.11, "head": 0.08, "sample": 0.04}
 PRODUCT = {"block_m": (16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
 PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
 MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128), "stages": (2, 3, 4, 5, 6), "warps": (1, 2, 4, 8)}
@@ -28,7 +28,7 @@ STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
 SPLITS = 1, 2, 3, 4  # of out_proj
 RESPLIT = 0.3  # of the trials of out_proj change its split
-CHOOSE = {"choose_warps": (4, 8, 16, 32)}
+SAMPLE = {"sample_warps": (4, 8, 16, 32)}
 FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
 
@@ -36,8 +36,8 @@ THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of t
 def trial(rng: random.Random, configs: KernelConfigs, tokens: int = 256) -> KernelConfigs:
     """Return other configurations near these, for sequences of `tokens` codes, which `allowed` may refuse."""
     (kernel,) = rng.choices(list(OFTEN), list(OFTEN.values()))
-    if kernel == "choose":
-        return _changed(rng, configs, CHOOSE)
+    if kernel == "sample":
+        return _changed(rng, configs, SAMPLE)
     if tokens > configs.dual and kernel in ("mix", "fetch"):
         return replace(configs, state=_changed(rng, configs.state, STATE))
     if kernel == "fetch":

@@ -275,7 +275,7 @@ MIXES = {
 def test_other_launch_options(mix, monkeypatch):
     """Read weights early and fetch B: the codes are right, also where the table does not use it."""
     product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
-    expected = replace(table()[768, 32], project=product, out=product, split=2, mix=mix, choose_warps=16)
+    expected = replace(table()[768, 32], project=product, out=product, split=2, mix=mix, sample_warps=16)
     expected = replace(expected, ahead=64, ahead_b=64, line=16)
     monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): expected})
     model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)

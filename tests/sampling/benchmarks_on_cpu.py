@@ -40,14 +40,14 @@ def searched(directory: Path) -> dict:
     """
     model = network("group", num_tokens=6)
     start, seconds = kernel_configs_for(model.config, 4, torch.bfloat16), {8: 1.0, 16: 0.9, 32: 0.9, 4: 2.0}
-    start, kept = replace(start, choose_warps=8), []
-    proposals = [*(replace(start, choose_warps=count) for count in (4, 32, 16)), None]
+    start, kept = replace(start, sample_warps=8), []
+    proposals = [*(replace(start, sample_warps=count) for count in (4, 32, 16)), None]
     samples = tune.Sequence.samples
 
     class Fake(tune.Sequence):
         def __init__(self, model, batch, configs, graph=True, like=None):
             super().__init__(model, batch, configs, graph, like)
-            self.warps = configs.choose_warps
+            self.warps = configs.sample_warps
 
         def samples(self):
             return replace(samples(self), logits_MV=torch.full((4, 40), 1.5 if self.warps == 32 else 1.0))
@@ -56,7 +56,7 @@ def searched(directory: Path) -> dict:
             return seconds[self.warps]
 
     def keep(best):
-        kept.append(best.choose_warps)
+        kept.append(best.sample_warps)
         tune.store(directory / "kernel_configs.json", (16, 4), best)
 
     with mock.patch.object(tune, "Sequence", Fake), contextlib.redirect_stdout(io.StringIO()) as log:
@@ -65,7 +65,7 @@ def searched(directory: Path) -> dict:
     with mock.patch.object(tune.kernel_configs, "files", lambda package: directory):
         stored = table()
     return {
-        "best": best.choose_warps, "late": late.choose_warps, "kept": kept, "log": log.getvalue(),
+        "best": best.sample_warps, "late": late.sample_warps, "kept": kept, "log": log.getvalue(),
         "rows": len(stored), "read": stored[16, 4] == best, "others": all(stored[k] == v for k, v in table().items()),
     }  # fmt: skip
 

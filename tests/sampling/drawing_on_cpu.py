@@ -30,7 +30,7 @@ def scratch(logits, guided: bool, top_k: int, top_p: float, temperature: float) 
         scale_T=torch.full((STEPS,), SCALE), temperature=torch.tensor([temperature]), top_p=torch.tensor([top_p]),
         top_k=torch.tensor([min(top_k, vocabulary)], dtype=torch.int32),
         values_BCS=torch.full((images, chunks, SLOTS), -torch.inf),
-        places_BCS=torch.zeros(images, chunks, SLOTS, dtype=torch.int32), bounds_B3C=no_bounds(images, chunks),
+        indices_BCS=torch.zeros(images, chunks, SLOTS, dtype=torch.int32), bounds_B3C=no_bounds(images, chunks),
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def sampled(logits, guided: bool, top_k: int = 0, top_p: float = 1.0, temperatur
     h = residual.clone()
     sample_codes(
         SimpleNamespace(vocab_size=logits.shape[1], num_tokens=STEPS, d_model=WIDTH), buffers,
-        SimpleNamespace(choose_warps=4), {"CHAINED": False},
+        SimpleNamespace(sample_warps=4), {"CHAINED": False},
         SimpleNamespace(words=words, positions=None), (residual, torch.ones(WIDTH), h, h),
         {"ROWS": 3, "MODULATED": False, "BLOCK_D": WIDTH},
     )  # fmt: skip
@@ -119,7 +119,7 @@ def sifted() -> list[str]:
         state = sampled(logits, False, top_k=3)
         for image, row in enumerate(logits):
             for chunk, x in enumerate(row.split(CHUNK)):
-                value, index = state.values_BCS[image, chunk], state.places_BCS[image, chunk]
+                value, index = state.values_BCS[image, chunk], state.indices_BCS[image, chunk]
                 kept, (cutoff, least, best) = value > -torch.inf, state.bounds_B3C[image, :, chunk]
                 indices = chunk * CHUNK + (x >= cutoff).nonzero().flatten()
                 enough = len(indices) >= SLOTS * 3 // 4 or case in ("tied", "equal", "neighbours")
@@ -133,9 +133,9 @@ def large() -> bool:
     """Return True if a sample from a preset's number of codes, with its chunks, equals that of the filters."""
     from unittest import mock
 
-    from aim_lightning.sampling.fast.buffers import sifting
+    from aim_lightning.sampling.fast.buffers import candidate_sizes
 
-    chunk, slots, _ = sifting(16384)
+    chunk, slots, _ = candidate_sizes(16384)
     with mock.patch.multiple(__name__, CHUNK=chunk, SLOTS=slots, IMAGES=1):
         return share_equal(torch.randn(2, 16384), True, 600, 0.98) == 1
 

@@ -5,7 +5,7 @@ from helpers import script_output
 from sampling.drawing_on_cpu import IMAGES, LOGITS, MORE
 from sampling.kernels_on_cpu import OPTIONS
 
-from aim_lightning.sampling.fast.buffers import sifting
+from aim_lightning.sampling.fast.buffers import candidate_sizes
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +43,4 @@ def test_a_sample_from_a_presets_number_of_codes(sampled):
 
 def test_chunks_by_the_number_of_codes():
     expected = [(8, 8, 1), (64, 64, 1), (1024, 128, 2), (1024, 128, 16), (4096, 128, 16)]
-    assert [sifting(codes) for codes in (7, 40, 2000, 16384, 60000)] == expected
+    assert [candidate_sizes(codes) for codes in (7, 40, 2000, 16384, 60000)] == expected

@@ -4,7 +4,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
 BF16 = "x weight zxbcdt ring mixer_x b y gate rows h words positions start"
-INT32 = "step sampled done offset top_k diverged places"
+INT32 = "step sampled done offset top_k diverged indices"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
@@ -13,9 +13,9 @@ PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
 MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
-SIFT = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
-CHOOSE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
-CHOOSE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
+CANDIDATES = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
+SAMPLE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
+SAMPLE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
 ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
 ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK_D": 1024}
 WARPS = "num_warps"  # 4 by default
@@ -34,11 +34,11 @@ CASES = [
     ("mixer_kernel", {**MIX, "HEADS": 1, "STEPS": 128, WARPS: 8}),
     ("mixer_kernel", {**MIX, **AHEAD, "HEADS": 4, "STEPS": 64, WARPS: 2}),
     ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "AHEAD": 128, WARPS: 8}),
-    ("top_candidates_kernel", {**SIFT, WARPS: 8}),
-    ("top_candidates_kernel", {**SIFT, WARPS: 2}),
+    ("top_candidates_kernel", {**CANDIDATES, WARPS: 8}),
+    ("top_candidates_kernel", {**CANDIDATES, WARPS: 2}),
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "AHEAD": 32, WARPS: 8}),
-    ("sample_token_kernel", {**CHOOSE, WARPS: 8}),
-    ("sample_token_kernel", {**CHOOSE, WARPS: 16}),
+    ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
+    ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),
     ("advance_kernel", {**ADVANCE, "BLOCK": 1024, "CHAINED": True}),
 ]

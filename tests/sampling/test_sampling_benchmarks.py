@@ -27,8 +27,8 @@ def test_the_search_keeps_faster_configurations_with_equal_codes(report):
     assert result["late"] == 8
     assert result["read"] and result["others"] and result["rows"] == len(table()) + 1
     _, refused, better, tried, _, late = result["log"].splitlines()  # slower proposals are not logged
-    assert refused == "  REFUSED, logits are 5.0e-01 apart: {'choose_warps': 32}"
-    assert better == "  1.0000 -> 0.9000 s {'choose_warps': 16}"
+    assert refused == "  REFUSED, logits are 5.0e-01 apart: {'sample_warps': 32}"
+    assert better == "  1.0000 -> 0.9000 s {'sample_warps': 16}"
     assert (tried, late) == ("  3 tried", "  0 tried")
 
 
@@ -111,5 +111,5 @@ def test_proposals_of_the_search_fit_the_presets(monkeypatch):
             assert proposal.project.block_k % proposal.line == 0
             tried.add(proposal)
         kernels = {name for shape in tried for name, value in vars(shape).items() if value != getattr(measured, name)}
-        assert len(tried) > 50 and kernels >= {"project", "out", "head", "choose_warps"}
+        assert len(tried) > 50 and kernels >= {"project", "out", "head", "sample_warps"}
         assert kernels >= ({"mix", "ahead"} if measured.dual >= 256 else {"state"})

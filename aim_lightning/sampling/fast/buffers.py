@@ -82,9 +82,9 @@ class Buffers:
         self.squares = empty(M, config.d_inner // LEAST_COLUMNS, dtype=torch.float32)
         self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies rounding
-        self.chunk, slots, chunks = sifting(config.vocab_size)
+        self.chunk, slots, chunks = candidate_sizes(config.vocab_size)
         self.values_BCS = torch.full((images, chunks, slots), -torch.inf, dtype=torch.float32, device=device)
-        self.places_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
+        self.indices_BCS = torch.zeros(images, chunks, slots, dtype=torch.int32, device=device)
         self.bounds_B3C = no_bounds(images, chunks, device)
         self.layers = [self._cache(empty, config, packed) for _ in range(config.n_layer)]
 
@@ -110,7 +110,7 @@ class Buffers:
         return None if config.adaln == "none" else empty(layers, rows, kinds, config.d_model)
 
 
-def sifting(vocab_size: int) -> tuple[int, int, int]:
+def candidate_sizes(vocab_size: int) -> tuple[int, int, int]:
     """Return logits per chunk, entries gathered per chunk, and chunks, all powers of two; the last may be empty."""
     block = 1 << (vocab_size - 1).bit_length()
     chunk = max(min(CHUNK, block), block // CHUNKS)

@@ -68,7 +68,7 @@ class KernelConfigs:
     split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer has its dual form
     (`mix`); more codes take the recurrence (`state`). ahead: past codes whose x the mixer kernel prefetches before the
     previous kernel ends; ahead_b: those whose B it prefetches. line: values between two prefetched addresses.
-    choose_warps: of sample_token.
+    sample_warps: of sample_token.
     """
 
     project: MatmulConfig
@@ -79,7 +79,7 @@ class KernelConfigs:
     state: StateKernelConfig
     dual: int
     ahead: int
-    choose_warps: int
+    sample_warps: int
     ahead_b: int = 0
     line: int = 64
 
@@ -121,7 +121,7 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
         mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config),
-        choose_warps=nearest.choose_warps if config.vocab_size > 4096 else 4,
+        sample_warps=nearest.sample_warps if config.vocab_size > 4096 else 4,
     )
 
 

@@ -65,14 +65,14 @@ def sample_codes(
     Args:
         config: `vocab_size`, `num_tokens` and `d_model` are used.
         buffers: logits, options, random numbers, and the memory for the code.
-        configs: `choose_warps` is used.
+        configs: `sample_warps` is used.
         launch: launch options of kernels.
         weights: `words` and `positions` are used.
         tensors: memory for the input, of `TritonStep._entrance`.
         sizes: constants, of `TritonStep._entrance`.
     """
     options = buffers.scale_T, buffers.temperature, buffers.top_k
-    candidates = buffers.values_BCS, buffers.places_BCS, buffers.bounds_B3C
+    candidates = buffers.values_BCS, buffers.indices_BCS, buffers.bounds_B3C
     _, chunks, slots = buffers.values_BCS.shape
     few = buffers.images * chunks <= FEW_PROGRAMS
     parts = {"SLOTS": slots, "CHUNKS": chunks, "GUIDED": buffers.guided}
@@ -85,5 +85,5 @@ def sample_codes(
         *candidates, buffers.offset, weights.words, weights.words if weights.positions is None else weights.positions,
         *tensors, config.vocab_size, config.num_tokens, buffers.images, config.d_model, EPS,
         POSITIONS=weights.positions is not None, BLOCK=buffers.chunk * chunks, **sizes, **parts,
-        num_warps=configs.choose_warps, **launch,
+        num_warps=configs.sample_warps, **launch,
     )  # fmt: skip

@@ -31,7 +31,7 @@ def _least_and_most(a, b, c, d, e, f):
 
 
 @triton.jit
-def _keep(x, cols, values_ptr, places_ptr, least, best, number, SLOTS: tl.constexpr):
+def _keep(x, cols, values_ptr, indices_ptr, least, best, number, SLOTS: tl.constexpr):
     """Store the largest entries in index order, and return the cutoff from which on all of them are stored."""
     TARGET: tl.constexpr = SLOTS * 3 // 4
     low, high, count, count_high, _ = _search(x, x, TARGET * 1.0, least, _beyond(best), number, SLOTS, True, False)
@@ -40,20 +40,20 @@ def _keep(x, cols, values_ptr, places_ptr, least, best, number, SLOTS: tl.conste
     slots, free = tl.cumsum((x >= low).to(tl.int32), axis=0) - 1, tl.arange(0, SLOTS)
     kept = (x >= low) & (slots < SLOTS)  # there are never more, unless logits are not finite
     tl.store(values_ptr + slots, x, kept)
-    tl.store(places_ptr + slots, cols, kept)
+    tl.store(indices_ptr + slots, cols, kept)
     tl.store(values_ptr + free, float("-inf"), free >= count)
     return low
 
 
 @triton.jit
 def top_candidates_kernel(
-    logits_ptr, sampled_ptr, step_ptr, scale_ptr, temperature_ptr, top_k_ptr, diverged_ptr, values_ptr, places_ptr,
+    logits_ptr, sampled_ptr, step_ptr, scale_ptr, temperature_ptr, top_k_ptr, diverged_ptr, values_ptr, indices_ptr,
     bounds_ptr, V, images, GUIDED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Apply guidance and temperature, and store the largest of CHUNK logits for `sample_token_kernel`.
 
-    values_ptr, places_ptr: SLOTS per chunk and CHUNKS chunks per image, in index order; free ones hold -inf. They are
+    values_ptr, indices_ptr: SLOTS per chunk and CHUNKS chunks per image, in index order; free ones hold -inf. They are
     filled where top_k is small enough, and at least three quarters of them unless entries are equal. bounds_ptr: of
     every image and chunk the cutoff from which on all entries are stored, the least and the largest entry, (images, 3,
     CHUNKS). Logits that are not finite set the flag at diverged_ptr. The step of the layers, whose kernels have all
@@ -74,7 +74,7 @@ def top_candidates_kernel(
     if (top_k > 0) & (top_k <= CHUNKS * SLOTS // 2):
         slots = (image * CHUNKS + chunk) * SLOTS
         number = tl.minimum(CHUNK, V - chunk * CHUNK) * 1.0
-        cutoff = _keep(x, cols, values_ptr + slots, places_ptr + slots, least, best, number, SLOTS)
+        cutoff = _keep(x, cols, values_ptr + slots, indices_ptr + slots, least, best, number, SLOTS)
     bounds_ptr += image * 3 * CHUNKS + chunk
     tl.store(bounds_ptr, cutoff)
     tl.store(bounds_ptr + CHUNKS, least)

@@ -14,8 +14,8 @@ def _bounds_of_all(a, b, c, d, e, f):
 
 
 @triton.jit
-def _sample(x, places, limited, top_k, top_p, uniform, low, best, number, none, MANY: tl.constexpr):
-    """Return the place of the sampled entry; entries are in index order, and `number` of them are at least `low`."""
+def _sample(x, indices, limited, top_k, top_p, uniform, low, best, number, none, MANY: tl.constexpr):
+    """Return the index of the sampled entry; entries are in index order, and `number` of them are at least `low`."""
     count = number
     if limited:
         low, high, count, count_high, before = _search(x, x, top_k * 1.0, low, _beyond(best), number, top_k, True, MANY)
@@ -30,9 +30,9 @@ def _sample(x, places, limited, top_k, top_p, uniform, low, best, number, none, 
             mass = tl.where(x >= low, mass, 0.0)
     # float64, as in `filters.sample_categorical`.
     cumulative = tl.cumsum(mass.to(tl.float64), axis=0)
-    # Entries without mass are never sampled, and places are in order: the result is the first one passed.
+    # Entries without mass are never sampled, and indices are in order: the result is the first one passed.
     passed = (cumulative > uniform * tl.max(cumulative, axis=0)) & (mass > 0)
-    return tl.min(tl.where(passed, places, none), axis=0)
+    return tl.min(tl.where(passed, indices, none), axis=0)
 
 
 @triton.jit
@@ -49,8 +49,8 @@ def _sample_from_all(
 @triton.jit
 def sample_token_kernel(
     logits_ptr, codes_ptr, sampled_ptr, done_ptr, uniform_ptr, scale_ptr, temperature_ptr, top_k_ptr, top_p_ptr,
-    values_ptr, places_ptr, bounds_ptr, offset_ptr, words_ptr, positions_ptr, residual_ptr, weight_ptr, rows_ptr, h_ptr,
-    V, T, images, D, eps, GUIDED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
+    values_ptr, indices_ptr, bounds_ptr, offset_ptr, words_ptr, positions_ptr, residual_ptr, weight_ptr, rows_ptr,
+    h_ptr, V, T, images, D, eps, GUIDED: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, CHUNKS: tl.constexpr,
     ROWS: tl.constexpr, MODULATED: tl.constexpr, POSITIONS: tl.constexpr, BLOCK_D: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Sample one code per image as `aim_lightning.sampling.filters`, without sorting: one program per image.
@@ -68,14 +68,14 @@ def sample_token_kernel(
     _wait(CHAINED)
     _start_next(CHAINED)
 
-    x, places = tl.load(values_ptr + few), tl.load(places_ptr + few)
+    x, indices = tl.load(values_ptr + few), tl.load(indices_ptr + few)
     each = (tl.load(bounds), tl.load(bounds + CHUNKS), tl.load(bounds + 2 * CHUNKS))
     cutoff, least, best = tl.reduce(each, 0, _bounds_of_all)
     if top_k == 1:  # the first of the largest
         top_p, uniform, cutoff, least = top_p * 0 + 1, uniform * 0, tl.maximum(cutoff, best), best
     number = tl.sum((x >= cutoff).to(tl.float32), axis=0)
     if (top_k > 0) & (top_k <= FEW // 2) & (number >= top_k):
-        code = _sample(x, places, True, top_k, top_p, uniform, cutoff, best, number, V - 1, False)
+        code = _sample(x, indices, True, top_k, top_p, uniform, cutoff, best, number, V - 1, False)
     else:
         limited = (top_k > 0) & (top_k < V)
         code = _sample_from_all(
