@@ -87,7 +87,7 @@ def decoders(
     for layer in buffers.layers:
         for values in (layer.x_MTI, layer.b_MTN, layer.g_MHT, layer.decay_MH, layer.state_MIN):
             if values is not None:
-                values.fill_(0.01 if values.is_floating_point() else 0x4041)
+                values.fill_(0.01 if values.is_floating_point() else 0x4041)  # any two bytes
     for values in (buffers.gate_MI, buffers.x_MI, buffers.b_MN, buffers.c_MN, buffers.dt_MH):
         values.fill_(0.5)
     return size, lambda step: _steps(many.config, weights, buffers, step)

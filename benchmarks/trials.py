@@ -82,7 +82,7 @@ def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
     columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
     return (
         config.nheads % mixer.heads == 0
-        and buffer_bytes(mixer, mixer.heads, config) <= BUFFER_BYTES
+        and buffer_bytes(mixer, config) <= BUFFER_BYTES
         and mixer.steps * columns <= THREAD_VALUES * mixer.warps * 32
     )
 

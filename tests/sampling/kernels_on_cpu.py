@@ -75,7 +75,7 @@ def products() -> dict[str, float]:
 @torch.no_grad()
 def logits_in_bf16(
     d_model: int, heads: int, tokens: int = 4, deep: int = 0, long: int = 256, columns: int = 0
-) -> float:  # fmt: skip
+) -> float:
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 32 codes: more tokens make several. deep: inner values of a block of weights read early.

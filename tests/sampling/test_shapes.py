@@ -58,7 +58,7 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
     assert config.nheads % configs.mix.heads == 0
     assert configs.project.block_m <= max(16, 2 * rows)
     assert config.headdim % configs.state.columns == 0
-    assert buffer_bytes(configs.mix, configs.mix.heads, config) <= BUFFER_BYTES or configs.mix.heads == 1
+    assert buffer_bytes(configs.mix, config) <= BUFFER_BYTES or configs.mix.heads == 1
 
 
 def test_one_image_and_long_sequences_take_the_recurrence():

@@ -12,7 +12,7 @@ CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are ga
 CHUNK = 1024  # at least: logits per part
 SLOTS = 128  # at most: entries gathered per part
 PARTS = 4  # at most: parts of out_proj's sum
-LEAST_COLUMNS = 8  # of a program: their sums of squares are parts of a row's
+LEAST_COLUMNS = 8  # of a program of the recurrence
 
 
 @dataclass
@@ -69,8 +69,8 @@ class Buffers:
         self.top_k = empty(1, dtype=torch.int32)
         # Condition of a call, then the values between the kernels of a step.
         self.start_MD = empty(M, config.d_model)
-        self.layer_rows = self._rows(empty, config, config.n_layer, M, config.modulation_rows)
-        self.final_rows = self._rows(empty, config, 1, M, 2)
+        self.layer_rows = self._modulation(empty, config, config.n_layer, config.modulation_rows)
+        self.final_rows = self._modulation(empty, config, 1, 2)
         self.residual_MD = empty(M, config.d_model, dtype=torch.float32)
         self.h_MD = empty(M, config.d_model)
         columns = config.d_inner + config.conv_dim + config.nheads
@@ -79,6 +79,7 @@ class Buffers:
         self.b_MN, self.c_MN = empty(M, config.d_state), empty(M, config.d_state, dtype=torch.float32)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
+        # A part of a row's sum of squares per program; kernels use as many per row as a row has programs.
         self.squares = empty(M, config.d_inner // LEAST_COLUMNS, dtype=torch.float32)
         self.out_SMD = empty(PARTS, M, config.d_model, dtype=torch.float32)
         self.logits_MV = empty(M, config.vocab_size, dtype=torch.float32)  # guidance multiplies rounding
@@ -105,9 +106,9 @@ class Buffers:
         g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
         return LayerCache(ring, x, b, g, decay)
 
-    @staticmethod
-    def _rows(empty, config: AiMConfig, layers: int, rows: int, kinds: int) -> Tensor | None:
-        return None if config.adaln == "none" else empty(layers, rows, kinds, config.d_model)
+    def _modulation(self, empty, config: AiMConfig, layers: int, vectors: int) -> Tensor | None:
+        """Allocate a number of vectors per layer and row, or return None where the network has no modulation."""
+        return None if config.adaln == "none" else empty(layers, self.rows, vectors, config.d_model)
 
 
 def candidate_sizes(vocab_size: int) -> tuple[int, int, int]:
@@ -127,7 +128,7 @@ def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
     """Return the type of L, the running sum of dt A, and of log dt - L: their rounding grows with the codes.
 
     float64 where the dual form must equal the recurrence to rounding, and for more than LONG codes: in float32 the
-    weights of 1,024 codes would be off by up to 0.7 %.
+    weights of 1,024 codes would be wrong by about 1 %.
     """
     return torch.float64 if dtype == torch.float32 or config.num_tokens > LONG else torch.float32
 
@@ -135,9 +136,9 @@ def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
     """Return the device memory of `Buffers`, nearly all of it stored inputs, modulation and logits."""
     rows, size = images * (2 if guided else 1), dtype.itemsize
-    packed = 1 if dtype == torch.bfloat16 else size
+    value = 1 if dtype == torch.bfloat16 else size  # packed on a GPU; a CPU's memory counts as unlimited
     stored = config.num_tokens * (
-        (config.d_inner + config.d_state) * packed + config.nheads * exponent_type(config, dtype).itemsize
+        (config.d_inner + config.d_state) * value + config.nheads * exponent_type(config, dtype).itemsize
     )
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (

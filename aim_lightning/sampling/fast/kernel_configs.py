@@ -79,9 +79,9 @@ class KernelConfigs:
     state: StateKernelConfig
     dual: int
     ahead: int
+    ahead_b: int
+    line: int
     sample_warps: int
-    ahead_b: int = 0
-    line: int = 64
 
 
 def table() -> dict[tuple[int, int], KernelConfigs]:
@@ -150,13 +150,12 @@ def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
 
 def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelConfig:
     """Reduce the heads per program until they divide the network's heads and fit into shared memory."""
-    heads = mixer.heads
-    while heads > 1 and (config.nheads % heads or buffer_bytes(mixer, heads, config) > BUFFER_BYTES):
-        heads //= 2
-    return replace(mixer, heads=heads)
+    while mixer.heads > 1 and (config.nheads % mixer.heads or buffer_bytes(mixer, config) > BUFFER_BYTES):
+        mixer = replace(mixer, heads=mixer.heads // 2)
+    return mixer
 
 
-def buffer_bytes(mixer: MixerKernelConfig, heads: int, config: AiMConfig) -> int:
+def buffer_bytes(mixer: MixerKernelConfig, config: AiMConfig) -> int:
     """Return the bytes of the packed blocks of x and B that are loaded; a block is padded to a power of two."""
-    columns = 1 << (heads * config.headdim - 1).bit_length()
+    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
     return (mixer.stages - 1) * mixer.steps * (columns + config.d_state)

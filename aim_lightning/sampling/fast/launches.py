@@ -9,8 +9,8 @@ from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.kernel_configs import KernelConfigs, MatmulConfig
 from aim_lightning.sampling.fast.static_weights import StaticWeights
+from aim_lightning.sampling.fast.torch_step import EPS
 
-EPS = 1e-5
 FEW_PROGRAMS = 128  # up to this number, each program has a multiprocessor of its own
 CANDIDATE_WARPS = 8, 2  # for few programs, and for many: fewer warps spend fewer instructions
 
@@ -22,11 +22,6 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     """
     chained = device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
-
-
-def registers(most: int) -> dict[str, int]:
-    """Return the launch option that limits a thread's registers; 0 is no limit."""
-    return {"maxnreg": most} if most else {}
 
 
 def matmul_options(config: MatmulConfig) -> dict:

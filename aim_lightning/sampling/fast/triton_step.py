@@ -8,8 +8,9 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, shared_bytes
-from aim_lightning.sampling.fast.launches import EPS, launch_options, linear, matmul_options, registers, sample_codes
+from aim_lightning.sampling.fast.launches import launch_options, linear, matmul_options, sample_codes
 from aim_lightning.sampling.fast.static_weights import StaticWeights
+from aim_lightning.sampling.fast.torch_step import EPS
 
 
 class TritonStep:
@@ -24,7 +25,7 @@ class TritonStep:
             config.d_inner // configs.state.columns if buffers.recurrent else config.nheads // configs.mix.heads
         )
         self.out = buffers.out_SMD[: configs.split]
-        self.squares = buffers.squares.flatten()[: buffers.rows * self.parts].view(buffers.rows, self.parts)
+        self.sizes = {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state}
         self.launch = launch_options(device, buffers.dtype)
 
     def prepare(self) -> None:
@@ -61,7 +62,7 @@ class TritonStep:
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
         kernels.advance_kernel[(buffers.rows,)](
-            self.out, self.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
+            self.out, buffers.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
             self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
             ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
@@ -76,12 +77,14 @@ class TritonStep:
         if buffers.dtype == torch.float32:
             linear(buffers.h_MD, layer.in_proj, buffers.zxbcdt, self.configs.project, self.launch)
             grid = (triton.cdiv(cols, 512), buffers.rows)
-            kernels.activate_kernel[grid](buffers.zxbcdt, *self._inner(i), **self._sizes(), BLOCK_N=512)
+            kernels.activate_kernel[grid](
+                buffers.zxbcdt, *self._inner(i), **self.sizes, TAPS=config.d_conv, BLOCK_N=512
+            )  # fmt: skip
             return
         matmul = self.configs.project
         kernels.in_proj_kernel[triton.cdiv(cols, matmul.block_n), triton.cdiv(buffers.rows, matmul.block_m)](
-            buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self._sizes(), **matmul_options(matmul),
-            LINE=self.configs.line, **self.launch,
+            buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self.sizes, TAPS=config.d_conv,
+            **matmul_options(matmul), LINE=self.configs.line, **self.launch,
         )  # fmt: skip
 
     def _inner(self, i: int) -> tuple:
@@ -92,26 +95,21 @@ class TritonStep:
             buffers.c_MN, buffers.dt_MH, buffers.step, buffers.rows,
         )  # fmt: skip
 
-    def _sizes(self) -> dict:
-        config = self.config
-        return {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state, "TAPS": config.d_conv}
-
     def _mix(self, i: int) -> None:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
         inputs = buffers.gate_MI, buffers.x_MI, buffers.b_MN, buffers.c_MN, buffers.dt_MH
-        outputs = layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, self.squares, buffers.step
-        sizes = {"INNER": config.d_inner, "H": config.nheads, "P": config.headdim, "N": config.d_state}
+        outputs = layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, buffers.squares, buffers.step
         if buffers.recurrent:
             state = self.configs.state
             kernels.state_kernel[buffers.rows, self.parts](
-                *inputs, cache.state_MIN, *outputs, **sizes, COLUMNS=state.columns, num_warps=state.warps,
-                **self.launch,
+                *inputs, cache.state_MIN, *outputs, **self.sizes, P=config.headdim, COLUMNS=state.columns,
+                num_warps=state.warps, **self.launch,
             )  # fmt: skip
             return
         mixer = self.configs.mix
         kernels.mixer_kernel[(buffers.rows, self.parts)](
-            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **sizes,
-            HEADS=mixer.heads, STEPS=mixer.steps, AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b,
-            LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps, **registers(mixer.registers),
-            **self.launch,
+            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **self.sizes,
+            P=config.headdim, HEADS=mixer.heads, STEPS=mixer.steps, AHEAD=self.configs.ahead,
+            AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps,
+            maxnreg=mixer.registers or None, **self.launch,
         )  # fmt: skip

@@ -93,13 +93,13 @@ def state_kernel(
 ):  # fmt: skip
     """Compute one step by the recurrence, then skip, gate and norm weight; outputs as `mixer_kernel`.
 
-    One program per row and COLUMNS of one head. The state (rows, INNER, N) is read before the previous kernel ends; it
-    is updated in float32.
+    One program per row and COLUMNS of one head. The state (rows, INNER, N), float32, is read before the previous kernel
+    ends.
     """
     row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
     cols, states, head = part * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, N), part * COLUMNS // P
     pointers = states_ptr + row * INNER * N + cols[:, None] * N + states[None, :]
-    state = tl.load(pointers, (step > 0) & (cols[:, None] >= 0), 0.0).to(tl.float32)  # zero before the first code
+    state = tl.load(pointers, (step > 0) & (cols[:, None] >= 0), 0.0)  # zero before the first code
     a, skip = tl.exp(tl.load(a_log_ptr + head)), tl.load(d_ptr + head)
     norm = tl.load(norm_ptr + cols).to(tl.float32)
     _wait(CHAINED)
@@ -112,4 +112,4 @@ def state_kernel(
     gated = (tl.sum(state * c[None, :], axis=1) + skip * x) * gate
     tl.store(y_ptr + row * INNER + cols, (gated * norm).to(y_ptr.dtype.element_ty))
     tl.store(squares_ptr + row * (INNER // COLUMNS) + part, tl.sum(gated * gated, axis=0))
-    tl.store(pointers, state.to(states_ptr.dtype.element_ty))
+    tl.store(pointers, state)
