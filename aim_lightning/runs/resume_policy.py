@@ -64,8 +64,14 @@ class Decision:
     changes: list[str] = field(default_factory=list)
 
 
-def decide(content: RunContent, allow_changes: bool = False) -> Decision:
-    """Decide whether to start fresh, continue, report a finished run, or refuse."""
+def decide(content: RunContent, allow_changes: bool = False, advice: str = ADVICE) -> Decision:
+    """Decide whether to start fresh, continue, report a finished run, or refuse.
+
+    Args:
+        content: of the run directory.
+        allow_changes: continue with another configuration.
+        advice: end of the message that refuses another configuration.
+    """
     notes = [f"ignoring damaged checkpoint: {line}" for line in content.damaged.values()]
     newest = content.newest
     # Starting afresh would overwrite the only traces of a damaged run.
@@ -79,7 +85,7 @@ def decide(content: RunContent, allow_changes: bool = False) -> Decision:
     changes = differences(content.before, content.now)
     harmful = [line for key, line in changes.items() if not _is_harmless(key, content)]
     if harmful and not allow_changes:
-        return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {ADVICE}"])
+        return Decision("refuse", notes=["the configuration changed: " + "; ".join(harmful) + f"; {advice}"])
     notes += [f"changed since this run started: {line}" for line in changes.values()]
     action = "finished" if is_finished(newest, content.now.get("trainer") or {}) else "continue"
     return Decision(action, newest.path, newest.step, notes, list(changes.values()))

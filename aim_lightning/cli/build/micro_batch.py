@@ -49,13 +49,12 @@ def training_bytes(module: LightningModule, limit: int | str | None) -> int | No
     network, share = getattr(module, "network", None), module.global_batch_size
     if not isinstance(network, AutoregressiveNetwork):
         return None
-    largest = share
     if isinstance(network, AiM):
+        largest = LARGEST
         image_bytes = bytes_per_image(network.config, "torch", network.backbone.gradient_checkpointing)
-        largest = min(share, LARGEST)
     else:
-        image_bytes = saved_bytes(network)
-    images = largest if limit == "auto" else min(share, limit or share)
+        largest, image_bytes = share, saved_bytes(network)
+    images = min(share, largest if limit == "auto" else limit or share)
     return images * image_bytes + BYTES_PER_PARAMETER * sum(p.numel() for p in network.parameters())
 
 

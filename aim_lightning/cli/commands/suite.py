@@ -70,12 +70,12 @@ def _progress(item: SuiteRun) -> tuple[bool, int, float]:
     """
     from aim_lightning.runs.history import read_content
     from aim_lightning.runs.results import recorded_step
-    from aim_lightning.runs.resume_policy import ADVICE, decide, refusal
+    from aim_lightning.runs.resume_policy import decide, refusal
 
     content = read_content(item.directory, item.config.values, verify=False)
-    decision = decide(content)
+    decision = decide(content, advice="rename the suite, or move the run away")
     if decision.action == "refuse":
-        raise UserError(refusal(item.directory, decision).replace(ADVICE, "rename the suite, or move the run away"))
+        raise UserError(refusal(item.directory, decision))
     is_complete = decision.action == "finished" and recorded_step(item.directory) == decision.step
     return is_complete, decision.step, content.newest.seconds if content.newest else 0.0
 
@@ -175,11 +175,10 @@ def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
         units.add(unit)
         rows.append([str(item.directory.path), f"{limit:g} {unit}", f"{done:g} {unit}", f"{hours:.3f}"])
     print(aligned(("run", "limit", "done", "device hours"), rows))
-    validation = (
-        "without evaluation; seconds include validation" if "s" in units else "without validation and evaluation"
-    )
-    most = "at most " if "s" in units and not all(plan.rate for plan in plans.values()) else ""
-    left = f"{most}{total:.3f} device hours left, {validation}"
+    left = f"{total:.3f} device hours left, without validation and evaluation"
+    if "s" in units:
+        most = "" if all(plan.rate for plan in plans.values()) else "at most "
+        left = f"{most}{total:.3f} device hours left, without evaluation; seconds include validation"
     unknown = "hours are unknown; give --images_per_s, or run this where the devices are"
     print(f"{len(runs)} runs: {unknown if math.isinf(total) else left}")
     return 0
