@@ -28,20 +28,8 @@ class FiniteValues:
         super().__init__(**kwargs)
         self.add_state("not_finite", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def check_values(self, values: Tensor, size: int, indices: Tensor | None = None) -> None:
-        """Check the shape of values and count an update with NaN or infinity; call it in `update`.
-
-        Args:
-            values: (B, size), B may be 0.
-            size: values per image.
-            indices: (B,) of the images in the set.
-
-        Raises:
-            ValueError: shapes that do not fit.
-        """
-        if values.shape[1:] != (size,) or (indices is not None and indices.shape != values.shape[:1]):
-            shapes = f"{tuple(values.shape)}" + ("" if indices is None else f" with {tuple(indices.shape)} indices")
-            raise ValueError(f"{type(self).__name__} takes values of shape (B, {size}), not {shapes}")
+    def record_finite(self, values: Tensor) -> None:
+        """Count an update with NaN or infinity; call it in `update`."""
         self.not_finite += (~values.isfinite()).any()
 
     def check_finite(self) -> None:
@@ -81,11 +69,8 @@ class SampleFeatures(FiniteValues, Metric):
         Args:
             features: (B, F), B may be 0.
             indices: (B,) of the images in the set.
-
-        Raises:
-            ValueError: shapes that do not fit.
         """
-        self.check_values(features, self.num_features, indices)
+        self.record_finite(features)
         self.features.append(features.detach().float())
         self.indices.append(indices.to(features.device, non_blocking=True))  # a wait would stop the GPU
 
@@ -152,13 +137,11 @@ class KernelDistance(SampleFeatures):
         """Return "mean" and "std", float64 scalars, over the images of all ranks; values below 0 are possible.
 
         Raises:
-            ValueError: fewer than two images on either side, or two images with the same index.
+            ValueError: two images with the same index.
         """
         features = super().compute()
         sides = features, self.reference.to(features.device)
         size = min(self.subset_size, *map(len, sides))
-        if size < 2:
-            raise ValueError("KernelDistance needs at least two images on either side")
         rng = np.random.RandomState(self.seed)  # torch-fidelity's generator and order of calls
         distances = []
         for _ in range(self.subsets):
@@ -206,11 +189,9 @@ class NeighbourMetrics(SampleFeatures):
         Density is 0 or more, the others are from 0 to 1.
 
         Raises:
-            ValueError: no more than k images on either side, or two images with the same index.
+            ValueError: two images with the same index.
         """
         features = super().compute()
-        if min(len(features), len(self.reference)) <= self.k:
-            raise ValueError(f"NeighbourMetrics needs more than {self.k} images on either side")
         samples, real = features.double(), self.reference.to(features.device).double()
         if (name := f"radii_{self.k}") not in self.memo:
             self.memo[name] = radii(real, self.k).cpu()

@@ -41,14 +41,11 @@ class FrechetDistance(FiniteValues, FrechetInceptionDistance):
             real: True for reference images, False for generated ones.
 
         Raises:
-            ValueError: another shape.
-            RuntimeError: reference images after `load_gaussian`, or sums that were cast from float64.
+            RuntimeError: sums that were cast from float64.
         """
-        if real and self._gaussian is not None:
-            raise RuntimeError("FrechetDistance has a loaded reference, which real samples cannot be added to")
         if self.fake_features_sum.dtype != torch.float64:
             raise RuntimeError("the sums of FrechetDistance were cast from float64; keep it out of .to(dtype)")
-        self.check_values(features, self.inception.num_features)
+        self.record_finite(features)
         # Converted before the sums: outer products of many images cancel in the covariance.
         self.update(features.double(), real=real)
 
@@ -132,17 +129,8 @@ def frechet_distance(
 
     Returns:
         float64 scalar, 0 or more up to rounding.
-
-    Raises:
-        ValueError: shapes that do not fit, or values that are not finite.
     """
-    values = [value.double() for value in (mean_1, covariance_1, mean_2, covariance_2)]
-    features = len(mean_1)
-    if [tuple(value.shape) for value in values] != [(features,), (features, features)] * 2:
-        raise ValueError(f"not two normal distributions: shapes {[tuple(value.shape) for value in values]}")
-    if not all(value.isfinite().all() for value in values):
-        raise ValueError("the distributions have values that are not finite")
-    mean_1, covariance_1, mean_2, covariance_2 = values
+    mean_1, covariance_1, mean_2, covariance_2 = (x.double() for x in (mean_1, covariance_1, mean_2, covariance_2))
     root_1 = covariance_root(covariance_1) if root_1 is None else root_1
     # S_1 S_2 has the eigenvalues of the symmetric matrix R' S_2 R, where R R' = S_1.
     product = root_1.T @ covariance_2 @ root_1

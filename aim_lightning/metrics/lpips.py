@@ -54,12 +54,7 @@ class PerceptualDistance:
         """Return the distances, float32 (B,), between images (B, 3, H, W) in about [-1, 1] of at least 16 pixels.
 
         torchmetrics' own update would refuse reconstructions slightly outside [-1, 1].
-
-        Raises:
-            RuntimeError: `load` was not called.
         """
-        if self.network is None:
-            raise RuntimeError("LPIPS has no weights yet: call load() before the first image")
         if next(self.network.parameters()).device != images.device:
             with torch.inference_mode(False):
                 self.network.to(images.device)

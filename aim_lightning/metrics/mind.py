@@ -47,12 +47,11 @@ class MongeInceptionDistance(SampleFeatures):
         """Return the distance of the images of all ranks, a float64 scalar of 0 or more.
 
         Raises:
-            ValueError: no images on one side, or two images with the same index.
+            ValueError: two images with the same index.
         """
         features = super().compute()
         size = min(len(features), len(self.reference))
-        if size == 0:
-            raise ValueError("MongeInceptionDistance needs at least one image on either side")
+
         # On the CPU, since generators of other devices give other numbers; in torch-fidelity's order of calls.
         generator = torch.Generator().manual_seed(self.seed)
         sides = [_subset(side, size, generator).to(features.device).double() for side in (features, self.reference)]

@@ -59,14 +59,6 @@ def test_closed_form_of_samples():
     assert value(filled(signs * one, signs * two + shift)) == pytest.approx(float(expected), rel=1e-10)
 
 
-def test_wrong_distributions_are_refused():
-    one = torch.ones(2), torch.eye(2)
-    with pytest.raises(ValueError, match="shapes"):
-        frechet_distance(*one, torch.ones(3), torch.eye(3))
-    with pytest.raises(ValueError, match="finite"):
-        frechet_distance(*one, torch.ones(2), torch.eye(2) * float("nan"))
-
-
 def test_eigenvalues_that_do_not_converge_use_another_solver(monkeypatch):
     """Singular covariances, of fewer images than features: LAPACK may not converge."""
     sums = [(x.sum(0), x.T @ x, torch.tensor(len(x))) for x in (gaussian(30, 1), gaussian(40, 2))]
@@ -133,8 +125,6 @@ def test_reference_round_trip_survives_reset():
         assert distance.fake_features_num_samples == 0
         distance.update_features(fake, real=False)
         assert value(distance) == pytest.approx(value(full), rel=1e-12)
-    with pytest.raises(RuntimeError, match="loaded reference"):
-        distance.update_features(real, real=True)
 
 
 def test_new_samples_and_a_new_reference_replace_the_cached_value():
@@ -159,12 +149,9 @@ def test_fewer_images_than_features_warns_once():
     assert len(warnings) == 1
 
 
-def test_wrong_features_and_casts_are_refused():
-    distance = FrechetDistance(FEATURES)
-    with pytest.raises(ValueError, match=r"\(B, 6\)"):
-        distance.update_features(torch.zeros(3, 5), real=True)
+def test_casts_are_refused():
     with pytest.raises(RuntimeError, match="float64"):
-        distance.to(torch.bfloat16).update_features(torch.zeros(3, 6), real=True)
+        FrechetDistance(FEATURES).to(torch.bfloat16).update_features(torch.zeros(3, 6), real=True)
 
 
 @pytest.mark.parametrize("real", [True, False])
@@ -182,5 +169,3 @@ def test_names():
     assert {count: count_suffix(count) for count in counts} == counts
     assert metric_name("fid", 50000) == "fid_50k"
     assert metric_name("fd_effnet_lite0", 2000, raw=True) == "fd_effnet_lite0_2k_raw"
-    with pytest.raises(ValueError):
-        count_suffix(0)

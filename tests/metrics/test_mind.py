@@ -66,9 +66,6 @@ def test_equal_sets_have_distance_zero_in_any_order_and_seeds_agree():
 
 def test_wrong_features_are_refused():
     metric = MongeInceptionDistance(torch.randn(5, 3))
-    with pytest.raises(ValueError, match="at least one image"):
-        value_of(metric, torch.zeros(0, 3))
-    metric.reset()
     metric.update(torch.zeros(2, 3), torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="twice"):
         metric.compute()

@@ -80,8 +80,3 @@ def test_a_missing_or_foreign_file_is_one_line(tmp_path, vgg_file):
         torch.save(content, tmp_path / f"{name}.pth")
         assert_user_error("other weights than", PerceptualDistance(tmp_path / f"{name}.pth").load)
     assert_user_error("damaged", PerceptualDistance(short).load)
-
-
-def test_use_before_load_raises(images):
-    with pytest.raises(RuntimeError, match="load"):
-        PerceptualDistance("x")(*images)

@@ -40,15 +40,6 @@ def test_same_inputs_give_the_same_probe_and_it_reaches_the_minimum():
     assert gradient.abs().max() < 1e-5
 
 
-def test_wrong_features_and_labels_are_refused():
-    x, labels = clusters()
-    for bad in (labels - 1, labels.float(), labels[:5], labels + 1):
-        with pytest.raises(ValueError):
-            fit_probe(x, bad, 3)
-    with pytest.raises(ValueError):
-        fit_probe(x[:0], labels[:0], 3)
-
-
 def test_agreement_is_the_same_for_any_batches():
     x, labels = clusters()
     probe = fit_probe(x, labels, 3)
@@ -65,8 +56,6 @@ def test_agreement_is_the_same_for_any_batches():
     agreement.reset()
     agreement.update(x[:0], asked[:0])
     assert agreement.compute().isnan()
-    with pytest.raises(ValueError):
-        agreement.update(x, asked[:3])
 
 
 def test_agreement_is_summed_over_processes():

@@ -74,8 +74,6 @@ def test_inception_score_of_any_batches_and_its_bounds():
     part = InceptionScore(12_000, num_classes=8)  # of three splits only the second one gets images
     part.update(certain, torch.arange(5000, 5040))
     assert {name: float(value) for name, value in part.compute().items()} == pytest.approx({"mean": 4.0, "std": 0.0})
-    with pytest.raises(ValueError, match="0 to 39"):
-        score.update(certain[:1], torch.tensor([40]))
     score.update(certain[:1] * float("nan"), torch.tensor([1]))
     assert_user_error("not finite", score.compute)
 
@@ -115,8 +113,6 @@ def test_precision_and_recall_at_their_ends():
     assert set(values_of(NeighbourMetrics(x), x + 1e4).values()) == {0.0}
     few = values_of(NeighbourMetrics(x), x[:1].repeat(10, 1))  # one good image ten times: its balls have radius 0
     assert few["precision"] == 1.0 and few["recall"] == 1 / 50
-    with pytest.raises(ValueError, match="more than 3"):
-        values_of(NeighbourMetrics(x), x[:3])
 
 
 def test_density_and_coverage_equal_the_published_formulas():
