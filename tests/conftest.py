@@ -43,6 +43,15 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _temporary_files(tmp_path_factory):
+    """Collect what libraries and killed processes leave behind in a directory that pytest removes."""
+    # The name is short: a path of a socket has at most 107 characters.
+    directory = str(tmp_path_factory.mktemp("t", numbered=False))
+    with unittest.mock.patch.dict(os.environ, TMPDIR=directory), unittest.mock.patch("tempfile.tempdir", directory):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     import torch
 

@@ -5,10 +5,12 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import python
 from helpers import assert_user_error
 from PIL import Image
 
@@ -23,6 +25,12 @@ from aim_lightning.utils.files import (
     write_json,
 )
 from aim_lightning.utils.grid import labelled_grid, save_png
+
+
+def test_temporary_files_of_tests_and_their_processes_are_in_a_directory_of_pytest(tmp_path_factory):
+    directory = str(tmp_path_factory.getbasetemp() / "t")
+    assert tempfile.gettempdir() == directory
+    assert python("-c", "import tempfile; print(tempfile.gettempdir())").stdout.strip() == directory
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
