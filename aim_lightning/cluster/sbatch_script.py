@@ -22,6 +22,7 @@ def render(plan: JobPlan) -> str:
     training = f"{interpreter} {fit}"
     if torchrun:
         ranks = f"--nnodes={plan.nodes} --nproc-per-node={plan.devices} --node-rank=$SLURM_NODEID"
+        ranks += " --log-dir=/dev/null"  # without it torchrun leaves an empty directory in /tmp
         launcher = f"torch.distributed.run {ranks} --master-addr=$MASTER_ADDR --master-port=$MASTER_PORT"
         # Each task's own shell expands SLURM_NODEID.
         training = f"bash -c {shlex.quote(f'exec {interpreter} -m {launcher} {fit}')}"

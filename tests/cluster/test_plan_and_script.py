@@ -48,7 +48,7 @@ def test_torchrun_is_one_task_per_node_with_the_processors_of_its_ranks():
     assert {"--ntasks-per-node=1", "--cpus-per-task=12"} <= set(directives(torchrun))
     text = render(torchrun)
     assert "srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task=12 " in text
-    assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM" in text
+    assert "--nnodes=2 --nproc-per-node=4 --node-rank=$SLURM" in text and "--log-dir=/dev/null" in text
 
 
 def run_job(tmp_path, site=None, **programs):
