@@ -95,6 +95,25 @@ def test_a_given_speed_and_number_of_devices(plan, root):
     assert "not measured" in lines["memory per device"] and lines["memory per device"].startswith("2.75 GiB")
 
 
+def test_a_time_limit_replaces_the_steps_that_it_cuts_off(plan, experiment):
+    def planned(*options):
+        _, lines, err = plan(experiment, "--trainer.max_time", "00:00:30:00", *options)
+        return lines, err
+
+    lines, _ = planned("--images_per_s", 8 * 8 / 3600)  # 4 of 22 steps in the half hour
+    assert "steps" not in lines
+    assert lines["time limit"] == "30.0 min of trainer.max_time before step 22 (3.1 epochs of 61 images)"
+    assert lines["time"].startswith("30.0 min with validation, at most 4 steps; 30.0 min over all devices")
+    lines, _ = planned("--images_per_s", 8)
+    assert lines["steps"].startswith("22 (") and lines["time"].startswith("22.0 s without validation")
+    lines, _ = planned("--steps", 0)
+    assert lines["time limit"].startswith("30.0 min of trainer.max_time or step 22 (")
+    lines, _ = planned("--images_per_s", 8, "--trainer.max_steps", -1)
+    assert lines["time limit"] == "30.0 min of trainer.max_time"
+    _, err = planned("--trainer.max_steps", -1, "--trainer.max_time", "null")
+    assert "the training has no end: set trainer.max_steps, trainer.max_epochs or trainer.max_time" in err
+
+
 @pytest.mark.parametrize(("micro_batch", "devices"), [(256, 8), (32, 1), (64, 8)])
 def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
     """A micro-batch below the measured ones takes the rate of the smallest."""

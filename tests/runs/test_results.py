@@ -134,7 +134,12 @@ def test_memory_and_disk():
 
 
 def test_time():
-    assert AIM_B.hours(1000) == 187_500 * 2048 / 1000 / 3600
+    hours = 187_500 * 2048 / 1000 / 3600
+    assert AIM_B.remaining(1000) == (hours, False)
+    assert AIM_B.remaining(1000, step=93_750) == (hours / 2, False) and AIM_B.remaining(1000, 10**6) == (0, False)
+    limited = replace(AIM_B, max_seconds=7200)
+    assert limited.remaining(1000, 1, seconds=5400) == (0.5, True) == limited.remaining(None, seconds=5400)
+    assert limited.remaining(1000, seconds=9000) == (0, True) and limited.remaining(1e6)[1] is False
     assert AIM_B.lost_seconds(1024) == 2000
     both = replace(AIM_B, every_n_minutes=15)
     assert both.lost_seconds(1024) == 900 and both.lost_seconds(1e6) < 900

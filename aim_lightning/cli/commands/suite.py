@@ -186,14 +186,11 @@ def _show(runs: list[SuiteRun], options: argparse.Namespace) -> int:
 
 def _remaining(item: SuiteRun, plan: "Estimate") -> tuple[float, str, float, float]:
     """Return the device hours left, then unit, value and progress of the limit that ends the run first."""
-    from aim_lightning.runs.resume_policy import max_seconds
-
     is_complete, step, seconds = _progress(item)
-    training, limit = plan.training, max_seconds(item.config.trainer)
-    by_steps = replace(training, steps=max(0, training.steps - step)).hours(plan.rate) if plan.rate else math.inf
-    by_time = max(0.0, limit - seconds) / 3600
-    hours = 0.0 if is_complete else min(by_steps, by_time) * training.devices
-    return (hours, "s", limit, round(seconds)) if by_time < by_steps else (hours, "steps", training.steps, step)
+    training = plan.training
+    hours, by_time = training.remaining(plan.rate, step, seconds)
+    hours = 0.0 if is_complete else hours * training.devices
+    return (hours, "s", training.max_seconds, round(seconds)) if by_time else (hours, "steps", training.steps, step)
 
 
 def _submit(suite: Suite, runs: list[SuiteRun], todo: dict[str, SuiteRun], options: argparse.Namespace) -> int:

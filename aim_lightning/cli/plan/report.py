@@ -1,5 +1,6 @@
 """Make the lines that `aim-lightning plan` prints: pairs (name, text)."""
 
+import math
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from aim_lightning.cluster.job_registry import read_timings
 from aim_lightning.data.images.dataset import Images
 from aim_lightning.data.stream import BatchPlan
 from aim_lightning.data.tokens.format.manifest import TokenManifest, is_remote
+from aim_lightning.runs.resume_policy import max_seconds
 from aim_lightning.runs.training_estimate import Training, shard_bytes
 from aim_lightning.utils.errors import UserError
 
@@ -37,7 +39,8 @@ def plan_lines(config: Config, options: Namespace) -> Lines:
     plan = estimate(config, options)
     training = plan.training
     memory = ("memory per device", _memory(training, plan.measured))
-    lines = [*_size_lines(training, plan.batch), *plan.notes, memory, *_time_lines(training, plan.rates)]
+    lines = [*_size_lines(training, plan.batch), _end_line(plan), *plan.notes, memory]
+    lines += _time_lines(training, plan.rates)
     lines += _disk_lines(training, plan.module.network, _token_manifest(config), options.views)
     return [*lines, ("requeue window", _window(config, training, plan.rate))]
 
@@ -163,8 +166,9 @@ def _training(config: Config, module: LightningModule, batch: BatchPlan, rows: i
     policy = callbacks.get("checkpoints", {}).get("init_args") or {}
     epoch_steps = (trainer.get("max_epochs") or -1) * batch.batches_per_epoch(rows)
     ends = [steps for steps in (trainer.get("max_steps") or -1, epoch_steps) if steps >= 0]
-    if not ends:
-        raise UserError("the training has no end: set trainer.max_steps or trainer.max_epochs")
+    steps, seconds = min(ends, default=math.inf), max_seconds(trainer)
+    if math.isinf(min(steps, seconds)):
+        raise UserError("the training has no end: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
     evaluations = [item for item in callbacks.values() if item["class_path"].endswith("TrainingEvaluation")]
     kept_by_evaluation = sum((item.get("init_args") or {}).get("keep_best", 1) for item in evaluations)
     return Training(
@@ -173,21 +177,31 @@ def _training(config: Config, module: LightningModule, batch: BatchPlan, rows: i
         rows=rows,
         global_batch_size=batch.global_batch_size,
         devices=batch.world_size,
-        steps=min(ends),
+        steps=steps,
         kept_checkpoints=policy.get("keep_last", 2) + policy.get("keep_best", 0) + kept_by_evaluation,
         every_n_steps=policy.get("every_n_steps", 1000),
         every_n_minutes=policy.get("every_n_minutes"),
+        max_seconds=seconds,
     )
 
 
 def _size_lines(training: Training, batch: BatchPlan) -> Lines:
-    epochs = training.steps / batch.batches_per_epoch(training.rows)
     product = f"{batch.world_size} devices x {batch.micro_batch_size} images x {batch.accumulate} accumulation steps"
     return [
         ("parameters", f"{training.trained:,} trained"),
         ("global batch", f"{batch.global_batch_size:,} = {product}"),
-        ("steps", f"{training.steps:,} ({epochs:.1f} epochs of {training.rows:,} images)"),
     ]
+
+
+def _end_line(plan: Estimate) -> tuple[str, str]:
+    """Describe the steps of the training, or the time limit that ends it first."""
+    training = plan.training
+    epochs = training.steps / plan.batch.batches_per_epoch(training.rows)
+    steps = f"{training.steps:,} ({epochs:.1f} epochs of {training.rows:,} images)"
+    if not training.remaining(plan.rate)[1]:
+        return "steps", steps
+    other = "" if math.isinf(training.steps) else f" {'before' if plan.rate else 'or'} step {steps}"
+    return "time limit", f"{_scaled(training.max_seconds, SECONDS, 1)} of trainer.max_time{other}"
 
 
 def _memory(training: Training, measured: Measurement | None) -> str:
@@ -205,9 +219,11 @@ def _time_lines(training: Training, rates: dict[str, tuple[float, str]]) -> Line
         suffix = f", {gpu}" if gpu else ""
         if training.devices > 1 and source != "given":
             source += f", times {training.devices}, without communication between them"
-        seconds = 3600 * training.hours(rate)
+        hours, by_time = training.remaining(rate)
+        seconds = 3600 * hours
         total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices (GPU hours, on GPUs)"
-        duration = f"{_scaled(seconds, SECONDS, 1)} without validation; {total}"
+        most = f"with validation, at most {seconds / training.step_seconds(rate):,.0f} steps"
+        duration = f"{_scaled(seconds, SECONDS, 1)} {most if by_time else 'without validation'}; {total}"
         lines += [("images/s" + suffix, f"{rate:,.1f} ({source})"), ("time" + suffix, duration)]
     return lines or [("images/s", "unknown: give --images_per_s, or run this where the devices are")]
 
