@@ -41,13 +41,7 @@ class SamplePlan:
 
 
 def balanced_labels(num_images: int, classes: Sequence[int]) -> Tensor:
-    """Return labels int64 (N,) in which image k is of class classes[k % len(classes)].
-
-    Raises:
-        UserError: num_images is below one.
-    """
-    if num_images < 1:
-        raise UserError(f"--num is {num_images}; it must be at least 1")
+    """Return labels int64 (N,) in which image k is of class classes[k % len(classes)]."""
     return torch.tensor(list(classes), dtype=torch.int64)[torch.arange(num_images) % len(classes)]
 
 

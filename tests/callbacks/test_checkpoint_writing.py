@@ -148,9 +148,9 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     ("options", "text"),
     [
         ({"every_n_steps": None}, "every_n_steps and every_n_minutes are both null"),
-        ({"every_n_steps": 0}, "every_n_steps is 0; it must be at least 1"),
-        ({"keep_last": 0}, "keep_last is 0; it must be at least 1"),
-        ({"keep_best": -1}, "keep_best is -1; it must be at least 0"),
+        ({"every_n_steps": 0}, "every_n_steps is 0; it must be a whole number, 1 or more"),
+        ({"keep_last": 0}, "keep_last is 0; it must be a whole number, 1 or more"),
+        ({"keep_best": -1}, "keep_best is -1; it must be a whole number, 0 or more"),
         ({"every_n_minutes": 0}, "every_n_minutes is 0; it must be above 0"),
     ],
 )

@@ -415,7 +415,6 @@ def test_two_processes_continue_a_killed_evaluation(scored, config, workspace):
 def test_labels(tmp_path):
     assert balanced_labels(7, [4, 2]).tolist() == [4, 2, 4, 2, 4, 2, 4]
     assert (balanced_labels(50_000, range(1000)).bincount() == 50).all()
-    assert_user_error("--num is 0", balanced_labels, 0, range(3))
     path = tmp_path / "labels.txt"
     path.write_text("0\n2\n1\n")
     assert read_labels(path, 3).tolist() == [0, 2, 1]

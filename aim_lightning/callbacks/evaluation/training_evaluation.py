@@ -33,6 +33,7 @@ from aim_lightning.utils.files import tolerate_disk_errors, write_json
 from aim_lightning.utils.grid import labelled_grid, save_png
 from aim_lightning.utils.lightning_private import logged_step
 from aim_lightning.utils.logging import log
+from aim_lightning.utils.ranges import Range, check_arguments
 
 COLUMNS = 8  # of the image grid
 
@@ -85,10 +86,8 @@ class TrainingEvaluation(Callback):
     def __post_init__(self) -> None:
         if (self.every_n_steps > 0) == (self.every_n_epochs > 0):
             raise UserError("training evaluation: set one of every_n_steps and every_n_epochs above 0")
-        least, budget = least_images(self.compare), self.budget_seconds
-        if self.num_samples < least or self.keep_best < 0 or (budget is not None and budget <= 0):
-            limits = f"num_samples must be {least} or more, keep_best 0 or more, budget_seconds above 0"
-            raise UserError(f"training evaluation: {limits}")
+        ranges = {"num_samples": Range(least_images(self.compare)), "budget_seconds": Range(above=True)}
+        check_arguments("training evaluation: ", TrainingEvaluation, vars(self), **ranges)
         self.configured_samples = self.num_samples
         self.evaluated_step = 0
         self.epoch_due = False

@@ -15,6 +15,7 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import tolerate_disk_errors
 from aim_lightning.utils.lightning_private import dump_checkpoint
 from aim_lightning.utils.logging import log
+from aim_lightning.utils.ranges import Range, check_arguments
 
 CLOCK_INTERVAL = 10  # optimizer steps between two collective readings of the clock
 
@@ -58,11 +59,8 @@ class Checkpoints(Checkpoint):
         self.mode = mode
         if every_n_steps is None and every_n_minutes is None:
             raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
-        for name, least in (("every_n_steps", 1), ("keep_last", 1), ("keep_best", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserError(f"callbacks.checkpoints.{name} is {value}; it must be at least {least}")
-        if every_n_minutes is not None and every_n_minutes <= 0:
-            raise UserError(f"callbacks.checkpoints.every_n_minutes is {every_n_minutes}; it must be above 0")
+        ranges = {"every_n_minutes": Range(above=True), "keep_best": Range(0)}
+        check_arguments("callbacks.checkpoints.", Checkpoints.__init__, vars(self), Range(1), **ranges)
         self.best: list[tuple[float, int]] = []  # (value, step), best first
         self.candidate: tuple[float, int] | None = None  # of the last validation
         self.saved_step = 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from aim_lightning.data.images.decode import BACKGROUND, MAX_PIXELS, ImageTooSma
 from aim_lightning.data.images.directory import ImageSource, open_source
 from aim_lightning.data.images.transforms import ImageTransform
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import Range, check_arguments
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Images:
         crop: ``center``, or ``adm_center``, which itself resizes the shorter side to image_size.
         max_pixels: larger images are refused; the default is Pillow's protection against decompression bombs.
         background: colour behind transparent pixels, a name such as ``white`` or ``#rrggbb``.
+
+    Raises:
+        UserError: a value out of range.
     """
 
     train: str
@@ -36,9 +40,12 @@ class Images:
     image_size: int = 256
     resize: int | None = None
     pad: int = 0
-    crop: str = "center"
+    crop: Literal["center", "adm_center"] = "center"
     max_pixels: int = MAX_PIXELS
     background: str = BACKGROUND
+
+    def __post_init__(self) -> None:
+        check_arguments("images.", Images, vars(self), Range(1), pad=Range(0))
 
     def open(self, split: str) -> "ImageDataset":
         """Open a split; later calls return the same object.
@@ -47,16 +54,12 @@ class Images:
             split: ``train`` or ``val``.
 
         Raises:
-            UserError: the path is missing or has no images, or the crop or the background is unknown.
+            UserError: the path is missing or has no images, or the background is unknown.
         """
         # Not a dataclass field: the cache takes no part in comparison, repr and pickling.
         opened = self.__dict__.setdefault("_opened", {})
         if split not in opened:
-            if self.crop not in ("center", "adm_center"):
-                raise UserError(f"images.crop is {self.crop!r}; use center or adm_center")
             transform = ImageTransform(self.image_size, resize=self.resize, pad=self.pad, crop=self.crop)
-            if self.max_pixels < 1:
-                raise UserError(f"images.max_pixels is {self.max_pixels}; it must be at least 1")
             background = background_rgb(self.background)
             source = open_source(getattr(self, split))
             source.max_pixels, source.background = self.max_pixels, background

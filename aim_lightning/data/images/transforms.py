@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -13,7 +14,6 @@ from aim_lightning.data.images.decode import ImageTooSmall
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.ranges import Range, check_arguments
 
-CROPS = ("center", "adm_center", "random", "adm_random", "none")
 ADM_SMALLEST_CROP = 0.8  # of the shorter side
 
 
@@ -38,12 +38,10 @@ class ImageTransform:
     image_size: int
     resize: int | None = None
     pad: int = 0
-    crop: str = "center"
+    crop: Literal["center", "adm_center", "random", "adm_random", "none"] = "center"
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise UserError(f"crop is {self.crop!r}; use one of {', '.join(CROPS)}")
         check_arguments("", ImageTransform, vars(self), Range(1), pad=Range(0))
         if self.crop.startswith("adm_") and self.resize is not None:
             raise UserError(f"crop {self.crop} resizes by itself, but resize is {self.resize}; set resize null")

@@ -120,7 +120,7 @@ class TokenizeOptions:
     views: Views = field(default_factory=Views)
     rows_per_shard: int = 10000
     batch_size: int = 64
-    precision: str = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     compile: bool = False
     on_error: Literal["error", "skip"] = "error"
 

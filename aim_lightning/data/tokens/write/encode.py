@@ -14,7 +14,6 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_products
 
-PRECISIONS = ("float32", "tf32", "bf16")
 # (device, precision) where channels-last is the faster memory format; benchmarks/tokenizing.py measures both.
 CHANNELS_LAST = {("cpu", "float32")}
 
@@ -82,7 +81,7 @@ class Encoder:
         channels_last: memory format of images and weights; None = the entry in CHANNELS_LAST.
 
     Raises:
-        UserError: an unknown precision, or TF32 without a GPU.
+        UserError: TF32 without a GPU.
     """
 
     def __init__(
@@ -93,8 +92,6 @@ class Encoder:
         compile: bool = False,
         channels_last: bool | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
         if precision == "tf32" and device.type != "cuda":
             raise UserError("precision tf32 needs an NVIDIA GPU; use float32 here")
         self.precision = precision
