@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import TransientError, UserError
@@ -46,14 +46,15 @@ def wandb_id(directory: RunDirectory) -> str:
     return path.read_text(encoding="utf-8").strip() if path.is_file() else secrets.token_hex(4)
 
 
-def connect(loggers: list[Logger], directory: RunDirectory) -> None:
-    """Start the loggers, store the id of the run on W&B, and make later failures warnings.
+def connect(loggers: list[Logger], directory: RunDirectory, configuration: dict[str, Any] | None = None) -> None:
+    """Start the loggers, log the configuration, store the id of the run on W&B, and make later failures warnings.
 
     A SIGTERM to all processes of a job also ends W&B's service. The training must still write its checkpoint.
 
     Args:
         loggers: of the trainer; changed in place.
         directory: of the run.
+        configuration: composed, for loggers other than TensorBoard, to which `TensorBoardPage` logs it; None = not.
 
     Raises:
         UserError: a logger cannot start, for example without an account.
@@ -74,6 +75,8 @@ def connect(loggers: list[Logger], directory: RunDirectory) -> None:
         for method in ("log_metrics", "log_hyperparams", "log_image", "save", "finalize"):
             if hasattr(logger, method):
                 setattr(logger, method, _tolerant(getattr(logger, method), name))
+        if configuration is not None and not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(configuration)
 
 
 def _tolerant(method: Callable[..., Any], logger_name: str) -> Callable[..., Any]:

@@ -23,7 +23,6 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from aim_lightning.callbacks.logging.configuration import ConfigurationLog
 from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
@@ -123,11 +122,11 @@ class AimCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         shows_bar = options.get("enable_progress_bar") is not False
         bars = [RunProgressBar()] if shows_bar and not has_bar else []
-        configuration = ConfigurationLog(self.composed.values)
+
         options = {
             **options,
             "enable_progress_bar": has_bar and shows_bar,  # Lightning's bar; `RunProgressBar` is a plain callback
-            "callbacks": [self.resume_state, CorruptRecords(), *self.guards, configuration, *callbacks, *bars],
+            "callbacks": [self.resume_state, CorruptRecords(), *self.guards, *callbacks, *bars],
             "logger": [logger for logger in built["logger"].values() if logger is not None] or False,
             "default_root_dir": str(self.directory.path),
             "plugins": [*(options.get("plugins") or []), RunCheckpointIO(), *environment()],

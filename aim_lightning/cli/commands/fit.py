@@ -28,7 +28,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         # TensorBoard drops what earlier processes logged after the checkpoint.
         cli = build(config, decision.step + 1, lifecycle.callbacks, lifecycle.micro_batch_size)
         lifecycle.prepare(cli)
-        connect(cli.trainer.loggers, config.run_directory)
+        connect(cli.trainer.loggers, config.run_directory, config.values)
         with signals.graceful_interrupt():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=decision.checkpoint)
         if cli.trainer.is_global_zero:
