@@ -10,6 +10,7 @@ from aim_lightning.cluster import signals
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.process import in_step
 
+TIMEOUT = 30  # seconds for a command
 SPAN = re.compile(r"(\d+)(?:-(\d+))?(?::([1-9]\d*))?")
 # Field of `SlurmJobInfo` -> name in the output of scontrol.
 FIELDS = {"state": "JobState", "reason": "Reason", "run_time": "RunTime", "time_limit": "TimeLimit"}
@@ -104,23 +105,22 @@ class NoCommand(SlurmError):
     """Error of a SLURM command that does not exist, as inside a container."""
 
 
-def command(*words: str, timeout: float = 30) -> str:
+def command(*words: str) -> str:
     """Return the output of a SLURM command, which a signal to the whole job does not end.
 
     Args:
         words: the command line.
-        timeout: seconds.
 
     Raises:
         SlurmError: the command is missing, fails or does not answer.
     """
     try:
         with signals.held():
-            done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except FileNotFoundError:
         raise NoCommand(f"the command {words[0]} does not exist here") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{words[0]} gave no answer within {timeout:.0f} s") from None
+        raise SlurmError(f"{words[0]} gave no answer within {TIMEOUT} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise SlurmError(f"{words[0]}: {lines[-1] if lines else f'it ended with exit code {done.returncode}'}")

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from typing import TextIO
 
 from aim_lightning.cluster.requeue import HANG
 from aim_lightning.utils import process
@@ -23,11 +22,10 @@ class Watchdog:
     Args:
         seconds: without a heartbeat after which the process counts as hung; None = never.
         rank: for the message.
-        log: a real file (it needs a descriptor).
     """
 
-    def __init__(self, seconds: float | None, rank: int = 0, log: TextIO | None = None) -> None:
-        self.seconds, self.rank, self.log = seconds, rank, log or sys.__stderr__
+    def __init__(self, seconds: float | None, rank: int) -> None:
+        self.seconds, self.rank = seconds, rank
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
@@ -45,7 +43,8 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _arm(self) -> None:
-        faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=self.log)
+        # Not sys.stderr, which may have no descriptor.
+        faulthandler.dump_traceback_later(2 * self.seconds, exit=True, file=sys.__stderr__)
 
     def _watch(self) -> None:
         pause, woken = min(self.seconds / 4, 5.0), time.monotonic()
@@ -61,8 +60,8 @@ class Watchdog:
 
     def _end_process(self, phase: str) -> None:
         head = f"error: node {process.node_name()}, rank {self.rank}: no progress for {self.seconds:g} s in {phase}"
-        print(f"{head}; the stacks of its threads follow, then the job ends", file=self.log, flush=True)
-        faulthandler.dump_traceback(file=self.log, all_threads=True)
-        self.log.flush()
+        print(f"{head}; the stacks of its threads follow, then the job ends", file=sys.__stderr__, flush=True)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        sys.__stderr__.flush()
         time.sleep(min(PRINT_SECONDS, self.seconds))
         os._exit(HANG)

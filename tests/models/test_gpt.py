@@ -144,12 +144,13 @@ def test_flops_are_those_that_pytorch_counts():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("GPT-B", 110_888_448), ("GPT-L", 342_910_976), ("GPT-XL", 774_699_520)]
+    ("d_model", "n_layer", "n_head", "parameters"),
+    [(768, 12, 12, 110_888_448), (1024, 24, 16, 342_910_976), (1280, 36, 20, 774_699_520)],
 )
-def test_presets_have_the_published_sizes(name, parameters):
+def test_llamagen_s_sizes_have_the_published_parameters(d_model, n_layer, n_head, parameters):
     """The paper lists 111M, 343M and 775M."""
     with torch.device("meta"):
-        model = GPT(GPTConfig.preset(name))
+        model = GPT(GPTConfig(d_model, n_layer, n_head))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -172,7 +173,6 @@ def test_state_bytes_are_those_of_the_caches():
 )
 def test_impossible_sizes_are_refused(options, match):
     assert_user_error(match, lambda: GPTConfig(**SIZES | options))
-    assert_user_error("no preset 'GPT-S'; use one of GPT-B", GPTConfig.preset, "GPT-S")
 
 
 def test_hidden_width_is_rounded_as_in_llamagen():

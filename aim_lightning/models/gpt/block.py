@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from aim_lightning.models.gpt.gpt_config import GPTConfig
 
+ROTARY_BASE = 10000.0  # of the frequencies, as in LlamaGen
+
 
 def rotary_table(config: GPTConfig, device: torch.device) -> Tensor:
     """Return cosine and sine of every position's angles, float32 (num_tokens + 1, P / 2, 2) for heads of width P.
@@ -16,7 +18,7 @@ def rotary_table(config: GPTConfig, device: torch.device) -> Tensor:
     code i: the first half of the angles depends on its row, the second half on its column.
     """
     half = config.d_model // config.n_head // 2
-    frequencies = config.rotary_base ** (-torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
+    frequencies = ROTARY_BASE ** (-torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
     angles = torch.arange(config.side, device=device)[:, None] * frequencies
     grid = torch.cat(
         (angles[:, None].expand(-1, config.side, -1), angles[None].expand(config.side, -1, -1)), dim=-1

@@ -2,23 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.ranges import Range, check_arguments
 
-# Sizes of LlamaGen (arXiv 2406.06525, table 1) next to those of AiM: 111, 343 and 775 million parameters.
-PRESETS = {
-    "GPT-B": {"d_model": 768, "n_layer": 12, "n_head": 12},
-    "GPT-L": {"d_model": 1024, "n_layer": 24, "n_head": 16},
-    "GPT-XL": {"d_model": 1280, "n_layer": 36, "n_head": 20},
-}
 MULTIPLE = 256  # LlamaGen rounds the hidden width of the MLP up to a multiple of it
 
 
 @dataclass(frozen=True)
 class GPTConfig:
     """Set everything that determines the transformer's parameters; shared options are named as in AiMConfig.
+
+    The defaults are the smallest size of LlamaGen (arXiv 2406.06525, table 1), with 111 million parameters.
 
     Args:
         d_model: width of the residual stream.
@@ -32,7 +27,6 @@ class GPTConfig:
         token_dropout: dropout on the embedded input sequence, 0 to 1.
         mixer_dropout: dropout on the output of the attention, 0 to 1.
         mlp_dropout: dropout on the MLP's output, 0 to 1.
-        rotary_base: base of the rotary frequencies.
 
     Raises:
         UserError: a value that no network can have.
@@ -49,7 +43,6 @@ class GPTConfig:
     token_dropout: float = 0.1
     mixer_dropout: float = 0.1
     mlp_dropout: float = 0.1
-    rotary_base: float = 10000.0
 
     def __post_init__(self) -> None:
         ranges = dict.fromkeys(("token_dropout", "mixer_dropout", "mlp_dropout"), Range(0, 1, below=True))
@@ -60,17 +53,6 @@ class GPTConfig:
             raise UserError(f"GPTConfig.d_model is {self.d_model}; it must be a multiple of 4 * n_head = {unit}")
         if self.side**2 != self.num_tokens:
             raise UserError(f"GPTConfig.num_tokens is {self.num_tokens}; it must be a square number")
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> "GPTConfig":
-        """Return a size of LlamaGen, with single fields changed: ``GPTConfig.preset("GPT-B", num_classes=10)``.
-
-        Raises:
-            UserError: no such preset, or a value out of range.
-        """
-        if name not in PRESETS:
-            raise UserError(f"there is no preset {name!r}; use one of {', '.join(PRESETS)}")
-        return cls(**PRESETS[name] | changes)
 
     @property
     def side(self) -> int:
