@@ -55,6 +55,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         # The caller may delete an older file next; the new name must be on disk by then.
         _flush(path.parent, tolerated=CANNOT_FLUSH)
+    except OSError as error:
+        # A failed write to an open file names no file, and nobody knows the temporary one.
+        error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

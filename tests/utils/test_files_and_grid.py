@@ -124,6 +124,19 @@ def test_temporary_files_of_dead_processes_and_old_ones_are_removed(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == kept
 
 
+def test_a_failed_write_names_the_final_file(tmp_path, file_limit):
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError) as writing:
+        file_limit(0)
+        write_json(path, [0])
+    file_limit(None)
+    with pytest.raises(OSError) as renaming, atomic_path(path):
+        pass
+    with pytest.raises(OSError) as reading, atomic_path(path):
+        Path("absent").read_text()
+    assert writing.value.filename == renaming.value.filename == str(path) and reading.value.filename == "absent"
+
+
 def test_a_full_disk_is_reported_once_per_file(capsys):
     for name in ("a.json", "a.json", "b.json"):
         with tolerate_disk_errors(name):
