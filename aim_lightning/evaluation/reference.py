@@ -127,8 +127,11 @@ class Reference:
     def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], state: str) -> None:
         if self._state() != state:
             raise UserError("reference images changed while they were read; run the command again")
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata | {"sha256": hash_tensors(tensors, metadata["source"])})
+        try:
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata | {"sha256": hash_tensors(tensors, metadata["source"])})
+        except (SafetensorError, OSError) as error:  # the former for a full disk
+            warnings.warn(f"{path} cannot be written ({error}); the next evaluation computes it again", stacklevel=3)
 
     def _compute(
         self, network: FeatureNetwork, ranks: ProcessGroup, identity: dict[str, Any], classes: int, batch_size, between

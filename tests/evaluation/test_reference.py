@@ -132,6 +132,15 @@ def test_damaged_statistics_are_computed_again(classes, network, tmp_path, damag
     assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
 
 
+def test_statistics_are_used_although_the_cache_cannot_be_written(classes, network, tmp_path, file_limit):
+    file_limit(0)
+    with pytest.warns(UserWarning, match=r"safetensors cannot be written \(.*; the next evaluation computes it again"):
+        first = statistics(classes, network, tmp_path / "cache")
+    file_limit(None)
+    assert not list((tmp_path / "cache").iterdir())
+    assert same(first, statistics(classes, network, tmp_path / "cache")) and network.asked == 12
+
+
 def test_a_flat_directory_is_identified_by_the_content_of_its_files(flat, network, tmp_path):
     first = statistics(flat, network, tmp_path / "cache")
     assert first.source == DirectoryImages(flat).identity()
