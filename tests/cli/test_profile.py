@@ -1,8 +1,10 @@
 """`profile`: trace and table of a few steps, without touching the run."""
 
 import csv
+import errno
 import gzip
 import json
+import os
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import torch
 from integration.tiny import Experiment, write_experiment
 
 from aim_lightning.cli.commands.profile import COLUMNS, LISTED, kernel_table
+from aim_lightning.cli.main import main
 
 
 @pytest.mark.slow
@@ -37,6 +40,26 @@ def test_trace_and_table_of_a_training(tmp_path):
     assert LISTED / len(launches) <= sum(shares) < 1
     # The table counts an operator that only calls its own overload once.
     assert all(0 < float(row[1]) * 3 <= launches[row[0]] + 0.01 for row in rows)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, fail, monkeypatch, capsys):
+    experiment = Experiment(write_experiment(tmp_path))
+    words, directory = experiment.words("profile", "main", "--steps", 1), experiment.runs / "main" / "profile"
+    directory.parent.mkdir(parents=True)
+    directory.touch()
+    assert f"{directory} cannot be used" in fail(*words)
+    directory.unlink()
+
+    def handler(*_, **__):
+        def write(tracer):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return write
+
+    monkeypatch.setattr(torch.profiler, "tensorboard_trace_handler", handler)
+    assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"error: {directory} could not be written (No space left on device); give another place"
 
 
 def test_on_a_gpu_only_kernels_count():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aim_lightning.cli.common_options import number, option
 from aim_lightning.cli.config import Config
+from aim_lightning.utils.files import make_directory, writing
 
 if TYPE_CHECKING:
     from torch.profiler import profile
@@ -41,7 +42,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
     rows = batch.micro_batch_size
     directory, times = config.run_directory.path / "profile", []
     steps = schedule(wait=0, warmup=WARM_UP, active=options.steps, repeat=1)
-    tracer = profile(schedule=steps, on_trace_ready=tensorboard_trace_handler(str(directory), use_gzip=True))
+    make_directory(directory)  # the handler's own error is no OSError, and follows all steps
+    write_trace = writing(directory)(tensorboard_trace_handler(str(directory), use_gzip=True))
+    tracer = profile(schedule=steps, on_trace_ready=write_trace)
 
     def on_train_batch_end(trainer, module, outputs, batch, batch_idx: int) -> None:
         if module.device.type == "cuda" and len(times) + 1 in (WARM_UP, WARM_UP + options.steps):
@@ -59,7 +62,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     data = ", random codes" if simulate else ""
     print(f"profile of {config.run_directory.path}: {options.steps} steps of {rows} images on one {name}{data}")
     print(f"{wall:.1f} ms per step with the profiler, {total:.1f} ms in kernels; the {len(table)} most expensive:")
-    _write(table, directory)
+    with writing(directory):
+        _write(table, directory)
     return 0
 
 
