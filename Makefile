@@ -56,7 +56,7 @@ $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || test -n '$(PYTHON)' || { echo 'there is no Python from 3.11 on with venv; install one,' \
 		'for example with: apt-get install python3-venv; or set PYTHON' >&2; exit 2; }
 	@test -x $(BIN)/python || { echo 'creating $(VENV) with $(PYTHON)'; $(PYTHON) -m venv $(VENV); }
-	@echo 'installing into $(VENV) (several GB, some minutes the first time)'
+	@df -Pk $(VENV) | awk 'NR == 2 { printf "installing into $(VENV) (up to 7 GB and some minutes the first time; %.0f GB are free)\n", $$4 * 1024 / 1e9 }'
 	@$(PIP) -e .
 	@touch $@
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from conftest import ROOT
+from helpers import write_program
 
 from aim_lightning.callbacks.logging.tensorboard import CHARTS
 from aim_lightning.data.images.emoji import PACKAGE
@@ -74,6 +75,15 @@ def test_the_newest_python_with_venv_is_taken(tmp_path, codes, words):
     done = make("install", "VENV=venv", PATH=str(tmp_path))
     assert done.returncode == 2 and words in done.stdout + done.stderr
     assert not (ROOT / "venv").exists()
+
+
+def test_an_installation_reports_the_free_space_of_its_disk(tmp_path):
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    python = write_program(tmp_path / "venv/bin/python", "exit 1")
+    done = make("install", f"VENV={tmp_path / 'venv'}")
+    free = re.search(rf"installing into {tmp_path}/venv \(up to 7 GB .*; (\d+) GB are free\)", done.stdout)
+    assert free and int(free[1]) == pytest.approx(shutil.disk_usage(python).free / 1e9, abs=3)
+    assert done.returncode == 2 and not (tmp_path / "venv/.installed").exists()
 
 
 EXTRAS = [(["install"], ""), (["demo"], ""), (["test"], "dev"), (["lint"], "dev"), (["weights-dinov2"], "dinov2")]
