@@ -12,22 +12,22 @@ from typing import Any
 from aim_lightning.cli.arguments import Arguments
 from aim_lightning.cli.config import TEXTS, Config, read_and_check
 from aim_lightning.config.compose import PREFIX
+from aim_lightning.config.signature import fits, type_text
 from aim_lightning.config.yaml import inline, read_mapping
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.utils.errors import UserError, suggest
 
 # Key of a suite -> type and default; None = required.
-KEYS: dict[str, tuple[type, Any]] = {
+KEYS: dict[str, tuple[Any, Any]] = {
     "experiment": (str, None),
-    "variations": (dict, {"base": {}}),
-    "grid": (dict, {}),
-    "overrides": (dict, {}),
-    "seeds": (list, [0]),
-    "evaluate": (dict, {}),
-    "guidance": (list, []),
-    "power_law": (dict, {}),
+    "variations": (dict[str, dict[str, Any] | None], {"base": {}}),
+    "grid": (dict[str, list[Any]], {}),
+    "overrides": (dict[str, Any], {}),
+    "seeds": (list[int], [0]),
+    "evaluate": (dict[str, Any], {}),
+    "guidance": (list[float], []),
+    "power_law": (dict[str, list[str] | str], {}),
 }
-WORDS = {str: "a text", dict: "a mapping", list: "a list"}
 INCLUDE = "include"  # of a variation: files that follow the experiment's
 
 
@@ -117,18 +117,19 @@ def read_suite(path: Path, common: Arguments) -> Suite:
         raise UserError(f"{path}: {unknown}: unknown key{hint}")
     parts = {key: _part(path, values, key) for key in KEYS}
     seeds = parts["seeds"]
-    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
-    if not parts["variations"]:
-        raise UserError(f"{path}: variations is empty; name one, or remove the key")
+    for key, value in {"variations": parts["variations"], **parts["grid"]}.items():
+        if not value:
+            raise UserError(f"{path}: {key} is empty; add a value, or remove the key")
     results = [parts[key] for key in ("evaluate", "guidance", "power_law")]
     variations: dict[str, Arguments] = {}
     for name, changes in parts["variations"].items():
-        for suffix, point in _points(path, parts["grid"]):
+        for suffix, point in _points(parts["grid"]):
             full = name + suffix
             if full in variations:
                 raise UserError(f"{path}: variation {full} occurs twice; rename one, or remove a value of the grid")
-            included, merged = _merge(path, full, parts["overrides"], _changes(path, name, changes), point)
+            included, merged = _merge(path, full, parts["overrides"], changes or {}, point)
             files = [_locate(path, entry) for entry in (parts["experiment"], *included)]
             run = [("run", f"{path.stem}-{full}")]
             overrides = [(key, _text(key, value)) for key, value in merged.items()]
@@ -138,33 +139,24 @@ def read_suite(path: Path, common: Arguments) -> Suite:
 
 
 def _check_results(path: Path, evaluate: dict[str, Any], scales: list[Any], law: dict[str, Any], count: int) -> None:
-    is_number = all(type(scale) in (int, float) and 0 < scale < math.inf for scale in scales)
-    if not is_number or len(set(scales)) < len(scales):
+    if not all(0 < scale < math.inf for scale in scales) or len(set(scales)) < len(scales):
         raise UserError(f"{path}: guidance is {inline(scales)}; give different positive numbers")
     if scales and not evaluate:
         raise UserError(f"{path}: guidance has no effect without evaluate; add evaluate: {{num: 10000}}")
-    names = [law.get("y"), *law["x"]] if isinstance(law.get("x"), list) and law["x"] else [None]
-    if law and (law.keys() != {"x", "y"} or not all(isinstance(name, str) for name in names)):
+    if law and not (law.keys() == {"x", "y"} and law["x"] and isinstance(law["x"], list) and isinstance(law["y"], str)):
         raise UserError(f"{path}: power_law is {inline(law)}; write {{x: [parameters_in_millions], y: val/loss}}")
     if law and count == 1:
         raise UserError(f"{path}: power_law needs several variations; add one, or remove the key")
 
 
 def _part(path: Path, values: dict[str, Any], key: str) -> Any:
-    kind, default = KEYS[key]
+    annotation, default = KEYS[key]
     value = default if values.get(key) is None else values[key]
     if value is None:
         raise UserError(f"{path}: {key} is missing; give the path of an experiment, such as ../demo_aim.yaml")
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: {key} is {inline(value)}; it must be {WORDS[kind]}")
+    if not fits(value, annotation):
+        raise UserError(f"{path}: {key} is {inline(value)}; expected {type_text(annotation)}")
     return value
-
-
-def _changes(path: Path, name: str, changes: Any) -> dict[str, Any]:
-    """Return the overrides of a variation; null has none."""
-    if not isinstance(changes, dict | None):
-        raise UserError(f"{path}: variation {name} is {inline(changes)}; it must be a mapping of overrides")
-    return changes or {}
 
 
 def _merge(path: Path, name: str, *parts: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -173,16 +165,13 @@ def _merge(path: Path, name: str, *parts: dict[str, Any]) -> tuple[list[str], di
     if reserved := next((key for key in merged if key in ("run", "seed_everything")), None):
         raise UserError(f"{path}: variation {name}: {reserved} is set by the suite; remove it")
     files = merged.pop(INCLUDE, [])
-    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+    if not fits(files, list[str]):
         raise UserError(f"{path}: variation {name}: {INCLUDE} is {inline(files)}; it must be a list of files")
     return files, merged
 
 
-def _points(path: Path, grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _points(grid: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return suffix of the name and overrides for every combination of the grid, the last key varying fastest."""
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: grid: {key} is {inline(values)}; it must be a list of values")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     return [
         ("".join(f"-{key.rpartition('.')[2]}{_plain(value)}" for key, value in point.items()), point)
