@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import struct
@@ -253,32 +252,6 @@ def test_shard_source_survives_pickling(shards):
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint == source.fingerprint
     assert np.array_equal(np.asarray(copy[5]), np.asarray(source[5]))
-
-
-def _read_rounds(source: ShardSource, queue) -> None:
-    queue.put(all(has_noise(source, row, row) for row in [*range(7)] * 20))
-
-
-def test_forked_readers_share_open_shards_without_harm(shards):
-    source = ShardSource(shards)
-    source[0], source[6]  # opened before the fork
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_read_rounds, args=(source, queue)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    assert [queue.get(timeout=60) for _ in workers] == [True, True]
-    for worker in workers:
-        worker.join()
-
-
-def test_few_files_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("aim_lightning.data.images.tar._OPEN_FILES", 2)
-    write_image_shards(records(), tmp_path, NAMES, rows_per_shard=1)
-    source = ShardSource(tmp_path)
-    for row in [*range(7), *range(7)]:
-        assert has_noise(source, row, row)
-    assert len(source._files._open) == 2
 
 
 # --- errors of sources

@@ -1,13 +1,11 @@
 """Tar files: deterministic writing, detection of truncation, and images read in place."""
 
-import os
 import tarfile
 from abc import ABC
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import webdataset as wds
@@ -17,7 +15,6 @@ from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import atomic_path
 
 TAR_ERRORS = (tarfile.TarError, OSError, EOFError)  # raised for a truncated or damaged file, or for no tar at all
-_OPEN_FILES = 64  # ImageNet has more shards than a process may have open files (often 1024)
 
 
 @contextmanager
@@ -72,7 +69,6 @@ class TarSource(ImageSource, ABC):
     ) -> None:
         self.tars = tars
         self._spans = spans
-        self._files = OpenFiles()
         super().__init__(class_names, labels, keys)
 
     def files(self) -> list[Path]:
@@ -86,42 +82,12 @@ class TarSource(ImageSource, ABC):
     def _content(self, row: int) -> bytes:
         number, offset, size = self._spans[row].tolist()
         try:
-            return self._files.read(self.tars[number], offset, size)
+            # Opened for each image: loader workers share no file position, and no limit of open files is reached.
+            with self.tars[number].open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+            if len(content) != size:
+                raise OSError(f"the file ends {size - len(content)} bytes too early")
         except OSError as error:
             raise UserError(f"{self.location(row)} cannot be read ({error}); restore the tar file") from error
-
-
-class OpenFiles:
-    """Reads parts of files and keeps the latest files open; usable after fork and after pickling."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, int] = OrderedDict()
-
-    def read(self, path: Path, offset: int, size: int) -> bytes:
-        """Return the bytes [offset, offset + size) of a file.
-
-        Args:
-            path: the file.
-            offset: first byte.
-            size: number of bytes.
-
-        Raises:
-            OSError: the file is missing or too short.
-        """
-        if path not in self._open:
-            self._open[path] = os.open(path, os.O_RDONLY)
-        self._open.move_to_end(path)
-        if len(self._open) > _OPEN_FILES:
-            os.close(self._open.popitem(last=False)[1])
-        # pread uses no file position: processes that share a handle after a fork cannot disturb each other.
-        content = os.pread(self._open[path], size, offset)
-        if len(content) != size:
-            raise OSError(f"the file ends {size - len(content)} bytes too early")
         return content
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_open": OrderedDict()}  # file descriptors are invalid in another process
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
