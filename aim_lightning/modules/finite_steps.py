@@ -1,6 +1,7 @@
 """Keep steps whose gradients are not finite away from the weights, without waiting for the GPU in every step."""
 
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +13,7 @@ from aim_lightning.utils.logging import log
 IN_FLIGHT = 2  # steps that the host may be ahead of a GPU
 
 
+@dataclass(eq=False)
 class FiniteSteps(Callback):
     """Skip steps whose gradient norm is not finite, and stop training or count them.
 
@@ -26,15 +28,13 @@ class FiniteSteps(Callback):
         section: of the configuration that `config` comes from, for errors.
     """
 
-    def __init__(
-        self,
-        config: OptimizerConfig,
-        suffix: str = "",
-        name: str = "the gradient norm",
-        section: str = "model.optimizer",
-    ) -> None:
-        self.config, self.suffix, self.name = config, suffix, name
-        self.section, self.curve = section, f"train/grad_norm{suffix}"
+    config: OptimizerConfig
+    suffix: str = ""
+    name: str = "the gradient norm"
+    section: str = "model.optimizer"
+
+    def __post_init__(self) -> None:
+        self.curve = f"train/grad_norm{self.suffix}"
         self.skipped = self.in_a_row = 0  # steps of the whole run
         self.found_inf: Tensor | None = None
         self.pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()

@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from aim_lightning.callbacks.evaluation.scoring import Scoring, find_callback
+from aim_lightning.callbacks.evaluation.scoring import Scoring
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.stop_request import between
+from aim_lightning.callbacks.training.stop_request import between, find_callback
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES

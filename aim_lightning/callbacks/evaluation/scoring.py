@@ -3,11 +3,10 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.callbacks.training.stop_request import ValidationStop, between
+from aim_lightning.callbacks.training.stop_request import ValidationStop, between, find_callback
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.reference_statistics import ReferenceImages
@@ -75,8 +74,3 @@ class Scoring(Callback):
         if stop := find_callback(trainer, ValidationStop):
             stop.check(phase)
         return signals.NONE
-
-
-def find_callback(trainer: Trainer, callback_class: type) -> Any:
-    """Return the trainer's callback of a class; None without one."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)

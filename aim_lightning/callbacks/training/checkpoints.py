@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from aim_lightning.utils.ranges import Range, check_arguments
 CLOCK_INTERVAL = 10  # optimizer steps between two collective readings of the clock
 
 
+@dataclass(eq=False, kw_only=True)
 class Checkpoints(Checkpoint):
     """Write checkpoints/step=NNNNNNNN.ckpt in the run directory.
 
@@ -41,26 +43,18 @@ class Checkpoints(Checkpoint):
     """
 
     needs = ("run_dir",)
+    every_n_steps: int | None = 1000
+    every_n_minutes: float | None = None
+    keep_last: int = 2
+    keep_best: int = 0
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
 
-    def __init__(
-        self,
-        every_n_steps: int | None = 1000,
-        every_n_minutes: float | None = None,
-        keep_last: int = 2,
-        keep_best: int = 0,
-        monitor: str = "val/loss",
-        mode: Literal["min", "max"] = "min",
-    ) -> None:
-        self.every_n_steps = every_n_steps
-        self.every_n_minutes = every_n_minutes
-        self.keep_last = keep_last
-        self.keep_best = keep_best
-        self.monitor = monitor
-        self.mode = mode
-        if every_n_steps is None and every_n_minutes is None:
+    def __post_init__(self) -> None:
+        if self.every_n_steps is None and self.every_n_minutes is None:
             raise UserError("callbacks.checkpoints: every_n_steps and every_n_minutes are both null; set one of them")
         ranges = {"every_n_minutes": Range(above=True), "keep_best": Range(0)}
-        check_arguments("callbacks.checkpoints.", Checkpoints.__init__, vars(self), Range(1), **ranges)
+        check_arguments("callbacks.checkpoints.", Checkpoints, vars(self), Range(1), **ranges)
         self.best: list[tuple[float, int]] = []  # (value, step), best first
         self.candidate: tuple[float, int] | None = None  # of the last validation
         self.saved_step = 0

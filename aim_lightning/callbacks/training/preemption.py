@@ -8,7 +8,7 @@ from statistics import median
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
-from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers, received
+from aim_lightning.callbacks.training.stop_request import StopRequest, find_callback, keep_handlers, received
 from aim_lightning.cluster import job_registry, signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
@@ -84,7 +84,7 @@ class Preemption(Callback):
         beat("the checkpoint before stopping")
         saved = False
         try:
-            if checkpoints := _checkpoints(trainer):
+            if checkpoints := find_callback(trainer, Checkpoints):
                 saved = checkpoints.save(trainer)
         except UserError as error:
             log(f"warning: {error}")
@@ -120,12 +120,8 @@ class Preemption(Callback):
         job_registry.record_timings(self.run_dir, **values)
 
     def _record(self, trainer: Trainer) -> None:
-        checkpoints = _checkpoints(trainer)
+        checkpoints = find_callback(trainer, Checkpoints)
         if trainer.is_global_zero and self.pauses:
             slowest = checkpoints.slowest if checkpoints else 0.0
             values = {"longest_pause_seconds": self.longest_pause, "step_seconds": median(self.pauses)}
             job_registry.record_timings(self.run_dir, **values, checkpoint_seconds=slowest)
-
-
-def _checkpoints(trainer: Trainer) -> Checkpoints | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)), None)

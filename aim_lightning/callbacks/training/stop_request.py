@@ -12,7 +12,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -135,7 +135,7 @@ def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Ite
     Raises:
         UserError: an item is unreadable; the other ranks are done by then.
     """
-    stop = next((callback for callback in trainer.callbacks if isinstance(callback, ValidationStop)), None)
+    stop = find_callback(trainer, ValidationStop)
     before_item, finish = (stop.check, stop.finish) if stop else (beat, beat)
     try:
         for item in items:
@@ -146,6 +146,11 @@ def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Ite
         finish(phase)
         raise
     finish(phase)
+
+
+def find_callback(trainer: Trainer, callback_class: type) -> Any:
+    """Return the trainer's callback of a class; None without one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)
 
 
 def keep_handlers(trainer: Trainer) -> None:

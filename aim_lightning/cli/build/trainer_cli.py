@@ -27,6 +27,7 @@ from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
+from aim_lightning.callbacks.training.stop_request import find_callback
 from aim_lightning.cli.build.callback_resources import CallbackResources
 from aim_lightning.cli.build.loggers import set_arguments
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
@@ -229,7 +230,7 @@ def _check_trainer(cli: AimCLI) -> None:
 
 def scored_weights(cli: AimCLI) -> dict[str, str]:
     """Return the kind (`ema` or `raw`) and the hex sha256 of the weights that validation scores."""
-    ema = next((callback for callback in cli.trainer.callbacks if isinstance(callback, EMA)), None)
+    ema = find_callback(cli.trainer, EMA)
     network = ema.network if ema else cli.model.network
     return {"weights": "ema" if ema else "raw", "weights_sha256": hash_tensors(network.state_dict())}
 
