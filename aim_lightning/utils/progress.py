@@ -55,11 +55,11 @@ class ProgressBar(AbstractContextManager):
 
     def __post_init__(self) -> None:
         self.initial = self._printed_done = self.done
-        self.in_terminal = self.shown and sys.stdout.isatty()
-        self._prints_lines = self.shown and not self.in_terminal
+        in_terminal = self.shown and sys.stdout.isatty()
+        self._prints_lines = self.shown and not in_terminal
         options = {"initial": self.done, "unit": f" {self.unit}", "leave": self.leave, "file": sys.stdout}
         options["ncols"] = get_terminal_size().columns  # 80 in a terminal that reports 0, in which tqdm shows no bar
-        self._bar = tqdm(desc=self.name, total=self.total, disable=not self.in_terminal, **options)
+        self._bar = tqdm(desc=self.name, total=self.total, disable=not in_terminal, **options)
         self._started = monotonic()
         self._printed = self._started - INTERVAL if self.early else self._started
 
@@ -68,18 +68,19 @@ class ProgressBar(AbstractContextManager):
         if self._prints_lines and self.leave and self.done > self._printed_done:
             print(self._line(""), flush=True)
 
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: int, note: str = "", intervals: int = 1) -> None:
         """Add finished items.
 
         Args:
             count: number of items finished since the last call.
             note: text after the numbers.
+            intervals: in a log, print a line that many minutes after the previous one.
         """
         self.done += count
         if note:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
-        if self._prints_lines and monotonic() - self._printed >= INTERVAL:
+        if self._prints_lines and monotonic() - self._printed >= intervals * INTERVAL:
             self._printed, self._printed_done = monotonic(), self.done
             print(self._line(note), flush=True)
 

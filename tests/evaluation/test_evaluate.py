@@ -120,7 +120,8 @@ def test_a_second_call_generates_nothing(scored, config, capsys):
     path = scored[0] / "scores.json"
     before = path.stat().st_mtime_ns
     assert call("evaluate", config, "--num", 100) == 0
-    assert "scored already" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "scored already" in text and "next: make sweep EXP=" in text
     assert path.stat().st_mtime_ns == before
 
 

@@ -113,6 +113,14 @@ def test_a_slow_loop_shows_hours_and_a_note(clock, capsys):
     assert capsys.readouterr().out == "sampling: 50 of 50,000 images, 0.5 images/s, 27.8 h left, peak 1.0 GiB\n"
 
 
+def test_items_without_a_note_may_wait_for_more_intervals(clock, capsys):
+    with ProgressBar("training", 100, "steps") as bar:
+        for _ in range(4):
+            clock[0] += 40
+            bar.advance(1, intervals=2)
+    assert capsys.readouterr().out == "training: 3 of 100 steps, 0.025 steps/s, 65 min left\n"
+
+
 def test_leave_prints_a_last_line(clock, capsys):
     for done in (0, 10):
         with ProgressBar("val", 10, done=done, leave=True) as bar:

@@ -12,7 +12,8 @@ class RunProgressBar(Callback):
     """Show the step of the whole training, the time left, loss and images/s; in `validate`, the batches.
 
     In a log, lines appear at steps that are logged, at most one per minute. Metrics are read from the device only then:
-    reading them at every step would make the processor wait for the GPU.
+    reading them at every step would make the processor wait for the GPU. Between logged steps that are over two minutes
+    apart, lines without metrics appear.
     """
 
     def __init__(self) -> None:
@@ -28,17 +29,13 @@ class RunProgressBar(Callback):
         new_steps = trainer.global_step - self.bar.done
         if not new_steps or not trainer.is_global_zero:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            metrics = trainer.callback_metrics
-            texts = [text.format(float(metrics[name])) for name, text in NOTES.items() if name in metrics]
-            self.bar.advance(new_steps, ", ".join(texts))
-        elif self.bar.in_terminal:
-            self.bar.advance(new_steps)
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0
+        metrics = trainer.callback_metrics if is_logged else {}
+        texts = [text.format(float(metrics[name])) for name, text in NOTES.items() if name in metrics]
+        self.bar.advance(new_steps, ", ".join(texts), intervals=1 if is_logged else 2)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar; in a log, print the last step."""
-        if self.bar is not None:
-            self.bar.advance(trainer.global_step - self.bar.done)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

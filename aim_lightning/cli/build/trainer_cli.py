@@ -44,10 +44,11 @@ from aim_lightning.utils.lightning_private import log_steps_done, set_writer
 from aim_lightning.utils.logging import show_log
 from aim_lightning.utils.tensor_hash import hash_tensors
 
-# Advice of Lightning for beginners. Metrics are the same on all ranks here, and the data resumes from its cursor.
+# Advice of Lightning for beginners. Metrics are the same on all ranks here, the data resumes from its cursor, and steps
+# are logged across short epochs.
 IGNORED_WARNINGS = (
     "does not have many workers|IterableDataset.*__len__|sync_dist=True|your dataloader is not resumable"
-    "|`srun` command is available|treespec, LeafSpec"
+    "|`srun` command is available|treespec, LeafSpec|smaller than the logging interval"
 )
 
 

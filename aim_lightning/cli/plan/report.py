@@ -221,7 +221,7 @@ def _time_lines(training: Training, rates: dict[str, tuple[float, str]]) -> Line
             source += f", times {training.devices}, without communication between them"
         hours, by_time = training.remaining(rate)
         seconds = 3600 * hours
-        total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices (GPU hours, on GPUs)"
+        total = f"{_scaled(seconds * training.devices, SECONDS, 1)} over all devices"
         most = f"with validation, at most {seconds / training.step_seconds(rate):,.0f} steps"
         duration = f"{_scaled(seconds, SECONDS, 1)} {most if by_time else 'without validation'}; {total}"
         lines += [("images/s" + suffix, f"{rate:,.1f} ({source})"), ("time" + suffix, duration)]
