@@ -91,7 +91,8 @@ def run(argv: list[str]) -> int:
         print(_help(command, arguments, parser))
         return 0
     options = parser.parse_args(arguments.rest)
-    if empty := [option for option, value in vars(options).items() if value == ""]:
+    lists = {option: value if isinstance(value, list) else [value] for option, value in vars(options).items()}
+    if empty := [option for option, values in lists.items() if "" in values]:
         dashes = "--" if f"--{empty[0]}" in parser.format_usage() else ""
         raise UserError(f"command line: {dashes}{empty[0]} is empty; give a value, or leave it out for the default")
     # Arrays compose further configurations from these, and messages repeat the command.
