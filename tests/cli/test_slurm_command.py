@@ -77,6 +77,14 @@ def test_submit_status_and_cancel(slurm):
     assert started.returncode == 69 and "was cancelled; it does not train again" in started.stdout
 
 
+def test_status_leaves_out_directories_that_are_not_runs(slurm):
+    for name in ("main-a", "main-ä"):
+        (MAIN.parent / name / "checkpoints").mkdir(parents=True)
+        (MAIN.parent / name / "checkpoints" / "step=00000004.ckpt").touch()
+    done = slurm("status")
+    assert done.returncode == 0 and "main-a: step 4" in done.stdout and "main-ä" not in done.stdout, done.stderr
+
+
 def test_arrays_freeze_one_configuration_per_task(slurm):
     Path("sweep").write_text("# rates\n--model.optimizer.base_learning_rate 1e-3\n--model.label_dropout 0.5\n")
     assert "runs main-0 … main-1" in slurm("submit", "--sweep", "sweep", "--parallel", "1").stdout

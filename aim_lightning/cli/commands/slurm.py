@@ -16,7 +16,7 @@ from aim_lightning.cluster.job_plan import check
 from aim_lightning.cluster.sbatch_script import render
 from aim_lightning.cluster.slurm_api import SlurmError, SlurmJobInfo, command, show
 from aim_lightning.config.yaml import dump
-from aim_lightning.runs.directory import RunDirectory
+from aim_lightning.runs.directory import NAME, RunDirectory
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.logging import log_next
@@ -152,7 +152,8 @@ def _status(config: Config, options: argparse.Namespace) -> int:
         print(f"{job}: {info.state}{reason}{nodes}, {info.run_time} of {info.time_limit}, {info.restarts} restarts")
     if not jobs and not job_registry.jobs(directory.path):
         print(f"{directory.path} has no jobs; make slurm {directory.variables} submits one")
-    for path in [directory.path, *sorted(directory.path.parent.glob(f"{directory.run}-*"))]:
+    tasks = sorted(path for path in directory.path.parent.glob(f"{directory.run}-*") if NAME.fullmatch(path.name))
+    for path in (directory.path, *tasks):
         run = replace(directory, run=path.name)
         if run.checkpoints():
             saved = datetime.fromtimestamp(run.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
