@@ -1,6 +1,7 @@
 """JSON records that jobs keep in a run directory: submissions, starts, exit codes and measured seconds."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ LARGEST = ("longest_pause_seconds", "checkpoint_seconds")  # of all jobs of the 
 
 def jobs(run_dir: Path) -> dict[str, dict]:
     """Return the records of submitted jobs by number, oldest first."""
-    return {entry["job"]: entry for entry in _read(run_dir, JOBS, [])}
+    return {entry["job"]: entry for entry in _read(run_dir, JOBS, [], _are_jobs)}
+
+
+def _are_jobs(entries: Any) -> bool:
+    records = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    return records and all(isinstance(entry.get("job"), str) and "cancelled" in entry for entry in entries)
 
 
 def add(run_dir: Path, job_id: str, **fields: bool) -> None:
@@ -108,12 +114,9 @@ def record_timings(run_dir: Path | str, **values: float) -> None:
     _write(run_dir, TIMINGS, timings)
 
 
-def _read(run_dir: Path | str, name: str, default: Any) -> Any:
-    path = Path(run_dir) / name
-    content = read_json(path, "job record") if path.exists() else default
-    if not isinstance(content, type(default)):
-        raise UserError(f"{path} was not written by this project; move it away")
-    return content
+def _read(run_dir: Path | str, name: str, default: Any, is_valid: Callable[[Any], bool] | None = None) -> Any:
+    path, has_type = Path(run_dir) / name, lambda content: isinstance(content, type(default))
+    return read_json(path, "job record", is_valid or has_type) if path.exists() else default
 
 
 def _write(run_dir: Path | str, name: str, content: Any) -> None:

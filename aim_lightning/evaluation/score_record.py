@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_lightning.metrics import metric_name
-from aim_lightning.runs.results import commit
+from aim_lightning.runs.results import commit, has_metrics
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json
 
@@ -72,7 +72,10 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a record.
     """
-    return read_format(path, "record of scores", FORMAT)
+    record = read_format(path, "record of scores", FORMAT)
+    if not has_metrics(record):
+        raise UserError(f"{path} is damaged: it has no protocol or no metrics; remove it and evaluate again")
+    return record
 
 
 def read_format(path: Path, role: str, file_format: str) -> dict[str, Any]:

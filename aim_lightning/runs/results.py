@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.files import read_json, write_json
 
 FORMAT = "aim_lightning.results/1"
@@ -68,10 +67,15 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {"protocol": {}, "metrics": {}}
-    content = read_json(path, "results")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("protocol", "metrics")):
-        raise UserError(f"{path} was not written by this project; move it away")
-    return content
+    return read_json(path, "results", has_metrics)
+
+
+def has_metrics(content: Any) -> bool:
+    """Return True for a mapping with a protocol and with metrics, numbers by name."""
+    if not isinstance(content, dict) or not isinstance(content.get("protocol"), dict):
+        return False
+    metrics = content.get("metrics")
+    return isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
 
 
 def recorded_step(directory: RunDirectory) -> int | None:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,23 +175,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path, role: str) -> Any:
+def read_json(path: str | Path, role: str, is_valid: Callable[[Any], bool] = lambda content: True) -> Any:
     """Read a JSON file.
 
     Args:
         path: of the file.
         role: noun for the file in the error, such as "results file".
+        is_valid: returns True for content that this project writes.
 
     Raises:
-        UserError: the file is missing or no JSON.
+        UserError: the file is missing, no JSON, or has other content.
     """
     try:
         require_regular(path)
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{role} {path} does not exist") from None
     except (ValueError, IsADirectoryError) as error:
         raise UserError(f"{role} {path} is not readable JSON ({error})") from None
+    if not is_valid(content):
+        raise UserError(f"{path} was not written by this project; move it away")
+    return content
 
 
 def require_regular(path: str | Path) -> None:

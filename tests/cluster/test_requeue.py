@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import ROOT
+from helpers import assert_user_error
 
 from aim_lightning.cluster import job_registry, requeue
 from aim_lightning.cluster.requeue import RequeueDecision, act, cause_of, decide
@@ -162,6 +163,12 @@ def test_a_cancelled_array_is_cancelled_for_each_of_its_runs(tmp_path):
     assert job_registry.is_cancelled(tmp_path, "9_3") and not job_registry.is_cancelled(tmp_path, "10")
     job_registry.mark_cancelled(tmp_path / "b", "10_2")  # one task alone
     assert job_registry.is_cancelled(tmp_path, "10_2") and not job_registry.is_cancelled(tmp_path, "10_3")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"job": 5, "cancelled": false}]', '[{"job": "5"}]', "[null]"])
+def test_other_content_than_jobs_is_refused(tmp_path, content):
+    (tmp_path / "jobs.json").write_text(content)
+    assert_user_error("jobs.json was not written by this project; move it away", job_registry.jobs, tmp_path)
 
 
 def test_timings_keep_the_longest(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, python
 from evaluation.small import call, config, refused, workspace, write_step  # noqa: F401
-from helpers import assert_contains
+from helpers import assert_contains, assert_user_error
 from PIL import Image
 
 from aim_lightning.evaluation.report.comparison import Row, combine, measurement, record_values, titles, write_tables
@@ -144,6 +144,26 @@ def test_wrong_sources_are_one_line(config, workspace, capsys):
     assert "--num cannot be combined with --compare" in refused(
         capsys, "evaluate", config, "--compare", "AiM-B", "--num", "4"
     )
+
+
+DAMAGES = [
+    ("results.json", {"protocol": {"x": {"features": {}}}, "metrics": {}}),
+    ("results.json", {"protocol": {"x": {**PROTOCOL, "metrics": ["fid_5"]}}, "metrics": {}}),
+    ("results.json", {"protocol": {"x": {**PROTOCOL, "metrics": 3}}, "metrics": {}}),
+    ("results.json", {"protocol": {}, "metrics": {"fid_5": "high"}}),
+    ("a.json", record(features=3)),
+    ("a.json", record(reference={})),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGES)
+def test_other_content_than_scores_is_one_line(tmp_path, name, content):
+    assert_user_error(f"{name} was not written by this project", row, write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("content", [record("high"), record({"fid_5": "high"}), {"format": "aim_lightning.scores/1"}])
+def test_a_record_without_metrics_or_protocol_is_refused(tmp_path, content):
+    assert_user_error("a.json is damaged: it has no protocol or no metrics", row, write(tmp_path / "a.json", content))
 
 
 def test_faults_of_later_sources_are_reported_before_an_image_set_is_scored(config, workspace, tmp_path, capsys):

@@ -179,6 +179,11 @@ def test_follow_scores_each_checkpoint_once(config, workspace, capsys):
     options = [read_json(path / "protocol.json", "protocol")["sampling"] for path in (directory, other)]
     assert [values["cfg_scale"] for values in options] == [1.5, 3]
     assert {(values["decoder"], values["precision"]) for values in options} == {("plain", "float32")}, "no auto"
+    capsys.readouterr()
+    for content in ("{}", "null", '["5"]', "[[5]]"):
+        (directory / "steps.json").write_text(content)
+        assert follow(config) == 2
+        assert "steps.json was not written by this project; move it away" in last_error(capsys)
 
 
 def test_follow_needs_a_run_and_a_checkpoint(config, workspace, capsys):

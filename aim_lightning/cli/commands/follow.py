@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aim_lightning.cli.common_options import SCORING, add_shared, number, option
 from aim_lightning.cli.config import Config
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HELP = "evaluate the checkpoints of a running training in a separate process"
 DIRECTORY = "follow"  # of the run; TensorBoard reads one writer per directory
+STEPS = "steps.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     protocol = {"sampling": asdict(sampling.for_scores()), "raw": options.raw, **scorer.protocol(options.num)}
     # One directory per protocol and type of device, which determines what `auto` becomes.
     curves = directory.path / DIRECTORY / short_key([protocol, device.type])
-    steps = read_json(curves / "steps.json", "list of steps") if (curves / "steps.json").is_file() else []
+    steps = read_json(curves / STEPS, "list of steps", _are_steps) if (curves / STEPS).exists() else []
     for step, path in new_checkpoints(directory, set(steps), options.every, options.patience, ranks):
         options.checkpoint = path
         model = load_together(path, ranks, lambda: setup.load_model(config, options, device))
@@ -66,11 +67,15 @@ def run(config: Config, options: argparse.Namespace) -> int:
                     writer.add_scalar(f"metrics/{name}", value, step)
             # The step comes last: a step in the list is never evaluated again.
             steps.append(step)
-            write_json(curves / "steps.json", steps)
+            write_json(curves / STEPS, steps)
     if not directory.checkpoints():
         raise UserError(f"{directory.path} got no checkpoint within {options.patience:g} seconds; see --patience")
     log(f"results: {directory.path}/evaluations; curves: make tensorboard, {curves}")
     return 0
+
+
+def _are_steps(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(step, int) for step in content)
 
 
 def new_checkpoints(

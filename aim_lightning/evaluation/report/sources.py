@@ -1,6 +1,7 @@
 """Sources of a comparison: published rows, runs, records and image sets."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,26 @@ def _matches(pattern: str, runs_root: Path) -> list[Path]:
 def _read_path(name: str, path: Path, score: Score) -> Row:
     results = path if path.name == "results.json" else path / "results.json"
     if results.is_file():
-        return _run_row(name, results)
+        with _converting(results):
+            return _run_row(name, results)
     if (path / "checkpoints").is_dir():
         raise UserError(f"--compare: {name} holds no scores; run validate or evaluate first")
     if any(path.glob("*/checkpoints")):
         raise UserError(f"--compare: {name} is an experiment; give {name}/RUN, or {name}/* for the mean of its runs")
     path = path / RECORD if (path / RECORD).is_file() else path
     record = read_record(path) if path.suffix == ".json" else score(path)
-    return Row(name, record_values(record), guidance(record["protocol"].get("sampling") or {}))
+    with _converting(path):
+        return Row(name, record_values(record), guidance(record["protocol"].get("sampling") or {}))
+
+
+@contextlib.contextmanager
+def _converting(path: Path) -> Iterator[None]:
+    """Convert the errors of a file with other entries than this project writes."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+        fact = f"{path} was not written by this project ({type(error).__name__}: {error})"
+        raise UserError(f"--compare: {fact}; evaluate again") from error
 
 
 def _run_row(name: str, path: Path) -> Row:
