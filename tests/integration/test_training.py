@@ -229,7 +229,7 @@ def test_validate_refuses_other_weights_and_networks(experiment):
     experiment.fit("without_ema", "--callbacks.ema", "null", "--trainer.max_steps", 4)
     cases = [
         ((), 2, "no averaged weights"),
-        (("--model.network.d_state", 16), 2, "model.network.d_state was 8, is 16"),
+        (("--model.network.d_state", 16), 2, "model.network.d_state was 8, is 16; give the options"),
         (("--callbacks.ema", "null"), 0, "results: "),
     ]
     for options, code, words in cases:

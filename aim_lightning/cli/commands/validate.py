@@ -74,6 +74,6 @@ def _check_model(content: dict[str, Any], config: Config, path: Path) -> None:
     sizes = [{"class_path": model["class_path"], "network": model["init_args"]["network"]} for model in models]
     if sizes[0] != sizes[1]:
         changes = differences(*({"model": size} for size in sizes))
-        raise UserError(f"{path} is of another model: {'; '.join(changes.values())}")
+        raise UserError(f"{path} is of another model: {', '.join(changes.values())}; give the options of its training")
     if config.values["callbacks"].get("ema") and content["ema"] is None:
         raise UserError(f"{path} contains no averaged weights; score the trained ones with --callbacks.ema null")
