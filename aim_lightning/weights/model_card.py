@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 
 from aim_lightning.models import AiM, VQModel
 from aim_lightning.runs.results import read_results
+from aim_lightning.utils.table import markdown
 from aim_lightning.utils.tensor_hash import hash_tensors
 from aim_lightning.weights.hf_config import to_published
 from aim_lightning.weights.source import Source
@@ -96,7 +97,7 @@ class Card:
             if network is not None:
                 parameters = sum(parameter.numel() for parameter in network.parameters())
                 rows = {"parameters": f"{parameters:,}", **asdict(network.config)}
-                yield _table((name, ""), [(f"`{key}`", value) for key, value in rows.items()])
+                yield markdown((name, ""), [(f"`{key}`", value) for key, value in rows.items()]).rstrip()
 
     def _training(self) -> Iterator[str]:
         if not self.configuration:
@@ -125,7 +126,7 @@ class Card:
         ]
         if rows:
             yield "## Scores"
-            yield _table(("metric", "value", "protocol"), rows)
+            yield markdown(("metric", "value", "protocol"), rows).rstrip()
             yield "Values of different protocols are not comparable."
             yield from (_details(f"Protocol of {name}", entry) for name, entry in protocols.items())
 
@@ -157,11 +158,6 @@ class Card:
                 f"images = model.generate(batch=2{call})",
             )
             yield "The published decoder gives code i the position i + 1, as `position_offset=1` does in aim_lightning."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def _code(*lines: str) -> str:

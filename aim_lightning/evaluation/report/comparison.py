@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aim_lightning.evaluation.report.table import markdown, number
+from aim_lightning.evaluation.report.table import number
 from aim_lightning.evaluation.run_metrics import NO_SCORES
 from aim_lightning.evaluation.score_record import chosen_classes, describe_reference
 from aim_lightning.utils.files import write_text
-from aim_lightning.utils.table import MISSING, aligned
+from aim_lightning.utils.table import MISSING, aligned, markdown
 
 # First word of a metric's name -> entries of the protocol that its values depend on, next to features and reference.
 SETTINGS = {"is": ("inception_score",), "mind": ("mind",), "fdr": ("fdr",), "class": ("class_agreement",)}

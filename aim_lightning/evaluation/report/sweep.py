@@ -13,6 +13,7 @@ from aim_lightning.evaluation.score_record import read_format
 from aim_lightning.sampling import SamplingOptions
 from aim_lightning.utils.errors import UserError, suggest
 from aim_lightning.utils.files import write_text
+from aim_lightning.utils.table import markdown
 
 COMMA = re.compile(r",(?![^\[]*\])")  # not inside brackets, which hold the two ends of an interval
 FORMAT = "aim_lightning.sweep/1"
@@ -159,8 +160,7 @@ def write_page(directory: Path, plots: list[Path]) -> None:
     _remove_events(directory)
     header, *rows = csv.reader(io.StringIO((directory / TABLE).read_text(encoding="utf-8")))
     with SummaryWriter(str(directory)) as writer:
-        table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
-        writer.add_text("sweep/results", table)
+        writer.add_text("sweep/results", markdown(header, rows))
         for path in plots:
             writer.add_image(f"sweep/{path.stem}", np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
 

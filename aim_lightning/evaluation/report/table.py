@@ -7,7 +7,7 @@ from typing import Any
 from aim_lightning.config.yaml import parse
 from aim_lightning.evaluation.score_record import chosen_classes, describe_reference, plain_metrics, read_record
 from aim_lightning.sampling.filters import Filters
-from aim_lightning.utils.table import MISSING
+from aim_lightning.utils.table import MISSING, markdown
 
 SWEEP_FILES = ("results.csv", "metrics.png", "protocol.json")
 PAPER = {"FID": "fid", "IS": "is", "precision": "precision", "recall": "recall"}  # column -> metric
@@ -150,9 +150,3 @@ def _model(model: dict[str, Any]) -> str:
 
 def _paper_cells(row: dict[str, Any]) -> list[str]:
     return [str(row.get(metric, MISSING)) for metric in PAPER.values()]
-
-
-def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
