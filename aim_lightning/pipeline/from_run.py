@@ -55,20 +55,19 @@ def load(
     return AiMPipeline(aim, tokenizer, *record).to(device)
 
 
-def load_tokenizer(source: str | Path | Mapping[str, Any], *, raw: bool = False) -> Any:
+def load_tokenizer(source: str | Path | Mapping[str, Any]) -> Any:
     """Load the tokenizer that the key `tokenizer` names, in evaluation mode and without gradients, on the CPU.
 
     Args:
         source: a run, a checkpoint or published weights of a VQ tokenizer (see `aim_lightning.weights`); or a mapping
             of class_path and init_args: any torch module with `encode`, `decode`, `grid`, `codebook_size` and
             `weights_hash` (docs/extending.md). Its code is run.
-        raw: of VQ weights, the trained ones instead of their average.
 
     Raises:
         UserError: no weights, or those of another model; no such class, or one that lacks part of the protocol.
     """
     if not isinstance(source, Mapping) or "class_path" not in source:
-        return import_vq(source, raw=raw).requires_grad_(False)
+        return import_vq(source).requires_grad_(False)
     tokenizer = build_object(source, nn.Module, "tokenizer")
     if lacking := [name for name in PROTOCOL if not hasattr(tokenizer, name)]:
         raise UserError(f"tokenizer: {source['class_path']} has no {', '.join(lacking)}; see docs/extending.md")

@@ -8,10 +8,6 @@ from aim_lightning.utils.errors import UserError
 ROUNDING = "nearest of (x + 1) * 127.5, half to even, clamped to 0..255"  # of to_uint8, for protocols
 
 
-class NotFinite(UserError, ValueError):
-    """Error for images with NaN, from a network that diverged."""
-
-
 def to_unit_range(images: Tensor) -> Tensor:
     """Convert uint8 pixels 0..255 of any shape to float32 in [-1, 1].
 
@@ -29,13 +25,13 @@ def to_uint8(images: Tensor) -> Tensor:
     It is the exact inverse of `to_unit_range`.
 
     Raises:
-        NotFinite: NaN among the values.
+        UserError: NaN among the values, from a network that diverged.
         ValueError: another dtype than a float.
     """
     if not images.is_floating_point():
         raise ValueError(f"to_uint8 takes floats in [-1, 1], not {images.dtype}")
     if images.isnan().any():
-        raise NotFinite("images with NaN: the network that made them, or its input, has diverged")
+        raise UserError("images with NaN: the network that made them, or its input, has diverged")
     return round_pixels(images)
 
 

@@ -15,6 +15,7 @@ from aim_lightning.evaluation.report.sources import read_row
 from aim_lightning.evaluation.report.sweep import POINTS
 from aim_lightning.evaluation.report.table import guidance
 from aim_lightning.evaluation.run_metrics import HEADLINE, NO_SCORES
+from aim_lightning.evaluation.score_record import read_record
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import read_results
 from aim_lightning.utils.files import read_json, write_text
@@ -105,7 +106,7 @@ def _run_rows(run: RunDirectory, scalars: Scalars, evaluated: bool, sweep: str |
     if sweep:
         points = read_json(run.path / "sweeps" / sweep / POINTS, "list of scores")
         return [Row(run.run, values | record_values(x), guidance(x["protocol"]["sampling"])) for x in points]
-    row = read_row(str(run.path), run.root, _no_images)
+    row = read_row(str(run.path), run.root, read_record)
     return [Row(run.run, values | row.values, row.guidance)]
 
 
@@ -117,10 +118,6 @@ def _guidance_curves(rows: list[Row]) -> dict[str, list[tuple[float, float, floa
             if column.metric.startswith(HEADLINE) and not column.metric.startswith("val/"):
                 result.setdefault(column.metric, []).append((row.values[SCALE].mean, value.mean, value.std))
     return result
-
-
-def _no_images(path: Path) -> dict:
-    raise AssertionError(f"{path} is a run, whose images are not scored here")
 
 
 def read_scalars(path: Path) -> Scalars:
