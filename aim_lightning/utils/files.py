@@ -60,7 +60,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a read-only disk this fails even without the file, and would hide the error above.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path, tolerated: tuple[int, ...] = ()) -> None:
@@ -152,11 +154,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tolerate_disk_errors(path: object) -> Iterator[None]:
-    """End the block at an OSError and warn once per process; for files that training can do without."""
+    """End the block at an OSError and warn once per process; for files that a command can do without."""
     try:
         yield
     except OSError as error:
-        warn_once(f"{path} cannot be written ({error.strerror or error}); training goes on without it")
+        warn_once(f"{path} cannot be written ({error.strerror or error}); continuing without it")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

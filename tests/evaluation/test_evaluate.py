@@ -1,6 +1,8 @@
 """`aim-lightning evaluate`: the same set from any number of processes, resumed after a kill, any source of images."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -149,6 +151,18 @@ def test_a_checkpoint_needs_no_run(workspace, config, capsys, tmp_path):
     assert len(list((tmp_path / "out").glob("*/scores.json"))) == 1
     error = refused(capsys, "evaluate", config, "--checkpoint", tmp_path / "copied.ckpt", *elsewhere)
     assert "copied.ckpt does not exist" in error
+
+
+def test_scores_elsewhere_need_no_writable_run(workspace, config, tmp_path, monkeypatch, capsys):
+    def read_only(path, value):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    write_step(workspace, 7, "shared")
+    monkeypatch.setattr("aim_lightning.runs.results.write_json", read_only)
+    assert call("evaluate", config, "--run", "shared", "--out", tmp_path, "--num", 5) == 0
+    out, err = capsys.readouterr()
+    assert "results.json cannot be written (Read-only file system); continuing without it" in err
+    assert "fd_effnet_lite0_5" in out and len(list(tmp_path.glob("*/scores.json"))) == 1
 
 
 def test_existing_images_have_the_same_scores(scored, archive, config, tmp_path):

@@ -148,6 +148,15 @@ def test_a_disk_that_stays_full_is_one_line_and_later_starts_continue(experiment
     assert "training from step 4" in capsys.readouterr().out and curve_steps(run_dir) == list(range(1, 23))
 
 
+def test_validation_logs_its_metrics_before_it_writes_them(experiment, reference, capsys):
+    run_dir = experiment.copy("reference", "unwritable")
+    (run_dir / "results.json").unlink()
+    (run_dir / "results.json").mkdir()
+    assert main(experiment.words("validate", "unwritable")) == 2
+    out, err = capsys.readouterr()
+    assert "val/loss" in out and "results.json is not readable JSON" in err.splitlines()[-1]
+
+
 def test_a_signal_on_a_full_disk_still_stops_training_so_that_the_job_is_requeued(experiment, full_disk, capsys):
     full_disk(5, signal_at=7)
     assert main(experiment.words("fit", "signalled")) == 138

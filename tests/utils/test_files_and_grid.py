@@ -137,6 +137,15 @@ def test_a_failed_write_names_the_final_file(tmp_path, file_limit):
     assert writing.value.filename == renaming.value.filename == str(path) and reading.value.filename == "absent"
 
 
+def test_a_failed_removal_does_not_hide_the_error(tmp_path, monkeypatch):
+    def read_only(path, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OSError, match="no room"), atomic_path(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "no room")
+
+
 def test_a_full_disk_is_reported_once_per_file(capsys):
     for name in ("a.json", "a.json", "b.json"):
         with tolerate_disk_errors(name):

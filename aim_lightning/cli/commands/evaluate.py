@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aim_lightning.cli.common_options import GENERATING, add_shared, flag, number, option
 from aim_lightning.cli.config import Config
 from aim_lightning.utils.errors import UserError
-from aim_lightning.utils.files import write_bytes, write_json
+from aim_lightning.utils.files import tolerate_disk_errors, write_bytes, write_json
 from aim_lightning.utils.logging import log, log_next
 from aim_lightning.utils.process import is_rank_zero
 
@@ -88,7 +88,9 @@ def _add_to_results(config: Config, record: dict[str, Any], reference: str | Non
     suffix = f"@{short_reference(record['protocol']['reference'])}" if reference else ""
     metrics, std = ({f"{name}{suffix}": x for name, x in record[key].items()} for key in ("metrics", "std"))
     facts = {**model, **record["protocol"], "seeds": record["seeds"], "std": std}
-    record_results(directory, f"evaluate_{next(iter(metrics))}", model["step"], facts, metrics, record["hardware"])
+    # With --out, the run may belong to another user.
+    with tolerate_disk_errors(directory.results):
+        record_results(directory, f"evaluate_{next(iter(metrics))}", model["step"], facts, metrics, record["hardware"])
 
 
 def _score_existing(config: Config, options: argparse.Namespace) -> int:

@@ -59,9 +59,10 @@ def score(config: Config) -> int:
         callbacks = cli.named_callbacks.items()
         facts = {"checkpoint": checkpoint.name, **scored_weights(cli)}
         facts |= {name: callback.protocol() for name, callback in callbacks if hasattr(callback, "protocol")}
-        record(directory, "validate", step, facts, metrics, hardware_of(cli))
+        # Logged first: the directory may belong to another user.
         for name, value in metrics.items():
             log(f"  {name:36s}{value:z10.4f}")
+        record(directory, "validate", step, facts, metrics, hardware_of(cli))
         target = "tokenize" if config.is_tokenizer else "sample"
         log(f"results: {directory.results}")
         log_next(f"make {target} {directory.variables}")
