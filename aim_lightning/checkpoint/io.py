@@ -11,7 +11,7 @@ import torch
 from aim_lightning.checkpoint.checksum import DamagedArchive, drop_from_cache, seal_archive, verify_archive
 from aim_lightning.checkpoint.format import FORMAT, check_content, find_unreadable
 from aim_lightning.checkpoint.torch_load import DamagedFile, read_pickle, system_fault
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError, UserError, shorten
 from aim_lightning.utils.files import atomic_path
 
 
@@ -120,9 +120,4 @@ def incompatible(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
             faults["other shape"].append(f"{name} {tuple(new.shape)} for {tuple(old.shape)}")
         if old.is_floating_point() and not new.is_floating_point():
             faults["other type"].append(f"{name} {new.dtype} for {old.dtype}")
-    return [f"{category}: {_shorten(names, limit)}" for category, names in faults.items() if names]
-
-
-def _shorten(names: list[str], limit: int | None) -> str:
-    more = f" and {len(names) - limit} more" if limit is not None and len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return [f"{category}: {shorten(names, limit)}" for category, names in faults.items() if names]

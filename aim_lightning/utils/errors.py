@@ -3,7 +3,7 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Messages of gloo after the process at the other end has exited.
 GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
@@ -84,6 +84,12 @@ def suggest(name: str, names: Iterable[str]) -> str:
         initials = {long: "".join(word[:1] for word in long.split("_")) for long in names}
         close = [long for long in names if initials[long].endswith(name) or long.startswith(f"{name}_")]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def shorten(names: Sequence[object], limit: int | None) -> str:
+    """Join names with commas; of more than the limit, count the rest."""
+    more = f" and {len(names) - limit} more" if limit is not None and len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
 
 
 def lost_rank(error: BaseException) -> bool:

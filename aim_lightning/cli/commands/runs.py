@@ -14,7 +14,7 @@ from aim_lightning.cluster.job_registry import was_refused
 from aim_lightning.config.yaml import inline, read_mapping
 from aim_lightning.runs.comparison import differing_leaves
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.utils.errors import UserError, suggest
+from aim_lightning.utils.errors import UserError, shorten, suggest
 from aim_lightning.utils.logging import log_next, warn
 from aim_lightning.utils.table import MISSING, aligned
 
@@ -72,8 +72,7 @@ def run(config: None, options: argparse.Namespace) -> int:
     directories, others = find_runs(Path(options.runs_root), options.experiments)
     rows = _sorted([row for directory in directories if (row := _row(directory))], options.sort)
     if others:
-        shown = ", ".join(map(str, others[:SHOWN])) + (f" and {len(others) - SHOWN} more" if others[SHOWN:] else "")
-        warn(f"directories that are not runs are left out: {shown}")
+        warn(f"directories that are not runs are left out: {shorten(others, SHOWN)}")
     if options.json:
         print(json.dumps([_plain(row) for row in rows], indent=2))
     elif options.csv:

@@ -7,13 +7,14 @@ from typing import Any
 from aim_lightning.cli.common_options import number, option
 from aim_lightning.cli.registry import Command
 from aim_lightning.data.tokens.format.manifest import TokenManifest
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, shorten
 from aim_lightning.utils.logging import log_next
 from aim_lightning.utils.progress import ProgressBar, progress
 
 HELP = "inspect, verify, preview or merge token shards"
 NEEDS_CONFIG = False
 SPLITS = ("train", "val")
+SHOWN = 10  # names of classes, keys of images
 
 
 def _add_paths(parser: argparse.ArgumentParser) -> None:
@@ -62,20 +63,17 @@ def info(config: None, options: argparse.Namespace) -> int:
             ("images", f"{manifest.rows:,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB"),
             ("views", f"{manifest.views} per image"),
             ("codes", f"{manifest.grid[0]} x {manifest.grid[1]} of {manifest.codebook_size}"),
-            ("classes", f"{len(manifest.class_names)}: {_some(manifest.class_names)}"),
+            ("classes", f"{len(manifest.class_names)}: {shorten(manifest.class_names, SHOWN)}"),
             ("tokenizer", f"weights hash {manifest.tokenizer_hash}"),
         ]
         if manifest.skipped:
-            lines.append(("skipped", f"{len(manifest.skipped)}: {_some([item.key for item in manifest.skipped])}"))
+            keys = [item.key for item in manifest.skipped]
+            lines.append(("skipped", f"{len(keys)}: {shorten(keys, SHOWN)}"))
         for source in manifest.sources:
             encoding = ", ".join(f"{name} {value}" for name, value in source.encoding.items()) or "unknown"
             lines.append(("source", f"{source.fingerprint[:12]}…, {source.shards} shards; encoding: {encoding}"))
         print(directory, *(f"  {name:10s}{text}" for name, text in lines), sep="\n")
     return 0
-
-
-def _some(names: list[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def verify(config: None, options: argparse.Namespace) -> int:
