@@ -80,7 +80,7 @@ def test_submit_status_and_cancel(slurm):
 def test_status_leaves_out_directories_that_are_not_runs(slurm):
     for name in ("main-a", "main-ä"):
         (MAIN.parent / name / "checkpoints").mkdir(parents=True)
-        (MAIN.parent / name / "checkpoints" / "step=00000004.ckpt").touch()
+        (MAIN.parent / name / "checkpoints" / "step=00000004.ckpt").symlink_to("absent")  # not mounted here
     done = slurm("status")
     assert done.returncode == 0 and "main-a: step 4" in done.stdout and "main-ä" not in done.stdout, done.stderr
 

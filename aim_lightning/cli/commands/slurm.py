@@ -155,8 +155,10 @@ def _status(config: Config, options: argparse.Namespace) -> int:
     tasks = sorted(path for path in directory.path.parent.glob(f"{directory.run}-*") if NAME.fullmatch(path.name))
     for path in (directory.path, *tasks):
         run = replace(directory, run=path.name)
-        if run.checkpoints():
-            saved = datetime.fromtimestamp(run.checkpoints()[0].stat().st_mtime).isoformat(" ", "seconds")
+        if checkpoints := run.checkpoints():
+            # A link to storage that is not mounted has only its own time.
+            seconds = checkpoints[0].stat(follow_symlinks=checkpoints[0].exists()).st_mtime
+            saved = datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
             finished = ", results.json exists" if run.results.exists() else ""
             print(f"{run.path}: step {run.latest_step}, saved {saved}{finished}")
     return 0
