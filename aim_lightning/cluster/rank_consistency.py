@@ -25,7 +25,6 @@ class RankInfo:
         node: name of its machine.
         rank: global rank.
         device: unique on its node; None for CPUs.
-        world_size: number of ranks it was started with.
         versions: package -> version, with a hash of this project's source and the rank's micro-batch.
         configuration: hash of the composed configuration.
         start: name of the checkpoint from which it would start.
@@ -35,7 +34,6 @@ class RankInfo:
     node: str
     rank: int
     device: str | None
-    world_size: int
     versions: dict[str, str]
     configuration: str
     start: str
@@ -77,8 +75,6 @@ def faults(ranks: list[RankInfo], run_dir: str) -> list[str]:
     first = min(ranks, key=lambda info: info.rank)
     lines = []
     for info in ranks:
-        if info.world_size != len(ranks):
-            lines.append(f"{info}: it counts {info.world_size} ranks, but {len(ranks)} answered")
         for package, installed in info.versions.items():
             if installed != (expected := first.versions.get(package)):
                 lines.append(f"{info}: {package} is {installed}, on node {first.node} it is {expected}")

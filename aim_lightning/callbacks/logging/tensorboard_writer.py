@@ -68,9 +68,6 @@ class EventFile:
         """Write waiting events to the file."""
         self.flush()
 
-    def reopen(self) -> None:
-        """Do nothing: every flush opens the file."""
-
 
 def _append(path: Path, data: bytes | bytearray) -> None:
     """Append all bytes or none: TensorBoard reads nothing after half a record."""

@@ -60,7 +60,6 @@ class Preflight(Callback):
             node=node_name(),
             rank=trainer.global_rank,
             device=None if device.type == "cpu" else str(device),
-            world_size=trainer.world_size,
             # Ranks whose GPUs differ in memory would choose different micro-batches.
             versions=versions() | {"micro-batch": str(trainer.datamodule.plan.micro_batch_size)},
             configuration=configuration_hash(self.configuration),
