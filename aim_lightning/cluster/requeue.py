@@ -4,12 +4,11 @@ Called by rank 0 after a stop between two steps, and by job.sbatch after srun ha
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from aim_lightning.cluster import signals
-from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, command, show
+from aim_lightning.cluster import signals, slurm_api
+from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo
 
 # Exit codes of `fit`: job.sbatch and SLURM act on them.
 USER_ERROR, REFUSED, HANG, CONTINUES = 2, 69, 70, 75
@@ -65,24 +64,23 @@ def decide(cause: Cause, starts: int, info: SlurmJobInfo, requeue_on_crash: bool
     return RequeueDecision("requeue", "its time ran out" if timed_out else reasons[cause])
 
 
-def act(cause: Cause, job: Job, requeue_on_crash: bool = True, run: Callable[..., str] = command) -> RequeueDecision:
+def act(cause: Cause, job: Job, requeue_on_crash: bool = True) -> RequeueDecision:
     """Read the job's record, decide, and requeue; an error of SLURM becomes `refused` or `outside`.
 
     Args:
         cause: as in `decide`.
         job: the job of this process.
         requeue_on_crash: option of the section `cluster`.
-        run: calls a SLURM command.
     """
     waits = iter(WAITS)
     while True:
         try:
-            jobs = show(job.id, run)
+            jobs = slurm_api.show(job.id)
             if not jobs:
                 return RequeueDecision("refused", f"SLURM has no record of job {job.id}")
             decision = decide(cause, job.starts, jobs[0], requeue_on_crash)
             if decision.action == "requeue":
-                run("scontrol", "requeue", job.id)
+                slurm_api.command("scontrol", "requeue", job.id)
             return decision
         except NoCommand as error:
             return RequeueDecision("outside", str(error))

@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from aim_lightning.cluster import signals
@@ -127,18 +127,17 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-def show(job_id: str, run: Callable[..., str] = command) -> list[SlurmJobInfo]:
+def show(job_id: str) -> list[SlurmJobInfo]:
     """Return SLURM's records of a job, one per task of an array; empty some minutes after its end.
 
     Args:
         job_id: SLURM's number.
-        run: calls a SLURM command.
 
     Raises:
         SlurmError: SLURM does not answer.
     """
     try:
-        return parse_jobs(run("scontrol", "show", "job", job_id))
+        return parse_jobs(command("scontrol", "show", "job", job_id))
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return []

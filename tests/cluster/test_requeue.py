@@ -2,12 +2,13 @@
 
 import errno
 import json
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
 from helpers import assert_user_error
 
-from aim_lightning.cluster import job_registry, requeue
+from aim_lightning.cluster import job_registry, requeue, slurm_api
 from aim_lightning.cluster.requeue import RequeueDecision, act, cause_of, decide
 from aim_lightning.cluster.signals import USR1, Stopped
 from aim_lightning.cluster.slurm_api import Job, NoCommand, SlurmError, SlurmJobInfo, parse_jobs, show
@@ -72,35 +73,30 @@ def test_exit_codes(code, cause):
     assert cause_of(None, code) == ("crash" if code == 143 else cause)  # srun ends the others when one has crashed
 
 
-class Slurm:
-    """A fake scontrol that raises the given errors first."""
-
-    def __init__(self, *faults):
-        self.faults, self.calls = list(faults), []
-
-    def __call__(self, *words):
-        self.calls.append(words)
-        if self.faults:
-            raise self.faults.pop(0)
-        return RUNNING
-
-
-def test_a_restarting_controller_is_called_again(monkeypatch):
-    monkeypatch.setattr(requeue, "WAITS", (0.0, 0.0))
-    slurm = Slurm(SlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)"))
-    assert act("warning", Job("12", 0, "n1"), run=slurm).action == "requeue"
-    assert slurm.calls[-1] == ("scontrol", "requeue", "12")
-
-
-def test_a_refusal_is_reported_with_the_message_of_slurm(monkeypatch):
+@pytest.fixture
+def scontrol(monkeypatch):
+    """A fake of SLURM's commands."""
     monkeypatch.setattr(requeue, "WAITS", (0.0,))
-    decision = act("warning", Job("12", 0, "n1"), run=Slurm(SlurmError("Access/permission denied for job 12")))
-    assert (decision.action, decision.reason) == ("refused", "Access/permission denied for job 12")
-    assert act("warning", Job("12", 0, "n1"), run=Slurm(NoCommand("no scontrol"))).action == "outside"
+    monkeypatch.setattr(slurm_api, "command", scontrol := Mock())
+    return scontrol
 
 
-def test_an_unknown_job_has_no_record():
-    assert show("7", Slurm(SlurmError("slurm_load_jobs error: Invalid job id specified"))) == []
+def test_a_restarting_controller_is_called_again(scontrol):
+    fault = SlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    scontrol.side_effect = [fault, RUNNING, ""]
+    assert act("warning", Job("12", 0, "n1")).action == "requeue"
+    assert scontrol.call_args.args == ("scontrol", "requeue", "12")
+
+
+def test_a_refusal_is_reported_with_the_message_of_slurm(scontrol):
+    scontrol.side_effect = [SlurmError("Access/permission denied for job 12"), NoCommand("no scontrol")]
+    assert act("warning", Job("12", 0, "n1")) == RequeueDecision("refused", "Access/permission denied for job 12")
+    assert act("warning", Job("12", 0, "n1")).action == "outside"
+
+
+def test_an_unknown_job_has_no_record(scontrol):
+    scontrol.side_effect = SlurmError("slurm_load_jobs error: Invalid job id specified")
+    assert show("7") == []
 
 
 def test_the_job_of_this_process():
