@@ -39,14 +39,20 @@ def network(**options) -> AiM:
 
 
 def extreme(model: AiM) -> AiM:
-    """Fast and slow decays, and a first block whose gates are exactly zero, as in a new network."""
+    """Steps from e^-30 to 30, decays of e^-480, and exact zeros: gates of a new block, z of a head, rows of codes."""
+    width = model.config.d_model
     with torch.no_grad():
-        for index, layer in enumerate(model.backbone.layers):
-            layer.mixer.A_log.copy_(torch.linspace(0, 2.77, layer.mixer.A_log.numel()))
-            layer.mixer.dt_bias.copy_(torch.linspace(-10, 3, layer.mixer.dt_bias.numel()))
-            if index == 0:
-                layer.adaLN_modulation[1].weight.zero_()
-                layer.adaLN_modulation[1].bias.zero_()
+        first, last = model.backbone.layers
+        for mixer in (first.mixer, last.mixer):
+            mixer.A_log.copy_(torch.linspace(0, 2.77, mixer.A_log.numel()))
+            mixer.dt_bias.copy_(torch.linspace(-30, 30, mixer.dt_bias.numel()))
+        for parameter in first.adaLN_modulation[1].parameters():
+            parameter.zero_()
+        for parameter in last.adaLN_modulation[1].parameters():
+            parameter[:width] = 0  # no shift, so that rows of zeros remain
+        last.mixer.in_proj.weight[: model.config.headdim] = 0
+        model.backbone.embeddings.word_embeddings.weight[: model.config.vocab_size // 2] = 0
+        model.backbone.embeddings.position_embeddings.weight.zero_()
     return model
 
 

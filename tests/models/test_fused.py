@@ -33,17 +33,17 @@ def differences() -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_equal_float64(differences, case):
-    result = differences[case]
+    result, more = differences[case], 1e-5 if case == "extreme" else 0  # logarithms of decays reach hundreds
     assert result["loss"] <= 2e-6
-    assert result["gradients"] <= 5e-6
+    assert result["gradients"] <= 5e-6 + more
     # A_log and dt_bias sum over complete sequences and all images.
-    assert result["decay"] <= 2e-5
+    assert result["decay"] <= 2e-5 + more
 
 
 @pytest.mark.slow
-def test_random_sizes_equal_float64():
+def test_chosen_and_random_sizes_equal_float64():
     lengths = script_output("models/fused_sizes_on_cpu.py", timeout=600)["lengths"]
-    assert len(lengths) == 7 and max(lengths) > 64, lengths  # longer than a block
+    assert len(lengths) == 11 and {7, 63, 257, 576} <= set(lengths), lengths
 
 
 @pytest.mark.slow
