@@ -8,9 +8,11 @@ Kernels alone: forward, backward, clipping and fused AdamW in bf16 autocast on r
 Inside fit: experiments/imagenet256_aim_*.yaml on simulated token shards, without samples and validation. A number is
 the micro-batch and the global batch; `shipped` keeps both batches of the experiment. `--fit ''` skips this part.
 Every row has images/s, TFLOP/s, MFU, peak memory, milliseconds per micro-batch and those that the host needs for one.
+mfu is the share of the data sheet's peak, of_products that of the bf16 matrix products measured in the same run.
 Ratios are to mamba_ssm in eager mode, which runs the published kernels, and to the kernels alone. mamba_ssm's first
-call autotunes for a minute or more; without it in --backends there is no ratio to it. --profile also lists the time
-of each kernel. Needs an NVIDIA GPU.
+call autotunes for a minute or more; without it in --backends there is no ratio to it. Rows inside fit on an H100 or
+H200 also have the published code's images/s (H200), goal and stretch. --profile also lists the time of each kernel.
+Needs an NVIDIA GPU.
 """
 
 import argparse
@@ -41,7 +43,22 @@ WARM_UP = 3
 FIT_WARM_UP = 10  # steps until allocator, loader and the steps in flight are in their steady state
 HOST_STEPS = 5  # steps with a synchronisation before each: the host meets an empty queue and waits for nothing
 COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", "milliseconds", "host_milliseconds")
-COLUMNS += ("tflops", "mfu", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
+COLUMNS += ("tflops", "mfu", "of_products", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
+COLUMNS += ("published", "goal", "stretch")
+PUBLISHED = {("AiM-B", 64): 397, ("AiM-B", 128): 632}  # images/s of the published code on an H200, measured earlier
+# Images/s inside fit on an H200: to reach, and stretch.
+GOALS = {
+    ("AiM-B", 64): (1500, 1800),
+    ("AiM-B", 256): (1700, 2000),
+    ("AiM-L", 64): (550, 660),
+    ("AiM-L", 256): (600, 700),
+    ("AiM-XL", 64): (300, 350),
+    ("AiM-XL", 256): (320, 370),
+    ("AiM-1B", 64): (185, 215),
+    ("AiM-1B", 256): (200, 230),
+}
+H100 = 0.83  # goals of an H100 relative to an H200
+PRODUCTS = 8192  # rows and columns of the measured matrix products
 
 
 def training_step(network: AutoregressiveNetwork, batch: int) -> Callable[[], float]:
@@ -196,6 +213,32 @@ def add_ratios(rows: list[dict]) -> None:
                 row[name] = round(row["images_per_s"] / reference["images_per_s"], 3)
 
 
+def product_rate(device: torch.device, size: int = PRODUCTS, repeats: int = 20) -> float:
+    """Measure the TFLOP/s of square matrix products in bf16."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for count in (WARM_UP, repeats):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            a @ b
+        synchronize()
+    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e12
+
+
+def add_goals(rows: list[dict], rate: float, machine: str) -> None:
+    """Add to each row its share of the measured products and, inside fit, the published code's speed and the goals."""
+    factor = next((factor for name, factor in (("H200", 1), ("H100", H100)) if name in machine), None)
+    for row in rows:
+        if "tflops" in row:
+            row["of_products"] = round(row["tflops"] / rate, 3)
+        if row["part"] == "fit" and factor:
+            case = row["model"], row.get("batch")
+            row |= {"published": PUBLISHED[case]} if case in PUBLISHED and factor == 1 else {}
+            if case in GOALS:
+                row["goal"], row["stretch"] = (round(goal * factor) for goal in GOALS[case])
+
+
 def words(text: str) -> list[str]:
     """Split a list of an option."""
     return [word for word in text.split(",") if word]
@@ -223,7 +266,8 @@ def main() -> None:
     inside_fit = partial(measure_fit, steps=options.fit_steps, options=options.fit_options)
     parts = [(kernels_alone, *names) for names in product(options.models, options.batches, options.backends)]
     parts += [(inside_fit, *names) for names in product(options.fit_models, options.fit, options.fit_backends)]
-    rows = []
+    rows, rate = [], product_rate(torch.device("cuda"))
+    print(f"{hardware()}: bf16 products {rate:.0f} TFLOP/s", flush=True)
     for timed, model, batch, backend in parts:
         row = {"part": "kernels" if timed is kernels_alone else "fit", "model": model, "backend": backend}
         row["batch"] = batch if batch == "shipped" else int(batch)
@@ -233,6 +277,7 @@ def main() -> None:
             rows.append(row | {"out_of_memory": True})
         print({name: value for name, value in rows[-1].items() if name != "kernels"}, flush=True)
         add_ratios(rows)
+        add_goals(rows, rate, hardware())
         path = save("training", rows)  # after each row, so that a run that is cut short keeps the others
     for row in [{name: name for name in COLUMNS}, *rows]:
         print("  ".join(f"{row.get(name, '-')!s:>{max(len(name), 9)}}" for name in COLUMNS))

@@ -1,5 +1,6 @@
 """`plan`: estimates from a configuration, with and without data and devices."""
 
+import json
 import re
 
 import pytest
@@ -129,6 +130,18 @@ def test_stored_rates_of_a_published_size(plan, root, micro_batch, devices):
     assert lines["images/s, H100"].startswith(f"{h100:,.1f} (estimated as 0.83 of H200")
     for gpu, rate in (("H200", h200), ("H100", h100)):
         assert lines[f"time, {gpu}"].startswith(f"{187500 * 2048 / rate / 3600:,.1f} h without validation")
+
+
+def test_stored_rates_are_rows_of_their_record(root):
+    table = yaml.safe_load((root / "aim_lightning/cli/plan/rates.yaml").read_text())
+    measured = {
+        (row["part"], row["model"], row["batch"], round(row["images_per_s"]))
+        for run in json.loads((root / table["record"]).read_text())["runs"]
+        for row in run["rows"]
+        if row["backend"] == "triton" and "images_per_s" in row
+    }
+    for part, rates in (("fit", table["measured"]["H200"]), ("kernels", table["without_graph"]["H200"])):
+        assert {(part, model, *rate) for model, sizes in rates.items() for rate in sizes.items()} <= measured
 
 
 @pytest.mark.parametrize("options", [("--model.backend", "torch"), ("--model.network.n_layer", 12)])

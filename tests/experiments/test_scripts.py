@@ -134,6 +134,24 @@ def test_ratios_of_the_training_benchmark_are_to_kernels_of_the_same_micro_batch
     assert ratios == [(1.8, 0.9), (2.0, None), (None, None), (None, None)]
 
 
+def test_rows_of_the_training_benchmark_have_goals_and_their_share_of_measured_products(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import training
+
+    cells = (("fit", "AiM-B", 64), ("fit", "AiM-1B", 256), ("fit", "AiM-B", 96), ("kernels", "AiM-B", 64))
+    expected = {
+        "NVIDIA H200": [(397, 1500, 1800), (None, 200, 230), (None,) * 3, (None,) * 3],
+        "NVIDIA H100 80GB HBM3": [(None, 1245, 1494), (None, 166, 191), (None,) * 3, (None,) * 3],
+        "NVIDIA A100-SXM4-80GB": [(None,) * 3] * 4,
+    }
+    for machine, values in expected.items():
+        rows = [{"part": part, "model": model, "batch": batch, "tflops": 300.0} for part, model, batch in cells]
+        training.add_goals(rows, 800, machine)
+        assert [tuple(row.get(name) for name in ("published", "goal", "stretch")) for row in rows] == values
+        assert {row["of_products"] for row in rows} == {0.375}
+    assert training.product_rate(torch.device("cpu"), size=64, repeats=2) > 0
+
+
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
 def test_the_benchmark_of_metrics_separates_shifted_samples(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
