@@ -1,11 +1,18 @@
 """The fused training path on an NVIDIA GPU: tolerances by dtype, bits, launches without waiting."""
 
+from functools import cache
+
 import pytest
 import torch
 from gpu.tolerances import GRADIENTS, LOGITS
 from helpers import fixture, published_aim, relative
+from torch import nn
 
 from aim_lightning.models import AiM, AiMConfig
+from aim_lightning.models.aim.backends import choose
+from aim_lightning.models.aim.backends.plain import TorchBackend
+from aim_lightning.models.aim.fused.stack import _mix
+from aim_lightning.models.aim.mixer import Mamba2Mixer
 
 pytestmark = pytest.mark.gpu
 SIZES = {
@@ -60,6 +67,76 @@ def test_loss_and_gradients_agree_with_float32(size, dtype):
     for name, gradient in gradients.items():
         if expected[name].norm() > 1e-9:
             assert relative(gradient, expected[name]) <= GRADIENTS[dtype], name
+
+
+def identity(size: int) -> nn.Linear:
+    """Return a projection that changes nothing, so that only the kernels between the products round."""
+    linear = nn.Linear(size, size, bias=False)
+    nn.init.eye_(linear.weight)
+    return linear
+
+
+def mixer_values(mix, config: AiMConfig, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    """Return output and gradients of a mixer between identities, as float64.
+
+    Args:
+        mix: maps (mixer, u) to the output, which has the width of the heads.
+        config: sizes of the mixer.
+        dtype: of the computation; inputs are rounded to bfloat16 in all.
+        device: of the computation.
+    """
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(config)
+    mixer.init_weights()
+    mixer.in_proj, mixer.out_proj = identity(mixer.in_proj.out_features), identity(config.d_inner)
+    mixer.conv1d.to(torch.bfloat16)
+    mixer.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    sizes = (config.d_inner, config.d_inner, config.d_state, config.d_state, config.nheads)
+    u = torch.randn(2, config.num_tokens, sum(sizes)).to(torch.bfloat16)
+    d_out = torch.randn(2, config.num_tokens, config.d_inner).to(torch.bfloat16).to(device)
+    u = u.to(device, dtype).requires_grad_()
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = mix(mixer, u)
+    (out.to(torch.promote_types(dtype, torch.float32)) * d_out).sum().backward()
+    gradients = dict(zip(("z", "x", "B", "C", "dt"), u.grad.split(sizes, dim=-1), strict=True))
+    gradients |= {name: getattr(mixer, name).grad for name in ("A_log", "dt_bias", "D")}
+    gradients["taps"] = mixer.conv1d.weight.grad
+    return {name: value.double() for name, value in ({"y": out.detach()} | gradients).items()}
+
+
+def fused_mix(mixer: Mamba2Mixer, u: torch.Tensor) -> torch.Tensor:
+    raw, row_scale = _mix(mixer, u)
+    return raw.float() * row_scale[..., None]
+
+
+@cache
+def layer_errors(backend: str) -> dict[str, float]:
+    """Return the relative differences of AiM-B's mixer in bf16 from float64."""
+    config = AiMConfig.preset("AiM-B")
+    if backend == "triton":
+        mix = fused_mix
+    else:
+        from aim_lightning.models.aim.backends.mamba import MambaBackend
+
+        mix = MambaBackend(config).mix
+    exact = mixer_values(TorchBackend().mix, config, torch.float64, "cuda")
+    result = mixer_values(mix, config, torch.bfloat16, "cuda")
+    errors = {name: relative(value, exact[name]) for name, value in result.items()}
+    print(f"bf16 errors of a layer, {backend}: {errors}")
+    return errors
+
+
+def test_a_layer_in_bf16_is_near_float64():
+    errors = layer_errors("triton")
+    for name, error in errors.items():
+        is_sum = name in ("dt", "A_log", "dt_bias", "D", "taps")  # over heads, sequences or images
+        assert error <= (1e-2 if is_sum else 6e-3), (name, errors)
+
+
+@pytest.mark.skipif(choose.missing() is not None, reason="needs mamba-ssm")
+def test_errors_of_a_layer_are_at_most_1_5_times_those_of_mamba_ssm():
+    ours, others = layer_errors("triton"), layer_errors("mamba_ssm")
+    assert all(error <= 1.5 * others[name] for name, error in ours.items()), (ours, others)
 
 
 def test_the_same_step_gives_the_same_bits():
