@@ -21,7 +21,15 @@ EXAMPLES = [
     {"images": 3, "num_tokens": 63, "headdim": 40, "d_state": 200, "d_model": 100, "adaln": "layer", "d_conv": 3},
     {"images": 1, "num_tokens": 257, "headdim": 16, "d_state": 24, "d_model": 8, "adaln": "none"},
     {"images": 1, "num_tokens": 576, "headdim": 16, "d_state": 16, "d_model": 24, "adaln": "layer"},
-    {"images": 1, "num_tokens": 7, "headdim": 64, "d_state": 128, "d_model": 768, "adaln": "group", "d_intermediate": 24},
+    {
+        "images": 1,
+        "num_tokens": 7,
+        "headdim": 64,
+        "d_state": 128,
+        "d_model": 768,
+        "adaln": "group",
+        "d_intermediate": 24,
+    },
 ]
 # The norm of the mixer removes the scale of y: gradients such as that of D may cancel to rounding errors.
 FLOOR = 1e-2
