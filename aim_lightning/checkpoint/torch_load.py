@@ -81,7 +81,8 @@ def _reason(error: Exception) -> str:
         if "TorchScript" in text:
             return "it is a TorchScript archive"
         return "it holds something else than tensors and plain values"
-    return text.splitlines()[0] if text else type(error).__name__
+    # torch explains a damaged archive in five sentences.
+    return text.splitlines()[0].partition(". ")[0] if text else type(error).__name__
 
 
 def system_fault(error: BaseException) -> str | None:

@@ -111,5 +111,5 @@ def newest_checkpoint(source: str | Path) -> Path:
     checkpoints = list_checkpoints(path)
     if not checkpoints:
         train = f"make train EXP={path.parent.name} RUN={path.name}"
-        raise UserError(f"{path} holds no checkpoint; train it first ({train})")
+        raise UserError(f"{path} holds no checkpoint; train it first ({train}), or import weights")
     return checkpoints[0]

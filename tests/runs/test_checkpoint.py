@@ -263,7 +263,7 @@ def test_weights_that_do_not_fit_are_listed():
 
 
 def test_run_directory_names_and_newest(run):
-    assert_user_error("holds no checkpoint; train it first", newest_checkpoint, run.path)
+    assert_user_error("or import weights", newest_checkpoint, run.path)
     steps = ("step=00000010.ckpt", "step=00000002.ckpt")
     touch(run, *steps, ".step=00000020.ckpt.1.tmp", "notes.txt", "best.ckpt")
     assert newest_checkpoint(run.path).name == steps[0] and tuple(p.name for p in run.checkpoints()) == steps
