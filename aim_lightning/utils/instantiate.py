@@ -20,7 +20,7 @@ def build_object(section: Mapping[str, Any], base: type, key: str) -> Any:
         UserError: an unknown class, or arguments that it does not accept.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, key, required=True)
+    parser.add_subclass_arguments(base, key, required=True, fail_untyped=False)
     try:
         return parser.instantiate(parser.parse_object({key: dict(section)}))[key]
     except ArgumentError as error:

@@ -58,6 +58,11 @@ def test_from_images_to_samples(root, succeed, own_signals):
     assert_user_error("codes of another tokenizer", aim_lightning.load, run, tokenizer=load_tokenizer(other))
 
 
+def test_arguments_of_the_class_need_no_types():
+    section = {"class_path": "cli.mean_colour.tokenizers.FromFile", "init_args": {"file": "weights/mine.pt"}}
+    assert load_tokenizer(section).file == "weights/mine.pt"
+
+
 def test_options_of_the_class_are_in_the_help_and_can_be_set(root, succeed):
     text = succeed("fit", "--config", root / "fit.yaml", "--help")
     assert "--tokenizer.levels [int] 16" in text and "--tokenizer.class_path" in text
