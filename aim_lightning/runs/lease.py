@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,18 +76,17 @@ class Lease:
     """Context manager that holds the lease file `path`.
 
     A lease is free when its heartbeat is older than `stale_seconds`, when its process is gone from this host, or when
-    an earlier start of the same SLURM job held it. Of several processes that see it free, one takes it.
+    an earlier start of the same SLURM job held it. Of several processes that see it free, one takes it. A SLURM job may
+    start seconds after a node died, so it waits for a second heartbeat of a holder on another host before refusing.
+
+    The process exits from a thread, before it can write anything, when another one took the lease (this one was
+    suspended), or may soon take it because no heartbeat succeeded for nearly `stale_seconds`.
 
     Args:
         path: the file, in a directory that all nodes share.
         beat_seconds: seconds between two heartbeats.
         stale_seconds: age of the heartbeat after which the holder counts as dead.
-        patient: wait for a second heartbeat of a holder on another host before refusing. Default: in SLURM jobs, which
-            may start seconds after a node died.
         activity: past participle for messages, such as "trained".
-        on_lost: called from a thread with a message and an exit code when another process took the lease (this one was
-            suspended), or may soon take it because no heartbeat succeeded for nearly `stale_seconds`. By default the
-            process exits immediately, before it can write anything.
 
     Raises:
         UserError: another process holds it, or its directory is not writable.
@@ -98,15 +96,12 @@ class Lease:
     path: Path
     beat_seconds: float = BEAT_SECONDS
     stale_seconds: float = STALE_SECONDS
-    patient: bool | None = None
     activity: str = "trained"
-    on_lost: Callable[[str, int], None] = _exit
 
     def __post_init__(self) -> None:
         job = os.environ.get("SLURM_JOB_ID")
         starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "starts": starts}
-        self.patient = job is not None if self.patient is None else self.patient
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -154,7 +149,7 @@ class Lease:
         first = read_lease(self.path)
         while (state := read_lease(self.path)) is not None and not self._is_dead(state):
             holder, beats = state.holder, first is None or state.heartbeat != first.heartbeat
-            if not holder or beats or not self.patient or holder.get("host") == self.owner["host"]:
+            if not holder or beats or not self.owner["job"] or holder.get("host") == self.owner["host"]:
                 self._refuse(state)
             time.sleep(min(self.beat_seconds, 1.0))
         return state
@@ -210,12 +205,12 @@ class Lease:
                 failing = True
                 # Abort before other processes count this one as dead.
                 if silence >= self.stale_seconds - self.beat_seconds:
-                    self.on_lost(f"{fault}; another process may take it now", TransientError.exit_code)
+                    _exit(f"{fault}; another process may take it now", TransientError.exit_code)
                     break
                 continue
             last, failing = time.monotonic(), False
             if other:
-                self.on_lost(f"{self.path.parent} has been taken over by {_description(other)}", 2)
+                _exit(f"{self.path.parent} has been taken over by {_description(other)}", 2)
                 break
 
     def _renew(self) -> dict | None:

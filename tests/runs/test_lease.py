@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import time
 
 import pytest
@@ -50,14 +51,12 @@ def take(path, **options):
         return json.loads(path.read_text())
 
 
-def report_losses(path, beat_seconds=0.05, **options):
-    """Return a lease, and the list of its losses: time, message and exit code."""
+@pytest.fixture
+def losses(monkeypatch):
+    """The time, message and exit code of each lost lease, which then ends no process."""
     losses = []
-
-    def record(*loss):
-        losses.append((time.monotonic(), *loss))
-
-    return Lease(path, beat_seconds, on_lost=record, **options), losses
+    monkeypatch.setattr(module, "_exit", lambda *loss: losses.append((time.monotonic(), *loss)))
+    return losses
 
 
 def full(*_, **__):
@@ -85,10 +84,9 @@ def test_another_host_counts_until_its_heartbeat_is_old(path):
     take(path)
 
 
-def test_a_full_disk_ends_no_lease(path, monkeypatch):
+def test_a_full_disk_ends_no_lease(path, losses, monkeypatch):
     """A heartbeat sets the modification time and writes no bytes."""
-    lease, losses = report_losses(path, stale_seconds=2)
-    with lease:
+    with Lease(path, 0.05, stale_seconds=2):
         first = path.stat().st_mtime
         monkeypatch.setattr(module, "write_text", full)
         monkeypatch.setattr(type(path), "write_text", full)
@@ -98,7 +96,7 @@ def test_a_full_disk_ends_no_lease(path, monkeypatch):
     assert not losses
 
 
-def test_each_outage_of_the_heartbeat_is_warned_about_once_and_tried_again(path, monkeypatch, capfd):
+def test_each_outage_of_the_heartbeat_is_warned_about_once_and_tried_again(path, losses, monkeypatch, capfd):
     calls, utime = [], os.utime
 
     def fails_twice(*arguments):
@@ -108,24 +106,23 @@ def test_each_outage_of_the_heartbeat_is_warned_about_once_and_tried_again(path,
         utime(*arguments)
 
     monkeypatch.setattr(module.os, "utime", fails_twice)
-    lease, losses = report_losses(path, stale_seconds=30)
-    with lease:
+    with Lease(path, 0.05, stale_seconds=30):
         wait_for(lambda: len(calls) > 6)
     errors = capfd.readouterr().err
     assert not losses and errors.count("Stale file handle") == errors.count("trying again") == errors.count("\n") == 2
 
 
-def test_a_process_without_heartbeat_exits_before_another_may_take_the_run(path, monkeypatch):
+def test_a_process_without_heartbeat_exits_before_another_may_take_the_run(path, losses, monkeypatch):
     monkeypatch.setattr(module.os, "utime", full)
-    (lease, losses), begin = report_losses(path, 0.5, stale_seconds=3), time.monotonic()
-    with lease:
+    begin = time.monotonic()
+    with Lease(path, 0.5, stale_seconds=3):
         wait_for(lambda: losses)
     ((end, reason, code),) = losses
     assert 2.4 <= end - begin < 3 and code == TransientError.exit_code
     assert "No space left on device" in reason and "another process may take it" in reason
 
 
-def test_by_default_it_exits_with_the_code_that_requeues_the_job(path):
+def test_it_exits_with_the_code_that_requeues_the_job(path):
     code = """
 def utime(*_): raise OSError(5, "Input/output error")
 lease.os.utime = utime
@@ -153,14 +150,15 @@ def test_a_requeued_job_takes_over_from_its_earlier_start_on_another_node(path, 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     hold(path, starts=0)
     assert take(path)["starts"] == 1
-    hold(path, starts=1)  # a second training of the same start
-    assert_user_error("job 77", take, path, patient=False)
+    hold(path, starts=1, host=socket.gethostname())  # a second training of the same start
+    assert_user_error("job 77", take, path)
 
 
-def test_a_patient_lease_waits_for_a_dead_node_and_refuses_a_living_one(path):
+def test_a_job_waits_for_a_dead_node_and_refuses_a_living_one(path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
     hold(path)
     begin = time.monotonic()
-    take(path, beat_seconds=0.1, stale_seconds=1.0, patient=True)
+    take(path, beat_seconds=0.1, stale_seconds=1.0)
     assert time.monotonic() - begin >= 0.9
     path.parent.mkdir(exist_ok=True)
     process = start(
@@ -173,7 +171,7 @@ for _ in range(100):
         path,
     )
     wait_for(path.exists)
-    assert_user_error("job 5", take, path, beat_seconds=0.2, stale_seconds=30, patient=True)
+    assert_user_error("job 5", take, path, beat_seconds=0.2, stale_seconds=30)
     process.kill()
     process.communicate()
 
@@ -208,9 +206,8 @@ except UserError:
     assert not list(path.parent.glob(".lease*"))
 
 
-def test_a_lost_lease_is_reported_and_the_new_one_stays(path):
-    lease, losses = report_losses(path)
-    with lease:
+def test_a_lost_lease_is_reported_and_the_new_one_stays(path, losses):
+    with Lease(path, 0.05):
         hold(path)
         wait_for(lambda: losses)
     ((_, reason, code),) = losses
