@@ -12,8 +12,9 @@ from aim_lightning.runs.results import read_results
 from aim_lightning.runs.resume_policy import RunContent, decide
 from aim_lightning.utils.errors import UserError, suggest
 
-# Any of these makes a directory a run; `evaluate` alone writes other directories under runs_root.
+# Any of these makes a directory a run.
 MARKERS = ("lease.json", "history.jsonl", "config.yaml", "checkpoints", "results.json")
+RESULTS = ("comparisons", "given")  # directories under runs_root that `evaluate` writes
 # Action that `fit` would take -> state of a run without a live training.
 STATES = {"fresh": "stopped", "continue": "stopped", "finished": "finished", "refuse": "refused"}
 
@@ -48,7 +49,7 @@ def find_runs(root: Path, experiments: Collection[str] = ()) -> tuple[list[RunDi
         experiments: names to search; all if empty.
 
     Returns:
-        (runs, other directories at the same depth).
+        (runs, other directories at the same depth without the results of `evaluate`).
 
     Raises:
         UserError: there is no such directory or experiment.
@@ -65,7 +66,7 @@ def find_runs(root: Path, experiments: Collection[str] = ()) -> tuple[list[RunDi
         is_run = NAME.fullmatch(path.parent.name) and NAME.fullmatch(path.name)
         if is_run and any((path / marker).exists() for marker in MARKERS):
             runs.append(RunDirectory(path.parent.name, path.name, root))
-        else:
+        elif path.parent.name not in RESULTS:
             others.append(path)
     return runs, others
 

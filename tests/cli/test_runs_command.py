@@ -134,7 +134,7 @@ def test_damaged_and_foreign_directories_cause_one_line_each(root, capsys):
         "a/lines/samples/evaluations.jsonl": '{"format": "aim_lightning.scores/1"}\n',
         "a/lines/config.yaml": "",
     }
-    for name, text in {**foreign, "given/set/scores.json": "{}", "notes.txt": ""}.items():
+    for name, text in {**foreign, "old/set/a.json": "{}", "given/set/scores.json": "{}", "notes.txt": ""}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     assert main(["runs", "--runs_root", str(root)]) == 0
@@ -142,7 +142,7 @@ def test_damaged_and_foreign_directories_cause_one_line_each(root, capsys):
     lines = err.splitlines()
     assert "a           main     8  finished" in out and len(out.splitlines()) == 2
     assert len(lines) == 6 and all(line.startswith("warning: ") for line in lines)
-    assert f"directories that are not runs are left out: {root}/given/set" in lines[-1]
+    assert f"directories that are not runs are left out: {root}/old/set" in lines[-1] and "given" not in lines[-1]
     for name in ("json", "list", "outcome", "scores", "lines"):
         assert sum(f"{root}/a/{name}" in line for line in lines) == 1
 
