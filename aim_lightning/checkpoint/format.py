@@ -3,7 +3,8 @@
 Keys: format; network, and any other trained network by its attribute name (discriminator); ema; optimizers;
 schedulers; cursor; data (rows and fingerprint of the training set, steps, micro-batch); random_state (a list by rank);
 configuration; class_names; tokenizer_hash; trainer (progress of Lightning's loops, loss scaler, metrics by rank,
-states of callbacks). Weights have the names of the unwrapped modules.
+states of callbacks, and under rounding: versions, device, hash of the kernels' tiles). Weights have the names of the
+unwrapped modules.
 """
 
 import io

@@ -10,6 +10,7 @@ import torch
 from helpers import flip_bit, write_tokens
 from integration.tiny import Experiment, assert_same, scalars, write_experiment
 
+from aim_lightning.callbacks.training import resume_state
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
 from aim_lightning.callbacks.training.preemption import Preemption
 from aim_lightning.checkpoint.io import read_checkpoint
@@ -206,13 +207,27 @@ def test_a_damaged_newest_one_is_named_and_set_aside(experiment, reference, caps
     assert_same(run_dir, reference)
 
 
-def test_starts_and_changes_are_recorded(experiment, reference):
+def test_starts_and_changes_are_recorded(experiment, reference, monkeypatch, capsys):
     run_dir = experiment.copy("reference", "recorded", step=20)
+    monkeypatch.setattr(resume_state, "rounding", lambda device: {"torch": "3.0", "device": device.type})
     experiment.fit("recorded", "--trainer.log_every_n_steps", 2)
+    changed = f"torch was '{torch.__version__}', is '3.0'"
+    assert f"this run continues within rounding, not bit for bit: {changed}\n" in capsys.readouterr().out
+    assert read_checkpoint(newest_checkpoint(run_dir))["trainer"]["rounding"] == {"torch": "3.0", "device": "cpu"}
     first, second = (json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines())
     assert (first["action"], first["step"], first["changes"]) == ("fresh", 0, [])
     assert (second["action"], second["step"], second["checkpoint"]) == ("continue", 20, "step=00000020.ckpt")
     assert "trainer.log_every_n_steps was 1, is 2" in second["changes"]
+
+
+def test_the_rounding_of_a_gpu_depends_on_the_tiles_of_its_kernels(monkeypatch):
+    tiling = pytest.importorskip("aim_lightning.models.aim.fused.tiling", reason="Triton is not installed")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    before = resume_state.rounding(torch.device("cuda"))
+    monkeypatch.setitem(tiling.TILING["norm_forward"], "num_warps", 8)
+    after = resume_state.rounding(torch.device("cuda"))
+    assert before["device"] == "NVIDIA H200" and {"torch", "triton"} < before.keys()
+    assert [name for name in before if before[name] != after[name]] == ["tiles"]
 
 
 def test_other_rows_at_the_same_path_stop_a_run(tmp_path, capsys):

@@ -1,6 +1,9 @@
 """Save and restore the state that makes a resumed run exact: cursor, random states of all ranks, replaced rows."""
 
+import hashlib
+import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
+from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils import lightning_private
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.logging import log
 from aim_lightning.utils.random import hash_seed
 
 # key in the file -> Lightning's key
@@ -74,6 +79,7 @@ class ResumeState(Callback):
         checkpoint["class_names"] = trainer.datamodule.class_names
         manifest = getattr(trainer.datamodule, "manifest", None)
         checkpoint["tokenizer_hash"] = manifest.tokenizer_hash if manifest else None
+        checkpoint["rounding"] = rounding(trainer.strategy.root_device)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict) -> None:
         data = trainer.datamodule
@@ -83,6 +89,9 @@ class ResumeState(Callback):
         states = checkpoint["random_state"]
         if len(states) == trainer.world_size:  # otherwise the seeds of the batches are enough
             set_random_state(states[trainer.global_rank])
+        now = rounding(trainer.strategy.root_device)
+        if changes := differences(checkpoint.get("rounding", now), now).values():  # absent from older checkpoints
+            log(f"this run continues within rounding, not bit for bit: {'; '.join(changes)}")
 
 
 class CorruptRecords(Callback):
@@ -140,6 +149,21 @@ def _count_micro_batches(fit_loop: dict, data) -> None:
     lightning_private.set_batch_progress(fit_loop, total=total, current=current)
     if not at_epoch_end:
         lightning_private.reopen_epoch(fit_loop, data.cursor.epoch)
+
+
+def rounding(device: torch.device) -> dict[str, str]:
+    """Return what the rounding of a training depends on: versions, device and a hash of the training kernels' tiles."""
+    result = {"torch": str(torch.__version__), "device": device.type}
+    if device.type == "cuda":
+        result["device"] = torch.cuda.get_device_name(device)
+        with suppress(ImportError):  # some platforms lack Triton
+            import triton
+
+            from aim_lightning.models.aim.fused.tiling import BLOCK, TILING
+
+            tiles = hashlib.sha256(json.dumps([BLOCK, TILING]).encode()).hexdigest()
+            result |= {"triton": triton.__version__, "tiles": tiles[:8]}
+    return result
 
 
 def random_state() -> dict:
