@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 # Messages of gloo after the process at the other end has exited.
 GONE = ("connection closed by peer", "connection reset by peer", "broken pipe")
 # The first cannot succeed for this user and path; the second can after files are removed.
-CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -100,6 +100,11 @@ def test_too_little_memory_is_one_line(fail, monkeypatch):
     assert "error: out of memory (tried to allocate 1152921504606846976 bytes); lower the batch size" in fail()
 
 
+def test_a_directory_in_place_of_a_file_is_one_line(tmp_path, fail):
+    assert f"{tmp_path} cannot be used (Is a directory); choose another path" in fail("table", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_transient_and_denied_access_is_not():
     """Exit code 74 requeues a job, exit code 2 does not."""
     full, closed, other = (OSError(n, "reason", "file") for n in (errno.ENOSPC, errno.EACCES, errno.ENOENT))
