@@ -90,7 +90,8 @@ class ResumeState(Callback):
         if len(states) == trainer.world_size:  # otherwise the seeds of the batches are enough
             set_random_state(states[trainer.global_rank])
         now = rounding(trainer.strategy.root_device)
-        if changes := differences(checkpoint.get("rounding", now), now).values():  # absent from older checkpoints
+        changes = differences(checkpoint.get("rounding", now), now).values()  # absent from older checkpoints
+        if changes and trainer.state.fn == "fit":
             log(f"this run continues within rounding, not bit for bit: {'; '.join(changes)}")
 
 
