@@ -1,6 +1,7 @@
 """Image grids with row names or captions, and PNG and GIF files."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def labelled_grid(images_BCHW: Tensor, columns: int, row_names: list[str]) -> Te
     images = _enlarged(images_BCHW)
     height = images.shape[-2] + GAP
     # TensorBoard shrinks a grid to a few hundred pixels: the text has to be large in comparison to the images.
-    font = ImageFont.load_default(max(12, height // 3))
+    font = _font(max(12, height // 3), row_names)
     names = [_shortened(name, font, WIDEST_NAME * images.shape[-1]) for name in row_names]
     margin = 10 + max((int(font.getlength(name)) for name in names), default=-10)
     canvas = _paste(images, columns, margin)
@@ -53,12 +54,21 @@ def captioned_grid(images_BCHW: Tensor, captions: list[str]) -> Tensor:
     """
     images, columns = _enlarged(images_BCHW), min(COLUMNS, len(images_BCHW))
     height, width = images.shape[-2] + LINE + GAP, images.shape[-1] + GAP
-    canvas, font = _paste(images, columns, line=LINE), ImageFont.load_default(12)
+    canvas, font = _paste(images, columns, line=LINE), _font(12, captions)
     draw = ImageDraw.Draw(canvas)
     for i, (_, caption) in enumerate(zip(images, captions, strict=True)):
         position = (i % columns * width + 2, (i // columns + 1) * height - GAP - LINE // 2)
         draw.text(position, _shortened(caption, font, width - 4), fill="black", font=font, anchor="lm")
     return _tensor(canvas)
+
+
+def _font(size: int, texts: list[str]) -> ImageFont.FreeTypeFont:
+    """Return a narrow font, or one with accents, Greek and Cyrillic letters where the texts need them."""
+    if all(text.isascii() for text in texts):
+        return ImageFont.load_default(size)
+    import matplotlib  # its data contain the font
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

@@ -24,7 +24,7 @@ from aim_lightning.utils.files import (
     tolerate_disk_errors,
     write_json,
 )
-from aim_lightning.utils.grid import labelled_grid, save_png
+from aim_lightning.utils.grid import captioned_grid, labelled_grid, save_png
 
 
 def test_temporary_files_of_tests_and_their_processes_are_in_a_directory_of_pytest(tmp_path_factory):
@@ -101,6 +101,13 @@ def test_row_names_are_a_quarter_of_a_row_high_and_cut_to_the_margin():
     assert 130 / 4 <= rows[-1] - rows[0] + 1 <= 130 / 2
     assert [margin.shape[1] > 2 * 128 for margin in margins.values()] == [False, True]
     assert all(margin.shape[1] <= 2.5 * 128 + 10 for margin in margins.values())
+
+
+@pytest.mark.parametrize("grid", [lambda *words: labelled_grid(words[0], 1, words[1]), captioned_grid])
+def test_letters_beyond_ascii_are_shown(grid):
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    shapes = {grid(images, [letter]).numpy().tobytes() for letter in "öäßéд"}
+    assert len(shapes) == 5  # a font without a letter shows the same box for all
 
 
 def test_temporary_files_of_dead_processes_and_old_ones_are_removed(tmp_path):

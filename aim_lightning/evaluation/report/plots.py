@@ -70,14 +70,14 @@ def write_curves(path: Path, curves: Curves, axis: str = "optimizer step", marke
         path: of the image.
         curves: (step, mean, deviation) by tag, by variation.
         axis: name of the first number, if it is not a step.
-        marker: of single points.
+        marker: of the points of a line; a single point always has one.
     """
     tags = list(dict.fromkeys(tag for lines in curves.values() for tag in lines))
     figure, panels = _panels(tags, 3)
     for tag, plot in zip(tags, panels, strict=True):
         for name, points in ((name, lines[tag]) for name, lines in curves.items() if lines.get(tag)):
             steps, mean, deviation = map(np.array, zip(*points, strict=True))
-            plot.plot(steps, mean, label=name, marker=marker)
+            plot.plot(steps, mean, label=name, marker=marker if len(steps) > 1 else "o")
             plot.fill_between(steps, mean - deviation, mean + deviation, alpha=0.25)
         plot.set_xlabel(axis)
     _save(figure, {name: [] for name in curves}, path)
