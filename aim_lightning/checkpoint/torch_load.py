@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aim_lightning.checkpoint.checksum import verify_archive
-from aim_lightning.utils.errors import CLOSED, TransientError, UserError, disk_mistake
+from aim_lightning.utils.errors import CLOSED, TransientError, UserError, disk_mistake, first_line
 from aim_lightning.utils.process import node_name
 
 WAITS = (0.5, 2.0, 5.0)  # seconds between attempts to read
@@ -75,14 +75,14 @@ def _read(path: Path, role: str, archive: bool, verify: bool) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip()
+    text = str(error)
     # torch advises to load with weights_only=False, which runs code from the file.
     if "weights only" in text.lower() or "weights_only" in text:
         if "TorchScript" in text:
             return "it is a TorchScript archive"
         return "it holds something else than tensors and plain values"
     # torch explains a damaged archive in five sentences.
-    return text.splitlines()[0].partition(". ")[0] if text else type(error).__name__
+    return first_line(error).partition(". ")[0]
 
 
 def system_fault(error: BaseException) -> str | None:

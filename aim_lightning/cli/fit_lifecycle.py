@@ -32,7 +32,7 @@ from aim_lightning.runs.history import append_start, read_content
 from aim_lightning.runs.lease import Lease
 from aim_lightning.runs.results import read_results
 from aim_lightning.runs.resume_policy import Decision, decide, decide_on_data, refusal
-from aim_lightning.utils.errors import TransientError, UserError, killed_worker, one_line
+from aim_lightning.utils.errors import TransientError, UserError, first_line, killed_worker, one_line
 from aim_lightning.utils.files import tolerate_disk_errors, write_text
 from aim_lightning.utils.lightning_private import disable_signal_handlers
 from aim_lightning.utils.logging import log
@@ -165,8 +165,8 @@ def _transient_error(error: BaseException | None) -> TransientError | None:
     if isinstance(error, TransientError):
         return error
     if isinstance(error, DistNetworkError | DistStoreError):
-        reason = str(error).strip().splitlines()[0]
-        return TransientError(f"node {node_name()}, rank {rank()}: the ranks cannot reach each other ({reason})")
+        fact = f"node {node_name()}, rank {rank()}: the ranks cannot reach each other"
+        return TransientError(f"{fact} ({first_line(error)})")
     return killed_worker(error) if isinstance(error, RuntimeError) else None
 
 

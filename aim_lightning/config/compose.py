@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aim_lightning.config.yaml import YamlError, inline, parse, read_mapping
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 
 COMMAND_LINE = "command line"
 # The keys next to class_path; every other key is an argument of the class.
@@ -171,7 +171,7 @@ class _Tree(ComposedConfig):
         try:
             return OmegaConf.to_container(OmegaConf.create(self._prepare("", self.values, leaves)), resolve=True)
         except OmegaConfBaseException as error:
-            key, problem = error.full_key or "", str(error).splitlines()[0]
+            key, problem = error.full_key or "", first_line(error)
             problem = "the reference leads back to itself" if problem.startswith(_CIRCLES) else problem
             fact = f"{key} is {inline(leaves.get(key))}, which cannot be resolved: {problem}"
             raise UserError(f"{self.origin(key)}: {fact}") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 
 _FLOAT = re.compile(
     r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -64,7 +64,7 @@ def parse(text: str) -> Any:
     except UnicodeEncodeError:  # bytes of the command line
         raise YamlError("not readable YAML (it is not UTF-8 text)", 1) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise YamlError(f"not readable YAML ({str(error).splitlines()[0]})", 1) from None
+        raise YamlError(f"not readable YAML ({first_line(error)})", 1) from None
 
 
 def _check_node(node: yaml.Node | None, sizes: dict[int, int]) -> int:

@@ -25,7 +25,7 @@ from aim_lightning.sampling import (
     resolve,
     with_sampling_options,
 )
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 from aim_lightning.utils.grid import labelled_grid
 from aim_lightning.utils.pixels import to_uint8
 from aim_lightning.weights import export_aim, import_aim, import_vq, read_source
@@ -153,8 +153,7 @@ class AiMPipeline:
         try:
             torch.empty(0).to(device)  # also a dtype
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"device is {str(device)!r} ({reason}); use cpu, cuda or cuda:N") from None
+            raise UserError(f"device is {str(device)!r} ({first_line(error)}); use cpu, cuda or cuda:N") from None
         self.aim.to(device)
         self.tokenizer.to(device)
         return self

@@ -28,6 +28,11 @@ class TransientError(UserError):
     exit_code = 74
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(error: UserError) -> UserError:
     """Return the same error without a loader worker's traceback, whose last line is "Class: message"."""
     text = str(error).strip()

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import errors, snapshot_download
 
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 from aim_lightning.weights.source import CONFIG, INDEX, PICKLED, PICKLED_INDEX, SAFETENSORS, main_file
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -72,11 +72,6 @@ def _mistake(repository: str, error: Exception) -> str:
     if isinstance(error, errors.HfHubHTTPError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"the hub refused {repository} ({first})"
     return f"{repository} is not on this machine and the hub cannot be reached ({first}); try again with a connection"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where the message is empty."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -13,7 +13,7 @@ from aim_lightning.checkpoint.torch_load import read_pickle
 from aim_lightning.models import AiMConfig, GPTConfig, VQConfig
 from aim_lightning.models.vq.model import hash_weights
 from aim_lightning.runs.directory import list_checkpoints, missing_source, newest_checkpoint
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 from aim_lightning.utils.files import read_json
 from aim_lightning.weights.hf_config import check_fields
 from aim_lightning.weights.key_mapping import Parts, split, unwrap
@@ -176,9 +176,7 @@ def read_weights(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        # Messages of the library may span several lines or be empty.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"weights file {path} is damaged or not a safetensors file ({reason})") from None
+        raise UserError(f"weights file {path} is damaged or not a safetensors file ({first_line(error)})") from None
 
 
 def _weight_map(path: Path) -> dict[str, str]:

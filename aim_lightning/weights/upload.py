@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, get_token
 
-from aim_lightning.utils.errors import UserError
-from aim_lightning.weights.hub import REPOSITORY, first_line
+from aim_lightning.utils.errors import UserError, first_line
+from aim_lightning.weights.hub import REPOSITORY
 from aim_lightning.weights.model_card import CARD
 from aim_lightning.weights.model_card import REPOSITORY as PLACEHOLDER
 from aim_lightning.weights.source import CONFIG, MAIN, main_file, weight_files

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from aim_lightning.cluster.rank_consistency import RankInfo, configuration_hash, faults, late_views, versions
 from aim_lightning.utils.dist import ProcessGroup
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError, UserError, first_line
 from aim_lightning.utils.process import node_name
 
 SHARED_SECONDS = 10.0  # network file systems show new files late
@@ -88,8 +88,8 @@ def _network(rank: int, operation: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the base class of torch.distributed's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TransientError(f"node {node_name()}, rank {rank}: {operation} failed ({reason})") from error
+        fact = f"node {node_name()}, rank {rank}: {operation} failed"
+        raise TransientError(f"{fact} ({first_line(error)})") from error
 
 
 def _reduce(trainer: Trainer, ranks: int) -> None:

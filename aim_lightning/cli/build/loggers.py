@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from aim_lightning.runs.directory import RunDirectory
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError, UserError, first_line
 from aim_lightning.utils.files import write_text
 from aim_lightning.utils.logging import warn_once
 from aim_lightning.utils.process import is_rank_zero
@@ -68,7 +68,7 @@ def connect(loggers: list[Logger], directory: RunDirectory, configuration: dict[
             # CommError is W&B's.
             is_transient = isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ == "CommError"
             fault = TransientError if is_transient else UserError
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise fault(f"logger: {name} cannot start ({reason}); correct its options or switch it off") from error
         if name == "WandbLogger" and is_rank_zero():  # only now: a start that failed leaves no file
             write_text(directory.path / WANDB_ID, f"{logger.version}\n")

@@ -13,7 +13,7 @@ import webdataset as wds
 from webdataset.gopen import rewrite_url
 
 from aim_lightning.data.tokens.format.manifest import is_remote
-from aim_lightning.utils.errors import TransientError, UserError
+from aim_lightning.utils.errors import TransientError, UserError, first_line
 from aim_lightning.utils.files import make_directory, remove_abandoned, require_regular, write_bytes
 
 # Errors that another attempt does not resolve.
@@ -146,4 +146,4 @@ def _reason(error: Exception) -> str:
     # webdataset reports a failed command only as text.
     if match := re.search(r"exit (-?\d+) \(read\)", str(error)):
         return f"its command ended with exit code {match[1]}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
-from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.errors import UserError, first_line
 from aim_lightning.utils.logging import log_once
 
 BACKENDS = ("auto", "torch", "mamba_ssm", "triton")
@@ -102,12 +102,8 @@ def missing() -> str | None:
     try:
         importlib.import_module("aim_lightning.models.aim.backends.mamba")
     except Exception as error:  # a broken compiled package may raise anything while it is imported
-        return f"mamba-ssm is not usable ({_first_line(error)}); {INSTALL}"
+        return f"mamba-ssm is not usable ({first_line(error)}); {INSTALL}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -130,7 +126,7 @@ def launcher_fault(device: torch.device) -> str | None:
 
         driver.active.get_current_target()  # compiles the launcher, as the first kernel would
     except Exception as error:  # no compiler, or one that fails
-        return f"Triton needs a C compiler and Python's headers ({_first_line(error)})"
+        return f"Triton needs a C compiler and Python's headers ({first_line(error)})"
     return None
 
 
