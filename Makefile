@@ -31,7 +31,7 @@ SUITE ?=
 JOBS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep suite \
+.PHONY: help install install-dev install-cuda demo test test-long test-all test-gpu torture mutation lint format train plan profile validate evaluate compare sweep suite demo-codes \
 	follow reproduce table sample app tokenize shards dataset stages config runs runs-diff tensorboard slurm slurm-status slurm-cancel \
 	data-fashion-mnist data-emoji weights-aim weights-vq weights-inception weights-dinov2 weights-vgg adm-reference doctor bench bench-evaluate record-gpu \
 	docs clean
@@ -146,7 +146,12 @@ compare: install ## One table and plot of several results (OF="demo_aim/main AiM
 sweep: install ## Evaluate over sampling options (EXP, RUN, GRID="cfg_scale=1,1.5,2 top_k=0,600", ARGS)
 	@$(call experiment,sweep --grid "$(or $(GRID),$(error set GRID, for example GRID="cfg_scale=1,1.5,2,3 top_k=0,600"))")
 
-suite: install ## Train and evaluate variations of an experiment: results.csv, table.md, curves.png (SUITE=demo, JOBS, DRY=1, ARGS)
+# The suite demo trains on the codes of the demo's tokenizer.
+demo-codes: install
+	@test -e data/tokens/demo_tokenizer/val/manifest.json || { export AIM_HINTS=0; \
+		$(AIM) fit --config experiments/demo_tokenizer.yaml && $(AIM) tokenize --config experiments/demo_tokenizer.yaml; }
+
+suite: install $(if $(filter demo,$(SUITE)),$(if $(filter-out 0,$(DRY)),,demo-codes)) ## Train and evaluate variations of an experiment: results.csv, table.md, curves.png (SUITE=demo, JOBS, DRY=1, ARGS)
 	@$(AIM) suite $(or $(SUITE),$(error set SUITE to one of: $(basename $(notdir $(wildcard experiments/suites/*.yaml))))) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry true) $(ARGS)
 

@@ -44,6 +44,15 @@ def test_a_missing_experiment_is_named_before_anything_is_installed(words, tmp_p
     assert not (tmp_path / "venv").exists()
 
 
+def test_the_demo_suite_makes_its_codes_first(tmp_path):
+    def shown(*words):
+        return make("-n", "suite", f"VENV={tmp_path}", *words).stdout
+
+    tokenizer = "fit --config experiments/demo_tokenizer.yaml"
+    assert tokenizer in shown("SUITE=demo").partition("suite demo")[0]
+    assert tokenizer not in shown("SUITE=demo", "DRY=1") + shown("SUITE=scaling")
+
+
 def test_emoji_are_fetched_in_the_version_that_is_checked(tmp_path):
     shown = make("-n", "data-emoji", f"PACKAGE={tmp_path / 'absent.tgz'}").stdout
     assert f"npm pack --silent --pack-destination data {PACKAGE}\n" in shown and f"--package {tmp_path}" in shown
