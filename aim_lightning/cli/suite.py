@@ -116,8 +116,8 @@ def read_suite(path: Path, common: Arguments) -> Suite:
         hint = suggest(unknown, KEYS) or f"; use {', '.join(KEYS)}"
         raise UserError(f"{path}: {unknown}: unknown key{hint}")
     parts = {key: _part(path, values, key) for key in KEYS}
-    seeds = parts["seeds"]
-    if not seeds or len(set(seeds)) < len(seeds):
+    seeds = parts["seeds"]  # `fits` accepts a quoted number in a list
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds is {inline(seeds)}; give different whole numbers")
     for key, value in {"variations": parts["variations"], **parts["grid"]}.items():
         if not value:
@@ -139,7 +139,8 @@ def read_suite(path: Path, common: Arguments) -> Suite:
 
 
 def _check_results(path: Path, evaluate: dict[str, Any], scales: list[Any], law: dict[str, Any], count: int) -> None:
-    if not all(0 < scale < math.inf for scale in scales) or len(set(scales)) < len(scales):
+    is_number = all(not isinstance(scale, str) and 0 < scale < math.inf for scale in scales)
+    if not is_number or len(set(scales)) < len(scales):
         raise UserError(f"{path}: guidance is {inline(scales)}; give different positive numbers")
     if scales and not evaluate:
         raise UserError(f"{path}: guidance has no effect without evaluate; add evaluate: {{num: 10000}}")

@@ -77,7 +77,6 @@ class BatchPlan:
         if remainder or not per_device:
             raise UserError(f"{where} does not divide over {world_size} devices; set a multiple of {world_size}")
         limit = per_device if max_device_batch_size in (None, "auto") else max_device_batch_size
-
         accumulate = -(-per_device // limit)
         if per_device % accumulate:
             parts = f"{accumulate} equal parts of at most {limit} (data.max_device_batch_size)"

@@ -51,7 +51,6 @@ class MongeInceptionDistance(SampleFeatures):
         """
         features = super().compute()
         size = min(len(features), len(self.reference))
-
         # On the CPU, since generators of other devices give other numbers; in torch-fidelity's order of calls.
         generator = torch.Generator().manual_seed(self.seed)
         sides = [_subset(side, size, generator).to(features.device).double() for side in (features, self.reference)]

@@ -56,7 +56,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         # The caller may delete an older file next; the new name must be on disk by then.
         _flush(path.parent, tolerated=CANNOT_FLUSH)
     except OSError as error:
-        # A failed write to an open file names no file, and nobody knows the temporary one.
+        # A failed write to an open file names no file, and the temporary name is not the one of the caller.
         error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
         raise
     finally:

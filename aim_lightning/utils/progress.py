@@ -74,7 +74,7 @@ class ProgressBar(AbstractContextManager):
         Args:
             count: number of items finished since the last call.
             note: text after the numbers.
-            intervals: in a log, print a line that many minutes after the previous one.
+            intervals: smallest number of minutes between two lines of a log.
         """
         self.done += count
         if note:

@@ -42,7 +42,7 @@ def test_trace_and_table_of_a_training(tmp_path):
     assert all(0 < float(row[1]) * 3 <= launches[row[0]] + 0.01 for row in rows)
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path, fail, monkeypatch, capsys):
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path, fail, monkeypatch, capsys):
     experiment = Experiment(write_experiment(tmp_path))
     words, directory = experiment.words("profile", "main", "--steps", 1), experiment.runs / "main" / "profile"
     directory.parent.mkdir(parents=True)

@@ -353,6 +353,7 @@ OUT_OF_RANGE = [
     (lambda: TokenizeOptions(batch_size=0), "batch_size is 0"),
     (lambda: TokenizeOptions(on_error="ignore"), "on_error is 'ignore'"),
     (lambda: TokenizeOptions(precision="fp8"), "precision is 'fp8'; it must be float32, tf32 or bf16"),
+    (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "fp8"), "precision is 'fp8'; it must be float32"),
     (lambda: Encoder(VQModel(TINY_VQ), torch.device("cpu"), "tf32"), "needs an NVIDIA GPU"),
 ]
 

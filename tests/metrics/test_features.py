@@ -157,6 +157,7 @@ def test_the_callers_tf32_is_off_inside_and_back_afterwards(small, monkeypatch):
 
 
 def test_unavailable_precisions_are_refused(inception_file):
+    assert_user_error("precision is 'bf16'; it must be float32 or tf32", InceptionFeatures, precision="bf16")
     with pytest.raises(UserError, match="precision is tf32, which needs an NVIDIA GPU, not cpu"):
         InceptionFeatures(str(inception_file), "tf32").load()
     assert_user_error("not meta", InceptionFeatures(str(inception_file), "tf32").load, torch.device("meta"))

@@ -54,7 +54,7 @@ def connect(loggers: list[Logger], directory: RunDirectory, configuration: dict[
     Args:
         loggers: of the trainer; changed in place.
         directory: of the run.
-        configuration: composed, for loggers other than TensorBoard, to which `TensorBoardPage` logs it; None = not.
+        configuration: composed; logged except to TensorBoard, where `TensorBoardPage` logs it. None = log nothing.
 
     Raises:
         UserError: a logger cannot start, for example without an account.

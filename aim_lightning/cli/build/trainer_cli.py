@@ -124,7 +124,6 @@ class AimCLI(LightningCLI):
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         shows_bar = options.get("enable_progress_bar") is not False
         bars = [RunProgressBar()] if shows_bar and not has_bar else []
-
         options = {
             **options,
             "enable_progress_bar": has_bar and shows_bar,  # Lightning's bar; `RunProgressBar` is a plain callback

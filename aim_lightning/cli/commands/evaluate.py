@@ -65,8 +65,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             _add_to_results(config, record, options.reference)
         setup.show(record, options)
         log(f"results: {path}")
-        run = "" if options.weights else f'make sweep {config.run_directory.variables} GRID="cfg_scale=1,1.5,2", or '
-        log_next(f"{run}make table (after --record NAME)")
+        sweep = "" if options.weights else f'make sweep {config.run_directory.variables} GRID="cfg_scale=1,1.5,2", or '
+        log_next(f"{sweep}make table (after --record NAME)")
     return 0
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aim_lightning.metrics.features.network import FEATURES, LOGITS, SPATIAL, FeatureNetwork, fold_norms, read_weights
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.ranges import check_arguments
 
 
 class InceptionFeatures(FeatureNetwork):
@@ -22,6 +23,9 @@ class InceptionFeatures(FeatureNetwork):
         weights: file of the weights (see `SOURCE`); nothing is downloaded.
         precision: of the convolutions on NVIDIA GPUs: ``float32``, or ``tf32``, which is faster and torch-fidelity's
             default there. The protocol records it.
+
+    Raises:
+        UserError: an unknown precision.
     """
 
     SOURCE = "weights-inception-2015-12-05-6726825d.pth from release v0.2.0 of github.com/toshas/torch-fidelity"
@@ -47,7 +51,7 @@ class InceptionFeatures(FeatureNetwork):
         precision: Literal["float32", "tf32"] = "float32",
     ) -> None:
         super().__init__()
-
+        check_arguments("InceptionFeatures.", InceptionFeatures.__init__, {"precision": precision})
         self.weights, self.precision = weights, precision
 
     @property

@@ -35,7 +35,6 @@ def preview(directory: Path, tokenizer: Any, num: int, seed: int, device: torch.
     manifest = TokenManifest.load(directory)
     if tokenizer.weights_hash != manifest.tokenizer_hash:
         raise UserError(f"{directory} was written by another tokenizer (weights hash differs); set --tokenizer to it")
-
     # Sorted: each shard is read once, and the images appear in the order of the set.
     chosen = np.sort(permutation(manifest.rows, "preview", seed)[:num])
 

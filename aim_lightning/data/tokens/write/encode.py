@@ -1,7 +1,7 @@
 """Decode planned batches of images in loader workers, and encode them to codes at a fixed precision."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from aim_lightning.data.tokens.format.tokenize_options import TokenizeOptions
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.pixels import to_unit_range
 from aim_lightning.utils.precision import exact_products
+from aim_lightning.utils.ranges import check_arguments
 
 # (device, precision) where channels-last is the faster memory format; benchmarks/tokenizing.py measures both.
 CHANNELS_LAST = {("cpu", "float32")}
@@ -81,17 +82,18 @@ class Encoder:
         channels_last: memory format of images and weights; None = the entry in CHANNELS_LAST.
 
     Raises:
-        UserError: TF32 without a GPU.
+        UserError: an unknown precision, or TF32 without a GPU.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         device: torch.device,
-        precision: str = "float32",
+        precision: Literal["float32", "tf32", "bf16"] = "float32",
         compile: bool = False,
         channels_last: bool | None = None,
     ) -> None:
+        check_arguments("", Encoder.__init__, {"precision": precision})
         if precision == "tf32" and device.type != "cuda":
             raise UserError("precision tf32 needs an NVIDIA GPU; use float32 here")
         self.precision = precision
