@@ -134,6 +134,7 @@ def test_fifty_evaluations_use_constant_memory(experiment, monkeypatch, tmp_path
     assert measured[-1][1] - measured[9][1] < 100, "MiB"
 
 
+@pytest.mark.long
 def test_two_ranks_with_uneven_shares_and_a_budget_end(experiment):
     """49 images are four blocks for two ranks; the budget ends within the first round, after which both stop.
 

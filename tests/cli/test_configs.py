@@ -134,7 +134,7 @@ def test_finetuning_starts_from_the_weights_that_make_weights_vq_downloads():
     assert config.values["model"]["init_args"]["init_from"] == path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wheel_contains_the_shipped_configurations(tmp_path):
     """The console script of a wheel works in any directory; includes of files that it ships resolve."""
     ignored = shutil.ignore_patterns("__pycache__", "results", "sweeps")

@@ -61,6 +61,7 @@ def test_a_signal_stops_it_before_the_next_round_without_values(scorer):
     assert (scores.signal, scores.values) == (1, {})
 
 
+@pytest.mark.long
 def test_fifty_evaluations_use_constant_memory(scorer):
     """Measure without garbage collection, which would hide memory in reference cycles."""
     pipeline, incremental = networks(), IncrementalScorer(scorer, SAMPLING)

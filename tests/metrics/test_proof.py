@@ -16,6 +16,7 @@ from aim_lightning.metrics.fid import frechet_distance
 from aim_lightning.metrics.reference_statistics import ReferenceImagesBuilder
 from aim_lightning.metrics.scores import Scores
 
+pytestmark = pytest.mark.long
 torch.set_num_threads(1)
 REAL, FAKE = 32, 28
 
@@ -84,7 +85,6 @@ class Replay:
 
 
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
-@pytest.mark.slow
 def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatch):
     random, end = scored(network, outputs, "torch_fidelity"), network.name_ending
     bases = ("fd", "sfd", "is", "is_std", "kd", "precision", "recall", "density", "coverage", "mind")
@@ -101,7 +101,6 @@ def test_fid_is_kid_equal_torch_fidelity(network, outputs, published, monkeypatc
     assert sorted(values.values()) == pytest.approx(sorted({**random, "": values["kid_std"]}.values()))
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:FrechetDistance")
 def test_any_batch_size_and_order(network, outputs):
     one = scored(network, outputs, batch=FAKE)

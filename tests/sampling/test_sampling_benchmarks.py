@@ -12,6 +12,8 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernel_configs
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, table
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
