@@ -132,5 +132,5 @@ def _hash_name(reference: dict[str, Any]) -> str:
 
 
 def short_key(values: Any) -> str:
-    """Return eight hex digits of a hash of plain values, for a directory name."""
+    """Return eight hex digits of a hash of plain values, such as for the name of a directory."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.stop_request import between, find_callback
+from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics import metric_name
 from aim_lightning.metrics.features import FEATURES

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from aim_lightning.callbacks.evaluation.scoring import Scoring
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.callbacks.training.ema import EMA
-from aim_lightning.callbacks.training.stop_request import between, find_callback
+from aim_lightning.callbacks.training.stop_request import between
 from aim_lightning.evaluation.image_sets import ExperimentImages
 from aim_lightning.evaluation.incremental import IncrementalScorer
 from aim_lightning.evaluation.scorer import Scorer

@@ -6,7 +6,8 @@ from functools import partial
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from aim_lightning.callbacks.training.stop_request import ValidationStop, between, find_callback
+from aim_lightning.callbacks.find_callback import find_callback
+from aim_lightning.callbacks.training.stop_request import ValidationStop, between
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.reference import Reference
 from aim_lightning.metrics.reference_statistics import ReferenceImages

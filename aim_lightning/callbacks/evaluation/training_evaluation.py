@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.callbacks.logging.image_logging import log_image
 from aim_lightning.callbacks.training.checkpoints import write_or_report
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.preemption import Preemption
-from aim_lightning.callbacks.training.stop_request import find_callback
 from aim_lightning.cluster import signals
 from aim_lightning.evaluation.evaluated_model import identity
 from aim_lightning.evaluation.image_sets import check_size, decoded_size

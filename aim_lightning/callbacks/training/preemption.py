@@ -7,8 +7,9 @@ from statistics import median
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.callbacks.training.checkpoints import Checkpoints
-from aim_lightning.callbacks.training.stop_request import StopRequest, find_callback, keep_handlers, received
+from aim_lightning.callbacks.training.stop_request import StopRequest, keep_handlers, received
 from aim_lightning.cluster import job_registry, signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError

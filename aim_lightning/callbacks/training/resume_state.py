@@ -1,7 +1,5 @@
 """Save and restore the state that makes a resumed run exact: cursor, random states of all ranks, replaced rows."""
 
-import hashlib
-import json
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
+from aim_lightning.evaluation.score_record import short_key
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils import lightning_private
 from aim_lightning.utils.dist import ProcessGroup
@@ -162,8 +161,7 @@ def rounding(device: torch.device) -> dict[str, str]:
 
             from aim_lightning.models.aim.fused.tiling import BLOCK, TILING
 
-            tiles = hashlib.sha256(json.dumps([BLOCK, TILING]).encode()).hexdigest()
-            result |= {"triton": triton.__version__, "tiles": tiles[:8]}
+            result |= {"triton": triton.__version__, "tiles": short_key([BLOCK, TILING])}
     return result
 
 

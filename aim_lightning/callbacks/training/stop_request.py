@@ -12,11 +12,12 @@
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.cluster import signals
 from aim_lightning.cluster.signals import Stopped
 from aim_lightning.utils.errors import UserError
@@ -146,11 +147,6 @@ def between(trainer: Trainer, items: Iterable[Item], phase: str) -> Iterator[Ite
         finish(phase)
         raise
     finish(phase)
-
-
-def find_callback(trainer: Trainer, callback_class: type) -> Any:
-    """Return the trainer's callback of a class; None without one."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, callback_class)), None)
 
 
 def keep_handlers(trainer: Trainer) -> None:

@@ -23,11 +23,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from aim_lightning.callbacks.find_callback import find_callback
 from aim_lightning.callbacks.logging.progress_bar import RunProgressBar
 from aim_lightning.callbacks.logging.tensorboard_writer import RunWriter
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.callbacks.training.resume_state import CorruptRecords, ResumeState, RunCheckpointIO
-from aim_lightning.callbacks.training.stop_request import find_callback
 from aim_lightning.cli.build.callback_resources import CallbackResources
 from aim_lightning.cli.build.loggers import set_arguments
 from aim_lightning.cli.build.micro_batch import automatic_micro_batch
