@@ -7,8 +7,8 @@ after each row. Measurements that would start after --seconds are left out.
 - decoder: images/s of each variant, and how far its pixels are from float32 ones (norm over norm).
 - codes: images/s without pixels, median of 3 calls.
 - codes and pixels: `in series`; `concurrent`, pixels on another stream during the next codes, as the pipeline does; or
-  `priority`, concurrent with codes on a stream of high priority. Mean over 4 batches after a warm-up. On an H200 also
-  the images/s to reach at the best batch, and the stretch.
+  `priority`, concurrent with codes on a stream of high priority. Mean over 4 batches after a warm-up.
+- goal_images_per_s, stretch_images_per_s: of codes and pixels, to reach on one H200 at the best batch.
 """
 
 import argparse

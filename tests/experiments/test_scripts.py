@@ -147,7 +147,7 @@ def test_rows_of_the_training_benchmark_have_goals_and_their_share_of_measured_p
     for machine, values in expected.items():
         rows = [{"part": part, "model": model, "batch": batch, "tflops": 300.0} for part, model, batch in cells]
         training.add_goals(rows, 800, machine)
-        assert [tuple(row.get(name) for name in ("published", "goal", "stretch")) for row in rows] == values
+        assert [tuple(row.get(name) for name in training.GOAL_COLUMNS) for row in rows] == values
         assert {row["of_products"] for row in rows} == {0.375}
     assert training.product_rate(torch.device("cpu"), size=64, repeats=2) > 0
 

@@ -33,11 +33,12 @@ def differences() -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_equal_float64(differences, case):
-    result, more = differences[case], 1e-5 if case == "extreme" else 0  # logarithms of decays reach hundreds
+    result = differences[case]
+    margin = 1e-5 if case == "extreme" else 0  # logarithms of decays reach hundreds
     assert result["loss"] <= 2e-6
-    assert result["gradients"] <= 5e-6 + more
+    assert result["gradients"] <= 5e-6 + margin
     # A_log and dt_bias sum over complete sequences and all images.
-    assert result["decay"] <= 2e-5 + more
+    assert result["decay"] <= 2e-5 + margin
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ def test_flops_are_those_that_pytorch_counts():
     ("d_model", "n_layer", "n_head", "parameters"),
     [(768, 12, 12, 110_888_448), (1024, 24, 16, 342_910_976), (1280, 36, 20, 774_699_520)],
 )
-def test_llamagen_s_sizes_have_the_published_parameters(d_model, n_layer, n_head, parameters):
+def test_sizes_of_llamagen_have_the_published_numbers_of_parameters(d_model, n_layer, n_head, parameters):
     """The paper lists 111M, 343M and 775M."""
     with torch.device("meta"):
         model = GPT(GPTConfig(d_model, n_layer, n_head))

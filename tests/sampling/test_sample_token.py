@@ -2,8 +2,8 @@
 
 import pytest
 from helpers import script_output
-from sampling.drawing_on_cpu import IMAGES, LOGITS, MORE
 from sampling.kernels_on_cpu import OPTIONS
+from sampling.sample_token_on_cpu import IMAGES, LOGITS, MORE
 
 from aim_lightning.sampling.fast.buffers import candidate_sizes
 
@@ -11,7 +11,7 @@ from aim_lightning.sampling.fast.buffers import candidate_sizes
 @pytest.fixture(scope="module")
 def sampled() -> dict:
     """Return the results of the Triton kernels on a CPU."""
-    return script_output("sampling/drawing_on_cpu.py")
+    return script_output("sampling/sample_token_on_cpu.py")
 
 
 @pytest.mark.parametrize("logits", LOGITS)
@@ -29,7 +29,7 @@ def test_all_logits_are_searched_only_where_candidates_do_not_decide(sampled):
 
 def test_candidates_are_the_largest_of_their_chunk_in_order(sampled):
     """They fill at least three quarters of the slots where no entries are equal."""
-    assert sampled["sifted"] == []
+    assert sampled["wrong_candidates"] == []
 
 
 def test_logits_that_are_not_finite_are_reported(sampled):
