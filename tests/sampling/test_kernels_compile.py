@@ -16,7 +16,8 @@ AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 CANDIDATES = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 SAMPLE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 SAMPLE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
-ADVANCE = {"GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4}
+ADVANCE = {**AIM_B, "P": 64, "GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "CHAINED": True}
+ADVANCE |= {"PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4, "BLOCK": 1024}
 ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK_D": 1024}
 WARPS = "num_warps"  # 4 by default
 CASES = [
@@ -40,7 +41,8 @@ CASES = [
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),
-    ("advance_kernel", {**ADVANCE, "BLOCK": 1024, "CHAINED": True}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 6}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 0}),
 ]
 
 

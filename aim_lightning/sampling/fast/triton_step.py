@@ -61,13 +61,16 @@ class TritonStep:
 
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
-        kernels.advance_kernel[(buffers.rows,)](
+        config, cache = self.config, buffers.layers[i]
+        heads = 0 if buffers.recurrent else self.configs.mix.heads
+        kernels.advance_kernel[buffers.rows, 1 + self.parts * (heads > 0)](
             self.out, buffers.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
-            buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD,
-            self.config.d_model, self.config.d_inner, EPS, buffers.rows, GATE_ROWS=self.config.modulation_rows,
-            ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None, FINAL=final is not None,
-            PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts), SPLIT=self.configs.split,
-            BLOCK=self.block, **self.launch,
+            buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD, buffers.x_MI,
+            buffers.b_MN, buffers.dt_MH, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH,
+            self.weights.layers[i].a_log, buffers.step, config.d_model, EPS, buffers.rows, config.num_tokens,
+            GATE_ROWS=config.modulation_rows, ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None,
+            FINAL=final is not None, PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts),
+            SPLIT=self.configs.split, BLOCK=self.block, HEADS=heads, **self.sizes, P=config.headdim, **self.launch,
         )  # fmt: skip
 
     def _project(self, i: int) -> None:

@@ -2,13 +2,14 @@
 
 All read the step from memory, so that one captured graph serves every step. Sums are in float32; tensors between
 kernels have the weights' type. A layer: in_proj_kernel (convolution included), mixer_kernel or state_kernel,
-linear_kernel (out_proj), advance_kernel (residual and norm). A step ends with the logits (linear_kernel),
+linear_kernel (out_proj), advance_kernel (residual, norm, stored inputs). A step ends with the logits (linear_kernel),
 top_candidates_kernel and sample_token_kernel, which computes the next step's input; enter_kernel computes the first.
 In float32, cuBLAS computes the products, and activate_kernel the rest of in_proj_kernel.
 """
 
+from aim_lightning.sampling.fast.kernels.advance import advance_kernel
 from aim_lightning.sampling.fast.kernels.candidates import top_candidates_kernel
-from aim_lightning.sampling.fast.kernels.common import advance_kernel, enter_kernel
+from aim_lightning.sampling.fast.kernels.common import enter_kernel
 from aim_lightning.sampling.fast.kernels.in_proj import activate_kernel, in_proj_kernel
 from aim_lightning.sampling.fast.kernels.mixer_step import mixer_kernel, state_kernel
 from aim_lightning.sampling.fast.kernels.products import linear_kernel

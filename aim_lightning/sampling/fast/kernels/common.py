@@ -19,6 +19,7 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`:
 # - top_candidates_kernel and sample_token_kernel follow a mixer. They read the options and the number of sampled codes,
 #   which the previous sample_token_kernel incremented.
+# - advance_kernel follows a mixer as well. It reads what in_proj_kernel left, and L of the previous code.
 # - The first layer's in_proj_kernel and mixer follow sample_token_kernel. They read the step, which the
 #   top_candidates_kernel before it incremented.
 # enter_kernel is an ordinary launch: it starts when all older kernels have ended, and its successor when it has.
@@ -99,40 +100,3 @@ def enter_kernel(
     row, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     x = tl.load(start_ptr + row * D + cols, cols < D, 0.0).to(tl.float32)
     _enter(x, row, cols, cols < D, residual_ptr, weight_ptr, rows_ptr, h_ptr, D, eps, ROWS, MODULATED)
-
-
-@triton.jit
-def advance_kernel(
-    out_ptr, squares_ptr, residual_ptr, gate_ptr, weight_ptr, rows_ptr, final_weight_ptr, h_ptr, D, INNER, eps,
-    M, GATE_ROWS: tl.constexpr, ROWS: tl.constexpr, MODULATED: tl.constexpr, FINAL: tl.constexpr,
-    PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    """Add gate * (mixer output / rms) to the residual, then apply the next norm; the squares are the mixer kernel's.
-
-    FINAL: norm_f first, then the final layer's norm.
-    """
-    _start_next(CHAINED)
-    row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, BLOCK)
-    mask = cols < D
-    residual = tl.load(residual_ptr + row * D + cols, mask, 0.0)
-    weight = tl.load(weight_ptr + cols, mask, 0.0).to(tl.float32)
-    shift, scale = _modulation(rows_ptr + row * ROWS * D, D, cols, mask, MODULATED)
-    if MODULATED:
-        gate = tl.load(gate_ptr + row * GATE_ROWS * D + 2 * D + cols, mask, 0.0).to(tl.float32)
-    _wait(CHAINED)
-    parts = tl.arange(0, PARTS_BLOCK)
-    squares = tl.sum(tl.load(squares_ptr + row * PARTS + parts, parts < PARTS, 0.0), axis=0)
-    x = tl.load(out_ptr + row * D + cols, mask, 0.0).to(tl.float32)
-    for part in tl.static_range(1, SPLIT):
-        x += tl.load(out_ptr + (part * M + row) * D + cols, mask, 0.0).to(tl.float32)
-    # The gated norm's division, which commutes with out_proj: it is one number per row.
-    x *= tl.rsqrt(squares / INNER + eps)
-    if MODULATED:
-        x *= gate
-    x += residual
-    tl.store(residual_ptr + row * D + cols, x, mask)
-    if FINAL:
-        x = x * _rms(x, D, eps) * tl.load(final_weight_ptr + cols, mask, 0.0).to(tl.float32)
-    h = x * _rms(x, D, eps) * weight * (1 + scale) + shift
-    tl.store(h_ptr + row * D + cols, h.to(h_ptr.dtype.element_ty), mask)

@@ -17,7 +17,6 @@ from aim_lightning.sampling.fast.kernels.past import (
     _load_columns,
     _past_by_sums,
     _store_columns,
-    _store_exponents,
 )
 
 
@@ -46,7 +45,6 @@ def mixer_kernel(
     wide = part * W + cols
     # Heads beyond HEADS repeat the last one. Products have a row of weights per head, and at least 16 rows.
     heads = part * HEADS + tl.minimum(tl.arange(0, ROWS), HEADS - 1)
-    stored = part * HEADS + tl.minimum(tl.arange(0, PADDED // P), HEADS - 1)
     # This row's memory: offsets within it are small, those over all rows may pass 2^31.
     origin = row * ((T + PAIR - 1) // PAIR)
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + origin * INNER, bs_ptr + origin * N, gs_ptr + row * H * T
@@ -54,9 +52,6 @@ def mixer_kernel(
     if CHAINED:
         _fetch_ahead(xs_ptr, bs_ptr, step, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
     before, a = _decay_before(decay_ptr, a_log_ptr, heads, step)
-    stored_before, stored_a = _decay_before(decay_ptr, a_log_ptr, stored, step)
-    newest_x, newest_b = xs_ptr + step // PAIR * INNER + wide, bs_ptr + step // PAIR * N + states
-    pair_W, pair_N = _load_columns(newest_x, cols, W), tl.load(newest_b)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
@@ -67,22 +62,18 @@ def mixer_kernel(
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
     if PACKED:
-        past_W, score, stored_W, stored_N, unit = _packed_step(
-            xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+        past_W, score = _packed_step(
+            xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
         )
     else:
         past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS)
-        score, stored_W, stored_N, unit = tl.sum(b * c, axis=0), x_W, b, 1.0
+        score = tl.sum(b * c, axis=0)
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
     newest_W = (dt_W * score + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.
     gated_W = (past_W + newest_W) * gate_W
     _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
     tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
-    _store_columns(newest_x, stored_W.to(xs_ptr.dtype.element_ty), cols, W)
-    tl.store(newest_b, stored_N.to(bs_ptr.dtype.element_ty), mask=part + 0 * states == 0)
-    newest_g, once = gs_ptr + stored * T + step, tl.arange(0, PADDED // P) < HEADS
-    _store_exponents(dt_ptr + stored, decay_ptr + stored, newest_g, stored_before, stored_a, unit, once)
 
 
 @triton.jit

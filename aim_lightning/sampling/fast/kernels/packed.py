@@ -35,8 +35,8 @@ def _pack_heads(x_W, pairs_W, odd, P: tl.constexpr):
 
 
 @triton.jit
-def _sums_and_most(a, b, c, d, e, f):
-    return a + d, b + e, tl.maximum(c, f)
+def _sums(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -97,16 +97,14 @@ def _past_by_products(
 
 @triton.jit
 def _packed_step(
-    xs_ptr, bs_ptr, gs_ptr, x_W, b, c, pair_W, pair_N, decay, heads, wide, cols, step, T, INNER: tl.constexpr,
-    N: tl.constexpr, W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
+    xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Return the sum over past codes, C B^T of the newest code, its packed x and B, and the product of their units."""
+    """Return the sum over past codes, and C B^T of the newest code."""
     rounded = c.to(tl.bfloat16)
-    # One reduction for three: each takes barriers of all warps.
-    score, c_sum, unit_b = tl.reduce((b * c, rounded.to(tl.float32), _unit(b)), 0, _sums_and_most)
+    # One reduction for both: each takes barriers of all warps.
+    score, c_sum = tl.reduce((b * c, rounded.to(tl.float32)), 0, _sums)
     past_W = _past_by_products(
         xs_ptr, bs_ptr, gs_ptr, rounded, c_sum, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
     )
-    unit_b = tl.maximum(unit_b, 1e-30)
-    stored_W, unit = _pack_heads(x_W, pair_W, step % 2 == 1, P)
-    return past_W, score, stored_W, _pack(b / unit_b, pair_N, step % 2 == 1), unit * unit_b
+    return past_W, score

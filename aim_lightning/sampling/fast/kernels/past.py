@@ -103,12 +103,3 @@ def _decay_before(decay_ptr, a_log_ptr, heads, step):
 def _decay(before, loss):
     """Return L of this code; in float64 where a float32 running sum would lose digits (buffers.exponent_type)."""
     return before - loss.to(before.dtype)
-
-
-@triton.jit
-def _store_exponents(dt_ptr, decay_ptr, gs_ptr, before, a, unit, mask):
-    """Store L of this code and g = log dt - L + log unit, one pointer per head."""
-    dt = tl.load(dt_ptr)
-    decay = _decay(before, dt * a)
-    tl.store(decay_ptr, decay, mask)
-    tl.store(gs_ptr, tl.log(dt * unit).to(decay.dtype) - decay, mask)
