@@ -92,7 +92,9 @@ def _past_by_products(
         sums_RW, weights_RS = _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay)
     sums_RW -= tl.sum(weights_RS, axis=1)[:, None] * OFFSET
     head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
-    return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)
+    # The indices have the columns' own order: `gather` ends the layout of the product, so that this one vector is moved
+    # between threads instead of all that are combined with it.
+    return tl.gather(tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0), cols, 0)
 
 
 @triton.jit
