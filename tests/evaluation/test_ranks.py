@@ -71,6 +71,7 @@ def lose_a_rank(rank: int, directory: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_process_is_reported_in_one_line(tmp_path, capfd):
     multiprocessing.spawn(lose_a_rank, (str(tmp_path),), nprocs=2)
     error = capfd.readouterr().err

@@ -26,6 +26,7 @@ def execute(directory, monkeypatch) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_generates_reconstructs_and_scores(workspace, tmp_path, monkeypatch):  # noqa: F811
     run = tmp_path / "runs" / "demo_aim" / "main"
     shutil.copytree(workspace / "runs" / "small" / "main", run)
