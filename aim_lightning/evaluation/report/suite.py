@@ -147,7 +147,7 @@ def _origin(variations: dict[str, Variation]) -> str:
     results = [read_results(run.results) for item in variations.values() for run in item.runs]
 
     def several(value: Callable[[dict], object]) -> str:
-        return ", ".join(sorted({str(value(result)) for result in results}))
+        return ", ".join(dict.fromkeys(str(value(result)) for result in results))
 
     names = ", ".join(f"{name} ({len(item.runs)})" for name, item in variations.items())
     steps = several(lambda result: f"{result['protocol']['step']:,}")
