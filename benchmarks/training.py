@@ -48,7 +48,7 @@ COLUMNS += ("tflops", "mfu", "of_products", "peak_gib", "ratio_to_mamba_ssm", "r
 GOAL_COLUMNS = ("published_images_per_s", "goal_images_per_s", "stretch_images_per_s")
 COLUMNS += GOAL_COLUMNS
 PUBLISHED = {("AiM-B", 64): 397, ("AiM-B", 128): 632}  # images/s of the published code on an H200 (docs/training.md)
-# Images/s inside fit: to reach and stretch on an H200.
+# Images/s inside fit on an H200: goal and stretch goal.
 GOALS = {
     ("AiM-B", 64): (1500, 1800),
     ("AiM-B", 256): (1700, 2000),

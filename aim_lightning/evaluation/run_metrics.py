@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aim_lightning.evaluation.score_record import FORMAT, over_seeds, read_record, short_key, short_reference
+from aim_lightning.evaluation.score_record import FORMAT, over_seeds, read_record, short_reference
 from aim_lightning.runs.directory import RunDirectory
 from aim_lightning.runs.results import read_results
 from aim_lightning.utils.errors import UserError
+from aim_lightning.utils.short_key import short_key
 
 # Metrics of which the highest value is best; of all others the lowest is.
 HIGHER = re.compile(r"(val/)?(is|precision|recall|density|coverage|class_agreement|psnr|ssim|codebook\w*)(_|$)")

@@ -1,7 +1,5 @@
 """scores.json: the values of one set of images with everything that they depend on."""
 
-import hashlib
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -129,8 +127,3 @@ def same_images(reference: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _hash_name(reference: dict[str, Any]) -> str:
     return next(name for name in ("sha256", "pixels_sha256", "fingerprint") if name in reference)
-
-
-def short_key(values: Any) -> str:
-    """Return eight hex digits of a hash of plain values, such as for the name of a directory."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -13,7 +13,7 @@ from aim_lightning.evaluation.image_sets import Between, ImageSet, NpzImages, ch
 from aim_lightning.evaluation.nearest import NearestImages
 from aim_lightning.evaluation.reference import BATCH
 from aim_lightning.evaluation.sample_blocks import BlockDirectory, SamplePlan, generate_missing
-from aim_lightning.evaluation.score_record import read_record, score_record, short_key
+from aim_lightning.evaluation.score_record import read_record, score_record
 from aim_lightning.evaluation.throughput import Throughput
 from aim_lightning.metrics import count_suffix
 from aim_lightning.metrics.fdr import mean_of_ratios, network_label
@@ -27,6 +27,7 @@ from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.files import write_bytes, write_json
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.pixels import ROUNDING
+from aim_lightning.utils.short_key import short_key
 
 ARCHIVE, PREVIEW, NEAREST, RECORD, LEASE = "samples.npz", "preview.png", "nearest.png", "scores.json", "lease.json"
 

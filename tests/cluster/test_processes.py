@@ -222,7 +222,6 @@ def assert_killed_worker_is_one_line(*words, until=lambda: True) -> None:
     assert error.count("Traceback") == 0 and error.count("error: ") == 1, error
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_worker_of_fit_and_of_validate(tmp_path):
     experiment, run = write_config(tmp_path, "tiny_tokenizer"), tmp_path / "runs/tiny_tokenizer/main"

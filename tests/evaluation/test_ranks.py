@@ -70,7 +70,6 @@ def lose_a_rank(rank: int, directory: str) -> None:
     os._exit(0 if cli.main([]) == 1 else 1)  # without Python's end, at which a thread of gloo may abort the process
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_lost_process_is_reported_in_one_line(tmp_path, capfd):
     multiprocessing.spawn(lose_a_rank, (str(tmp_path),), nprocs=2)

@@ -25,7 +25,6 @@ def execute(directory, monkeypatch) -> list[dict]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_the_notebook_generates_reconstructs_and_scores(workspace, tmp_path, monkeypatch):  # noqa: F811
     run = tmp_path / "runs" / "demo_aim" / "main"

@@ -17,7 +17,7 @@ from PIL import Image
 from aim_lightning.runs.directory import list_checkpoints, newest_checkpoint, step_of
 
 pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.long
 BLOCK, HEADER = 1 << 15, 7  # bytes of W&B's file: of a block, and of the header of the file and of a record
 LAST_OF_RECORD = (1, 4)
 

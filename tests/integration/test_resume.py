@@ -360,7 +360,6 @@ def test_skipped_records_are_logged_counted_and_resumed_to_the_bit(tmp_path, cap
     assert_same(experiment.fit("limited", *skip), reference)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_compiled_training_is_the_same(experiment):

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import start_python
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.long
 KILLS = ("SIGKILL", "SIGTERM", "SIGUSR1")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import aim_lightning
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]  # `make demo` runs the same commands
+pytestmark = pytest.mark.long  # `make demo` runs the same commands
 TOKENIZER, AIM = "experiments/demo_tokenizer.yaml", "experiments/demo_aim.yaml"
 
 

@@ -12,13 +12,13 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from aim_lightning.callbacks.training.ema import EMA
 from aim_lightning.checkpoint.io import read_checkpoint, write_checkpoint
-from aim_lightning.evaluation.score_record import short_key
 from aim_lightning.runs.resume_policy import differences
 from aim_lightning.utils import lightning_private
 from aim_lightning.utils.dist import ProcessGroup
 from aim_lightning.utils.errors import UserError
 from aim_lightning.utils.logging import log
 from aim_lightning.utils.random import hash_seed
+from aim_lightning.utils.short_key import short_key
 
 # key in the file -> Lightning's key
 KEYS = {"optimizers": "optimizer_states", "schedulers": "lr_schedulers"} | {

@@ -121,8 +121,9 @@ def _score_images(
         out: directory for the results; None = in `given` of the runs.
         reuse: return an earlier record of the same content and protocol.
     """
-    from aim_lightning.evaluation.score_record import read_record, score_record, short_key
+    from aim_lightning.evaluation.score_record import read_record, score_record
     from aim_lightning.evaluation.scorer import PREVIEW, RECORD
+    from aim_lightning.utils.short_key import short_key
 
     ranks, protocol = scorer.ranks, scorer.protocol(len(images))
     state, source = ranks.on_rank0(lambda: (images.state(), images.identity()))
@@ -148,7 +149,7 @@ def _compare(config: Config, options: argparse.Namespace) -> int:
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.image_sets import open_images
     from aim_lightning.evaluation.report import comparison, plots, sources
-    from aim_lightning.evaluation.score_record import short_key
+    from aim_lightning.utils.short_key import short_key
 
     # Records need neither a feature network nor a reference.
     scorer = functools.cache(lambda: setup.make_scorer(config, options, setup.start(config)))

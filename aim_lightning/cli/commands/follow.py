@@ -40,7 +40,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     from torch.utils.tensorboard import SummaryWriter
 
     from aim_lightning.cli.build import evaluation_setup as setup
-    from aim_lightning.evaluation.score_record import short_key
+    from aim_lightning.utils.short_key import short_key
 
     directory, sampling = config.run_directory, config.sampling
     device = setup.start(config)

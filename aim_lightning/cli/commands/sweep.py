@@ -32,7 +32,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Write results.csv, plots, a TensorBoard run and hparams of a sweep; finished points are not computed again."""
     from aim_lightning.cli.build import evaluation_setup as setup
     from aim_lightning.evaluation.report import plots, sweep
-    from aim_lightning.evaluation.score_record import describe_reference, short_key
+    from aim_lightning.evaluation.score_record import describe_reference
+    from aim_lightning.utils.short_key import short_key
 
     setup.refuse(options, "--weights", OF_RUN)
     grid = sweep.parse_grid(options.grid)
