@@ -23,7 +23,7 @@ from aim_lightning.models.aim.fused.kernels.dual_scan_backward import (
 )
 from aim_lightning.models.aim.fused.launch import launch
 from aim_lightning.models.aim.fused.products import product_float32
-from aim_lightning.models.aim.fused.tiling import BLOCK, tiling
+from aim_lightning.models.aim.fused.tiling import BLOCK, scores_tile, tiling
 
 CHUNK = 128  # rows whose tap gradients one program adds up
 
@@ -175,7 +175,7 @@ def _convolve(
     launch(
         shape, scores_forward, (shape.images, shape.blocks),
         post, scores, shape.length, shape.convolved, shape.inner, shape.state, shape.blocks,
-        BLOCK=BLOCK, STATE=_width(shape.state), **tiling("scores_forward", shape.dtype),
+        BLOCK=BLOCK, **scores_tile(_width(shape.state), shape.dtype),
     )  # fmt: skip
     return post, scaled, scores
 

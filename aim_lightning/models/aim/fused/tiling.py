@@ -7,6 +7,7 @@ run's numbers would depend on timing.
 import torch
 
 BLOCK = 64  # rows and columns of a tile of C Bᵀ
+PART = 128  # states of B that scores_forward reads at a time
 TILING: dict[str, dict[str, int]] = {
     "norm_forward": {"ROWS": 2, "num_warps": 4},
     "norm_backward": {"ROWS": 4, "num_warps": 2},
@@ -36,3 +37,18 @@ def tiling(name: str, dtype: torch.dtype, width: int = 1024) -> dict[str, int]:
     exact = {"num_stages": 1, "maxnreg": None} if dtype == torch.float32 else {}
     tile = {"num_stages": 3, **TILING[name], **exact}
     return tile | {"num_warps": tile["num_warps"] * max(1, width // 1024)}
+
+
+def scores_tile(states: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the widths, tile and launch options of scores_forward.
+
+    More than 128 states in three stages, or 256 in float32 at a time, exceed the 99 KB of shared memory of an RTX 30,
+    40 or 50.
+
+    Args:
+        states: of a head, a power of two.
+        dtype: of the matrix products.
+    """
+    tile = tiling("scores_forward", dtype)
+    stages = tile["num_stages"] if states <= PART else min(tile["num_stages"], 2)
+    return tile | {"STATE": states, "PART": min(states, PART), "num_stages": stages}

@@ -65,16 +65,23 @@ def decays_forward(
 
 @triton.jit
 def scores_forward(
-    post, cb, length, width, inner, state, blocks, BLOCK: tl.constexpr, STATE: tl.constexpr
+    post, cb, length, width, inner, state, blocks, BLOCK: tl.constexpr, STATE: tl.constexpr, PART: tl.constexpr
 ):  # fmt: skip
-    """Compute the tiles of C Bᵀ on and below the diagonal. Grid (images, blocks)."""
+    """Compute the tiles of C Bᵀ on and below the diagonal. Grid (images, blocks).
+
+    B is read PART states at a time: 256 states in float32 would not fit the shared memory of all GPUs.
+    """
     image, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column, offset = tl.arange(0, STATE), tl.arange(0, BLOCK)
+    column, offset = tl.arange(0, PART), tl.arange(0, BLOCK)
     start = post + image * length * width + inner
-    c = load_rows(start + state, i * BLOCK + offset, width, column, length, state)
+    c = ()
+    for part in tl.static_range(0, STATE, PART):
+        c = c + (load_rows(start + state + part, i * BLOCK + offset, width, column, length, state - part),)  # noqa: RUF005
     for j in range(i + 1):
-        b = load_rows(start, j * BLOCK + offset, width, column, length, state)
-        scores = dot(c, tl.trans(b), tl.zeros([BLOCK, BLOCK], tl.float32))
+        scores = tl.zeros([BLOCK, BLOCK], tl.float32)
+        for part in tl.static_range(0, STATE, PART):
+            b = load_rows(start + part, j * BLOCK + offset, width, column, length, state - part)
+            scores = dot(c[part // PART], tl.trans(b), scores)
         tl.store(tile_of(cb, image, i, j, blocks, BLOCK), scores.to(cb.dtype.element_ty))
 
 
