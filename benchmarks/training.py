@@ -1,12 +1,14 @@
 """Measure training of the presets on each backend, kernels alone and inside `fit`, in one run.
 
 python benchmarks/training.py [--models AiM-B] [--batches 64,256] [--backends triton,mamba_ssm] [--steps 8]
-    [--num_tokens 256] [--fit 64,256,shipped] [--fit_models AiM-B] [--fit_backends triton] [--fit_steps 50] [--profile]
-    [-- OPTIONS OF FIT]
+    [--num_tokens 256] [--fit 64,256,shipped] [--fit_models AiM-B] [--fit_backends triton] [--fit_steps 50]
+    [--checkpointing none] [--memory 40] [--profile] [-- OPTIONS OF FIT]
 
 Kernels alone: forward, backward, clipping and fused AdamW in bf16 autocast on random codes. `--batches ''` skips them.
 Inside fit: experiments/imagenet256_aim_*.yaml on simulated token shards, without samples and validation. A number is
-the micro-batch and the global batch; `shipped` keeps both batches of the experiment. `--fit ''` skips this part.
+the micro-batch and the global batch; `shipped` keeps both batches of the experiment; `auto` is a global batch of 256
+in the micro-batches that the experiment chooses by memory. `--fit ''` skips this part.
+--memory limits PyTorch to this many GB of the GPU. Rows name it, gradient checkpointing and other options of fit.
 Every row has images/s, TFLOP/s, MFU, peak memory, milliseconds per micro-batch and those that the host needs for one.
 mfu is the share of the data sheet's peak, of_products that of the bf16 matrix products measured in the same run.
 Ratios are to mamba_ssm in eager mode, which runs the published kernels, and to the kernels alone. mamba_ssm's first
@@ -22,11 +24,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from kernel_bytes import compare, print_kernels
 from lightning.pytorch import Callback
 from record import hardware, save
 from tokens import simulate
@@ -42,6 +44,8 @@ from aim_lightning.models.aim.backends.choose import missing
 ROOT = Path(__file__).parents[1]
 WARM_UP = 3
 FIT_WARM_UP = 10  # steps until allocator, loader and the steps in flight are in their steady state
+FEW_WARM_UP = 3  # the same for steps of many micro-batches
+AUTO_BATCH = 256  # global batch of `auto`
 HOST_STEPS = 5  # steps with a synchronisation before each: the host meets an empty queue and waits for nothing
 COLUMNS = ("part", "model", "backend", "batch", "global_batch", "images_per_s", "milliseconds", "host_milliseconds")
 COLUMNS += ("tflops", "mfu", "of_products", "peak_gib", "ratio_to_mamba_ssm", "ratio_to_kernels")
@@ -60,6 +64,7 @@ GOALS = {
     ("AiM-1B", 256): (200, 230),
 }
 H100 = 0.83  # goals of an H100 relative to an H200: the estimate of docs/imagenet.md
+COPIED = 2**30  # bytes of the measured copies
 PRODUCTS = 8192  # rows and columns of the measured matrix products
 
 
@@ -96,15 +101,18 @@ def time_steps(network: AutoregressiveNetwork, step: Callable[[], float], batch:
     return figures(batch, seconds, statistics.median(host), network.flops_per_image())
 
 
-def measure(model: str, backend: str, batch: int, steps: int, num_tokens: int, profiled: bool) -> dict:
-    """Time training of a preset on random codes."""
+def measure(model: str, backend: str, batch: int, steps: int, num_tokens: int, rates: dict | None) -> dict:
+    """Time training of a preset on random codes; `rates` of the GPU for a table of its kernels, or None."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     network = AiM(AiMConfig.preset(model, num_tokens=num_tokens), backend=backend).cuda()
     step = training_step(network, batch)
-    row = time_steps(network, step, batch, steps) | {"num_tokens": num_tokens}
-    return row | ({"kernels": kernels(step)} if profiled else {})
+    row = time_steps(network, step, batch, steps)
+    if rates:
+        row |= {name: round(rate, 2) for name, rate in rates.items()}
+        row["kernels"] = compare(kernels(step), network.config, batch, **rates)
+    return row
 
 
 def figures(batch: int, seconds: float, host: float, flops: float) -> dict:
@@ -149,18 +157,20 @@ class Clock(Callback):
             self.path.write_text(json.dumps(row))
 
 
-def measure_fit(model: str, backend: str, batch: int | str, steps: int, options: list[str]) -> dict:
+def measure_fit(model: str, backend: str, batch: int | str, checkpointing: str, steps: int, options: list[str]) -> dict:
     """Time `aim-lightning fit` with the shipped configuration of a preset, and return its row.
 
     Args:
         model: preset with an ImageNet experiment.
         backend: of the network.
-        batch: images per step and micro-batch, or `shipped`.
-        steps: timed steps, a quarter of them for `shipped`.
+        batch: images per step and micro-batch, `shipped` or `auto`.
+        checkpointing: `model.gradient_checkpointing`.
+        steps: timed steps, a quarter of them for `shipped` and `auto`.
         options: further ones of `aim-lightning fit`.
     """
-    shipped = batch == "shipped"
-    warm_up, steps = (3, max(steps // 4, 1)) if shipped else (FIT_WARM_UP, steps)
+    sizes = {"shipped": {}, "auto": {"global_batch_size": AUTO_BATCH, "max_device_batch_size": "auto"}}
+    sizes = sizes.get(batch, {"global_batch_size": batch, "max_device_batch_size": batch})
+    warm_up, steps = (FIT_WARM_UP, steps) if isinstance(batch, int) else (FEW_WARM_UP, max(steps // 4, 1))
     last = warm_up + steps + HOST_STEPS
     gc.collect()
     if torch.cuda.is_available():
@@ -168,11 +178,10 @@ def measure_fit(model: str, backend: str, batch: int | str, steps: int, options:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for split, rows in (("train", (last + 1) * (2048 if shipped else batch)), ("val", 64)):
+        for split, rows in (("train", (last + 1) * sizes.get("global_batch_size", 2048)), ("val", 64)):
             (directory / "tokens" / split).mkdir(parents=True)
             simulate(directory / "tokens" / split, rows, 1)  # more than one epoch would restart the loader
         clock = {"path": str(directory / "clock.json"), "warm_up": warm_up, "steps": steps}
-        sizes = {} if shipped else {"global_batch_size": batch, "max_device_batch_size": batch}
         values = {
             "callbacks": {
                 "clock": {"class_path": "training.Clock", "init_args": clock},
@@ -181,7 +190,7 @@ def measure_fit(model: str, backend: str, batch: int | str, steps: int, options:
                 "checkpoints": None,
             },
             "data": {"init_args": {"path": str(directory / "tokens"), **sizes}},
-            "model": {"init_args": {"backend": backend}},
+            "model": {"init_args": {"backend": backend, "gradient_checkpointing": checkpointing}},
             "runs_root": str(directory / "runs"),
             "tokenizer": None,
             "trainer": {"devices": 1, "max_steps": last, "max_epochs": -1, "limit_val_batches": 0},
@@ -189,28 +198,34 @@ def measure_fit(model: str, backend: str, batch: int | str, steps: int, options:
         (directory / "fit.yaml").write_text(json.dumps(values))
         experiment = ROOT / f"experiments/imagenet256_{model.lower().replace('-', '_')}.yaml"
         code = aim_lightning(["fit", "--config", str(experiment), "--config", str(directory / "fit.yaml"), *options])
-        return json.loads((directory / "clock.json").read_text()) if code == 0 else {"exit_code": code}
+        row = json.loads((directory / "clock.json").read_text()) if code == 0 else {"exit_code": code}
+    return row | ({"options": options} if options else {})
 
 
 def kernels(step: Callable[[], float], steps: int = 2) -> list[dict]:
-    """Return the most expensive kernels of a step."""
+    """Return all kernels of a step, the most expensive first."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
-    table, _ = kernel_table(trace, steps, "cuda")
+    table, _ = kernel_table(trace, steps, "cuda", limit=None)
     return [
-        {"name": name[:100], "launches": launches, "milliseconds": round(milliseconds, 3)}
+        {"name": short(name), "launches": launches, "milliseconds": round(milliseconds, 3)}
         for name, launches, milliseconds, _ in table
     ]
 
 
+def short(name: str) -> str:
+    """Return the first 100 characters of a kernel's name without PyTorch's namespaces."""
+    return name.replace("at::native::", "").replace("(anonymous namespace)::", "")[:100]
+
+
 def add_ratios(rows: list[dict]) -> None:
     """Add to each row its speed relative to mamba_ssm's kernels and, inside fit, to its own kernels alone."""
-    alone = {(r["model"], r["backend"], r["batch"]): r for r in rows if r["part"] == "kernels"}
+    alone = {(r["model"], r["backend"], r["batch"], r.get("num_tokens")): r for r in rows if r["part"] == "kernels"}
     for row in rows:
         for name, backend in (("ratio_to_mamba_ssm", "mamba_ssm"), ("ratio_to_kernels", row["backend"])):
-            reference = alone.get((row["model"], backend, row.get("batch")), {})
+            reference = alone.get((row["model"], backend, row.get("batch"), row.get("num_tokens", 256)), {})
             if "images_per_s" in row and "images_per_s" in reference and reference is not row:
                 row[name] = round(row["images_per_s"] / reference["images_per_s"], 3)
 
@@ -220,6 +235,14 @@ def product_rate(device: torch.device, size: int = PRODUCTS, repeats: int = 20) 
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = Timer("a @ b", globals={"a": a, "b": b}).timeit(repeats).mean
     return 2 * size**3 / seconds / 1e12
+
+
+def copy_rate(device: torch.device, repeats: int = 20) -> float:
+    """Measure the TB/s, read and written, of copies within the GPU's memory."""
+    source = torch.empty(COPIED, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = Timer("target.copy_(source)", globals={"source": source, "target": target}).timeit(repeats).mean
+    return 2 * COPIED / seconds / 1e12
 
 
 def add_goals(rows: list[dict], rate: float, machine: str) -> None:
@@ -241,6 +264,22 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
+def limit_memory(gigabytes: float | None) -> None:
+    """Limit PyTorch's memory on the GPU, in GB of 10^9 bytes; None leaves it all."""
+    if gigabytes:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
+
+
+def parts(options: argparse.Namespace) -> list[tuple]:
+    """Return part, model, batch, backend, and number of codes or gradient checkpointing of each row."""
+    batches = [int(batch) if batch.isdigit() else batch for batch in options.fit]
+    lengths = list(map(int, options.num_tokens))
+    alone = product(["kernels"], options.models, map(int, options.batches), options.backends, lengths)
+    fit = product(["fit"], options.fit_models, batches, options.fit_backends, options.checkpointing)
+    return [*alone, *fit]
+
+
 def main() -> None:
     """Measure all combinations and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -249,32 +288,38 @@ def main() -> None:
     parser.add_argument("--batches", type=words, default="64,256", help="images per step of the kernels alone")
     parser.add_argument("--backends", type=words, default=backends)
     parser.add_argument("--steps", type=int, default=8, help="timed steps of the kernels alone")
-    parser.add_argument("--num_tokens", type=int, default=256, help="codes of an image, for the kernels alone")
-    parser.add_argument("--fit", type=words, default="64,256,shipped", help="micro-batches inside fit, and `shipped`")
+    parser.add_argument("--num_tokens", type=words, default="256", help="codes of an image, for the kernels alone")
+    parser.add_argument("--fit", type=words, default="64,256,shipped", help="micro-batches inside fit, shipped or auto")
     parser.add_argument("--fit_models", type=words, default="AiM-B")
     parser.add_argument("--fit_backends", type=words, default="triton")
-    parser.add_argument("--fit_steps", type=int, default=50, help="timed steps inside fit; `shipped` takes a quarter")
-    parser.add_argument("--profile", action="store_true", help="list the time of each kernel")
+    parser.add_argument("--fit_steps", type=int, default=50, help="timed steps inside fit; a quarter of a large one")
+    parser.add_argument("--checkpointing", type=words, default="none", help="inside fit: none, blocks, all")
+    parser.add_argument("--memory", type=float, help="limit of PyTorch's memory, GB")
+    parser.add_argument("--profile", action="store_true", help="list time, bytes and plan of each kernel")
     parser.add_argument("fit_options", nargs="*", help="after --: options of aim-lightning fit")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: this benchmark needs an NVIDIA GPU")
-    kernels_alone = partial(measure, steps=options.steps, num_tokens=options.num_tokens, profiled=options.profile)
-    inside_fit = partial(measure_fit, steps=options.fit_steps, options=options.fit_options)
-    parts = [(kernels_alone, *names) for names in product(options.models, options.batches, options.backends)]
-    parts += [(inside_fit, *names) for names in product(options.fit_models, options.fit, options.fit_backends)]
-    rows, rate = [], product_rate(torch.device("cuda"))
-    print(f"{hardware()}: bf16 products {rate:.0f} TFLOP/s", flush=True)
-    for timed, model, batch, backend in parts:
-        row = {"part": "kernels" if timed is kernels_alone else "fit", "model": model, "backend": backend}
-        row["batch"] = batch if batch == "shipped" else int(batch)
+    limit_memory(options.memory)
+    rates = {"products_tflops": product_rate(torch.device("cuda")), "copy_tb_per_s": copy_rate(torch.device("cuda"))}
+    print(hardware(), rates, flush=True)
+    rows = []
+    for part, model, batch, backend, variant in parts(options):
+        row = {"part": part, "model": model, "backend": backend, "batch": batch}
+        row |= {"memory_gb": options.memory} if options.memory else {}
+        row["num_tokens" if part == "kernels" else "gradient_checkpointing"] = variant
         try:
-            rows.append(row | timed(model, backend, row["batch"]))
+            if part == "kernels":
+                row |= measure(model, backend, batch, options.steps, variant, rates if options.profile else None)
+            else:
+                row |= measure_fit(model, backend, batch, variant, options.fit_steps, options.fit_options)
         except torch.cuda.OutOfMemoryError:
-            rows.append(row | {"out_of_memory": True})
-        print({name: value for name, value in rows[-1].items() if name != "kernels"}, flush=True)
+            row["out_of_memory"] = True
+        rows.append(row)
+        print({name: value for name, value in row.items() if name != "kernels"}, flush=True)
+        print_kernels(row.get("kernels", []))
         add_ratios(rows)
-        add_goals(rows, rate, hardware())
+        add_goals(rows, rates["products_tflops"], hardware())
         path = save("training", rows)  # after each row, so that a run that is cut short keeps the others
     for row in [{name: name for name in COLUMNS}, *rows]:
         print("  ".join(f"{row.get(name, '-')!s:>{max(len(name), 9)}}" for name in COLUMNS))

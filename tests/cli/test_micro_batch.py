@@ -31,6 +31,7 @@ def gpu(monkeypatch):
     properties = SimpleNamespace(name="NVIDIA A100-PCIE-40GB", total_memory=40 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(choose_module, "launcher_fault", lambda device: None)
 
@@ -51,6 +52,13 @@ def test_the_memory_of_the_gpu_and_the_backend_count(gpu):
     size, note = choose("AiM-XL", mixer_dropout=0.1)
     assert size == 4 and "NVIDIA A100-PCIE-40GB, backend torch" in note
     assert choose("AiM-B", share=96)[0] == 96
+
+
+def test_the_limit_of_the_process_counts(gpu, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.6)
+    size, note = choose("AiM-XL")
+    assert size == 8 and "of 24.0 GB on NVIDIA A100-PCIE-40GB" in note
 
 
 def test_a_continued_run_keeps_its_micro_batch(gpu):

@@ -89,7 +89,9 @@ def _fitting(network: AiM, precision: str, device: torch.device, share: int) -> 
     backend = "triton" if network.backend_option == "auto" else network.backend_option
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory
+        # A process may be limited to a part of the GPU, such as a benchmark of smaller ones.
+        name, share_of_device = properties.name, torch.cuda.get_per_process_memory_fraction(device.index)
+        memory = properties.total_memory * share_of_device
         backend = network.training_backend(device, dtype)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     image_bytes = bytes_per_image(network.config, backend, network.backbone.gradient_checkpointing, dtype.itemsize)

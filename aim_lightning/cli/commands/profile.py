@@ -79,13 +79,14 @@ def _write(table: Table, directory: Path) -> None:
     print(f"trace: {trace} (open it at https://ui.perfetto.dev)\ntable: {path}")
 
 
-def kernel_table(tracer: "profile", steps: int, device_type: str) -> tuple[Table, float]:
+def kernel_table(tracer: "profile", steps: int, device_type: str, limit: int | None = LISTED) -> tuple[Table, float]:
     """Return name, launches and milliseconds per step and share of the most expensive kernels, and the total.
 
     Args:
         tracer: a profiler that has finished.
         steps: traced steps.
         device_type: ``cuda`` for kernels; ``cpu`` for operators, without the time of those that they call.
+        limit: rows of the table; None for all.
     """
     attribute = f"self_{'device' if device_type == 'cuda' else 'cpu'}_time_total"
     events = [
@@ -97,6 +98,6 @@ def kernel_table(tracer: "profile", steps: int, device_type: str) -> tuple[Table
     total = sum(getattr(event, attribute) for event in events) or 1
     table = [
         (event.key, event.count / steps, getattr(event, attribute) / 1000 / steps, getattr(event, attribute) / total)
-        for event in events[:LISTED]
+        for event in events[:limit]
     ]
     return table, total / 1000 / steps
