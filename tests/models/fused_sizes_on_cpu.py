@@ -16,9 +16,12 @@ from aim_lightning.models.aim.fused.tiling import TILING
 # The time of the interpreter is that of its programs: tiles of many rows and columns, within the chunks of the sums.
 TILING["norm_forward"]["ROWS"] = TILING["norm_backward"]["ROWS"] = TILING["gate_backward"]["ROWS"] = 32
 TILING["convolution_forward"]["COLUMNS"] = TILING["convolution_backward"]["COLUMNS"] = 1024
-# Sizes that the random ones rarely have: AiM-B's widths, 24x24 codes, one row in the last of several blocks.
+# Sizes that the random ones rarely have: AiM-B's widths, 16x16 and 24x24 codes, a last block that is full, lacks one
+# row, or has only one.
 EXAMPLES = [
     {"images": 3, "num_tokens": 63, "headdim": 40, "d_state": 200, "d_model": 100, "adaln": "layer", "d_conv": 3},
+    {"images": 1, "num_tokens": 255, "headdim": 16, "d_state": 16, "d_model": 8, "adaln": "layer"},
+    {"images": 1, "num_tokens": 256, "headdim": 64, "d_state": 128, "d_model": 32, "adaln": "layer"},
     {"images": 1, "num_tokens": 257, "headdim": 16, "d_state": 24, "d_model": 8, "adaln": "none"},
     {"images": 1, "num_tokens": 576, "headdim": 16, "d_state": 16, "d_model": 24, "adaln": "layer"},
     {
@@ -62,6 +65,8 @@ def sizes(draw) -> dict:
 @example(options=EXAMPLES[1])
 @example(options=EXAMPLES[2])
 @example(options=EXAMPLES[3])
+@example(options=EXAMPLES[4])
+@example(options=EXAMPLES[5])
 @given(options=sizes())
 def check(options: dict) -> None:
     """Compare one network."""
