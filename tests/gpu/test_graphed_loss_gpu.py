@@ -11,15 +11,15 @@ pytestmark = pytest.mark.gpu
 STEPS = 3
 
 
-def train(graphed: bool, accumulate: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return losses and weights of some steps of AdamW in bf16 autocast."""
+def train(graphed: bool, accumulate: int, images: int = 3) -> dict[str, list[torch.Tensor]]:
+    """Return losses, weights and last gradients of some steps of AdamW in bf16 autocast."""
     model = network("triton", adaln="group", num_groups=2)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
     generator, graph, losses = torch.Generator().manual_seed(1), GraphedLoss(model, accumulate), []
     for _ in range(STEPS):
         for micro_batch in range(accumulate):
-            codes = torch.randint(512, (3, 256), generator=generator).cuda()
-            labels = torch.randint(11, (3,), generator=generator).cuda()
+            codes = torch.randint(512, (images, 256), generator=generator).cuda()
+            labels = torch.randint(11, (images,), generator=generator).cuda()
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = graph(codes, labels, micro_batch == 0) if graphed else model.loss(codes, labels)
             losses.append(loss.detach().clone())
@@ -27,14 +27,26 @@ def train(graphed: bool, accumulate: int) -> tuple[list[torch.Tensor], list[torc
                 optimizer.zero_grad()
             (loss / accumulate).backward()
         optimizer.step()
-    return losses, list(model.parameters())
+    weights = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    return {"losses": losses, "weights": weights, "gradients": [weight.grad for weight in weights]}
+
+
+def assert_equal_bits(result: dict[str, list[torch.Tensor]], expected: dict[str, list[torch.Tensor]]) -> None:
+    for name, values in expected.items():
+        assert all(torch.equal(one, other) for one, other in zip(values, result[name], strict=True)), name
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_losses_and_weights_are_those_of_the_eager_step(accumulate):
-    expected, result = train(False, accumulate), train(True, accumulate)
-    for name, eager, graphed in zip(("losses", "weights"), expected, result, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(eager, graphed, strict=True)), name
+def test_losses_weights_and_gradients_are_those_of_the_eager_step(accumulate):
+    assert_equal_bits(train(True, accumulate), train(False, accumulate))
+
+
+@pytest.mark.parametrize("images", [64, 256])
+def test_steps_of_many_images_repeat_to_the_bit(images):
+    """PyTorch's own gradient of an embedding of 512 codes adds atomically here."""
+    expected = train(False, 1, images)
+    for graphed in (False, True, True):
+        assert_equal_bits(train(graphed, 1, images), expected)
 
 
 def test_fit_gives_the_same_curve(tmp_path, capsys):

@@ -8,6 +8,7 @@ from aim_lightning.models.aim.aim_config import AiMConfig
 from aim_lightning.models.aim.backends import Backend
 from aim_lightning.models.aim.backends.plain import MixerState, TorchBackend
 from aim_lightning.models.aim.mixer import Mamba2Mixer, RMSNorm
+from aim_lightning.models.embedding import DeterministicEmbedding
 
 
 def modulation_head(d_model: int, rows: int) -> nn.Sequential:
@@ -97,8 +98,9 @@ class CodeEmbeddings(nn.Module):
 
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.d_model)
+        self.word_embeddings = DeterministicEmbedding(config.vocab_size, config.d_model)
         if config.position_embedding:
+            # Every position occurs once, so PyTorch's own gradient has a fixed order.
             self.position_embeddings = nn.Embedding(config.num_tokens + 1, config.d_model)
 
     def forward(self, codes: Tensor, positions: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, config: AiMConfig) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.d_model)
+        self.embedding_table = DeterministicEmbedding(config.num_classes + 1, config.d_model)
 
     def forward(self, labels_B: Tensor) -> Tensor:
         return self.embedding_table(labels_B)

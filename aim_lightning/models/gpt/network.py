@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from aim_lightning.models.aim.block import ClassEmbedding
 from aim_lightning.models.aim.recompute import Checkpointing, apply_layers
 from aim_lightning.models.autoregressive import AutoregressiveNetwork
+from aim_lightning.models.embedding import DeterministicEmbedding
 from aim_lightning.models.gpt.block import Block, KeyValueCache, rotary_table
 from aim_lightning.models.gpt.gpt_config import GPTConfig
 
@@ -34,7 +35,7 @@ class Backbone(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.gradient_checkpointing: Checkpointing = "none"
-        self.embeddings = nn.Embedding(config.vocab_size, config.d_model)
+        self.embeddings = DeterministicEmbedding(config.vocab_size, config.d_model)
         self.cls_embed = ClassEmbedding(config)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
