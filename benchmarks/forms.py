@@ -69,19 +69,22 @@ def recurrences(config: AiMConfig, rows: int, device: torch.device) -> Iterator[
 
 
 def decoders(
-    config: AiMConfig, rows: int, device: torch.device, recurrent: bool
+    config: AiMConfig, rows: int, device: torch.device, stored: int
 ) -> tuple[int, Callable[[int], list[Work]]]:
-    """Return (mean bytes per step, a function from step number to the fast decoder's step on each copy)."""
-    T, dtype = config.num_tokens, torch.bfloat16
+    """Return (mean bytes per step, a function from step number to the fast decoder's step on each copy).
+
+    stored: all codes, or 0 for the recurrence.
+    """
+    dtype = torch.bfloat16
     packed = device.type == "cuda"
     code = (config.d_inner + config.d_state) * (1 if packed else dtype.itemsize)
-    code += config.nheads * exponent_type(config, dtype).itemsize
-    size = 2 * rows * config.d_inner * config.d_state * 4 if recurrent else rows * T // 2 * code
+    code += config.nheads * exponent_type(stored, dtype).itemsize
+    size = rows * stored // 2 * code if stored else 2 * rows * config.d_inner * config.d_state * 4
     count = copies(size, device)
     with torch.device(device):
         model = AiM(replace(config, n_layer=1, vocab_size=64), backend="torch").eval()
     many = SimpleNamespace(config=replace(model.config, n_layer=count), lm_head=model.lm_head)
-    buffers, weights = Buffers(many, rows, False, dtype, recurrent, packed), StaticWeights(model, dtype)
+    buffers, weights = Buffers(many, rows, False, dtype, stored, packed), StaticWeights(model, dtype)
     weights.refresh(model)
     weights.layers = weights.layers * count
     for layer in buffers.layers:
@@ -135,11 +138,11 @@ def measure(config: AiMConfig, rows: int, device: torch.device, repeats: int, re
     records = []
     for form, size, work in recurrences(config, rows, device) if recurrent else ():
         records.append({"form": form, "rows": rows, "tokens": "any", "bytes": size, "us": microseconds(work, repeats)})
-    T, forms = config.num_tokens, {"dual": False}
+    T, forms = config.num_tokens, {"dual": config.num_tokens}
     if device.type == "cuda" and recurrent:
-        forms["recurrence, fused"] = True
-    for form, states in forms.items():
-        size, steps_at = decoders(config, rows, device, states)
+        forms["recurrence, fused"] = 0
+    for form, stored in forms.items():
+        size, steps_at = decoders(config, rows, device, stored)
         times = [microseconds(steps_at(T * part // 8), repeats) for part in (1, 3, 5, 7)]
         records.append({"form": form, "rows": rows, "tokens": T, "bytes": size, "us": statistics.mean(times)})
     for row in records:

@@ -16,6 +16,7 @@ from aim_lightning.sampling.fast.kernel_configs import (
     MatmulConfig,
     MixerKernelConfig,
     buffer_bytes,
+    state_bytes,
 )
 
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
@@ -38,7 +39,7 @@ def trial(rng: random.Random, configs: KernelConfigs, tokens: int = 256) -> Kern
     (kernel,) = rng.choices(list(OFTEN), list(OFTEN.values()))
     if kernel == "sample":
         return _changed(rng, configs, SAMPLE)
-    if tokens > configs.dual and kernel in ("mix", "fetch"):
+    if tokens > configs.dual and not configs.chunk.codes and kernel in ("mix", "fetch"):
         return replace(configs, state=_changed(rng, configs.state, STATE))
     if kernel == "fetch":
         return _changed(rng, configs, FETCH)
@@ -70,6 +71,7 @@ def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = 
     inner = (configs.out, part), (configs.project, config.d_model), (configs.head, config.d_model)
     return (
         _mixer_allowed(configs.mix, config)
+        and (configs.chunk.block == 16 or state_bytes(configs.chunk, configs.mix, config) <= BUFFER_BYTES)
         and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
         and not configs.head.early
         and configs.split <= PARTS

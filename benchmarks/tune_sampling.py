@@ -203,7 +203,8 @@ class Proposals:
     def _new(self, best: KernelConfigs) -> KernelConfigs:
         while True:
             if self.random.random() < BORROWED:
-                mixer = "state" if self.config.num_tokens > best.dual else "mix"
+                recurrent = self.config.num_tokens > best.dual and not best.chunk.codes
+                mixer = "state" if recurrent else "mix"
                 kernel = self.random.choice(("project", "out", "head", mixer))
                 new = replace(best, **{kernel: getattr(self.random.choice(self.others), kernel)})
             else:

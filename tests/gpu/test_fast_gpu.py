@@ -87,9 +87,12 @@ def test_float32_codes_equal_the_plain_decoder(adaln, cfg_scale):
         assert_same(model, cfg_scale=cfg_scale, **options)
 
 
-@pytest.mark.parametrize("tokens", [576, 1024])
-def test_larger_grids(tokens):
-    assert_same(network("group", num_tokens=tokens), LABELS[:2], cfg_scale=2.0)
+@pytest.mark.parametrize(("tokens", "images"), [(576, 5), (1024, 5), (1024, 1)])
+def test_larger_grids(tokens, images):
+    model = network("group", num_tokens=tokens)
+    assert_same(model, LABELS[:images], cfg_scale=2.0)
+    # One image takes the recurrence.
+    assert decoder_for(model, images, True, torch.float32).buffers.stored == (128 if images > 1 else 0)
 
 
 def test_a_captured_graph_serves_no_stale_state():
@@ -134,12 +137,13 @@ def test_bf16_in_all_shapes_of_the_table(d_model, rows):
 @pytest.mark.parametrize("columns", [8, 64])
 def test_the_recurrence(columns, monkeypatch):
     state = kernel_configs.StateKernelConfig(columns, 4)
-    measured = replace(table()[768, 32], state=state, dual=0)
+    chunk = kernel_configs.ChunkConfig(0, 16, 0)
+    measured = replace(table()[768, 32], state=state, dual=0, chunk=chunk)
     monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): measured})
     model = network("group", num_tokens=256, d_model=768, vocab_size=16384, n_layer=2, num_groups=1)
     labels = torch.arange(16) % 10
     assert bf16_distance(model, labels, 2.0) <= STEP_LOGITS[4]
-    assert decoder_for(model, 16, True, torch.bfloat16).buffers.recurrent
+    assert decoder_for(model, 16, True, torch.bfloat16).buffers.stored == 0
     assert_patient_kernels_draw_the_same(model, 16, monkeypatch)
     assert_same(model, labels, cfg_scale=2.0, top_k=600, top_p=0.98)
 
@@ -154,17 +158,31 @@ def test_bf16_with_24_layers():
     assert bf16_distance(model, LABELS, 2.0) <= STEP_LOGITS[24]
 
 
-def test_bf16_with_1024_codes():
-    model = network("group", num_tokens=1024, n_layer=2)
+@pytest.mark.parametrize("tokens", [576, 1024])
+def test_bf16_with_states_at_the_ends_of_chunks(tokens):
+    model = network("group", num_tokens=tokens, n_layer=2)
     assert bf16_distance(model, torch.arange(8), 2.0) <= STEP_LOGITS[4]
-    assert decoder_for(model, 8, True, torch.bfloat16).buffers.recurrent
+    assert decoder_for(model, 8, True, torch.bfloat16).buffers.stored == 128
 
 
-def test_bf16_with_576_codes_in_the_dual_form():
-    # Exponents are float64 from 257 codes on.
+@pytest.mark.parametrize(("d_model", "rows"), [key for key, configs in table().items() if configs.chunk.codes])
+def test_chunks_in_all_shapes_of_the_table(d_model, rows, monkeypatch):
+    measured = table()[d_model, rows]
+    measured = replace(measured, dual=0, chunk=replace(measured.chunk, codes=32))
+    monkeypatch.setattr(kernel_configs, "table", lambda: {(d_model, rows): measured})
+    model = network("layer", num_tokens=80, d_model=d_model, n_layer=2, vocab_size=16384)
+    assert bf16_distance(model, torch.arange(rows // 2) % 10, 2.0) <= STEP_LOGITS[4]
+    assert decoder_for(model, rows // 2, True, torch.bfloat16).buffers.stored == 32
+    assert_patient_kernels_draw_the_same(model, rows // 2, monkeypatch)
+
+
+def test_bf16_with_576_codes_in_the_dual_form(monkeypatch):
+    # Exponents are float64 from 257 stored codes on.
+    measured = replace(table()[768, 32], dual=576)
+    monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): measured})
     model = network("group", num_tokens=576, n_layer=2)
     assert bf16_distance(model, torch.arange(8), 2.0) <= STEP_LOGITS[4]
-    assert not decoder_for(model, 8, True, torch.bfloat16).buffers.recurrent
+    assert decoder_for(model, 8, True, torch.bfloat16).buffers.stored == 576
 
 
 @pytest.mark.parametrize("d_model", [96, 64, 352])
@@ -237,7 +255,7 @@ def test_a_decoder_made_in_inference_mode_serves_outside_it():
 def test_more_images_than_fit_are_one_line():
     model = network("group", num_tokens=1024)
     with pytest.raises(UserError, match=r"needs .* GiB are free; a batch of \d+ would fit"):
-        generate(model, torch.zeros(50_000, dtype=torch.int64), decoder="fast")
+        generate(model, torch.zeros(200_000, dtype=torch.int64), decoder="fast")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -29,8 +29,8 @@ def network(adaln: str, seed: int = 0, **sizes) -> AiM:
 
 
 @torch.no_grad()
-def codes_equal(adaln: str, guided: bool, recurrent: bool = False) -> bool:
-    """Return True if complete sequences of the kernels equal those of plain PyTorch."""
+def codes_equal(adaln: str, guided: bool, stored: int = 5) -> bool:
+    """Return True if complete sequences of the kernels equal those of plain PyTorch; stored: of the 5 codes."""
     from aim_lightning.sampling.fast.buffers import Buffers
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.fast.triton_step import TritonStep
@@ -38,9 +38,10 @@ def codes_equal(adaln: str, guided: bool, recurrent: bool = False) -> bool:
 
     model, labels, indices = network(adaln, num_tokens=5), torch.tensor([1]), torch.tensor([3])
     options = {"seed": 1, "scales": [2.0] * 5, "filters": Filters(top_k=10, top_p=0.9)}
+    options["on_step"] = lambda *_: None  # single steps, after each of which a chunk may end
     decoder = FastDecoder(model, 1, guided, torch.float32)
     expected = decoder.run(model, labels, indices, **options)
-    decoder.buffers = Buffers(model, 1, guided, torch.float32, recurrent)  # the second run computes everything again
+    decoder.buffers = Buffers(model, 1, guided, torch.float32, stored)  # the second run computes everything again
     for value in (*vars(decoder.buffers.layers[0]).values(), decoder.buffers.codes_BT):
         if value is not None:
             value.fill_(-1)
@@ -74,12 +75,13 @@ def products() -> dict[str, float]:
 
 @torch.no_grad()
 def logits_in_bf16(
-    d_model: int, heads: int, tokens: int = 4, deep: int = 0, long: int = 256, columns: int = 0
+    d_model: int, heads: int, tokens: int = 4, deep: int = 0, long: int = 256, columns: int = 0, chunk: int = 0
 ) -> float:
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 32 codes: more tokens make several. deep: inner values of a block of weights read early.
-    long: tokens beyond which exponents are float64. columns: those of the recurrence per program.
+    long: tokens beyond which exponents are float64. columns: those of the recurrence per program. chunk: codes
+    between states, a multiple of 8.
     """
     from unittest import mock
 
@@ -103,12 +105,15 @@ def logits_in_bf16(
         kernel_configs.table()[768, 32],
         mix=kernel_configs.MixerKernelConfig(heads, 32, 2, 2),
         state=kernel_configs.StateKernelConfig(columns or 16, 4),
+        chunk=kernel_configs.ChunkConfig(chunk, 16, 0),
     )
     if deep:
         early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True)
         small = replace(small, project=early, out=early)
     with mock.patch.object(buffers, "LONG", long):
-        decoder.buffers = buffers.Buffers(model, 2, True, torch.bfloat16, recurrent=columns > 0, packed=True)
+        decoder.buffers = buffers.Buffers(
+            model, 2, True, torch.bfloat16, 0 if columns else chunk or tokens, packed=True
+        )
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     assert decoder._step.configs.out.early == bool(deep) and decoder._step.configs.mix.heads == heads
@@ -136,15 +141,16 @@ def far_row() -> bool:
     )
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(3 * T + 1)
     kernels.mixer_kernel[(2, 1)](
-        gate, newest, b, c, dt, xs, bs, gs, torch.empty(2, 2), new(2), new(2), new(inner), y, squares, step, T,
-        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
+        gate, newest, b, c, dt, xs, bs, gs, torch.empty(2, 2), y, new(2), new(2), new(inner), y, squares, step, T,
+        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, CHUNK=0, STATES=16, AHEAD=0, AHEAD_B=0, AHEAD_STATE=0, LINE=64,
+        CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     residual, norm = torch.zeros(2, 8), torch.ones(8)
     kernels.advance_kernel[(2, 2)](
         torch.zeros(2, 8), squares, residual, residual, norm, residual, norm, residual.clone(), newest, b, dt, xs, bs,
         gs, torch.empty(2, 2), new(2), step, 8, 1e-5, 2, T, GATE_ROWS=3, ROWS=1, MODULATED=False, FINAL=False, PARTS=1,
-        PARTS_BLOCK=1, SPLIT=1, BLOCK=8, INNER=inner, H=2, P=16, N=N, HEADS=2, CHAINED=False,
+        PARTS_BLOCK=1, SPLIT=1, BLOCK=8, INNER=inner, H=2, P=16, N=N, HEADS=2, CHUNK=0, CHAINED=False,
     )  # fmt: skip
     x = torch.nn.functional.silu(conv[1][:inner] + zx[1, inner : 2 * inner].float() * conv[0][3, :inner])
     heads = x.view(2, 16)
@@ -173,9 +179,9 @@ def fetched(step: int = 40, line: int = 8) -> list[list[int]]:
     waiting = mock.patch.multiple(mixer_step, _wait=nothing, _start_next=nothing)
     with waiting, mock.patch.object(past, "_prefetch", note):
         mixer_step.mixer_kernel[(2, 2)](
-            gate, newest, b, c, per_head[1], xs, bs, gs, per_head[0], torch.ones(4), torch.ones(4),
+            gate, newest, b, c, per_head[1], xs, bs, gs, per_head[0], y, torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
-            N=N, HEADS=2, STEPS=32, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
+            N=N, HEADS=2, STEPS=32, CHUNK=0, STATES=16, AHEAD=20, AHEAD_B=30, AHEAD_STATE=0, LINE=line, CHAINED=True,
         )  # fmt: skip
     result, stored = [], set()
     for values in (xs, bs):
@@ -218,7 +224,8 @@ def main() -> None:
     multiply_bfloat16()
     torch.set_num_threads(1)
     report = {
-        "codes": [codes_equal("group", True), codes_equal("none", False), codes_equal("layer", True, recurrent=True)],
+        "codes": [codes_equal("group", True), codes_equal("none", False), codes_equal("layer", True, stored=0)],
+        "chunks": [codes_equal("group", True, stored=2), codes_equal("layer", False, stored=4)],
         "products": products(),
         "bf16": [
             logits_in_bf16(48, 1),
@@ -231,6 +238,8 @@ def main() -> None:
             logits_in_bf16(16, 2, tokens=67),
             logits_in_bf16(48, 1, columns=8),
             logits_in_bf16(32, 2, deep=16, columns=16),
+            logits_in_bf16(48, 6, tokens=18, chunk=8),
+            logits_in_bf16(16, 2, tokens=46, chunk=40),
         ],
         "fetched": [fetched(), fetched(step=10)],
         "far_row": far_row(),

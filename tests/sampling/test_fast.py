@@ -84,7 +84,7 @@ def test_captured_work_before_the_first_step_follows_the_weights(monkeypatch):
         return replay
 
     monkeypatch.setattr(decoder, "_captured", graph)
-    monkeypatch.setattr(FastDecoder, "_capture", lambda self, steps: lambda: [self._step() for _ in range(steps)])
+    monkeypatch.setattr(FastDecoder, "_capture", lambda self, work: work)
     decoder_for(model, 3, False, torch.float32)._capturing = True
     for values in (trained, average.parameters(), trained):
         assign(values)
@@ -164,7 +164,7 @@ def test_weights_of_the_past_do_not_drift(tokens):
     late, generator = tokens * 3 // 4, torch.Generator().manual_seed(0)
     dt = torch.where(torch.arange(tokens) < late, 1.0, 1e-3) * (0.8 + 0.4 * torch.rand(tokens, generator=generator))
     rate = dt * 16
-    sums = torch.zeros(tokens, dtype=exponent_type(replace(TINY, num_tokens=tokens), torch.bfloat16))
+    sums = torch.zeros(tokens, dtype=exponent_type(tokens, torch.bfloat16))
     for t in range(1, tokens):
         sums[t] = sums[t - 1] - rate[t].to(sums.dtype)
     weights = (sums[-1] - sums[late:]).float().exp()
@@ -192,6 +192,7 @@ def interpreted() -> dict:
 
 def test_kernels_give_the_codes_of_plain_pytorch(interpreted):
     assert interpreted["codes"] == [True, True, True]
+    assert interpreted["chunks"] == [True, True]
 
 
 def test_products_of_any_width(interpreted):
@@ -246,17 +247,13 @@ def test_steps_are_captured_in_graphs_of_eight_and_of_one(monkeypatch):
     The work before the first step is captured when it is the same for the second time.
     """
     captured, model = [], network("group", num_tokens=19)
-
-    def capture(self, steps):
-        captured.append(steps)
-        return lambda: [self._step() for _ in range(steps)]
-
-    monkeypatch.setattr(FastDecoder, "_capture", capture)
+    monkeypatch.setattr(FastDecoder, "_capture", lambda self, work: (captured.append("steps"), work)[1])
     monkeypatch.setattr(decoder, "_captured", lambda work: (captured.append("start"), work)[1])
-    decoder_for(model, 3, False, torch.float32)._capturing = True
+    built = decoder_for(model, 3, False, torch.float32)
+    built._capturing = True
     for _ in range(2):
         assert torch.equal(*both(model))
-    assert captured == [8, 1, "start"]
+    assert captured == ["steps", "steps", "start"] and list(built._replays) == [8, 1]
     seen = []
     fast = generate(model, LABELS, seed=5, decoder="fast", on_step=lambda t, codes: seen.append(codes.shape[1]))
     assert seen == list(range(1, 20)) and len(captured) == 3

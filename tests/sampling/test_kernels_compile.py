@@ -3,7 +3,7 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = "x weight zxbcdt ring mixer_x b y gate rows h words positions start"
+BF16 = "x weight zxbcdt ring mixer_x b y gate rows h words positions start state"
 INT32 = "step sampled done offset top_k diverged indices"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
@@ -11,13 +11,15 @@ AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
-MIX = {**AIM_B, "P": 64, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
+MIX = {**AIM_B, "P": 64, "CHUNK": 0, "STATES": 16, "AHEAD": 0, "AHEAD_B": 0, "AHEAD_STATE": 0, "LINE": 64}
+MIX |= {"CHAINED": True}
+CHUNK = {"CHUNK": 128, "STATES": 32, "AHEAD_STATE": 128}
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 CANDIDATES = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 SAMPLE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 SAMPLE |= {"ROWS": 3, "MODULATED": True, "POSITIONS": True, "BLOCK_D": 1024}
 ADVANCE = {**AIM_B, "P": 64, "GATE_ROWS": 3, "ROWS": 2, "MODULATED": True, "FINAL": True, "CHAINED": True}
-ADVANCE |= {"PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4, "BLOCK": 1024}
+ADVANCE |= {"PARTS": 24, "PARTS_BLOCK": 32, "SPLIT": 4, "BLOCK": 1024, "CHUNK": 0}
 ENTER = {"ROWS": 3, "MODULATED": True, "BLOCK_D": 1024}
 WARPS = "num_warps"  # 4 by default
 CASES = [
@@ -38,11 +40,15 @@ CASES = [
     ("top_candidates_kernel", {**CANDIDATES, WARPS: 8}),
     ("top_candidates_kernel", {**CANDIDATES, WARPS: 2}),
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "AHEAD": 32, WARPS: 8}),
+    ("mixer_kernel", {**MIX, **CHUNK, "HEADS": 8, "STEPS": 32, "AHEAD": 128, WARPS: 8}),
+    ("mixer_kernel", {**MIX, **CHUNK, "HEADS": 6, "STEPS": 32, "STATES": 16}),
+    ("chunk_kernel", {**AIM_B, "P": 64, "CHUNK": 128, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),
     ("advance_kernel", {**ADVANCE, "HEADS": 6}),
     ("advance_kernel", {**ADVANCE, "HEADS": 0}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 6, "CHUNK": 128}),
 ]
 
 

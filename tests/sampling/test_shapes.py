@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS, PARTS
-from aim_lightning.sampling.fast.kernel_configs import BUFFER_BYTES, buffer_bytes, kernel_configs_for, recurrent, table
+from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS, LONG, PARTS
+from aim_lightning.sampling.fast.decoder import STEPS_PER_GRAPH
+from aim_lightning.sampling.fast.kernel_configs import (
+    BUFFER_BYTES,
+    buffer_bytes,
+    kernel_configs_for,
+    state_bytes,
+    stored_codes,
+    table,
+)
 
 SHARED = 227 * 1024  # bytes that a program may have on an H100
 
@@ -41,6 +49,9 @@ def test_every_row_of_the_table_can_run():
             assert (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= SHARED
             assert matmul.block_m >= 16 and matmul.block_k >= 16
         assert configs.mix.heads <= 16 and configs.mix.steps >= 32
+        # `bytes_needed` counts LONG stored codes, and chunks end between graphs of eight steps.
+        assert max(configs.dual, configs.chunk.codes) <= LONG and configs.chunk.codes % STEPS_PER_GRAPH == 0
+        assert configs.chunk.block >= 16
 
 
 @given(
@@ -59,9 +70,13 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim):
     assert configs.project.block_m <= max(16, 2 * rows)
     assert config.headdim % configs.state.columns == 0
     assert buffer_bytes(configs.mix, config) <= BUFFER_BYTES or configs.mix.heads == 1
+    assert state_bytes(configs.chunk, configs.mix, config) <= BUFFER_BYTES or configs.chunk.block == 16
 
 
-def test_one_image_and_long_sequences_take_the_recurrence():
-    preset = lambda tokens: AiMConfig.preset("AiM-B", num_tokens=tokens)  # noqa: E731
-    assert [recurrent(preset(256), rows, torch.bfloat16) for rows in (2, 32, 128)] == [True, False, False]
-    assert [recurrent(preset(tokens), 32, torch.bfloat16) for tokens in (576, 1024)] == [False, True]
+def test_one_image_takes_the_recurrence_and_long_sequences_states_at_the_ends_of_chunks():
+    def stored(tokens, rows):
+        return stored_codes(AiMConfig.preset("AiM-B", num_tokens=tokens), rows, torch.bfloat16)
+
+    assert [stored(256, rows) for rows in (2, 32, 128)] == [0, 256, 256]
+    assert [stored(tokens, 32) for tokens in (64, 256, 576, 1024)] == [64, 256, 128, 128]
+    assert stored(1024, 2) == 0

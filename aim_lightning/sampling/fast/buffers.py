@@ -17,12 +17,13 @@ LEAST_COLUMNS = 8  # of a program of the recurrence
 
 @dataclass
 class LayerCache:
-    """The inputs of one layer for the codes so far; M rows, T codes.
+    """The inputs of one layer for the stored codes so far; M rows, T codes: all of a sequence, or those of a chunk.
 
     ring: last raw inputs of the convolution (d_conv, M, conv_dim), slot = step % d_conv; x_MTI, b_MTN: inputs of the
     scan; g_MHT: log dt - L; decay_MH: L, the running sum of dt A. Entries of later steps have no weight. Packed x and B
     are bytes, two codes in an int16, (M, (T + 1) / 2, ...). Their units differ by row, code and, for x, head; the
-    logarithms of the units are part of g. The recurrence has only ring and state_MIN (float32).
+    logarithms of the units are part of g. state_MNI: at the end of the last chunk, before which L and g count nothing.
+    The recurrence has only ring and state_MIN (float32).
     """
 
     ring: Tensor
@@ -30,6 +31,7 @@ class LayerCache:
     b_MTN: Tensor | None = None
     g_MHT: Tensor | None = None
     decay_MH: Tensor | None = None
+    state_MNI: Tensor | None = None
     state_MIN: Tensor | None = None
 
 
@@ -42,15 +44,18 @@ class Buffers:
         guided: whether the null-class branch runs alongside the conditional one.
         dtype: type of weights, stored inputs and tensors between kernels; the exponents of the decay have
             `exponent_type`.
-        recurrent: whether layers keep a state instead of the inputs of all codes.
+        stored: past codes whose inputs layers store: all (None), those of a chunk next to the state at the end of the
+            last one, or 0 for the recurrence (`kernel_configs.stored_codes`).
         packed: whether x and B of past codes are packed, as the kernels read them in bfloat16.
     """
 
     def __init__(
-        self, model: AiM, images: int, guided: bool, dtype: torch.dtype, recurrent: bool = False, packed: bool = False
+        self, model: AiM, images: int, guided: bool, dtype: torch.dtype, stored: int | None = None, packed: bool = False
     ) -> None:
         config, device = model.config, model.lm_head.weight.device
-        self.images, self.guided, self.dtype, self.recurrent = images, guided, dtype, recurrent
+        self.images, self.guided, self.dtype = images, guided, dtype
+        self.stored = config.num_tokens if stored is None else stored
+        self.codes_per_chunk = self.stored if self.stored < config.num_tokens else 0
         self.rows = images * (2 if guided else 1)
         empty = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
         M, T = self.rows, config.num_tokens
@@ -96,15 +101,16 @@ class Buffers:
 
     def _cache(self, empty, config: AiMConfig, packed: bool) -> LayerCache:
         """Allocate the memory of one layer."""
-        M, T = self.rows, config.num_tokens
+        M, T = self.rows, self.stored
         ring = empty(config.d_conv, M, config.conv_dim)
-        if self.recurrent:
+        if not T:
             return LayerCache(ring, state_MIN=empty(M, config.d_inner, config.d_state, dtype=torch.float32))
         length, stored = ((T + 1) // 2, torch.int16) if packed else (T, self.dtype)
         x, b = (empty(M, length, count, dtype=stored) for count in (config.d_inner, config.d_state))
-        exponent = exponent_type(config, self.dtype)
+        exponent = exponent_type(T, self.dtype)
         g, decay = empty(M, config.nheads, T, dtype=exponent), empty(M, config.nheads, dtype=exponent)
-        return LayerCache(ring, x, b, g, decay)
+        state = empty(M, config.d_state, config.d_inner) if self.codes_per_chunk else None
+        return LayerCache(ring, x, b, g, decay, state)
 
     def _modulation(self, empty, config: AiMConfig, layers: int, vectors: int) -> Tensor | None:
         """Allocate a number of vectors per layer and row, or return None where the network has no modulation."""
@@ -124,22 +130,25 @@ def no_bounds(images: int, chunks: int, device: torch.device | str | None = None
     return none[None, :, None].repeat(images, 1, chunks)
 
 
-def exponent_type(config: AiMConfig, dtype: torch.dtype) -> torch.dtype:
+def exponent_type(stored: int, dtype: torch.dtype) -> torch.dtype:
     """Return the type of L, the running sum of dt A, and of log dt - L: their rounding grows with the codes.
 
-    float64 where the dual form must equal the recurrence to rounding, and for more than LONG codes: in float32 the
-    weights of 1,024 codes would be wrong by about 1 %.
+    float64 where the dual form must equal the recurrence to rounding, and for more than LONG stored codes: in
+    float32 the weights of 1,024 codes would be wrong by about 1 %.
     """
-    return torch.float64 if dtype == torch.float32 or config.num_tokens > LONG else torch.float32
+    return torch.float64 if dtype == torch.float32 or stored > LONG else torch.float32
 
 
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
-    """Return the device memory of `Buffers`, nearly all of it stored inputs, modulation and logits."""
+    """Return the device memory of `Buffers`, nearly all of it stored inputs, states, modulation and logits.
+
+    Sequences of more than LONG codes count LONG stored codes and a state, which covers chunks and the recurrence.
+    """
     rows, size = images * (2 if guided else 1), dtype.itemsize
     value = 1 if dtype == torch.bfloat16 else size  # packed on a GPU; a CPU's memory counts as unlimited
-    stored = config.num_tokens * (
-        (config.d_inner + config.d_state) * value + config.nheads * exponent_type(config, dtype).itemsize
-    )
+    codes = min(config.num_tokens, LONG)
+    stored = codes * ((config.d_inner + config.d_state) * value + config.nheads * exponent_type(codes, dtype).itemsize)
+    stored += config.d_inner * config.d_state * size * (config.num_tokens > LONG)
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (
         config.n_layer * (stored + modulation + config.d_conv * config.conv_dim * size) + config.vocab_size * 4

@@ -9,7 +9,7 @@ from torch import Tensor
 from aim_lightning.models import AiM
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.call import Call
-from aim_lightning.sampling.fast.kernel_configs import recurrent
+from aim_lightning.sampling.fast.kernel_configs import stored_codes
 from aim_lightning.sampling.fast.static_weights import StaticWeights
 from aim_lightning.sampling.fast.torch_step import TorchStep
 from aim_lightning.sampling.filters import Filters, refuse_diverged
@@ -36,11 +36,11 @@ class FastDecoder:
         step, on_gpu = TorchStep, model.lm_head.weight.is_cuda
         if on_gpu:
             from aim_lightning.sampling.fast.triton_step import TritonStep as step  # triton may lack on a CPU
-        states = on_gpu and recurrent(self.config, images * (2 if guided else 1), dtype)
-        self.buffers = Buffers(model, images, guided, dtype, states, packed=on_gpu and dtype == torch.bfloat16)
+        stored = stored_codes(self.config, images * (2 if guided else 1), dtype) if on_gpu else None
+        self.buffers = Buffers(model, images, guided, dtype, stored, packed=on_gpu and dtype == torch.bfloat16)
         self._step = step(self.config, self.weights, self.buffers)
         self._call = Call(images, self.config.num_tokens, self.buffers.codes_BT.device)
-        self._replays: dict[int, Callable[[], None]] = {}
+        self._replays: dict[int | str, Callable[[], None]] = {}
         self._capturing = graph and on_gpu
         self._begin: Callable[[], None] | None = None  # the captured work before the first step
         self._sources: tuple | None = None  # what that work read
@@ -84,6 +84,8 @@ class FastDecoder:
             for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_PER_GRAPH):
                 self._advance(steps)
                 done += steps
+                if self.buffers.codes_per_chunk and done % self.buffers.codes_per_chunk == 0:
+                    self._run("chunk", self._step.end_chunk)
                 if on_step is not None:
                     on_step(done - 1, codes_BT[:, :done].clone())  # the next call overwrites the memory
             codes_BT = codes_BT.clone()
@@ -123,21 +125,24 @@ class FastDecoder:
 
     def _advance(self, steps: int) -> None:
         """Sample the codes of the next steps."""
+        self._run(steps, lambda: [self._step() for _ in range(steps)])
+
+    def _run(self, name: int | str, work: Callable[[], object]) -> None:
+        """Do work of the device, by a graph that the first call captures under this name."""
         if not self._capturing:
             with _products(self.buffers.dtype):
-                for _ in range(steps):
-                    self._step()
+                work()
             return
-        if steps not in self._replays:
+        if name not in self._replays:
             with _products(self.buffers.dtype):  # a graph keeps the precision it was captured with
-                self._replays[steps] = self._capture(steps)
-        self._replays[steps]()
+                self._replays[name] = self._capture(work)
+        self._replays[name]()
 
-    def _capture(self, steps: int) -> Callable[[], None]:
-        """Capture a number of steps as a graph; it reads from memory which steps they are."""
+    def _capture(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Capture work as a graph; it reads from memory which steps it is for."""
         if not self._replays:
             self._warm_up()
-        return _captured(lambda: [self._step() for _ in range(steps)])
+        return _captured(work)
 
     def _warm_up(self) -> None:
         """Run the first step outside the capture to compile the kernels and set up cuBLAS; it is then run again."""
@@ -146,6 +151,8 @@ class FastDecoder:
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self._step()
+                if self.buffers.codes_per_chunk:
+                    self._step.end_chunk()
                 self.buffers.set_step(0)
                 self._step.prepare()
         torch.cuda.current_stream().wait_stream(stream)

@@ -58,6 +58,19 @@ class StateKernelConfig:
     warps: int
 
 
+@dataclass(frozen=True)
+class ChunkConfig:
+    """Launch configuration of states at the ends of chunks.
+
+    codes: of a chunk, a multiple of 8, or 0 for the recurrence; block: of the d_state values of the state, those that
+    the mixer kernel reads at a time, 16 at least; ahead: those that it prefetches before the previous kernel ends.
+    """
+
+    codes: int
+    block: int
+    ahead: int
+
+
 FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4)  # by sums: tensor cores would round float32 to TF32
 
 
@@ -65,10 +78,10 @@ FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4)  # by sums: tensor cores would ro
 class KernelConfigs:
     """Launch configurations of all kernels of a step; the fields are the keys of kernel_configs.json.
 
-    split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer has its dual form
-    (`mix`); more codes take the recurrence (`state`). ahead: past codes whose x the mixer kernel prefetches before the
-    previous kernel ends; ahead_b: those whose B it prefetches. line: values between two prefetched addresses.
-    sample_warps: of sample_token.
+    split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer sums over all past
+    codes (`mix`); more codes take states at the ends of chunks (`mix` and `chunk`) or the recurrence (`state`). ahead:
+    past codes whose x the mixer kernel prefetches before the previous kernel ends; ahead_b: those whose B it
+    prefetches. line: values between two prefetched addresses. sample_warps: of sample_token.
     """
 
     project: MatmulConfig
@@ -78,6 +91,7 @@ class KernelConfigs:
     mix: MixerKernelConfig
     state: StateKernelConfig
     dual: int
+    chunk: ChunkConfig
     ahead: int
     ahead_b: int
     line: int
@@ -94,7 +108,7 @@ def decode(value: dict) -> KernelConfigs:
     """Build the configurations from a row of the JSON file."""
     matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
     mixers = {"mix": MixerKernelConfig(*value["mix"]), "state": StateKernelConfig(*value["state"])}
-    return KernelConfigs(**{**value, **matmuls, **mixers})
+    return KernelConfigs(**{**value, **matmuls, **mixers, "chunk": ChunkConfig(*value["chunk"])})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -120,14 +134,16 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
         split=split,
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
-        mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config),
+        mix=(mixer := _fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config)),
+        chunk=_fitting_chunk(nearest.chunk, mixer, config),
         sample_warps=nearest.sample_warps if config.vocab_size > 4096 else 4,
     )
 
 
-def recurrent(config: AiMConfig, rows: int, dtype: torch.dtype) -> bool:
-    """Return whether the measured configurations have the recurrence for this number of codes."""
-    return config.num_tokens > kernel_configs_for(config, rows, dtype).dual
+def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
+    """Return how many past codes a layer stores: all, those of a chunk, or 0, which stands for the recurrence."""
+    configs = kernel_configs_for(config, rows, dtype)
+    return config.num_tokens if config.num_tokens <= configs.dual else min(configs.chunk.codes, config.num_tokens)
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
@@ -156,6 +172,23 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelCo
 
 
 def buffer_bytes(mixer: MixerKernelConfig, config: AiMConfig) -> int:
-    """Return the bytes of the packed blocks of x and B that are loaded; a block is padded to a power of two."""
-    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
-    return (mixer.stages - 1) * mixer.steps * (columns + config.d_state)
+    """Return the bytes of the packed blocks of x and B that are loaded."""
+    return (mixer.stages - 1) * mixer.steps * (_columns(mixer, config) + config.d_state)
+
+
+def _fitting_chunk(chunk: ChunkConfig, mixer: MixerKernelConfig, config: AiMConfig) -> ChunkConfig:
+    """Reduce the blocks of the state to what the state has and what fits into shared memory."""
+    chunk = replace(chunk, block=min(chunk.block, config.d_state), ahead=min(chunk.ahead, config.d_state))
+    while chunk.block > 16 and state_bytes(chunk, mixer, config) > BUFFER_BYTES:
+        chunk = replace(chunk, block=chunk.block // 2)
+    return chunk
+
+
+def state_bytes(chunk: ChunkConfig, mixer: MixerKernelConfig, config: AiMConfig) -> int:
+    """Return the bytes of the blocks of the state that are loaded."""
+    return 2 * (mixer.stages - 1) * chunk.block * _columns(mixer, config)
+
+
+def _columns(mixer: MixerKernelConfig, config: AiMConfig) -> int:
+    """Return the columns of a program, which are padded to a power of two."""
+    return 1 << (mixer.heads * config.headdim - 1).bit_length()

@@ -21,9 +21,7 @@ class TritonStep:
         self.block, device = triton.next_power_of_2(config.d_model), buffers.codes_BT.device
         self.configs = configs = kernel_configs_for(config, buffers.rows, buffers.dtype, shared_bytes(device))
         # The norm after the mixer needs a sum over the complete row: each program of a row leaves one part of it.
-        self.parts = (
-            config.d_inner // configs.state.columns if buffers.recurrent else config.nheads // configs.mix.heads
-        )
+        self.parts = config.nheads // configs.mix.heads if buffers.stored else config.d_inner // configs.state.columns
         self.out = buffers.out_SMD[: configs.split]
         self.sizes = {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state}
         self.launch = launch_options(device, buffers.dtype)
@@ -42,6 +40,15 @@ class TritonStep:
             self._advance(i)
         linear(buffers.h_MD, weights.words, buffers.logits_MV, self.configs.head, self.launch, self.configs.line)
         sample_codes(self.config, buffers, self.configs, self.launch, weights, *self._entrance())
+
+    def end_chunk(self) -> None:
+        """Add the stored codes to the states, before the step of the next chunk's first code."""
+        config, tile = self.config, self.config.d_state * self.config.headdim
+        for cache in self.buffers.layers:
+            kernels.chunk_kernel[self.buffers.rows, config.nheads](
+                cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, cache.state_MNI, self.buffers.step, **self.sizes,
+                P=config.headdim, CHUNK=self.buffers.codes_per_chunk, num_warps=min(16, max(4, tile // 1024)),
+            )  # fmt: skip
 
     def _layer_rows(self, i: int) -> Tensor | None:
         return None if self.buffers.layer_rows is None else self.buffers.layer_rows[i]
@@ -62,15 +69,16 @@ class TritonStep:
     def _advance(self, i: int) -> None:
         buffers, gate, (norm, rows, final) = self.buffers, self._layer_rows(i), self._after(i)
         config, cache = self.config, buffers.layers[i]
-        heads = 0 if buffers.recurrent else self.configs.mix.heads
+        heads = self.configs.mix.heads if buffers.stored else 0
         kernels.advance_kernel[buffers.rows, 1 + self.parts * (heads > 0)](
             self.out, buffers.squares, buffers.residual_MD, buffers.h_MD if gate is None else gate, norm,
             buffers.h_MD if rows is None else rows, norm if final is None else final, buffers.h_MD, buffers.x_MI,
             buffers.b_MN, buffers.dt_MH, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH,
-            self.weights.layers[i].a_log, buffers.step, config.d_model, EPS, buffers.rows, config.num_tokens,
+            self.weights.layers[i].a_log, buffers.step, config.d_model, EPS, buffers.rows, buffers.stored,
             GATE_ROWS=config.modulation_rows, ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None,
             FINAL=final is not None, PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts),
-            SPLIT=self.configs.split, BLOCK=self.block, HEADS=heads, **self.sizes, P=config.headdim, **self.launch,
+            SPLIT=self.configs.split, BLOCK=self.block, HEADS=heads, **self.sizes, P=config.headdim,
+            CHUNK=buffers.codes_per_chunk, **self.launch,
         )  # fmt: skip
 
     def _project(self, i: int) -> None:
@@ -102,17 +110,19 @@ class TritonStep:
         buffers, layer, cache, config = self.buffers, self.weights.layers[i], self.buffers.layers[i], self.config
         inputs = buffers.gate_MI, buffers.x_MI, buffers.b_MN, buffers.c_MN, buffers.dt_MH
         outputs = layer.a_log, layer.d, layer.gated_norm, buffers.y_MI, buffers.squares, buffers.step
-        if buffers.recurrent:
+        if not buffers.stored:
             state = self.configs.state
             kernels.state_kernel[buffers.rows, self.parts](
                 *inputs, cache.state_MIN, *outputs, **self.sizes, P=config.headdim, COLUMNS=state.columns,
                 num_warps=state.warps, **self.launch,
             )  # fmt: skip
             return
-        mixer = self.configs.mix
+        mixer, chunk = self.configs.mix, self.configs.chunk
+        state = buffers.h_MD if cache.state_MNI is None else cache.state_MNI
         kernels.mixer_kernel[(buffers.rows, self.parts)](
-            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, *outputs, config.num_tokens, **self.sizes,
-            P=config.headdim, HEADS=mixer.heads, STEPS=mixer.steps, AHEAD=self.configs.ahead,
-            AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps,
-            maxnreg=mixer.registers or None, **self.launch,
+            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, state, *outputs, buffers.stored,
+            **self.sizes, P=config.headdim, HEADS=mixer.heads, STEPS=mixer.steps, CHUNK=buffers.codes_per_chunk,
+            STATES=chunk.block, AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, AHEAD_STATE=chunk.ahead,
+            LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps, maxnreg=mixer.registers or None,
+            **self.launch,
         )  # fmt: skip

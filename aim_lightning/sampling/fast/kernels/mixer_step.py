@@ -1,41 +1,48 @@
 """The mixer at one step: in its dual form, a sum over the stored inputs of past codes, or by the recurrence.
 
 Dual form: y_t = sum over s <= t of exp(L_t - L_s) dt_s (C_t . B_s) x_s, with L the running sum of dt A. Stored for each
-code: x, B and g = log dt - L, so that a weight is exp(L_t + g_s). The state itself is never formed. In bfloat16 x and B
+code: x, B and g = log dt - L, so that a weight is exp(L_t + g_s). No step forms the state itself. In bfloat16 x and B
 are packed to bytes (packed.py). Each head's x has a unit, and B has one; their logarithms are part of g.
+Long sequences have a state at the end of every chunk of codes, and the sum is over the codes since then (states.py).
 """
 
 import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
-from aim_lightning.sampling.fast.kernels.packed import _packed_step
+from aim_lightning.sampling.fast.kernels.packed import _of_heads, _packed_step
 from aim_lightning.sampling.fast.kernels.past import (
     _decay,
     _decay_before,
+    _fetch,
     _fetch_ahead,
     _load_columns,
     _past_by_sums,
+    _place,
     _store_columns,
 )
+from aim_lightning.sampling.fast.kernels.states import _from_state
 
 
 @triton.jit
 def mixer_kernel(
-    gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, a_log_ptr, d_ptr, norm_ptr, y_ptr,
-    squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
-    LINE: tl.constexpr, CHAINED: tl.constexpr,
+    gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, state_ptr, a_log_ptr, d_ptr, norm_ptr,
+    y_ptr, squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    HEADS: tl.constexpr, STEPS: tl.constexpr, CHUNK: tl.constexpr, STATES: tl.constexpr, AHEAD: tl.constexpr,
+    AHEAD_B: tl.constexpr, AHEAD_STATE: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
     One program per row and HEADS heads, 16 at most. The norm itself needs the complete row: its sum of squares leaves
     in parts, and `advance_kernel` divides by it. Packed x takes part in products on tensor cores.
 
-    Before the previous kernel has ended, x of the last AHEAD codes is prefetched into the cache, and each program of a
-    row prefetches a share of the last AHEAD_B codes' B.
+    CHUNK: codes of a chunk, at whose end there is a state, which is read in blocks of STATES of its N values; 0: none.
+
+    Before the previous kernel has ended, x of the last AHEAD codes and AHEAD_STATE of the state's N values are
+    prefetched into the cache, and each program of a row prefetches a share of the last AHEAD_B codes' B.
     """
-    row, part, step = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.load(step_ptr)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    step, past = _place(step_ptr, CHUNK)
     W: tl.constexpr = HEADS * P
     PADDED: tl.constexpr = triton.next_power_of_2(W)
     PACKED: tl.constexpr = xs_ptr.dtype.element_ty.is_int()
@@ -50,8 +57,13 @@ def mixer_kernel(
     xs_ptr, bs_ptr, gs_ptr = xs_ptr + origin * INNER, bs_ptr + origin * N, gs_ptr + row * H * T
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if CHAINED:
-        _fetch_ahead(xs_ptr, bs_ptr, step, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
-    before, a = _decay_before(decay_ptr, a_log_ptr, heads, step)
+        _fetch_ahead(xs_ptr, bs_ptr, past, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
+    if CHUNK:
+        state_ptr += row * N * INNER
+        count = tl.where(step >= CHUNK, N, 0)
+        if CHAINED and AHEAD_STATE > 0:
+            _fetch(state_ptr, 0, tl.minimum(AHEAD_STATE, count), part * W, INNER, W, STATES, LINE)
+    before, a = _decay_before(decay_ptr, a_log_ptr, heads, past)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
     _start_next(CHAINED)
@@ -61,12 +73,18 @@ def mixer_kernel(
     gate_W = _load_columns(gate_ptr + row * INNER + wide, cols, W).to(tl.float32)
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
+    if CHUNK:
+        sums_RW = _from_state(state_ptr, c_ptr + row * N, decay, wide, cols, count, INNER, W, STATES, PACKED)
+    else:
+        sums_RW = tl.zeros((ROWS, PADDED), tl.float32)
     if PACKED:
         past_W, score = _packed_step(
-            xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+            sums_RW, xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, past, T, INNER, N, W, P, STEPS
         )
     else:
-        past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS)
+        past_W = _past_by_sums(xs_ptr, bs_ptr, gs_ptr, c, decay, heads, wide, cols, past, T, INNER, N, W, P, STEPS)
+        if CHUNK:
+            past_W += _of_heads(sums_RW, cols, P)
         score = tl.sum(b * c, axis=0)
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
     newest_W = (dt_W * score + skip_W) * x_W

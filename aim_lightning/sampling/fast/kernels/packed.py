@@ -48,6 +48,21 @@ def _values(pairs, ODD: tl.constexpr):
 
 
 @triton.jit
+def _stored(
+    pointers, pairs, codes, ODD: tl.constexpr, STRIDE: tl.constexpr, T: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Load the values of the even or the odd codes of pairs in their units, float32; codes from T on do not count.
+
+    pointers: to the first code's values.
+    """
+    if PACKED:
+        values = _values(tl.load(pointers + pairs * STRIDE, codes < T, 0), ODD).to(tl.float32) - OFFSET
+    else:
+        values = tl.load(pointers + codes * STRIDE, codes < T, 0.0)
+    return values
+
+
+@triton.jit
 def _packed_block(
     xs_ptr, bs_ptr, gs_ptr, first, step, heads, wide, cols, states, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, STEPS: tl.constexpr,
@@ -74,39 +89,44 @@ def _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay):
 
 
 @triton.jit
+def _of_heads(sums_RW, cols, P: tl.constexpr):
+    """Return each head's columns of its own row."""
+    head_columns = tl.arange(0, sums_RW.shape[0])[:, None] == (cols // P)[None, :]
+    return tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0)
+
+
+@triton.jit
 def _past_by_products(
-    xs_ptr, bs_ptr, gs_ptr, c, c_sum, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    sums_RW, xs_ptr, bs_ptr, gs_ptr, c, c_sum, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Sum over past codes block by block.
+    """Add past codes to the sums block by block.
 
     A product has 16 rows, one per head; of a head's row only the head's columns count. c: bfloat16; c_sum: its sum.
     """
     ROWS: tl.constexpr = heads.shape[0]
     states = tl.arange(0, N)
     c_RN = tl.broadcast_to(c[None, :], (ROWS, N))
-    sums_RW = tl.zeros((ROWS, cols.shape[0]), tl.float32)
     weights_RS = tl.zeros((ROWS, STEPS // 2), tl.float32)
     for first in range(0, step, STEPS):
         block = _packed_block(xs_ptr, bs_ptr, gs_ptr, first, step, heads, wide, cols, states, T, INNER, N, W, STEPS)
         sums_RW, weights_RS = _add_block(sums_RW, weights_RS, block, c_RN, c_sum, decay)
     sums_RW -= tl.sum(weights_RS, axis=1)[:, None] * OFFSET
-    head_columns = tl.arange(0, ROWS)[:, None] == (cols // P)[None, :]
     # The indices have the columns' own order: `gather` ends the layout of the product, so that this one vector is moved
     # between threads instead of all that are combined with it.
-    return tl.gather(tl.sum(tl.where(head_columns, sums_RW, 0.0), axis=0), cols, 0)
+    return tl.gather(_of_heads(sums_RW, cols, P), cols, 0)
 
 
 @triton.jit
 def _packed_step(
-    xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
+    sums_RW, xs_ptr, bs_ptr, gs_ptr, b, c, decay, heads, wide, cols, step, T, INNER: tl.constexpr, N: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Return the sum over past codes, and C B^T of the newest code."""
+    """Return the sums with those over past codes added, and C B^T of the newest code."""
     rounded = c.to(tl.bfloat16)
     # One reduction for both: each takes barriers of all warps.
     score, c_sum = tl.reduce((b * c, rounded.to(tl.float32)), 0, _sums)
     past_W = _past_by_products(
-        xs_ptr, bs_ptr, gs_ptr, rounded, c_sum, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
+        sums_RW, xs_ptr, bs_ptr, gs_ptr, rounded, c_sum, decay, heads, wide, cols, step, T, INNER, N, W, P, STEPS
     )
     return past_W, score

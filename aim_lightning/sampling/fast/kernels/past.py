@@ -94,9 +94,19 @@ def _fetch_ahead(
 
 
 @triton.jit
-def _decay_before(decay_ptr, a_log_ptr, heads, step):
-    """Return L of the previous code, zero before the first, and A of heads."""
-    return tl.load(decay_ptr + heads, mask=step + 0 * heads > 0, other=0.0), tl.exp(tl.load(a_log_ptr + heads))
+def _place(step_ptr, CHUNK: tl.constexpr):
+    """Return the step, and the number of stored codes before it; CHUNK 0: no states, all codes are stored."""
+    step = tl.load(step_ptr)
+    past = step
+    if CHUNK:
+        past = step % CHUNK
+    return step, past
+
+
+@triton.jit
+def _decay_before(decay_ptr, a_log_ptr, heads, past):
+    """Return L of the previous code, zero before the first of a sequence or chunk, and A of heads."""
+    return tl.load(decay_ptr + heads, mask=past + 0 * heads > 0, other=0.0), tl.exp(tl.load(a_log_ptr + heads))
 
 
 @triton.jit
