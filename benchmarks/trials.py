@@ -16,7 +16,6 @@ from aim_lightning.sampling.fast.kernel_configs import (
     MatmulConfig,
     MixerKernelConfig,
     buffer_bytes,
-    state_bytes,
 )
 
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
@@ -34,12 +33,12 @@ FIELDS = 1, 1, 2, 3  # that one trial changes, one of these numbers
 THREAD_VALUES = 256  # of a block that a thread may hold, and of a sum half of them: more spills
 
 
-def trial(rng: random.Random, configs: KernelConfigs, tokens: int = 256) -> KernelConfigs:
-    """Return other configurations near these, for sequences of `tokens` codes, which `allowed` may refuse."""
+def trial(rng: random.Random, configs: KernelConfigs) -> KernelConfigs:
+    """Return other configurations near these, which `allowed` may refuse."""
     (kernel,) = rng.choices(list(OFTEN), list(OFTEN.values()))
     if kernel == "sample":
         return _changed(rng, configs, SAMPLE)
-    if tokens > configs.dual and not configs.chunk.codes and kernel in ("mix", "fetch"):
+    if not configs.dual and kernel in ("mix", "fetch"):
         return replace(configs, state=_changed(rng, configs.state, STATE))
     if kernel == "fetch":
         return _changed(rng, configs, FETCH)
@@ -71,7 +70,6 @@ def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = 
     inner = (configs.out, part), (configs.project, config.d_model), (configs.head, config.d_model)
     return (
         _mixer_allowed(configs.mix, config)
-        and (configs.chunk.block == 16 or state_bytes(configs.chunk, configs.mix, config) <= BUFFER_BYTES)
         and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
         and not configs.head.early
         and configs.split <= PARTS

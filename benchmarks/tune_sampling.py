@@ -203,14 +203,13 @@ class Proposals:
     def _new(self, best: KernelConfigs) -> KernelConfigs:
         while True:
             if self.random.random() < BORROWED:
-                recurrent = self.config.num_tokens > best.dual and not best.chunk.codes
-                mixer = "state" if recurrent else "mix"
+                mixer = "mix" if best.dual else "state"
                 kernel = self.random.choice(("project", "out", "head", mixer))
                 new = replace(best, **{kernel: getattr(self.random.choice(self.others), kernel)})
             else:
-                new = trial(self.random, best, self.config.num_tokens)
+                new = trial(self.random, best)
             if self.random.random() < TWICE:
-                new = trial(self.random, new, self.config.num_tokens)
+                new = trial(self.random, new)
             if new not in self.seen and allowed(new, self.config, self.rows, self.shared):
                 self.seen.add(new)
                 return new

@@ -11,9 +11,7 @@ AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
-MIX = {**AIM_B, "P": 64, "CHUNK": 0, "STATES": 16, "AHEAD": 0, "AHEAD_B": 0, "AHEAD_STATE": 0, "LINE": 64}
-MIX |= {"CHAINED": True}
-CHUNK = {"CHUNK": 128, "STATES": 32, "AHEAD_STATE": 128}
+MIX = {**AIM_B, "P": 64, "CHUNK": 0, "AHEAD": 0, "AHEAD_B": 0, "AHEAD_STATE": 0, "LINE": 64, "CHAINED": True}
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 CANDIDATES = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
 SAMPLE = {"GUIDED": True, "BLOCK": 16384, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
@@ -40,15 +38,15 @@ CASES = [
     ("top_candidates_kernel", {**CANDIDATES, WARPS: 8}),
     ("top_candidates_kernel", {**CANDIDATES, WARPS: 2}),
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "AHEAD": 32, WARPS: 8}),
-    ("mixer_kernel", {**MIX, **CHUNK, "HEADS": 8, "STEPS": 32, "AHEAD": 128, WARPS: 8}),
-    ("mixer_kernel", {**MIX, **CHUNK, "HEADS": 6, "STEPS": 32, "STATES": 16}),
-    ("chunk_kernel", {**AIM_B, "P": 64, "CHUNK": 128, WARPS: 8}),
+    ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "CHUNK": 64, "AHEAD": 96, WARPS: 8}),
+    ("mixer_kernel", {**MIX, "HEADS": 4, "STEPS": 64, "CHUNK": 64}),
+    ("chunk_kernel", {**AIM_B, "P": 64, "CHUNK": 64, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),
     ("advance_kernel", {**ADVANCE, "HEADS": 6}),
     ("advance_kernel", {**ADVANCE, "HEADS": 0}),
-    ("advance_kernel", {**ADVANCE, "HEADS": 6, "CHUNK": 128}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 6, "CHUNK": 64}),
 ]
 
 

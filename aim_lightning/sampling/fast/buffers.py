@@ -8,6 +8,7 @@ from torch import Tensor
 from aim_lightning.models import AiM, AiMConfig
 
 LONG = 256  # codes up to which a running sum in float32 is accurate enough
+CODES_PER_CHUNK = 64  # between two states of a long sequence, a multiple of the steps in a graph
 CHUNKS = 16  # at most: parts of an image's logits, whose largest entries are gathered for the filters
 CHUNK = 1024  # at least: logits per part
 SLOTS = 128  # at most: entries gathered per part
@@ -142,13 +143,14 @@ def exponent_type(stored: int, dtype: torch.dtype) -> torch.dtype:
 def bytes_needed(config: AiMConfig, images: int, guided: bool, dtype: torch.dtype) -> int:
     """Return the device memory of `Buffers`, nearly all of it stored inputs, states, modulation and logits.
 
-    Sequences of more than LONG codes count LONG stored codes and a state, which covers chunks and the recurrence.
+    Sequences of more than LONG codes store a chunk and a state.
     """
     rows, size = images * (2 if guided else 1), dtype.itemsize
     value = 1 if dtype == torch.bfloat16 else size  # packed on a GPU; a CPU's memory counts as unlimited
-    codes = min(config.num_tokens, LONG)
+    long = config.num_tokens > LONG
+    codes = CODES_PER_CHUNK if long else config.num_tokens
     stored = codes * ((config.d_inner + config.d_state) * value + config.nheads * exponent_type(codes, dtype).itemsize)
-    stored += config.d_inner * config.d_state * size * (config.num_tokens > LONG)
+    stored += config.d_inner * config.d_state * size * long
     modulation = 0 if config.adaln == "none" else config.modulation_rows * config.d_model * size
     return rows * (
         config.n_layer * (stored + modulation + config.d_conv * config.conv_dim * size) + config.vocab_size * 4

@@ -12,11 +12,12 @@ from importlib.resources import files
 import torch
 
 from aim_lightning.models import AiMConfig
-from aim_lightning.sampling.fast.buffers import PARTS
+from aim_lightning.sampling.fast.buffers import CODES_PER_CHUNK, LONG, PARTS
 
 SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's early weights and its x
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
 BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 KiB of smaller GPUs too
+STATE_BLOCK = 32  # of the d_state values of a state, those that the mixer kernel reads at a time
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,6 @@ class StateKernelConfig:
     warps: int
 
 
-@dataclass(frozen=True)
-class ChunkConfig:
-    """Launch configuration of states at the ends of chunks.
-
-    codes: of a chunk, a multiple of 8, or 0 for the recurrence; block: of the d_state values of the state, those that
-    the mixer kernel reads at a time, 16 at least; ahead: those that it prefetches before the previous kernel ends.
-    """
-
-    codes: int
-    block: int
-    ahead: int
-
-
 FLOAT32_MIXER = MixerKernelConfig(1, 64, 2, 4)  # by sums: tensor cores would round float32 to TF32
 
 
@@ -79,8 +67,8 @@ class KernelConfigs:
     """Launch configurations of all kernels of a step; the fields are the keys of kernel_configs.json.
 
     split: programs that share the inner dimension of out_proj. dual: codes up to which the mixer sums over all past
-    codes (`mix`); more codes take states at the ends of chunks (`mix` and `chunk`) or the recurrence (`state`). ahead:
-    past codes whose x the mixer kernel prefetches before the previous kernel ends; ahead_b: those whose B it
+    codes, beyond which it takes states at the ends of chunks (both `mix`); 0: the recurrence for any number (`state`).
+    ahead: past codes whose x the mixer kernel prefetches before the previous kernel ends; ahead_b: those whose B it
     prefetches. line: values between two prefetched addresses. sample_warps: of sample_token.
     """
 
@@ -91,7 +79,6 @@ class KernelConfigs:
     mix: MixerKernelConfig
     state: StateKernelConfig
     dual: int
-    chunk: ChunkConfig
     ahead: int
     ahead_b: int
     line: int
@@ -108,7 +95,7 @@ def decode(value: dict) -> KernelConfigs:
     """Build the configurations from a row of the JSON file."""
     matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
     mixers = {"mix": MixerKernelConfig(*value["mix"]), "state": StateKernelConfig(*value["state"])}
-    return KernelConfigs(**{**value, **matmuls, **mixers, "chunk": ChunkConfig(*value["chunk"])})
+    return KernelConfigs(**{**value, **matmuls, **mixers})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -134,16 +121,17 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
         split=split,
         head=_fitting_matmul(nearest.head, block_m, config.d_model, shared),
         state=replace(nearest.state, columns=min(nearest.state.columns, config.headdim)),
-        mix=(mixer := _fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config)),
-        chunk=_fitting_chunk(nearest.chunk, mixer, config),
+        mix=_fitting_mixer(FLOAT32_MIXER if exact else nearest.mix, config),
         sample_warps=nearest.sample_warps if config.vocab_size > 4096 else 4,
     )
 
 
 def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
     """Return how many past codes a layer stores: all, those of a chunk, or 0, which stands for the recurrence."""
-    configs = kernel_configs_for(config, rows, dtype)
-    return config.num_tokens if config.num_tokens <= configs.dual else min(configs.chunk.codes, config.num_tokens)
+    dual = kernel_configs_for(config, rows, dtype).dual
+    if config.num_tokens <= dual:
+        return config.num_tokens
+    return CODES_PER_CHUNK if dual else 0
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
@@ -172,23 +160,7 @@ def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelCo
 
 
 def buffer_bytes(mixer: MixerKernelConfig, config: AiMConfig) -> int:
-    """Return the bytes of the packed blocks of x and B that are loaded."""
-    return (mixer.stages - 1) * mixer.steps * (_columns(mixer, config) + config.d_state)
-
-
-def _fitting_chunk(chunk: ChunkConfig, mixer: MixerKernelConfig, config: AiMConfig) -> ChunkConfig:
-    """Reduce the blocks of the state to what the state has and what fits into shared memory."""
-    chunk = replace(chunk, block=min(chunk.block, config.d_state), ahead=min(chunk.ahead, config.d_state))
-    while chunk.block > 16 and state_bytes(chunk, mixer, config) > BUFFER_BYTES:
-        chunk = replace(chunk, block=chunk.block // 2)
-    return chunk
-
-
-def state_bytes(chunk: ChunkConfig, mixer: MixerKernelConfig, config: AiMConfig) -> int:
-    """Return the bytes of the blocks of the state that are loaded."""
-    return 2 * (mixer.stages - 1) * chunk.block * _columns(mixer, config)
-
-
-def _columns(mixer: MixerKernelConfig, config: AiMConfig) -> int:
-    """Return the columns of a program, which are padded to a power of two."""
-    return 1 << (mixer.heads * config.headdim - 1).bit_length()
+    """Return the bytes of the blocks that are loaded: packed x and B, or those of the state where they are larger."""
+    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()  # of a program, padded
+    state = 2 * STATE_BLOCK * columns if config.num_tokens > LONG else 0
+    return (mixer.stages - 1) * max(mixer.steps * (columns + config.d_state), state)

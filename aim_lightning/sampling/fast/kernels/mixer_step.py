@@ -28,15 +28,15 @@ from aim_lightning.sampling.fast.kernels.states import _from_state
 def mixer_kernel(
     gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, state_ptr, a_log_ptr, d_ptr, norm_ptr,
     y_ptr, squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
-    HEADS: tl.constexpr, STEPS: tl.constexpr, CHUNK: tl.constexpr, STATES: tl.constexpr, AHEAD: tl.constexpr,
-    AHEAD_B: tl.constexpr, AHEAD_STATE: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+    HEADS: tl.constexpr, STEPS: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
+    AHEAD_STATE: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
     One program per row and HEADS heads, 16 at most. The norm itself needs the complete row: its sum of squares leaves
     in parts, and `advance_kernel` divides by it. Packed x takes part in products on tensor cores.
 
-    CHUNK: codes of a chunk, at whose end there is a state, which is read in blocks of STATES of its N values; 0: none.
+    CHUNK: codes of a chunk, at whose end there is a state; 0: all past codes are stored.
 
     Before the previous kernel has ended, x of the last AHEAD codes and AHEAD_STATE of the state's N values are
     prefetched into the cache, and each program of a row prefetches a share of the last AHEAD_B codes' B.
@@ -62,7 +62,7 @@ def mixer_kernel(
         state_ptr += row * N * INNER
         count = tl.where(step >= CHUNK, N, 0)
         if CHAINED and AHEAD_STATE > 0:
-            _fetch(state_ptr, 0, tl.minimum(AHEAD_STATE, count), part * W, INNER, W, STATES, LINE)
+            _fetch(state_ptr, 0, tl.minimum(AHEAD_STATE, count), part * W, INNER, W, 16, LINE)
     before, a = _decay_before(decay_ptr, a_log_ptr, heads, past)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
@@ -74,7 +74,7 @@ def mixer_kernel(
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
     if CHUNK:
-        sums_RW = _from_state(state_ptr, c_ptr + row * N, decay, wide, cols, count, INNER, W, STATES, PACKED)
+        sums_RW = _from_state(state_ptr, c_ptr + row * N, decay, wide, cols, count, INNER, N, W, PACKED)
     else:
         sums_RW = tl.zeros((ROWS, PADDED), tl.float32)
     if PACKED:

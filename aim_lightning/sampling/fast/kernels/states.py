@@ -7,21 +7,21 @@ INNER) per row, is read like N past codes with the weights C. Only the end of a 
 import triton
 import triton.language as tl
 
+from aim_lightning.sampling.fast.kernel_configs import STATE_BLOCK
 from aim_lightning.sampling.fast.kernels.packed import _stored
 from aim_lightning.sampling.fast.kernels.past import _load_columns
 
+BLOCK = tl.constexpr(STATE_BLOCK)
 PAIRS = tl.constexpr(16)  # of codes per product, the least number that tensor cores take
 
 
 @triton.jit
 def _from_state(
-    state_ptr, c_ptr, decay, wide, cols, count, INNER: tl.constexpr, W: tl.constexpr, STATES: tl.constexpr,
+    state_ptr, c_ptr, decay, wide, cols, count, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Return exp(L) C S, a row per head of which only the head's columns count; `count`: N, or 0 before the first S.
-
-    STATES: values of N per block.
-    """
+    """Return exp(L) C S, a row per head of which only the head's columns count; `count`: N, or 0 before the first S."""
+    STATES: tl.constexpr = min(N, BLOCK)
     sums_RW = tl.zeros((decay.shape[0], cols.shape[0]), tl.float32)
     for first in range(0, count, STATES):
         states = first + tl.arange(0, STATES)
