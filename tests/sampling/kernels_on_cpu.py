@@ -151,8 +151,7 @@ def far_row() -> bool:
     y, squares, gs = torch.full((2, inner), torch.nan, dtype=torch.bfloat16), torch.empty(2, 1), torch.empty(3 * T + 1)
     kernels.mixer_kernel[(2, 1)](
         gate, newest, b, c, dt, xs, bs, gs, torch.empty(2, 2), y, new(2), new(2), new(inner), y, squares, step, T,
-        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, CHUNK=0, AHEAD=0, AHEAD_B=0, AHEAD_STATE=0, LINE=64,
-        CHAINED=False,
+        INNER=inner, H=2, P=16, N=N, HEADS=2, STEPS=32, CHUNK=0, AHEAD=0, AHEAD_B=0, LINE=64, CHAINED=False,
     )  # fmt: skip
     assert y.isfinite().all()
     residual, norm = torch.zeros(2, 8), torch.ones(8)
@@ -190,7 +189,7 @@ def fetched(step: int = 40, line: int = 8) -> list[list[int]]:
         mixer_step.mixer_kernel[(2, 2)](
             gate, newest, b, c, per_head[1], xs, bs, gs, per_head[0], y, torch.ones(4), torch.ones(4),
             torch.ones(inner), y, torch.zeros(2, 2), torch.tensor(step, dtype=torch.int32), T, INNER=inner, H=4, P=16,
-            N=N, HEADS=2, STEPS=32, CHUNK=0, AHEAD=20, AHEAD_B=30, AHEAD_STATE=0, LINE=line, CHAINED=True,
+            N=N, HEADS=2, STEPS=32, CHUNK=0, AHEAD=20, AHEAD_B=30, LINE=line, CHAINED=True,
         )  # fmt: skip
     result, stored = [], set()
     for values in (xs, bs):

@@ -12,8 +12,6 @@ from aim_lightning.sampling.fast.launches import launch_options, linear, matmul_
 from aim_lightning.sampling.fast.static_weights import StaticWeights
 from aim_lightning.sampling.fast.torch_step import EPS
 
-AHEAD_STATE = 0  # of the d_state values of a state, those that are prefetched before the previous kernel ends
-
 
 class TritonStep:
     """Enqueue one more code for every image when called; nothing is read back, so that the step can be captured."""
@@ -27,7 +25,6 @@ class TritonStep:
         self.out = buffers.out_SMD[: configs.split]
         self.sizes = {"INNER": config.d_inner, "H": config.nheads, "N": config.d_state}
         self.launch = launch_options(device, buffers.dtype)
-        self.ahead_state = AHEAD_STATE
 
     def prepare(self) -> None:
         """Compute the first step's input."""
@@ -125,7 +122,6 @@ class TritonStep:
         kernels.mixer_kernel[(buffers.rows, self.parts)](
             *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, state, *outputs, buffers.stored,
             **self.sizes, P=config.headdim, HEADS=mixer.heads, STEPS=mixer.steps, CHUNK=buffers.codes_per_chunk,
-            AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, AHEAD_STATE=self.ahead_state,
-            LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps, maxnreg=mixer.registers or None,
-            **self.launch,
+            AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages,
+            num_warps=mixer.warps, maxnreg=mixer.registers or None, **self.launch,
         )  # fmt: skip

@@ -14,7 +14,6 @@ from aim_lightning.sampling.fast.kernels.packed import _of_heads, _packed_step
 from aim_lightning.sampling.fast.kernels.past import (
     _decay,
     _decay_before,
-    _fetch,
     _fetch_ahead,
     _load_columns,
     _past_by_sums,
@@ -29,7 +28,7 @@ def mixer_kernel(
     gate_ptr, x_ptr, b_ptr, c_ptr, dt_ptr, xs_ptr, bs_ptr, gs_ptr, decay_ptr, state_ptr, a_log_ptr, d_ptr, norm_ptr,
     y_ptr, squares_ptr, step_ptr, T, INNER: tl.constexpr, H: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
     HEADS: tl.constexpr, STEPS: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr,
-    AHEAD_STATE: tl.constexpr, LINE: tl.constexpr, CHAINED: tl.constexpr,
+    LINE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Compute one step in the dual form: sum over stored inputs, skip, gate, norm weight.
 
@@ -38,8 +37,8 @@ def mixer_kernel(
 
     CHUNK: codes of a chunk, at whose end there is a state; 0: all past codes are stored.
 
-    Before the previous kernel has ended, x of the last AHEAD codes and AHEAD_STATE of the state's N values are
-    prefetched into the cache, and each program of a row prefetches a share of the last AHEAD_B codes' B.
+    Before the previous kernel has ended, x of the last AHEAD codes is prefetched into the cache, and each program of a
+    row prefetches a share of the last AHEAD_B codes' B.
     """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     step, past = _place(step_ptr, CHUNK)
@@ -58,11 +57,6 @@ def mixer_kernel(
     decay_ptr, dt_ptr = decay_ptr + row * H, dt_ptr + row * H
     if CHAINED:
         _fetch_ahead(xs_ptr, bs_ptr, past, part, H // HEADS, INNER, N, W, STEPS, AHEAD, AHEAD_B, LINE)
-    if CHUNK:
-        state_ptr += row * N * INNER
-        count = tl.where(step >= CHUNK, N, 0)
-        if CHAINED and AHEAD_STATE > 0:
-            _fetch(state_ptr, 0, tl.minimum(AHEAD_STATE, count), part * W, INNER, W, 16, LINE)
     before, a = _decay_before(decay_ptr, a_log_ptr, heads, past)
     skip_W, norm_W = _load_columns(d_ptr + wide // P, cols, W), _load_columns(norm_ptr + wide, cols, W).to(tl.float32)
     _wait(CHAINED)
@@ -74,6 +68,8 @@ def mixer_kernel(
     dt_W = _load_columns(dt_ptr + wide // P, cols, W)
     x_W = _load_columns(x_ptr + row * INNER + wide, cols, W).to(tl.float32)
     if CHUNK:
+        state_ptr += row * N * INNER
+        count = tl.where(step >= CHUNK, N, 0)
         sums_RW = _from_state(state_ptr, c_ptr + row * N, decay, wide, cols, count, INNER, N, W, PACKED)
     else:
         sums_RW = tl.zeros((ROWS, PADDED), tl.float32)
