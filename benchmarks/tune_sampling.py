@@ -242,7 +242,12 @@ def shortened(name: str, layers: int) -> AiM:
     torch.manual_seed(0)
     preset = AiMConfig.preset(name)
     with torch.device("cuda"):
-        return AiM(replace(preset, n_layer=min(layers, preset.n_layer) or preset.n_layer)).eval()
+        model = AiM(replace(preset, n_layer=min(layers, preset.n_layer) or preset.n_layer)).eval()
+    # Gates of a new adaLN-layer network are zero: its logits would not depend on the mixers.
+    for name, parameter in model.named_parameters():
+        if "adaLN_modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def key(case: Case) -> tuple[int, int]:
