@@ -29,8 +29,11 @@ def network(adaln: str, seed: int = 0, **sizes) -> AiM:
 
 
 @torch.no_grad()
-def codes_equal(adaln: str, guided: bool, stored: int = 5) -> bool:
-    """Return True if codes and last logits of the kernels are those of plain PyTorch; stored: of the 5 codes."""
+def codes_equal(adaln: str, guided: bool, stored: int = 5, states: int = 16) -> bool:
+    """Return True if codes and last logits of the kernels are those of plain PyTorch.
+
+    stored: of the 5 codes. states: d_state, which the mixer reads in blocks of 32.
+    """
     from helpers import relative
 
     from aim_lightning.sampling.fast.buffers import Buffers
@@ -38,7 +41,7 @@ def codes_equal(adaln: str, guided: bool, stored: int = 5) -> bool:
     from aim_lightning.sampling.fast.triton_step import TritonStep
     from aim_lightning.sampling.filters import Filters
 
-    model, labels, indices = network(adaln, num_tokens=5), torch.tensor([1]), torch.tensor([3])
+    model, labels, indices = network(adaln, num_tokens=5, d_state=states), torch.tensor([1]), torch.tensor([3])
     options = {"seed": 1, "scales": [2.0] * 5, "filters": Filters(top_k=10, top_p=0.9)}
     options["on_step"] = lambda *_: None  # single steps, after each of which a chunk may end
     decoder = FastDecoder(model, 1, guided, torch.float32)
@@ -86,13 +89,20 @@ def products() -> dict[str, float]:
 
 @torch.no_grad()
 def logits_in_bf16(
-    d_model: int, heads: int, tokens: int = 4, deep: int = 0, long: int = 256, columns: int = 0, chunk: int = 0
+    d_model: int,
+    heads: int,
+    tokens: int = 4,
+    deep: int = 0,
+    long: int = 256,
+    columns: int = 0,
+    chunk: int = 0,
+    states: int = 16,
 ) -> float:
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
     Blocks of the past have 32 codes: more tokens make several. deep: inner values of a block of weights read early.
     long: tokens beyond which exponents are float64. columns: those of the recurrence per program. chunk: codes
-    between states, a multiple of 8.
+    between states, a multiple of 8. states: d_state, of which the mixer reads blocks of 32.
     """
     from unittest import mock
 
@@ -102,7 +112,7 @@ def logits_in_bf16(
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.filters import Filters
 
-    model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model)
+    model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model, d_state=states)
     labels = torch.arange(2)
     # Rounding selects no other code at this temperature.
     options = {"seed": 2, "scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
@@ -233,7 +243,7 @@ def main() -> None:
     torch.set_num_threads(1)
     report = {
         "codes": [codes_equal("group", True), codes_equal("none", False), codes_equal("layer", True, stored=0)],
-        "chunks": [codes_equal("group", True, stored=2), codes_equal("layer", False, stored=4)],
+        "chunks": [codes_equal("group", True, stored=2), codes_equal("layer", False, stored=4, states=64)],
         "products": products(),
         "bf16": [
             logits_in_bf16(48, 1),
@@ -247,7 +257,7 @@ def main() -> None:
             logits_in_bf16(48, 1, columns=8),
             logits_in_bf16(32, 2, deep=16, columns=16),
             logits_in_bf16(48, 6, tokens=18, chunk=8),
-            logits_in_bf16(16, 2, tokens=41, chunk=40),
+            logits_in_bf16(16, 2, tokens=41, chunk=40, states=64),
         ],
         "fetched": [fetched(), fetched(step=10)],
         "far_row": far_row(),
