@@ -1,7 +1,7 @@
 """AiM against the transformer baseline at equal parameters: training images/s, and seconds per sampled image.
 
 python benchmarks/baseline.py [--model AiM-B] [--codes 64,256,1024] [--batches 1,16,64] [--train_codes 32768]
-    [--no_plain] [--no_compile] [--repeats 3] [--steps 8] [--seconds 300]
+    [--no_training] [--no_plain] [--no_compile] [--repeats 3] [--steps 8] [--seconds 300]
 
 The transformer has AiM's width, heads of 64 channels, a tied head, and the layers and MLP width that are nearest to
 AiM's parameters. Random weights, no dropout, bfloat16 on a GPU and float32 for sampling on a CPU. --model tiny is for a
@@ -122,7 +122,8 @@ def jobs(options: argparse.Namespace, device: torch.device) -> list[tuple[Row, p
         row = {"what": what, "network": NETWORKS[type(config)].__name__, "codes": length, "method": method}
         result.append((row, work))
 
-    for length, config in ((length, config) for length, pair in sizes.items() for config in pair):
+    trained = {} if options.no_training else sizes
+    for length, config in ((length, config) for length, pair in trained.items() for config in pair):
         for is_compiled in (False, True) if compiled and isinstance(config, GPTConfig) else (False,):
             add("training", length, config, "compiled" if is_compiled else "eager", partial(
                 train, config, device, is_compiled, options.train_codes, options.steps
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--train_codes", type=int, default=32768, help="codes per training step")
     parser.add_argument("--repeats", type=int, default=3, help="calls behind each median of sampling")
     parser.add_argument("--steps", type=int, default=8, help="timed training steps")
+    parser.add_argument("--no_training", action="store_true", help="measure sampling only")
     parser.add_argument("--no_plain", action="store_true", help="leave the plain decoders out")
     parser.add_argument("--no_compile", action="store_true", help="do not compile the transformer")
     parser.add_argument("--seconds", type=float, default=300, help="after which no measurement starts")
