@@ -98,7 +98,7 @@ def pixel_rows() -> list[dict]:
 def baseline_rows() -> list[dict]:
     """Return the rows of the comparison with the transformer for 4x4 codes, without compilation."""
     options = SimpleNamespace(model="tiny", codes=["16"], batches=["2"], train_codes=64, repeats=1, steps=1)
-    options.no_plain, options.no_compile = False, True
+    options.no_training, options.no_plain, options.no_compile = False, False, True
     return [row | work() for row, work in baseline.jobs(options, CPU)]
 
 
