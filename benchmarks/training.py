@@ -222,7 +222,8 @@ def short(name: str) -> str:
 
 def add_ratios(rows: list[dict]) -> None:
     """Add to each row its speed relative to mamba_ssm's kernels and, inside fit, to its own kernels alone."""
-    alone = {(r["model"], r["backend"], r["batch"], r.get("num_tokens")): r for r in rows if r["part"] == "kernels"}
+    kernels_alone = [row for row in rows if row["part"] == "kernels"]
+    alone = {(row["model"], row["backend"], row["batch"], row.get("num_tokens", 256)): row for row in kernels_alone}
     for row in rows:
         for name, backend in (("ratio_to_mamba_ssm", "mamba_ssm"), ("ratio_to_kernels", row["backend"])):
             reference = alone.get((row["model"], backend, row.get("batch"), row.get("num_tokens", 256)), {})

@@ -115,8 +115,8 @@ def test_the_training_benchmark_times_steps_inside_fit(monkeypatch, own_signals)
     network, data = "--model.init_args.network.", "--data.init_args."
     tiny = ["--trainer.accelerator", "cpu", f"{network}d_model", "64", f"{network}n_layer", "1"]
     sizes = [f"{data}global_batch_size", "4", f"{data}max_device_batch_size", "2"]
-    rows = [training.measure_fit("AiM-B", "torch", 2, 3, tiny)]
-    rows += [training.measure_fit("AiM-B", "torch", "shipped", 4, tiny + sizes)]
+    rows = [training.measure_fit("AiM-B", "torch", 2, "none", 3, tiny)]
+    rows += [training.measure_fit("AiM-B", "torch", "shipped", "none", 4, tiny + sizes)]
     assert [(row["batch"], row["global_batch"], row["timed_steps"]) for row in rows] == [(2, 2, 3), (2, 4, 1)]
     assert all(row["images_per_s"] == pytest.approx(2e3 / row["milliseconds"], rel=0.01) for row in rows)
     assert all(row["host_milliseconds"] > 0 and "mfu" not in row for row in rows)
