@@ -155,6 +155,7 @@ class Clock(Callback):
             row = figures(plan.micro_batch_size, seconds, statistics.median(self.host), flops)
             row |= {"global_batch": trainer.datamodule.global_batch_size, "timed_steps": self.last - self.first}
             self.path.write_text(json.dumps(row))
+            print(row, flush=True)  # kept in the log if the command is cut at the end of `fit`
 
 
 def measure_fit(model: str, backend: str, batch: int | str, checkpointing: str, steps: int, options: list[str]) -> dict:
