@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def save(benchmark: str, rows: list[dict]) -> Path:
     """Write the rows with command, commit, hardware, versions and date."""
     name = hardware()
     record = {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "commit": commit(),
         "hardware": name,
         "torch": torch.__version__,
