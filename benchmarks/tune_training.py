@@ -57,7 +57,8 @@ NEAR: dict[str, dict[str, tuple]] = {
     "scores_backward": {"num_warps": (4,), "num_stages": (2, 3, 4), "maxnreg": (128, 168)},
     "convolution_backward": NEAR_ELEMENTWISE,
 }
-LAYERS = 3  # from the second one on, kernels have every operand
+# From the second layer on, kernels have every operand. More layers than the two launches outside them, to count both.
+LAYERS = 3
 COMPILED_BATCH = 4  # images of the steps that only compile: sizes have the divisors that Triton looks at
 TOLERANCE = 1e-2  # relative difference of loss and gradient norm that rounding may cause
 Tile = dict[str, int | None]
