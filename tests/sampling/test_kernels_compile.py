@@ -41,7 +41,7 @@ CASES = [
     ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "CHUNK": 64, "AHEAD": 96, WARPS: 8}),
     ("mixer_kernel", {**MIX, "HEADS": 4, "STEPS": 64, "CHUNK": 64}),
     ("chunk_kernel", {**AIM_B, "P": 64, "CHUNK": 64, WARPS: 8}),
-    ("chunk_kernel", {"INNER": 512, "H": 4, "N": 256, "P": 128, "CHUNK": 64, WARPS: 16}),
+    ("chunk_kernel", {"INNER": 512, "H": 4, "N": 128, "P": 128, "CHUNK": 64, WARPS: 16}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),

@@ -79,3 +79,9 @@ def test_one_image_takes_the_recurrence_and_long_sequences_states_at_the_ends_of
     assert [stored(256, rows) for rows in (2, 32, 128)] == [0, 256, 256]
     assert [stored(tokens, 32) for tokens in (64, 256, 576, 1024)] == [64, 256, 64, 64]
     assert stored(1024, 2) == 0
+
+
+def test_wide_states_take_the_recurrence_where_the_kernel_of_a_chunk_would_not_fit():
+    for headdim, d_state, expected in ((128, 128, 64), (128, 256, 0), (256, 256, 0)):
+        config = AiMConfig.preset("AiM-B", headdim=headdim, d_state=d_state, num_tokens=576)
+        assert stored_codes(config, 32, torch.bfloat16) == expected

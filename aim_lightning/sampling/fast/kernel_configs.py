@@ -18,6 +18,7 @@ SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's ear
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
 BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 KiB of smaller GPUs too
 STATE_BLOCK = 32  # of the d_state values of a state, those that the mixer kernel reads at a time
+WIDEST_STATE = 128 * 128  # values of a head's state up to which `chunk_kernel` fits every GPU; wider ones recur
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
     dual = kernel_configs_for(config, rows, dtype).dual
     if config.num_tokens <= dual:
         return config.num_tokens
-    return CODES_PER_CHUNK if dual else 0
+    return CODES_PER_CHUNK if dual and config.headdim * config.d_state <= WIDEST_STATE else 0
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
