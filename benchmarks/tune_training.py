@@ -87,7 +87,7 @@ def allowed(tile: Tile) -> bool:
 
 def candidates(kernel: str, near: bool = False) -> list[Tile]:
     """Return the rows of the table to try, the current one first."""
-    axes = (NEAR if near else CANDIDATES)[kernel]
+    axes = {**CANDIDATES, **NEAR}[kernel] if near else CANDIDATES[kernel]
     tiles = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     return [TILING[kernel], *(tile for tile in tiles if allowed(tile) and tile != TILING[kernel])]
 
