@@ -277,7 +277,7 @@ sys.exit(main(sys.argv[1:]))
 
 CASES = [
     ("runs.history", "read_content", "reading checkpoints"),
-    ("cli.build.trainer_cli", "build", "reading step=00000022.ckpt"),
+    pytest.param("cli.build.trainer_cli", "build", "reading step=00000022.ckpt", marks=pytest.mark.long),
 ]
 
 

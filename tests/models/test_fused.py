@@ -41,6 +41,7 @@ def test_loss_and_gradients_equal_float64(differences, case):
     assert result["decay"] <= 2e-5 + margin
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_chosen_and_random_sizes_equal_float64():
     lengths = script_output("models/fused_sizes_on_cpu.py", timeout=600)["lengths"]

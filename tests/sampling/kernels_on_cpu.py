@@ -252,7 +252,6 @@ def main() -> None:
             logits_in_bf16(32, 2, deep=16),
             logits_in_bf16(48, 3),
             logits_in_bf16(48, 6, tokens=9),
-            logits_in_bf16(16, 2, tokens=35),
             logits_in_bf16(16, 2, tokens=67),
             logits_in_bf16(48, 1, columns=8),
             logits_in_bf16(32, 2, deep=16, columns=16),

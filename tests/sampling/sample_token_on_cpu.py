@@ -88,7 +88,7 @@ def table() -> dict[str, list[float]]:
         for vocabulary, guided in ((61, True), (97, False), (7, False)):
             logits = logits_of(case, 2 * IMAGES if guided else IMAGES, vocabulary)
             name = f"{case} {vocabulary}"
-            several = MORE if vocabulary == 97 else OPTIONS + MORE
+            several = OPTIONS + MORE if vocabulary == 61 else MORE
             result[name] = [share_equal(logits, guided, **options) for options in several]
     return result
 
