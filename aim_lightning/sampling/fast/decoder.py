@@ -82,10 +82,10 @@ class FastDecoder:
             self._prepare(model)
             done = 0
             for steps in portions(self.config.num_tokens, 1 if on_step else STEPS_PER_GRAPH):
+                if done and self.buffers.codes_per_chunk and done % self.buffers.codes_per_chunk == 0:
+                    self._run("chunk", self._step.end_chunk)
                 self._advance(steps)
                 done += steps
-                if self.buffers.codes_per_chunk and done % self.buffers.codes_per_chunk == 0:
-                    self._run("chunk", self._step.end_chunk)
                 if on_step is not None:
                     on_step(done - 1, codes_BT[:, :done].clone())  # the next call overwrites the memory
             codes_BT = codes_BT.clone()
