@@ -7,6 +7,7 @@ import sys
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
+from fast_interpreter import speed_up
 from helpers import fixture, published_aim, relative
 
 from aim_lightning.models import AiM, AiMConfig
@@ -148,6 +149,7 @@ def directional(step: float = 1e-3) -> float:
 
 def main() -> None:
     """Print all comparisons."""
+    speed_up()
     torch.set_num_threads(1)
     result = {name: compare(network(**options)) for name, options in CASES.items()}
     result["extreme"] = compare(extreme(network(adaln="layer", num_tokens=70)))

@@ -34,7 +34,9 @@ def interpret() -> None:
     """Run Triton's kernels on the CPU; call this before anything imports triton."""
     os.environ["TRITON_INTERPRET"] = "1"
     import triton
+    from fast_interpreter import speed_up
 
+    speed_up()
     autotune = triton.autotune
     triton.autotune = lambda configs, key, **options: autotune(configs[:1], key, **options)
     torch.cuda.device = lambda *_: contextlib.nullcontext()
