@@ -86,7 +86,7 @@ demo: install ## Train both stages on the embedded images, sample and score, on 
 
 # The tests of a file run in one process: they share fixtures.
 test: install-dev ## Run the tests that need no GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not gpu and not long" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not gpu and not long" $(TEST_ARGS)
 
 test-long: install-dev ## Run the long tests: real SLURM cluster (root and its packages), trainings, torch-fidelity, benchmarks
 	$(BIN)/python -m pytest -m "long and not gpu" $(TEST_ARGS)

@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+import time
 from dataclasses import asdict, replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -213,7 +215,8 @@ def test_follow_waits_for_the_start_and_for_requeues_and_ends_with_the_training(
         if len(counts) in (3, 6, 9):  # step 9 is the last of the training
             write_step(workspace, len(counts), "requeued", max_steps=9)
 
-    monkeypatch.setattr("aim_lightning.cli.commands.follow.time.sleep", sleep)
+    # Not `time.sleep` itself: threads of other tests in this process call it too.
+    monkeypatch.setattr("aim_lightning.cli.commands.follow.time", mock.Mock(wraps=time, sleep=sleep))
     assert [step for step, _ in new_checkpoints(live, set(), 1, 60, ProcessGroup())] == [3, 6, 9]
     assert counts == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
