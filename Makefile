@@ -84,7 +84,7 @@ install-cuda: install ## Add the published kernels as backend mamba_ssm; nvcc on
 demo: install ## Train both stages on the embedded images, sample and score, on a CPU in minutes
 	@PYTHON=$(BIN)/python bash experiments/demo.sh
 
-# The tests of a file run in one process: they share fixtures.
+# The tests of a file run in one process: they share fixtures. Sorted by their number, the longest files would come last.
 test: install-dev ## Run the tests that need no GPU (TEST_ARGS="-k name" for some; TEST_JOBS processes, 2)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not gpu and not long" $(TEST_ARGS)
 

@@ -22,5 +22,5 @@ def _reduce_by_halves(self, values) -> list:
         halves = [[self.to_tensor(half, v.dtype) for half in np.split(v.handle.data, 2, axis)] for v in values]
         result = self.combine_fn.fn(*(half[0] for half in halves), *(half[1] for half in halves))
         values = result if isinstance(result, tuple) else (result,)
-    shape = lambda data: data if self.keep_dims and self.axis is not None else np.squeeze(data, axis)  # noqa: E731
-    return [self.to_tensor(shape(value.handle.data), value.dtype) for value in values]
+    reduced = [v.handle.data if self.keep_dims else np.squeeze(v.handle.data, axis) for v in values]
+    return [self.to_tensor(data, v.dtype) for data, v in zip(reduced, values, strict=True)]
