@@ -104,7 +104,7 @@ def _steps(config: AiMConfig, weights: StaticWeights, buffers: Buffers, step: in
         steps = TritonStep(config, weights, buffers)
         steps.launch = {"CHAINED": False}  # each by itself, like the others
         return [partial(steps._mix, i) for i in range(config.n_layer)]
-    return [partial(_dual, buffers.c_MN, cache, step + 1, config) for cache in buffers.layers]
+    return [partial(_dual, buffers.c_MN.float(), cache, step + 1, config) for cache in buffers.layers]
 
 
 def copies(size: int, device: torch.device) -> int:

@@ -10,20 +10,23 @@ from dataclasses import replace
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS, PARTS
 from aim_lightning.sampling.fast.kernel_configs import (
-    BUFFER_BYTES,
+    LEAST_EARLY_ROWS,
     SHARED_BYTES,
     KernelConfigs,
     MatmulConfig,
     MixerKernelConfig,
-    buffer_bytes,
+    early_fits,
+    mixer_fits,
+    padded_columns,
 )
 
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
-OFTEN = {"mix": 0.34, "out": 0.25, "project": 0.18, "fetch": 0.11, "head": 0.08, "sample": 0.04}
-PRODUCT = {"block_m": (16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
+OFTEN = {"mix": 0.34, "out": 0.2, "project": 0.22, "fetch": 0.11, "head": 0.06, "advance": 0.05, "sample": 0.02}
+PRODUCT = {"block_m": (8, 16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
 PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
-MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128), "stages": (2, 3, 4, 5, 6), "warps": (1, 2, 4, 8)}
-MIX |= {"registers": (0, 64, 80, 96, 112, 128, 144, 168, 192)}
+ADVANCE = {"warps": (4, 8, 16), "registers": (0, 32, 40, 48, 64, 80)}
+MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128, 256), "stages": (2, 3, 4, 5, 6)}
+MIX |= {"warps": (1, 2, 4, 8), "registers": (0, 64, 80, 96, 112, 128, 144, 168, 176, 192), "fragments": (False, True)}
 STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
 SPLITS = 1, 2, 3, 4  # of out_proj
@@ -44,7 +47,8 @@ def trial(rng: random.Random, configs: KernelConfigs) -> KernelConfigs:
         return _changed(rng, configs, FETCH)
     if kernel == "mix":
         return replace(configs, mix=_changed(rng, configs.mix, MIX))
-    new = replace(configs, **{kernel: _changed(rng, getattr(configs, kernel), PRODUCT)})
+    choices = ADVANCE if kernel == "advance" else PRODUCT
+    new = replace(configs, **{kernel: _changed(rng, getattr(configs, kernel), choices)})
     if kernel == "out" and rng.random() < RESPLIT:
         new = replace(new, split=_near(rng, SPLITS, configs.split))
     return new
@@ -71,7 +75,6 @@ def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = 
     return (
         _mixer_allowed(configs.mix, config)
         and all(_matmul_allowed(matmul, count, rows, shared) for matmul, count in inner)
-        and not configs.head.early
         and configs.split <= PARTS
         and configs.state.columns >= LEAST_COLUMNS
         and config.headdim % configs.state.columns == 0
@@ -79,21 +82,24 @@ def allowed(configs: KernelConfigs, config: AiMConfig, rows: int, shared: int = 
 
 
 def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
-    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()
+    block = mixer.steps * padded_columns(mixer, config)
     return (
         config.nheads % mixer.heads == 0
-        and buffer_bytes(mixer, config) <= BUFFER_BYTES
-        and mixer.steps * columns <= THREAD_VALUES * mixer.warps * 32
+        and mixer_fits(mixer, config)
+        and (mixer.fragments or block <= THREAD_VALUES * mixer.warps * 32)
     )
 
 
 def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
-    lines, threads = 2 * (matmul.block_m + matmul.block_n), matmul.warps * 32
-    sums = matmul.block_m * matmul.block_n
+    threads, sums = matmul.warps * 32, matmul.block_m * matmul.block_n
+    least = LEAST_EARLY_ROWS if matmul.early else 16
+    if not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
+        return False
+    if matmul.early:
+        return early_fits(matmul, inner)
     return (
-        matmul.block_m <= max(16, 1 << (rows - 1).bit_length())
-        and inner % matmul.block_k == 0
-        and lines * (inner if matmul.early else matmul.block_k * (matmul.stages - 1)) <= shared
+        inner % matmul.block_k == 0
+        and 2 * (matmul.block_m + matmul.block_n) * matmul.block_k * (matmul.stages - 1) <= shared
         and sums <= THREAD_VALUES // 2 * threads
         and matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads
     )

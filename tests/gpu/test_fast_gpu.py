@@ -284,6 +284,7 @@ MIXES = {
     "two_ahead": kernel_configs.MixerKernelConfig(4, 32, 4, 4),
     "six_heads": kernel_configs.MixerKernelConfig(6, 32, 3, 8),
     "all_ahead": kernel_configs.MixerKernelConfig(1, 64, 6, 4),
+    "fragments": kernel_configs.MixerKernelConfig(6, 128, 3, 8, fragments=True),
 }
 
 

@@ -81,7 +81,8 @@ def products() -> dict[str, float]:
     ]:
         x, weight = (torch.randn(count, inner).bfloat16() for count in (rows, cols))
         out = torch.full((split, rows, cols), torch.nan)
-        linear(x, weight, out, MatmulConfig(16, 32, 128, 3, 4, early), {"CHAINED": False})
+        block_m = 8 if early and rows <= 8 else 16
+        linear(x, weight, out, MatmulConfig(block_m, 32, 128, 3, 4, early), {"CHAINED": False})
         exact = x.double() @ weight.double().t()
         result[f"{rows}x{inner}x{cols}/{split}/{early}"] = relative(out.double().sum(0), exact)
     return result
@@ -92,17 +93,19 @@ def logits_in_bf16(
     d_model: int,
     heads: int,
     tokens: int = 4,
-    deep: int = 0,
+    early: bool = False,
     long: int = 256,
     columns: int = 0,
     chunk: int = 0,
     states: int = 16,
+    fragments: bool = False,
+    steps: int = 32,
 ) -> float:
     """Return the relative difference of the last logits, kernels against plain PyTorch, in bfloat16.
 
-    Blocks of the past have 32 codes: more tokens make several. deep: inner values of a block of weights read early.
-    long: tokens beyond which exponents are float64. columns: those of the recurrence per program. chunk: codes
-    between states, a multiple of 8. states: d_state, of which the mixer reads blocks of 32.
+    Blocks of the past have `steps` codes: more tokens make several. early: weights are read early. long: tokens beyond
+    which exponents are float64. columns: those of the recurrence per program. chunk: codes between states, a multiple
+    of 8. states: d_state, of which the mixer reads blocks of 32. fragments: past codes are in registers.
     """
     from unittest import mock
 
@@ -123,19 +126,20 @@ def logits_in_bf16(
     decoder.run(model, labels, labels, **options)
     small = replace(
         kernel_configs.table()[768, 32],
-        mix=kernel_configs.MixerKernelConfig(heads, 32, 2, 2),
+        mix=kernel_configs.MixerKernelConfig(heads, steps, 2, 2, fragments=fragments),
         state=kernel_configs.StateKernelConfig(columns or 16, 4),
     )
-    if deep:
-        early = kernel_configs.MatmulConfig(16, 32, deep, 3, 4, True)
-        small = replace(small, project=early, out=early)
+    if early:
+        product = kernel_configs.MatmulConfig(8, 32, 64, 3, 1, True)
+        small = replace(small, project=product, out=product)
     with mock.patch.object(buffers, "LONG", long):
         decoder.buffers = buffers.Buffers(
             model, 2, True, torch.bfloat16, 0 if columns else chunk or tokens, packed=True
         )
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
-    assert decoder._step.configs.out.early == bool(deep) and decoder._step.configs.mix.heads == heads
+    configs = decoder._step.configs
+    assert configs.project.early == early and configs.out.early >= early and configs.mix.heads == heads
     decoder.run(model, labels, labels, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -221,9 +225,11 @@ def multiply_bfloat16() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from aim_lightning.sampling.fast.kernels import packed
+    from aim_lightning.sampling.fast.kernels import fragments, packed
 
-    packed._values = lambda pairs, odd: ((pairs >> 8 * odd & 0xFF) | 0x4300).to(tl.bfloat16, bitcast=True)
+    values = lambda pairs, odd: ((pairs >> 8 * odd & 0xFF) | 0x4300).to(tl.bfloat16, bitcast=True)  # noqa: E731
+    packed._values = fragments._values = values
+    fragments._both_codes = lambda pairs: tl.join(values(pairs, 0), values(pairs, 1))
 
     def widened(handle):
         if handle.dtype.scalar != tl.bfloat16:
@@ -249,14 +255,21 @@ def main() -> None:
             logits_in_bf16(48, 1),
             logits_in_bf16(32, 2),
             logits_in_bf16(16, 2, tokens=19, long=18),
-            logits_in_bf16(32, 2, deep=16),
+            logits_in_bf16(32, 2, early=True),
             logits_in_bf16(48, 3),
             logits_in_bf16(48, 6, tokens=9),
             logits_in_bf16(16, 2, tokens=67),
             logits_in_bf16(48, 1, columns=8),
-            logits_in_bf16(32, 2, deep=16, columns=16),
+            logits_in_bf16(32, 2, early=True, columns=16),
             logits_in_bf16(48, 6, tokens=18, chunk=8),
             logits_in_bf16(16, 2, tokens=41, chunk=40, states=64),
+        ],
+        "fragments": [
+            logits_in_bf16(32, 2, fragments=True),
+            logits_in_bf16(48, 6, tokens=40, long=39, fragments=True, steps=64),
+            logits_in_bf16(16, 2, tokens=67, fragments=True),
+            logits_in_bf16(48, 3, tokens=18, chunk=8, fragments=True),
+            logits_in_bf16(16, 2, tokens=82, chunk=40, fragments=True, states=64),
         ],
         "fetched": [fetched(), fetched(step=10)],
         "far_row": far_row(),

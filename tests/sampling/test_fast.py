@@ -205,6 +205,12 @@ def test_a_step_in_bf16_with_any_number_of_heads_per_program(interpreted):
     assert max(interpreted["bf16"]) < 3e-2
 
 
+def test_a_step_in_bf16_with_past_codes_in_registers(interpreted):
+    """Cover one span of codes and several, padded heads, exponents in float64, and states at the ends of chunks."""
+    assert len(interpreted["fragments"]) == 5
+    assert max(interpreted["fragments"]) < 3e-2
+
+
 def test_past_codes_are_prefetched_from_their_addresses(interpreted):
     """Two codes are a pair: x of the last 10 pairs of 40 codes, B of the last 15; all of 10 codes."""
     many, few = interpreted["fetched"]

@@ -3,12 +3,12 @@
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
-BF16 = "x weight zxbcdt ring mixer_x b y gate rows h words positions start state"
+BF16 = "x weight zxbcdt ring mixer_x b c y gate rows h words positions start state"
 INT32 = "step sampled done offset top_k diverged indices"
 TYPES = {f"{name}_ptr": "*bf16" for name in BF16.split()} | {f"{name}_ptr": "*i32" for name in INT32.split()}
 TYPES |= {"xs_ptr": "*i16", "bs_ptr": "*i16", "codes_ptr": "*i64", "uniform_ptr": "*fp64", "eps": "fp32"}
 AIM_B = {"INNER": 1536, "H": 24, "N": 128}
-BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": False, "LINE": 64, "CHAINED": True}
+BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": 0, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
 MIX = {**AIM_B, "P": 64, "CHUNK": 0, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
@@ -24,11 +24,11 @@ CASES = [
     ("linear_kernel", {**LINEAR, "INNER": 768, "BLOCK_M": 64, "BLOCK_N": 32}),
     ("linear_kernel", LINEAR),
     ("linear_kernel", {**LINEAR, "INNER": 600, "SPLIT": 2}),
-    ("linear_kernel", {**LINEAR, "BLOCK_N": 32, "SPLIT": 4, "EARLY": True, "LINE": 8}),
-    ("linear_kernel", {**LINEAR, "INNER": 1024, "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 512, "EARLY": True, WARPS: 8}),
+    ("linear_kernel", {**LINEAR, "BLOCK_M": 8, "BLOCK_N": 64, "SPLIT": 4, "EARLY": 4}),
+    ("linear_kernel", {**LINEAR, "INNER": 1024, "BLOCK_M": 32, "BLOCK_N": 32, "EARLY": 8, WARPS: 8}),
     ("in_proj_kernel", PROJECT),
     ("in_proj_kernel", {**PROJECT, "BLOCK_M": 64, WARPS: 8}),
-    ("in_proj_kernel", {**PROJECT, "BLOCK_K": 256, "EARLY": True}),
+    ("in_proj_kernel", {**PROJECT, "BLOCK_M": 8, "BLOCK_N": 16, "EARLY": 4}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 32, "CHAINED": True}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 64, "CHAINED": True, WARPS: 8}),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}),
@@ -40,6 +40,9 @@ CASES = [
     ("mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 32, "AHEAD": 32, WARPS: 8}),
     ("mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 32, "CHUNK": 64, "AHEAD": 96, WARPS: 8}),
     ("mixer_kernel", {**MIX, "HEADS": 4, "STEPS": 64, "CHUNK": 64}),
+    ("fragment_mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 256, "AHEAD": 96, "MORE": False, WARPS: 8}),
+    ("fragment_mixer_kernel", {**MIX, "HEADS": 8, "STEPS": 64, "CHUNK": 64, "AHEAD": 96, "MORE": False, WARPS: 8}),
+    ("fragment_mixer_kernel", {**MIX, "HEADS": 6, "STEPS": 128, "AHEAD": 64, "AHEAD_B": 64, "MORE": True}),
     ("chunk_kernel", {**AIM_B, "P": 64, "CHUNK": 64, WARPS: 8}),
     ("chunk_kernel", {"INNER": 512, "H": 4, "N": 128, "P": 128, "CHUNK": 64, WARPS: 16}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),

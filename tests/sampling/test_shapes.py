@@ -9,9 +9,10 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import CODES_PER_CHUNK, LEAST_COLUMNS, LONG, PARTS
 from aim_lightning.sampling.fast.decoder import STEPS_PER_GRAPH
 from aim_lightning.sampling.fast.kernel_configs import (
-    BUFFER_BYTES,
-    buffer_bytes,
+    LEAST_EARLY_ROWS,
+    early_fits,
     kernel_configs_for,
+    mixer_fits,
     stored_codes,
     table,
 )
@@ -46,8 +47,9 @@ def test_every_row_of_the_table_can_run():
     for configs in table().values():
         assert configs.state.columns >= LEAST_COLUMNS and configs.split <= PARTS
         for matmul in (configs.project, configs.out, configs.head):
-            assert (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1) <= SHARED
-            assert matmul.block_m >= 16 and matmul.block_k >= 16
+            size = (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1)
+            assert matmul.early or (size <= SHARED and matmul.block_m >= 16)
+            assert matmul.block_m >= LEAST_EARLY_ROWS and matmul.block_k >= 16
         assert configs.mix.heads <= 16 and configs.mix.steps >= 32
         assert configs.dual in (0, LONG)  # as `bytes_needed` counts
     assert CODES_PER_CHUNK % STEPS_PER_GRAPH == 0  # chunks end between graphs
@@ -68,8 +70,14 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim, to
     assert configs == kernel_configs_for(config, rows, dtype)
     assert config.nheads % configs.mix.heads == 0
     assert configs.project.block_m <= max(16, 2 * rows)
+    parts = (
+        (configs.project, config.d_model),
+        (configs.out, config.d_inner / configs.split),
+        (configs.head, config.d_model),
+    )
+    assert all(matmul.block_m >= 16 or (matmul.early and early_fits(matmul, inner)) for matmul, inner in parts)
     assert config.headdim % configs.state.columns == 0
-    assert buffer_bytes(configs.mix, config) <= BUFFER_BYTES or configs.mix.heads == 1
+    assert mixer_fits(configs.mix, config) or configs.mix.heads == 1
 
 
 def test_one_image_takes_the_recurrence_and_long_sequences_states_at_the_ends_of_chunks():
@@ -79,6 +87,18 @@ def test_one_image_takes_the_recurrence_and_long_sequences_states_at_the_ends_of
     assert [stored(256, rows) for rows in (2, 32, 128)] == [0, 256, 256]
     assert [stored(tokens, 32) for tokens in (64, 256, 576, 1024)] == [64, 256, 64, 64]
     assert stored(1024, 2) == 0
+
+
+def test_fragments_take_as_many_heads_as_registers_hold():
+    for preset, sizes, heads in (
+        ("AiM-B", {}, 8),
+        ("AiM-L", {}, 8),
+        ("AiM-B", {"headdim": 128}, 4),
+        ("AiM-L", {"d_state": 512}, 4),
+    ):
+        mixer = kernel_configs_for(AiMConfig.preset(preset, **sizes), 32, torch.bfloat16).mix
+        assert mixer.fragments and mixer.heads == heads
+    assert not kernel_configs_for(AiMConfig.preset("AiM-B"), 32, torch.float32).mix.fragments
 
 
 def test_wide_states_take_the_recurrence_where_the_kernel_of_a_chunk_would_not_fit():

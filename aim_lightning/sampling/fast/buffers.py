@@ -82,7 +82,7 @@ class Buffers:
         columns = config.d_inner + config.conv_dim + config.nheads
         self.zxbcdt = empty(M, columns) if dtype == torch.float32 else None  # not stored in bfloat16
         self.gate_MI, self.x_MI = empty(M, config.d_inner), empty(M, config.d_inner)
-        self.b_MN, self.c_MN = empty(M, config.d_state), empty(M, config.d_state, dtype=torch.float32)
+        self.b_MN, self.c_MN = empty(M, config.d_state), empty(M, config.d_state)
         self.dt_MH = empty(M, config.nheads, dtype=torch.float32)
         self.y_MI = empty(M, config.d_inner)
         # A part of a row's sum of squares per program; kernels use as many per row as a row has programs.

@@ -14,9 +14,12 @@ import torch
 from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import CODES_PER_CHUNK, LONG, PARTS
 
-SHARED_BYTES = 200 * 1024  # at most, for a product's blocks, or a program's early weights and its x
+SHARED_BYTES = 200 * 1024  # at most, for a product's blocks
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
+EARLY_BYTES = 4 * 200  # of a thread's registers at most, for early weights and x
+LEAST_EARLY_ROWS = 8  # of a product on tensor cores, if the weights are its first factor
 BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 KiB of smaller GPUs too
+SPAN_REGISTERS = 192  # at most, of a thread, for packed x and B; B's are free before the second half of x is used
 STATE_BLOCK = 32  # of the d_state values of a state, those that the mixer kernel reads at a time
 WIDEST_STATE = 128 * 128  # values of a head's state up to which `chunk_kernel` fits every GPU; wider ones recur
 
@@ -25,8 +28,8 @@ WIDEST_STATE = 128 * 128  # values of a head's state up to which `chunk_kernel` 
 class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
-    early: all of a program's weights are read before the previous kernel ends, where its part is a multiple of blocks
-    that fit into shared memory; else they are prefetched into the cache and read block by block.
+    early: a program holds all its weights in registers and reads them before the previous kernel ends, where they fit;
+    else they are prefetched into the cache and read block by block, and a block has 16 rows at least.
     """
 
     block_m: int
@@ -42,12 +45,23 @@ class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
     heads: per program; steps: past codes per block, at least 32 packed ones; stages: of the pipeline, which loads
-    stages - 1 blocks ahead; registers: at most per thread (0: any number).
+    stages - 1 blocks ahead; registers: at most per thread (0: any number). fragments: a program holds the block in
+    registers and loads it before the previous kernel ends, without a pipeline (`fragment_mixer_kernel`); else blocks
+    go through shared memory (`mixer_kernel`).
     """
 
     heads: int
     steps: int
     stages: int
+    warps: int
+    registers: int = 0
+    fragments: bool = False
+
+
+@dataclass(frozen=True)
+class AdvanceConfig:
+    """Launch configuration of the kernel between two layers: warps, and registers per thread at most (0: any)."""
+
     warps: int
     registers: int = 0
 
@@ -84,6 +98,7 @@ class KernelConfigs:
     ahead_b: int
     line: int
     sample_warps: int
+    advance: AdvanceConfig
 
 
 def table() -> dict[tuple[int, int], KernelConfigs]:
@@ -95,8 +110,8 @@ def table() -> dict[tuple[int, int], KernelConfigs]:
 def decode(value: dict) -> KernelConfigs:
     """Build the configurations from a row of the JSON file."""
     matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
-    mixers = {"mix": MixerKernelConfig(*value["mix"]), "state": StateKernelConfig(*value["state"])}
-    return KernelConfigs(**{**value, **matmuls, **mixers})
+    others = {"mix": MixerKernelConfig, "state": StateKernelConfig, "advance": AdvanceConfig}
+    return KernelConfigs(**{**value, **matmuls, **{name: kind(*value[name]) for name, kind in others.items()}})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -112,7 +127,7 @@ def kernel_configs_for(config: AiMConfig, rows: int, dtype: torch.dtype, shared:
     # The rows count twice: they change the bottleneck.
     distance = lambda key: abs(math.log(key[0] / config.d_model)) + 2 * abs(math.log(key[1] / rows))  # noqa: E731
     nearest = measured[min(measured, key=distance)]
-    block_m = max(16, 1 << (rows - 1).bit_length())
+    block_m = 1 << (rows - 1).bit_length()
     exact = dtype == torch.float32
     split = 1 if exact else _fitting_split(nearest, config)
     return replace(
@@ -136,13 +151,20 @@ def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
-    """Reduce rows to those that exist and stages to those that fit; read weights early only where a part fits."""
-    matmul = replace(matmul, block_m=min(matmul.block_m, block_m))
-    bytes_per_k = 2 * (matmul.block_m + matmul.block_n)
-    early = matmul.early and inner % matmul.block_k == 0 and bytes_per_k * inner <= shared
+    """Reduce rows to those that exist and stages to those that fit; read weights early only where they fit."""
+    matmul = replace(matmul, block_m=max(LEAST_EARLY_ROWS, min(matmul.block_m, block_m)))
+    if matmul.early and early_fits(matmul, inner):
+        return matmul
+    matmul = replace(matmul, block_m=max(16, matmul.block_m), early=False)
     # All stages but one are buffers in shared memory; a pipeline has at least two.
-    fitting = matmul.stages if early else max(2, 1 + int(shared // (bytes_per_k * matmul.block_k)))
-    return replace(matmul, stages=min(matmul.stages, fitting), early=early)
+    fitting = max(2, 1 + int(shared // (2 * (matmul.block_m + matmul.block_n) * matmul.block_k)))
+    return replace(matmul, stages=min(matmul.stages, fitting))
+
+
+def early_fits(matmul: MatmulConfig, inner: float) -> bool:
+    """Return if a program's weights and x fit into its registers, each warp with a part of the inner dimension."""
+    values = (matmul.block_m + matmul.block_n) * inner
+    return inner % (32 * matmul.warps) == 0 and 2 * values <= EARLY_BYTES * 32 * matmul.warps
 
 
 def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
@@ -154,14 +176,27 @@ def _fitting_split(configs: KernelConfigs, config: AiMConfig) -> int:
 
 
 def _fitting_mixer(mixer: MixerKernelConfig, config: AiMConfig) -> MixerKernelConfig:
-    """Reduce the heads per program until they divide the network's heads and fit into shared memory."""
-    while mixer.heads > 1 and (config.nheads % mixer.heads or buffer_bytes(mixer, config) > BUFFER_BYTES):
+    """Reduce the heads per program until they divide the network's heads and their inputs fit."""
+    while mixer.heads > 1 and (config.nheads % mixer.heads or not mixer_fits(mixer, config)):
         mixer = replace(mixer, heads=mixer.heads // 2)
     return mixer
 
 
+def mixer_fits(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
+    """Return if the stored inputs that a program holds fit into registers or shared memory."""
+    if mixer.fragments:
+        values = mixer.steps * (padded_columns(mixer, config) + config.d_state)
+        return values <= 4 * SPAN_REGISTERS * 32 * mixer.warps
+    return buffer_bytes(mixer, config) <= BUFFER_BYTES
+
+
+def padded_columns(mixer: MixerKernelConfig, config: AiMConfig) -> int:
+    """Return the columns of x per program, padded to a power of two."""
+    return 1 << (mixer.heads * config.headdim - 1).bit_length()
+
+
 def buffer_bytes(mixer: MixerKernelConfig, config: AiMConfig) -> int:
     """Return the bytes of the blocks that are loaded: packed x and B, or those of the state where they are larger."""
-    columns = 1 << (mixer.heads * config.headdim - 1).bit_length()  # of a program, padded
+    columns = padded_columns(mixer, config)
     state = 2 * STATE_BLOCK * columns if config.num_tokens > LONG else 0
     return (mixer.stages - 1) * max(mixer.steps * (columns + config.d_state), state)

@@ -26,7 +26,8 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
 
 def matmul_options(config: MatmulConfig) -> dict:
     """Return the keyword arguments of a matrix product's kernel."""
-    blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "EARLY": config.early}
+    blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    blocks["EARLY"] = config.warps if config.early else 0
     return {**blocks, "num_stages": config.stages, "num_warps": config.warps}
 
 

@@ -78,7 +78,8 @@ class TritonStep:
             GATE_ROWS=config.modulation_rows, ROWS=1 if rows is None else rows.shape[1], MODULATED=rows is not None,
             FINAL=final is not None, PARTS=self.parts, PARTS_BLOCK=triton.next_power_of_2(self.parts),
             SPLIT=self.configs.split, BLOCK=self.block, HEADS=heads, **self.sizes, P=config.headdim,
-            CHUNK=buffers.codes_per_chunk, **self.launch,
+            CHUNK=buffers.codes_per_chunk, num_warps=self.configs.advance.warps,
+            maxnreg=self.configs.advance.registers or None, **self.launch,
         )  # fmt: skip
 
     def _project(self, i: int) -> None:
@@ -117,11 +118,15 @@ class TritonStep:
                 num_warps=state.warps, **self.launch,
             )  # fmt: skip
             return
-        mixer = self.configs.mix
+        mixer, stored = self.configs.mix, buffers.stored
+        kernel, sizes = kernels.mixer_kernel, {"STEPS": mixer.steps}
+        if mixer.fragments:
+            steps = min(mixer.steps, max(32, triton.next_power_of_2(stored)))
+            kernel, sizes = kernels.fragment_mixer_kernel, {"STEPS": steps, "MORE": stored > steps}
         state = buffers.h_MD if cache.state_MNI is None else cache.state_MNI
-        kernels.mixer_kernel[(buffers.rows, self.parts)](
-            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, state, *outputs, buffers.stored,
-            **self.sizes, P=config.headdim, HEADS=mixer.heads, STEPS=mixer.steps, CHUNK=buffers.codes_per_chunk,
-            AHEAD=self.configs.ahead, AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages,
-            num_warps=mixer.warps, maxnreg=mixer.registers or None, **self.launch,
+        kernel[(buffers.rows, self.parts)](
+            *inputs, cache.x_MTI, cache.b_MTN, cache.g_MHT, cache.decay_MH, state, *outputs, stored, **self.sizes,
+            **sizes, P=config.headdim, HEADS=mixer.heads, CHUNK=buffers.codes_per_chunk, AHEAD=self.configs.ahead,
+            AHEAD_B=self.configs.ahead_b, LINE=self.configs.line, num_stages=mixer.stages, num_warps=mixer.warps,
+            maxnreg=mixer.registers or None, **self.launch,
         )  # fmt: skip

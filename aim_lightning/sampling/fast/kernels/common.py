@@ -15,8 +15,9 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # Programmatic dependent launch. A kernel may start once all programs of its predecessor have called `_start_next`.
 # `_wait` returns when the predecessor has ended; that one waited for its own predecessor, so all older kernels have
 # ended too. Before `_wait` a kernel writes nothing.
-# mixer_kernel (or state_kernel) and sample_token_kernel call `_start_next` after their own `_wait`, all others
-# immediately. Results of the kernels before the latest of those may therefore be read ahead of `_wait`:
+# The mixer's kernels (mixer_kernel, fragment_mixer_kernel, state_kernel) and sample_token_kernel call `_start_next`
+# after their own `_wait`, all others immediately. Results of the kernels before the latest of those may therefore be
+# read ahead of `_wait`:
 # - top_candidates_kernel and sample_token_kernel follow a mixer. They read the options and the number of sampled codes,
 #   which the previous sample_token_kernel incremented.
 # - advance_kernel follows a mixer as well. It reads what in_proj_kernel left, and L of the previous code.
@@ -46,6 +47,16 @@ def _prefetch(pointers):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def _along(axis: tl.constexpr, size: tl.constexpr):
+    """Return 0 .. size - 1 along one of six axes."""
+    index = tl.arange(0, size)
+    for i in tl.static_range(6):
+        if i != axis:
+            index = tl.expand_dims(index, i)
+    return index
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from aim_lightning.sampling.fast.kernels.common import _silu, _softplus, _start_next, _wait
-from aim_lightning.sampling.fast.kernels.products import _prefetch_weights, _product, _product_with, _weights
+from aim_lightning.sampling.fast.kernels.products import _load_factor, _prefetch_weights, _product, _product_with
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def in_proj_kernel(
     _start_next(CHAINED)
     step, channels = tl.load(step_ptr), cols - INNER
     if EARLY:
-        weights = _weights(weight_ptr, cols, 0, COLS, D, 1, BLOCK_K)
+        weights = _load_factor(weight_ptr, tl.program_id(0), COLS, 0, D, 1, BLOCK_N, EARLY)
     elif CHAINED:
         _prefetch_weights(weight_ptr, cols, 0, COLS, D, 1, BLOCK_K, LINE)
     convolved = (channels >= 0) & (channels < K)
@@ -79,7 +79,7 @@ def in_proj_kernel(
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     _wait(CHAINED)
     if EARLY:
-        raw = _product_with(x_ptr, weights, rows, 0, M, D, 1, BLOCK_M, BLOCK_N, BLOCK_K)
+        raw = _product_with(weights, x_ptr, tl.program_id(1), M, 0, D, 1, BLOCK_M, BLOCK_N, EARLY)
     else:
         raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, BLOCK_M, BLOCK_N, BLOCK_K)
     _activate(

@@ -82,12 +82,21 @@ def mixer_kernel(
         if CHUNK:
             past_W += _of_heads(sums_RW, cols, P)
         score = tl.sum(b * c, axis=0)
+    _finish(
+        past_W, score, x_W, dt_W, skip_W, gate_W, norm_W, y_ptr + row * INNER + wide,
+        squares_ptr + row * (H // HEADS) + part, cols, W,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(past_W, score, x_W, dt_W, skip_W, gate_W, norm_W, y_ptrs, squares_ptr, cols, W: tl.constexpr):
+    """Add the newest code and the skip to the sum over past codes, multiply by gate and norm weight, and store."""
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
     newest_W = (dt_W * score + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.
     gated_W = (past_W + newest_W) * gate_W
-    _store_columns(y_ptr + row * INNER + wide, (gated_W * norm_W).to(y_ptr.dtype.element_ty), cols, W)
-    tl.store(squares_ptr + row * (H // HEADS) + part, tl.sum(gated_W * gated_W, axis=0))
+    _store_columns(y_ptrs, (gated_W * norm_W).to(y_ptrs.dtype.element_ty), cols, W)
+    tl.store(squares_ptr, tl.sum(gated_W * gated_W, axis=0))
 
 
 @triton.jit

@@ -81,12 +81,12 @@ def _fetch(
 @triton.jit
 def _fetch_ahead(
     xs_ptr, bs_ptr, step, part, PARTS: tl.constexpr, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
-    STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr,
+    STEPS: tl.constexpr, AHEAD: tl.constexpr, AHEAD_B: tl.constexpr, LINE: tl.constexpr, LOADED: tl.constexpr = 0,
 ):  # fmt: skip
-    """Prefetch packed x of the last AHEAD codes and a share of B of the last AHEAD_B."""
+    """Prefetch packed x of the last AHEAD codes but the first LOADED ones, and a share of B of the last AHEAD_B."""
     pairs = (step + 1) // 2
     if AHEAD > 0:
-        _fetch(xs_ptr, tl.maximum(step - AHEAD, 0) // 2, pairs, part * W, INNER, W, STEPS // 2, LINE)
+        _fetch(xs_ptr, tl.maximum(step - AHEAD, LOADED) // 2, pairs, part * W, INNER, W, STEPS // 2, LINE)
     if AHEAD_B > 0:
         SHARE: tl.constexpr = (AHEAD_B // 2 + PARTS - 1) // PARTS
         begin = tl.maximum(step - AHEAD_B, 0) // 2 + part * SHARE

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from aim_lightning.sampling.fast.kernels.common import _prefetch, _start_next, _wait
+from aim_lightning.sampling.fast.kernels.common import _along, _prefetch, _start_next, _wait
 
 
 @triton.jit
@@ -47,32 +47,46 @@ def _product(
 
 
 @triton.jit
-def _weights(weight_ptr, cols, part, COLS, INNER: tl.constexpr, SPLIT: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Load all weights of a program: blocks (BLOCK_K, BLOCK_N) of its part, which is a multiple of them."""
-    BLOCKS: tl.constexpr = INNER // (SPLIT * BLOCK_K)
-    inner = part * BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
-    weights = weight_ptr + cols[None, :] * INNER + inner[:, None]
+def _load_factor(
+    values_ptr, number, count, part, INNER: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr
+):  # fmt: skip
+    """Load a block of BLOCK rows of x or the weight into registers, as tensor cores take them (fragments.py).
+
+    number: of the block; rows from `count` on are zero. Each warp has a part of the inner dimension, and a lane loads
+    16 bytes. Returns blocks of 32 inner values per warp: (4, 8 rows, WARPS, BLOCK / 8, 8 inner values, 1).
+    """
+    BLOCKS: tl.constexpr = INNER // (SPLIT * 32 * WARPS)
+    row = number * BLOCK + _along(3, BLOCK // 8) * 8 + _along(1, 8)
+    inner = part * (INNER // SPLIT) + _along(2, WARPS) * 32 + _along(0, 4) * 8 + _along(4, 8)
     blocks = ()
     for block in tl.static_range(BLOCKS):
-        blocks += (tl.load(weights + block * BLOCK_K, cols[None, :] < COLS, 0.0),)
+        blocks += (tl.load(values_ptr + row * INNER + inner + block * 32 * WARPS, row + 0 * inner < count, 0.0),)
     return blocks
 
 
 @triton.jit
+def _factor(block):
+    """Return a block of `_load_factor` as (WARPS, rows, inner values); their order is the same in both factors."""
+    W: tl.constexpr = block.shape[2]
+    G: tl.constexpr = block.shape[3]
+    return tl.reshape(tl.permute(tl.reshape(block, (4, 8, W, G, 2, 2, 2)), (2, 3, 1, 4, 5, 0, 6)), (W, 8 * G, 32))
+
+
+@triton.jit
 def _product_with(
-    x_ptr, weights, rows, part, M, INNER: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    weights, x_ptr, block_of_rows, M, part, INNER: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """Compute `_product` with weights that are loaded already: load all of x, then multiply."""
-    BLOCKS: tl.constexpr = INNER // (SPLIT * BLOCK_K)
-    xs = x_ptr + rows[:, None] * INNER + (part * BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
-    blocks = ()
-    for block in tl.static_range(BLOCKS):
-        blocks += (tl.load(xs + block * BLOCK_K, rows[:, None] < M, 0.0),)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for block in tl.static_range(BLOCKS):
-        sums = tl.dot(blocks[block], weights[block], sums)
-    return sums
+    """Compute `_product` with weights that are in registers already: load all of x, then multiply."""
+    xs = _load_factor(x_ptr, block_of_rows, M, part, INNER, SPLIT, BLOCK_M, WARPS)
+    sums_WNM = tl.zeros((WARPS, BLOCK_N, BLOCK_M), tl.float32)
+    for block in tl.static_range(len(xs)):
+        sums_WNM = tl.dot(_factor(weights[block]), tl.permute(_factor(xs[block]), (0, 2, 1)), sums_WNM)
+    SIZE: tl.constexpr = WARPS * BLOCK_M * BLOCK_N
+    sums = tl.reshape(tl.permute(sums_WNM, (0, 2, 1)), (SIZE,))
+    # The indices are the values' own places: `gather` ends the layout of the product, after which each warp would
+    # compute everything that follows.
+    return tl.sum(tl.reshape(tl.gather(sums, tl.arange(0, SIZE), 0), (WARPS, BLOCK_M, BLOCK_N)), axis=0)
 
 
 @triton.jit
@@ -82,7 +96,8 @@ def linear_kernel(
 ):  # fmt: skip
     """Compute out[part] = x weight^T over one of SPLIT parts of the inner dimension.
 
-    While the previous kernel still computes x, CHAINED prefetches the weights, and EARLY loads them.
+    While the previous kernel still computes x, CHAINED prefetches the weights into the cache, and EARLY, the number of
+    warps, loads them into registers.
     """
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.program_id(2).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -90,9 +105,9 @@ def linear_kernel(
     # Weights never change within a sequence, so they may be read before the previous kernel has ended; x may not.
     _start_next(CHAINED)
     if EARLY:
-        weights = _weights(weight_ptr, cols, part, COLS, INNER, SPLIT, BLOCK_K)
+        weights = _load_factor(weight_ptr, tl.program_id(0), COLS, part, INNER, SPLIT, BLOCK_N, EARLY)
         _wait(CHAINED)
-        sums = _product_with(x_ptr, weights, rows, part, M, INNER, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K)
+        sums = _product_with(weights, x_ptr, tl.program_id(2), M, part, INNER, SPLIT, BLOCK_M, BLOCK_N, EARLY)
     else:
         if CHAINED:
             _prefetch_weights(weight_ptr, cols, part, COLS, INNER, SPLIT, BLOCK_K, LINE)
