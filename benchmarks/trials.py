@@ -93,13 +93,12 @@ def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
 def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
     threads, sums = matmul.warps * 32, matmul.block_m * matmul.block_n
     least = LEAST_EARLY_ROWS if matmul.early else 16
-    if not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
+    if inner % matmul.block_k or not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
         return False
     if matmul.early:
         return early_fits(matmul, inner)
     return (
-        inner % matmul.block_k == 0
-        and 2 * (matmul.block_m + matmul.block_n) * matmul.block_k * (matmul.stages - 1) <= shared
+        2 * (matmul.block_m + matmul.block_n) * matmul.block_k * (matmul.stages - 1) <= shared
         and sums <= THREAD_VALUES // 2 * threads
         and matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads
     )

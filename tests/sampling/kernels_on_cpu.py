@@ -124,14 +124,14 @@ def logits_in_bf16(
     assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)
     plain = logits_of(decoder)
     decoder.run(model, labels, labels, **options)
+    product = kernel_configs.MatmulConfig(8 if early else 16, 32, 64, 3, 1, early)
     small = replace(
         kernel_configs.table()[768, 32],
+        project=product,
+        out=product,
         mix=kernel_configs.MixerKernelConfig(heads, steps, 2, 2, fragments=fragments),
         state=kernel_configs.StateKernelConfig(columns or 16, 4),
     )
-    if early:
-        product = kernel_configs.MatmulConfig(8, 32, 64, 3, 1, True)
-        small = replace(small, project=product, out=product)
     with mock.patch.object(buffers, "LONG", long):
         decoder.buffers = buffers.Buffers(
             model, 2, True, torch.bfloat16, 0 if columns else chunk or tokens, packed=True
@@ -139,7 +139,7 @@ def logits_in_bf16(
     with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     configs = decoder._step.configs
-    assert configs.project.early == early and configs.out.early >= early and configs.mix.heads == heads
+    assert configs.project.early == configs.out.early == early and configs.mix.heads == heads
     decoder.run(model, labels, labels, **options)
     return relative(decoder.buffers.logits_MV, plain[-1])
 
@@ -229,6 +229,7 @@ def multiply_bfloat16() -> None:
 
     values = lambda pairs, odd: ((pairs >> 8 * odd & 0xFF) | 0x4300).to(tl.bfloat16, bitcast=True)  # noqa: E731
     packed._values = fragments._values = values
+    # The order of bytes in `_both_codes` is tested on a GPU alone.
     fragments._both_codes = lambda pairs: tl.join(values(pairs, 0), values(pairs, 1))
 
     def widened(handle):

@@ -48,8 +48,8 @@ CASES = [
     ("sample_token_kernel", {**SAMPLE, WARPS: 8}),
     ("sample_token_kernel", {**SAMPLE, WARPS: 16}),
     ("enter_kernel", ENTER),
-    ("advance_kernel", {**ADVANCE, "HEADS": 6}),
-    ("advance_kernel", {**ADVANCE, "HEADS": 0}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 8, WARPS: 8}),
+    ("advance_kernel", {**ADVANCE, "HEADS": 0, WARPS: 16}),
     ("advance_kernel", {**ADVANCE, "HEADS": 6, "CHUNK": 64}),
 ]
 

@@ -45,9 +45,9 @@ class MixerKernelConfig:
     """Launch configuration of the mixer kernel.
 
     heads: per program; steps: past codes per block, at least 32 packed ones; stages: of the pipeline, which loads
-    stages - 1 blocks ahead; registers: at most per thread (0: any number). fragments: a program holds the block in
-    registers and loads it before the previous kernel ends, without a pipeline (`fragment_mixer_kernel`); else blocks
-    go through shared memory (`mixer_kernel`).
+    stages - 1 blocks ahead; registers: at most per thread (0: any number). fragments: before the previous kernel ends,
+    a program loads B of `steps` codes and x of their first half into registers, and `stages` has no effect
+    (`fragment_mixer_kernel`); else blocks go through shared memory (`mixer_kernel`).
     """
 
     heads: int
@@ -60,7 +60,7 @@ class MixerKernelConfig:
 
 @dataclass(frozen=True)
 class AdvanceConfig:
-    """Launch configuration of the kernel between two layers: warps, and registers per thread at most (0: any)."""
+    """Launch configuration of `advance_kernel`: warps, and registers per thread at most (0: any)."""
 
     warps: int
     registers: int = 0
@@ -151,7 +151,7 @@ def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
-    """Reduce rows to those that exist and stages to those that fit; read weights early only where they fit."""
+    """Reduce rows and stages to those that fit; read weights early only where they fit."""
     matmul = replace(matmul, block_m=max(LEAST_EARLY_ROWS, min(matmul.block_m, block_m)))
     if matmul.early and early_fits(matmul, inner):
         return matmul
@@ -162,7 +162,7 @@ def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: in
 
 
 def early_fits(matmul: MatmulConfig, inner: float) -> bool:
-    """Return if a program's weights and x fit into its registers, each warp with a part of the inner dimension."""
+    """Return if a program's weights and x fit into its registers; each warp has a part of the inner dimension."""
     values = (matmul.block_m + matmul.block_n) * inner
     return inner % (32 * matmul.warps) == 0 and 2 * values <= EARLY_BYTES * 32 * matmul.warps
 

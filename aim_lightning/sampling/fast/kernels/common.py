@@ -23,7 +23,10 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # - advance_kernel follows a mixer as well. It reads what in_proj_kernel left, and L of the previous code.
 # - The first layer's in_proj_kernel and mixer follow sample_token_kernel. They read the step, which the
 #   top_candidates_kernel before it incremented.
-# enter_kernel is an ordinary launch: it starts when all older kernels have ended, and its successor when it has.
+# - The mixer's kernels read L of the previous code, fragment_mixer_kernel also past codes and the state at the last
+#   chunk's end, state_kernel its state. advance_kernel and state_kernel wrote them in the previous step.
+# enter_kernel and chunk_kernel are ordinary launches: each starts when all older kernels have ended, and its successor
+# when it has.
 
 
 @triton.jit

@@ -1,7 +1,7 @@
-"""The mixer at one step in its dual form, with past codes in registers: bfloat16 and batches near 16 images.
+"""The mixer's step in its dual form with past codes in registers (bfloat16, near 16 images).
 
-The inputs of up to STEPS past codes, and half of the state at a chunk's end, are loaded before the previous kernel has
-ended (fragments.py). After it, only the newest code's inputs and the products are left. `mixer_kernel` computes the
+Before the previous kernel has ended, a program loads B of up to STEPS past codes, x and exponents of their first half,
+and half of the state at a chunk's end (fragments.py). The other halves are loaded after it. `mixer_kernel` computes the
 same from blocks in shared memory, for any batch and type.
 """
 
@@ -85,7 +85,7 @@ def _load_span(
     stored, first, past, part, T, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr, HEADS: tl.constexpr,
     R: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Load B of STEPS codes, and x and exponents of their first half: those of all would take too many registers."""
+    """Load B of STEPS codes, and x and exponents of their first half: those of all take too many registers."""
     xs_ptr, bs_ptr, gs_ptr, decay_ptr = stored
     x = _load_x(xs_ptr, first, past, part, INNER, W, STEPS // 2)
     b = _load_b(bs_ptr, first, past, N, STEPS)
@@ -97,7 +97,7 @@ def _past_sums(
     sums_QMR, span, stored, c_N, past, part, T, INNER: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
     HEADS: tl.constexpr, R: tl.constexpr, STEPS: tl.constexpr, MORE: tl.constexpr,
 ):  # fmt: skip
-    """Add the past codes, of which `span` has the first STEPS, to the sums of each column by each head's weights."""
+    """Add the past codes to the sums of each column by each head's weights; `span` has the first STEPS."""
     HALF: tl.constexpr = STEPS // 2
     total_Q16R = tl.zeros((sums_QMR.shape[0], 16, R), tl.float32)
     x, b, exponents = span

@@ -115,7 +115,7 @@ def _load_exponents(
 ):  # fmt: skip
     """Return L of the previous code + g: (4, 8 pairs, V, R // 4, 2 codes, 1); -inf for codes from `past` on."""
     V: tl.constexpr = STEPS // 16
-    other = _along(3, R // 4)  # 8 heads or more, low bit of a head
+    other = _along(3, R // 4)  # high bit, then low bit of a head's number
     head = part * HEADS + tl.minimum(other // 2 * 8 + _along(0, 4) * 2 + other % 2, HEADS - 1)
     code = first + _along(2, V) * 16 + _along(1, 8) * 2 + _along(4, 2)
     g = _load(gs_ptr + head * T + code, code < past, float("-inf"), (4, 8, V, R // 4, 2, 1))

@@ -90,7 +90,7 @@ def mixer_kernel(
 
 @triton.jit
 def _finish(past_W, score, x_W, dt_W, skip_W, gate_W, norm_W, y_ptrs, squares_ptr, cols, W: tl.constexpr):
-    """Add the newest code and the skip to the sum over past codes, multiply by gate and norm weight, and store."""
+    """Add the newest code and the skip, multiply by gate and norm weight, and store."""
     # The newest code has weight exp(0): its B, C and dt, and the skip D, are factors of its x.
     newest_W = (dt_W * score + skip_W) * x_W
     # Without the division by the rms, which needs the other programs of the row.

@@ -50,10 +50,10 @@ def _product(
 def _load_factor(
     values_ptr, number, count, part, INNER: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr
 ):  # fmt: skip
-    """Load a block of BLOCK rows of x or the weight into registers, as tensor cores take them (fragments.py).
+    """Load BLOCK rows of x or the weight into registers, as tensor cores take them (fragments.py).
 
-    number: of the block; rows from `count` on are zero. Each warp has a part of the inner dimension, and a lane loads
-    16 bytes. Returns blocks of 32 inner values per warp: (4, 8 rows, WARPS, BLOCK / 8, 8 inner values, 1).
+    number: of this block of rows; rows from `count` on are zero. Each warp has a part of the inner dimension, and a
+    lane loads 16 bytes. Returns blocks of 32 inner values per warp: (4, 8 rows, WARPS, BLOCK / 8, 8 inner values, 1).
     """
     BLOCKS: tl.constexpr = INNER // (SPLIT * 32 * WARPS)
     row = number * BLOCK + _along(3, BLOCK // 8) * 8 + _along(1, 8)
@@ -84,8 +84,8 @@ def _product_with(
         sums_WNM = tl.dot(_factor(weights[block]), tl.permute(_factor(xs[block]), (0, 2, 1)), sums_WNM)
     SIZE: tl.constexpr = WARPS * BLOCK_M * BLOCK_N
     sums = tl.reshape(tl.permute(sums_WNM, (0, 2, 1)), (SIZE,))
-    # The indices are the values' own places: `gather` ends the layout of the product, after which each warp would
-    # compute everything that follows.
+    # The indices are the values' own positions. `gather` ends the layout of the product, in which every warp would
+    # repeat all that follows.
     return tl.sum(tl.reshape(tl.gather(sums, tl.arange(0, SIZE), 0), (WARPS, BLOCK_M, BLOCK_N)), axis=0)
 
 
