@@ -11,6 +11,7 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast.buffers import LEAST_COLUMNS, PARTS
 from aim_lightning.sampling.fast.kernel_configs import (
     LEAST_EARLY_ROWS,
+    LEAST_ROWS,
     SHARED_BYTES,
     KernelConfigs,
     MatmulConfig,
@@ -26,7 +27,7 @@ PRODUCT = {"block_m": (8, 16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "bl
 PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True)}
 ADVANCE = {"warps": (4, 8, 16), "registers": (0, 32, 40, 48, 64, 80)}
 MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128, 256), "stages": (2, 3, 4, 5, 6)}
-MIX |= {"warps": (1, 2, 4, 8), "registers": (0, 64, 80, 96, 112, 128, 144, 168, 176, 192), "fragments": (False, True)}
+MIX |= {"warps": (1, 2, 4, 8), "registers": (0, 64, 80, 96, 112, 128, 144, 168, 192, 208), "fragments": (False, True)}
 STATE = {"columns": (8, 16, 32, 64), "warps": (1, 2, 4, 8)}
 FETCH = {"ahead": (0, 8, 16, 32, 64, 96, 128, 256), "ahead_b": (0, 16, 32, 64, 128), "line": (16, 32, 64)}
 SPLITS = 1, 2, 3, 4  # of out_proj
@@ -92,7 +93,7 @@ def _mixer_allowed(mixer: MixerKernelConfig, config: AiMConfig) -> bool:
 
 def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) -> bool:
     threads, sums = matmul.warps * 32, matmul.block_m * matmul.block_n
-    least = LEAST_EARLY_ROWS if matmul.early else 16
+    least = LEAST_EARLY_ROWS if matmul.early else LEAST_ROWS
     if inner % matmul.block_k or not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
         return False
     if matmul.early:

@@ -17,7 +17,7 @@ from aim_lightning.sampling.fast.buffers import CODES_PER_CHUNK, LONG, PARTS
 SHARED_BYTES = 200 * 1024  # at most, for a product's blocks
 SPARE_BYTES = 8 * 1024  # shared memory for everything else: an H100 has 227 KiB
 EARLY_BYTES = 4 * 200  # of a thread's registers at most, for early weights and x
-LEAST_EARLY_ROWS = 8  # of a product on tensor cores, if the weights are its first factor
+LEAST_ROWS, LEAST_EARLY_ROWS = 16, 8  # of a product's block: x is its first factor, or early weights are
 BUFFER_BYTES = 80 * 1024  # at most, for the mixer kernel's blocks: fits the 99 KiB of smaller GPUs too
 SPAN_REGISTERS = 192  # at most, of a thread, for packed x and B; B's are free before the second half of x is used
 STATE_BLOCK = 32  # of the d_state values of a state, those that the mixer kernel reads at a time
@@ -29,7 +29,7 @@ class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
     early: a program holds all its weights in registers and reads them before the previous kernel ends, where they fit;
-    else they are prefetched into the cache and read block by block, and a block has 16 rows at least.
+    else they are prefetched into the cache and read block by block.
     """
 
     block_m: int
@@ -109,9 +109,9 @@ def table() -> dict[tuple[int, int], KernelConfigs]:
 
 def decode(value: dict) -> KernelConfigs:
     """Build the configurations from a row of the JSON file."""
-    matmuls = {name: MatmulConfig(*value[name]) for name in ("project", "out", "head")}
-    others = {"mix": MixerKernelConfig, "state": StateKernelConfig, "advance": AdvanceConfig}
-    return KernelConfigs(**{**value, **matmuls, **{name: kind(*value[name]) for name, kind in others.items()}})
+    kinds = dict.fromkeys(("project", "out", "head"), MatmulConfig)
+    kinds |= {"mix": MixerKernelConfig, "state": StateKernelConfig, "advance": AdvanceConfig}
+    return KernelConfigs(**value | {name: kind(*value[name]) for name, kind in kinds.items()})
 
 
 def shared_bytes(device: torch.device) -> int:
@@ -155,7 +155,7 @@ def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: in
     matmul = replace(matmul, block_m=max(LEAST_EARLY_ROWS, min(matmul.block_m, block_m)))
     if matmul.early and early_fits(matmul, inner):
         return matmul
-    matmul = replace(matmul, block_m=max(16, matmul.block_m), early=False)
+    matmul = replace(matmul, block_m=max(LEAST_ROWS, matmul.block_m), early=False)
     # All stages but one are buffers in shared memory; a pipeline has at least two.
     fitting = max(2, 1 + int(shared // (2 * (matmul.block_m + matmul.block_n) * matmul.block_k)))
     return replace(matmul, stages=min(matmul.stages, fitting))
