@@ -288,10 +288,16 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
-def test_other_launch_options(mix, monkeypatch):
+PRODUCTS = {
+    "early": kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True),
+    "streamed": kernel_configs.MatmulConfig(16, 128, 64, 9, 8, streamed=2),
+}
+
+
+@pytest.mark.parametrize(("mix", "product"), [(mix, "early") for mix in MIXES] + [("fragments", "streamed")])
+def test_other_launch_options(mix, product, monkeypatch):
     """Read weights early and fetch B: the codes are right, also where the table does not use it."""
-    product = kernel_configs.MatmulConfig(16, 32, 128, 3, 4, early=True)
+    mix, product = MIXES[mix], PRODUCTS[product]
     expected = replace(table()[768, 32], project=product, out=product, split=2, mix=mix, sample_warps=16)
     expected = replace(expected, ahead=64, ahead_b=64, line=16)
     monkeypatch.setattr(kernel_configs, "table", lambda: {(768, 32): expected})
@@ -299,6 +305,21 @@ def test_other_launch_options(mix, monkeypatch):
     assert kernel_configs_for(model.config, 32, torch.bfloat16) == expected
     assert bf16_distance(model, torch.arange(16) % 10, 2.0) <= STEP_LOGITS[4]
     assert_patient_kernels_draw_the_same(model, 16, monkeypatch)
+
+
+@pytest.mark.parametrize(("rows", "inner", "cols", "split"), [(2, 512, 40, 1), (40, 768, 100, 3), (70, 384, 1000, 1)])
+@pytest.mark.parametrize("blocks", [(16, 32, 128, 5, 4), (32, 64, 64, 2, 8), (32, 16, 128, 1, 2)], ids=str)
+def test_streamed_products(rows, inner, cols, split, blocks):
+    """Cover fewer and more stages than blocks, rows and columns beyond the last ones, and parts of the sum."""
+    from aim_lightning.sampling.fast.launches import launch_options, linear
+
+    torch.manual_seed(0)
+    x, weight = (torch.randn(count, inner, device="cuda").bfloat16() for count in (rows, cols))
+    launch = launch_options(x.device, x.dtype)
+    for streamed in range(1, min(blocks[3], inner // split // blocks[2]) + 1):
+        out = torch.full((split, rows, cols), torch.nan, device="cuda")
+        linear(x, weight, out, kernel_configs.MatmulConfig(*blocks, streamed=streamed), launch)
+        assert relative(out.double().sum(0), x.double() @ weight.double().t()) < 1e-6
 
 
 def assert_patient_kernels_draw_the_same(model: AiM, images: int, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from aim_lightning.sampling.fast.buffers import CODES_PER_CHUNK, LEAST_COLUMNS, 
 from aim_lightning.sampling.fast.decoder import STEPS_PER_GRAPH
 from aim_lightning.sampling.fast.kernel_configs import (
     LEAST_EARLY_ROWS,
+    MatmulConfig,
     early_fits,
     kernel_configs_for,
     mixer_fits,
@@ -37,18 +38,22 @@ def test_products_fit_into_a_gpus_shared_memory(key, shared):
     config = AiMConfig(d_model=key[0], n_layer=2, num_classes=10)
     configs = kernel_configs_for(config, key[1], torch.bfloat16, shared * 1024)
     for matmul in (configs.project, configs.out, configs.head):
-        size = (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1)
-        assert matmul.early or size <= shared * 1024
-        assert matmul.stages >= 2
+        assert matmul.early or shared_memory(matmul) <= shared * 1024
+        assert matmul.stages >= 2 and matmul.streamed <= matmul.stages
     assert shared < 200 or configs == table()[key]
+
+
+def shared_memory(matmul: MatmulConfig) -> int:
+    """Return the bytes of a product's buffers: Triton's pipeline has one less than stages."""
+    block = 2 * (matmul.block_m + matmul.block_n) * matmul.block_k
+    return block * (matmul.stages if matmul.streamed else matmul.stages - 1)
 
 
 def test_every_row_of_the_table_can_run():
     for configs in table().values():
         assert configs.state.columns >= LEAST_COLUMNS and configs.split <= PARTS
         for matmul in (configs.project, configs.out, configs.head):
-            size = (matmul.block_m + matmul.block_n) * matmul.block_k * 2 * (matmul.stages - 1)
-            assert matmul.early or (size <= SHARED and matmul.block_m >= 16)
+            assert matmul.early or (shared_memory(matmul) <= SHARED and matmul.block_m >= 16)
             assert matmul.block_m >= LEAST_EARLY_ROWS and matmul.block_k >= 16
         assert configs.mix.heads <= 16 and configs.mix.steps >= 32
         assert configs.dual in (0, LONG)  # as `bytes_needed` counts
@@ -76,6 +81,9 @@ def test_any_network_gets_what_its_sizes_allow(d_model, rows, dtype, headdim, to
         (configs.head, config.d_model),
     )
     assert all(matmul.block_m >= 16 or (matmul.early and early_fits(matmul, inner)) for matmul, inner in parts)
+    for matmul, inner in parts:
+        blocks = inner / matmul.block_k
+        assert not matmul.streamed or (blocks == int(blocks) and matmul.streamed <= min(matmul.stages, blocks))
     assert config.headdim % configs.state.columns == 0
     assert mixer_fits(configs.mix, config) or configs.mix.heads == 1
 

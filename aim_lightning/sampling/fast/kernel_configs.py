@@ -28,8 +28,10 @@ WIDEST_STATE = 128 * 128  # values of a head's state up to which `chunk_kernel` 
 class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
-    early: a program holds all its weights in registers and reads them before the previous kernel ends, where they fit;
-    else they are prefetched into the cache and read block by block.
+    early: a program holds all its weights in registers and reads them before the previous kernel ends, where they fit.
+    streamed: blocks of the weight that are copied to shared memory before the previous kernel ends; 0: none, they are
+    prefetched into the cache and read by Triton's pipeline. Streamed products may have more stages than blocks, which
+    keeps other programs off the multiprocessor.
     """
 
     block_m: int
@@ -38,6 +40,7 @@ class MatmulConfig:
     stages: int
     warps: int
     early: bool = False
+    streamed: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,14 +154,27 @@ def stored_codes(config: AiMConfig, rows: int, dtype: torch.dtype) -> int:
 
 
 def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: int) -> MatmulConfig:
-    """Reduce rows and stages to those that fit; read weights early only where they fit."""
+    """Reduce rows and stages to those that fit; read weights early, or stream them, only where they fit."""
     matmul = replace(matmul, block_m=max(LEAST_EARLY_ROWS, min(matmul.block_m, block_m)))
     if matmul.early and early_fits(matmul, inner):
         return matmul
     matmul = replace(matmul, block_m=max(LEAST_ROWS, matmul.block_m), early=False)
-    # All stages but one are buffers in shared memory; a pipeline has at least two.
-    fitting = max(2, 1 + int(shared // (2 * (matmul.block_m + matmul.block_n) * matmul.block_k)))
-    return replace(matmul, stages=min(matmul.stages, fitting))
+    fitting = int(shared // stage_bytes(matmul))
+    if streamed_fits(matmul, inner):
+        stages = min(matmul.stages, fitting)
+        return replace(matmul, stages=stages, streamed=min(matmul.streamed, stages, int(inner // matmul.block_k)))
+    # All stages of Triton's pipeline but one are buffers in shared memory; it has at least two.
+    return replace(matmul, stages=min(matmul.stages, max(2, 1 + fitting)), streamed=0)
+
+
+def stage_bytes(matmul: MatmulConfig) -> int:
+    """Return the shared memory of a block of x and one of the weight."""
+    return 2 * (matmul.block_m + matmul.block_n) * matmul.block_k
+
+
+def streamed_fits(matmul: MatmulConfig, inner: float) -> bool:
+    """Return if a product is streamed and its blocks divide the inner dimension: their copies have no mask."""
+    return matmul.streamed > 0 and inner % matmul.block_k == 0
 
 
 def early_fits(matmul: MatmulConfig, inner: float) -> bool:

@@ -6,6 +6,7 @@ state_kernel, linear_kernel (out_proj), advance_kernel (residual, norm, stored i
 (linear_kernel), top_candidates_kernel and sample_token_kernel, which computes the next step's input; enter_kernel
 computes the first.
 Between two steps, chunk_kernel of every layer ends a chunk of a long sequence.
+in_proj_streamed_kernel and linear_streamed_kernel are other forms of both products.
 In float32, cuBLAS computes the products, and activate_kernel the rest of in_proj_kernel.
 """
 
@@ -19,7 +20,13 @@ from aim_lightning.sampling.fast.kernels.products import linear_kernel
 from aim_lightning.sampling.fast.kernels.sample_token import sample_token_kernel
 from aim_lightning.sampling.fast.kernels.states import chunk_kernel
 
+try:
+    from aim_lightning.sampling.fast.kernels.streamed import in_proj_streamed_kernel, linear_streamed_kernel
+except ImportError:  # Triton 3.5, of torch 2.9, lacks a part of Gluon
+    in_proj_streamed_kernel = linear_streamed_kernel = None
+
 __all__ = [
     "activate_kernel", "advance_kernel", "chunk_kernel", "enter_kernel", "fragment_mixer_kernel", "in_proj_kernel",
-    "linear_kernel", "mixer_kernel", "sample_token_kernel", "state_kernel", "top_candidates_kernel",
+    "in_proj_streamed_kernel", "linear_kernel", "linear_streamed_kernel", "mixer_kernel", "sample_token_kernel",
+    "state_kernel", "top_candidates_kernel",
 ]  # fmt: skip

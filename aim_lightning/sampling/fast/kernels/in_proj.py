@@ -25,15 +25,15 @@ def _past_taps(ring_ptr, weight_ptr, bias_ptr, rows, channels, convolved, step, 
 
 @triton.jit
 def _activate(
-    raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, first, step, M,
-    INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, BLOCK_N: tl.constexpr,
+    raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, cols, first, step,
+    M, INNER: tl.constexpr, H: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Store BLOCK_N columns of in_proj's result (z, x, B, C, dt side by side) from `first` on in the mixer's buffers.
+    """Store BLOCK_N columns of in_proj's result (z, x, B, C, dt side by side) in the mixer's buffers.
 
-    A program skips the buffers that none of its columns belong to.
+    first: column of `cols`. A program skips the buffers that none of its columns belong to.
     """
     K: tl.constexpr = INNER + 2 * N
-    rows, cols = rows[:, None], (first + tl.arange(0, BLOCK_N))[None, :]
+    rows, cols = rows[:, None], cols[None, :]
     last, valid = first + BLOCK_N - 1, rows < M
     dtype = mixer_x_ptr.dtype.element_ty
     channels, states, heads = cols - INNER, cols - 2 * INNER, cols - INNER - K
@@ -83,7 +83,7 @@ def in_proj_kernel(
     else:
         raw = _product(x_ptr, weight_ptr, rows, cols, 0, M, COLS, D, 1, BLOCK_M, BLOCK_N, BLOCK_K)
     _activate(
-        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, cols,
         tl.program_id(0) * BLOCK_N, step, M, INNER, H, N, TAPS, BLOCK_N,
     )  # fmt: skip
 
@@ -104,6 +104,6 @@ def activate_kernel(
     dt_bias = tl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     raw = tl.load(zxbcdt_ptr + rows[:, None] * COLS + cols[None, :], (cols < COLS)[None, :], 0.0).to(tl.float32)
     _activate(
-        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows,
+        raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, cols,
         tl.program_id(0) * BLOCK_N, step, M, INNER, H, N, TAPS, BLOCK_N,
     )  # fmt: skip
