@@ -25,7 +25,7 @@ from aim_lightning.sampling.fast.kernel_configs import (
 # How often each kernel's fields are changed, by its share of a step's time and its number of choices.
 OFTEN = {"mix": 0.34, "out": 0.2, "project": 0.22, "fetch": 0.11, "head": 0.06, "advance": 0.05, "sample": 0.02}
 PRODUCT = {"block_m": (8, 16, 32, 64, 128), "block_n": (8, 16, 32, 64, 128), "block_k": (64, 128, 256, 512)}
-PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True), "streamed": (0, 1, 2, 3, 4, 6)}
+PRODUCT |= {"stages": (2, 3, 4, 5, 6, 7), "warps": (2, 4, 8), "early": (False, True), "streamed": (0, 1, 2, 3, 4, 5, 6)}
 ADVANCE = {"warps": (4, 8, 16), "registers": (0, 32, 40, 48, 64, 80)}
 MIX = {"heads": (1, 2, 3, 4, 6, 8, 12, 16), "steps": (32, 64, 128, 256), "stages": (2, 3, 4, 5, 6)}
 MIX |= {"warps": (1, 2, 4, 8), "registers": (0, 64, 80, 96, 112, 128, 144, 168, 192, 208), "fragments": (False, True)}
@@ -98,8 +98,12 @@ def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) 
     if inner % matmul.block_k or not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
         return False
     if matmul.streamed:
-        early = not matmul.early and matmul.streamed <= min(matmul.stages, inner // matmul.block_k)
-        return early and stage_bytes(matmul) * matmul.stages <= shared and sums <= THREAD_VALUES // 2 * threads
+        return (
+            not matmul.early
+            and matmul.streamed <= min(matmul.stages, inner // matmul.block_k)
+            and stage_bytes(matmul) * matmul.stages <= shared
+            and sums <= THREAD_VALUES // 2 * threads
+        )
     if matmul.early:
         return early_fits(matmul, inner)
     return (

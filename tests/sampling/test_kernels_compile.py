@@ -1,6 +1,10 @@
 """The fast decoder's kernels compile for an H100 without a GPU: Triton contains the complete compiler."""
 
+from collections.abc import Iterator
+
 import pytest
+
+from aim_lightning.sampling.fast.kernel_configs import MatmulConfig, table
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux alone")
 BF16 = "x weight zxbcdt ring mixer_x b c y gate rows h words positions start state"
@@ -11,8 +15,6 @@ AIM_B = {"INNER": 1536, "H": 24, "N": 128}
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 128, "EARLY": 0, "LINE": 64, "CHAINED": True}
 PROJECT = {**AIM_B, **BLOCKS, "D": 768, "TAPS": 4, "BLOCK_N": 32}
 LINEAR = {**BLOCKS, "INNER": 1536, "SPLIT": 1}
-STREAMED = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 128, "STAGES": 6, "EARLY": 3, "WARPS": 8, "CHAINED": True}
-FEW_ROWS = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "WARPS": 4}
 MIX = {**AIM_B, "P": 64, "CHUNK": 0, "AHEAD": 0, "AHEAD_B": 0, "LINE": 64, "CHAINED": True}
 AHEAD = {"AHEAD": 64, "AHEAD_B": 64}
 CANDIDATES = {"GUIDED": True, "CHUNK": 1024, "SLOTS": 128, "CHUNKS": 16, "CHAINED": True}
@@ -31,10 +33,6 @@ CASES = [
     ("in_proj_kernel", PROJECT),
     ("in_proj_kernel", {**PROJECT, "BLOCK_M": 64, WARPS: 8}),
     ("in_proj_kernel", {**PROJECT, "BLOCK_M": 8, "BLOCK_N": 16, "EARLY": 4}),
-    ("linear_streamed_kernel", {**STREAMED, "INNER": 1536, "SPLIT": 1, WARPS: 8}),
-    ("linear_streamed_kernel", {**STREAMED, **FEW_ROWS, "INNER": 384, "SPLIT": 3, "STAGES": 4, "EARLY": 1}),
-    ("in_proj_streamed_kernel", {**STREAMED, **AIM_B, "D": 768, "TAPS": 4, WARPS: 8}),
-    ("in_proj_streamed_kernel", {**STREAMED, **FEW_ROWS, **AIM_B, "D": 768, "TAPS": 4}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 32, "CHAINED": True}),
     ("state_kernel", {**AIM_B, "P": 64, "COLUMNS": 64, "CHAINED": True, WARPS: 8}),
     ("activate_kernel", {**AIM_B, "TAPS": 4, "BLOCK_N": 512}),
@@ -60,11 +58,27 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+def streamed(matmul: MatmulConfig) -> dict:
+    """Return the constants of a streamed product."""
+    blocks = {"BLOCK_M": matmul.block_m, "BLOCK_N": matmul.block_n, "BLOCK_K": matmul.block_k, "WARPS": matmul.warps}
+    return {**blocks, "STAGES": matmul.stages, "EARLY": matmul.streamed, "CHAINED": True, WARPS: matmul.warps}
+
+
+def streamed_cases() -> Iterator[tuple[str, dict]]:
+    """Return the layers' streamed products of the table, and one of few rows with a single buffer."""
+    for (width, _), configs in table().items():
+        if configs.out.streamed:
+            sizes = {"D": width, "TAPS": 4, "INNER": 2 * width, "H": width // 32, "N": 128}
+            yield "in_proj_streamed_kernel", streamed(configs.project) | sizes
+            yield "linear_streamed_kernel", streamed(configs.out) | {"INNER": 2 * width, "SPLIT": configs.split}
+    single = MatmulConfig(16, 32, 64, 1, 4, streamed=1)
+    yield "linear_streamed_kernel", streamed(single) | {"INNER": 384, "SPLIT": 3, "CHAINED": False}
+
+
+@pytest.mark.parametrize(("name", "options"), [*CASES, *streamed_cases()])
 def test_it_compiles_for_sm_90(name, options):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     from aim_lightning.sampling.fast import kernels
 
@@ -75,8 +89,9 @@ def test_it_compiles_for_sm_90(name, options):
     types = {arg: TYPES.get(arg, "*fp32" if arg.endswith("_ptr") else "i32") for arg in kernel.arg_names}
     positions = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(kernel.arg_names) if arg.endswith("_ptr")}
-    kind = GluonASTSource if kernel.is_gluon() else ASTSource
-    source = kind(kernel, types | dict.fromkeys(constants, "constexpr"), positions, aligned)
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
+    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), positions, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= 227 * 1024  # bytes per program

@@ -113,5 +113,6 @@ def test_proposals_of_the_search_fit_the_presets(monkeypatch):
             assert proposal.project.block_k % proposal.line == 0
             tried.add(proposal)
         kernels = {name for shape in tried for name, value in vars(shape).items() if value != getattr(measured, name)}
+        assert not measured.out.streamed or any(shape.out.streamed not in (0, measured.out.streamed) for shape in tried)
         assert len(tried) > 50 and kernels >= {"project", "out", "head", "sample_warps"}
         assert kernels >= ({"mix", "ahead"} if measured.dual >= 256 else {"state"})

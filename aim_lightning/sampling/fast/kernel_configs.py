@@ -1,4 +1,4 @@
-"""Launch configurations of the kernels: blocks, warps and buffers, as benchmarks/tune_sampling.py measured on an H200.
+"""Launch configurations of the kernels: blocks, warps and buffers, as measured on an H200.
 
 They determine speed, and rounding: in bfloat16 a random number at the edge of two codes depends on them, as it does on
 the size of a batch. They are therefore a table, and never measured when a decoder is built.
@@ -29,9 +29,9 @@ class MatmulConfig:
     """Launch configuration of a matrix product (M, K) x (K, N): block sizes, pipeline stages, warps.
 
     early: a program holds all its weights in registers and reads them before the previous kernel ends, where they fit.
-    streamed: blocks of the weight that are copied to shared memory before the previous kernel ends; 0: none, they are
-    prefetched into the cache and read by Triton's pipeline. Streamed products may have more stages than blocks, which
-    keeps other programs off the multiprocessor.
+    streamed: if not early, blocks of the weight that are copied to shared memory before the previous kernel ends. With
+    0, weights are prefetched into the cache and read by Triton's pipeline. A streamed product may have more stages than
+    blocks, which keeps other programs off the multiprocessor.
     """
 
     block_m: int
@@ -157,10 +157,10 @@ def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: in
     """Reduce rows and stages to those that fit; read weights early, or stream them, only where they fit."""
     matmul = replace(matmul, block_m=max(LEAST_EARLY_ROWS, min(matmul.block_m, block_m)))
     if matmul.early and early_fits(matmul, inner):
-        return matmul
+        return replace(matmul, streamed=0)
     matmul = replace(matmul, block_m=max(LEAST_ROWS, matmul.block_m), early=False)
     fitting = int(shared // stage_bytes(matmul))
-    if streamed_fits(matmul, inner):
+    if fitting >= 2 and streamed_fits(matmul, inner):
         stages = min(matmul.stages, fitting)
         return replace(matmul, stages=stages, streamed=min(matmul.streamed, stages, int(inner // matmul.block_k)))
     # All stages of Triton's pipeline but one are buffers in shared memory; it has at least two.
@@ -173,7 +173,7 @@ def stage_bytes(matmul: MatmulConfig) -> int:
 
 
 def streamed_fits(matmul: MatmulConfig, inner: float) -> bool:
-    """Return if a product is streamed and its blocks divide the inner dimension: their copies have no mask."""
+    """Return if a product is streamed and its blocks divide the inner dimension. Their copies have no mask."""
     return matmul.streamed > 0 and inner % matmul.block_k == 0
 
 

@@ -1,7 +1,5 @@
 """Launches of the fast decoder's kernels that do not depend on a layer: matrix products and sampling."""
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -26,12 +24,16 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
 
 
-def product(name: str, x_MK: Tensor, config: MatmulConfig, launch: dict, line: int) -> tuple[Any, dict]:
-    """Return the kernel of a matrix product of x and its keyword arguments.
+def product(
+    name: str, device: torch.device, config: MatmulConfig, launch: dict, line: int
+) -> tuple[triton.runtime.JITFunction, dict]:
+    """Return the kernel of a matrix product and its keyword arguments.
+
+    Products are streamed on NVIDIA GPUs alone, where this Triton has the kernel.
 
     Args:
         name: "in_proj" or "linear".
-        x_MK: a product is streamed on NVIDIA GPUs alone, and where Triton has the kernel.
+        device: of the product.
         config: the kernel's form and blocks.
         launch: launch options of kernels.
         line: values between two prefetched addresses.
@@ -39,7 +41,7 @@ def product(name: str, x_MK: Tensor, config: MatmulConfig, launch: dict, line: i
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     options = {**blocks, **launch, "num_warps": config.warps}
     streamed = getattr(kernels, f"{name}_streamed_kernel")
-    if config.streamed and streamed and x_MK.is_cuda and torch.version.cuda:
+    if config.streamed and streamed and device.type == "cuda" and torch.version.cuda:
         return streamed, {**options, "STAGES": config.stages, "EARLY": config.streamed, "WARPS": config.warps}
     early = config.warps if config.early else 0
     return getattr(kernels, f"{name}_kernel"), {**options, "EARLY": early, "LINE": line, "num_stages": config.stages}
@@ -56,7 +58,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, l
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
     grid = (triton.cdiv(cols, config.block_n), split, triton.cdiv(rows, config.block_m))
-    kernel, options = product("linear", x_MK, config, launch, line)
+    kernel, options = product("linear", x_MK.device, config, launch, line)
     kernel[grid](x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **options)
 
 

@@ -94,7 +94,7 @@ class TritonStep:
             )  # fmt: skip
             return
         matmul = self.configs.project
-        kernel, options = product("in_proj", buffers.h_MD, matmul, self.launch, self.configs.line)
+        kernel, options = product("in_proj", buffers.h_MD.device, matmul, self.launch, self.configs.line)
         kernel[triton.cdiv(cols, matmul.block_n), triton.cdiv(buffers.rows, matmul.block_m)](
             buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self.sizes, TAPS=config.d_conv, **options
         )  # fmt: skip

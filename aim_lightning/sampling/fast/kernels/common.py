@@ -20,8 +20,8 @@ except ImportError:  # another vendor's Triton, where CHAINED is never true
 # read ahead of `_wait`:
 # - top_candidates_kernel and sample_token_kernel follow a mixer. They read the options and the number of sampled codes,
 #   which the previous sample_token_kernel incremented.
-# - advance_kernel follows a mixer as well. It reads what in_proj_kernel left, and L of the previous code.
-# - The first layer's in_proj_kernel and mixer follow sample_token_kernel. They read the step, which the
+# - advance_kernel follows a mixer as well. It reads what in_proj_kernel (either form) left, and L of the previous code.
+# - The first layer's in_proj_kernel (either form) and mixer follow sample_token_kernel. They read the step, which the
 #   top_candidates_kernel before it incremented.
 # - The mixer's kernels read L of the previous code, fragment_mixer_kernel also past codes and the state at the last
 #   chunk's end, state_kernel its state. advance_kernel and state_kernel wrote them in the previous step.

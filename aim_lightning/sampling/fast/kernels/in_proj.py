@@ -30,7 +30,7 @@ def _activate(
 ):  # fmt: skip
     """Store BLOCK_N columns of in_proj's result (z, x, B, C, dt side by side) in the mixer's buffers.
 
-    first: column of `cols`. A program skips the buffers that none of its columns belong to.
+    first: the first of `cols`. A program skips the buffers that none of its columns belong to.
     """
     K: tl.constexpr = INNER + 2 * N
     rows, cols = rows[:, None], cols[None, :]

@@ -1,4 +1,4 @@
-"""Matrix products whose weights are on their way to shared memory when x becomes known (bfloat16, near 16 images).
+"""Matrix products that start copying weights to shared memory before x is computed (bfloat16, near 16 images).
 
 Triton's pipeline loads blocks of x and of the weight together, so that no weight is loaded before the wait. These
 kernels are written in Gluon, Triton's lower language, where copies and layouts are explicit.
@@ -6,7 +6,12 @@ kernels are written in Gluon, Triton's lower language, where copies and layouts 
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.experimental.gluon.language.nvidia.ampere.async_copy import (
+    async_copy_global_to_shared,
+    commit_group,
+    wait_group,
+)
 
 from aim_lightning.sampling.fast.kernels.common import _start_next, _wait
 from aim_lightning.sampling.fast.kernels.in_proj import _activate, _past_taps
@@ -19,6 +24,12 @@ def _layout_of_copies(block_k, warps):
     return gl.BlockedLayout([1, 8], [32 // across, across], [warps, 1], [1, 0])
 
 
+@gluon.constexpr_function
+def _layout_of_results(block_n, warps):
+    """Return the layout in which a lane stores four columns and a warp complete rows of a block."""
+    return gl.BlockedLayout([1, 4], [128 // block_n, block_n // 4], [warps, 1], [1, 0])
+
+
 @gluon.jit
 def _blocks(
     values_ptr, first, count, first_inner, INNER: gl.constexpr, BLOCK: gl.constexpr, BLOCK_K: gl.constexpr,
@@ -26,7 +37,7 @@ def _blocks(
 ):  # fmt: skip
     """Return shared memory for STAGES blocks of x or the weight, and pointers to the first block.
 
-    Rows from `count` on have the values of the last one: their results are not stored.
+    Rows from `count` on have the values of the last one. Their results are not stored.
     """
     row = gl.arange(0, BLOCK, layout=gl.SliceLayout(1, COPIES))[:, None] + first
     inner = gl.arange(0, BLOCK_K, layout=gl.SliceLayout(0, COPIES))[None, :] + first_inner
@@ -36,46 +47,47 @@ def _blocks(
 
 @gluon.jit
 def _copy(blocks, block, BLOCK_K: gl.constexpr):
-    """Start to copy a block; it takes the place of the one that was STAGES blocks before."""
+    """Start copying a block into the buffer that was used STAGES blocks before."""
     shared, pointers = blocks
-    async_copy.async_copy_global_to_shared(shared.index(block % shared.shape[0]), pointers + block * BLOCK_K)
+    async_copy_global_to_shared(shared.index(block % shared.shape[0]), pointers + block * BLOCK_K)
 
 
 @gluon.jit
 def _copy_early(weights, EARLY: gl.constexpr, BLOCK_K: gl.constexpr):
-    """Start to copy the first EARLY blocks of the weight."""
+    """Start copying the first EARLY blocks of the weight."""
     for block in gl.static_range(EARLY):
         _copy(weights, block, BLOCK_K)
-        async_copy.commit_group()
+        commit_group()
 
 
 @gluon.jit
 def _streamed_product(
     weights, xs, BLOCKS: gl.constexpr, BLOCK_K: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr
 ):
-    """Return x weight^T, (rows of x, rows of the weight) in float32; EARLY blocks of the weight are being copied."""
+    """Return x weight^T, (rows of x, rows of the weight) in float32, after `_copy_early`."""
     SLOTS: gl.constexpr = xs[0].shape[0]
     ROWS: gl.constexpr = xs[0].shape[1]
     COLS: gl.constexpr = weights[0].shape[1]
     STAGES: gl.constexpr = min(BLOCKS, SLOTS)
-    # Warps along both axes: each reads less of what the others read too.
+    # Warps tile both axes, so that fewer of them read the same rows of x.
     DOWN: gl.constexpr = min(WARPS, 2, ROWS // 16)
     PRODUCT: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [DOWN, WARPS // DOWN], [16, 8])
     for block in gl.static_range(STAGES):
         if block >= EARLY:
             _copy(weights, block, BLOCK_K)
         _copy(xs, block, BLOCK_K)
-        async_copy.commit_group()
+        commit_group()
     sums = gl.zeros([ROWS, COLS], gl.float32, layout=PRODUCT)
     for block in gl.static_range(BLOCKS):
-        async_copy.wait_group(STAGES - 1)
+        # EARLY + STAGES + block groups are committed. All but the last STAGES - 1 are complete, up to those of `block`.
+        wait_group(STAGES - 1)
         x = xs[0].index(block % SLOTS).load(gl.DotOperandLayout(0, PRODUCT, 2))
         weight = weights[0].index(block % SLOTS).permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
         sums = mma_v2(x, weight, sums)
         if block + STAGES < BLOCKS:
             _copy(weights, block + STAGES, BLOCK_K)
             _copy(xs, block + STAGES, BLOCK_K)
-        async_copy.commit_group()
+        commit_group()  # an empty one at the end, so that the count stays right
     return sums
 
 
@@ -90,8 +102,9 @@ def in_proj_streamed_kernel(
     K: gl.constexpr = INNER + 2 * N
     COLS: gl.constexpr = INNER + K + H
     COPIES: gl.constexpr = _layout_of_copies(BLOCK_K, WARPS)
-    RESULT: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BLOCK_N, BLOCK_N // 4], [WARPS, 1], [1, 0])
+    RESULT: gl.constexpr = _layout_of_results(BLOCK_N, WARPS)
     _start_next(CHAINED)
+    # Read ahead of `_wait`, as in `in_proj_kernel`: weights, the step and the ring.
     first_row, first = gl.program_id(1) * BLOCK_M, gl.program_id(0) * BLOCK_N
     weights = _blocks(weight_ptr, first, COLS, 0, D, BLOCK_N, BLOCK_K, STAGES, COPIES)
     _copy_early(weights, EARLY, BLOCK_K)
@@ -118,8 +131,9 @@ def linear_streamed_kernel(
 ):  # fmt: skip
     """Compute `linear_kernel`; EARLY as in `in_proj_streamed_kernel`."""
     COPIES: gl.constexpr = _layout_of_copies(BLOCK_K, WARPS)
-    RESULT: gl.constexpr = gl.BlockedLayout([1, 4], [128 // BLOCK_N, BLOCK_N // 4], [WARPS, 1], [1, 0])
+    RESULT: gl.constexpr = _layout_of_results(BLOCK_N, WARPS)
     _start_next(CHAINED)
+    # Weights never change within a sequence, so they may be read ahead of `_wait`.
     first, part, first_row = gl.program_id(0) * BLOCK_N, gl.program_id(1), gl.program_id(2) * BLOCK_M
     weights = _blocks(weight_ptr, first, COLS, part * (INNER // SPLIT), INNER, BLOCK_N, BLOCK_K, STAGES, COPIES)
     _copy_early(weights, EARLY, BLOCK_K)
