@@ -97,17 +97,12 @@ def _matmul_allowed(matmul: MatmulConfig, inner: float, rows: int, shared: int) 
     least = LEAST_EARLY_ROWS if matmul.early else LEAST_ROWS
     if inner % matmul.block_k or not least <= matmul.block_m <= max(least, 1 << (rows - 1).bit_length()):
         return False
-    if matmul.streamed:
-        return (
-            not matmul.early
-            and matmul.streamed <= min(matmul.stages, inner // matmul.block_k)
-            and stage_bytes(matmul) * matmul.stages <= shared
-            and sums <= THREAD_VALUES // 2 * threads
-        )
     if matmul.early:
-        return early_fits(matmul, inner)
+        return not matmul.streamed and early_fits(matmul, inner)
+    buffers = matmul.stages if matmul.streamed else matmul.stages - 1
     return (
-        stage_bytes(matmul) * (matmul.stages - 1) <= shared
+        matmul.streamed <= min(matmul.stages, inner // matmul.block_k)
+        and stage_bytes(matmul) * buffers <= shared
         and sums <= THREAD_VALUES // 2 * threads
-        and matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads
+        and (matmul.streamed > 0 or matmul.block_n * matmul.block_k <= 2 * THREAD_VALUES * threads)
     )

@@ -312,7 +312,7 @@ def test_other_launch_options(mix, product, monkeypatch):
 def test_streamed_products(rows, inner, cols, split, blocks):
     """Cover fewer and more stages than blocks, rows and columns beyond the last ones, and parts of the sum."""
     from aim_lightning.sampling.fast import kernels
-    from aim_lightning.sampling.fast.launches import launch_options, linear, product
+    from aim_lightning.sampling.fast.launches import launch_options, linear, product_kernel
 
     if kernels.linear_streamed_kernel is None:
         pytest.skip("Triton 3.5 lacks a part of Gluon")
@@ -323,7 +323,7 @@ def test_streamed_products(rows, inner, cols, split, blocks):
     for streamed in {1, min(blocks[3], inner // split // blocks[2])}:
         out = torch.full((split, rows, cols), torch.nan, device="cuda")
         config = kernel_configs.MatmulConfig(*blocks, streamed=streamed)
-        assert product("linear", x.device, config, launch, 64)[0] is kernels.linear_streamed_kernel
+        assert product_kernel("linear", x.device, config, launch, 64)[0] is kernels.linear_streamed_kernel
         linear(x, weight, out, config, launch)
         assert relative(out.double().sum(0), x.double() @ weight.double().t()) < 1e-6
 

@@ -122,13 +122,13 @@ def test_products_of_16_images_are_streamed_where_their_blocks_fit():
 def test_which_kernel_computes_a_streamed_product(device, cuda, compiled, expected, monkeypatch):
     pytest.importorskip("triton", reason="Triton exists for Linux alone")
     from aim_lightning.sampling.fast import kernels
-    from aim_lightning.sampling.fast.launches import product
+    from aim_lightning.sampling.fast.launches import product_kernel
 
     monkeypatch.setattr(kernels, "linear_streamed_kernel", compiled)
     monkeypatch.setattr(kernels, "linear_kernel", "pipeline")
     monkeypatch.setattr(torch.version, "cuda", cuda)
     config = MatmulConfig(32, 64, 128, 6, 8, streamed=3)
-    kernel, options = product("linear", torch.device(device), config, {"CHAINED": True}, 64)
+    kernel, options = product_kernel("linear", torch.device(device), config, {"CHAINED": True}, 64)
     assert kernel == expected and options["num_warps"] == 8
     assert options["EARLY"] == (3 if expected == "streamed" else 0)
     assert (options["STAGES"] if expected == "streamed" else options["num_stages"]) == 6

@@ -160,7 +160,7 @@ def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: in
         return replace(matmul, streamed=0)
     matmul = replace(matmul, block_m=max(LEAST_ROWS, matmul.block_m), early=False)
     fitting = int(shared // stage_bytes(matmul))
-    if fitting >= 2 and streamed_fits(matmul, inner):
+    if matmul.streamed and fitting >= 2 and inner % matmul.block_k == 0:  # copies have no mask of inner values
         stages = min(matmul.stages, fitting)
         return replace(matmul, stages=stages, streamed=min(matmul.streamed, stages, int(inner // matmul.block_k)))
     # All stages of Triton's pipeline but one are buffers in shared memory; it has at least two.
@@ -170,11 +170,6 @@ def _fitting_matmul(matmul: MatmulConfig, block_m: int, inner: float, shared: in
 def stage_bytes(matmul: MatmulConfig) -> int:
     """Return the shared memory of a block of x and one of the weight."""
     return 2 * (matmul.block_m + matmul.block_n) * matmul.block_k
-
-
-def streamed_fits(matmul: MatmulConfig, inner: float) -> bool:
-    """Return if a product is streamed and its blocks divide the inner dimension. Their copies have no mask."""
-    return matmul.streamed > 0 and inner % matmul.block_k == 0
 
 
 def early_fits(matmul: MatmulConfig, inner: float) -> bool:

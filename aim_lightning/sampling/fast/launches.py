@@ -24,7 +24,7 @@ def launch_options(device: torch.device, dtype: torch.dtype) -> dict:
     return {"CHAINED": True, "launch_pdl": True} if chained else {"CHAINED": False}
 
 
-def product(
+def product_kernel(
     name: str, device: torch.device, config: MatmulConfig, launch: dict, line: int
 ) -> tuple[triton.runtime.JITFunction, dict]:
     """Return the kernel of a matrix product and its keyword arguments.
@@ -58,7 +58,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, out: Tensor, config: MatmulConfig, l
         torch.mm(x_MK, weight_NK.t(), out=out.view(rows, cols))
         return
     grid = (triton.cdiv(cols, config.block_n), split, triton.cdiv(rows, config.block_m))
-    kernel, options = product("linear", x_MK.device, config, launch, line)
+    kernel, options = product_kernel("linear", x_MK.device, config, launch, line)
     kernel[grid](x_MK, weight_NK, out, rows, cols, INNER=inner, SPLIT=split, **options)
 
 

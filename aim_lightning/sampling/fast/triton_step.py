@@ -8,7 +8,7 @@ from aim_lightning.models import AiMConfig
 from aim_lightning.sampling.fast import kernels
 from aim_lightning.sampling.fast.buffers import Buffers
 from aim_lightning.sampling.fast.kernel_configs import kernel_configs_for, shared_bytes
-from aim_lightning.sampling.fast.launches import launch_options, linear, product, sample_codes
+from aim_lightning.sampling.fast.launches import launch_options, linear, product_kernel, sample_codes
 from aim_lightning.sampling.fast.static_weights import StaticWeights
 from aim_lightning.sampling.fast.torch_step import EPS
 
@@ -94,7 +94,7 @@ class TritonStep:
             )  # fmt: skip
             return
         matmul = self.configs.project
-        kernel, options = product("in_proj", buffers.h_MD.device, matmul, self.launch, self.configs.line)
+        kernel, options = product_kernel("in_proj", buffers.h_MD.device, matmul, self.launch, self.configs.line)
         kernel[triton.cdiv(cols, matmul.block_n), triton.cdiv(buffers.rows, matmul.block_m)](
             buffers.h_MD, layer.in_proj, *self._inner(i), D=config.d_model, **self.sizes, TAPS=config.d_conv, **options
         )  # fmt: skip

@@ -6,7 +6,7 @@ state_kernel, linear_kernel (out_proj), advance_kernel (residual, norm, stored i
 (linear_kernel), top_candidates_kernel and sample_token_kernel, which computes the next step's input; enter_kernel
 computes the first.
 Between two steps, chunk_kernel of every layer ends a chunk of a long sequence.
-in_proj_streamed_kernel and linear_streamed_kernel are other forms of both products.
+Near 16 images, in_proj_streamed_kernel and linear_streamed_kernel replace in_proj_kernel and linear_kernel.
 In float32, cuBLAS computes the products, and activate_kernel the rest of in_proj_kernel.
 """
 

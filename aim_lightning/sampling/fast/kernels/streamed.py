@@ -46,47 +46,45 @@ def _blocks(
 
 
 @gluon.jit
-def _copy(blocks, block, BLOCK_K: gl.constexpr):
+def _copy(blocks, block):
     """Start copying a block into the buffer that was used STAGES blocks before."""
     shared, pointers = blocks
-    async_copy_global_to_shared(shared.index(block % shared.shape[0]), pointers + block * BLOCK_K)
+    async_copy_global_to_shared(shared.index(block % shared.shape[0]), pointers + block * shared.shape[2])
 
 
 @gluon.jit
-def _copy_early(weights, EARLY: gl.constexpr, BLOCK_K: gl.constexpr):
+def _copy_early(weights, EARLY: gl.constexpr):
     """Start copying the first EARLY blocks of the weight."""
     for block in gl.static_range(EARLY):
-        _copy(weights, block, BLOCK_K)
+        _copy(weights, block)
         commit_group()
 
 
 @gluon.jit
-def _streamed_product(
-    weights, xs, BLOCKS: gl.constexpr, BLOCK_K: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr
-):
+def _streamed_product(weights, xs, BLOCKS: gl.constexpr, EARLY: gl.constexpr, WARPS: gl.constexpr):
     """Return x weight^T, (rows of x, rows of the weight) in float32, after `_copy_early`."""
-    SLOTS: gl.constexpr = xs[0].shape[0]
+    BUFFERS: gl.constexpr = xs[0].shape[0]
     ROWS: gl.constexpr = xs[0].shape[1]
     COLS: gl.constexpr = weights[0].shape[1]
-    STAGES: gl.constexpr = min(BLOCKS, SLOTS)
+    STAGES: gl.constexpr = min(BLOCKS, BUFFERS)
     # Warps tile both axes, so that fewer of them read the same rows of x.
     DOWN: gl.constexpr = min(WARPS, 2, ROWS // 16)
     PRODUCT: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [DOWN, WARPS // DOWN], [16, 8])
     for block in gl.static_range(STAGES):
         if block >= EARLY:
-            _copy(weights, block, BLOCK_K)
-        _copy(xs, block, BLOCK_K)
+            _copy(weights, block)
+        _copy(xs, block)
         commit_group()
     sums = gl.zeros([ROWS, COLS], gl.float32, layout=PRODUCT)
     for block in gl.static_range(BLOCKS):
         # EARLY + STAGES + block groups are committed. All but the last STAGES - 1 are complete, up to those of `block`.
         wait_group(STAGES - 1)
-        x = xs[0].index(block % SLOTS).load(gl.DotOperandLayout(0, PRODUCT, 2))
-        weight = weights[0].index(block % SLOTS).permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
+        x = xs[0].index(block % BUFFERS).load(gl.DotOperandLayout(0, PRODUCT, 2))
+        weight = weights[0].index(block % BUFFERS).permute((1, 0)).load(gl.DotOperandLayout(1, PRODUCT, 2))
         sums = mma_v2(x, weight, sums)
         if block + STAGES < BLOCKS:
-            _copy(weights, block + STAGES, BLOCK_K)
-            _copy(xs, block + STAGES, BLOCK_K)
+            _copy(weights, block + STAGES)
+            _copy(xs, block + STAGES)
         commit_group()  # an empty one at the end, so that the count stays right
     return sums
 
@@ -107,7 +105,7 @@ def in_proj_streamed_kernel(
     # Read ahead of `_wait`, as in `in_proj_kernel`: weights, the step and the ring.
     first_row, first = gl.program_id(1) * BLOCK_M, gl.program_id(0) * BLOCK_N
     weights = _blocks(weight_ptr, first, COLS, 0, D, BLOCK_N, BLOCK_K, STAGES, COPIES)
-    _copy_early(weights, EARLY, BLOCK_K)
+    _copy_early(weights, EARLY)
     rows = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, RESULT)) + first_row
     cols = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, RESULT)) + first
     step, channels = gl.load(step_ptr), cols - INNER
@@ -116,7 +114,7 @@ def in_proj_streamed_kernel(
     dt_bias = gl.load(dt_bias_ptr + channels - K, (channels >= K) & (channels < K + H), 0.0)
     xs = _blocks(x_ptr, first_row, M, 0, D, BLOCK_M, BLOCK_K, STAGES, COPIES)
     _wait(CHAINED)
-    raw = gl.convert_layout(_streamed_product(weights, xs, D // BLOCK_K, BLOCK_K, EARLY, WARPS), RESULT)
+    raw = gl.convert_layout(_streamed_product(weights, xs, D // BLOCK_K, EARLY, WARPS), RESULT)
     _activate(
         raw, before, newest, dt_bias, gate_ptr, mixer_x_ptr, b_ptr, c_ptr, dt_ptr, ring_ptr, rows, cols, first, step, M,
         INNER, H, N, TAPS, BLOCK_N,
@@ -136,10 +134,10 @@ def linear_streamed_kernel(
     # Weights never change within a sequence, so they may be read ahead of `_wait`.
     first, part, first_row = gl.program_id(0) * BLOCK_N, gl.program_id(1), gl.program_id(2) * BLOCK_M
     weights = _blocks(weight_ptr, first, COLS, part * (INNER // SPLIT), INNER, BLOCK_N, BLOCK_K, STAGES, COPIES)
-    _copy_early(weights, EARLY, BLOCK_K)
+    _copy_early(weights, EARLY)
     xs = _blocks(x_ptr, first_row, M, part * (INNER // SPLIT), INNER, BLOCK_M, BLOCK_K, STAGES, COPIES)
     _wait(CHAINED)
-    sums = _streamed_product(weights, xs, INNER // (SPLIT * BLOCK_K), BLOCK_K, EARLY, WARPS)
+    sums = _streamed_product(weights, xs, INNER // (SPLIT * BLOCK_K), EARLY, WARPS)
     rows = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, RESULT))[:, None] + first_row
     cols = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, RESULT))[None, :] + first
     out = out_ptr + (part * M + rows) * COLS + cols
