@@ -115,12 +115,13 @@ def logits_in_bf16(
     from aim_lightning.sampling.fast.decoder import FastDecoder
     from aim_lightning.sampling.filters import Filters
 
-    model = network("group", num_tokens=tokens, n_layer=1 if tokens > 4 else 3, d_model=d_model, d_state=states)
-    labels = torch.arange(2)
+    layers, images = (1, 1) if tokens > 4 else (3, 2)  # the interpreter is slow
+    model = network("group", num_tokens=tokens, n_layer=layers, d_model=d_model, d_state=states)
+    labels = torch.arange(images)
     # Rounding selects no other code at this temperature.
     options = {"seed": 2, "scales": [2.0] * tokens, "filters": Filters(temperature=1e6)}
     with mock.patch.object(buffers, "LONG", long):
-        decoder = FastDecoder(model, 2, True, torch.bfloat16)
+        decoder = FastDecoder(model, images, True, torch.bfloat16)
     assert decoder.buffers.layers[0].decay_MH.dtype == (torch.float64 if tokens > long else torch.float32)
     plain = logits_of(decoder)
     decoder.run(model, labels, labels, **options)
@@ -134,9 +135,9 @@ def logits_in_bf16(
     )
     with mock.patch.object(buffers, "LONG", long):
         decoder.buffers = buffers.Buffers(
-            model, 2, True, torch.bfloat16, 0 if columns else chunk or tokens, packed=True
+            model, images, True, torch.bfloat16, 0 if columns else chunk or tokens, packed=True
         )
-    with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 4): small}):
+    with mock.patch.object(kernel_configs, "table", lambda: {(d_model, 2 * images): small}):
         decoder._step = triton_step.TritonStep(model.config, decoder.weights, decoder.buffers)
     configs = decoder._step.configs
     assert configs.project.early == configs.out.early == early and configs.mix.heads == heads
