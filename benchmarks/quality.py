@@ -44,7 +44,7 @@ def scorer(pipeline: AiMPipeline, device: torch.device, options: argparse.Namesp
             metric.update_features(network(block.to(device)), real=real)
 
     def score(decoder: str, seed: int, batch: int) -> float:
-        metric.reset()  # keeps the reference
+        metric.reset()  # keeps the features of the plain set
         update(decoder, seed, batch, real=False)
         value = float(metric.compute())
         print(f"{decoder}, seed {seed}, {batch} at a time: {value:.2f}", flush=True)
@@ -54,7 +54,7 @@ def scorer(pipeline: AiMPipeline, device: torch.device, options: argparse.Namesp
     return score
 
 
-def described(name: str, values: list[float], plain: list[float] | None = None) -> dict:
+def group_row(name: str, values: list[float], plain: list[float] | None = None) -> dict:
     """Return a group's distances, mean and deviation, and the difference of its mean from the plain group's."""
     row = {name: values, f"{name}_mean": statistics.mean(values), f"{name}_stdev": statistics.stdev(values)}
     if plain:
@@ -74,7 +74,7 @@ def fast_row(score: Score, plain: list[float], batch: int) -> dict:
     row, groups = {"batch": batch}, []
     for first in (100, 0):
         groups.append([score("fast", first + i, batch) for i in range(len(plain))])
-        row |= described(GROUP.format("fast", first), groups[-1], plain)
+        row |= group_row(GROUP.format("fast", first), groups[-1], plain)
     return row | {"within_spread": within_spread(plain, *groups)}
 
 
@@ -106,11 +106,12 @@ def main() -> None:
     common |= {name: getattr(options, name) for name in ("num", "seeds", "cfg_scale", "top_k")}
     common["precision"] = "bfloat16" if device.type == "cuda" else "float32"
     plain = [score("plain", seed, options.batches[0]) for seed in range(options.seeds)]
-    common |= described(GROUP.format("plain", 0), plain)
+    common |= group_row(GROUP.format("plain", 0), plain)
     rows = []
     for batch in options.batches:
         rows.append(common | fast_row(score, plain, batch))
-        print(*(f"{name}: {value:.3f}" for name, value in rows[-1].items() if isinstance(value, float)), sep="\n")
+        for name in (name for name in rows[-1] if name.endswith(("_mean", "_minus_plain", "_standard_error"))):
+            print(f"{name}: {rows[-1][name]:.3f}")
         print(f"{batch} at a time, within the spread: {rows[-1]['within_spread']}; written to {save('quality', rows)}")
 
 

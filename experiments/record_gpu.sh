@@ -2,7 +2,7 @@
 # Measures on a GPU what experiments/ and benchmarks/ record of one, part by part; a part that was cut continues.
 #   bash experiments/record_gpu.sh PART …    parts, in minutes on one H100 (* estimated):
 #     tests (7)  sampling (5 *)  tokenizer (6 to 8)  tokenizing (8 *)  evaluate (10)  metrics (6 *)  interruptions (6 *)
-#     backends (12 *)  forms (2 *)  pixels (2 *)  quality (3 *, after evaluate)  emoji (5 *, after make data-emoji)
+#     backends (12 *)  forms (2 *)  pixels (2 *)  quality (5 *, after evaluate)  emoji (5 *, after make data-emoji)
 #   PYTHON       interpreter [.venv/bin/python]
 #   OUT          results, logs and tables go there [benchmarks/results, and experiments/ for images and scores]
 #   WORK         runs and shards [runs]; SOURCE: IDX files of Fashion-MNIST [Debian's]
